@@ -1,0 +1,1 @@
+"""File-system image transfer: snapshots as sets of block numbers."""
