@@ -1,0 +1,196 @@
+"""The tree of errors: every failure that blockplane reports on purpose.
+
+A message says what was asked, what was found and, in ``hint``, what to do. ``kind`` is the word programs test for
+(``--json``); ``exit_status`` is the process's: 1 for a failure, 2 for a question that could not be understood.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BlockplaneError(Exception):
+    """Base of everything blockplane raises on purpose.
+
+    Parameters
+    ----------
+    message : one line, in the words of the person who asked (paths, names of snapshots), without a full stop.
+    hint : what to do about it, or empty.
+    """
+
+    kind: ClassVar[str] = "error"
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UsageError(BlockplaneError):
+    """The request itself is wrong; nothing was looked at or changed."""
+
+    kind = "usage"
+    exit_status = 2
+
+
+class ExpressionError(UsageError):
+    """An image expression that does not parse.
+
+    Parameters
+    ----------
+    position : index of the first character of the expression that does not fit.
+    """
+
+    kind = "expression"
+
+    def __init__(self, message: str, position: int, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.position = position
+
+
+class RefusedError(BlockplaneError):
+    """Doing it would lose something that nobody agreed to lose; nothing was changed."""
+
+    kind = "refused"
+
+
+class ReadOnlyError(BlockplaneError):
+    """A snapshot, a stream or a volume opened for reading cannot be written."""
+
+    kind = "read-only"
+
+
+class NoSpaceError(BlockplaneError):
+    """No free place is left for what was asked; the last consistency point is whole."""
+
+    kind = "no-space"
+
+
+class NotAVolumeError(BlockplaneError):
+    """The path holds no blockplane volume."""
+
+    kind = "not-a-volume"
+
+
+class VolumeInUseError(BlockplaneError):
+    """Another process owns the volume or one of its disks."""
+
+    kind = "in-use"
+
+
+class NoSuchSnapshotError(BlockplaneError):
+    """No snapshot has that name."""
+
+    kind = "no-such-snapshot"
+
+
+class SnapshotExistsError(BlockplaneError):
+    """A snapshot of that name is there already."""
+
+    kind = "snapshot-exists"
+
+
+class VolumeDamagedError(BlockplaneError):
+    """What is on the disks contradicts itself."""
+
+    kind = "damaged"
+
+
+class ChecksumError(VolumeDamagedError):
+    """A block's bytes do not match the checksum kept apart from it.
+
+    Parameters
+    ----------
+    number : the number the check is bound to (VBN, or place for blocks of the local tree), or -1 when unknown.
+    """
+
+    kind = "checksum"
+
+    def __init__(self, message: str, number: int = -1, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.number = number
+
+
+class DiskError(VolumeDamagedError):
+    """A disk failed, or is not the one that belongs there.
+
+    Parameters
+    ----------
+    path : the disk as the person named it.
+    """
+
+    kind = "disk"
+
+    def __init__(self, message: str, path: str = "", hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.path = path
+
+
+class DiskMissingError(DiskError):
+    """A member of the volume is not among the disks given, or cannot be opened."""
+
+    kind = "disk-missing"
+
+
+class DiskForeignError(DiskError):
+    """The disk has no label, or belongs to another volume."""
+
+    kind = "disk-foreign"
+
+
+class DiskMisplacedError(DiskError):
+    """The disk belongs to the volume, in another position."""
+
+    kind = "disk-misplaced"
+
+
+class DiskShortError(DiskError):
+    """The disk holds fewer blocks than its label says."""
+
+    kind = "disk-short"
+
+
+class DiskStaleError(DiskError):
+    """The disk was out while the others went on: its label generation is older, or they recorded it as out."""
+
+    kind = "disk-stale"
+
+
+class DiskDuplicateError(DiskError):
+    """Two of the disks given claim to be the same member."""
+
+    kind = "disk-duplicate"
+
+
+class StreamError(BlockplaneError):
+    """The image stream cannot be used as asked."""
+
+    kind = "stream"
+
+
+class StreamTruncatedError(StreamError):
+    """The stream ends before its trailer."""
+
+    kind = "stream-truncated"
+
+
+class StreamDamagedError(StreamError):
+    """Bytes of the stream do not match their checksum."""
+
+    kind = "stream-damaged"
+
+
+class StreamOrderError(StreamError):
+    """A frame is not the one that comes next."""
+
+    kind = "stream-order"
+
+
+class StreamMismatchError(StreamError):
+    """The stream is whole but does not fit this destination: other base, other space, other history."""
+
+    kind = "stream-mismatch"
