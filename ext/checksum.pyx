@@ -1,0 +1,142 @@
+"""CRC32C of blocks, bound to their numbers; see checksum.h for the variants.
+
+check(block, number) = CRC32C over the block's 4,096 bytes, continued over the number as 8 little-endian bytes.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+
+cdef extern from "checksum.h" nogil:
+    ctypedef uint32_t (*bp_crc_run)(uint32_t crc, const uint8_t* data, size_t n_bytes) noexcept nogil
+    ctypedef void (*bp_crc_blocks)(
+        const uint8_t* data, const int64_t* numbers, int64_t first, int64_t n, uint32_t* out
+    ) noexcept nogil
+    ctypedef struct bp_crc_variant:
+        const char* name
+        int (*available)() noexcept nogil
+        bp_crc_run run
+        bp_crc_blocks blocks
+    const bp_crc_variant bp_crc_variants[1]
+    const int BP_CRC_N_VARIANTS
+    void bp_crc_init()
+
+cdef enum:
+    BLOCK_BYTES = 4096
+    # Blocks checked between comparisons: the checks stay on the stack, and a bad block ends the work early.
+    BATCH_BLOCKS = 48
+
+cdef int chosen = 0
+
+
+cdef int64_t check_blocks(
+    const uint8_t* data, const int64_t* numbers, int64_t first, int64_t n_blocks, uint32_t* out
+) noexcept nogil:
+    bp_crc_variants[chosen].blocks(data, numbers, first, n_blocks, out)
+    return n_blocks
+
+
+cdef int64_t first_bad_block(
+    const uint8_t* data, const int64_t* numbers, int64_t first, int64_t n_blocks, const uint32_t* expected
+) noexcept nogil:
+    cdef uint32_t found[BATCH_BLOCKS]
+    cdef int64_t start = 0
+    cdef int64_t n, i
+    while start < n_blocks:
+        n = min(n_blocks - start, <int64_t> BATCH_BLOCKS)
+        check_blocks(
+            data + start * BLOCK_BYTES, numbers + start if numbers != NULL else NULL, first + start, n, &found[0]
+        )
+        for i in range(n):
+            if found[i] != expected[start + i]:
+                return start + i
+        start += n
+    return -1
+
+
+cdef int64_t blocks_of(const uint8_t[::1] data) except -1:
+    if data.shape[0] % BLOCK_BYTES:
+        raise ValueError(f"data: {data.shape[0]} bytes are not whole blocks of {BLOCK_BYTES}")
+    return data.shape[0] // BLOCK_BYTES
+
+
+cdef int need(str name, int64_t length, int64_t n_blocks) except -1:
+    if length != n_blocks:
+        raise ValueError(f"{name}: {length} entries for {n_blocks} blocks")
+    return 0
+
+
+def crc32c(const uint8_t[::1] data, uint32_t seed=0):
+    """CRC32C of any bytes; `seed` is the CRC of what comes before them."""
+    cdef uint32_t crc = ~seed
+    cdef int64_t n = data.shape[0]
+    if n:
+        with nogil:
+            crc = bp_crc_variants[chosen].run(crc, &data[0], <size_t> n)
+    return <uint32_t> ~crc
+
+
+def crc32c_blocks(const uint8_t[::1] data, const int64_t[::1] numbers, uint32_t[::1] out):
+    """Checks of blocks with the given numbers into `out`."""
+    cdef int64_t n = blocks_of(data)
+    need("numbers", numbers.shape[0], n)
+    need("out", out.shape[0], n)
+    if n:
+        with nogil:
+            check_blocks(&data[0], &numbers[0], 0, n, &out[0])
+
+
+def crc32c_blocks_from(const uint8_t[::1] data, int64_t first_number, uint32_t[::1] out):
+    """Checks of blocks with consecutive numbers into `out`."""
+    cdef int64_t n = blocks_of(data)
+    need("out", out.shape[0], n)
+    if n:
+        with nogil:
+            check_blocks(&data[0], NULL, first_number, n, &out[0])
+
+
+def verify_blocks(const uint8_t[::1] data, const int64_t[::1] numbers, const uint32_t[::1] expected):
+    """Index of the first block whose check is not the expected one, or -1."""
+    cdef int64_t n = blocks_of(data)
+    cdef int64_t bad = -1
+    need("numbers", numbers.shape[0], n)
+    need("expected", expected.shape[0], n)
+    if n:
+        with nogil:
+            bad = first_bad_block(&data[0], &numbers[0], 0, n, &expected[0])
+    return bad
+
+
+def verify_blocks_from(const uint8_t[::1] data, int64_t first_number, const uint32_t[::1] expected):
+    """Index of the first block with consecutive numbers whose check is not the expected one, or -1."""
+    cdef int64_t n = blocks_of(data)
+    cdef int64_t bad = -1
+    need("expected", expected.shape[0], n)
+    if n:
+        with nogil:
+            bad = first_bad_block(&data[0], NULL, first_number, n, &expected[0])
+    return bad
+
+
+def kernel_names():
+    """Variants that this CPU runs, best first."""
+    return tuple(
+        bp_crc_variants[i].name.decode() for i in range(BP_CRC_N_VARIANTS) if bp_crc_variants[i].available()
+    )
+
+
+def kernel_name():
+    """The variant in use."""
+    return bp_crc_variants[chosen].name.decode()
+
+
+def select_kernel(str name):
+    """Use the named variant from now on, in every thread. A demand: what this CPU cannot run is a ValueError."""
+    global chosen
+    for i in range(BP_CRC_N_VARIANTS):
+        if bp_crc_variants[i].name.decode() == name and bp_crc_variants[i].available():
+            chosen = i
+            return
+    raise ValueError(f"checksum kernel {name!r} cannot run here; {', '.join(kernel_names())} can")
+
+
+bp_crc_init()
+select_kernel(kernel_names()[0])
