@@ -37,14 +37,15 @@ class Kernel(NamedTuple):
 
 
 KERNELS = (
-    Kernel("algebra", ("algebra.h", "algebra_x86.h", "cpu.h")),
-    Kernel("bits"),
-    Kernel("extents"),
-    Kernel("roaring"),
+    Kernel("algebra", ("algebra.h", "algebra_x86.h")),
+    Kernel("bits", ("algebra.h", "algebra_x86.h")),
+    Kernel("extents", ("algebra.h", "algebra_x86.h")),
+    Kernel("roaring_decode"),
+    Kernel("roaring_encode"),
     Kernel("checksum", ("checksum.h",)),
     Kernel("parity", ("parity.h",)),
     Kernel("geometry"),
-    Kernel("diskio", ("diskio.h",)),
+    Kernel("diskio"),
 )
 
 
