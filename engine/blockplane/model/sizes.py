@@ -33,7 +33,7 @@ def parse_size(text: str) -> int:
     if match is None or len(text) > _MAX_DIGITS:
         raise UsageError(f"{text[:40]!r} is not a size", "write 4096, 256KiB or 10G; units are powers of 1,024")
     whole, fraction, letter = match.groups()
-    unit = 1024 ** (_LETTERS.index(letter.upper()) + 1) if letter else 1
+    unit = 1 << 10 * (_LETTERS.index(letter.upper()) + 1) if letter else 1
     numerator, denominator = int(whole + (fraction or "")) * unit, 10 ** len(fraction or "")
     if numerator % denominator:
         raise UsageError(f"{text!r} is not a whole number of bytes")

@@ -1,0 +1,331 @@
+"""One disk: the protocol that the rest of the engine sees, and files and block devices behind it.
+
+A disk is HEAD_BLOCKS blocks of head area, the data area, TAIL_BLOCKS blocks of tail area. Blocks are numbered from the
+start of the disk here ("raw"); a dbn counts from the start of the data area.
+
+| raw block | meaning |
+| --- | --- |
+| 0 | label |
+| 1 | fsinfo slot, head half |
+| 2 .. 15 | reserved |
+| 16 .. | data area |
+| n_blocks - 16 .. n_blocks - 3 | reserved |
+| n_blocks - 2 | fsinfo slot, tail half |
+| n_blocks - 1 | label, copy |
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+
+from blockplane._native import diskio
+from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Numbers
+from blockplane.model.errors import DiskError, DiskMissingError, DiskShortError, VolumeInUseError
+
+HEAD_BLOCKS: Final = 16
+TAIL_BLOCKS: Final = 16
+LABEL_HEAD_BLOCK: Final = 0
+FSINFO_HEAD_BLOCK: Final = 1
+#: One request; larger ones gained nothing on an NVMe disk and a virtio disk. Turn it down for latency.
+MAX_REQUEST_BLOCKS: Final = 256
+
+
+def label_tail_block(n_blocks: int) -> int:
+    """Raw block of the label's copy on a disk of n_blocks."""
+    return n_blocks - 1
+
+
+def fsinfo_tail_block(n_blocks: int) -> int:
+    """Raw block of the tail half's fsinfo slot on a disk of n_blocks."""
+    return n_blocks - 2
+
+
+@dataclass(slots=True)
+class DiskCounters:
+    """What went over the wire since the disk was opened."""
+
+    read_bytes: int = 0
+    read_requests: int = 0
+    written_bytes: int = 0
+    write_requests: int = 0
+    flushes: int = 0
+
+
+class Disk(Protocol):
+    """A disk of 4,096-byte blocks. Calls may come from several threads at once."""
+
+    @property
+    def path(self) -> str:
+        """The disk as a person names it."""
+        ...
+
+    @property
+    def n_blocks(self) -> int:
+        """All blocks, head and tail areas included."""
+        ...
+
+    @property
+    def counters(self) -> DiskCounters:
+        """Live counters."""
+        ...
+
+    def read_plan(
+        self,
+        blocks: Numbers,
+        n_blocks: Numbers,
+        buffer: Bytes,
+        positions: Numbers,
+        numbers: Numbers | None = None,
+        expected: Checks | None = None,
+        max_gap_blocks: int = 0,
+    ) -> int:
+        """Read extents.
+
+        Parameters
+        ----------
+        blocks, n_blocks : (n,) int64: first raw block and length of each extent.
+        buffer : uint8, C-contiguous, writable; best aligned to 4,096 (`aligned_buffer`).
+        positions : (n,) int64: block of the buffer where each extent goes.
+        numbers, expected : per block in the order of the extents: the number its check is bound to, and the check.
+        max_gap_blocks : holes up to this long may be read through, into scratch.
+
+        Returns
+        -------
+        index, in the order of the extents, of the first block that differs from its check; -1: none.
+
+        Raises
+        ------
+        DiskError : the read failed; DiskShortError: the disk ends before.
+        """
+        ...
+
+    def write_plan(self, blocks: Numbers, n_blocks: Numbers, buffer: Bytes, positions: Numbers) -> None:
+        """Write extents; parameters as for `read_plan`, the buffer read-only. Durable after `flush`."""
+        ...
+
+    def write_gathered(self, blocks: Numbers, n_blocks: Numbers, buffers: Sequence[Bytes], positions: Numbers) -> None:
+        """Write extents, extent i from ``buffers[i]``."""
+        ...
+
+    def flush(self) -> None:
+        """Make every write that returned before durable."""
+        ...
+
+    def close(self) -> None:
+        """Give the disk back. Nothing is flushed."""
+        ...
+
+
+def aligned_buffer(n_bytes: int) -> Bytes:
+    """(n_bytes,) uint8, zero, writable, its address a multiple of 4,096. Unmapped with its last view."""
+    return np.frombuffer(mmap.mmap(-1, max(n_bytes, 1)), dtype=np.uint8)[:n_bytes]
+
+
+def address(buffer: Bytes) -> int:
+    """Address of an array's first byte."""
+    return int(buffer.__array_interface__["data"][0])
+
+
+class FileDisk:
+    """A file or block device. Thread-safe; I/O without the GIL."""
+
+    def __init__(self, path: str, fd: int, n_blocks: int, *, direct: bool) -> None:
+        """Take over an open descriptor; `open` and `create` are the doors."""
+        self.path = path
+        self.n_blocks = n_blocks
+        self.direct = direct
+        self.counters = DiskCounters()
+        self._fd = fd
+        self._counting = threading.Lock()
+
+    @classmethod
+    def open(cls, path: str, *, writable: bool = True, direct: bool = True, lock: bool = True) -> FileDisk:
+        """Open a disk.
+
+        Parameters
+        ----------
+        direct : pass the page cache by where the file system can; where it cannot, I/O is buffered.
+        lock : hold it alone, a device against mounts too; two opens in one process exclude each other as well.
+
+        Raises
+        ------
+        DiskMissingError : nothing is there, or it cannot be opened.
+        DiskError : neither a file nor a block device.
+        VolumeInUseError : someone else holds it.
+        """
+        path = os.fspath(path)
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOCTTY
+        fd = -1
+        try:
+            is_device = _is_block_device(path)
+            flags |= os.O_EXCL if is_device and lock else 0
+            fd, is_direct = _open_direct(path, flags) if direct else (os.open(path, flags), False)
+            if lock:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return cls(path, fd, os.lseek(fd, 0, os.SEEK_END) // BLOCK_BYTES, direct=is_direct)
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            if error.errno in (errno.EBUSY, errno.EWOULDBLOCK):
+                raise VolumeInUseError(f"{path}: in use by another process") from error
+            raise DiskMissingError(f"{path}: cannot be opened: {error.strerror}", path) from error
+
+    @classmethod
+    def create(cls, path: str, n_blocks: int, *, direct: bool = True) -> FileDisk:
+        """Make a sparse file of n_blocks and open it. It must not exist.
+
+        Raises
+        ------
+        DiskError : it exists, or cannot be made.
+        """
+        path = os.fspath(path)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.truncate(fd, n_blocks * BLOCK_BYTES)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise DiskError(f"{path}: cannot be created: {error.strerror}", path) from error
+        return cls.open(path, direct=direct)
+
+    def read_plan(
+        self,
+        blocks: Numbers,
+        n_blocks: Numbers,
+        buffer: Bytes,
+        positions: Numbers,
+        numbers: Numbers | None = None,
+        expected: Checks | None = None,
+        max_gap_blocks: int = 0,
+    ) -> int:
+        """See `Disk.read_plan`."""
+        if self.direct and address(buffer) % BLOCK_BYTES:
+            return self._read_unaligned(blocks, n_blocks, buffer, positions, numbers, expected)
+        try:
+            n_bytes, n_requests, bad = diskio.read_plan(
+                self._fd, blocks, n_blocks, buffer, positions, numbers, expected, MAX_REQUEST_BLOCKS, max_gap_blocks
+            )
+        except EOFError as error:
+            raise DiskShortError(f"{self.path}: ends before a block that it should hold: {error}", self.path) from error
+        except OSError as error:
+            raise DiskError(f"{self.path}: read failed: {error.strerror}", self.path) from error
+        with self._counting:
+            self.counters.read_bytes += n_bytes
+            self.counters.read_requests += n_requests
+        return bad
+
+    def _read_unaligned(
+        self,
+        blocks: Numbers,
+        n_blocks: Numbers,
+        buffer: Bytes,
+        positions: Numbers,
+        numbers: Numbers | None,
+        expected: Checks | None,
+    ) -> int:
+        """Read by way of an aligned buffer."""
+        ends = np.cumsum(n_blocks)
+        bounce = aligned_buffer(int(ends[-1]) * BLOCK_BYTES if ends.size else 0)
+        bad = self.read_plan(blocks, n_blocks, bounce, ends - n_blocks, numbers, expected)
+        whole = buffer[: buffer.shape[0] // BLOCK_BYTES * BLOCK_BYTES].reshape(-1, BLOCK_BYTES)
+        source = bounce.reshape(-1, BLOCK_BYTES)
+        for position, count, end in zip(positions.tolist(), n_blocks.tolist(), ends.tolist(), strict=True):
+            whole[position : position + count] = source[end - count : end]
+        return bad
+
+    def write_plan(self, blocks: Numbers, n_blocks: Numbers, buffer: Bytes, positions: Numbers) -> None:
+        """See `Disk.write_plan`."""
+        if self.direct and address(buffer) % BLOCK_BYTES:
+            self.write_gathered(blocks, n_blocks, [buffer] * blocks.shape[0], positions)
+            return
+        try:
+            n_bytes, n_requests = diskio.write_plan(
+                self._fd, blocks, n_blocks, buffer, positions, self.n_blocks, MAX_REQUEST_BLOCKS
+            )
+        except (OSError, EOFError) as error:
+            raise self._write_error(error) from error
+        self._count_write(n_bytes, n_requests)
+
+    def write_gathered(self, blocks: Numbers, n_blocks: Numbers, buffers: Sequence[Bytes], positions: Numbers) -> None:
+        """See `Disk.write_gathered`."""
+        ready, places = list(buffers), positions
+        if self.direct and any(address(buffer) % BLOCK_BYTES for buffer in ready):
+            places = np.zeros_like(positions)
+            ready = [
+                _aligned_copy(buffer, position, count)
+                for buffer, position, count in zip(ready, positions.tolist(), n_blocks.tolist(), strict=True)
+            ]
+        try:
+            n_bytes, n_requests = diskio.write_gathered(
+                self._fd, blocks, n_blocks, ready, places, self.n_blocks, MAX_REQUEST_BLOCKS
+            )
+        except (OSError, EOFError) as error:
+            raise self._write_error(error) from error
+        self._count_write(n_bytes, n_requests)
+
+    def _write_error(self, error: OSError | EOFError) -> DiskError:
+        if isinstance(error, EOFError):
+            return DiskShortError(f"{self.path}: ends before a block that it should hold: {error}", self.path)
+        return DiskError(f"{self.path}: write failed: {error.strerror}", self.path)
+
+    def _count_write(self, n_bytes: int, n_requests: int) -> None:
+        with self._counting:
+            self.counters.written_bytes += n_bytes
+            self.counters.write_requests += n_requests
+
+    def flush(self) -> None:
+        """See `Disk.flush`. A failed flush says nothing about what is durable: never repeat it as if it did."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise DiskError(f"{self.path}: flush failed: {error.strerror}", self.path) from error
+        with self._counting:
+            self.counters.flushes += 1
+
+    def close(self) -> None:
+        """See `Disk.close`; twice does no harm."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _aligned_copy(buffer: Bytes, position: int, n_blocks: int) -> Bytes:
+    copy = aligned_buffer(n_blocks * BLOCK_BYTES)
+    copy[:] = buffer[position * BLOCK_BYTES : (position + n_blocks) * BLOCK_BYTES]
+    return copy
+
+
+def _is_block_device(path: str) -> bool:
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise DiskError(f"{path}: neither a file nor a block device", path)
+    return stat.S_ISBLK(mode)
+
+
+def _open_direct(path: str, flags: int) -> tuple[int, bool]:
+    """Open past the page cache when a read of one block works so; else buffered."""
+    try:
+        fd = os.open(path, flags | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags), False
+    try:
+        os.preadv(fd, [mmap.mmap(-1, BLOCK_BYTES)], 0)
+    except OSError as error:
+        os.close(fd)
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags), False
+    return fd, True

@@ -1,0 +1,51 @@
+"""Block checks: CRC32C of a block, bound to its number. The one door to the checksum kernel.
+
+check(block, number) = CRC32C over the 4,096 bytes, continued over the number as 8 little-endian bytes. The number is
+the VBN for blocks of a state, the place for blocks of the local tree.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from blockplane._native import checksum
+from blockplane._native.checksum import crc32c, kernel_name
+from blockplane.model.addresses import Bytes, Checks, Numbers
+
+__all__ = ["block_check", "crc32c", "first_bad_block", "fresh_checks", "kernel_name"]
+
+
+def fresh_checks(data: Bytes, numbers: Numbers | int) -> Checks:
+    """Compute the checks of blocks.
+
+    Parameters
+    ----------
+    data : (n * 4096,) uint8, C-contiguous, read-only.
+    numbers : (n,) int64, or the first of consecutive ones.
+
+    Returns
+    -------
+    (n,) uint32, fresh.
+
+    Notes
+    -----
+    Without the GIL.
+    """
+    checks = np.empty(data.shape[0] // 4096, dtype=np.uint32)
+    if isinstance(numbers, np.ndarray):
+        checksum.crc32c_blocks(data, numbers, checks)
+    else:
+        checksum.crc32c_blocks_from(data, int(numbers), checks)
+    return checks
+
+
+def block_check(block: Bytes | bytes, number: int) -> int:
+    """Check of one block."""
+    return crc32c(number.to_bytes(8, "little", signed=True), crc32c(block))
+
+
+def first_bad_block(data: Bytes, numbers: Numbers | int, expected: Checks) -> int:
+    """Index of the first block whose check is not the expected one, or -1; parameters as for `fresh_checks`."""
+    if isinstance(numbers, np.ndarray):
+        return checksum.verify_blocks(data, numbers, expected)
+    return checksum.verify_blocks_from(data, int(numbers), expected)
