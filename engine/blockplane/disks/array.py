@@ -107,6 +107,8 @@ class DiskArray:
         ------
         DiskError : a read failed. ChecksumError : a block differs from its check.
         """
+        if extents.shape[0] == 1 and positions is None and self._read_one_piece(extents, out, numbers, expected):
+            return
         pending, jobs = self._read_jobs(extents, out, positions, numbers, expected, 0)
         if len(jobs) == 1 and int(jobs[0][1].n_blocks.sum()) <= SMALL_READ_BLOCKS and self._is_quiet(*jobs[0]):
             jobs[0][1].run(self.disks[jobs[0][0]])
@@ -114,9 +116,21 @@ class DiskArray:
             for disk, job in jobs:
                 self._workers[disk].submit(job)
         pending.wait()
-        if pending.first_bad >= 0 and numbers is not None:
-            number = int(numbers[pending.first_bad])
-            raise ChecksumError(f"block {number} differs from its checksum", number)
+        refuse_bad(pending.first_bad, numbers)
+
+    def _read_one_piece(self, extents: Extents, out: Bytes, numbers: Numbers | None, expected: Checks | None) -> bool:
+        """Read one small extent of one disk in this thread, if it is one and no write to it is queued."""
+        start, stop = extents[0].tolist()
+        home = self.geometry.locate(start, stop) if 0 < stop - start <= SMALL_READ_BLOCKS else None
+        if home is None:
+            return False
+        disk, block = home[0], home[1] + HEAD_BLOCKS
+        if self._workers[disk].may_be_written(block, block + stop - start):
+            return False
+        n_blocks = np.array([stop - start], dtype=np.int64)
+        bad = self.disks[disk].read_plan(np.array([block]), n_blocks, out, _AT_START, numbers, expected)
+        refuse_bad(bad, numbers)
+        return True
 
     def submit_read(
         self,
@@ -284,6 +298,15 @@ class DiskArray:
         pending.wait()
 
 
+_AT_START: Final = np.zeros(1, dtype=np.int64)
+
+
+def refuse_bad(bad: int, numbers: Numbers | None) -> None:
+    """Raise ChecksumError for the block at index ``bad`` of ``numbers``; -1: there is none."""
+    if bad >= 0 and numbers is not None:
+        raise ChecksumError(f"block {numbers[bad]} differs from its checksum", int(numbers[bad]))
+
+
 def spread(starts: Numbers, lengths: Numbers) -> Numbers:
     """Every number of the ranges ``[start, start + length)``, one range after the other."""
     ends = np.cumsum(lengths)
@@ -296,10 +319,11 @@ def _band_extents(band: Band) -> list[tuple[int, Numbers, Numbers, Numbers]]:
     jobs = []
     first = band.dbn_start + HEAD_BLOCKS
     for member in range(len(band.record.disks)):
-        if member >= band.record.n_data or band.written[member].all():
+        mask = band.written[member] if member < band.record.n_data else band.touched
+        if mask.all():
             starts, stops = np.zeros(1, dtype=np.int64), np.array([band.n_stripes], dtype=np.int64)
         else:
-            edges = np.diff(band.written[member].astype(np.int8), prepend=0, append=0)
+            edges = np.diff(mask.astype(np.int8), prepend=0, append=0)
             starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
         if starts.size:
             jobs.append((member, starts + first, stops - starts, starts + member * band.n_stripes))

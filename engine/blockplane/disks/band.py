@@ -22,6 +22,8 @@ class Band:
 
     ``written``: (n_data, n_stripes) bool: the slots that go to the disks. A slot that stays behind must hold what its
     disk holds (read and verified), or zeros where nothing live is: parity is computed over all slots.
+
+    ``touched``: (n_stripes,) bool: the stripes whose parity goes to the disks; all, unless the taker says less.
     """
 
     def __init__(self, group: int, record: GroupRecord, dbn_start: int, n_stripes: int, buffer: Bytes) -> None:
@@ -37,6 +39,7 @@ class Band:
         self.data: Bytes = members[: record.n_data]
         self.parity: Bytes = members[record.n_data :]
         self.written: npt.NDArray[np.bool_] = np.ones((record.n_data, n_stripes), dtype=np.bool_)
+        self.touched: npt.NDArray[np.bool_] = np.ones(n_stripes, dtype=np.bool_)
 
     def slot(self, d: int, s: int) -> Bytes:
         """(4096,) view of the block of data disk d in stripe ``dbn_start + s``."""

@@ -32,9 +32,10 @@ def parse_size(text: str) -> int:
     match = _PATTERN.fullmatch(text.strip())
     if match is None or len(text) > _MAX_DIGITS:
         raise UsageError(f"{text[:40]!r} is not a size", "write 4096, 256KiB or 10G; units are powers of 1,024")
-    whole, fraction, letter = match.groups()
-    unit = 1 << 10 * (_LETTERS.index(letter.upper()) + 1) if letter else 1
-    numerator, denominator = int(whole + (fraction or "")) * unit, 10 ** len(fraction or "")
+    whole, fraction, letter = match.group(1), match.group(2) or "", match.group(3)
+    unit: int = 1 << 10 * (_LETTERS.index(letter.upper()) + 1) if letter else 1
+    numerator = int(whole + fraction) * unit
+    denominator: int = 10 ** len(fraction)
     if numerator % denominator:
         raise UsageError(f"{text!r} is not a whole number of bytes")
     if numerator // denominator >= 1 << 63:
