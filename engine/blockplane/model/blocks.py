@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from blockplane.model.addresses import Bytes, Extents
+
 
 class BlockSource(Protocol):
     """The blocks of one immutable state."""
@@ -12,18 +14,17 @@ class BlockSource(Protocol):
         """VBN and check of the state root block."""
         ...
 
-    def read_blocks(self, vbn: int, n_blocks: int, out: memoryview) -> None:
-        """Read the raw bytes of consecutive VBNs.
+    def read_extents(self, extents: Extents, out: Bytes) -> None:
+        """Read the raw bytes of blocks.
 
         Parameters
         ----------
-        vbn : first of them.
-        n_blocks : how many.
-        out : writable, ``n_blocks * 4096`` bytes.
+        extents : (n, 2), VBNs, in any order; their blocks follow one another in ``out``.
+        out : writable, 4,096 bytes for each block.
 
         Notes
         -----
-        Does not verify: the checksum file belongs to the caller's state.
+        Does not verify: the checks are in the pointers and in the checksum file of the caller's state.
         """
         ...
 

@@ -1,0 +1,184 @@
+"""The live state: the trees that change, and what they ask of the volume when they do.
+
+A block written in the open CP enters the blockmap, and its check the checksum file, as it is handed out and filled; what the
+trees give up leaves the blockmap at once and becomes free two CPs later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.checks import fresh_checks
+from blockplane.volume.codec import Pointer, SnapshotRecord, StateRoot, TreeRoot
+from blockplane.volume.leafbits import LEAF_BLOCKS, by_leaf, clear_numbers, leaf_pieces, set_range
+from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.placer import Block, Placer
+from blockplane.volume.space import Space
+from blockplane.volume.state import CHECKS_PER_LEAF, State, write_all
+from blockplane.volume.tree import BlockReader, BlockTree
+
+
+class StateWriter:
+    """What the state's trees ask of the volume (volume/tree.py, BlockWriter); covered: their checks go to the file."""
+
+    def __init__(self, active: ActiveState, covered: bool, is_metafile: bool) -> None:
+        self._active = active
+        self._covered = covered
+        self._is_metafile = is_metafile
+
+    def read_extents(self, extents: NDArray[np.int64], out: Block) -> None:
+        """Read VBNs of the live state."""
+        self._active.reader.read_extents(extents, out)
+
+    def claim(self, n_blocks: int) -> None:
+        """Reserve room for a dirty block of a file; metafiles draw on the reserve."""
+        if not self._is_metafile:
+            self._active.claim(n_blocks)
+
+    def allocate_block(self) -> tuple[int, Block]:
+        """Return a fresh VBN and its buffer."""
+        place, _, buffer = self._active.placer.block()
+        self._active.enter(place, 1, self._covered)
+        return place, buffer
+
+    def allocate_run(self, n_blocks: int) -> list[tuple[int, int, Block]]:
+        """Return runs of fresh VBNs and their buffers."""
+        self._active.claim_run(n_blocks)
+        runs = self._active.placer.run(n_blocks)
+        for first, count, _ in runs:
+            self._active.enter(first, count, self._covered)
+        return runs
+
+    def filled(self, first: int, checks: NDArray[np.uint32]) -> None:
+        """Record checks; the bytes may go out."""
+        if self._covered:
+            self._active.record_checks(first, checks)
+        self._active.placer.filled(first, len(checks))
+
+    def release(self, numbers: NDArray[np.int64]) -> None:
+        """Take VBNs out of the plane."""
+        self._active.leave(numbers)
+
+
+class ActiveState(State):
+    """The live state of a volume.
+
+    Parameters
+    ----------
+    claim, claim_run : the volume's guards of free space.
+    """
+
+    def __init__(
+        self,
+        reader: BlockReader,
+        root: StateRoot,
+        pointer: Pointer,
+        placemap: PlaceMap,
+        placer: Placer,
+        space: Space,
+        claim: Callable[[int], None],
+        claim_run: Callable[[int], None],
+    ) -> None:
+        super().__init__(reader, root, pointer, placemap)
+        self.placer = placer
+        self.space = space
+        self.claim = claim
+        self.claim_run = claim_run
+        self.is_dirty = False
+        self._unmapped: list[NDArray[np.int64]] = []
+        self._file_writer = StateWriter(self, covered=True, is_metafile=False)
+        metafile = StateWriter(self, covered=True, is_metafile=True)
+        self.inode_file = BlockTree(reader, root.inode_file, self._file_writer)
+        self.blockmap = BlockTree(reader, root.blockmap, metafile)
+        self.checksums = BlockTree(reader, root.checksums, StateWriter(self, covered=False, is_metafile=True))
+        self.snapshot_list = BlockTree(reader, root.snapshots, metafile)
+        self.branch_list = BlockTree(reader, root.branches, metafile)
+
+    def tree(self, root: TreeRoot) -> BlockTree:
+        """Return a writable tree of this state."""
+        return BlockTree(self.reader, root, self._file_writer)
+
+    # --- the plane ---------------------------------------------------------------------------------------------------
+
+    def enter(self, first: int, n_blocks: int, covered: bool) -> None:
+        """Put fresh VBNs into the plane, and make room for their checks."""
+        self.is_dirty = True
+        self.root.n_blocks += n_blocks
+        for leaf, low, high in leaf_pieces(first, first + n_blocks):
+            set_range(self.blockmap.edit_block(leaf).view(np.uint64), low, high)
+        if covered:
+            for leaf in range(first // CHECKS_PER_LEAF, (first + n_blocks - 1) // CHECKS_PER_LEAF + 1):
+                self.checksums.edit_block(leaf)
+
+    def leave(self, vbns: NDArray[np.int64]) -> None:
+        """Take VBNs out of the plane; their places become free when no state needs them."""
+        self.is_dirty = True
+        self.root.n_blocks -= len(vbns)
+        for leaf, low in by_leaf(vbns):
+            clear_numbers(self.blockmap.edit_block(leaf).view(np.uint64), low)
+        self.space.release(self.placemap.to_places(vbns))
+        if not self.placemap.is_empty:
+            self._unmapped.append(vbns)
+
+    def record_checks(self, first: int, checks: NDArray[np.uint32]) -> None:
+        """Write checks of VBNs first, ... into the checksum file."""
+        at = 0
+        while at < len(checks):
+            leaf, low = divmod(first + at, CHECKS_PER_LEAF)
+            take = min(len(checks) - at, CHECKS_PER_LEAF - low)
+            self.checksums.edit_block(leaf).view(np.uint32)[low : low + take] = checks[at : at + take]
+            at += take
+
+    def take_unmapped(self) -> PlaceMap:
+        """Return the place map less the VBNs given up in the open CP."""
+        placemap = self.placemap
+        if self._unmapped:
+            placemap = placemap.without(np.unique(np.concatenate(self._unmapped)))
+            self._unmapped = []
+        return placemap
+
+    # --- lists -------------------------------------------------------------------------------------------------------
+
+    def list_snapshots(self, records: list[SnapshotRecord]) -> None:
+        """Replace the list of snapshots that travels with the state."""
+        write_all(self.snapshot_list, b"".join(record.encode() for record in records))
+        self.is_dirty = True
+
+    # --- commit ------------------------------------------------------------------------------------------------------
+
+    def commit(self, now_ns: int) -> Pointer:
+        """Place and finish everything dirty, bottom-up, and return the pointer to the new state root.
+
+        Placing a block of the blockmap or the checksum file dirties both, so placing goes round until nothing is added.
+        """
+        if self.pointer.exists:
+            self.leave(np.array([self.pointer.number], np.int64))
+        self.root.cp += 1
+        self.root.committed_ns = now_ns
+        plain = (self.inode_file, self.snapshot_list, self.branch_list)
+        for tree in plain:
+            tree.place()
+        vbn, _, slot = self.placer.block()
+        self.enter(vbn, 1, covered=False)
+        while self.blockmap.place() + self.checksums.place():
+            pass
+        for tree in (*plain, self.blockmap, self.checksums):
+            tree.finish()
+        slot[:] = np.frombuffer(self.root.encode(), np.uint8)
+        check = fresh_checks(slot, vbn)
+        self.placer.filled(vbn, 1)
+        self.pointer = Pointer(vbn, int(check[0]))
+        self.is_dirty = False
+        return self.pointer
+
+
+def blank_root(space_blocks: int, space_id: bytes, branch_id: bytes) -> StateRoot:
+    """Return the root of a state that holds nothing, over a numbering of space_blocks."""
+    root = StateRoot(space_id=space_id, branch_id=branch_id)
+    root.blockmap.size_bytes = -(-space_blocks // LEAF_BLOCKS) * BLOCK_BYTES
+    root.checksums.size_bytes = -(-space_blocks // CHECKS_PER_LEAF) * BLOCK_BYTES
+    return root

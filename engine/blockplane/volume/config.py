@@ -1,0 +1,72 @@
+"""`volume.toml`: where a volume's disks are. A hint for people and for opening; the labels are the truth."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockplane.model.errors import NotAVolumeError
+
+CONFIG_NAME = "volume.toml"
+DISKS_DIR = "disks"
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeConfig:
+    """The volume's id and the paths of its disks in order; relative ones count from the volume's directory."""
+
+    volume_id: bytes
+    disks: tuple[str, ...]
+
+    def paths(self, directory: Path) -> list[str]:
+        """Return the disks' paths."""
+        return [str(directory / disk) for disk in self.disks]
+
+
+def write_config(directory: Path, config: VolumeConfig) -> None:
+    """Write volume.toml: whole, or not at all."""
+    lines = [
+        "# Where the disks of this volume are. Made anew from the disks' labels when lost.",
+        f'id = "{config.volume_id.hex()}"',
+        "disks = [",
+        *(f"  {_quoted(disk)}," for disk in config.disks),
+        "]",
+        "",
+    ]
+    temporary = directory / (CONFIG_NAME + ".new")
+    temporary.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
+    os.replace(temporary, directory / CONFIG_NAME)
+
+
+def read_config(directory: Path) -> VolumeConfig:
+    """Read volume.toml, or find the disks in the volume's own folder where it is lost.
+
+    Raises
+    ------
+    NotAVolumeError: the directory is no volume; the message says what it is.
+    """
+    path = directory / CONFIG_NAME
+    if not directory.is_dir():
+        what = "is not a directory" if directory.exists() else "does not exist"
+        raise NotAVolumeError(f"{directory} {what}", "name a volume's directory, or make one with `blockplane create`")
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        return VolumeConfig(bytes.fromhex(found["id"]), tuple(str(disk) for disk in found["disks"]))
+    except FileNotFoundError:
+        own = sorted((directory / DISKS_DIR).glob("[0-9]*"), key=lambda disk: (len(disk.name), disk.name))
+        if not own:
+            raise NotAVolumeError(
+                f"{directory} is not a volume: it has no {CONFIG_NAME}", "make a volume with `blockplane create`"
+            ) from None
+        return VolumeConfig(b"", tuple(str(disk.relative_to(directory)) for disk in own))
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise NotAVolumeError(
+            f"{path} cannot be read: {error}", "remove it: it is made anew from the disks in the volume's folder"
+        ) from None
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

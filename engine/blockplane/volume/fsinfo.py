@@ -1,0 +1,120 @@
+"""fsinfo: the small root record, in a head slot and a tail slot of every disk.
+
+Half one is the head slots, half two the tail slots; the two are never written in one flush epoch, so that at every moment
+one half of every disk holds a valid record (DESIGN.md, law 6).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from blockplane.disks.geometry import Geometry, GroupRecord
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.checks import crc32c
+from blockplane.model.errors import VolumeDamagedError
+from blockplane.volume.codec import NO_ID, Pointer
+
+MAGIC = b"BPFSINFO"
+VERSION = 0
+MAX_GROUPS = 32
+MAX_MEMBERS = 512
+MAX_AREAS = 192
+
+_HEAD = struct.Struct("<8sI4x16sQ16s16s3QBB6x16s16s16s16sQQQQHHH")
+_GROUPS_OFFSET = 320
+_GROUP = struct.Struct("<QQQHH4x")
+_MEMBERS_OFFSET = _GROUPS_OFFSET + MAX_GROUPS * _GROUP.size
+_AREAS_OFFSET = _MEMBERS_OFFSET + MAX_MEMBERS
+_AREA = struct.Struct("<II")
+_CHECK_OFFSET = BLOCK_BYTES - 4
+
+MEMBER_OK = 1
+
+Area = tuple[int, int]
+
+
+@dataclass(slots=True)
+class FsInfo:
+    """One generation of the root record.
+
+    areas: the (group, area) pairs that the next consistency point may write: the intent record for parity (law 7).
+    previous_state, previous_local: the roots of the CP before, whose blocks are not reused yet (law 5).
+    """
+
+    volume_id: bytes
+    geometry: Geometry
+    generation: int = 0
+    nonce: bytes = NO_ID
+    previous_nonce: bytes = NO_ID
+    features: tuple[int, int, int] = (0, 0, 0)
+    clean: bool = False
+    role: int = 0
+    state: Pointer = field(default_factory=Pointer.none)
+    previous_state: Pointer = field(default_factory=Pointer.none)
+    local: Pointer = field(default_factory=Pointer.none)
+    previous_local: Pointer = field(default_factory=Pointer.none)
+    reserve_blocks: int = 0
+    n_pending: int = 0
+    log_start: int = 0
+    log_blocks: int = 0
+    member_states: bytes = b""
+    areas: list[Area] = field(default_factory=list)
+
+    def encode(self) -> bytes:
+        """Return the block, its CRC32C in the last four bytes."""
+        groups = self.geometry.groups
+        block = bytearray(BLOCK_BYTES)
+        _HEAD.pack_into(
+            block, 0, MAGIC, VERSION, self.volume_id, self.generation, self.nonce, self.previous_nonce,
+            *self.features, int(self.clean), self.role, self.state.encode(), self.previous_state.encode(),
+            self.local.encode(), self.previous_local.encode(), self.reserve_blocks, self.n_pending, self.log_start,
+            self.log_blocks, len(groups), len(self.member_states), len(self.areas),
+        )  # fmt: skip
+        for i, g in enumerate(groups):
+            _GROUP.pack_into(
+                block, _GROUPS_OFFSET + i * _GROUP.size, g.first, g.disk_blocks, g.chunk_blocks, g.n_data, g.n_parity
+            )
+        block[_MEMBERS_OFFSET : _MEMBERS_OFFSET + len(self.member_states)] = self.member_states
+        for i, (group, area) in enumerate(self.areas):
+            _AREA.pack_into(block, _AREAS_OFFSET + i * _AREA.size, group, area)
+        struct.pack_into("<I", block, _CHECK_OFFSET, crc32c(bytes(block[:_CHECK_OFFSET])))
+        return bytes(block)
+
+
+def decode(block: bytes) -> FsInfo | None:
+    """Read a slot; None where it holds no valid record.
+
+    Raises
+    ------
+    VolumeDamagedError: the record is whole, of a version or with features this release does not know.
+    """
+    if block[:8] != MAGIC or struct.unpack_from("<I", block, _CHECK_OFFSET)[0] != crc32c(block[:_CHECK_OFFSET]):
+        return None
+    fields = _HEAD.unpack_from(block)
+    version, volume_id, generation, nonce, previous_nonce = fields[1:6]
+    features, (clean, role) = fields[6:9], fields[9:11]
+    if version != VERSION or any(features):
+        raise VolumeDamagedError(
+            f"fsinfo is of format version {version} with features {features}", "open it with a newer blockplane"
+        )
+    pointers = [Pointer.decode(raw) for raw in fields[11:15]]
+    reserve, n_pending, log_start, log_blocks, n_groups, n_members, n_areas = fields[15:22]
+    if n_groups > MAX_GROUPS or n_members > MAX_MEMBERS or n_areas > MAX_AREAS:
+        raise VolumeDamagedError(f"fsinfo counts {n_groups} groups, {n_members} members, {n_areas} areas", "")
+    areas = [_AREA.unpack_from(block, _AREAS_OFFSET + i * _AREA.size) for i in range(n_areas)]
+    return FsInfo(
+        volume_id, _geometry(block, n_groups), generation, nonce, previous_nonce, features, bool(clean), role,
+        *pointers, reserve, n_pending, log_start, log_blocks,
+        block[_MEMBERS_OFFSET : _MEMBERS_OFFSET + n_members], areas,
+    )  # fmt: skip
+
+
+def _geometry(block: bytes, n_groups: int) -> Geometry:
+    groups, disk = [], 0
+    for i in range(n_groups):
+        first, disk_blocks, chunk, n_data, n_parity = _GROUP.unpack_from(block, _GROUPS_OFFSET + i * _GROUP.size)
+        disks = tuple(range(disk, disk + n_data + n_parity))
+        groups.append(GroupRecord(first, n_data, n_parity, chunk, disk_blocks, disks))
+        disk += n_data + n_parity
+    return Geometry(tuple(groups))

@@ -1,0 +1,127 @@
+"""The held plane: places that regular snapshots hold and the live state does not (DESIGN.md, law 5).
+
+Creating a snapshot does not change it. What changes it: the live state giving a place up that a snapshot has, a snapshot
+going, the live state being exchanged. Comparing with neighbours is enough only where history is a line; else every state that
+may share the leaf is asked (law 11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockplane.model.checks import first_bad_block
+from blockplane.model.errors import ChecksumError
+from blockplane.volume.codec import FORM_TREE, TableEntry
+from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, Leaf, count
+from blockplane.volume.local import LocalTree
+from blockplane.volume.state import State, differing_leaves
+
+StateOf = Callable[[TableEntry], State]
+
+
+def is_line(entries: Sequence[TableEntry], parent_id: bytes) -> bool:
+    """Whether the snapshots, oldest first, and the live state after them each descend from the one before."""
+    last = bytes(16)
+    for entry in entries:
+        if entry.record.parent_id != last:
+            return False
+        last = entry.record.id
+    return parent_id == last
+
+
+def union_leaf(states: Sequence[State], leaf: int) -> Leaf:
+    """Return the places of a leaf's range that any of the states occupies; a shared leaf is read once."""
+    out = EMPTY_LEAF
+    seen: set[tuple[int, int]] = set()
+    for state in states:
+        pointer = state.blockmap.pointer(0, leaf)
+        plain = not state.placemap.maps_any(leaf)
+        if plain and (not pointer[0] or pointer in seen):
+            continue
+        if plain:
+            seen.add(pointer)
+        out = out | state.place_leaf(leaf)
+    return out
+
+
+def update_for_commit(
+    local: LocalTree, snapshots: Sequence[State], before: State, after: State, leaves: list[int]
+) -> int:
+    """Bring held up to date with what the live state gave up between two CPs in some leaves.
+
+    snapshots: the newest where history is a line, all otherwise. Returns how many places became held.
+    """
+    n_held = local.root.n_held
+    if snapshots:
+        for leaf in leaves:
+            freed = before.place_leaf(leaf) & ~after.place_leaf(leaf)
+            if freed.any():
+                local.set_held_leaf(leaf, local.held_leaf(leaf) | (freed & union_leaf(snapshots, leaf)))
+    return local.root.n_held - n_held
+
+
+def rebuild(local: LocalTree, snapshots: Sequence[State], active: State, others: Sequence[State]) -> None:
+    """Work held out anew in every leaf in which active differs from any of the others."""
+    for leaf in list(differing_leaves([active, *others])):
+        local.set_held_leaf(leaf, union_leaf(snapshots, leaf) & ~active.place_leaf(leaf))
+
+
+def exclusive_leaves(local: LocalTree, gone: Sequence[State], rest: Sequence[State]) -> Iterator[tuple[int, Leaf, int]]:
+    """Yield (leaf, places, count) of what only the states that go hold: what deleting them frees.
+
+    rest: the regular snapshots that stay; where history is a line, the neighbours are enough. Leaves that all who stay
+    share with one that goes are not read.
+    """
+    for leaf in _candidate_leaves(gone, rest):
+        held = local.held_leaf(leaf)
+        if not held.any():
+            continue
+        words = held & union_leaf(gone, leaf)
+        if words.any():
+            words = words & ~union_leaf(rest, leaf)
+            n_blocks = count(words)
+            if n_blocks:
+                yield leaf, words, n_blocks
+
+
+def _candidate_leaves(gone: Sequence[State], rest: Sequence[State]) -> Iterator[int]:
+    if len(gone) == 1 and rest and rest[0].blockmap.root.form == FORM_TREE:
+        yield from differing_leaves([gone[0], rest[0]])
+        return
+    leaves: set[int] = set()
+    for state in gone:
+        leaves.update(leaf for start, stop in state.blockmap.data_extents().tolist() for leaf in range(start, stop))
+        for low, high, place in state.placemap.extents.tolist():
+            leaves.update(range(place // LEAF_BLOCKS, (place + high - low - 1) // LEAF_BLOCKS + 1))
+    yield from sorted(leaves)
+
+
+def verify_places(states: Sequence[State], places: NDArray[np.int64], blocks: NDArray[np.uint8]) -> None:
+    """Compare blocks at places, those that a state holds, with that state's checks; blocks: (n, 4096).
+
+    Raises
+    ------
+    ChecksumError: a live block is bad.
+    """
+    open_ = np.ones(len(places), np.bool_)
+    for state in states:
+        if not open_.any():
+            return
+        vbns = state.placemap.to_vbns(places)
+        here = open_ & (vbns >= 0) & (vbns < state.space_blocks)
+        here[here] = state.holds(vbns[here])
+        if not here.any():
+            continue
+        own, _ = state.pointed_checks()
+        here[here] = ~np.isin(vbns[here], own)
+        open_ &= ~here
+        bad = first_bad_block(blocks[here].reshape(-1), vbns[here], state.checks(vbns[here]))
+        if bad >= 0:
+            raise ChecksumError(
+                f"block {vbns[here][bad]}, beside which parity is to be written, does not match its checksum",
+                int(vbns[here][bad]),
+                "run `blockplane check`",
+            )

@@ -1,0 +1,567 @@
+"""The volume: disks, trees, consistency points; what the other modules of this folder come together in.
+
+Lock order: `lock` guards the live state, the local tree and the placer. Committed states are immutable and read without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockplane.disks.array import DiskArray
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import BlockplaneError, NoSpaceError, ReadOnlyError, VolumeDamagedError
+from blockplane.planes import Plane
+from blockplane.volume import held
+from blockplane.volume.active import ActiveState, blank_root
+from blockplane.volume.codec import Branch, LocalRoot, Pointer, StateRoot, TableEntry, TreeRoot
+from blockplane.volume.fsinfo import MAX_AREAS, FsInfo
+from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, leaf_pieces, set_range
+from blockplane.volume.local import LocalTree
+from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.placer import Placer
+from blockplane.volume.rootslots import successor, write_record
+from blockplane.volume.space import AreaName, Space
+from blockplane.volume.state import State, read_root, write_all
+from blockplane.volume.tree import Block, BlockTree, runs_of
+
+DIRTY_LIMIT_BYTES = 64 << 20
+CP_INTERVAL_S = 10.0
+
+RESERVE_SHIFT = 6  # 1/64
+RESERVE_MIN_BLOCKS, RESERVE_MAX_BLOCKS = 1024, 65536
+
+
+class Client(Protocol):
+    """A file system over the volume: it keeps changes of its own until the consistency point."""
+
+    def flush(self, volume: LiveVolume) -> None:
+        """Push everything dirty into the live state's trees."""
+        ...
+
+    def reload(self) -> None:
+        """Forget what was cached: the live state was exchanged."""
+        ...
+
+
+class PlaceReader:
+    """Reads VBNs of one committed state straight from the disks."""
+
+    def __init__(self, array: DiskArray, placemap: PlaceMap) -> None:
+        self._array = array
+        self._placemap = placemap
+
+    def read_extents(self, extents: NDArray[np.int64], out: Block) -> None:
+        """Fill out with the blocks of extents, in order.
+
+        Raises
+        ------
+        VolumeDamagedError: a number lies outside the volume.
+        """
+        read_in_range(self._array, self._placemap.extents_to_places(extents), out)
+
+
+class _LiveReader:
+    """Reads of the open CP: sees what is still in bands."""
+
+    def __init__(self, volume: LiveVolume, of_state: bool) -> None:
+        self._volume = volume
+        self._of_state = of_state
+
+    def read_extents(self, extents: NDArray[np.int64], out: Block) -> None:
+        """Fill out with the blocks of extents, in order."""
+        volume = self._volume
+        places = volume.active.placemap.extents_to_places(extents) if self._of_state else extents
+        with volume.lock:
+            if volume.placer.has_unsettled:
+                volume.read_unsettled(places, out)
+                return
+        read_in_range(volume.array, places, out)
+
+
+def read_in_range(array: DiskArray, places: NDArray[np.int64], out: Block) -> None:
+    """Read places that come from pointers.
+
+    Raises
+    ------
+    VolumeDamagedError: a place lies outside every group.
+    """
+    try:
+        array.read_places(places, out)
+    except IndexError as error:
+        raise VolumeDamagedError(f"a pointer leads outside the volume: {error}", "run `blockplane check`") from None
+
+
+class LiveVolume:
+    """An open volume. `volume.Volume` adds how one is made and opened, and its snapshots.
+
+    Attributes
+    ----------
+    info : the root record last made durable.
+    active : the live state. committed, previous : the states of the last two CPs.
+    local : the local tree of the open CP.
+    """
+
+    def __init__(self, path: Path, array: DiskArray, info: FsInfo, writable: bool) -> None:
+        self.path = path
+        self.array = array
+        self.info = info
+        self.writable = writable
+        self.lock = threading.RLock()
+        self.geometry = info.geometry
+        self._clients: list[Client] = []
+        self._on_close: list[contextlib.AbstractContextManager[object]] = []
+        self._failure: str = ""
+        self._declared: list[AreaName] = []
+        self._claimed = 0
+        self._dipping = 0
+        self._first_dirty_s = 0.0
+        self._dirty_bytes = 0
+        self._states: dict[bytes, State] = {}
+        self._before: State | None = None  # what held was last in line with, where not the committed state
+        self._n_forget = 0  # commits to come after which the busy plane is worked out anew
+        self._pins: dict[bytes, int] = {}
+        self.incoming: dict[int, Leaf] = {}
+        self._load()
+
+    def _load(self) -> None:
+        """Take up the state of the root record; opening reads the two roots and nothing that grows."""
+        self.space = Space(self.geometry, self._busy_leaf)
+        self.space.n_pending = self.info.n_pending
+        self.placer = Placer(self.array, self.space, self._declare, self.verify_places)
+        places = PlaceReader(self.array, PlaceMap())
+        self.committed_local = LocalTree(places, self._local_root(self.info.local))
+        self.previous_local = LocalTree(places, self._local_root(self.info.previous_local))
+        self.local = LocalTree(
+            _LiveReader(self, of_state=False), self._local_root(self.info.local), self.placer, self.space.release
+        )
+        self.committed = self._committed_state(self.info.state, self.committed_local)
+        self.previous = self._committed_state(self.info.previous_state, self.previous_local)
+        self.active = self._live_state(self.info.state, self.committed_local.active_map())
+        self._states.clear()
+        self._claimed = self._dirty_bytes = 0
+        self._newly_held = 0
+
+    def _local_root(self, pointer: Pointer) -> LocalRoot:
+        if pointer.exists:
+            return LocalRoot.decode(read_root(PlaceReader(self.array, PlaceMap()), pointer))
+        root = LocalRoot()
+        size = -(-self.geometry.n_blocks // LEAF_BLOCKS) * BLOCK_BYTES
+        root.held.size_bytes = root.local.size_bytes = size
+        return root
+
+    def _committed_state(self, pointer: Pointer, local: LocalTree) -> State:
+        if not pointer.exists:
+            blank = blank_root(self.geometry.n_blocks, bytes(16), bytes(16))
+            return State(PlaceReader(self.array, PlaceMap()), blank, pointer)
+        placemap = local.active_map()
+        return State.read(PlaceReader(self.array, placemap), pointer, placemap)
+
+    def _live_state(self, pointer: Pointer, placemap: PlaceMap) -> ActiveState:
+        if pointer.exists:
+            root = StateRoot.decode(read_root(PlaceReader(self.array, placemap), pointer))
+        else:
+            root = blank_root(self.geometry.n_blocks, os.urandom(16), os.urandom(16))
+        reader = _LiveReader(self, of_state=True)
+        live = ActiveState(reader, root, pointer, placemap, self.placer, self.space, self._claim, self._claim_run)
+        return live
+
+    # --- space -------------------------------------------------------------------------------------------------------
+
+    @property
+    def n_blocks(self) -> int:
+        """How many places the volume has."""
+        return self.geometry.n_usable
+
+    @property
+    def used_blocks(self) -> int:
+        """Places that the live state, snapshots and the local tree occupy."""
+        return self.active.root.n_blocks + self.local.root.n_held + self.local.root.n_local
+
+    @property
+    def free_blocks(self) -> int:
+        """Places nothing occupies, the reserve and what two CPs still keep included."""
+        return self.n_blocks - self.used_blocks
+
+    @property
+    def available_blocks(self) -> int:
+        """Places a file may take now."""
+        waiting = self.space.n_pending + self.space.n_freed_open + self._claimed + self.n_incoming
+        return max(self.free_blocks - waiting - self.info.reserve_blocks, 0)
+
+    @property
+    def n_incoming(self) -> int:
+        """Places a receive in progress occupies."""
+        return sum(int(np.bitwise_count(words).sum()) for words in self.incoming.values())
+
+    def _claim(self, n_blocks: int) -> None:
+        self._require_writable()
+        if not self._dipping and self.available_blocks < n_blocks:
+            raise self._no_space(n_blocks)
+        self._claimed += n_blocks
+
+    def _claim_run(self, n_blocks: int) -> None:
+        self._require_writable()
+        if not self._dipping and self.available_blocks < n_blocks:
+            raise self._no_space(n_blocks)
+
+    def _no_space(self, n_blocks: int) -> NoSpaceError:
+        return NoSpaceError(
+            f"the volume {self.path} is full: {n_blocks} blocks asked, {self.available_blocks} available",
+            "delete files or snapshots (that still works), or add a RAID group with `blockplane grow`",
+        )
+
+    def make_room(self, n_blocks: int) -> None:
+        """Commit where that makes n_blocks available: what was deleted just now is free only two CPs later."""
+        with self.lock:
+            for _ in range(2):
+                waiting = self.space.n_pending + self.space.n_freed_open + self._claimed
+                if self.available_blocks >= n_blocks or not waiting:
+                    return
+                self.commit(force=True)
+
+    @contextlib.contextmanager
+    def dipping(self) -> Iterator[None]:
+        """Let what runs inside draw on the reserve: deleting must work on a full volume."""
+        self._dipping += 1
+        try:
+            yield
+        finally:
+            self._dipping -= 1
+
+    def _busy_leaf(self, leaf: int) -> Leaf:
+        """Work out a leaf of the busy plane from everything that may hold a place."""
+        words = self.committed.place_leaf(leaf) | self.previous.place_leaf(leaf) | self.active.place_leaf(leaf)
+        for local in (self.local, self.committed_local, self.previous_local):
+            words = words | local.held_leaf(leaf) | local.local_leaf(leaf)
+        for placemap in self._maps_in_use():
+            words = words | placemap.domain_leaf(leaf)
+        words = words | self.incoming.get(leaf, EMPTY_LEAF)
+        return words | self._no_place_leaf(leaf)
+
+    def _no_place_leaf(self, leaf: int) -> Leaf:
+        """Return the numbers of a leaf's range that no group has."""
+        words = np.full(LEAF_WORDS, ~np.uint64(0), np.uint64)
+        start = leaf * LEAF_BLOCKS
+        for first, stop in self.geometry.place_extents.tolist():
+            low, high = max(first - start, 0), min(stop - start, LEAF_BLOCKS)
+            if low < high:
+                cover = np.zeros(LEAF_WORDS, np.uint64)
+                set_range(cover, low, high)
+                words &= ~cover
+        return words
+
+    def _maps_in_use(self) -> list[PlaceMap]:
+        """Return the maps whose VBNs name something that lies elsewhere: those names are not given out again."""
+        maps = [self.active.placemap, self.committed.placemap, self.previous.placemap]
+        maps += [self.snapshot_state(entry).placemap for entry in self.local.entries() if entry.place_map.size_bytes]
+        return [placemap for placemap in maps if not placemap.is_empty]
+
+    def reserve_incoming(self, start: int, stop: int) -> None:
+        """Note places that a receive writes to; nothing else takes them."""
+        for leaf, low, high in leaf_pieces(start, stop):
+            set_range(self.incoming.setdefault(leaf, np.zeros(LEAF_WORDS, np.uint64)), low, high)
+        self.space.take(start, stop)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def read_unsettled(self, places: NDArray[np.int64], out: Block) -> None:
+        """Read places of which some may still be in bands."""
+        numbers = np.concatenate([np.arange(start, stop) for start, stop in places.tolist()])
+        found = self.placer.read_back(numbers, out)
+        if found.any():
+            rest = np.flatnonzero(~found)
+            if len(rest):
+                part = np.empty(len(rest) * BLOCK_BYTES, np.uint8)
+                self.array.read_places(runs_of(numbers[rest]), part)
+                out.reshape(-1, BLOCK_BYTES)[rest] = part.reshape(-1, BLOCK_BYTES)
+        else:
+            read_in_range(self.array, places, out)
+
+    def verify_places(self, places: NDArray[np.int64], blocks: Block) -> None:
+        """Check live blocks at places against a state that holds them, before parity is computed beside them.
+
+        Blocks of the local tree and of checksum files are known only to the pointers to them and pass unverified.
+
+        Raises
+        ------
+        ChecksumError: a live block is bad.
+        """
+        held.verify_places([self.committed, *self.snapshot_states()], places, blocks)
+
+    def snapshot_state(self, entry: TableEntry) -> State:
+        """Return the state of a snapshot in the table."""
+        state = self._states.get(entry.record.id)
+        if state is None:
+            placemap = self.committed_local.map_of(entry.place_map)
+            state = State.read(PlaceReader(self.array, placemap), entry.record.root, placemap)
+            self._states[entry.record.id] = state
+        return state
+
+    def snapshot_states(self) -> list[State]:
+        """Return the states of all regular snapshots, older first."""
+        return [self.snapshot_state(entry) for entry in self.local.entries()]
+
+    def adopt_state(self, snapshot_id: bytes, state: State) -> None:
+        """Cache the state of a snapshot that is new."""
+        self._states[snapshot_id] = state
+
+    def state(self, name: str | None = None) -> State:
+        """Return a snapshot's state, or without a name the state of the last CP.
+
+        Raises
+        ------
+        NoSuchSnapshotError: there is none of that name.
+        """
+        if name is None:
+            return self.committed
+        with self.lock:
+            return self.snapshot_state(self.local.entry(name))
+
+    def plane(self, state: State) -> Plane:
+        """Return a state's plane."""
+        builder = Plane.builder(max(self.geometry.n_blocks, state.space_blocks))
+        for leaf, words in state.leaves():
+            builder.append(leaf * LEAF_WORDS, words)
+        return builder.finish()
+
+    # --- changing ----------------------------------------------------------------------------------------------------
+
+    def _require_writable(self) -> None:
+        if self._failure:
+            raise VolumeDamagedError(f"the volume stopped at an error: {self._failure}", "close it and open it again")
+        if not self.writable:
+            raise ReadOnlyError(f"{self.path} was opened for reading", "")
+
+    def new_tree(self, root: TreeRoot | None = None) -> BlockTree:
+        """Return a writable tree for a file of the live state."""
+        return self.active.tree(root if root is not None else TreeRoot())
+
+    def register_client(self, client: Client) -> None:
+        """Take part in consistency points."""
+        self._clients.append(client)
+
+    def unregister_client(self, client: Client) -> None:
+        """Take part no longer."""
+        self._clients.remove(client)
+
+    def mark_dirty(self, n_bytes: int) -> None:
+        """Note that an operation ended and left n_bytes more in memory; commits by the dirty limit or the timer."""
+        now = time.monotonic()
+        if not self._dirty_bytes:
+            self._first_dirty_s = now
+        self._dirty_bytes += max(n_bytes, 1)
+        n_dirty = self.active.inode_file.n_dirty + self.active.blockmap.n_dirty + self.active.checksums.n_dirty
+        if self._dirty_bytes + n_dirty * BLOCK_BYTES > DIRTY_LIMIT_BYTES or now - self._first_dirty_s > CP_INTERVAL_S:
+            self.sync()
+
+    def sync(self) -> None:
+        """Make everything so far durable: a consistency point, where there is anything to commit."""
+        self.commit()
+
+    def _declare(self, names: list[AreaName]) -> None:
+        """Name areas in a durable record before they are written to (law 7)."""
+        fresh = [name for name in names if name not in self._declared]
+        if not fresh and not self.info.clean:
+            return
+        if any(name not in self._declared for name in names[:1]) or self.info.clean:
+            self._declared = ([*fresh, *self._declared])[:MAX_AREAS]
+            self._write_info(areas=list(self._declared), clean=False)
+
+    def _write_info(self, **changes: object) -> None:
+        record = successor(self.info, **changes)
+        write_record(self.array, record)
+        self.info = record
+
+    # --- consistency points ------------------------------------------------------------------------------------------
+
+    def commit(self, force: bool = False, clean: bool = False) -> None:
+        """Bring the volume from one consistent state on disk to the next.
+
+        Parameters
+        ----------
+        force : commit though nothing is dirty. clean : the last one before closing: no areas stay declared.
+
+        Raises
+        ------
+        NoSpaceError: not even the reserve is enough; the volume goes back to the last CP.
+        DiskError: a disk failed; the volume stops.
+        """
+        with self.lock:
+            self._require_writable()
+            try:
+                self._commit(force, clean)
+            except BlockplaneError as error:
+                self._stop(error)
+                raise
+
+    def _commit(self, force: bool, clean: bool) -> None:
+        for client in self._clients:
+            client.flush(self)
+        if self.active.is_dirty or self.local.is_dirty or force:
+            self.placer.committing = True
+            changes = self._commit_trees()
+            self.placer.close_all()
+            self.placer.settle()
+            self.array.flush()
+            self._write_info(**changes, areas=[] if clean else list(self._declared), clean=clean)
+            self._pass_on()
+        elif clean and not self.info.clean:
+            self._write_info(areas=[], clean=True)
+        if clean:
+            self._declared = []
+
+    def _commit_trees(self) -> dict[str, object]:
+        """Place and write both trees; return what the root record will say."""
+        state = self.info.state
+        if self.active.is_dirty:
+            state = self.active.commit(time.time_ns())
+        self.active.placemap = self.active.take_unmapped()
+        self.local.set_active_map(self.active.placemap)
+        self._newly_held = held.update_for_commit(
+            self.local, self._neighbours(), self._before or self.committed, self.active, self.space.freed_leaves()
+        )
+        local = self.local.commit(self.info.local) if self.local.is_dirty else self.info.local
+        return {
+            "state": state,
+            "previous_state": self.info.state,
+            "local": local,
+            "previous_local": self.info.local,
+            "n_pending": self.space.n_freed_open - self._newly_held,
+        }
+
+    def _neighbours(self) -> list[State]:
+        """Return the snapshots that can hold what the live state gives up: the newest, where history is a line."""
+        entries = self.local.entries()
+        if held.is_line(entries, self.local.root.parent_id):
+            entries = entries[-1:]
+        return [self.snapshot_state(entry) for entry in entries]
+
+    def _pass_on(self) -> None:
+        """After the root is durable: the committed states move up, and what two CPs have passed becomes free."""
+        self.space.committed(self.local.held_leaf, self._newly_held)
+        places = PlaceReader(self.array, PlaceMap())
+        self.previous, self.previous_local = self.committed, self.committed_local
+        self.committed_local = LocalTree(places, LocalRoot.decode(self.local.root.encode()))
+        placemap = self.active.placemap
+        root = StateRoot.decode(self.active.root.encode())
+        self.committed = State(PlaceReader(self.array, placemap), root, self.info.state, placemap)
+        self._claimed = self._dirty_bytes = 0
+        self._before = None
+        if self._n_forget:
+            self.space.forget()
+            self._n_forget -= 1
+
+    def _stop(self, error: BlockplaneError) -> None:
+        """After a failed commit nothing in memory can be trusted: refuse everything until the volume is opened again."""
+        self._failure = str(error)
+        self.placer.discard()
+
+    def exchange(self, state: State, parent_id: bytes) -> None:
+        """Make a committed state the live one: rollback and receive move the state root, nothing else.
+
+        The caller has brought what is dirty to disk, and rebuilds held and commits afterwards.
+        """
+        for name in ("inode_file", "blockmap", "checksums"):
+            getattr(self.active, name).drop_cache()
+        self.space.forget()
+        root = StateRoot.decode(state.root.encode())
+        live = ActiveState(
+            _LiveReader(self, of_state=True),
+            root,
+            state.pointer,
+            state.placemap,
+            self.placer,
+            self.space,
+            self._claim,
+            self._claim_run,
+        )
+        self.active, self._before, self._n_forget = live, state, 3
+        self.local.set_active_map(state.placemap)
+        self.local.set_parent(parent_id)
+        self.local.is_dirty = True
+        for client in self._clients:
+            client.reload()
+
+    def start_branch(self) -> None:
+        """Add a branch to the live state's history: its CPs are no longer those of the line it came from."""
+        root = self.active.root
+        branch = Branch(os.urandom(16), root.branch_id, root.cp + 1, root.cp, time.time_ns())
+        history = [*self.active.branches(), branch]
+        write_all(self.active.branch_list, b"".join(entry.encode() for entry in history))
+        root.branch_id = branch.id
+        self.active.is_dirty = True
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def pin(self, snapshot_id: bytes) -> contextlib.AbstractContextManager[None]:
+        """Keep a snapshot from being deleted while it is read (law 12)."""
+        return self._pinned(snapshot_id)
+
+    @contextlib.contextmanager
+    def _pinned(self, snapshot_id: bytes) -> Iterator[None]:
+        with self.lock:
+            self._pins[snapshot_id] = self._pins.get(snapshot_id, 0) + 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._pins[snapshot_id] -= 1
+                if not self._pins[snapshot_id]:
+                    del self._pins[snapshot_id]
+
+    def is_pinned(self, snapshot_id: bytes) -> bool:
+        """Whether something reads the snapshot."""
+        return snapshot_id in self._pins
+
+    def forget_state(self, snapshot_id: bytes) -> None:
+        """Drop the cached state of a snapshot that is gone."""
+        self._states.pop(snapshot_id, None)
+
+    def close_with(self, resource: contextlib.AbstractContextManager[object]) -> None:
+        """Have a resource given up when the volume is closed."""
+        self._on_close.append(resource)
+
+    def close(self) -> None:
+        """Commit what is dirty, mark the volume clean, give up disks and lock."""
+        try:
+            if self.writable and not self._failure:
+                self.commit(clean=True)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Give up disks and lock without another write: what is not committed is lost."""
+        self.placer.discard()
+        self._failure = self._failure or "it was closed"
+        self.array.close()
+        for resource in reversed(self._on_close):
+            resource.__exit__(None, None, None)
+        self._on_close.clear()
+
+    def __enter__(self) -> LiveVolume:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+
+def reserve_for(n_blocks: int) -> int:
+    """Return the reserve of a volume: 1/64, between 1,024 and 65,536 blocks, and at most an eighth of a tiny one."""
+    return min(max(n_blocks >> RESERVE_SHIFT, RESERVE_MIN_BLOCKS), RESERVE_MAX_BLOCKS, n_blocks // 8)
+
+
+def plain_states(states: Sequence[State]) -> bool:
+    """Whether every block of the states lies at home."""
+    return all(state.placemap.is_empty for state in states)

@@ -1,0 +1,203 @@
+"""The local tree: the snapshot table, the held plane, the local plane and place maps of this set of disks.
+
+Never sent, never rolled back. Its numbers are places, and every check stands in the pointer to the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockplane.model.checks import fresh_checks
+from blockplane.model.errors import NoSuchSnapshotError
+from blockplane.volume.codec import ENTRY_BYTES, LocalRoot, Pointer, TableEntry, TreeRoot
+from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, clear_numbers, count, set_range
+from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.placer import Block, Placer
+from blockplane.volume.state import read_all, write_all
+from blockplane.volume.tree import BlockReader, BlockTree
+
+
+class LocalTree:
+    """The local tree of the open CP, or of a committed one where it has no placer.
+
+    Attributes
+    ----------
+    root : the decoded local root.
+    is_dirty : whether the open CP must write it.
+    """
+
+    def __init__(self, reader: BlockReader, root: LocalRoot, placer: Placer | None = None,
+                 release: Callable[[NDArray[np.int64]], None] | None = None) -> None:  # fmt: skip
+        self.root = root
+        self._reader = reader
+        self._placer = placer
+        self._release = release
+        writer = self if placer is not None else None
+        self.table = BlockTree(reader, root.table, writer)
+        self.held = BlockTree(reader, root.held, writer)
+        self.local = BlockTree(reader, root.local, writer)
+        self._map_tree = BlockTree(reader, root.place_map, writer)
+        self._entries: list[TableEntry] | None = None
+        self._entries_changed = False
+        self._old_maps: list[BlockTree] = []
+        self._new_maps: dict[int, PlaceMap] = {}
+        self._active_map: PlaceMap | None = None
+        self.is_dirty = False
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def entries(self) -> list[TableEntry]:
+        """Return the snapshot table, older first."""
+        if self._entries is None:
+            data = read_all(self.table)
+            self._entries = [
+                TableEntry.decode(data[at : at + ENTRY_BYTES])
+                for at in range(0, self.root.n_entries * ENTRY_BYTES, ENTRY_BYTES)
+            ]
+        return self._entries
+
+    def entry(self, name: str) -> TableEntry:
+        """Return a snapshot's entry by its name.
+
+        Raises
+        ------
+        NoSuchSnapshotError: there is none of that name.
+        """
+        for entry in self.entries():
+            if entry.record.name == name:
+                return entry
+        names = ", ".join(entry.record.name for entry in self.entries()[-8:])
+        raise NoSuchSnapshotError(
+            f"no snapshot is named {name!r}", f"there are: {names}" if names else "there are none yet"
+        )
+
+    def map_of(self, root: TreeRoot) -> PlaceMap:
+        """Return the place map that a tree root holds."""
+        return PlaceMap.decode(read_all(BlockTree(self._reader, root))) if root.size_bytes else PlaceMap()
+
+    def active_map(self) -> PlaceMap:
+        """Return the active state's place map."""
+        if self._active_map is None:
+            self._active_map = self.map_of(self.root.place_map)
+        return self._active_map
+
+    def held_leaf(self, leaf: int) -> Leaf:
+        """Return which places regular snapshots hold and active does not; do not write to it."""
+        return self.held.read_block(leaf).view(np.uint64)
+
+    def local_leaf(self, leaf: int) -> Leaf:
+        """Return which places the local tree occupies; do not write to it."""
+        return self.local.read_block(leaf).view(np.uint64)
+
+    # --- changing ----------------------------------------------------------------------------------------------------
+
+    def set_held_leaf(self, leaf: int, words: Leaf) -> None:
+        """Replace a leaf of the held plane."""
+        old = self.held_leaf(leaf)
+        if not np.array_equal(old, words):
+            self.root.n_held += count(words) - count(old)
+            self.held.edit_block(leaf).view(np.uint64)[:] = words
+            self.is_dirty = True
+
+    def set_entries(self, entries: list[TableEntry]) -> None:
+        """Replace the snapshot table; maps of entries that are gone are given up."""
+        kept = {id(entry) for entry in entries}
+        for entry in self.entries():
+            if id(entry) not in kept and entry.place_map.size_bytes:
+                self._old_maps.append(BlockTree(self._reader, entry.place_map, self))
+        self._entries = entries
+        self._entries_changed = self.is_dirty = True
+
+    def set_map(self, entry: TableEntry, placemap: PlaceMap) -> None:
+        """Give a snapshot that is new in the table its place map."""
+        if not placemap.is_empty:
+            self._new_maps[id(entry)] = placemap
+            self.is_dirty = True
+
+    def set_active_map(self, placemap: PlaceMap) -> None:
+        """Replace the active state's place map."""
+        if placemap != self.active_map():
+            self._active_map = placemap
+            write_all(self._map_tree, placemap.encode())
+            self.is_dirty = True
+
+    def set_parent(self, snapshot_id: bytes) -> None:
+        """Note which snapshot the active state descends from."""
+        if self.root.parent_id != snapshot_id:
+            self.root.parent_id = snapshot_id
+            self.is_dirty = True
+
+    def _store_entries(self) -> None:
+        entries = self.entries()
+        for old in self._old_maps:
+            old.punch(0, old.capacity_blocks())
+        self._old_maps = []
+        for entry in entries:
+            placemap = self._new_maps.pop(id(entry), None)
+            if placemap is not None:
+                entry.place_map = TreeRoot()
+                tree = BlockTree(self._reader, entry.place_map, self)
+                write_all(tree, placemap.encode())
+                tree.flush()
+        write_all(self.table, b"".join(entry.encode() for entry in entries))
+        self.root.n_entries = len(entries)
+        self._entries_changed = False
+
+    # --- commit ------------------------------------------------------------------------------------------------------
+
+    def commit(self, previous: Pointer) -> Pointer:
+        """Write what changed and return the pointer to the new local root; previous is the old one's."""
+        if self._entries_changed:
+            self._store_entries()
+        if previous.exists:
+            self.release(np.array([previous.number], np.int64))
+        place, slot = self.allocate_block()
+        trees = (self.table, self.held, self._map_tree, self.local)
+        while sum(tree.place() for tree in trees):
+            pass
+        for tree in trees:
+            tree.finish()
+        slot[:] = np.frombuffer(self.root.encode(), np.uint8)
+        check = fresh_checks(slot, place)
+        self.filled(place, check)
+        self.is_dirty = False
+        return Pointer(place, int(check[0]))
+
+    # --- what the local trees ask (volume/tree.py, BlockWriter) ------------------------------------------------------
+
+    def read_extents(self, extents: NDArray[np.int64], out: Block) -> None:
+        """Read places."""
+        self._reader.read_extents(extents, out)
+
+    def claim(self, n_blocks: int) -> None:
+        """Take from the reserve: the local tree is what it is for."""
+
+    def allocate_block(self) -> tuple[int, Block]:
+        """Return a place at the far end of the volume."""
+        assert self._placer is not None
+        place, _, buffer = self._placer.local_block()
+        leaf, low = divmod(place, LEAF_BLOCKS)
+        set_range(self.local.edit_block(leaf).view(np.uint64), low, low + 1)
+        self.root.n_local += 1
+        self.is_dirty = True
+        return place, buffer
+
+    def allocate_run(self, n_blocks: int) -> list[tuple[int, int, Block]]:
+        """Return places one by one: what is long in the local tree is still small."""
+        return [(place, 1, buffer) for place, buffer in (self.allocate_block() for _ in range(n_blocks))]
+
+    def filled(self, first: int, checks: NDArray[np.uint32]) -> None:
+        """Pass on that buffers are full."""
+        assert self._placer is not None
+        self._placer.filled(first, len(checks))
+
+    def release(self, numbers: NDArray[np.int64]) -> None:
+        """Give up places."""
+        assert self._release is not None
+        for leaf, low in by_leaf(numbers):
+            clear_numbers(self.local.edit_block(leaf).view(np.uint64), low)
+        self.root.n_local -= len(numbers)
+        self._release(numbers)

@@ -1,0 +1,370 @@
+"""Where new blocks go: bands of whole free stripes, filled in memory, written with their parity in one go.
+
+Three streams of bands: `bulk` (file data; 64 stripes at a time, in ascending place), `meta` (metafile blocks; stripe by
+stripe, so that a small CP writes few stripes) and `local` (the local tree, from the far end of the volume). A stripe that
+holds something live is never written while a wholly free one is left; when none is, places are taken one by one and the
+rest of their stripes is read before parity is computed (law 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockplane.disks.array import DiskArray
+from blockplane.disks.band import Band
+from blockplane.disks.geometry import GroupRecord
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import NoSpaceError
+from blockplane.volume.leafbits import WORD_BLOCKS
+from blockplane.volume.space import Area, AreaName, Space
+from blockplane.volume.tree import mask_runs
+
+Block = NDArray[np.uint8]
+BandKey = tuple[int, int]
+
+
+class OpenBand:
+    """A band whose places are being handed out.
+
+    by_stripe: filled stripe by stripe (metafile blocks) or in ascending place (file data). slots: the places, as
+    disk * n_stripes + stripe, where only some of the stripes' places are free; None where all are.
+    """
+
+    __slots__ = ("band", "by_stripe", "cursor", "group", "group_index", "n_data", "n_filled", "n_stripes", "slots")
+
+    def __init__(self, band: Band, group: GroupRecord, slots: NDArray[np.int64] | None, by_stripe: bool) -> None:
+        self.band = band
+        self.group = group
+        self.group_index = band.group
+        self.slots = slots
+        self.by_stripe = by_stripe
+        self.n_data = group.n_data
+        self.n_stripes = band.n_stripes
+        self.cursor = 0
+        self.n_filled = 0
+
+    @property
+    def key(self) -> BandKey:
+        """The group and the 64 stripes the band lies in."""
+        return self.group_index, self.band.dbn_start // WORD_BLOCKS
+
+    @property
+    def n_slots(self) -> int:
+        """How many places the band can hand out."""
+        return len(self.slots) if self.slots is not None else self.n_data * self.n_stripes
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether every place has been handed out."""
+        return self.cursor == self.n_slots
+
+    def place(self, disk: int, stripe: int) -> int:
+        """Return the place of a data disk's block in the band's stripe."""
+        dbn, group = self.band.dbn_start + stripe, self.group
+        chunk = group.chunk_blocks
+        return group.first + (dbn // chunk * group.n_data + disk) * chunk + dbn % chunk
+
+    def find(self, places: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+        """Return which of places lie in the band, and for those the data disk and the stripe within the band."""
+        group, chunk = self.group, self.group.chunk_blocks
+        offset = places - group.first
+        dbn = offset // (chunk * self.n_data) * chunk + offset % chunk
+        stripe = dbn - self.band.dbn_start
+        mine = (offset >= 0) & (offset < group.n_blocks) & (stripe >= 0) & (stripe < self.n_stripes)
+        return mine, (offset // chunk % self.n_data)[mine], stripe[mine]
+
+
+class Placer:
+    """Hands out places and buffers; see the module.
+
+    Parameters
+    ----------
+    declare : called before the first write into areas no intent record names yet; returns when the record is durable.
+    verify : called with places and their bytes before parity is computed beside them; raises where a live one is bad.
+    """
+
+    def __init__(
+        self,
+        array: DiskArray,
+        space: Space,
+        declare: Callable[[list[AreaName]], None],
+        verify: Callable[[NDArray[np.int64], Block], None],
+    ) -> None:
+        self._array = array
+        self._space = space
+        self._declare = declare
+        self._verify = verify
+        self._open: dict[BandKey, list[OpenBand]] = {}
+        self._bulk: OpenBand | None = None
+        self._meta: OpenBand | None = None
+        self._local: OpenBand | None = None
+        self.committing = False  # metafile blocks may then use up the band of file data
+        self._areas: dict[bool, Area] = {}
+        self._cursor: dict[bool, AreaName] = {False: (0, 0), True: space.last_area()}
+
+    # --- handing out -------------------------------------------------------------------------------------------------
+
+    def run(self, n_blocks: int) -> list[tuple[int, int, Block]]:
+        """Return places for file data: (first, count, buffer) runs, n_blocks in all."""
+        runs: list[tuple[int, int, Block]] = []
+        while n_blocks:
+            band = self._bulk
+            if band is None or band.is_spent:
+                band = self._bulk = self._next_bulk()
+            if band is None:
+                runs.append(self.block())
+                n_blocks -= 1
+                continue
+            n_blocks -= self._hand_out(band, n_blocks, runs)
+        return runs
+
+    def _hand_out(self, band: OpenBand, n_blocks: int, runs: list[tuple[int, int, Block]]) -> int:
+        """Hand out up to n_blocks of a bulk band in ascending place; return how many."""
+        disk, stripe = divmod(band.cursor, band.n_stripes)
+        if band.group.chunk_blocks == WORD_BLOCKS == band.n_stripes:
+            count = min(n_blocks, band.n_slots - band.cursor)  # one row of chunks: places ascend through the band
+        else:
+            count = min(n_blocks, band.n_stripes - stripe)
+        first = band.place(disk, stripe)
+        flat = band.band.data.reshape(-1)
+        buffer = flat[band.cursor * BLOCK_BYTES : (band.cursor + count) * BLOCK_BYTES]
+        band.cursor += count
+        self._space.take(first, first + count)
+        runs.append((first, count, buffer))
+        return count
+
+    def block(self) -> tuple[int, int, Block]:
+        """Return one place for a metafile block: (place, 1, buffer)."""
+        if self.committing and self._bulk is not None and not self._bulk.is_spent:
+            runs: list[tuple[int, int, Block]] = []
+            self._hand_out(self._bulk, 1, runs)
+            return runs[0]
+        if self._meta is None or self._meta.is_spent:
+            self._meta = self._next_meta(backward=False)
+        return self._slot(self._meta)
+
+    def local_block(self) -> tuple[int, int, Block]:
+        """Return one place for a block of the local tree."""
+        if self._local is None or self._local.is_spent:
+            self._local = self._next_meta(backward=True)
+        return self._slot(self._local)
+
+    def _slot(self, band: OpenBand) -> tuple[int, int, Block]:
+        if band.slots is not None:
+            disk, stripe = divmod(int(band.slots[band.cursor]), band.n_stripes)
+        else:
+            stripe, disk = divmod(band.cursor, band.n_data)
+        band.cursor += 1
+        place = band.place(disk, stripe)
+        self._space.take(place, place + 1)
+        return place, 1, band.band.data[disk, stripe]
+
+    # --- finding bands -----------------------------------------------------------------------------------------------
+
+    def _next_bulk(self) -> OpenBand | None:
+        """Open the next 64 wholly free stripes; None where the volume has none left."""
+        area = self._areas.get(False)
+        word = area.take_word() if area is not None else None
+        if word is None:
+            for name in self._space.walk(self._cursor[False]):
+                area = self._space.area(name)
+                word = area.take_word()
+                if word is not None:
+                    break
+            if word is None:
+                return None
+            assert area is not None
+            self._settle_on(area, backward=False)
+        assert area is not None
+        return self._open_band(area, word * WORD_BLOCKS, WORD_BLOCKS, None, by_stripe=False)
+
+    def _next_meta(self, backward: bool) -> OpenBand:
+        area = self._areas.get(backward)
+        taken = area.take_run(WORD_BLOCKS, backward) if area is not None else None
+        if taken is None:
+            for name in self._space.walk(self._cursor[backward], backward):
+                area = self._space.area(name)
+                taken = area.take_run(WORD_BLOCKS, backward)
+                if taken is not None:
+                    break
+            if taken is None:
+                return self._next_partial(backward)
+            assert area is not None
+            self._settle_on(area, backward)
+        assert area is not None
+        return self._open_band(area, taken[0], taken[1], None, by_stripe=True)
+
+    def _settle_on(self, area: Area, backward: bool) -> None:
+        other = self._areas.get(not backward)
+        if other is not None and other.name == area.name:
+            area = other  # both streams work in the volume's last area: one view of it
+        self._areas[backward] = area
+        self._cursor[backward] = area.name
+        self._declare(self._upcoming(area.name, backward))
+
+    def _upcoming(self, name: AreaName, backward: bool) -> list[AreaName]:
+        """Return the areas likely next: the one at hand and its neighbours in walking order."""
+        ahead = []
+        for other in self._space.walk(name, backward):
+            ahead.append(other)
+            if len(ahead) == 8:
+                break
+        return ahead if not backward else ahead[:1]
+
+    def _next_partial(self, backward: bool) -> OpenBand:
+        """Open stripes that hold live blocks too: the last resort of a volume that is nearly full."""
+        for name in self._space.walk(self._cursor[backward], backward):
+            for word in self._space.partial_words(name):
+                key = (name[0], word)
+                if key in self._open:
+                    continue
+                free = np.flatnonzero(self._space.free_slots(name, word).ravel())
+                if len(free):
+                    self._declare([name])
+                    area = Area(name, self._space.geometry.groups[name[0]], np.zeros(1, np.uint64))
+                    slots = free.astype(np.int64)
+                    return self._open_band(area, word * WORD_BLOCKS, WORD_BLOCKS, slots, by_stripe=True)
+        raise NoSpaceError(
+            "the volume is full", "delete files or snapshots, or add a RAID group with `blockplane grow`"
+        )
+
+    def _open_band(
+        self, area: Area, stripe: int, n_stripes: int, slots: NDArray[np.int64] | None, by_stripe: bool
+    ) -> OpenBand:
+        band = self._array.new_band(area.name[0], stripe, n_stripes, zero=False)
+        opened = OpenBand(band, area.group, slots, by_stripe)
+        self._open.setdefault(opened.key, []).append(opened)
+        return opened
+
+    # --- filling and writing -----------------------------------------------------------------------------------------
+
+    def filled(self, first: int, n_blocks: int) -> None:
+        """Note that the bytes of places first, ... are in their buffers; a band that is spent and full is written."""
+        index, dbn = self._locate(first)
+        for band in self._open.get((index, dbn // WORD_BLOCKS), ()):
+            if 0 <= dbn - band.band.dbn_start < band.n_stripes:
+                band.n_filled += n_blocks
+                if band.is_spent and band.n_filled == band.n_slots:
+                    self._write(band)
+                return
+        raise AssertionError(f"place {first} was not handed out")
+
+    def _locate(self, place: int) -> tuple[int, int]:
+        """Return the group and the dbn of a place."""
+        index = self._array.geometry.group_of(place)
+        group = self._array.geometry.groups[index]
+        offset, chunk = place - group.first, group.chunk_blocks
+        return index, offset // (chunk * group.n_data) * chunk + offset % chunk
+
+    def close_all(self) -> None:
+        """Write every open band as far as it is filled; all that was handed out must be filled."""
+        for band in [band for bands in self._open.values() for band in bands]:
+            self._close(band)
+        self._bulk = self._meta = self._local = None
+        self._areas.clear()
+        self.committing = False
+
+    def _close(self, band: OpenBand) -> None:
+        assert band.n_filled == band.cursor, "a band was closed before its blocks were filled"
+        if band.cursor == 0:
+            self._drop(band)
+            self._array.drop_band(band.band)
+            return
+        if band.slots is None and band.by_stripe:
+            band.n_stripes = -(-band.cursor // band.n_data)
+        if band.slots is None:
+            self._zero_rest(band)
+        self._write(band)
+
+    def _zero_rest(self, band: OpenBand) -> None:
+        """Zero the places of whole stripes that nobody took, so that nothing stale reaches a disk."""
+        data = band.band.data
+        if not band.by_stripe:
+            data.reshape(-1)[band.cursor * BLOCK_BYTES :] = 0
+            return
+        for disk in range(band.cursor - (band.n_stripes - 1) * band.n_data, band.n_data):
+            data[disk, band.n_stripes - 1] = 0
+
+    def _drop(self, band: OpenBand) -> None:
+        bands = self._open[band.key]
+        bands.remove(band)
+        if not bands:
+            del self._open[band.key]
+
+    def _write(self, band: OpenBand) -> None:
+        self._drop(band)
+        self._meta = None if band is self._meta else self._meta
+        self._local = None if band is self._local else self._local
+        self._bulk = None if band is self._bulk else self._bulk
+        data = band.band
+        if band.slots is None:
+            data.written[:, band.n_stripes :] = False
+            data.touched[band.n_stripes :] = False
+        else:
+            self._complete(band)
+        self._array.write_band(data)
+
+    def _complete(self, band: OpenBand) -> None:
+        """Fill what a band in partly live stripes does not own from the disks, live blocks verified."""
+        assert band.slots is not None
+        data = band.band
+        data.written[:] = False
+        data.written.reshape(-1)[band.slots[: band.cursor]] = True
+        data.touched[:] = data.written.any(axis=0)
+        if not data.record.n_parity:
+            return
+        missing = ~data.written & data.touched
+        reads = []
+        for disk in range(band.n_data):
+            runs = np.array(mask_runs(missing[disk]), np.int64).reshape(-1, 2)
+            if len(runs):
+                starts, counts = runs[:, 0], runs[:, 1] - runs[:, 0]
+                at = starts + disk * data.n_stripes
+                member = data.record.disks[disk]
+                reads.append(self._array.submit_disk_read(member, starts + data.dbn_start, counts, data.buffer, at))
+        for read in reads:
+            read.wait()
+        disks, stripes = np.nonzero(missing)
+        places = self._array.geometry.band_places(data.group, data.dbn_start, data.n_stripes)[disks, stripes]
+        self._verify(places, data.data[disks, stripes])
+
+    def settle(self) -> None:
+        """Wait until everything written has reached the disks' queues' ends.
+
+        Raises
+        ------
+        DiskError: a write failed.
+        """
+        self._array.drain()
+
+    def discard(self) -> None:
+        """Forget open bands: an aborted CP."""
+        for bands in self._open.values():
+            for band in bands:
+                self._array.drop_band(band.band)
+        self._open.clear()
+        self._bulk = self._meta = self._local = None
+        self._areas.clear()
+
+    # --- reading back ------------------------------------------------------------------------------------------------
+
+    @property
+    def has_unsettled(self) -> bool:
+        """Whether some handed out places are not yet on their way to the disks (what is, reads see)."""
+        return bool(self._open)
+
+    def read_back(self, places: NDArray[np.int64], out: Block) -> NDArray[np.bool_]:
+        """Copy those of places that are still in open bands to their blocks of out; return which."""
+        found = np.zeros(len(places), np.bool_)
+        if not self._open:
+            return found
+        blocks = out.reshape(-1, BLOCK_BYTES)
+        for band in (band for bands in self._open.values() for band in bands):
+            here, disk, stripe = band.find(places)
+            if here.any():
+                blocks[here] = band.band.data[disk, stripe]
+                found |= here
+        return found

@@ -1,0 +1,78 @@
+"""Reading and writing fsinfo in its slots: half one at the head of every disk, half two at the tail."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import numpy as np
+
+from blockplane.disks.array import DiskArray
+from blockplane.disks.disk import FSINFO_HEAD_BLOCK, Disk, aligned_buffer, fsinfo_tail_block
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import DiskError, NotAVolumeError, VolumeDamagedError
+from blockplane.volume.fsinfo import FsInfo, decode
+
+_ZERO = np.zeros(1, np.int64)
+_ONE = np.ones(1, np.int64)
+
+
+def slots_of(disk: Disk) -> tuple[int, int]:
+    """Return the raw block numbers of a disk's head slot and tail slot."""
+    return FSINFO_HEAD_BLOCK, fsinfo_tail_block(disk.n_blocks)
+
+
+def read_newest(disks: list[Disk]) -> tuple[FsInfo, bool]:
+    """Return the newest valid record of all slots, and whether every slot holds it.
+
+    Raises
+    ------
+    NotAVolumeError: no slot holds a valid record.
+    VolumeDamagedError: two different records claim one generation.
+    """
+    found = [record for disk in disks for slot in slots_of(disk) if (record := _read(disk, slot)) is not None]
+    if not found:
+        raise NotAVolumeError(
+            "no disk holds a valid root record", "the volume was never finished, or all copies are damaged"
+        )
+    newest = max(found, key=lambda record: record.generation)
+    if any(r.generation == newest.generation and r.nonce != newest.nonce for r in found):
+        raise VolumeDamagedError(
+            f"two different root records claim generation {newest.generation}",
+            "a disk of another copy of the volume is among them",
+        )
+    return newest, all(r.generation == newest.generation for r in found) and len(found) == 2 * len(disks)
+
+
+def _read(disk: Disk, slot: int) -> FsInfo | None:
+    buffer = aligned_buffer(BLOCK_BYTES)
+    try:
+        disk.read_plan(np.array([slot], np.int64), _ONE, buffer, _ZERO)
+    except DiskError:
+        return None
+    return decode(buffer.tobytes())
+
+
+def write_record(array: DiskArray, record: FsInfo) -> None:
+    """Make a record durable: half one, flush, half two, flush.
+
+    Raises
+    ------
+    DiskError: a write or flush failed; the record before, or this one, is what the volume opens with.
+    """
+    block = aligned_buffer(BLOCK_BYTES)
+    block[:] = np.frombuffer(record.encode(), np.uint8)
+    for half in (0, 1):
+        array.write_raw([(index, slots_of(disk)[half]) for index, disk in enumerate(array.disks)], block)
+        array.flush()
+
+
+def successor(record: FsInfo, **changes: object) -> FsInfo:
+    """Return the record of the next generation: a fresh nonce, the old one's beside it."""
+    return replace(
+        record,
+        generation=record.generation + 1,
+        nonce=os.urandom(16),
+        previous_nonce=record.nonce,
+        **changes,  # type: ignore[arg-type]
+    )

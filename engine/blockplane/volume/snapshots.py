@@ -1,0 +1,292 @@
+"""Snapshots of a volume: making, listing, renaming, deleting, rolling back."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from blockplane.model.errors import RefusedError, SnapshotExistsError, UsageError
+from blockplane.volume import held
+from blockplane.volume.codec import (
+    KIND_NAMES,
+    NAME_BYTES,
+    NO_ID,
+    SnapshotRecord,
+    TableEntry,
+)
+from blockplane.volume.state import State
+
+if TYPE_CHECKING:
+    from blockplane.planes import Plane
+    from blockplane.volume.live import LiveVolume
+
+_NAME = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A retained state of a volume."""
+
+    volume: LiveVolume
+    entry: TableEntry
+
+    @property
+    def record(self) -> SnapshotRecord:
+        """The record that travels."""
+        return self.entry.record
+
+    @property
+    def name(self) -> str:
+        """The name people gave it."""
+        return self.entry.record.name
+
+    @property
+    def id(self) -> str:
+        """Its id, 32 hexadecimal digits."""
+        return self.entry.record.id.hex()
+
+    @property
+    def kind(self) -> str:
+        """regular, shadow, ..."""
+        return KIND_NAMES.get(self.entry.record.kind, f"kind {self.entry.record.kind}")
+
+    @property
+    def created_ns(self) -> int:
+        """When it was made, ns since 1970."""
+        return self.entry.record.created_ns
+
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks it holds."""
+        return self.entry.record.n_blocks
+
+    @property
+    def state(self) -> State:
+        """The state it retains."""
+        with self.volume.lock:
+            return self.volume.snapshot_state(self.entry)
+
+    @property
+    def plane(self) -> Plane:
+        """Its plane: exactly the blocks reachable from its root."""
+        return self.volume.plane(self.state)
+
+    @property
+    def exclusive_blocks(self) -> int:
+        """What deleting it alone would free."""
+        return freed_by(self.volume, [self.name])
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot name a snapshot.
+
+    Raises
+    ------
+    UsageError: too long, or characters that expressions could not read.
+    """
+    if not _NAME.fullmatch(name) or ".." in name or len(name.encode()) > NAME_BYTES or name == "active":
+        raise UsageError(
+            f"{name!r} cannot name a snapshot",
+            "take letters, digits and _ . : - (not - or . first, no .., at most 127 bytes, not `active`)",
+        )
+
+
+def create(volume: LiveVolume, name: str) -> Snapshot:
+    """Retain the live state under a name. Durable on return; the same work whatever the volume's size."""
+    check_name(name)
+    with volume.lock:
+        _refuse_existing(volume, name)
+        volume.commit()
+        return _retain(volume, name)
+
+
+def _refuse_existing(volume: LiveVolume, name: str) -> None:
+    if any(entry.record.name == name for entry in volume.local.entries()):
+        raise SnapshotExistsError(
+            f"a snapshot named {name!r} exists", "delete or rename it first, or take another name"
+        )
+
+
+def _retain(volume: LiveVolume, name: str) -> Snapshot:
+    """Put the committed state into the table, and its record into the list of the state after it."""
+    local, active = volume.local, volume.active
+    record = SnapshotRecord(
+        id=os.urandom(16), space_id=active.root.space_id, parent_id=local.root.parent_id, branch_id=active.root.branch_id,
+        cp=active.root.cp, created_ns=time.time_ns(), root=volume.info.state, n_blocks=active.root.n_blocks, name=name,
+    )  # fmt: skip
+    entry = TableEntry(record)
+    local.set_entries([*local.entries(), entry])
+    local.set_map(entry, active.placemap)
+    local.set_parent(record.id)
+    active.list_snapshots([e.record for e in ancestors(local.entries(), record.id)])
+    volume.adopt_state(record.id, volume.committed)
+    volume.commit()
+    return Snapshot(volume, entry)
+
+
+def ancestors(entries: Sequence[TableEntry], snapshot_id: bytes) -> list[TableEntry]:
+    """Return the snapshot and those it descends from, older first."""
+    by_id = {entry.record.id: entry for entry in entries}
+    chain: list[TableEntry] = []
+    while (entry := by_id.pop(snapshot_id, None)) is not None:
+        chain.append(entry)
+        snapshot_id = entry.record.parent_id
+    return chain[::-1]
+
+
+def all_of(volume: LiveVolume) -> list[Snapshot]:
+    """Return the snapshots, older first."""
+    with volume.lock:
+        return [Snapshot(volume, entry) for entry in volume.local.entries()]
+
+
+def rename(volume: LiveVolume, name: str, new: str) -> None:
+    """Give a snapshot another name. Its id stays; copies elsewhere keep the old name."""
+    check_name(new)
+    with volume.lock:
+        found = volume.local.entry(name)
+        _refuse_existing(volume, new)
+        _replace_record(volume, found, found.record.renamed(new))
+        volume.commit()
+
+
+def _replace_record(volume: LiveVolume, entry: TableEntry, record: SnapshotRecord) -> None:
+    entry.record = record
+    volume.local.set_entries(list(volume.local.entries()))
+
+
+def named_range(volume: LiveVolume, first: str, last: str) -> list[str]:
+    """Return the names from first to last in the order of the table."""
+    names = [entry.record.name for entry in volume.local.entries()]
+    start, stop = (names.index(volume.local.entry(name).record.name) for name in (first, last))
+    if start > stop:
+        raise UsageError(f"{first!r} is younger than {last!r}", f"write {last}..{first}")
+    return names[start : stop + 1]
+
+
+def freed_by(volume: LiveVolume, names: Sequence[str]) -> int:
+    """Return how many blocks deleting these snapshots together frees: exact, by algebra."""
+    with volume.lock:
+        entries = [volume.local.entry(name) for name in names]
+        return sum(n for _, _, n in _exclusive(volume, entries))
+
+
+def _exclusive(volume: LiveVolume, gone: Sequence[TableEntry]) -> list[tuple[int, held.Leaf, int]]:
+    """Return (leaf, places, count) that only these snapshots hold."""
+    entries = volume.local.entries()
+    rest = [entry for entry in entries if entry not in gone]
+    if len(gone) == 1 and held.is_line(entries, volume.local.root.parent_id):
+        at = entries.index(gone[0])
+        rest = entries[max(at - 1, 0) : at] + entries[at + 1 : at + 2]
+    states = [volume.snapshot_state(entry) for entry in gone]
+    return list(held.exclusive_leaves(volume.local, states, [volume.snapshot_state(entry) for entry in rest]))
+
+
+def delete(volume: LiveVolume, names: Sequence[str]) -> int:
+    """Delete snapshots in one commit; return how many blocks that freed.
+
+    Raises
+    ------
+    NoSuchSnapshotError: one does not exist; none was deleted. RefusedError: one is being read.
+    """
+    with volume.lock:
+        gone = [volume.local.entry(name) for name in dict.fromkeys(names)]
+        for entry in gone:
+            if volume.is_pinned(entry.record.id):
+                raise RefusedError(
+                    f"snapshot {entry.record.name!r} is being read", "wait until the reader has finished"
+                )
+        volume.commit()
+        n_freed = _drop(volume, gone)
+        volume.commit()
+        return n_freed
+
+
+def _drop(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
+    """Take snapshots out of the table and what only they held out of held."""
+    local, n_freed = volume.local, 0
+    for leaf, words, n_blocks in _exclusive(volume, gone):
+        local.set_held_leaf(leaf, local.held_leaf(leaf) & ~words)
+        volume.space.release_words(leaf, words, n_blocks)
+        n_freed += n_blocks
+    parents = {entry.record.id: entry.record.parent_id for entry in gone}
+    rest = [entry for entry in local.entries() if entry.record.id not in parents]
+    for entry in rest:
+        entry.record = replace(entry.record, parent_id=_surviving(entry.record.parent_id, parents))
+    local.set_entries(rest)
+    local.set_parent(_surviving(local.root.parent_id, parents))
+    for entry in gone:
+        volume.forget_state(entry.record.id)
+    return n_freed
+
+
+def _surviving(parent_id: bytes, gone: dict[bytes, bytes]) -> bytes:
+    while parent_id in gone:
+        parent_id = gone[parent_id]
+    return parent_id
+
+
+def changed_since_newest(volume: LiveVolume) -> bool:
+    """Whether the last CP's state differs from the snapshot the live state descends from, but for that snapshot's record."""
+    parent = next((e for e in volume.local.entries() if e.record.id == volume.local.root.parent_id), None)
+    if parent is None:
+        return volume.active.root.n_inodes > 0
+    state = volume.snapshot_state(parent)
+    mine = volume.active.root.inode_file
+    return bool((mine.pointers != state.root.inode_file.pointers).any())
+
+
+def rollback(
+    volume: LiveVolume, name: str, keep_as: str | None = None, drop_later: bool = False, drop_changes: bool = False
+) -> str | None:
+    """Make a snapshot the live file system.
+
+    Parameters
+    ----------
+    keep_as : name of the snapshot that keeps changes since the newest; made up where None.
+    drop_later : delete the snapshots made after it. drop_changes : give up what no snapshot has.
+
+    Returns
+    -------
+    the name of the snapshot that keeps the changes; None where there were none, or they were dropped.
+    """
+    with volume.lock:
+        target = volume.local.entry(name)
+        later = [e for e in volume.local.entries() if target in ancestors(volume.local.entries(), e.record.id)[:-1]]
+        if drop_later and (pinned := [e.record.name for e in later if volume.is_pinned(e.record.id)]):
+            raise RefusedError(f"snapshot {pinned[0]!r} is being read", "wait until the reader has finished")
+        volume.commit()
+        kept = None
+        if not drop_changes and changed_since_newest(volume):
+            kept = keep_as or _free_name(volume, f"before-rollback-to-{name}")
+            check_name(kept)
+            _refuse_existing(volume, kept)
+            _retain(volume, kept)
+        if drop_later:
+            _drop(volume, [entry for entry in later if entry.record.name != kept])
+        _go_back(volume, target)
+        return kept
+
+
+def _free_name(volume: LiveVolume, name: str) -> str:
+    taken = {entry.record.name for entry in volume.local.entries()}
+    name = name[: NAME_BYTES - 8]
+    numbered = [name, *(f"{name}-{i}" for i in range(2, len(taken) + 3))]
+    return next(candidate for candidate in numbered if candidate not in taken)
+
+
+def _go_back(volume: LiveVolume, target: TableEntry) -> None:
+    """Exchange the live state, bring held in line with it, commit on a branch of its own."""
+    state, old = volume.snapshot_state(target), volume.committed
+    n_held, n_active = volume.local.root.n_held, volume.active.root.n_blocks
+    volume.exchange(state, target.record.id)
+    held.rebuild(volume.local, volume.snapshot_states(), state, [old])
+    gone = n_active + n_held - volume.active.root.n_blocks - volume.local.root.n_held
+    volume.space.n_freed_open += gone
+    volume.start_branch()
+    volume.active.list_snapshots([e.record for e in ancestors(volume.local.entries(), target.record.id)])
+    volume.commit()

@@ -1,0 +1,240 @@
+"""Free space: which places nothing holds, found area by area and handed out as whole stripes first.
+
+A place is free when none of these has it: the last two committed CPs, the open one, a regular snapshot, the local tree, an
+incoming image, a pin (DESIGN.md, law 5). Nothing here is on disk: leaves of the busy plane are worked out from the trees when
+an area is first looked at, and forgotten when there are many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockplane.disks.geometry import Geometry, GroupRecord
+from blockplane.volume.leafbits import (
+    EMPTY_LEAF,
+    LEAF_BLOCKS,
+    LEAF_WORDS,
+    WORD_BLOCKS,
+    Leaf,
+    by_leaf,
+    clear_numbers,
+    leaf_pieces,
+    set_numbers,
+    set_range,
+)
+
+AREA_STRIPES = 8192
+AREA_WORDS = AREA_STRIPES // WORD_BLOCKS
+
+# 16 MiB of busy leaves: 512 GiB of a volume's space worked on at once.
+MAX_LEAVES = 4096
+
+AreaName = tuple[int, int]
+ALL_FREE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+
+
+class Area:
+    """8,192 stripes of a group (fewer at its end) while places are taken from it.
+
+    free: one bit a stripe, set where no place of the stripe is busy. first_word: the stripe word the area starts at.
+    """
+
+    __slots__ = ("first_word", "free", "group", "name")
+
+    def __init__(self, name: AreaName, group: GroupRecord, free: NDArray[np.uint64]) -> None:
+        self.name = name
+        self.group = group
+        self.first_word = name[1] * AREA_WORDS
+        self.free = free
+
+    def take_word(self) -> int | None:
+        """Take the first 64 stripes that are free together; return their stripe word, or None."""
+        whole = np.flatnonzero(self.free == ALL_FREE)
+        if not len(whole):
+            return None
+        self.free[whole[0]] = 0
+        return self.first_word + int(whole[0])
+
+    def take_run(self, most: int, backward: bool = False) -> tuple[int, int] | None:
+        """Take a run of free stripes within one word, from words in use first; return (first stripe, count)."""
+        some = np.flatnonzero((self.free != 0) & (self.free != ALL_FREE))
+        if not len(some):
+            some = np.flatnonzero(self.free)
+        if not len(some):
+            return None
+        at = int(some[-1] if backward else some[0])
+        start, count = _longest_run(int(self.free[at]))
+        count = min(count, most)
+        self.free[at] = np.uint64(int(self.free[at]) & ~(((1 << count) - 1) << start))
+        return (self.first_word + at) * WORD_BLOCKS + start, count
+
+    def give_back(self, stripe: int, count: int) -> None:
+        """Return stripes of one word that were taken and not written."""
+        at = stripe // WORD_BLOCKS - self.first_word
+        self.free[at] |= np.uint64(((1 << count) - 1) << (stripe % WORD_BLOCKS))
+
+
+class Space:
+    """The busy plane of places, in leaves, and the walk over areas.
+
+    Parameters
+    ----------
+    geometry : the volume's.
+    load : gives a leaf of the busy plane, worked out from all trees, fresh and writable.
+    """
+
+    def __init__(self, geometry: Geometry, load: Callable[[int], Leaf]) -> None:
+        self.geometry = geometry
+        self._load = load
+        self._leaves: dict[int, Leaf] = {}
+        self._freed_open: dict[int, Leaf | None] = {}  # None: the leaf is to be worked out anew
+        self._freed_last: dict[int, Leaf | None] = {}
+        self.n_freed_open = 0
+        self.n_pending = 0
+
+    # --- the busy plane ----------------------------------------------------------------------------------------------
+
+    def leaf(self, index: int) -> Leaf:
+        """Return a leaf of the busy plane; changes to it count until it is forgotten."""
+        found = self._leaves.get(index)
+        if found is None:
+            if len(self._leaves) >= MAX_LEAVES:
+                for key in list(self._leaves)[: MAX_LEAVES // 2]:
+                    del self._leaves[key]
+            found = self._leaves[index] = self._load(index)
+        return found
+
+    def take(self, start: int, stop: int) -> None:
+        """Mark places busy."""
+        for leaf, low, high in leaf_pieces(start, stop):
+            set_range(self.leaf(leaf), low, high)
+
+    def take_numbers(self, places: NDArray[np.int64]) -> None:
+        """Mark places busy."""
+        for leaf, low in by_leaf(places):
+            set_numbers(self.leaf(leaf), low)
+
+    def is_busy(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return for each place whether something has it."""
+        out = np.zeros(len(places), np.bool_)
+        leaves = places // LEAF_BLOCKS
+        for leaf in np.unique(leaves).tolist():
+            at = leaves == leaf
+            low = places[at] % LEAF_BLOCKS
+            words = self.leaf(leaf)[low >> 6]
+            out[at] = (words >> (low & 63).astype(np.uint64)) & np.uint64(1) != 0
+        return out
+
+    def release(self, places: NDArray[np.int64]) -> None:
+        """Note places given up in the open CP: free once two later commits have passed over them."""
+        for leaf, low in by_leaf(places):
+            words = np.zeros(LEAF_WORDS, np.uint64)
+            set_numbers(words, low)
+            self.release_words(leaf, words, len(low))
+
+    def release_words(self, leaf: int, words: Leaf, n_blocks: int) -> None:
+        """Note n_blocks places of a leaf, the set bits of words, given up in the open CP."""
+        self.n_freed_open += n_blocks
+        if leaf not in self._leaves:
+            self._freed_open[leaf] = None
+        elif self._freed_open.get(leaf, EMPTY_LEAF) is not None:
+            self._freed_open[leaf] = self._freed_open.get(leaf, EMPTY_LEAF) | words
+
+    def release_now(self, places: NDArray[np.int64]) -> None:
+        """Give back places that no CP ever referred to (an aborted receive)."""
+        for leaf, low in by_leaf(places):
+            if leaf in self._leaves:
+                clear_numbers(self._leaves[leaf], low)
+
+    def committed(self, held: Callable[[int], Leaf], n_newly_held: int) -> None:
+        """Pass a commit: what was given up before the last one becomes free, unless a snapshot holds it."""
+        for leaf, words in self._freed_last.items():
+            if words is None:
+                self._leaves.pop(leaf, None)
+            elif leaf in self._leaves:
+                self._leaves[leaf] = (self._leaves[leaf] & ~words) | held(leaf)
+        self._freed_last, self._freed_open = self._freed_open, {}
+        self.n_pending, self.n_freed_open = self.n_freed_open - n_newly_held, 0
+
+    def freed_leaves(self) -> list[int]:
+        """Return the leaves in which the open CP gave places up."""
+        return sorted(self._freed_open)
+
+    def forget(self) -> None:
+        """Drop all leaves; they are worked out again when needed."""
+        self._leaves.clear()
+
+    # --- areas -------------------------------------------------------------------------------------------------------
+
+    def area(self, name: AreaName) -> Area:
+        """Work out which stripes of an area are free."""
+        group = self.geometry.groups[name[0]]
+        words = self._stripe_words(group, name[1])
+        busy = self._words(words.ravel()).reshape(words.shape)
+        return Area(name, group, ~np.bitwise_or.reduce(busy, axis=1))
+
+    def _stripe_words(self, group: GroupRecord, area: int) -> NDArray[np.int64]:
+        """Return the place words of each 64 stripes of an area, shape (n_words, n_data)."""
+        first = area * AREA_WORDS
+        n_words = min(AREA_WORDS, group.disk_blocks // WORD_BLOCKS - first)
+        stripe = np.arange(first, first + n_words)[:, None]
+        chunk = group.chunk_blocks // WORD_BLOCKS
+        disk = np.arange(group.n_data)[None, :]
+        return group.first // WORD_BLOCKS + ((stripe // chunk) * group.n_data + disk) * chunk + stripe % chunk
+
+    def _words(self, words: NDArray[np.int64]) -> NDArray[np.uint64]:
+        out = np.empty(len(words), np.uint64)
+        leaves = words // LEAF_WORDS
+        for leaf in np.unique(leaves).tolist():
+            at = leaves == leaf
+            out[at] = self.leaf(leaf)[words[at] % LEAF_WORDS]
+        return out
+
+    def free_slots(self, name: AreaName, word: int) -> NDArray[np.bool_]:
+        """Return which places of 64 stripes are free, shape (n_data, 64): for stripes that are free in part."""
+        group = self.geometry.groups[name[0]]
+        row = self._stripe_words(group, name[1])[word - name[1] * AREA_WORDS]
+        busy = self._words(row)
+        bits = np.unpackbits(busy.view(np.uint8), bitorder="little").reshape(group.n_data, WORD_BLOCKS)
+        return bits == 0
+
+    def partial_words(self, name: AreaName) -> list[int]:
+        """Return the stripe words of an area in which some place is free."""
+        group = self.geometry.groups[name[0]]
+        words = self._stripe_words(group, name[1])
+        busy = self._words(words.ravel()).reshape(words.shape)
+        return (np.flatnonzero((busy != ALL_FREE).any(axis=1)) + name[1] * AREA_WORDS).tolist()
+
+    def walk(self, start: AreaName, backward: bool = False) -> Iterator[AreaName]:
+        """Yield every area once, from start on and round, the groups taking turns so that all disks work."""
+        counts = [-(-group.disk_blocks // AREA_STRIPES) for group in self.geometry.groups]
+        n_groups, n_areas = len(counts), max(counts)
+        total = n_groups * n_areas
+        at = min(start[1] * n_groups + start[0], total - 1)
+        for step in range(total):
+            area, group = divmod((at - step if backward else at + step) % total, n_groups)
+            if area < counts[group]:
+                yield group, area
+
+    def last_area(self) -> AreaName:
+        """Return the area at the far end of the volume."""
+        return next(self.walk((len(self.geometry.groups) - 1, 1 << 62), backward=True))
+
+
+def _longest_run(word: int) -> tuple[int, int]:
+    """Return (start, count) of the longest run of ones in a 64-bit word that is not 0."""
+    best_start, best = 0, 0
+    at = 0
+    while word >> at:
+        if word >> at & 1:
+            rest = ~(word >> at)
+            count = (rest & -rest).bit_length() - 1
+            if count > best:
+                best_start, best = at, count
+            at += count
+        else:
+            at += 1
+    return best_start, best
