@@ -60,7 +60,9 @@ def test_places_to_disks_and_back(data):
     groups = data.draw(group_lists())
     geometry = Geometry(groups)
     every = np.concatenate([np.arange(g.first, g.stop) for g in groups])
-    places = data.draw(st.lists(st.sampled_from(every.tolist()), max_size=40).map(lambda p: np.array(p, dtype=np.int64)))
+    places = data.draw(
+        st.lists(st.sampled_from(every.tolist()), max_size=40).map(lambda p: np.array(p, dtype=np.int64))
+    )
     disk, dbn = geometry.to_disk(places)
     assert list(zip(disk.tolist(), dbn.tolist(), strict=True)) == [home_of(groups, place) for place in places.tolist()]
     assert geometry.from_disk(disk, dbn).tolist() == places.tolist()
