@@ -108,11 +108,18 @@ class ActiveState(State):
         """Put fresh VBNs into the plane, and make room for their checks."""
         self.is_dirty = True
         self.root.n_blocks += n_blocks
+        self._widen(first + n_blocks)
         for leaf, low, high in leaf_pieces(first, first + n_blocks):
             set_range(self.blockmap.edit_block(leaf).view(np.uint64), low, high)
         if covered:
             for leaf in range(first // CHECKS_PER_LEAF, (first + n_blocks - 1) // CHECKS_PER_LEAF + 1):
                 self.checksums.edit_block(leaf)
+
+    def _widen(self, stop: int) -> None:
+        """Let the numbering reach stop: a state from a smaller volume grows with its first write here."""
+        if stop > self.space_blocks:
+            self.blockmap.size_bytes = -(-stop // LEAF_BLOCKS) * BLOCK_BYTES
+            self.checksums.size_bytes = -(-stop // CHECKS_PER_LEAF) * BLOCK_BYTES
 
     def leave(self, vbns: NDArray[np.int64]) -> None:
         """Take VBNs out of the plane; their places become free when no state needs them."""

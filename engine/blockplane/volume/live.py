@@ -297,6 +297,15 @@ class LiveVolume:
         """
         held.verify_places([self.committed, *self.snapshot_states()], places, blocks)
 
+    def place_reader(self) -> PlaceReader:
+        """Return a reader of places, for the local tree."""
+        return PlaceReader(self.array, PlaceMap())
+
+    def live_leaf(self, leaf: int) -> Leaf:
+        """Return the places of a leaf's range that the last CP refers to, snapshots and local tree included."""
+        local = self.committed_local
+        return self.committed.place_leaf(leaf) | local.held_leaf(leaf) | local.local_leaf(leaf)
+
     def snapshot_state(self, entry: TableEntry) -> State:
         """Return the state of a snapshot in the table."""
         state = self._states.get(entry.record.id)
@@ -368,13 +377,21 @@ class LiveVolume:
         self.commit()
 
     def _declare(self, names: list[AreaName]) -> None:
-        """Name areas in a durable record before they are written to (law 7)."""
-        fresh = [name for name in names if name not in self._declared]
-        if not fresh and not self.info.clean:
+        """Name areas in a durable record before they are written to (law 7); the first is needed now."""
+        if names[0] in self._declared and not self.info.clean:
             return
-        if any(name not in self._declared for name in names[:1]) or self.info.clean:
-            self._declared = ([*fresh, *self._declared])[:MAX_AREAS]
-            self._write_info(areas=list(self._declared), clean=False)
+        fresh = [name for name in names if name not in self._declared]
+        if len(self._declared) + len(fresh) > MAX_AREAS:
+            self.array.drain()
+            self.array.flush()
+            self._declared = []
+        self._declared += fresh
+        self._write_info(areas=list(self._declared), clean=False)
+
+    def declare_area(self, name: AreaName) -> None:
+        """See `_declare`: for writers other than the placer."""
+        with self.lock:
+            self._declare([name])
 
     def _write_info(self, **changes: object) -> None:
         record = successor(self.info, **changes)
@@ -421,9 +438,9 @@ class LiveVolume:
 
     def _commit_trees(self) -> dict[str, object]:
         """Place and write both trees; return what the root record will say."""
-        state = self.info.state
-        if self.active.is_dirty:
-            state = self.active.commit(time.time_ns())
+        if self.active.is_dirty and self.is_replica:
+            self._start_branch()
+        state = self.active.commit(time.time_ns()) if self.active.is_dirty else self.active.pointer
         self.active.placemap = self.active.take_unmapped()
         self.local.set_active_map(self.active.placemap)
         self._newly_held = held.update_for_commit(
@@ -491,7 +508,13 @@ class LiveVolume:
         for client in self._clients:
             client.reload()
 
-    def start_branch(self) -> None:
+    @property
+    def is_replica(self) -> bool:
+        """Whether the live state is exactly a snapshot's, received or rolled back to: its first write starts a branch."""
+        parent = self.local.root.parent_id
+        return any(e.record.id == parent and e.record.root == self.active.pointer for e in self.local.entries())
+
+    def _start_branch(self) -> None:
         """Add a branch to the live state's history: its CPs are no longer those of the line it came from."""
         root = self.active.root
         branch = Branch(os.urandom(16), root.branch_id, root.cp + 1, root.cp, time.time_ns())

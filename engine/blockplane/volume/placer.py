@@ -19,7 +19,7 @@ from blockplane.disks.geometry import GroupRecord
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import NoSpaceError
 from blockplane.volume.leafbits import WORD_BLOCKS
-from blockplane.volume.space import Area, AreaName, Space
+from blockplane.volume.space import AREA_STRIPES, Area, AreaName, Space
 from blockplane.volume.tree import mask_runs
 
 Block = NDArray[np.uint8]
@@ -305,6 +305,7 @@ class Placer:
             data.touched[band.n_stripes :] = False
         else:
             self._complete(band)
+        self._declare([(band.group_index, data.dbn_start // AREA_STRIPES)])
         self._array.write_band(data)
 
     def _complete(self, band: OpenBand) -> None:

@@ -113,7 +113,7 @@ def _refuse_existing(volume: LiveVolume, name: str) -> None:
 
 def _retain(volume: LiveVolume, name: str) -> Snapshot:
     """Put the committed state into the table, and its record into the list of the state after it."""
-    local, active = volume.local, volume.active
+    local, active, is_replica = volume.local, volume.active, volume.is_replica
     record = SnapshotRecord(
         id=os.urandom(16), space_id=active.root.space_id, parent_id=local.root.parent_id, branch_id=active.root.branch_id,
         cp=active.root.cp, created_ns=time.time_ns(), root=volume.info.state, n_blocks=active.root.n_blocks, name=name,
@@ -122,7 +122,8 @@ def _retain(volume: LiveVolume, name: str) -> Snapshot:
     local.set_entries([*local.entries(), entry])
     local.set_map(entry, active.placemap)
     local.set_parent(record.id)
-    active.list_snapshots([e.record for e in ancestors(local.entries(), record.id)])
+    if not is_replica:
+        active.list_snapshots([e.record for e in ancestors(local.entries(), record.id)])
     volume.adopt_state(record.id, volume.committed)
     volume.commit()
     return Snapshot(volume, entry)
@@ -287,6 +288,5 @@ def _go_back(volume: LiveVolume, target: TableEntry) -> None:
     held.rebuild(volume.local, volume.snapshot_states(), state, [old])
     gone = n_active + n_held - volume.active.root.n_blocks - volume.local.root.n_held
     volume.space.n_freed_open += gone
-    volume.start_branch()
     volume.active.list_snapshots([e.record for e in ancestors(volume.local.entries(), target.record.id)])
     volume.commit()

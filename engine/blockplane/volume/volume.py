@@ -16,9 +16,11 @@ from blockplane.disks.resync import resync_parity
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import DiskShortError, NotAVolumeError, UsageError
 from blockplane.model.sizes import parse_size
+from blockplane.planes import Plane
 from blockplane.volume import snapshots
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, VolumeConfig, read_config, write_config
 from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
+from blockplane.volume.landing import Landing
 from blockplane.volume.live import LiveVolume, reserve_for
 from blockplane.volume.lock import VolumeLock
 from blockplane.volume.rootslots import read_newest, successor, write_record
@@ -157,6 +159,23 @@ class Volume(LiveVolume):
     ) -> str | None:
         """Make a snapshot the live file system; see `snapshots.rollback`."""
         return snapshots.rollback(self, name, keep_as, drop_later, drop_changes)
+
+    # --- receiving ---------------------------------------------------------------------------------------------------
+
+    @property
+    def was_written(self) -> bool:
+        """Whether the volume ever held a file or a snapshot."""
+        return bool(self.active.root.n_inodes or self.local.root.n_entries)
+
+    @property
+    def changed_since_top(self) -> bool:
+        """Whether the live state is more than the snapshot it descends from: a receive would lose that."""
+        with self.lock:
+            return snapshots.changed_since_newest(self)
+
+    def landing(self, image: Plane, base: Snapshot | None = None) -> Landing:
+        """Begin to receive an image; see `Landing`."""
+        return Landing(self, image, base.entry if base is not None else None)
 
 
 class GroupWish:

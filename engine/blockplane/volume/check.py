@@ -1,0 +1,375 @@
+"""Checking a volume's structure: every tree walked, every checksum compared, every plane held against what is reachable.
+
+Reads through the same doors as everything else, and trusts no field: a bad block is a problem in the list, not an exception.
+What inodes and directories mean is `filesystem.check`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockplane.disks.resync import verify_parity
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.checks import first_bad_block, fresh_checks
+from blockplane.model.errors import BlockplaneError
+from blockplane.volume.codec import (
+    FORM_TREE,
+    KIND_BLOCK,
+    KIND_SHIFT,
+    NUMBER_MASK,
+    ROOT_POINTERS,
+    TREE_ROOT_BYTES,
+    PointerArray,
+    TreeRoot,
+)
+from blockplane.volume.held import union_leaf
+from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, count, numbers_in, set_numbers
+from blockplane.volume.live import LiveVolume
+from blockplane.volume.local import LocalTree
+from blockplane.volume.space import AREA_STRIPES
+from blockplane.volume.state import State
+from blockplane.volume.tree import BlockReader, runs_of
+
+INODE_BYTES = 512
+BATCH_BLOCKS = 1024
+MAX_PROBLEMS = 1000
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """What a check found. problems: one sentence each, at most 1,000 and then how many more."""
+
+    problems: list[str] = field(default_factory=list)
+    n_blocks: int = 0
+    n_states: int = 0
+    n_stripes: int = 0
+    n_suppressed: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def add(self, problem: str) -> None:
+        """Note a problem."""
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(problem)
+        else:
+            self.n_suppressed += 1
+
+
+class _Reach:
+    """The numbers a walk reaches: a plane in leaves, and who came twice."""
+
+    def __init__(self, name: str, report: CheckReport) -> None:
+        self.leaves: dict[int, Leaf] = {}
+        self._name = name
+        self._report = report
+
+    def enter(self, numbers: NDArray[np.int64], what: str) -> None:
+        """Note numbers reached; one that two owners share is a problem."""
+        for leaf, low in by_leaf(numbers):
+            words = self.leaves.setdefault(leaf, np.zeros(LEAF_BLOCKS // 64, np.uint64))
+            before = count(words)
+            set_numbers(words, low)
+            if count(words) - before != len(low):
+                self._report.add(
+                    f"{self._name}: {what} shares a block near {leaf * LEAF_BLOCKS + int(low[0])} with another owner"
+                )
+
+
+class _Walker:
+    """Walks block trees of one state, or of the local tree, in batches."""
+
+    def __init__(
+        self,
+        reader: BlockReader,
+        space_blocks: int,
+        name: str,
+        report: CheckReport,
+        skip: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
+    ) -> None:
+        self._reader = reader
+        self._space = space_blocks
+        self._name = name
+        self._report = report
+        self._skip = skip
+        self.reach = _Reach(name, report)
+        self.seen: list[tuple[NDArray[np.int64], NDArray[np.uint32]]] = []
+
+    def tree(self, root: TreeRoot, what: str, leaf_visitor: Callable[[NDArray[np.uint8]], None] | None = None) -> None:
+        """Walk a tree: enter every block, compare every check; leaf_visitor gets verified leaves (n, 4096) in order."""
+        if root.form == FORM_TREE:
+            self.pointers(root.pointers, root.depth, what, leaf_visitor)
+
+    def pointers(
+        self,
+        pointers: PointerArray,
+        level: int,
+        what: str,
+        leaf_visitor: Callable[[NDArray[np.uint8]], None] | None = None,
+    ) -> None:
+        """Walk what pointers (n, 2) of one level lead to."""
+        found = pointers[pointers[:, 0] != 0]
+        for start in range(0, len(found), BATCH_BLOCKS):
+            good, blocks = self._batch(found[start : start + BATCH_BLOCKS], what, level > 0 or leaf_visitor is not None)
+            if level > 0:
+                nodes = blocks[good].view(np.uint64).reshape(-1, 2)
+                self.pointers(nodes, level - 1, what, leaf_visitor)
+            elif leaf_visitor is not None:
+                leaf_visitor(blocks[good])
+
+    def _batch(self, pointers: PointerArray, what: str, is_needed: bool) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+        """Enter and verify a batch; return which blocks are good, and the blocks (n, 4096)."""
+        kinds = pointers[:, 0] >> np.uint64(KIND_SHIFT)
+        numbers = (pointers[:, 0] & np.uint64(NUMBER_MASK)).astype(np.int64)
+        sane = (kinds == KIND_BLOCK) & (numbers < self._space)
+        if not sane.all():
+            self._report.add(f"{self._name}: {what} has {int((~sane).sum())} pointers that lead nowhere")
+            pointers, numbers = pointers[sane], numbers[sane]
+        good = np.ones(len(numbers), np.bool_)
+        blocks = np.empty((len(numbers), BLOCK_BYTES), np.uint8)
+        if not len(numbers):
+            return good, blocks
+        expected = pointers[:, 1].astype(np.uint32)
+        self.reach.enter(numbers, what)
+        self.seen.append((numbers, expected))
+        if not is_needed and self._skip(numbers).all():
+            return good, blocks
+        self._report.n_blocks += len(numbers)
+        try:
+            self._reader.read_extents(runs_of(numbers), blocks.reshape(-1))
+        except BlockplaneError as error:
+            self._report.add(f"{self._name}: {what} cannot be read: {error}")
+            good[:] = False
+            return good, blocks
+        if first_bad_block(blocks.reshape(-1), numbers, expected) >= 0:
+            good = fresh_checks(blocks.reshape(-1), numbers) == expected
+            for number in numbers[~good].tolist():
+                self._report.add(f"{self._name}: block {number} of {what} does not match its checksum")
+        return good, blocks
+
+
+def check(volume: LiveVolume, parity: bool = True) -> CheckReport:
+    """Check the last CP of a volume, its snapshots, its local tree, and the parity of every stripe with a live block.
+
+    Notes
+    -----
+    Reads every block that anything refers to; memory is bounded by one bit a block of each state in turn.
+    """
+    report = CheckReport()
+    with volume.lock:
+        volume.commit() if volume.writable else None
+        verified: dict[int, Leaf] = {}
+        for name, state in _states(volume):
+            _check_state(state, name, report, verified)
+        _check_local(volume, report)
+        _check_held(volume, report)
+        if parity and report.ok:
+            _check_parity(volume, report)
+    return report
+
+
+def _states(volume: LiveVolume) -> list[tuple[str, State]]:
+    named = [(f"snapshot {e.record.name!r}", volume.snapshot_state(e)) for e in volume.local.entries()]
+    return [("the live file system", volume.committed), *named]
+
+
+def _check_state(state: State, name: str, report: CheckReport, verified: dict[int, Leaf]) -> None:
+    """Walk one state; verified: places whose bytes were compared already, in leaves, added to."""
+
+    def skip(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        places = state.placemap.to_places(numbers)
+        return np.array([bits_at(verified.get(leaf), low).all() for leaf, low in by_leaf(places)])
+
+    report.n_states += 1
+    walker = _Walker(
+        state.reader, state.space_blocks, name, report, skip if verified else lambda n: np.zeros(len(n), np.bool_)
+    )
+    root = state.root
+    walker.reach.enter(np.array([state.pointer.number], np.int64), "its root")
+    walker.tree(root.inode_file, "the inode file", lambda blocks: _check_inodes(blocks, walker))
+    walker.tree(root.snapshots, "the snapshot list")
+    walker.tree(root.branches, "the branch history")
+    walker.tree(root.blockmap, "the blockmap")
+    _check_recorded(state, walker, name, report)
+    walker.tree(root.checksums, "the checksum file")
+    _check_plane(state, walker.reach.leaves, name, report)
+    for numbers, _ in walker.seen:
+        for leaf, low in by_leaf(np.unique(state.placemap.to_places(numbers))):
+            set_numbers(verified.setdefault(leaf, np.zeros(LEAF_BLOCKS // 64, np.uint64)), low)
+
+
+def bits_at(words: Leaf | None, low: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return the bits of numbers within a leaf; a leaf that is not there has none."""
+    if words is None:
+        return np.zeros(len(low), np.bool_)
+    return (words[low >> 6] >> (low & 63).astype(np.uint64)) & np.uint64(1) != 0
+
+
+def _check_inodes(blocks: NDArray[np.uint8], walker: _Walker) -> None:
+    """Walk the trees of the inodes in blocks of the inode file; roots of depth 0 together, since most are."""
+    records = blocks.reshape(-1, INODE_BYTES)
+    trees = records[records[:, 0] == FORM_TREE]
+    flat = trees[trees[:, 1] == 0]
+    if len(flat):
+        pointers = np.ascontiguousarray(flat[:, TREE_ROOT_BYTES - ROOT_POINTERS * 16 : TREE_ROOT_BYTES])
+        walker.pointers(pointers.view(np.uint64).reshape(-1, 2), 0, "a file")
+    for record in trees[trees[:, 1] != 0]:
+        try:
+            walker.tree(TreeRoot.decode(record[:TREE_ROOT_BYTES].tobytes()), "a file")
+        except BlockplaneError as error:
+            walker._report.add(f"{walker._name}: an inode is damaged: {error}")
+
+
+def _check_recorded(state: State, walker: _Walker, name: str, report: CheckReport) -> None:
+    """Hold the checksum file against the checks in the pointers."""
+    for numbers, expected in walker.seen:
+        try:
+            recorded = state.checks(numbers)
+        except BlockplaneError as error:
+            report.add(f"{name}: the checksum file cannot be read: {error}")
+            return
+        for number in numbers[recorded != expected].tolist():
+            report.add(f"{name}: the checksum file differs from the pointer to block {number}")
+
+
+def _check_plane(state: State, reached: dict[int, Leaf], name: str, report: CheckReport) -> None:
+    """Hold the blockmap against what was reached."""
+    try:
+        planes = dict(state.leaves())
+    except BlockplaneError as error:
+        report.add(f"{name}: the blockmap cannot be read: {error}")
+        return
+    n_blocks = sum(count(words) for words in planes.values())
+    if n_blocks != state.root.n_blocks:
+        report.add(f"{name}: its plane holds {n_blocks} blocks, its root says {state.root.n_blocks}")
+    _compare(planes, reached, name, "in its plane and not reachable", "reachable and not in its plane", report)
+
+
+def _compare(
+    planes: dict[int, Leaf],
+    reached: dict[int, Leaf],
+    name: str,
+    only_plane: str,
+    only_reached: str,
+    report: CheckReport,
+) -> None:
+    empty = np.zeros(LEAF_BLOCKS // 64, np.uint64)
+    for leaf in sorted({*planes, *reached}):
+        a, b = planes.get(leaf, empty), reached.get(leaf, empty)
+        for words, what in ((a & ~b, only_plane), (b & ~a, only_reached)):
+            if words.any():
+                numbers = numbers_in(words, leaf * LEAF_BLOCKS)
+                report.add(f"{name}: {len(numbers)} blocks are {what}, the first {int(numbers[0])}")
+
+
+def _check_local(volume: LiveVolume, report: CheckReport) -> None:
+    """Walk the local tree and hold the local plane against it."""
+    local, name = volume.committed_local, "the local tree"
+    walker = _Walker(
+        volume.place_reader(), volume.geometry.n_blocks, name, report, lambda n: np.zeros(len(n), np.bool_)
+    )
+    if volume.info.local.exists:
+        walker.reach.enter(np.array([volume.info.local.number], np.int64), "its root")
+    for tree, what in zip(
+        local.root.trees(),
+        ("table", "held plane", "local plane", "place map", "marks", "copied", "holds", "logs"),
+        strict=True,
+    ):
+        walker.tree(tree, f"the {what}")
+    for entry in local.entries():
+        walker.tree(entry.place_map, f"the place map of {entry.record.name!r}")
+        walker.tree(entry.plane, f"the plane of {entry.record.name!r}")
+    planes = _leaves_of(local.local_leaf, local)
+    _compare(
+        planes,
+        walker.reach.leaves,
+        name,
+        "in the local plane and not reachable",
+        "reachable and not in the local plane",
+        report,
+    )
+    n_local = sum(count(words) for words in planes.values())
+    if n_local != local.root.n_local:
+        report.add(f"{name}: the local plane holds {n_local} places, its root says {local.root.n_local}")
+
+
+def _leaves_of(leaf_of: Callable[[int], Leaf], local: LocalTree) -> dict[int, Leaf]:
+    n_leaves = -(-local.local.size_bytes // BLOCK_BYTES)
+    found = ((leaf, leaf_of(leaf)) for leaf in range(n_leaves))
+    return {leaf: words for leaf, words in found if words.any()}
+
+
+def _check_held(volume: LiveVolume, report: CheckReport) -> None:
+    """Hold the held plane against the snapshots' planes, and see that no place has two owners."""
+    local = volume.committed_local
+    states = volume.snapshot_states()
+    n_held = 0
+    for leaf in range(-(-volume.geometry.n_blocks // LEAF_BLOCKS)):
+        live, held = volume.committed.place_leaf(leaf), local.held_leaf(leaf)
+        expected = union_leaf(states, leaf) & ~live
+        n_held += count(held)
+        for words, what in (
+            (held & ~expected, "held and in no snapshot"),
+            (expected & ~held, "in a snapshot and not held"),
+        ):
+            if words.any():
+                report.add(
+                    f"{count(words)} places are {what}, the first {int(numbers_in(words, leaf * LEAF_BLOCKS)[0])}"
+                )
+        shared = local.local_leaf(leaf) & (live | held)
+        if shared.any():
+            report.add(f"place {int(numbers_in(shared, leaf * LEAF_BLOCKS)[0])} is the local tree's and a state's")
+    if n_held != local.root.n_held:
+        report.add(f"the held plane has {n_held} places, the local root says {local.root.n_held}")
+    for name, state in _states(volume):
+        _check_map(state, name, report)
+
+
+def _check_map(state: State, name: str, report: CheckReport) -> None:
+    extents = state.placemap.extents
+    if not len(extents):
+        return
+    places = np.sort(np.concatenate([np.arange(p, p + high - low) for low, high, p in extents.tolist()]))
+    vbns = np.concatenate([np.arange(low, high) for low, high, _ in extents.tolist()])
+    if (np.diff(places) == 0).any():
+        report.add(f"{name}: its place map sends two blocks to one place")
+    if not state.holds(vbns).all():
+        report.add(f"{name}: its place map names blocks it does not hold")
+    at_home = state.placemap.to_vbns(places)
+    if (at_home < 0).any():
+        report.add(f"{name}: its place map cannot be turned round")
+
+
+def _check_parity(volume: LiveVolume, report: CheckReport) -> None:
+    """Recompute the parity of every stripe that holds a live block."""
+    geometry = volume.geometry
+
+    def words(first: int, n_words: int) -> NDArray[np.uint64]:
+        leaves = range(first // 512, (first + n_words - 1) // 512 + 1)
+        joined = np.concatenate([volume.live_leaf(leaf) for leaf in leaves])
+        return joined[first - leaves[0] * 512 :][:n_words]
+
+    for index, group in enumerate(geometry.groups):
+        if not group.n_parity:
+            continue
+        for start in range(0, group.disk_blocks, AREA_STRIPES):
+            n_stripes = min(AREA_STRIPES, group.disk_blocks - start)
+            live = geometry.stripe_busy(words, index, start, n_stripes)
+            for low, high in _runs(live):
+                report.n_stripes += high - low
+                for dbn in verify_parity(volume.array, index, start + low, high - low).tolist():
+                    if int(live[(dbn - start) >> 6]) >> (dbn & 63) & 1:
+                        report.add(f"the parity of stripe {dbn} of group {index} is not that of its members")
+
+
+def _runs(words: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
+    """Yield runs of whole words that are not empty, as bits."""
+    edges = np.flatnonzero(np.diff((words != 0).astype(np.int8), prepend=0, append=0)).tolist()
+    for low, high in zip(edges[::2], edges[1::2], strict=True):
+        yield low * 64, high * 64
