@@ -1,0 +1,191 @@
+"""get: a tree of a volume, a snapshot or a stream out to the host, read in the order in which it lies on the disks."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from blockplane.filesystem.dataout import DataOut
+from blockplane.filesystem.errors import ExistsError, InvalidRequestError, damaged
+from blockplane.filesystem.hostwrite import Metadata, apply_metadata, clear_way, make_special
+from blockplane.filesystem.inode import Inode
+from blockplane.filesystem.names import AnyPath, path_bytes, path_text
+from blockplane.filesystem.stat_result import stat_of
+from blockplane.model import Progress, ProgressEvent, ignore_progress
+
+if TYPE_CHECKING:
+    from blockplane.filesystem.queries import Queries
+    from blockplane.filesystem.store import Store
+
+# Files are collected over this many, then written in the order of their first blocks.
+_FILES_PER_ROUND = 50_000
+
+
+@dataclass(slots=True)
+class GetReport:
+    """What a get did; skipped: (host path, reason) of what could not be made there."""
+
+    n_files: int = 0
+    n_directories: int = 0
+    n_others: int = 0
+    n_bytes: int = 0
+    seconds: float = 0.0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def get(fs: Queries, source: AnyPath, dest: str | os.PathLike[str], *, progress: Progress | None = None) -> GetReport:
+    """Copy a file or tree to the host, with all attributes the process may set, links and holes.
+
+    Parameters
+    ----------
+    source : path in the file system. dest : where; names as `cp -a`: into it where it is a directory, else as it. A
+        source that ends in `/.` gives its content.
+
+    Raises
+    ------
+    NotFoundError: source is not there. OSError: the host refuses (full, not permitted at the top).
+
+    Notes
+    -----
+    As an ordinary user owners stay the user's own, and what needs root (devices) is skipped and reported.
+    """
+    started = time.monotonic()
+    copy = _CopyOut(fs.store, progress or ignore_progress, started)
+    raw = path_bytes(source)
+    with fs.store.lock:
+        top = fs.resolver.find(raw, follow=raw.endswith((b"/", b"/.")))
+        name = fs.resolver.locate(raw, follow=False).name
+    target = os.fsencode(os.fspath(dest))
+    if os.path.isdir(target) and not (raw.endswith(b"/.") or raw in (b".", b"/") or not name):
+        target = os.path.join(target, name)
+    if os.path.isdir(target) and not top.is_directory:
+        raise ExistsError(os.fsdecode(target), f"{os.fsdecode(target)}: a directory is not replaced by a file")
+    copy.run(top, target, path_text(raw))
+    copy.report.seconds = time.monotonic() - started
+    return copy.report
+
+
+class _CopyOut:
+    """One get in progress."""
+
+    def __init__(self, store: Store, progress: Progress, started: float) -> None:
+        self.store = store
+        self.report = GetReport()
+        self._progress = progress
+        self._started = started
+        self._files: list[tuple[int, Inode, bytes]] = []
+        self._linked: dict[int, bytes] = {}
+        self._links: list[tuple[int, bytes]] = []
+        self._directories: list[tuple[Inode, bytes]] = []
+
+    def run(self, top: Inode, target: bytes, text: str) -> None:
+        """Copy everything: directories and special files on the way, contents in disk order, then what they need."""
+        with DataOut(self.store, self.report) as data:
+            if top.is_directory:
+                self._make_directory(top, target)
+                self._walk(data)
+            else:
+                self._visit(top, target)
+            self._write_files(data)
+        self._make_links()
+        for inode, path in reversed(self._directories):
+            self._finish(inode, path)
+        if not (self.report.n_files or self.report.n_others or self.report.n_directories or self.report.skipped):
+            raise InvalidRequestError(text, f"{text}: nothing to copy")
+
+    def _walk(self, data: DataOut) -> None:
+        """Visit directories, parents first; self._directories grows while it is walked."""
+        seen: set[int] = set()
+        at = 0
+        while at < len(self._directories):
+            parent, path = self._directories[at]
+            at += 1
+            if parent.number in seen:
+                raise damaged(f"directory {parent.number} lies in two places")
+            seen.add(parent.number)
+            with self.store.lock:
+                children = [(e.name, self.store.inode_of(e)) for e in self.store.directory(parent).all_entries()]
+            for name, inode in children:
+                self._visit(inode, path + b"/" + name)
+            if len(self._files) >= _FILES_PER_ROUND:
+                self._write_files(data)
+
+    def _visit(self, inode: Inode, path: bytes) -> None:
+        if inode.is_directory:
+            self._make_directory(inode, path)
+            return
+        if inode.nlink > 1:
+            if inode.number in self._linked:
+                self._links.append((inode.number, path))
+                return
+            self._linked[inode.number] = path
+        if stat.S_ISREG(inode.mode):
+            self._files.append((first_number(inode), inode, path))
+        else:
+            self._make_other(inode, path)
+
+    def _make_directory(self, inode: Inode, path: bytes) -> None:
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if not os.path.isdir(path) or os.path.islink(path):
+                raise
+            os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) | 0o700)
+        self._directories.append((inode, path))
+        self.report.n_directories += 1
+
+    def _make_other(self, inode: Inode, path: bytes) -> None:
+        """Make a symbolic link or special file, whole."""
+        clear_way(path)
+        try:
+            if stat.S_ISLNK(inode.mode):
+                os.symlink(self.store.read(inode), path)
+            else:
+                make_special(path, inode.mode, stat_of(inode).st_rdev)
+        except OSError as error:
+            self.report.skipped.append((os.fsdecode(path), error.strerror or str(error)))
+            self._linked.pop(inode.number, None)
+            return
+        self.report.n_others += 1
+        self._finish(inode, path)
+
+    def _write_files(self, data: DataOut) -> None:
+        self._files.sort(key=lambda item: item[0])
+        for _, inode, path in self._files:
+            data.submit(inode, path, metadata_of(self.store, inode))
+            self._progress(ProgressEvent("get", self.report.n_bytes, 0, time.monotonic() - self._started))
+        self._files.clear()
+        data.finish()
+
+    def _make_links(self) -> None:
+        for number, path in self._links:
+            first = self._linked.get(number)
+            clear_way(path)
+            try:
+                if first is not None:
+                    os.link(first, path, follow_symlinks=False)
+            except OSError as error:
+                self.report.skipped.append((os.fsdecode(path), error.strerror or str(error)))
+
+    def _finish(self, inode: Inode, path: bytes) -> None:
+        problems = apply_metadata(path, metadata_of(self.store, inode))
+        self.report.skipped += [(os.fsdecode(path), problem) for problem in problems]
+
+
+def metadata_of(store: Store, inode: Inode) -> Metadata:
+    """Return what the copy of an inode is to have."""
+    attributes = store.attributes(inode) if inode.attributes or inode.attribute_inode else {}
+    return Metadata(inode.mode, inode.uid, inode.gid, inode.atime_ns, inode.mtime_ns, attributes)
+
+
+def first_number(inode: Inode) -> int:
+    """Return the number of the first block below an inode's tree root: where the file lies, roughly."""
+    root = inode.tree.root if inode.tree is not None else inode.root
+    if root is None:
+        return 0
+    words = root.pointers[:, 0]
+    used = words[words != 0]
+    return int(used[0]) if len(used) else 0

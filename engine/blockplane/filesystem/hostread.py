@@ -1,0 +1,181 @@
+"""Reading the host's side of a put: walking a tree ahead of the copy, and filling buffers from files."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import queue
+import stat
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from blockplane.model import BLOCK_BYTES
+
+Attributes = dict[bytes, bytes]
+
+# Directories listed ahead of the copy. A cold walk is bound by the host's inode reads; further ahead gains nothing.
+_LISTINGS_AHEAD = 64
+_NO_ATTRIBUTES = (errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.ENODATA)
+
+
+@dataclass(slots=True)
+class HostEntry:
+    """A thing in a host directory; attributes are read at once for all but regular files."""
+
+    name: bytes
+    path: bytes
+    stat: os.stat_result
+    attributes: Attributes = field(default_factory=dict)
+    target: bytes = b""
+    listing: Listing | None = None
+
+    @property
+    def kind(self) -> int:
+        """The S_IF* part of its mode."""
+        return self.stat.st_mode & 0o170000
+
+
+@dataclass(slots=True)
+class Listing:
+    """A host directory: its own entry and what lies in it; skipped: (path, reason) of what could not be read."""
+
+    entry: HostEntry
+    children: list[HostEntry] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def host_entry(path: bytes, name: bytes, status: os.stat_result) -> HostEntry:
+    """Return the entry for a path; OSError: it cannot be read."""
+    entry = HostEntry(name, path, status)
+    kind = entry.kind
+    if kind == stat.S_IFLNK:
+        entry.target = os.readlink(path)
+    if kind != stat.S_IFREG:
+        entry.attributes = read_attributes(path)
+    return entry
+
+
+def read_attributes(target: bytes | int) -> Attributes:
+    """Return the extended attributes of a path (itself, not what it links to) or of a file descriptor."""
+    follow = isinstance(target, int)
+    try:
+        names = os.listxattr(target, follow_symlinks=follow)
+        if not names:
+            return {}
+    except OSError as error:
+        if error.errno in _NO_ATTRIBUTES:
+            return {}
+        raise
+    found: Attributes = {}
+    for name in names:
+        with contextlib.suppress(OSError):  # vanished since, or not this process's to read: cp -a goes on too
+            found[os.fsencode(name)] = os.getxattr(target, name, follow_symlinks=follow)
+    return found
+
+
+def list_directory(entry: HostEntry) -> Listing:
+    """List a directory, its children by inode number: the order in which a cold disk gives them fastest."""
+    listing = Listing(entry)
+    try:
+        with os.scandir(entry.path) as scan:
+            found = sorted(scan, key=os.DirEntry.inode)
+    except OSError as error:
+        listing.skipped.append((os.fsdecode(entry.path), error.strerror or str(error)))
+        return listing
+    for item in found:
+        try:
+            child = host_entry(item.path, item.name, item.stat(follow_symlinks=False))
+        except OSError as error:
+            listing.skipped.append((os.fsdecode(item.path), error.strerror or str(error)))
+            continue
+        listing.children.append(child)
+    return listing
+
+
+def walk_ahead(top: HostEntry) -> Iterator[Listing]:
+    """Yield the listings of a tree, parents before children, walked by a thread of its own."""
+    ready: queue.Queue[Listing | BaseException | None] = queue.Queue(_LISTINGS_AHEAD)
+    stopped = threading.Event()
+
+    def offer(item: Listing | BaseException | None) -> bool:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return True
+        return False
+
+    def walk() -> None:
+        try:
+            pending = [top]
+            while pending:
+                listing = list_directory(pending.pop())
+                pending += [child for child in reversed(listing.children) if child.kind == stat.S_IFDIR]
+                if not offer(listing):
+                    return
+            offer(None)
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+            offer(error)
+
+    thread = threading.Thread(target=walk, name="put-walk", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def data_segments(fd: int, status: os.stat_result) -> list[tuple[int, int]]:
+    """Return the block ranges of a file that hold data, half-open, ascending, found by the host's holes."""
+    n_blocks = -(-status.st_size // BLOCK_BYTES)
+    if status.st_blocks * 512 >= status.st_size:
+        return [(0, n_blocks)] if n_blocks else []
+    segments: list[tuple[int, int]] = []
+    at = 0
+    while at < status.st_size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            stop = os.lseek(fd, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break
+            return [(0, n_blocks)]
+        first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
+        if segments and first <= segments[-1][1]:
+            segments[-1] = segments[-1][0], last
+        else:
+            segments.append((first, last))
+        at = stop
+    return segments
+
+
+def read_fully(fd: int, offset: int, buffers: list[memoryview]) -> int:
+    """Fill buffers one after the other from a file; zeros behind its end. Return the bytes read."""
+    total = sum(map(len, buffers))
+    n_read = 0
+    while n_read < total:
+        rest = _behind(buffers, n_read)
+        n_bytes = os.preadv(fd, rest, offset + n_read)
+        if n_bytes == 0:
+            for buffer in _behind(buffers, n_read):
+                buffer[:] = bytes(len(buffer))
+            break
+        n_read += n_bytes
+    return n_read
+
+
+def _behind(buffers: list[memoryview], n_bytes: int) -> list[memoryview]:
+    """Return what is left of buffers behind their first n_bytes."""
+    if not n_bytes:
+        return buffers
+    rest = []
+    for buffer in buffers:
+        if n_bytes < len(buffer):
+            rest.append(buffer[n_bytes:])
+        n_bytes = max(0, n_bytes - len(buffer))
+    return rest

@@ -1,0 +1,202 @@
+"""What put does where something is there already: replace it, or (`update`) make it equal by rewriting what differs."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockplane.filesystem import content
+from blockplane.filesystem.hostread import HostEntry, Listing, data_segments, read_attributes, read_fully
+from blockplane.filesystem.inode import INLINE_DATA_BYTES, Inode
+from blockplane.filesystem.stat_result import pack_device
+from blockplane.model import BLOCK_BYTES
+from blockplane.volume.tree import mask_runs
+
+if TYPE_CHECKING:
+    from blockplane.filesystem.changes import Changes
+    from blockplane.filesystem.copyin import PutReport
+    from blockplane.volume.tree import BlockTree
+
+_COMPARE_BLOCKS = 256
+
+
+class Updater:
+    """Settles what is in the way of a put; the caller holds the store's lock."""
+
+    def __init__(self, fs: Changes, report: PutReport, *, update: bool, delete: bool, checksum: bool) -> None:
+        self._fs = fs
+        self._store = fs.store
+        self._report = report
+        self._update = update
+        self._delete = delete
+        self._checksum = checksum
+        self._claims: dict[int, tuple[int, int]] = {}
+
+    def prepare(self, inode: Inode, listing: Listing) -> None:
+        """With delete, remove what the source directory lacks; nothing where it could not be read whole."""
+        if not self._delete or listing.skipped:
+            return
+        names = {child.name for child in listing.children}
+        for entry in self._store.directory(inode).all_entries():
+            if entry.name not in names:
+                self._remove(inode, entry.name, self._store.inode_of(entry))
+
+    def settle(self, parent: Inode, child: HostEntry, existing: Inode, linked: Inode | None) -> Inode | None:
+        """Deal with an inode where something that is no directory is to go.
+
+        Returns
+        -------
+        The inode that now is the copy, or stays in the way; None when the name is free.
+        """
+        if existing.is_directory:
+            return self._clear_directory(parent, child, existing)
+        if linked is existing:
+            return existing
+        if linked is None and self._update and self._can_become(child, existing):
+            self._claims[existing.number] = child.stat.st_dev, child.stat.st_ino
+            self._make_equal(child, existing)
+            return existing
+        self._remove(parent, child.name, existing)
+        return None
+
+    def make_way(self, parent: Inode, child: HostEntry, existing: Inode) -> Inode | None:
+        """Deal with something that is no directory where one is to go; same result."""
+        if self._update:
+            self._remove(parent, child.name, existing)
+            return None
+        self._skip(child, "a directory does not replace a file")
+        return existing
+
+    def _clear_directory(self, parent: Inode, child: HostEntry, existing: Inode) -> Inode | None:
+        if self._delete:
+            self._remove(parent, child.name, existing)
+            return None
+        self._skip(child, "a file does not replace a directory" + (" (without delete)" if self._update else ""))
+        return existing
+
+    def _skip(self, child: HostEntry, reason: str) -> None:
+        self._report.skipped.append((os.fsdecode(child.path), reason))
+
+    def _remove(self, parent: Inode, name: bytes, inode: Inode) -> None:
+        if inode.is_directory:
+            self._fs.remove_children(inode)
+        self._store.remove_entry(parent, name, inode)
+        self._report.n_removed += 1
+
+    def _can_become(self, child: HostEntry, existing: Inode) -> bool:
+        """Whether an inode can be turned into the copy in place: same type, and no other file's by a hard link."""
+        status = child.stat
+        key = status.st_dev, status.st_ino
+        if child.kind != existing.type or self._claims.get(existing.number, key) != key:
+            return False
+        if existing.nlink > 1 and status.st_nlink == 1:
+            return False
+        if child.kind == stat.S_IFLNK:
+            return self._store.read(existing) == child.target
+        return child.kind not in (stat.S_IFCHR, stat.S_IFBLK) or existing.rdev == pack_device(status.st_rdev)
+
+    def _make_equal(self, child: HostEntry, inode: Inode) -> None:
+        status = child.stat
+        if child.kind == stat.S_IFREG:
+            self._report.n_files += 1
+            try:
+                self._update_file(child, inode)
+            except OSError as error:
+                self._skip(child, error.strerror or str(error))
+                return
+        else:
+            self._report.n_others += 1
+        if _metadata(inode) != _host_metadata(status):
+            inode.mode = inode.mode & ~0o7777 | status.st_mode & 0o7777
+            inode.uid, inode.gid = status.st_uid, status.st_gid
+            inode.atime_ns, inode.mtime_ns = status.st_atime_ns, status.st_mtime_ns
+            self._store.touch(inode)
+        has_attributes = child.attributes or inode.attributes or inode.attribute_inode
+        if has_attributes and self._store.attributes(inode) != child.attributes:
+            self._store.set_attributes(inode, child.attributes)
+
+    # --- content ---
+
+    def _update_file(self, child: HostEntry, inode: Inode) -> None:
+        status = child.stat
+        same = inode.size_bytes == status.st_size and inode.mtime_ns == status.st_mtime_ns
+        if same and not self._checksum:
+            child.attributes = read_attributes(child.path)
+            return
+        fd = os.open(child.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            child.attributes = read_attributes(fd)
+            if status.st_size <= INLINE_DATA_BYTES:
+                self._update_small(fd, status.st_size, inode)
+            else:
+                self._update_large(fd, status, inode)
+        finally:
+            os.close(fd)
+
+    def _update_small(self, fd: int, size_bytes: int, inode: Inode) -> None:
+        data = os.pread(fd, size_bytes, 0)
+        if inode.size_bytes != len(data) or self._store.read(inode) != data:
+            self._store.set_size(inode, 0)
+            if data:
+                self._store.write_part(inode, 0, memoryview(data))
+            self._report.n_bytes += len(data)
+
+    def _update_large(self, fd: int, status: os.stat_result, inode: Inode) -> None:
+        """Compare block by block with the host's data, and holes with holes."""
+        store = self._store
+        store.inodes.mark_dirty(inode)
+        if inode.size_bytes > status.st_size:
+            store.set_size(inode, status.st_size)
+        tree = store.writable_tree(inode)
+        position = 0
+        for start, stop in data_segments(fd, status):
+            content.punch(inode, tree, position, start)
+            for first in range(start, stop, _COMPARE_BLOCKS):
+                self._update_blocks(fd, status.st_size, inode, tree, first, min(stop - first, _COMPARE_BLOCKS))
+            position = stop
+        content.punch(inode, tree, position, content.n_blocks_of(status.st_size))
+        inode.size_bytes = status.st_size
+
+    def _update_blocks(
+        self, fd: int, size_bytes: int, inode: Inode, tree: BlockTree, first: int, n_blocks: int
+    ) -> None:
+        """Rewrite those of n_blocks blocks that differ."""
+        theirs = np.zeros(n_blocks * BLOCK_BYTES, np.uint8)
+        ours = np.empty(n_blocks * BLOCK_BYTES, np.uint8)
+        offset = first * BLOCK_BYTES
+        read_fully(fd, offset, [theirs.data[: size_bytes - offset]])
+        tree.read(first, n_blocks, ours)
+        differs = self._differing(theirs, ours)
+        present = np.zeros(n_blocks, np.bool_)
+        for start, stop in tree.data_extents(first, first + n_blocks).tolist():
+            present[start - first : stop - first] = True
+        for start, stop in mask_runs(differs | ~present):
+            self._rewrite(tree, first + start, theirs[start * BLOCK_BYTES : stop * BLOCK_BYTES])
+        inode.n_blocks += int(n_blocks - present.sum())
+
+    @staticmethod
+    def _differing(theirs: NDArray[np.uint8], ours: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        words = theirs.view(np.uint64) != ours.view(np.uint64)
+        return np.asarray(words.reshape(-1, BLOCK_BYTES // 8).any(axis=1))
+
+    def _rewrite(self, tree: BlockTree, first: int, data: NDArray[np.uint8]) -> None:
+        n_blocks = len(data) // BLOCK_BYTES
+        if n_blocks >= content.DIRECT_BLOCKS:
+            content.write_spans(tree, first, data)
+        else:
+            for i in range(n_blocks):
+                tree.edit_block(first + i)[:] = data[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
+        self._report.n_blocks_written += n_blocks
+        self._report.n_bytes += len(data)
+
+
+def _metadata(inode: Inode) -> tuple[int, ...]:
+    return inode.mode & 0o7777, inode.uid, inode.gid, inode.atime_ns, inode.mtime_ns
+
+
+def _host_metadata(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_atime_ns, status.st_mtime_ns
