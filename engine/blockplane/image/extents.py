@@ -1,0 +1,55 @@
+"""Arithmetic on extents: (n, 2) int64 half-open ranges whose order carries meaning (that of a buffer)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from blockplane.model.addresses import Extents, Numbers
+
+
+def n_blocks_in(extents: Extents) -> int:
+    """Return how many blocks extents hold."""
+    return int((extents[:, 1] - extents[:, 0]).sum())
+
+
+def numbers_in(extents: Extents) -> Numbers:
+    """Return the numbers in extents, in their order."""
+    counts = extents[:, 1] - extents[:, 0]
+    return expand(extents[:, 0], counts)
+
+
+def expand(starts: Numbers, counts: Numbers) -> Numbers:
+    """Return starts[0], starts[0] + 1, ... for counts[0] numbers, then the same for starts[1], and so on."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    found: Numbers = np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - counts), counts)
+    return found
+
+
+def merged(extents: Extents) -> Extents:
+    """Join neighbours of which one ends where the next begins."""
+    if len(extents) < 2:
+        return extents
+    gaps = np.flatnonzero(extents[1:, 0] != extents[:-1, 1])
+    starts = extents[np.concatenate(([0], gaps + 1)), 0]
+    stops = extents[np.concatenate((gaps, [len(extents) - 1])), 1]
+    return np.column_stack((starts, stops))
+
+
+def split(extents: Extents, most_blocks: int) -> list[Extents]:
+    """Cut extents into groups of most_blocks blocks each, the last one perhaps shorter; none where there are no
+    blocks.
+    """
+    sizes = extents[:, 1] - extents[:, 0]
+    ends = np.cumsum(sizes)
+    total = int(ends[-1]) if len(ends) else 0
+    if total <= most_blocks:
+        return [extents] if total else []
+    cuts = np.arange(most_blocks, total, most_blocks)
+    # every border, in blocks from the first: the extents' own ends and the cuts
+    borders = np.union1d(ends, cuts)
+    begins = np.concatenate(([0], borders[:-1]))
+    owner = np.searchsorted(ends, begins, side="right")
+    starts = extents[owner, 0] + begins - (ends[owner] - sizes[owner])
+    pieces = np.stack((starts, starts + borders - begins), axis=1)
+    return np.split(pieces, np.searchsorted(begins, cuts))

@@ -1,0 +1,113 @@
+"""The parallel read of an image's blocks from all disks at once.
+
+Windows are planned ahead and handed to the disks' threads, each of which reads its part straight into the window's
+buffer and verifies it there while it is in the cache; whole windows come out in order. Nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from blockplane.disks import DiskArray, Pending, aligned_buffer
+from blockplane.image.extents import expand, numbers_in
+from blockplane.image.order import DiskPlan, Window
+from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Extents, Numbers
+from blockplane.model.errors import ChecksumError
+
+#: Memory of all window buffers together.
+RING_BYTES: Final = 64 << 20
+#: Holes read through may add this share of a window's blocks: the sum of bytes read stays below 1.05 of the image.
+_HOLE_SHARE: Final = 1 / 25
+#: The longest hole worth reading through: 32 KiB, about what a request costs on a fast disk. Turn it up for spindles.
+_HOLE_BLOCKS: Final = (8, 4, 2, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Blocks of an image in memory.
+
+    extents : (n, 2) VBNs, ascending, in the order of the buffer. checks : (n_blocks,) theirs.
+    buffer : (n_blocks * 4096,) uint8; valid until the next window is asked for.
+    """
+
+    extents: Extents
+    checks: Checks
+    buffer: Bytes
+
+
+@dataclass(slots=True)
+class _InFlight:
+    window: Window
+    checks: Checks
+    buffer: Bytes
+    reads: list[tuple[DiskPlan, Numbers, Pending]]
+
+
+def gather(
+    windows: Iterator[Window], checks_of: Callable[[Numbers], Checks], array: DiskArray, window_blocks: int
+) -> Iterator[Gathered]:
+    """Yield the blocks of windows, in order, verified.
+
+    Parameters
+    ----------
+    checks_of : the checks that blocks must have, by VBN.
+    window_blocks : the most blocks a window has.
+
+    Raises
+    ------
+    ChecksumError : a block differs from its check; the message names block and disk.
+    DiskError : a read failed.
+
+    Notes
+    -----
+    Memory: RING_BYTES, at least two windows.
+    """
+    n_buffers = max(RING_BYTES // (window_blocks * BLOCK_BYTES), 2)
+    free = [aligned_buffer(window_blocks * BLOCK_BYTES) for _ in range(n_buffers)]
+    ring: deque[_InFlight] = deque()
+    for window in windows:
+        if not free:
+            flight = ring.popleft()
+            yield _finish(flight, array)
+            free.append(flight.buffer)
+        ring.append(_start(window, checks_of, array, free.pop()))
+    while ring:
+        yield _finish(ring.popleft(), array)
+
+
+def _start(window: Window, checks_of: Callable[[Numbers], Checks], array: DiskArray, buffer: Bytes) -> _InFlight:
+    vbns = numbers_in(window.extents)
+    checks = checks_of(vbns)
+    reads = []
+    for plan in window.disks:
+        blocks = expand(plan.positions, plan.n_blocks)
+        numbers = vbns[blocks]
+        pending = array.submit_disk_read(
+            plan.disk, plan.dbn, plan.n_blocks, buffer, plan.positions, numbers, checks[blocks], hole_blocks(plan)
+        )
+        reads.append((plan, numbers, pending))
+    return _InFlight(window, checks, buffer, reads)
+
+
+def hole_blocks(plan: DiskPlan) -> int:
+    """Return how long holes between a plan's extents may be to be read through."""
+    gaps = plan.dbn[1:] - plan.dbn[:-1] - plan.n_blocks[:-1]
+    most = int(plan.n_blocks.sum()) * _HOLE_SHARE
+    for longest in _HOLE_BLOCKS:
+        through = gaps[(gaps > 0) & (gaps <= longest)]
+        if len(through) and int(through.sum()) <= most:
+            return longest
+    return 0
+
+
+def _finish(flight: _InFlight, array: DiskArray) -> Gathered:
+    for plan, numbers, pending in flight.reads:
+        pending.wait()
+        if pending.first_bad >= 0:
+            vbn = int(numbers[pending.first_bad])
+            path = array.disks[plan.disk].path
+            raise ChecksumError(f"block {vbn} on {path} does not match its checksum", vbn, "run `blockplane scrub`")
+    return Gathered(flight.window.extents, flight.checks, flight.buffer[: flight.window.n_blocks * BLOCK_BYTES])

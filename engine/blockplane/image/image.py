@@ -1,0 +1,360 @@
+"""Storage images: what an expression holds, what of it arrives as snapshots, and where its blocks lie."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from blockplane.image import expression as language
+from blockplane.image.evaluate import evaluate, is_empty
+from blockplane.image.expression import ACTIVE, Chain, Expression, Meet, Name, Sign, Span
+from blockplane.image.formula import Common, Formula, Sums, Var, difference, positive, sum_of, variables
+from blockplane.image.layout import Layout
+from blockplane.image.store import SnapshotStore, store_of
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import NoSuchSnapshotError, RefusedError, UsageError
+from blockplane.planes import Plane
+from blockplane.volume.codec import KIND_REGULAR, SnapshotRecord
+from blockplane.volume.live import LiveVolume
+from blockplane.volume.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """An operand of an image: a snapshot's record (none for the live file system) and its state."""
+
+    name: str
+    record: SnapshotRecord | None
+    state: State
+
+    @property
+    def age_key(self) -> tuple[int, int]:
+        """Sorts older before newer."""
+        return (self.state.cp, self.record.created_ns if self.record is not None else 1 << 62)
+
+
+class Image:
+    """A set of blocks of a storage, chosen by an expression. Immutable; `build` makes it.
+
+    Attributes
+    ----------
+    expression : what was asked, with the terms that `older` and `with_` added; its text is canonical.
+    top : the newest snapshot of the sum.
+    base : the last subtrahend at the outer level, which a destination must hold; None for a full image.
+    plane : the VBNs.
+    dropped : the VBNs of the base that nothing which arrives holds.
+    arriving : snapshots that are whole in image + base, newest first; the top is the first of them when it is complete.
+    left_out : snapshots of the top's list that are regular here and do not arrive whole.
+    owners : states from which blocks are read, and which.
+    n_planning_reads : blocks read to find all this.
+    """
+
+    def __init__(
+        self,
+        store: SnapshotStore,
+        expression: Expression,
+        terms: Sequence[Term],
+        formula: Formula,
+        top: Term,
+        base: Term | None,
+        known: Sequence[SnapshotRecord],
+    ) -> None:
+        self.store, self.expression = store, expression
+        self._terms, self._formula = list(terms), formula
+        self._top, self._base = top, base
+        self.top, self.base = top.record, base.record if base is not None else None
+        self.image_id = os.urandom(16)
+        reads = sum(term.state.blockmap.n_reads for term in terms)
+        n_blocks = max(store.geometry.n_blocks, *(term.state.space_blocks for term in terms))
+        self.space_blocks = n_blocks
+        arriving, left_out = self._arrivals(known, n_blocks)
+        self.complete = bool(arriving) and arriving[0] is top
+        self.arriving = [term.record for term in arriving if term.record is not None]
+        self.left_out = left_out
+        after = [term.state for term in arriving] or [top.state]
+        index = {id(term.state): i for i, term in enumerate(terms)}
+        extra = [state for state in after if id(state) not in index]
+        operands = [*(term.state for term in terms), *extra]
+        numbers = {id(state): i for i, state in enumerate(operands)}
+        formulas = [formula]
+        if base is not None:
+            formulas.append(sum_of([numbers[id(base.state)]], [numbers[id(state)] for state in after]))
+        found = evaluate(formulas, operands, n_blocks)
+        self.plane = found.planes[0]
+        self.dropped = found.planes[1] - self.plane if base is not None else Plane.empty(n_blocks)
+        self.owners = [
+            (term.state, owned) for term, owned in zip(terms, found.owned, strict=False) if len(owned) or term is top
+        ]
+        self.owners.sort(key=lambda owner: owner[0] is not top.state)
+        self.n_planning_reads = sum(term.state.blockmap.n_reads for term in terms) - reads
+        self._layout: Layout | None = None
+
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks the image holds."""
+        return len(self.plane)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the image's blocks."""
+        return self.n_blocks * BLOCK_BYTES
+
+    @property
+    def layout(self) -> Layout:
+        """Where the blocks lie."""
+        if self._layout is None:
+            parts = [(state.placemap, owned) for state, owned in self.owners]
+            self._layout = Layout(self.plane, parts, self.store.geometry.n_blocks)
+        return self._layout
+
+    @property
+    def blocks_per_disk(self) -> list[int]:
+        """How many blocks of the image each disk holds, in the order of the disks; 0 for parity disks."""
+        return self.layout.blocks_per_disk(self.store.geometry)
+
+    @property
+    def top_state(self) -> State:
+        """The state of the top."""
+        return self._top.state
+
+    @property
+    def base_state(self) -> State | None:
+        """The state of the base."""
+        return self._base.state if self._base is not None else None
+
+    def records(self) -> list[SnapshotRecord]:
+        """Return the records of the snapshots that the expression names."""
+        return [term.record for term in self._terms if term.record is not None]
+
+    def __str__(self) -> str:
+        return str(self.expression)
+
+    def require_sendable(self) -> SnapshotRecord:
+        """Return the top's record.
+
+        Raises
+        ------
+        RefusedError : the image is not a sum minus at most one base, its top is not a snapshot, or not complete.
+        """
+        if not _is_sendable(self.expression):
+            raise RefusedError(
+                f"the image {self} can be counted and listed, but not sent",
+                "send a sum of snapshots minus at most one base: newer + older - base",
+            )
+        if self.top is None or any(term.record is None for term in self._terms):
+            raise RefusedError("the live file system cannot be sent while it changes", "create a snapshot and send it")
+        if not self.complete:
+            raise RefusedError(f"snapshot {self._top.name} would not be whole at the destination", "send a sum with it")
+        return self.top
+
+    def _arrivals(self, known: Sequence[SnapshotRecord], n_blocks: int) -> tuple[list[Term], list[SnapshotRecord]]:
+        """Return the snapshots that are whole in image + base, newest first, and the records of those that are not."""
+        own = {term.record.id: term for term in self._terms if term.record is not None}
+        base_id = self.base.id if self.base is not None else None
+        candidates = [*known] if self.top is None else [self.top, *(r for r in known if r.id != self.top.id)]
+        arriving: list[Term] = []
+        left_out: list[SnapshotRecord] = []
+        for record in candidates:
+            if record.id == base_id:
+                continue
+            term = own.get(record.id) or Term(record.name, record, self.store.state(record.name))
+            if self._is_whole(term, n_blocks):
+                arriving.append(term)
+            else:
+                left_out.append(record)
+        return arriving, left_out
+
+    def _is_whole(self, term: Term, n_blocks: int) -> bool:
+        states = [other.state for other in self._terms]
+        number = next((i for i, other in enumerate(self._terms) if other is term), len(states))
+        operands = states if number < len(states) else [*states, term.state]
+        missing: list[Formula] = [self._formula]
+        if self._base is not None:
+            missing.append(Var(self._terms.index(self._base)))
+        return is_empty(difference(Var(number), *missing), operands, n_blocks)
+
+
+def build(
+    origin: SnapshotStore | LiveVolume,
+    text: str,
+    *,
+    older: Literal["all"] | Sequence[str] = (),
+    with_: Sequence[str] = (),
+    allow_active: bool = False,
+) -> Image:
+    """Make an image of a storage's snapshots.
+
+    Parameters
+    ----------
+    origin : the volume, or another storage.
+    text : the expression.
+    older : older snapshots to add to the sum, or all of the top's line that the base does not have.
+    with_ : snapshots that may be terms although they are no ancestors of the top; added where they are missing.
+    allow_active : whether ``active`` may be a term.
+
+    Raises
+    ------
+    ExpressionError : it does not parse.
+    NoSuchSnapshotError : a name is not a regular snapshot here.
+    UsageError : a term is no ancestor of the top and not among with_; a range does not go from older to newer.
+    """
+    return _Builder(store_of(origin), allow_active).build(language.parse(text, allow_active=allow_active), older, with_)
+
+
+class _Builder:
+    """Turns names into states."""
+
+    def __init__(self, store: SnapshotStore, allow_active: bool) -> None:
+        self._store = store
+        self._records = {record.name: record for record in store.records() if record.kind == KIND_REGULAR}
+        self._all_names = {record.name: record for record in store.records()}
+        self._terms: dict[str, Term] = {}
+
+    def build(self, node: Expression, older: Literal["all"] | Sequence[str], with_: Sequence[str]) -> Image:
+        added = [Name(name) for name in dict.fromkeys((*with_, *(older if older != "all" else ())))]
+        node = _with_terms(node, [name for name in added if name not in list(language.names(node))])
+        formula = self._formula(node)
+        top = self._top(formula)
+        if older == "all":
+            node = _with_terms(node, self._older(top, node))
+            formula = self._formula(node)
+        self._check_ancestors(top, formula, set(with_))
+        base = self._terms[_base_name(node)] if _base_name(node) else None
+        order = sorted(self._terms.values(), key=lambda t: (t is top, t.age_key), reverse=True)
+        numbers = {term.name: i for i, term in enumerate(order)}
+        formula = _renumbered(formula, [numbers[name] for name in self._terms])
+        return Image(self._store, node, order, formula, top, base, self._known(top))
+
+    def _term(self, name: Name) -> Var:
+        if name.text not in self._terms:
+            record = None if name.text == ACTIVE else self.record(name.text)
+            state = self._store.state(None if record is None else name.text)
+            self._terms[name.text] = Term(name.text, record, state)
+        return Var(list(self._terms).index(name.text))
+
+    def record(self, name: str) -> SnapshotRecord:
+        """Return the record of a regular snapshot, by its name."""
+        record = self._records.get(name)
+        if record is not None:
+            return record
+        if name in self._all_names:
+            raise NoSuchSnapshotError(f"{name} is not a regular snapshot", "only regular snapshots hold their blocks")
+        near = difflib.get_close_matches(name, self._records, 1)
+        hint = f"did you mean {near[0]}?" if near else "`blockplane snapshot list` shows those there are"
+        raise NoSuchSnapshotError(f"there is no snapshot {name}", hint)
+
+    def _formula(self, node: Expression) -> Formula:
+        if isinstance(node, Name):
+            return self._term(node)
+        if isinstance(node, Span):
+            return Sums(tuple(("+", self._term(Name(record.name))) for record in self._span(node)))
+        if isinstance(node, Meet):
+            return Common(tuple(self._formula(part) for part in node.terms))
+        return Sums(tuple((sign, self._formula(part)) for sign, part in node.terms))
+
+    def _span(self, span: Span) -> list[SnapshotRecord]:
+        """Return the snapshots of a range, newest first."""
+        first, last = self.record(span.first.text), None
+        if span.last.text != ACTIVE:
+            last = self.record(span.last.text)
+        if first == last:
+            return [first]
+        self._term(span.last)
+        line = self._known(self._terms[span.last.text])
+        ids = [record.id for record in line]
+        if first.id not in ids:
+            raise UsageError(
+                f"the range {span} does not go from a snapshot to a later one of its line",
+                f"{span.first} is no ancestor of {span.last}",
+            )
+        inside = line[: ids.index(first.id) + 1]
+        if last is None:
+            return inside
+        return [last, *(record for record in inside if record.id != last.id)]
+
+    def _known(self, term: Term) -> list[SnapshotRecord]:
+        """Return the snapshots of a state's list that are regular here, with the names they have here, newest first."""
+        here = {record.id: record for record in self._records.values()}
+        listed = [here[record.id] for record in term.state.listed_snapshots() if record.id in here]
+        return sorted(listed, key=lambda record: (record.cp, record.created_ns), reverse=True)
+
+    def _top(self, formula: Formula) -> Term:
+        terms = list(self._terms.values())
+        return max((terms[i] for i in positive(formula)), key=lambda term: term.age_key)
+
+    def _older(self, top: Term, node: Expression) -> list[Name]:
+        base = _base_name(node)
+        held = {record.id for record in self._known(self._terms[base])} if base else set()
+        there = {name.text for name in language.names(node)} | set(self._terms)
+        return [Name(r.name) for r in self._known(top) if r.id not in held and r.name not in there]
+
+    def _check_ancestors(self, top: Term, formula: Formula, allowed: set[str]) -> None:
+        line = {record.id for record in top.state.listed_snapshots()}
+        terms = list(self._terms.values())
+        for i in sorted(variables(formula)):
+            term = terms[i]
+            if term is top or term.name in allowed or (term.record is not None and term.record.id in line):
+                continue
+            raise UsageError(
+                f"{term.name} is no ancestor of {top.name}, the newest snapshot of the image",
+                f"name it with --with {term.name} if that is meant",
+            )
+
+
+def _with_terms(node: Expression, added: Sequence[Name]) -> Expression:
+    """Add names to the outer sum, before its base."""
+    if not added:
+        return node
+    terms: list[tuple[Sign, Expression]] = list(node.terms) if isinstance(node, Chain) else [("+", node)]
+    at = len(terms) - 1 if _base_name(node) else len(terms)
+    extra: list[tuple[Sign, Expression]] = [("+", name) for name in added]
+    return language.chain([*terms[:at], *extra, *terms[at:]])
+
+
+def _base_name(node: Expression) -> str:
+    if isinstance(node, Chain) and node.terms[-1][0] == "-" and isinstance(node.terms[-1][1], Name):
+        return node.terms[-1][1].text
+    return ""
+
+
+def _is_sendable(node: Expression) -> bool:
+    if not isinstance(node, Chain):
+        return isinstance(node, (Name, Span))
+    terms = node.terms[:-1] if _base_name(node) else node.terms
+    return all(sign == "+" and _is_sum(part) for sign, part in terms)
+
+
+def _is_sum(node: Expression) -> bool:
+    if isinstance(node, Chain):
+        return all(sign == "+" and _is_sum(part) for sign, part in node.terms)
+    return isinstance(node, (Name, Span))
+
+
+def _renumbered(formula: Formula, numbers: Sequence[int]) -> Formula:
+    if isinstance(formula, Var):
+        return Var(numbers[formula.index])
+    if isinstance(formula, Common):
+        return Common(tuple(_renumbered(part, numbers) for part in formula.terms))
+    return Sums(tuple((sign, _renumbered(part, numbers)) for sign, part in formula.terms))
+
+
+def freed(origin: SnapshotStore | LiveVolume, names: Sequence[str]) -> Plane:
+    """Return the blocks that no other regular snapshot and not the live file system holds: what deleting `names` frees.
+
+    Raises
+    ------
+    NoSuchSnapshotError : a name is not a snapshot here.
+    """
+    store = store_of(origin)
+    records = [record for record in store.records() if record.kind == KIND_REGULAR]
+    builder = _Builder(store, allow_active=False)
+    going = {builder.record(name).id for name in names}
+    states = [store.state(record.name) for record in records]
+    plus = [i for i, record in enumerate(records) if record.id in going]
+    minus = [i for i, record in enumerate(records) if record.id not in going]
+    operands = [*states, store.state(None)]
+    n_blocks = max(store.geometry.n_blocks, *(state.space_blocks for state in operands))
+    return evaluate([sum_of(plus, [*minus, len(records)])], operands, n_blocks).planes[0]

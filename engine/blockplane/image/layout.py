@@ -1,0 +1,122 @@
+"""Where an image's blocks lie: its plane of places, and the way back from places to VBNs.
+
+A block of an image is read from the state that owns it, at the place that state's map gives. Places name content on a
+volume, so the owners' places never collide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from blockplane.disks.geometry import Geometry
+from blockplane.model.addresses import Extents, Numbers
+from blockplane.planes import Plane
+from blockplane.volume.placemap import MapExtents, PlaceMap
+
+#: Extents are worked on in pieces of this many: bounds memory.
+_CHUNK_EXTENTS = 1 << 16
+#: Blocks counted at a time when counting per disk: 512 KiB of words.
+_COUNT_BLOCKS = 1 << 22
+
+
+class Layout:
+    """The places of an image.
+
+    Parameters
+    ----------
+    plane : the image's VBNs.
+    parts : for each owning state its map and the VBNs it owns; they partition the plane.
+    n_places : the size of the volume's numbering of places.
+    """
+
+    def __init__(self, plane: Plane, parts: Sequence[tuple[PlaceMap, Plane]], n_places: int) -> None:
+        moved = [_moved(placemap, owned) for placemap, owned in parts if not placemap.is_empty]
+        rows = np.concatenate([*moved, np.empty((0, 3), np.int64)])
+        self._by_place = rows[np.argsort(rows[:, 2])]
+        self._by_vbn = PlaceMap(rows[np.argsort(rows[:, 0])])
+        self.places = plane if not len(rows) and plane.n_blocks == n_places else _places(plane, rows, n_places)
+
+    def to_vbns(self, places: Extents) -> tuple[Extents, Numbers]:
+        """Return VBN extents for extents of places, cut where the way back has borders.
+
+        Returns
+        -------
+        extents : (m, 2) VBNs, in the order given.
+        source : (m,) which of the given extents each one is part of.
+        """
+        if not len(self._by_place):
+            return places, np.arange(len(places), dtype=np.int64)
+        starts, stops = self._by_place[:, 2], self._by_place[:, 2] + self._by_place[:, 1] - self._by_place[:, 0]
+        out: list[tuple[int, int]] = []
+        source: list[int] = []
+        first = np.searchsorted(stops, places[:, 0], side="right")
+        for i, (start, stop) in enumerate(places.tolist()):
+            at, row = start, int(first[i])
+            while at < stop:
+                if row == len(starts) or starts[row] >= stop:
+                    end, vbn = stop, at
+                elif starts[row] > at:
+                    end, vbn = int(starts[row]), at
+                else:
+                    end, vbn = min(stop, int(stops[row])), int(self._by_place[row, 0]) + at - int(starts[row])
+                    row += 1
+                out.append((vbn, vbn + end - at))
+                source.append(i)
+                at = end
+        return np.array(out, np.int64).reshape(-1, 2), np.array(source, np.int64)
+
+    def to_places(self, vbns: Extents) -> Extents:
+        """Return extents of places for VBN extents of the image, in the same order of blocks."""
+        return self._by_vbn.extents_to_places(vbns)
+
+    def blocks_per_disk(self, geometry: Geometry) -> list[int]:
+        """Return how many blocks of the image each disk holds; 0 for parity disks."""
+        counts = [0] * geometry.n_disks
+        for group in geometry.groups:
+            row_blocks = group.chunk_blocks * group.n_data
+            if row_blocks > _COUNT_BLOCKS:
+                _count_whole_chunks(self.places, geometry, counts, group.first, group.stop)
+                continue
+            step = _COUNT_BLOCKS // row_blocks * row_blocks
+            for first in range(group.first, group.stop, step):
+                n_words = (min(first + step, group.stop) - first) // 64
+                words = self.places.word_range(first // 64, n_words)
+                shape = (-1, group.n_data, group.chunk_blocks // 64)
+                sums = np.bitwise_count(words).reshape(shape).sum(axis=(0, 2), dtype=np.int64)
+                for disk, n in zip(group.disks, sums.tolist(), strict=False):
+                    counts[disk] += n
+        return counts
+
+
+def _count_whole_chunks(places: Plane, geometry: Geometry, counts: list[int], start: int, stop: int) -> None:
+    """Count a group whose chunks are large: by extents, cut at chunk borders."""
+    for extents in places.iter_extents(_CHUNK_EXTENTS, start, stop):
+        pieces = geometry.split(extents)
+        for disk, n in enumerate(np.bincount(pieces.disk, pieces.n_blocks, geometry.n_disks).tolist()):
+            counts[disk] += int(n)
+
+
+def _moved(placemap: PlaceMap, owned: Plane) -> MapExtents:
+    """Return the rows (vbn_start, vbn_stop, place_start) of a map, cut to the VBNs in a plane."""
+    rows: list[tuple[int, int, int]] = []
+    for low, high, place in placemap.extents.tolist():
+        rows += [(a, b, place + a - low) for a, b in owned.extents(low, high).tolist()]
+    return np.array(rows, np.int64).reshape(-1, 3)
+
+
+def _places(plane: Plane, rows: MapExtents, n_places: int) -> Plane:
+    """Return the plane of places: the VBNs that are at home, and where the others are."""
+    builder = Plane.empty(n_places)
+    away = rows[np.argsort(rows[:, 0]), :2]
+    at = 0
+    for low, high in [*away.tolist(), (n_places, n_places)]:
+        if at < min(low, n_places):
+            for extents in plane.iter_extents(_CHUNK_EXTENTS, at, min(low, n_places)):
+                builder |= Plane.from_extents(extents, n_places)
+        at = high
+    places = np.column_stack((rows[:, 2], rows[:, 2] + rows[:, 1] - rows[:, 0]))
+    for start, stop in places[np.argsort(places[:, 0])].tolist():
+        builder.add(start, stop)
+    return builder

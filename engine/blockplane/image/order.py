@@ -1,0 +1,257 @@
+"""The orders in which an image's blocks are read and sent.
+
+Disk order, version 1, parameter `window_blocks` W. Let r[d] be the image's blocks on data disk d, R their sum, in the
+order of the volume's disks. Window w (from 0) takes, from each disk, blocks in ascending dbn: disk d's share of the
+first k = min((w + 1) W, R) blocks is floor(S(d + 1) k / R) - floor(S(d) k / R), where S(d) = r[0] + ... + r[d - 1];
+window w takes what of that share the windows before it have not. Within a window blocks ascend in VBN. So every disk
+advances in proportion to what it still has to give, and all of them finish together.
+
+Tape order, version 1: blocks ascend in VBN, W of them a window.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from blockplane.disks.geometry import Geometry, GroupRecord
+from blockplane.image.extents import merged, n_blocks_in, split
+from blockplane.image.layout import Layout
+from blockplane.model.addresses import Extents, Numbers
+from blockplane.model.errors import UsageError
+from blockplane.planes import Plane
+
+DISK: Final = "disk"
+TAPE: Final = "tape"
+VERSION: Final = 1
+#: 8 MiB: with eight of them in flight every one of a dozen disks has a request of more than 512 KiB waiting.
+WINDOW_BLOCKS: Final = 2048
+#: Stripes decoded at a time.
+_SPAN_STRIPES: Final = 1 << 16
+#: Decoded spans kept a group: disks that advance together share them.
+_SPANS_KEPT: Final = 3
+_CHUNK_EXTENTS: Final = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPlan:
+    """What one disk reads for a window: dbn and length of each extent, and the buffer block where it goes; (n,)
+    int64.
+    """
+
+    disk: int
+    dbn: Numbers
+    n_blocks: Numbers
+    positions: Numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of an image that is read, and sent, together.
+
+    extents : (n, 2) VBNs in the order of the buffer, ascending.
+    disks : who reads what.
+    """
+
+    extents: Extents
+    n_blocks: int
+    disks: list[DiskPlan]
+
+
+def windows(layout: Layout, plane: Plane, geometry: Geometry, order: str, window_blocks: int) -> Iterator[Window]:
+    """Yield an image's windows.
+
+    Notes
+    -----
+    Memory: a few spans of stripes and one window; nothing grows with the image.
+
+    Raises
+    ------
+    UsageError : no such order.
+    """
+    if order == DISK:
+        return _disk_windows(layout, geometry, window_blocks)
+    if order == TAPE:
+        return _tape_windows(layout, plane, geometry, window_blocks)
+    raise UsageError(f"there is no order {order!r}", "take disk or tape")
+
+
+def window_count(n_blocks: int, window_blocks: int) -> int:
+    """Return how many windows an image has."""
+    return -(-n_blocks // window_blocks)
+
+
+# --- disk order ------------------------------------------------------------------------------------------------------
+
+
+def _disk_windows(layout: Layout, geometry: Geometry, window_blocks: int) -> Iterator[Window]:
+    counts = layout.blocks_per_disk(geometry)
+    spans = [_Spans(layout.places, geometry, index) for index in range(len(geometry.groups))]
+    homes = [geometry.home(disk) for disk in range(geometry.n_disks)]
+    cursors = [_Cursor(spans[group], position) for group, position in homes]
+    before = np.concatenate(([0], np.cumsum(np.array(counts, np.int64)))).tolist()
+    total, taken = before[-1], [0] * len(cursors)
+    for start in range(0, total, window_blocks):
+        k = min(start + window_blocks, total)
+        pieces = []
+        for disk, cursor in enumerate(cursors):
+            share = before[disk + 1] * k // total - before[disk] * k // total
+            if share > taken[disk]:
+                pieces.append(cursor.take(share - taken[disk]))
+                taken[disk] = share
+            else:
+                pieces.append(_NOTHING)
+        yield _window(layout, pieces)
+
+
+class _Spans:
+    """The extents of an image on one group's disks, decoded a span of stripes at a time."""
+
+    def __init__(self, places: Plane, geometry: Geometry, index: int) -> None:
+        self._places, self._geometry, self._index = places, geometry, index
+        self.group: GroupRecord = geometry.groups[index]
+        chunk = self.group.chunk_blocks
+        self._striped = chunk <= _SPAN_STRIPES and self.group.n_data > 1
+        self.stripes = _SPAN_STRIPES // chunk * chunk if self._striped else _SPAN_STRIPES
+        self.n_spans = -(-self.group.disk_blocks // self.stripes)
+        self._kept: OrderedDict[int, list[Numbers]] = OrderedDict()
+
+    def read(self, span: int, position: int) -> Numbers:
+        """Return (n, 3) dbn, length, place: the extents of a data disk in a span, each within one chunk."""
+        if self._striped:
+            return self._rows(span)[position]
+        return self._column(span, position)
+
+    def _rows(self, span: int) -> list[Numbers]:
+        found = self._kept.get(span)
+        if found is None:
+            low = span * self.stripes
+            high = min(low + self.stripes, self.group.disk_blocks)
+            found = self._decode(self.group.first + low * self.group.n_data, (high - low) * self.group.n_data)
+            self._kept[span] = found
+            if len(self._kept) > _SPANS_KEPT:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(span)
+        return found
+
+    def _column(self, span: int, position: int) -> Numbers:
+        """Read a span whose stripes lie in one or a few large chunks: only the disk's own part of it."""
+        parts, dbn = [], span * self.stripes
+        stop = min(dbn + self.stripes, self.group.disk_blocks)
+        chunk = self.group.chunk_blocks
+        while dbn < stop:
+            end = min(stop, (dbn // chunk + 1) * chunk)
+            place = self.group.first + (dbn // chunk * self.group.n_data + position) * chunk + dbn % chunk
+            parts.append(self._decode(place, end - dbn)[position])
+            dbn = end
+        return np.concatenate(parts)
+
+    def _decode(self, place: int, n_blocks: int) -> list[Numbers]:
+        words = np.ascontiguousarray(self._places.word_range(place // 64, n_blocks // 64))
+        disks = self._geometry.window_extents(self._index, place, words, merge=False)
+        return [np.column_stack((d.dbn, d.n_blocks, d.place)) for d in disks]
+
+
+_NOTHING: Final[Numbers] = np.empty((0, 3), np.int64)
+
+
+class _Cursor:
+    """One disk's blocks of an image, ascending."""
+
+    def __init__(self, spans: _Spans, position: int) -> None:
+        self._spans, self._position = spans, position
+        self._next = 0
+        self._extents = _NOTHING
+
+    def take(self, n_blocks: int) -> Numbers:
+        """Return the next n_blocks blocks as (n, 3) dbn, length, place; the disk must still have them."""
+        parts: list[Numbers] = []
+        while n_blocks:
+            if not len(self._extents):
+                if self._next == self._spans.n_spans:
+                    raise ValueError("a disk has fewer blocks of the image than were counted")
+                self._extents = self._spans.read(self._next, self._position)
+                self._next += 1
+                continue
+            ends = np.cumsum(self._extents[:, 1])
+            whole = int(np.searchsorted(ends, n_blocks, side="right"))
+            parts.append(self._extents[:whole])
+            n_blocks -= int(ends[whole - 1]) if whole else 0
+            self._extents = self._extents[whole:]
+            if n_blocks and len(self._extents):
+                head = self._extents[:1].copy()
+                head[0, 1] = n_blocks
+                rest = self._extents.copy()
+                rest[0] += (n_blocks, -n_blocks, n_blocks)
+                parts.append(head)
+                self._extents, n_blocks = rest, 0
+        return np.concatenate(parts) if parts else _NOTHING
+
+
+# --- tape order ------------------------------------------------------------------------------------------------------
+
+
+def _tape_windows(layout: Layout, plane: Plane, geometry: Geometry, window_blocks: int) -> Iterator[Window]:
+    pending = np.empty((0, 2), np.int64)
+    for chunk in plane.iter_extents(_CHUNK_EXTENTS):
+        pending = np.concatenate((pending, chunk))
+        *full, pending = _portions(pending, window_blocks)
+        for extents in full:
+            yield _tape_window(layout, geometry, extents)
+    if len(pending):
+        yield _tape_window(layout, geometry, pending)
+
+
+def _portions(extents: Extents, most_blocks: int) -> list[Extents]:
+    """Cut extents into portions of most_blocks; the last one may be shorter, or empty."""
+    portions = split(extents, most_blocks)
+    if not portions or n_blocks_in(portions[-1]) == most_blocks:
+        portions.append(extents[:0])
+    return portions
+
+
+def _tape_window(layout: Layout, geometry: Geometry, extents: Extents) -> Window:
+    places = layout.to_places(extents)
+    pieces = geometry.split(places)
+    rows = np.column_stack((pieces.dbn, pieces.n_blocks, np.zeros_like(pieces.dbn)))
+    plans = []
+    for disk in np.unique(pieces.disk).tolist():
+        mine = pieces.disk == disk
+        order = np.argsort(rows[mine, 0], kind="stable")
+        plans.append(DiskPlan(disk, rows[mine, 0][order], rows[mine, 1][order], pieces.position[mine][order]))
+    return Window(extents, n_blocks_in(extents), plans)
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+def _window(layout: Layout, pieces: list[Numbers]) -> Window:
+    """Lay the pieces of all disks out in ascending VBN."""
+    rows = np.concatenate(pieces)
+    disk = np.repeat(np.arange(len(pieces), dtype=np.int64), [len(p) for p in pieces])
+    vbns, source = layout.to_vbns(np.column_stack((rows[:, 2], rows[:, 2] + rows[:, 1])))
+    sizes = vbns[:, 1] - vbns[:, 0]
+    dbn = rows[source, 0] + _offsets(source, sizes)
+    order = np.argsort(vbns[:, 0], kind="stable")
+    positions = np.empty(len(vbns), np.int64)
+    positions[order] = np.cumsum(sizes[order]) - sizes[order]
+    owner = disk[source]
+    borders = np.searchsorted(owner, np.arange(len(pieces) + 1))
+    plans = [
+        DiskPlan(d, dbn[a:b], sizes[a:b], positions[a:b])
+        for d, (a, b) in enumerate(zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True))
+        if a < b
+    ]
+    return Window(merged(vbns[order]), int(sizes.sum()), plans)
+
+
+def _offsets(source: Numbers, sizes: Numbers) -> Numbers:
+    """Return where in its source extent each piece begins."""
+    before = np.cumsum(sizes) - sizes
+    first = np.flatnonzero(np.concatenate(([True], source[1:] != source[:-1])))
+    return before - np.repeat(before[first], np.diff(np.concatenate((first, [len(source)]))))

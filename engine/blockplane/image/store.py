@@ -1,0 +1,73 @@
+"""What images need of a storage, and a volume in that role."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from blockplane.disks import DiskArray, Geometry
+from blockplane.volume.codec import SnapshotRecord
+from blockplane.volume.live import LiveVolume
+from blockplane.volume.state import State
+
+
+class SnapshotStore(Protocol):
+    """Disks, geometry and states by name. A volume is one through `VolumeStore`; so can another storage be."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where places lie."""
+        ...
+
+    @property
+    def array(self) -> DiskArray:
+        """The disks."""
+        ...
+
+    def records(self) -> Sequence[SnapshotRecord]:
+        """Return the records of all snapshots, older first."""
+        ...
+
+    def state(self, name: str | None) -> State:
+        """Return the state of a snapshot; of the live file system for None."""
+        ...
+
+    def pin(self, snapshot_id: bytes) -> AbstractContextManager[None]:
+        """Keep a snapshot from being deleted while it is read."""
+        ...
+
+
+class VolumeStore:
+    """A volume's snapshots as operands of images."""
+
+    def __init__(self, volume: LiveVolume) -> None:
+        self.volume = volume
+
+    @property
+    def geometry(self) -> Geometry:
+        """See SnapshotStore."""
+        return self.volume.geometry
+
+    @property
+    def array(self) -> DiskArray:
+        """See SnapshotStore."""
+        return self.volume.array
+
+    def records(self) -> Sequence[SnapshotRecord]:
+        """See SnapshotStore."""
+        with self.volume.lock:
+            return [entry.record for entry in self.volume.local.entries()]
+
+    def state(self, name: str | None) -> State:
+        """See SnapshotStore."""
+        return self.volume.state(name)
+
+    def pin(self, snapshot_id: bytes) -> AbstractContextManager[None]:
+        """See SnapshotStore."""
+        return self.volume.pin(snapshot_id)
+
+
+def store_of(origin: SnapshotStore | LiveVolume) -> SnapshotStore:
+    """Return what gives the states: a volume's adapter, or the storage itself."""
+    return VolumeStore(origin) if isinstance(origin, LiveVolume) else origin

@@ -1,0 +1,164 @@
+"""Where a stream comes from: a path, a descriptor, a socket or a file object, behind one `fill these buffers`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+from collections.abc import Sequence
+from typing import IO, Final, Protocol
+
+from blockplane.model.errors import StreamError
+
+InputLike = str | os.PathLike[str] | int | IO[bytes] | socket.socket
+#: readv takes at most IOV_MAX (1,024) buffers.
+_MAX_BUFFERS: Final = 512
+
+
+class Input(Protocol):
+    """Gives the stream in order."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        ...
+
+    def read_into(self, buffers: Sequence[memoryview]) -> int:
+        """Fill all buffers in order; return the bytes read, fewer only at the end of the input."""
+        ...
+
+    def close(self) -> None:
+        """Release."""
+        ...
+
+
+def open_input(origin: InputLike) -> Input:
+    """Return the input for whatever the caller has.
+
+    Parameters
+    ----------
+    origin : a path, a file descriptor, a socket, or a file object opened for reading bytes. Descriptors, sockets and
+        objects stay open, and are read from where they stand.
+
+    Raises
+    ------
+    StreamError : the path cannot be opened.
+    """
+    if isinstance(origin, int):
+        return FdInput(origin, f"file descriptor {origin}")
+    if isinstance(origin, socket.socket):
+        return SocketInput(origin)
+    if isinstance(origin, (str, os.PathLike)):
+        return FdInput(open_path(origin), os.fspath(origin), owned=True)
+    with contextlib.suppress(AttributeError, OSError, io.UnsupportedOperation):
+        # An unread raw or buffered file: what its buffer holds is asked for first, so that no byte is skipped.
+        if isinstance(origin, io.FileIO):
+            return FdInput(origin.fileno(), str(origin.name))
+    return ObjectInput(origin)
+
+
+def open_path(path: str | os.PathLike[str]) -> int:
+    """Return a descriptor on a stream file; StreamError: there is none that can be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StreamError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
+    return fd
+
+
+class FdInput:
+    """A descriptor: one readv per call, straight into the callers' buffers; the GIL is released."""
+
+    def __init__(self, fd: int, name: str, owned: bool = False) -> None:
+        self._fd, self._owned = fd, owned
+        self.name = name
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
+    def read_into(self, buffers: Sequence[memoryview]) -> int:
+        """See Input."""
+        left, total = [b.cast("B") for b in buffers if len(b)], 0
+        while left:
+            try:
+                n_read = os.readv(self._fd, left[:_MAX_BUFFERS])
+            except OSError as error:
+                raise StreamError(f"cannot read {self.name}: {error.strerror}") from error
+            if not n_read:
+                break
+            total += n_read
+            _advance(left, n_read)
+        return total
+
+    def close(self) -> None:
+        """See Input."""
+        if self._owned and self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _advance(left: list[memoryview], n_bytes: int) -> None:
+    """Drop the first n_bytes of the buffers still to fill."""
+    while left and n_bytes >= len(left[0]):
+        n_bytes -= len(left.pop(0))
+    if n_bytes:
+        left[0] = left[0][n_bytes:]
+
+
+class SocketInput:
+    """A stream socket (TLS included), blocking or with a timeout."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self.name = "the network connection"
+
+    def read_into(self, buffers: Sequence[memoryview]) -> int:
+        """See Input."""
+        total = 0
+        for buffer in buffers:
+            left = buffer.cast("B")
+            while len(left):
+                try:
+                    n_read = self._socket.recv_into(left)
+                except OSError as error:
+                    raise StreamError(f"cannot read {self.name}: {error.strerror or error}") from error
+                if not n_read:
+                    return total
+                total += n_read
+                left = left[n_read:]
+        return total
+
+    def close(self) -> None:
+        """See Input: the socket is its owner's."""
+
+
+class ObjectInput:
+    """Any object with ``readinto`` or ``read``."""
+
+    def __init__(self, origin: IO[bytes]) -> None:
+        self._origin = origin
+        self.name = str(getattr(origin, "name", "the input"))
+
+    def read_into(self, buffers: Sequence[memoryview]) -> int:
+        """See Input."""
+        total = 0
+        for buffer in buffers:
+            left = buffer.cast("B")
+            while len(left):
+                n_read = self._read_some(left)
+                if not n_read:
+                    return total
+                total += n_read
+                left = left[n_read:]
+        return total
+
+    def _read_some(self, out: memoryview) -> int:
+        readinto = getattr(self._origin, "readinto", None)
+        if readinto is not None:
+            return int(readinto(out) or 0)
+        data = self._origin.read(len(out))
+        out[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """See Input: the object is its owner's."""

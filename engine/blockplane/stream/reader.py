@@ -1,0 +1,305 @@
+"""Reads an image stream in order and holds every byte of it against what the format promises.
+
+The reader allocates nothing by an unchecked field: heads and payloads have fixed caps, planes come in pieces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from blockplane.image.extents import numbers_in
+from blockplane.model.addresses import BLOCK_BYTES, Bytes, Extents
+from blockplane.model.checks import crc32c, first_bad_block
+from blockplane.model.errors import (
+    BlockplaneError,
+    StreamDamagedError,
+    StreamError,
+    StreamOrderError,
+    StreamTruncatedError,
+)
+from blockplane.planes import Plane, PlaneFormatError
+from blockplane.stream import codec
+from blockplane.stream.codec import FrameHead, FrameKind, Header, Role, Trailer
+from blockplane.stream.digest import PlaneDigest
+from blockplane.stream.input import Input
+from blockplane.volume.codec import BRANCH_BYTES, RECORD_BYTES, Branch, SnapshotRecord
+
+_HEADER_PREFIX_BYTES: Final = 16
+_AGAIN: Final = "fetch the stream again"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMap:
+    """All that stands before the data.
+
+    snapshots : the records and what becomes of each, top first.
+    image : the VBNs whose blocks follow.
+    dropped : the VBNs of the base that the destination holds no longer.
+    """
+
+    header: Header
+    snapshots: tuple[tuple[SnapshotRecord, Role], ...]
+    branches: tuple[Branch, ...]
+    image: Plane
+    dropped: Plane
+
+    @property
+    def top(self) -> SnapshotRecord:
+        """The newest snapshot of the image."""
+        return next(record for record, role in self.snapshots if role is Role.TOP)
+
+    @property
+    def base(self) -> SnapshotRecord | None:
+        """The snapshot the image builds on."""
+        return next((record for record, role in self.snapshots if role is Role.BASE), None)
+
+    def arriving(self) -> list[SnapshotRecord]:
+        """Return the snapshots that arrive, older first: the top is the last."""
+        return [*reversed(self.with_role(Role.ARRIVES)), self.top]
+
+    def with_role(self, role: Role) -> list[SnapshotRecord]:
+        """Return the snapshots of a role, newest first."""
+        return [record for record, its in self.snapshots if its is role]
+
+
+class StreamReader:
+    """One stream from one input: `read_map`, then `next_data` and `read_payload` in turns, then `trailer`."""
+
+    def __init__(self, origin: Input) -> None:
+        self._input = origin
+        self._sha = hashlib.sha256()
+        self._sequence = 0
+        self._n_data_frames = self._n_blocks = self._n_index = self._index_offset = 0
+        self._held: FrameHead | None = None
+        self._payload_due = 0
+        self.n_bytes = 0
+        self.header = self._read_header()
+        self.trailer: Trailer | None = None
+
+    # --- header, snapshots, planes -----------------------------------------------------------------------------------
+
+    def _read_header(self) -> Header:
+        prefix = self._exactly(_HEADER_PREFIX_BYTES, "its header")
+        rest = self._exactly(codec.header_length(prefix) - len(prefix), "its header")
+        self._sha.update(prefix + rest)
+        return codec.decode_header(prefix + rest)
+
+    def read_map(self) -> StreamMap:
+        """Read what stands before the data.
+
+        Raises
+        ------
+        StreamTruncatedError, StreamDamagedError, StreamOrderError : as the class names say.
+        """
+        records = self._records(FrameKind.SNAPSHOTS, self.header.n_snapshots)
+        branches = self._records(FrameKind.BRANCHES, self.header.n_branches)
+        digest = PlaneDigest()
+        image = self._plane(FrameKind.IMAGE_PLANE, self.header.image_blocks, digest)
+        dropped = self._plane(FrameKind.DROPPED_PLANE, self.header.dropped_blocks, digest)
+        if digest.digest() != self.header.plane_digest:
+            raise StreamDamagedError("the planes of the stream do not match their digest", _AGAIN)
+        snapshots = tuple((_record(raw), _role(role)) for raw, role in records)
+        found = StreamMap(self.header, snapshots, tuple(Branch.decode(raw) for raw, _ in branches), image, dropped)
+        _check_roles(found)
+        return found
+
+    def _records(self, kind: FrameKind, n_records: int) -> list[tuple[bytes, int]]:
+        size = RECORD_BYTES if kind is FrameKind.SNAPSHOTS else BRANCH_BYTES
+        found: list[tuple[bytes, int]] = []
+        while (head := self._peek()).kind is kind:
+            payload = self._take_payload(head)
+            roles = head.roles() if kind is FrameKind.SNAPSHOTS else [0] * head.n_items
+            found += [(payload[i * size : (i + 1) * size], role) for i, role in enumerate(roles)]
+            if len(found) > n_records:
+                break
+        if len(found) != n_records:
+            name = kind.name.lower()
+            raise StreamDamagedError(f"the stream claims {n_records} {name} and holds {len(found)}", _AGAIN)
+        return found
+
+    def _plane(self, kind: FrameKind, n_blocks: int, digest: PlaneDigest) -> Plane:
+        space, next_first, total = self.header.space_blocks, 0, 0
+        builder = Plane.builder(space)
+        while (head := self._peek()).kind is kind:
+            first, count = head.piece()
+            if first % codec.PIECE_BLOCKS or first < next_first or first >= space:
+                raise StreamDamagedError(f"a plane piece of the stream starts at block {first}", _AGAIN)
+            piece = _piece(self._take_payload(head), min(codec.PIECE_BLOCKS, space - first), count)
+            total, next_first = total + count, first + codec.PIECE_BLOCKS
+            if total > n_blocks:
+                break
+            builder.append(first // 64, piece.words())
+            digest.update(piece.extents() + first)
+        if total != n_blocks:
+            name = kind.name.lower().replace("_", " ")
+            raise StreamDamagedError(f"the stream claims {n_blocks} blocks for its {name} and lists {total}", _AGAIN)
+        digest.end_plane()
+        return builder.finish()
+
+    # --- data --------------------------------------------------------------------------------------------------------
+
+    def next_data(self) -> FrameHead | None:
+        """Read the head of the next data frame; None after the last, when index and trailer have been read too.
+
+        Raises
+        ------
+        StreamTruncatedError, StreamDamagedError, StreamOrderError : as the class names say; the trailer's counts and
+            digest are compared here.
+        """
+        if self._payload_due:
+            raise ValueError("the payload of the last data frame was not read")
+        if self.trailer is not None:
+            return None
+        head = self._peek()
+        if head.kind is not FrameKind.DATA:
+            self._read_end()
+            return None
+        self._held = None
+        self._check_extents(head.extents())
+        self._payload_due = head.payload_bytes
+        self._n_data_frames += 1
+        self._n_blocks += head.n_blocks
+        return head
+
+    def _check_extents(self, extents: Extents) -> None:
+        starts, counts = extents[:, 0], extents[:, 1] - extents[:, 0]
+        space = self.header.space_blocks
+        if (starts < 0).any() or (counts <= 0).any() or (counts > space).any() or (starts > space - counts).any():
+            raise StreamDamagedError(f"frame {self._sequence - 1} names blocks outside the stream's space", _AGAIN)
+
+    def read_payload(self, buffers: Sequence[memoryview]) -> None:
+        """Read the blocks of the data frame into buffers whose sizes add up to its payload; unverified."""
+        wanted = sum(len(buffer) for buffer in buffers)
+        if wanted != self._payload_due:
+            raise ValueError(f"buffers of {wanted} bytes for a payload of {self._payload_due}")
+        n_read = self._input.read_into(buffers)
+        self.n_bytes += n_read
+        if n_read < wanted:
+            raise self._truncated(f"frame {self._sequence - 1}")
+        self._payload_due = 0
+
+    # --- end ---------------------------------------------------------------------------------------------------------
+
+    def _read_end(self) -> None:
+        while (head := self._peek()).kind is FrameKind.INDEX:
+            self._index_offset = self._index_offset or self.n_bytes - head.head_bytes
+            self._take_payload(head)
+            self._n_index += head.n_items
+        if head.kind is not FrameKind.TRAILER:
+            raise StreamOrderError(f"a frame of {head.kind.name.lower()} stands at the stream's end", _AGAIN)
+        payload = self._payload(head)
+        found = codec.decode_trailer(payload)
+        counts = (
+            self._sequence, self._n_data_frames, self._n_blocks, self.n_bytes, self._index_offset, self._n_index
+        )  # fmt: skip
+        expected = Trailer(*counts)
+        if found.encode_counts() != expected.encode_counts():
+            raise StreamDamagedError("the stream's trailer counts other frames than the stream holds", _AGAIN)
+        self._sha.update(found.encode_counts())
+        if found.digest != self._sha.digest():
+            raise StreamDamagedError("the stream does not match the digest in its trailer", _AGAIN)
+        self.trailer = found
+
+    # --- frames ------------------------------------------------------------------------------------------------------
+
+    def _peek(self) -> FrameHead:
+        """Return the head of the next frame, reading it if need be."""
+        if self._held is None:
+            fixed = self._exactly(codec.FRAME_FIXED_BYTES, f"frame {self._sequence}")
+            table_bytes = codec.decode_frame_fixed(fixed).head_bytes - codec.FRAME_FIXED_BYTES
+            table = self._exactly(table_bytes, f"frame {self._sequence}")
+            self._held = codec.decode_frame_head(fixed, table, self.header.tag, self._sequence)
+            self._sequence += 1
+            if self._held.kind is not FrameKind.TRAILER:
+                self._sha.update(fixed + table)
+        return self._held
+
+    def _take_payload(self, head: FrameHead) -> bytes:
+        """Read the payload of a frame that is not data, check it and add it to the digest."""
+        payload = self._payload(head)
+        self._sha.update(payload)
+        return payload
+
+    def _payload(self, head: FrameHead) -> bytes:
+        self._held = None
+        payload = self._exactly(head.payload_bytes, f"frame {head.sequence}")
+        if crc32c(payload) != head.payload_crc:
+            raise StreamDamagedError(f"frame {head.sequence} does not match its checksum", _AGAIN)
+        return payload
+
+    def _exactly(self, n_bytes: int, where: str) -> bytes:
+        buffer = bytearray(n_bytes)
+        n_read = self._input.read_into([memoryview(buffer)]) if n_bytes else 0
+        self.n_bytes += n_read
+        if n_read < n_bytes:
+            raise self._truncated(where)
+        return bytes(buffer)
+
+    def _truncated(self, where: str) -> StreamTruncatedError:
+        return StreamTruncatedError(
+            f"the stream {self._input.name} ends after {self.n_bytes} bytes, in {where}",
+            "it was cut off; send it again or fetch the rest",
+        )
+
+
+def _piece(payload: bytes, n_blocks: int, count: int) -> Plane:
+    """Return a plane piece; StreamDamagedError: it is none, or reaches too far."""
+    try:
+        piece = Plane.deserialize(payload, n_blocks)
+    except (PlaneFormatError, ValueError) as error:
+        raise StreamDamagedError(f"a plane piece of the stream is not a Roaring bitmap: {error}", _AGAIN) from error
+    if len(piece) != count or not count:
+        raise StreamDamagedError(f"a plane piece of the stream claims {count} blocks and lists {len(piece)}", _AGAIN)
+    return piece
+
+
+def _record(raw: bytes) -> SnapshotRecord:
+    try:
+        return SnapshotRecord.decode(raw)
+    except BlockplaneError as error:
+        raise StreamDamagedError(f"a snapshot of the stream cannot be: {error}", _AGAIN) from error
+
+
+def _role(value: int) -> Role:
+    try:
+        return Role(value)
+    except ValueError:
+        raise StreamError(f"a snapshot of the stream has the unknown role {value}", "upgrade blockplane") from None
+
+
+def _check_roles(found: StreamMap) -> None:
+    """Hold the snapshot list against the header."""
+    header = found.header
+    tops, bases = found.with_role(Role.TOP), found.with_role(Role.BASE)
+    if len(tops) != 1 or tops[0].id != header.top_id or tops[0].root != header.root:
+        raise StreamDamagedError("the stream's snapshot list does not name the top of its header", _AGAIN)
+    if [base.id for base in bases] != ([] if header.is_full else [header.base_id]):
+        raise StreamDamagedError("the stream's snapshot list does not name the base of its header", _AGAIN)
+    ids = {record.id for record, _ in found.snapshots}
+    if len(ids) != len(found.snapshots):
+        raise StreamDamagedError("the stream lists a snapshot twice", _AGAIN)
+    if any(record.space_id != header.space_id for record, role in found.snapshots if role is not Role.LEFT_OUT):
+        raise StreamDamagedError("the stream mixes snapshots of different numberings", _AGAIN)
+
+
+def verify_payload(head: FrameHead, payload: Bytes) -> None:
+    """Hold the blocks of a data frame against their checks.
+
+    Raises
+    ------
+    StreamDamagedError : a block does not match; the message names it.
+    """
+    if len(payload) != head.n_blocks * BLOCK_BYTES:
+        raise ValueError(f"{len(payload)} bytes for {head.n_blocks} blocks")
+    numbers = numbers_in(head.extents())
+    bad = first_bad_block(payload, numbers, head.checks())
+    if bad >= 0:
+        raise bad_block(head, int(numbers[bad]))
+
+
+def bad_block(head: FrameHead, vbn: int) -> StreamDamagedError:
+    """Return the error for a block that does not match its check."""
+    return StreamDamagedError(f"block {vbn} in frame {head.sequence} does not match its checksum", _AGAIN)

@@ -1,0 +1,163 @@
+"""Writes an image stream: header, snapshots, branches, planes, data, index, trailer, in this order.
+
+One thread. Payloads are never copied: a frame is a fresh head and slices of the caller's buffer, handed to the sink in
+one call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+
+from blockplane.image.extents import merged, split
+from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Extents
+from blockplane.model.checks import crc32c
+from blockplane.planes import Plane
+from blockplane.stream import codec
+from blockplane.stream.codec import FrameKind, Header, Role, Trailer
+from blockplane.stream.sink import Buffer, Sink
+from blockplane.volume.codec import BRANCH_BYTES, Branch, SnapshotRecord
+
+#: An index larger than this waits in a temporary file: 16 MiB of it describe at least 700,000 extents.
+_INDEX_MEMORY_BYTES: Final = 16 << 20
+_CHUNK_EXTENTS: Final = 1 << 16
+
+
+class StreamWriter:
+    """One stream into one sink. Call the methods in the order they stand here.
+
+    Notes
+    -----
+    The header goes out with the constructor. `n_bytes` counts what was written.
+    """
+
+    def __init__(self, sink: Sink, header: Header) -> None:
+        self._sink = sink
+        self._header = header
+        self._sha = hashlib.sha256()
+        self._sequence = 0
+        self._n_data_frames = self._n_blocks = self._n_index = 0
+        self._index = tempfile.SpooledTemporaryFile(max_size=_INDEX_MEMORY_BYTES)  # noqa: SIM115 - closed by `close`
+        self.n_bytes = 0
+        encoded = header.encode()
+        self._sha.update(encoded)
+        self._write([encoded])
+
+    def close(self) -> None:
+        """Release scratch; the sink is its owner's."""
+        self._index.close()
+
+    def write_snapshots(self, records: Sequence[tuple[SnapshotRecord, Role]]) -> None:
+        """Write the snapshot list, top first."""
+        for start in range(0, len(records), codec.MAX_FRAME_RECORDS):
+            part = records[start : start + codec.MAX_FRAME_RECORDS]
+            roles = np.array([role for _, role in part], "<u4").tobytes()
+            self._record_frame(FrameKind.SNAPSHOTS, roles, b"".join(r.encode() for r, _ in part), len(part))
+
+    def write_branches(self, branches: Sequence[Branch]) -> None:
+        """Write the branch history of the top, oldest first."""
+        step = codec.MAX_PAYLOAD_BYTES // BRANCH_BYTES
+        for start in range(0, len(branches), step):
+            part = branches[start : start + step]
+            self._record_frame(FrameKind.BRANCHES, b"", b"".join(b.encode() for b in part), len(part))
+
+    def write_plane(self, kind: FrameKind, plane: Plane) -> None:
+        """Write the image plane, then the dropped plane, as pieces of portable Roaring containers."""
+        for first, count, payload in plane_pieces(plane):
+            self._record_frame(kind, codec.encode_piece_table(first, count), payload, 0)
+
+    def write_blocks(self, extents: Extents, checks: Checks, buffer: Bytes) -> None:
+        """Write blocks as data frames of at most 1 MiB, in one call to the sink.
+
+        Parameters
+        ----------
+        extents : (n, 2) VBNs in the order of the buffer; they need not ascend.
+        checks : (n_blocks,) of the blocks, in the same order.
+        buffer : (n_blocks * 4096,) uint8; may be reused once this returns.
+        """
+        view, buffers, at = buffer.data, list[Buffer](), 0
+        index: list[tuple[int, int, int, int]] = []
+        offset = self.n_bytes
+        for part in split(extents, codec.MAX_FRAME_BLOCKS):
+            n_blocks = int((part[:, 1] - part[:, 0]).sum())
+            head = codec.encode_data_head(self._sequence, self._header.tag, part, checks[at : at + n_blocks])
+            self._sha.update(head)
+            buffers += [head, view[at * BLOCK_BYTES : (at + n_blocks) * BLOCK_BYTES]]
+            offset += len(head)
+            for start, stop in part.tolist():
+                index.append((start, offset, stop - start, 0))
+                offset += (stop - start) * BLOCK_BYTES
+            at += n_blocks
+            self._sequence += 1
+            self._n_data_frames += 1
+        self._write(buffers)
+        self._n_blocks += at
+        self._n_index += len(index)
+        self._index.write(np.array(index, codec.INDEX_DTYPE).tobytes())
+
+    def finish(self) -> Trailer:
+        """Write index and trailer; return the trailer."""
+        index_offset = self.n_bytes if self._n_index else 0
+        self._index.seek(0)
+        while part := self._index.read(codec.MAX_INDEX_ENTRIES * codec.INDEX_BYTES):
+            self._record_frame(FrameKind.INDEX, b"", part, len(part) // codec.INDEX_BYTES)
+        stream_bytes = self.n_bytes + codec.TRAILER_FRAME_BYTES
+        counts = (self._sequence + 1, self._n_data_frames, self._n_blocks, stream_bytes, index_offset, self._n_index)
+        self._sha.update(Trailer(*counts).encode_counts())
+        trailer = Trailer(*counts, digest=self._sha.digest())
+        self._frame(FrameKind.TRAILER, b"", trailer.encode(), 0, digested=False)
+        return trailer
+
+    def _record_frame(self, kind: FrameKind, table: bytes, payload: bytes, n_items: int) -> None:
+        self._frame(kind, table, payload, n_items, digested=True)
+
+    def _frame(self, kind: FrameKind, table: bytes, payload: bytes, n_items: int, digested: bool) -> None:
+        crc = crc32c(payload)
+        tag = self._header.tag
+        head = codec.encode_frame_head(kind, self._sequence, tag, table, len(payload), n_items, 0, crc)
+        if digested:
+            self._sha.update(head)
+            self._sha.update(payload)
+        self._sequence += 1
+        self._write([head, payload])
+
+    def _write(self, buffers: list[Buffer]) -> None:
+        self._sink.write_all(buffers)
+        self.n_bytes += sum(len(buffer) for buffer in buffers)
+
+
+def plane_pieces(plane: Plane) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (first VBN, count, portable 32-bit Roaring bytes of VBN - first) for each piece that is not empty."""
+    pending: list[Extents] = []
+    first = -1
+    for extents in plane.iter_extents(_CHUNK_EXTENTS):
+        for start, part in _by_piece(extents):
+            if start != first and pending:
+                yield _piece(first, pending)
+                pending = []
+            first = start
+            pending.append(part)
+    if pending:
+        yield _piece(first, pending)
+
+
+def _by_piece(extents: Extents) -> Iterator[tuple[int, Extents]]:
+    """Cut ascending extents at piece borders: (first VBN of the piece, its extents)."""
+    while len(extents):
+        first = int(extents[0, 0]) // codec.PIECE_BLOCKS * codec.PIECE_BLOCKS
+        stop = first + codec.PIECE_BLOCKS
+        n_inside = int(np.searchsorted(extents[:, 0], stop))
+        inside, extents = extents[:n_inside].copy(), extents[n_inside:]
+        if inside[-1, 1] > stop:
+            extents = np.concatenate(([[stop, inside[-1, 1]]], extents))
+            inside[-1, 1] = stop
+        yield first, inside
+
+
+def _piece(first: int, parts: list[Extents]) -> tuple[int, int, bytes]:
+    piece = Plane.from_extents(merged(np.concatenate(parts)) - first, codec.PIECE_BLOCKS)
+    return first, len(piece), piece.serialize()

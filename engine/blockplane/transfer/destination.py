@@ -1,0 +1,260 @@
+"""Volumes as destinations: whether a stream fits what is there, and volumes made for a stream."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from blockplane.disks import HEAD_BLOCKS, TAIL_BLOCKS, GroupRecord
+from blockplane.image.store import VolumeStore
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import NotAVolumeError, RefusedError, StreamMismatchError, UsageError
+from blockplane.stream.codec import Role
+from blockplane.stream.reader import StreamMap
+from blockplane.transfer.history import is_in_history
+from blockplane.transfer.protocol import Destination
+from blockplane.volume import landing
+from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord, TableEntry
+from blockplane.volume.config import CONFIG_NAME, DISKS_DIR
+from blockplane.volume.live import LiveVolume
+from blockplane.volume.snapshots import check_name
+from blockplane.volume.volume import LOCK_NAME, DiskNames, Volume
+
+#: A stream's own word for its geometry makes at most this many disk files; who wants more says so.
+_MAX_DISKS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DiskWish:
+    """What was asked of a volume that is made; None: as the source has it."""
+
+    disks: DiskNames | None = None
+    size: int | str | None = None
+    parity: int | None = None
+    chunk: int | str | None = None
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing was asked."""
+        return self.disks is None and self.size is None and self.parity is None and self.chunk is None
+
+
+class VolumeDestination:
+    """A volume that receives."""
+
+    def __init__(self, volume: LiveVolume) -> None:
+        self.volume = volume
+
+    @property
+    def name(self) -> str:
+        """See Destination."""
+        return str(self.volume.path)
+
+    def _entries(self) -> Sequence[TableEntry]:
+        with self.volume.lock:
+            return list(self.volume.local.entries())
+
+    def _find(self, record: SnapshotRecord) -> TableEntry | None:
+        """Return the entry of a snapshot that is whole here."""
+        for entry in self._entries():
+            mine = entry.record
+            if mine.id == record.id and mine.space_id == record.space_id and mine.kind == KIND_REGULAR:
+                return entry
+        return None
+
+    def has_top(self, stream: StreamMap) -> bool:
+        """See Destination."""
+        return self._find(stream.top) is not None
+
+    def accept(self, stream: StreamMap, *, discard: bool) -> None:
+        """See Destination."""
+        for record in stream.arriving():
+            check_name(record.name)
+        self._refuse_name_clash(stream)
+        if stream.base is None:
+            self._accept_full(stream, discard)
+        else:
+            self._accept_increment(stream, stream.base, discard)
+
+    def _refuse_name_clash(self, stream: StreamMap) -> None:
+        mine = {entry.record.name: entry.record for entry in self._entries()}
+        for record in stream.arriving():
+            other = mine.get(record.name)
+            if other is not None and other.id != record.id:
+                raise RefusedError(
+                    f"the stream brings a snapshot {record.name}, and {self.name} has another one of that name",
+                    f"rename the one that is there: blockplane snapshot rename {self.name}@{record.name} NEW",
+                )
+
+    def _accept_full(self, stream: StreamMap, discard: bool) -> None:
+        if is_blank(self.volume) or discard:
+            return
+        names = [entry.record.name for entry in self._entries()]
+        lost = "its live file system" + (f" (its snapshots stay: {_listed(names)})" if names else "")
+        raise RefusedError(
+            f"{self.name} has content, and the stream of {stream.top.name} is a full image: it would replace {lost}",
+            "receive into a new volume, send an increment onto a common snapshot, or say --discard",
+        )
+
+    def _accept_increment(self, stream: StreamMap, base: SnapshotRecord, discard: bool) -> None:
+        if self._find(base) is None:
+            mine = {entry.record.id for entry in self._entries()}
+            common = [record.name for record, role in stream.snapshots if role is Role.LEFT_OUT and record.id in mine]
+            raise StreamMismatchError(
+                f"the stream builds on snapshot {base.name} (id {base.id.hex()}), which {self.name} does not hold",
+                f"send {stream.top.name} - {common[0]}" if common else "receive the stream that brings it first",
+            )
+        with self.volume.lock:
+            self.volume.commit()
+            live = self.volume.committed.root
+        if not discard and not is_in_history(live.branch_id, live.cp, stream.top, stream.branches):
+            raise RefusedError(
+                f"{self.name} was written to since {base.name}: these changes are no part of {stream.top.name} "
+                "and would be lost",
+                "keep them in a snapshot of their own and receive into another volume, or say --discard",
+            )
+
+    @contextmanager
+    def landing(self, stream: StreamMap) -> Iterator[landing.Landing]:
+        """Begin; the base is pinned meanwhile."""
+        base = stream.base
+        entry = self._find(base) if base is not None else None
+        with VolumeStore(self.volume).pin(entry.record.id if entry is not None else NO_ID):
+            yield landing.Landing(self.volume, stream.image, entry)
+
+
+def is_blank(volume: LiveVolume) -> bool:
+    """Tell whether a volume was never written to."""
+    with volume.lock:
+        volume.commit()
+        return not volume.local.entries() and volume.committed.root.n_inodes <= 1
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[-5:])
+    return f"{len(names) - 5} and {shown}" if len(names) > 5 else shown
+
+
+def destination_for(
+    target: str | os.PathLike[str] | LiveVolume | Destination, stream: StreamMap, wish: DiskWish
+) -> AbstractContextManager[Destination]:
+    """Return the destination, open; a volume that was opened or made here is closed on leaving.
+
+    Raises
+    ------
+    UsageError : disk options for a volume that is there already.
+    """
+    if isinstance(target, LiveVolume):
+        return _as_it_is(VolumeDestination(target))
+    if not isinstance(target, (str, os.PathLike)):
+        return _as_it_is(target)
+    path = Path(target)
+    if _is_vacant(path):
+        return _made(path, stream, wish)
+    if not wish.is_default:
+        raise UsageError(f"{path} is there already: its disks are what they are", "leave the disk options out")
+    return _opened(path)
+
+
+def _is_vacant(path: Path) -> bool:
+    if path.is_symlink() and not path.exists():
+        raise NotAVolumeError(f"{path} is a symbolic link that leads nowhere", "name the directory itself")
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+@contextmanager
+def _as_it_is(destination: Destination) -> Iterator[Destination]:
+    yield destination
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Destination]:
+    with Volume.open(path, verb="receive") as volume:
+        yield VolumeDestination(volume)
+
+
+@contextmanager
+def _made(path: Path, stream: StreamMap, wish: DiskWish) -> Iterator[Destination]:
+    """Make a volume; when receiving into it fails, remove what was made and nothing else."""
+    base = stream.base
+    if base is not None:
+        raise StreamMismatchError(
+            f"the stream builds on snapshot {base.name}, and there is no volume {path}",
+            "receive the full stream that brings it first",
+        )
+    existed = path.exists()
+    volume = _create(path, stream, wish)
+    try:
+        yield VolumeDestination(volume)
+        volume.close()
+    except BaseException:
+        volume.abandon()
+        _remove(path, wish, existed)
+        raise
+
+
+def _create(path: Path, stream: StreamMap, wish: DiskWish) -> Volume:
+    groups = stream.header.groups
+    if wish.is_default and len(groups) > 1:
+        return _create_groups(path, groups)
+    if not groups and (wish.disks is None or wish.size is None):
+        raise UsageError("the stream names no disks", "say --disks and --size")
+    like = groups[0] if groups else GroupRecord(0, 1, 0, 64, 64, (0,))
+    disks = wish.disks if wish.disks is not None else len(like.disks)
+    n_disks = disks if isinstance(disks, int) else len(disks)
+    parity = wish.parity
+    if parity is None and wish.disks is None:
+        parity = like.n_parity
+    chunk = wish.chunk if wish.chunk is not None else _chunk_of(like)
+    size = wish.size
+    if size is None and isinstance(disks, int):
+        n_parity = parity if parity is not None else int(n_disks >= 3)
+        size = _size_for(groups, max(n_disks - n_parity, 1), like)
+    _refuse_too_many(n_disks)
+    return Volume.create(path, disks=disks, size=size, parity=parity, chunk=chunk)
+
+
+def _create_groups(path: Path, groups: Sequence[GroupRecord]) -> Volume:
+    """Make a volume with the source's groups, one by one."""
+    _refuse_too_many(sum(len(group.disks) for group in groups))
+    first, *rest = groups
+    volume = Volume.create(path, len(first.disks), _disk_bytes(first), first.n_parity, _chunk_of(first))
+    for group in rest:
+        volume.grow(disks=len(group.disks), size=_disk_bytes(group), parity=group.n_parity, chunk=_chunk_of(group))
+    return volume
+
+
+def _refuse_too_many(n_disks: int) -> None:
+    if n_disks > _MAX_DISKS:
+        raise UsageError(f"the source has {n_disks} disks", "say --disks and --size for the new volume")
+
+
+def _disk_bytes(group: GroupRecord) -> int:
+    return (group.disk_blocks + HEAD_BLOCKS + TAIL_BLOCKS) * BLOCK_BYTES
+
+
+def _chunk_of(group: GroupRecord) -> int | str:
+    return "disk" if group.chunk_blocks == group.disk_blocks else group.chunk_blocks * BLOCK_BYTES
+
+
+def _size_for(groups: Sequence[GroupRecord], n_data: int, like: GroupRecord) -> int:
+    """Return bytes a disk, so that n_data of them reach as far as the source's numbering."""
+    reach = max(group.stop for group in groups)
+    per_disk = -(-reach // n_data)
+    chunk = like.chunk_blocks if like.chunk_blocks < like.disk_blocks else 64
+    return (-(-per_disk // chunk) * chunk + HEAD_BLOCKS + TAIL_BLOCKS) * BLOCK_BYTES
+
+
+def _remove(path: Path, wish: DiskWish, existed: bool) -> None:
+    """Undo `_create`: only names that it makes. Disks that were named stay, with what a create put on them."""
+    del wish
+    shutil.rmtree(path / DISKS_DIR, ignore_errors=True)
+    for name in (CONFIG_NAME, LOCK_NAME):
+        (path / name).unlink(missing_ok=True)
+    if not existed and not any(path.iterdir()):
+        path.rmdir()

@@ -1,0 +1,101 @@
+"""What a storage must offer to be sent or received into; a volume is one among others.
+
+Sending needs a description and the blocks in windows. Receiving is a dialogue: the destination looks at the map of
+the stream and accepts or refuses before a byte of data is read; a landing then says where each block goes, and
+nothing that was there changes until it commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from blockplane.image.gather import Gathered
+from blockplane.model.addresses import Bytes
+from blockplane.planes import Plane
+from blockplane.stream.codec import Header, Role
+from blockplane.stream.reader import StreamMap
+from blockplane.volume.codec import Branch, SnapshotRecord
+
+
+class Sendable(Protocol):
+    """An image of some storage, ready to be sent."""
+
+    @property
+    def plane(self) -> Plane:
+        """The VBNs to send."""
+        ...
+
+    @property
+    def dropped(self) -> Plane:
+        """The VBNs of the base that are gone afterwards."""
+        ...
+
+    def header(self) -> Header:
+        """Return the description; `send` fills in the counts and digests that follow from the rest."""
+        ...
+
+    def snapshots(self) -> Sequence[tuple[SnapshotRecord, Role]]:
+        """Return the snapshot records and what becomes of each, top first."""
+        ...
+
+    def branches(self) -> Sequence[Branch]:
+        """Return the branch history of the top, older first."""
+        ...
+
+    def windows(self, *, read: bool = True) -> Iterator[Gathered]:
+        """Yield the blocks, every VBN of the plane once. Without `read` the buffers' bytes and checks mean nothing."""
+        ...
+
+
+class Landing(Protocol):
+    """One image on its way into a storage. Nothing is visible before `commit`; `abort` leaves no trace."""
+
+    def buffers(self, vbn: int, n_blocks: int) -> Sequence[tuple[int, Bytes]]:
+        """Return where the bytes of consecutive VBNs go: (blocks, buffer of that many blocks), in order."""
+        ...
+
+    def landed(self, vbn: int, n_blocks: int) -> None:
+        """Note that the buffers of consecutive VBNs are full and verified."""
+        ...
+
+    def commit(self, arriving: Sequence[SnapshotRecord]) -> None:
+        """Make the last of the records the live state, and all of them snapshots: durable on return."""
+        ...
+
+    def abort(self) -> None:
+        """Give everything up; the storage is as it was."""
+        ...
+
+
+class Destination(Protocol):
+    """A storage that can receive."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        ...
+
+    def has_top(self, stream: StreamMap) -> bool:
+        """Tell whether the top is there already, whole."""
+        ...
+
+    def accept(self, stream: StreamMap, *, discard: bool) -> None:
+        """Return if the image fits what is there; change nothing.
+
+        Raises
+        ------
+        RefusedError : something would be lost; the message says what, the hint how to agree to it.
+        StreamMismatchError : the base is not here, or the history is not the top's.
+        """
+        ...
+
+    def landing(self, stream: StreamMap) -> AbstractContextManager[Landing]:
+        """Begin; what the image builds on stays while the context is open.
+
+        Raises
+        ------
+        NoSpaceError : the image does not fit; nothing changed.
+        """
+        ...

@@ -1,0 +1,182 @@
+"""Receiving: a stream becomes a volume, or the next state of one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from blockplane.image.extents import numbers_in
+from blockplane.model.addresses import BLOCK_BYTES, Bytes, Numbers
+from blockplane.model.checks import first_bad_block
+from blockplane.model.errors import StreamDamagedError
+from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
+from blockplane.planes import Plane
+from blockplane.stream.codec import FrameHead, Role
+from blockplane.stream.input import InputLike, open_input
+from blockplane.stream.reader import StreamMap, StreamReader, bad_block
+from blockplane.transfer.destination import DiskWish, destination_for
+from blockplane.transfer.protocol import Destination, Landing
+from blockplane.volume.volume import DiskNames, Volume
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveReport:
+    """What was received.
+
+    already_there : the top was there; nothing was done. arrived : names of the snapshots that are there now, newest
+        first.
+    """
+
+    n_blocks: int
+    n_bytes: int
+    stream_bytes: int
+    seconds: float
+    top: str
+    base: str | None
+    arrived: tuple[str, ...]
+    left_out: tuple[str, ...]
+    already_there: bool = False
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Stream bytes a second."""
+        return self.stream_bytes / self.seconds if self.seconds else 0.0
+
+
+def receive(
+    origin: InputLike,
+    target: str | os.PathLike[str] | Volume | Destination,
+    *,
+    disks: DiskNames | None = None,
+    size: int | str | None = None,
+    parity: int | None = None,
+    chunk: int | str | None = None,
+    discard: bool = False,
+    progress: Progress = ignore_progress,
+) -> ReceiveReport:
+    """Take a stream in.
+
+    Parameters
+    ----------
+    origin : a path, a file object, a descriptor or a socket.
+    target : a volume or its directory. Absent, or an empty folder: a volume is made there, and removed on failure.
+    disks, size, parity, chunk : of a volume that is made, as for `Volume.create`; by default the source's.
+    discard : give up what the stream would replace and no snapshot holds.
+
+    Raises
+    ------
+    RefusedError : something would be lost; nothing changed.
+    StreamMismatchError : the base is not here, or the history is another; nothing changed.
+    StreamTruncatedError, StreamDamagedError, StreamOrderError : the stream is bad; the volume is as it was.
+    NoSpaceError : the image does not fit; the volume is as it was.
+
+    Notes
+    -----
+    Durable on return. The old state stays readable, unchanged, until the new one is committed. Memory: the volume's
+    write pipeline and two planes.
+    """
+    with closing(open_input(origin)) as source:
+        reader = StreamReader(source)
+        stream = reader.read_map()
+        wish = DiskWish(disks, size, parity, chunk)
+        with destination_for(target, stream, wish) as destination:
+            return _receive(reader, stream, destination, discard, progress)
+
+
+def _receive(
+    reader: StreamReader, stream: StreamMap, destination: Destination, discard: bool, progress: Progress
+) -> ReceiveReport:
+    started = time.monotonic()
+    already_there = destination.has_top(stream)
+    if already_there:
+        _drain(reader)
+    else:
+        destination.accept(stream, discard=discard)
+        with destination.landing(stream) as landing:
+            try:
+                _land(reader, stream, landing, progress, started)
+                progress(ProgressEvent("commit", reader.n_bytes, reader.n_bytes, time.monotonic() - started))
+                landing.commit(stream.arriving())
+            except BaseException:
+                landing.abort()
+                raise
+    n_blocks = 0 if already_there else stream.header.image_blocks
+    base = stream.base
+    return ReceiveReport(
+        n_blocks, n_blocks * BLOCK_BYTES, reader.n_bytes, time.monotonic() - started, stream.top.name,
+        base.name if base is not None else None,
+        tuple(record.name for role in (Role.TOP, Role.ARRIVES) for record in stream.with_role(role)),
+        tuple(record.name for record in stream.with_role(Role.LEFT_OUT)), already_there,
+    )  # fmt: skip
+
+
+def _land(reader: StreamReader, stream: StreamMap, landing: Landing, progress: Progress, started: float) -> None:
+    """Bring every block to where the landing wants it, verified; afterwards set(written) is what the stream claims."""
+    claims = Claims(stream.image)
+    total = stream.header.image_blocks * BLOCK_BYTES
+    while (head := reader.next_data()) is not None:
+        extents = head.extents()
+        numbers = numbers_in(extents)
+        claims.take(head, numbers)
+        spans = [(start, stop - start) for start, stop in extents.tolist()]
+        buffers = [buffer for vbn, n in spans for _, buffer in landing.buffers(vbn, n)]
+        reader.read_payload([buffer.data for buffer in buffers])
+        _verify(head, numbers, buffers)
+        for vbn, n in spans:
+            landing.landed(vbn, n)
+        progress(ProgressEvent("blocks", claims.n_blocks * BLOCK_BYTES, total, time.monotonic() - started))
+    claims.require_all()
+
+
+class Claims:
+    """Holds what a stream brings against what its plane claims."""
+
+    def __init__(self, image: Plane) -> None:
+        self._image = image
+        self._arrived = Plane.empty(image.n_blocks)
+        self.n_blocks = 0
+
+    def take(self, head: FrameHead, numbers: Numbers) -> None:
+        """Note the blocks of a frame.
+
+        Raises
+        ------
+        StreamDamagedError : one of them is not in the image plane, or came before.
+        """
+        claimed = self._image.contains_many(numbers)
+        if not claimed.all():
+            vbn = int(numbers[~claimed][0])
+            raise StreamDamagedError(f"frame {head.sequence} brings block {vbn}, which is not in the stream's plane")
+        if self._arrived.add_many(numbers):
+            raise StreamDamagedError(f"frame {head.sequence} brings a block that came before")
+        self.n_blocks += len(numbers)
+
+    def require_all(self) -> None:
+        """Raise StreamDamagedError unless every block of the plane came."""
+        if self.n_blocks != len(self._image) or self._arrived != self._image:
+            raise StreamDamagedError(f"the stream claims {len(self._image)} blocks and brings {self.n_blocks}")
+
+
+def _verify(head: FrameHead, numbers: Numbers, buffers: Sequence[Bytes]) -> None:
+    """Hold the blocks in buffers against the frame's checks."""
+    checks, at = head.checks(), 0
+    for buffer in buffers:
+        n_blocks = len(buffer) // BLOCK_BYTES
+        bad = first_bad_block(buffer, numbers[at : at + n_blocks], checks[at : at + n_blocks])
+        if bad >= 0:
+            raise bad_block(head, int(numbers[at + bad]))
+        at += n_blocks
+
+
+def _drain(reader: StreamReader) -> None:
+    """Read a stream that is not needed to its end, so that its sender ends well; what is wrong with it still shows."""
+    scratch = np.empty(1 << 20, np.uint8)
+    while (head := reader.next_data()) is not None:
+        payload = scratch[: head.payload_bytes]
+        reader.read_payload([payload.data])
+        _verify(head, numbers_in(head.extents()), [payload])

@@ -1,0 +1,208 @@
+"""Sending: an image becomes a stream."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from blockplane.image.expected import ExpectedChecks
+from blockplane.image.extents import n_blocks_in
+from blockplane.image.gather import Gathered, gather
+from blockplane.image.image import Image
+from blockplane.image.order import DISK, VERSION, WINDOW_BLOCKS, windows
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
+from blockplane.planes import Plane
+from blockplane.stream.codec import FrameKind, Header, Role
+from blockplane.stream.digest import plane_digest
+from blockplane.stream.sink import Buffer, Sink, SinkLike, open_sink
+from blockplane.stream.writer import StreamWriter
+from blockplane.transfer.protocol import Sendable
+from blockplane.volume.codec import NO_ID, Branch, SnapshotRecord
+
+WRITER: Final = "blockplane 0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class SendReport:
+    """What was sent, or with `dry_run` would be.
+
+    n_blocks, n_bytes : of the image. stream_bytes : all of the stream. planning_blocks : blocks read to plan and to
+        look
+    checks up. arriving, left_out : names of snapshots.
+    """
+
+    n_blocks: int
+    n_bytes: int
+    stream_bytes: int
+    seconds: float
+    top: str
+    base: str | None
+    arriving: tuple[str, ...]
+    left_out: tuple[str, ...]
+    planning_blocks: int = 0
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Stream bytes a second."""
+        return self.stream_bytes / self.seconds if self.seconds else 0.0
+
+
+class ImageSending:
+    """A volume's image as a Sendable."""
+
+    def __init__(self, image: Image, order: str = DISK, window_blocks: int = WINDOW_BLOCKS) -> None:
+        self.image, self._order, self._window_blocks = image, order, window_blocks
+        self._top = image.require_sendable()
+        self._checks: ExpectedChecks | None = None
+
+    @property
+    def plane(self) -> Plane:
+        """See Sendable."""
+        return self.image.plane
+
+    @property
+    def dropped(self) -> Plane:
+        """See Sendable."""
+        return self.image.dropped
+
+    @property
+    def planning_blocks(self) -> int:
+        """Blocks read beside the image's own."""
+        return self.image.n_planning_reads + (self._checks.n_reads if self._checks is not None else 0)
+
+    def header(self) -> Header:
+        """See Sendable."""
+        image = self.image
+        return Header(
+            WRITER, os.urandom(16), image.image_id, self._top.space_id, self._top.id, image.space_blocks,
+            len(image.plane), self._top.root, image.base.id if image.base is not None else NO_ID,
+            order=self._order, order_version=VERSION, window_blocks=self._window_blocks,
+            groups=image.store.geometry.groups,
+        )  # fmt: skip
+
+    def snapshots(self) -> Sequence[tuple[SnapshotRecord, Role]]:
+        """See Sendable."""
+        image = self.image
+        base = [(image.base, Role.BASE)] if image.base is not None else []
+        arriving = [(record, Role.ARRIVES) for record in image.arriving if record.id != self._top.id]
+        return [(self._top, Role.TOP), *arriving, *base, *((record, Role.LEFT_OUT) for record in image.left_out)]
+
+    def branches(self) -> Sequence[Branch]:
+        """See Sendable."""
+        return self.image.top_state.branches()
+
+    def windows(self, *, read: bool = True) -> Iterator[Gathered]:
+        """See Sendable."""
+        image, store = self.image, self.image.store
+        planned = windows(image.layout, image.plane, store.geometry, self._order, self._window_blocks)
+        if not read:
+            blank = np.zeros(self._window_blocks * BLOCK_BYTES, np.uint8)
+            checks = np.zeros(self._window_blocks, np.uint32)
+            for window in planned:
+                yield Gathered(window.extents, checks[: window.n_blocks], blank[: window.n_blocks * BLOCK_BYTES])
+            return
+        self._checks = ExpectedChecks(image.owners, image.base_state)
+        with ExitStack() as pins:
+            for record in image.records():
+                pins.enter_context(store.pin(record.id))
+            yield from gather(planned, self._checks.of, store.array, self._window_blocks)
+
+
+class _Nowhere:
+    """A sink that counts."""
+
+    name = "nowhere"
+
+    def write_all(self, buffers: Sequence[Buffer]) -> None:
+        """Take nothing."""
+
+    def commit(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def send(
+    image: Image | Sendable,
+    sink: SinkLike | None,
+    *,
+    progress: Progress = ignore_progress,
+    dry_run: bool = False,
+    order: str = DISK,
+) -> SendReport:
+    """Write an image as a stream.
+
+    Parameters
+    ----------
+    sink : a path (appears under its name when complete and durable), a file object, a descriptor or a socket; not used
+        by a dry run, which says exactly what would be sent.
+
+    Raises
+    ------
+    RefusedError : the image is not a sum minus at most one base, or its top would not be whole.
+    ChecksumError, DiskError : a block could not be read.
+    StreamError, NoSpaceError : the stream could not be written.
+
+    Notes
+    -----
+    The states are pinned while they are read. The calling thread writes; one thread a disk reads.
+    """
+    sending: Sendable = ImageSending(image, order) if isinstance(image, Image) else image
+    if dry_run or sink is None:
+        return _send(sending, _Nowhere(), progress, read=False)
+    with closing(open_sink(sink)) as opened:
+        report = _send(sending, opened, progress, read=True)
+        started = time.monotonic()
+        opened.commit()
+        return replace(report, seconds=report.seconds + time.monotonic() - started)
+
+
+def _send(sending: Sendable, sink: Sink, progress: Progress, *, read: bool) -> SendReport:
+    started = time.monotonic()
+    snapshots, branches = sending.snapshots(), sending.branches()
+    header = _completed(sending, snapshots, len(branches))
+    total = header.image_blocks * BLOCK_BYTES
+    with closing(StreamWriter(sink, header)) as writer:
+        writer.write_snapshots(snapshots)
+        writer.write_branches(branches)
+        writer.write_plane(FrameKind.IMAGE_PLANE, sending.plane)
+        writer.write_plane(FrameKind.DROPPED_PLANE, sending.dropped)
+        done = 0
+        for window in sending.windows(read=read):
+            writer.write_blocks(window.extents, window.checks, window.buffer)
+            done += n_blocks_in(window.extents) * BLOCK_BYTES
+            if read:
+                progress(ProgressEvent("blocks", done, total, time.monotonic() - started))
+        trailer = writer.finish()
+    names: dict[Role, list[str]] = {role: [] for role in Role}
+    for record, role in snapshots:
+        names[role].append(record.name)
+    return SendReport(
+        header.image_blocks, total, trailer.stream_bytes, time.monotonic() - started, names[Role.TOP][0],
+        names[Role.BASE][0] if names[Role.BASE] else None, (*names[Role.TOP], *names[Role.ARRIVES]),
+        tuple(names[Role.LEFT_OUT]), getattr(sending, "planning_blocks", 0),
+    )  # fmt: skip
+
+
+def _completed(sending: Sendable, snapshots: Sequence[tuple[SnapshotRecord, Role]], n_branches: int) -> Header:
+    """Return the header with what follows from planes and lists."""
+    plane, dropped = sending.plane, sending.dropped
+    base_blocks = sum(record.n_blocks for record, role in snapshots if role is Role.BASE)
+    return replace(
+        sending.header(),
+        image_blocks=len(plane),
+        dropped_blocks=len(dropped),
+        after_blocks=len(plane) + base_blocks - len(dropped),
+        plane_digest=plane_digest(plane, dropped),
+        n_snapshots=len(snapshots),
+        n_branches=n_branches,
+        created_ns=time.time_ns(),
+    )
