@@ -1,7 +1,7 @@
 """The live state: the trees that change, and what they ask of the volume when they do.
 
-A block written in the open CP enters the blockmap, and its check the checksum file, as it is handed out and filled; what the
-trees give up leaves the blockmap at once and becomes free two CPs later.
+A block written in the open CP enters the blockmap, and its check the checksum file, as it is handed out and filled;
+what the trees give up leaves the blockmap at once and becomes free two CPs later.
 """
 
 from __future__ import annotations

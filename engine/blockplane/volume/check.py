@@ -1,7 +1,8 @@
-"""Checking a volume's structure: every tree walked, every checksum compared, every plane held against what is reachable.
+"""Checking a volume's structure: every tree walked, every checksum compared, every plane held against what is
+reachable.
 
-Reads through the same doors as everything else, and trusts no field: a bad block is a problem in the list, not an exception.
-What inodes and directories mean is `filesystem.check`'s.
+Reads through the same doors as everything else, and trusts no field: a bad block is a problem in the list, not an
+exception. What inodes and directories mean is `filesystem.check`'s.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ class _Walker:
     ) -> None:
         self._reader = reader
         self._space = space_blocks
-        self._name = name
-        self._report = report
+        self.name = name
+        self.report = report
         self._skip = skip
         self.reach = _Reach(name, report)
         self.seen: list[tuple[NDArray[np.int64], NDArray[np.uint32]]] = []
@@ -129,7 +130,7 @@ class _Walker:
         numbers = (pointers[:, 0] & np.uint64(NUMBER_MASK)).astype(np.int64)
         sane = (kinds == KIND_BLOCK) & (numbers < self._space)
         if not sane.all():
-            self._report.add(f"{self._name}: {what} has {int((~sane).sum())} pointers that lead nowhere")
+            self.report.add(f"{self.name}: {what} has {int((~sane).sum())} pointers that lead nowhere")
             pointers, numbers = pointers[sane], numbers[sane]
         good = np.ones(len(numbers), np.bool_)
         blocks = np.empty((len(numbers), BLOCK_BYTES), np.uint8)
@@ -140,17 +141,17 @@ class _Walker:
         self.seen.append((numbers, expected))
         if not is_needed and self._skip(numbers).all():
             return good, blocks
-        self._report.n_blocks += len(numbers)
+        self.report.n_blocks += len(numbers)
         try:
             self._reader.read_extents(runs_of(numbers), blocks.reshape(-1))
         except BlockplaneError as error:
-            self._report.add(f"{self._name}: {what} cannot be read: {error}")
+            self.report.add(f"{self.name}: {what} cannot be read: {error}")
             good[:] = False
             return good, blocks
         if first_bad_block(blocks.reshape(-1), numbers, expected) >= 0:
             good = fresh_checks(blocks.reshape(-1), numbers) == expected
             for number in numbers[~good].tolist():
-                self._report.add(f"{self._name}: block {number} of {what} does not match its checksum")
+                self.report.add(f"{self.name}: block {number} of {what} does not match its checksum")
         return good, blocks
 
 
@@ -208,7 +209,8 @@ def bits_at(words: Leaf | None, low: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return the bits of numbers within a leaf; a leaf that is not there has none."""
     if words is None:
         return np.zeros(len(low), np.bool_)
-    return (words[low >> 6] >> (low & 63).astype(np.uint64)) & np.uint64(1) != 0
+    bits: NDArray[np.bool_] = (words[low >> 6] >> (low & 63).astype(np.uint64)) & np.uint64(1) != 0
+    return bits
 
 
 def _check_inodes(blocks: NDArray[np.uint8], walker: _Walker) -> None:
@@ -223,7 +225,7 @@ def _check_inodes(blocks: NDArray[np.uint8], walker: _Walker) -> None:
         try:
             walker.tree(TreeRoot.decode(record[:TREE_ROOT_BYTES].tobytes()), "a file")
         except BlockplaneError as error:
-            walker._report.add(f"{walker._name}: an inode is damaged: {error}")
+            walker.report.add(f"{walker.name}: an inode is damaged: {error}")
 
 
 def _check_recorded(state: State, walker: _Walker, name: str, report: CheckReport) -> None:

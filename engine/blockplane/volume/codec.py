@@ -1,6 +1,7 @@
 """Byte layout of the volume's records: tree roots, state roots, snapshot records, the local root.
 
-The one module that knows these offsets. All integers are little-endian. Layouts are drawn in FORMAT.md beside this file.
+The one module that knows these offsets. All integers are little-endian. Layouts are drawn in FORMAT.md beside this
+file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """fsinfo: the small root record, in a head slot and a tail slot of every disk.
 
-Half one is the head slots, half two the tail slots; the two are never written in one flush epoch, so that at every moment
-one half of every disk holds a valid record (DESIGN.md, law 6).
+Half one is the head slots, half two the tail slots; the two are never written in one flush epoch, so that at every
+moment one half of every disk holds a valid record (DESIGN.md, law 6).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def decode(block: bytes) -> FsInfo | None:
     areas = [_AREA.unpack_from(block, _AREAS_OFFSET + i * _AREA.size) for i in range(n_areas)]
     return FsInfo(
         volume_id, _geometry(block, n_groups), generation, nonce, previous_nonce, features, bool(clean), role,
-        *pointers, reserve, n_pending, log_start, log_blocks,
+        pointers[0], pointers[1], pointers[2], pointers[3], reserve, n_pending, log_start, log_blocks,
         block[_MEMBERS_OFFSET : _MEMBERS_OFFSET + n_members], areas,
     )  # fmt: skip
 

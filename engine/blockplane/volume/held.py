@@ -1,8 +1,8 @@
 """The held plane: places that regular snapshots hold and the live state does not (DESIGN.md, law 5).
 
-Creating a snapshot does not change it. What changes it: the live state giving a place up that a snapshot has, a snapshot
-going, the live state being exchanged. Comparing with neighbours is enough only where history is a line; else every state that
-may share the leaf is asked (law 11).
+Creating a snapshot does not change it. What changes it: the live state giving a place up that a snapshot has, a
+snapshot going, the live state being exchanged. Comparing with neighbours is enough only where history is a line; else
+every state that may share the leaf is asked (law 11).
 """
 
 from __future__ import annotations

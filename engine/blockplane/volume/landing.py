@@ -1,8 +1,10 @@
-"""Landing: taking the blocks of an image onto a volume that goes on living, and making its top the live state at the end.
+"""Landing: taking the blocks of an image onto a volume that goes on living, and making its top the live state at the
+end.
 
-Every incoming block has a place from the start: its own number's where nothing holds that, another otherwise, and then the
-new state's place map says where (law 4). Blocks are gathered in bands; a band goes out with its parity when all that the
-image brings to it is there. Nothing the volume refers to is overwritten, nothing refers to what landed until the one commit.
+Every incoming block has a place from the start: its own number's where nothing holds that, another otherwise, and
+then the new state's place map says where (law 4). Blocks are gathered in bands; a band goes out with its parity when
+all that the image brings to it is there. Nothing the volume refers to is overwritten, nothing refers to what landed
+until the one commit.
 """
 
 from __future__ import annotations
@@ -352,7 +354,7 @@ class Landing:
             if (words & ~there).any():
                 missing = int(numbers_in(words & ~there, leaf * LEAF_BLOCKS)[0])
                 raise StreamDamagedError(
-                    f"snapshot {record.name!r} would not be whole: block {missing} is neither in the stream nor in its base",
+                    f"snapshot {record.name!r} would not be whole: block {missing} is not in the stream or its base",
                     hint="fetch the stream again; if that does not help, its sender is at fault",
                 )
             n_blocks += count(words)

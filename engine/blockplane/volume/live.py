@@ -1,6 +1,7 @@
 """The volume: disks, trees, consistency points; what the other modules of this folder come together in.
 
-Lock order: `lock` guards the live state, the local tree and the placer. Committed states are immutable and read without it.
+Lock order: `lock` guards the live state, the local tree and the placer. Committed states are immutable and read
+without it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from blockplane.volume import held
 from blockplane.volume.active import ActiveState, blank_root
 from blockplane.volume.codec import Branch, LocalRoot, Pointer, StateRoot, TableEntry, TreeRoot
 from blockplane.volume.fsinfo import MAX_AREAS, FsInfo
-from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, leaf_pieces, set_range
+from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, set_range
 from blockplane.volume.local import LocalTree
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Placer
@@ -136,7 +137,7 @@ class LiveVolume:
         """Take up the state of the root record; opening reads the two roots and nothing that grows."""
         self.space = Space(self.geometry, self._busy_leaf)
         self.space.n_pending = self.info.n_pending
-        self.placer = Placer(self.array, self.space, self._declare, self.verify_places)
+        self.placer = Placer(self.array, self.space, self._declare, self._is_landing, self.verify_places)
         places = PlaceReader(self.array, PlaceMap())
         self.committed_local = LocalTree(places, self._local_root(self.info.local))
         self.previous_local = LocalTree(places, self._local_root(self.info.previous_local))
@@ -171,8 +172,7 @@ class LiveVolume:
         else:
             root = blank_root(self.geometry.n_blocks, os.urandom(16), os.urandom(16))
         reader = _LiveReader(self, of_state=True)
-        live = ActiveState(reader, root, pointer, placemap, self.placer, self.space, self._claim, self._claim_run)
-        return live
+        return ActiveState(reader, root, pointer, placemap, self.placer, self.space, self._claim, self._claim_run)
 
     # --- space -------------------------------------------------------------------------------------------------------
 
@@ -265,11 +265,10 @@ class LiveVolume:
         maps += [self.snapshot_state(entry).placemap for entry in self.local.entries() if entry.place_map.size_bytes]
         return [placemap for placemap in maps if not placemap.is_empty]
 
-    def reserve_incoming(self, start: int, stop: int) -> None:
-        """Note places that a receive writes to; nothing else takes them."""
-        for leaf, low, high in leaf_pieces(start, stop):
-            set_range(self.incoming.setdefault(leaf, np.zeros(LEAF_WORDS, np.uint64)), low, high)
-        self.space.take(start, stop)
+    def _is_landing(self, group: int, word: int) -> bool:
+        """Whether a receive brings blocks to 64 stripes of a group."""
+        words = self.space.words_of_stripes(group, word).tolist() if self.incoming else []
+        return any(self.incoming.get(at // LEAF_WORDS, EMPTY_LEAF)[at % LEAF_WORDS] for at in words)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -478,7 +477,7 @@ class LiveVolume:
             self._n_forget -= 1
 
     def _stop(self, error: BlockplaneError) -> None:
-        """After a failed commit nothing in memory can be trusted: refuse everything until the volume is opened again."""
+        """After a failed commit nothing in memory can be trusted: refuse everything until opened again."""
         self._failure = str(error)
         self.placer.discard()
 
@@ -510,7 +509,7 @@ class LiveVolume:
 
     @property
     def is_replica(self) -> bool:
-        """Whether the live state is exactly a snapshot's, received or rolled back to: its first write starts a branch."""
+        """Whether the live state is exactly a snapshot's, received or rolled back to; a write starts a branch."""
         parent = self.local.root.parent_id
         return any(e.record.id == parent and e.record.root == self.active.pointer for e in self.local.entries())
 

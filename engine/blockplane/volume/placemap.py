@@ -1,7 +1,7 @@
 """Place maps: where the blocks of one state lie, when not at the place of the same number (DESIGN.md, law 4).
 
-A map is a sparse table of extents (vbn_start, vbn_stop, place_start), ascending in VBN, one to one, and empty on a volume
-that never received or relocated. Its VBNs are all in the state's plane.
+A map is a sparse table of extents (vbn_start, vbn_stop, place_start), ascending in VBN, one to one, and empty on a
+volume that never received or relocated. Its VBNs are all in the state's plane.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class PlaceMap:
     def place_leaf(self, vbn_leaf: Leaf, leaf: int) -> Leaf:
         """Return the places in a leaf's range that a state occupies, from its plane's leaf of the same number.
 
-        What lies elsewhere is taken out, what of other leaves lies here is put in. Returns vbn_leaf itself where the map
-        says nothing about this leaf.
+        What lies elsewhere is taken out, what of other leaves lies here is put in. Returns vbn_leaf itself where the
+        map says nothing about this leaf.
         """
         if self.is_empty:
             return vbn_leaf

@@ -1,9 +1,9 @@
 """Where new blocks go: bands of whole free stripes, filled in memory, written with their parity in one go.
 
-Three streams of bands: `bulk` (file data; 64 stripes at a time, in ascending place), `meta` (metafile blocks; stripe by
-stripe, so that a small CP writes few stripes) and `local` (the local tree, from the far end of the volume). A stripe that
-holds something live is never written while a wholly free one is left; when none is, places are taken one by one and the
-rest of their stripes is read before parity is computed (law 7).
+Three streams of bands: `bulk` (file data; 64 stripes at a time, in ascending place), `meta` (metafile blocks; stripe
+by stripe, so that a small CP writes few stripes) and `local` (the local tree, from the far end of the volume). A
+stripe that holds something live is never written while a wholly free one is left; when none is, places are taken one
+by one and the rest of their stripes is read before parity is computed (law 7).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from blockplane.volume.tree import mask_runs
 
 Block = NDArray[np.uint8]
 BandKey = tuple[int, int]
+Take = Callable[[Area], tuple[int, int] | None]
 
 
 class OpenBand:
@@ -83,6 +84,7 @@ class Placer:
     Parameters
     ----------
     declare : called before the first write into areas no intent record names yet; returns when the record is durable.
+    is_landing : tells whether a receive brings blocks to 64 stripes, (group, stripe word): it writes their parity.
     verify : called with places and their bytes before parity is computed beside them; raises where a live one is bad.
     """
 
@@ -91,11 +93,13 @@ class Placer:
         array: DiskArray,
         space: Space,
         declare: Callable[[list[AreaName]], None],
+        is_landing: Callable[[int, int], bool],
         verify: Callable[[NDArray[np.int64], Block], None],
     ) -> None:
         self._array = array
         self._space = space
         self._declare = declare
+        self._is_landing = is_landing
         self._verify = verify
         self._open: dict[BandKey, list[OpenBand]] = {}
         self._bulk: OpenBand | None = None
@@ -166,44 +170,40 @@ class Placer:
 
     def _next_bulk(self) -> OpenBand | None:
         """Open the next 64 wholly free stripes; None where the volume has none left."""
-        area = self._areas.get(False)
-        word = area.take_word() if area is not None else None
-        if word is None:
-            for name in self._space.walk(self._cursor[False]):
-                area = self._space.area(name)
-                word = area.take_word()
-                if word is not None:
-                    break
-            if word is None:
-                return None
-            assert area is not None
-            self._settle_on(area, backward=False)
-        assert area is not None
-        return self._open_band(area, word * WORD_BLOCKS, WORD_BLOCKS, None, by_stripe=False)
+        found = self._find(Area.take_word, backward=False)
+        return None if found is None else self._open_band(*found, None, by_stripe=False)
 
     def _next_meta(self, backward: bool) -> OpenBand:
-        area = self._areas.get(backward)
-        taken = area.take_run(WORD_BLOCKS, backward) if area is not None else None
-        if taken is None:
-            for name in self._space.walk(self._cursor[backward], backward):
-                area = self._space.area(name)
-                taken = area.take_run(WORD_BLOCKS, backward)
-                if taken is not None:
-                    break
-            if taken is None:
-                return self._next_partial(backward)
-            assert area is not None
-            self._settle_on(area, backward)
-        assert area is not None
-        return self._open_band(area, taken[0], taken[1], None, by_stripe=True)
+        found = self._find(lambda area: area.take_run(WORD_BLOCKS, backward), backward)
+        return self._next_partial(backward) if found is None else self._open_band(*found, None, by_stripe=True)
 
-    def _settle_on(self, area: Area, backward: bool) -> None:
+    def _find(self, take: Take, backward: bool) -> tuple[Area, int, int] | None:
+        """Take stripes from the area at hand, or the next that has some: (area, first stripe, count)."""
+        area = self._areas.get(backward)
+        taken = take(area) if area is not None else None
+        if area is not None and taken is not None:
+            return area, *taken
+        for name in self._space.walk(self._cursor[backward], backward):
+            area = self._view(name, backward)
+            taken = take(area)
+            if taken is not None:
+                self._areas[backward] = area
+                self._cursor[backward] = name
+                self._declare(self._upcoming(name, backward))
+                return area, *taken
+        return None
+
+    def _view(self, name: AreaName, backward: bool) -> Area:
+        """Return which stripes of an area are free and in no open band; both streams share one view of one area."""
         other = self._areas.get(not backward)
-        if other is not None and other.name == area.name:
-            area = other  # both streams work in the volume's last area: one view of it
-        self._areas[backward] = area
-        self._cursor[backward] = area.name
-        self._declare(self._upcoming(area.name, backward))
+        if other is not None and other.name == name:
+            return other
+        area = self._space.area(name)
+        for band in (band for bands in self._open.values() for band in bands):
+            start = band.band.dbn_start // WORD_BLOCKS - area.first_word
+            if band.group_index == name[0] and 0 <= start < len(area.free):
+                area.withhold(band.band.dbn_start, band.band.n_stripes)
+        return area
 
     def _upcoming(self, name: AreaName, backward: bool) -> list[AreaName]:
         """Return the areas likely next: the one at hand and its neighbours in walking order."""
@@ -219,7 +219,7 @@ class Placer:
         for name in self._space.walk(self._cursor[backward], backward):
             for word in self._space.partial_words(name):
                 key = (name[0], word)
-                if key in self._open:
+                if key in self._open or self._is_landing(*key):
                     continue
                 free = np.flatnonzero(self._space.free_slots(name, word).ravel())
                 if len(free):

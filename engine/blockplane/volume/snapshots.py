@@ -14,10 +14,10 @@ from blockplane.volume import held
 from blockplane.volume.codec import (
     KIND_NAMES,
     NAME_BYTES,
-    NO_ID,
     SnapshotRecord,
     TableEntry,
 )
+from blockplane.volume.leafbits import Leaf
 from blockplane.volume.state import State
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def _retain(volume: LiveVolume, name: str) -> Snapshot:
     """Put the committed state into the table, and its record into the list of the state after it."""
     local, active, is_replica = volume.local, volume.active, volume.is_replica
     record = SnapshotRecord(
-        id=os.urandom(16), space_id=active.root.space_id, parent_id=local.root.parent_id, branch_id=active.root.branch_id,
+        id=os.urandom(16), space_id=active.root.space_id, parent_id=local.root.parent_id,
+        branch_id=active.root.branch_id,
         cp=active.root.cp, created_ns=time.time_ns(), root=volume.info.state, n_blocks=active.root.n_blocks, name=name,
     )  # fmt: skip
     entry = TableEntry(record)
@@ -176,7 +177,7 @@ def freed_by(volume: LiveVolume, names: Sequence[str]) -> int:
         return sum(n for _, _, n in _exclusive(volume, entries))
 
 
-def _exclusive(volume: LiveVolume, gone: Sequence[TableEntry]) -> list[tuple[int, held.Leaf, int]]:
+def _exclusive(volume: LiveVolume, gone: Sequence[TableEntry]) -> list[tuple[int, Leaf, int]]:
     """Return (leaf, places, count) that only these snapshots hold."""
     entries = volume.local.entries()
     rest = [entry for entry in entries if entry not in gone]
@@ -232,7 +233,7 @@ def _surviving(parent_id: bytes, gone: dict[bytes, bytes]) -> bytes:
 
 
 def changed_since_newest(volume: LiveVolume) -> bool:
-    """Whether the last CP's state differs from the snapshot the live state descends from, but for that snapshot's record."""
+    """Whether the live state is more than the snapshot it descends from and the record of that."""
     parent = next((e for e in volume.local.entries() if e.record.id == volume.local.root.parent_id), None)
     if parent is None:
         return volume.active.root.n_inodes > 0

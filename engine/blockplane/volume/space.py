@@ -1,8 +1,8 @@
 """Free space: which places nothing holds, found area by area and handed out as whole stripes first.
 
-A place is free when none of these has it: the last two committed CPs, the open one, a regular snapshot, the local tree, an
-incoming image, a pin (DESIGN.md, law 5). Nothing here is on disk: leaves of the busy plane are worked out from the trees when
-an area is first looked at, and forgotten when there are many.
+A place is free when none of these has it: the last two committed CPs, the open one, a regular snapshot, the local
+tree, an incoming image, a pin (DESIGN.md, law 5). Nothing here is on disk: leaves of the busy plane are worked out
+from the trees when an area is first looked at, and forgotten when there are many.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class Area:
         self.first_word = name[1] * AREA_WORDS
         self.free = free
 
-    def take_word(self) -> int | None:
-        """Take the first 64 stripes that are free together; return their stripe word, or None."""
+    def take_word(self) -> tuple[int, int] | None:
+        """Take the first 64 stripes, a whole word, that are free together; return (first stripe, 64), or None."""
         whole = np.flatnonzero(self.free == ALL_FREE)
         if not len(whole):
             return None
         self.free[whole[0]] = 0
-        return self.first_word + int(whole[0])
+        return (self.first_word + int(whole[0])) * WORD_BLOCKS, WORD_BLOCKS
 
     def take_run(self, most: int, backward: bool = False) -> tuple[int, int] | None:
         """Take a run of free stripes within one word, from words in use first; return (first stripe, count)."""
@@ -71,10 +71,10 @@ class Area:
         self.free[at] = np.uint64(int(self.free[at]) & ~(((1 << count) - 1) << start))
         return (self.first_word + at) * WORD_BLOCKS + start, count
 
-    def give_back(self, stripe: int, count: int) -> None:
-        """Return stripes of one word that were taken and not written."""
+    def withhold(self, stripe: int, count: int) -> None:
+        """Take stripes of one word that an open band has."""
         at = stripe // WORD_BLOCKS - self.first_word
-        self.free[at] |= np.uint64(((1 << count) - 1) << (stripe % WORD_BLOCKS))
+        self.free[at] = np.uint64(int(self.free[at]) & ~(((1 << count) - 1) << (stripe % WORD_BLOCKS)))
 
 
 class Space:
@@ -138,10 +138,9 @@ class Space:
     def release_words(self, leaf: int, words: Leaf, n_blocks: int) -> None:
         """Note n_blocks places of a leaf, the set bits of words, given up in the open CP."""
         self.n_freed_open += n_blocks
-        if leaf not in self._leaves:
-            self._freed_open[leaf] = None
-        elif self._freed_open.get(leaf, EMPTY_LEAF) is not None:
-            self._freed_open[leaf] = self._freed_open.get(leaf, EMPTY_LEAF) | words
+        before = self._freed_open.get(leaf, EMPTY_LEAF)
+        if before is not None:
+            self._freed_open[leaf] = before | words if leaf in self._leaves else None
 
     def release_now(self, places: NDArray[np.int64]) -> None:
         """Give back places that no CP ever referred to (an aborted receive)."""
@@ -196,10 +195,16 @@ class Space:
     def free_slots(self, name: AreaName, word: int) -> NDArray[np.bool_]:
         """Return which places of 64 stripes are free, shape (n_data, 64): for stripes that are free in part."""
         group = self.geometry.groups[name[0]]
-        row = self._stripe_words(group, name[1])[word - name[1] * AREA_WORDS]
-        busy = self._words(row)
+        busy = self._words(self.words_of_stripes(name[0], word))
         bits = np.unpackbits(busy.view(np.uint8), bitorder="little").reshape(group.n_data, WORD_BLOCKS)
-        return bits == 0
+        free: NDArray[np.bool_] = bits == 0
+        return free
+
+    def words_of_stripes(self, group: int, word: int) -> NDArray[np.int64]:
+        """Return which words of a plane of places are 64 stripes of a group, one for each data disk."""
+        area = word // AREA_WORDS
+        words: NDArray[np.int64] = self._stripe_words(self.geometry.groups[group], area)[word - area * AREA_WORDS]
+        return words
 
     def partial_words(self, name: AreaName) -> list[int]:
         """Return the stripe words of an area in which some place is free."""

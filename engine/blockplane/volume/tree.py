@@ -1,8 +1,8 @@
 """Block trees: a sparse array of 4 KiB blocks under sixteen root pointers of equal depth.
 
-Every metafile and every file is one. Reading verifies each block against the check in the pointer to it. Writing never
-overwrites: a changed leaf or node stays in memory until `flush` (or the consistency point's `place` and `finish`) gives it a
-new number, and every node above it changes with it.
+Every metafile and every file is one. Reading verifies each block against the check in the pointer to it. Writing
+never overwrites: a changed leaf or node stays in memory until `flush` (or the consistency point's `place` and
+`finish`) gives it a new number, and every node above it changes with it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Block = NDArray[np.uint8]
 ZERO_BLOCK: Block = np.zeros(BLOCK_BYTES, np.uint8)
 ZERO_BLOCK.flags.writeable = False
 
-# Clean blocks a tree keeps: 4 MiB a tree. A directory or inode file of a busy volume fits its upper levels many times over.
+# Clean blocks a tree keeps: 4 MiB a tree, the upper levels of the inode file of a busy volume many times over.
 MAX_CLEAN_BLOCKS = 1024
 
 # From this many dirty leaves on they are placed as a run; fewer fill the stripes that metafile blocks use anyway.
@@ -462,15 +462,19 @@ class BlockTree:
     def _entry(self, level: int, index: int) -> NDArray[np.uint64]:
         """Return the pointer entry, a writable view, of a leaf or node whose parents are dirty."""
         if level == self.root.depth:
-            return self.root.pointers[index]
-        return self._dirty[level + 1, index >> NODE_SHIFT].pointers()[index & (NODE_POINTERS - 1)]
+            entries = self.root.pointers
+        else:
+            entries = self._dirty[level + 1, index >> NODE_SHIFT].pointers()
+            index &= NODE_POINTERS - 1
+        entry: NDArray[np.uint64] = entries[index]
+        return entry
 
     def finish(self) -> None:
         """Compute checks from the leaves up and hand every placed block to its buffer; all of it must be placed."""
         writer = self._require_writer()
         for (level, index), node in sorted(self._dirty.items(), key=lambda item: item[0]):
             slot = node.slot
-            assert slot is not None and node.number >= 0, "a tree was finished before all of it was placed"
+            assert slot is not None, "a tree was finished before all of it was placed"
             slot[:] = node.data
             check = fresh_checks(slot, node.number)
             self._entry(level, index)[1] = check[0]

@@ -101,7 +101,7 @@ class Volume(LiveVolume):
 
         Raises
         ------
-        NotAVolumeError, DiskError: what is there is no volume, or not all of it. VolumeInUseError: another process has it.
+        NotAVolumeError, DiskError: there is no volume, or not all of it. VolumeInUseError: another process has it.
         """
         directory = Path(path)
         config = read_config(directory)
@@ -224,7 +224,7 @@ class GroupWish:
         usable -= usable % chunk
         if usable < CHUNK_MULTIPLE_BLOCKS:
             raise DiskShortError(
-                f"{smallest.path}: too short: {smallest.n_blocks} blocks hold no chunk of {chunk} blocks", smallest.path,
+                f"{smallest.path}: too short: {smallest.n_blocks} blocks hold no chunk of {chunk}", smallest.path,
                 "take disks of at least 1 MiB",
             )  # fmt: skip
         members = tuple(range(first_disk, first_disk + len(disks)))
