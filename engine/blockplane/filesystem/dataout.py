@@ -1,4 +1,4 @@
-"""The data pipeline of get: contents are read in order by one thread, files are made and written by others."""
+"""The data pipeline of get: groups of files are read with one request each and written, by two threads."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from blockplane.filesystem.blockread import read_pointers, scratch
+from blockplane.filesystem.content import n_blocks_of
 from blockplane.filesystem.hostwrite import Metadata, apply_metadata, clear_way
 from blockplane.filesystem.inode import Inode
-from blockplane.model import BLOCK_BYTES
+from blockplane.model import BLOCK_BYTES, ChecksumError
+from blockplane.volume.codec import PointerArray
 
 if TYPE_CHECKING:
     from blockplane.filesystem.store import Store
 
 _WRITERS = 2
-_PIECE_BYTES = 4 << 20
-_GROUP_BYTES = 1 << 20
-_GROUP_PIECES = 32
-_WINDOW_BYTES = 32 << 20
+# Read and written by one thread in one go. Larger makes fewer requests, and more memory: one such buffer a thread.
+_PIECE_BLOCKS = 1024
+_GROUP_BLOCKS = 512
+_GROUP_PIECES = 64
+_MAX_GROUPS = 6
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -51,23 +55,27 @@ class _File:
 
 @dataclass(slots=True)
 class _Piece:
+    """A part of a file: n_bytes at an offset, either given (data) or behind pointers."""
+
     file: _File
+    inode: Inode
     offset: int
-    data: NDArray[np.uint8] | None
+    n_bytes: int
     is_whole: bool
+    data: NDArray[np.uint8] | None = None
+    pointers: PointerArray | None = None
 
 
 class DataOut:
-    """See the module; a context that ends when everything is written."""
+    """See the module; a context that ends when everything is written. The store's lock is not held by the caller."""
 
     def __init__(self, store: Store, counters: Counters) -> None:
         self._store = store
         self._counters = counters
         self._pool = ThreadPoolExecutor(_WRITERS, "get-write")
         self._group: list[_Piece] = []
-        self._group_bytes = 0
-        self._running: deque[tuple[Future[None], list[_Piece], int]] = deque()
-        self._window_bytes = 0
+        self._group_blocks = 0
+        self._running: deque[tuple[Future[None], list[_Piece]]] = deque()
 
     def __enter__(self) -> DataOut:
         return self
@@ -77,51 +85,53 @@ class DataOut:
 
     def submit(self, inode: Inode, path: bytes, metadata: Metadata) -> None:
         """Copy a regular file's content to a host file, made new."""
-        ranges = self._store.data_ranges(inode)
         size = inode.size_bytes
+        is_dense = inode.n_blocks == n_blocks_of(size) or inode.inline is not None
+        ranges = ([(0, size)] if size else []) if is_dense else self._store.data_ranges(inode)
         file = _File(path, size, metadata, ends_in_hole=not ranges or ranges[-1][1] < size)
-        if not ranges or (len(ranges) == 1 and ranges[0][1] - ranges[0][0] <= _PIECE_BYTES):
+        if not ranges or (len(ranges) == 1 and ranges[0][1] - ranges[0][0] <= _PIECE_BLOCKS * BLOCK_BYTES):
             start, stop = ranges[0] if ranges else (0, 0)
-            self._add(_Piece(file, start, self._read(inode, start, stop) if ranges else None, is_whole=True))
             file.is_submitted = True
+            self._add(self._piece(file, inode, start, stop - start, is_whole=True))
             return
         clear_way(path)
         file.fd = os.open(path, _CREATE, 0o600)
         for start, stop in ranges:
-            for at in range(start, stop, _PIECE_BYTES):
-                self._add(_Piece(file, at, self._read(inode, at, min(stop, at + _PIECE_BYTES)), is_whole=False))
+            for at in range(start, stop, _PIECE_BLOCKS * BLOCK_BYTES):
+                n_bytes = min(stop - at, _PIECE_BLOCKS * BLOCK_BYTES)
+                self._add(self._piece(file, inode, at, n_bytes, is_whole=False))
         file.is_submitted = True
         if not file.n_pending:
             self._complete(file)
 
-    def _read(self, inode: Inode, start: int, stop: int) -> NDArray[np.uint8]:
-        """Read start..stop, start at a block; whole blocks are read, so that they land in the buffer at once."""
-        room = np.empty(-(-(stop - start) // BLOCK_BYTES) * BLOCK_BYTES, np.uint8)
+    def _piece(self, file: _File, inode: Inode, offset: int, n_bytes: int, *, is_whole: bool) -> _Piece:
+        """Return a part that starts at a block, with what is needed to read it later, outside the lock."""
+        piece = _Piece(file, inode, offset, n_bytes, is_whole)
         with self._store.lock:
             tree = self._store.tree(inode)
-            if inode.inline is None and tree is not None:
-                tree.read(start // BLOCK_BYTES, len(room) // BLOCK_BYTES, room)
-            else:
-                self._store.read_into(inode, start, room.data[: stop - start])
-        return room[: stop - start]
+            if n_bytes and (inode.inline is not None or tree is None or tree.is_dirty):
+                piece.data = np.empty(n_bytes, np.uint8)
+                self._store.read_into(inode, offset, piece.data.data)
+            elif n_bytes:
+                assert tree is not None
+                first = offset // BLOCK_BYTES
+                piece.pointers = tree.pointers(first, first + n_blocks_of(n_bytes))
+        return piece
 
     def _add(self, piece: _Piece) -> None:
         piece.file.n_pending += 1
-        n_bytes = len(piece.data) if piece.data is not None else 0
+        self._counters.n_bytes += piece.n_bytes
         self._group.append(piece)
-        self._group_bytes += n_bytes
-        self._counters.n_bytes += n_bytes
-        if self._group_bytes >= _GROUP_BYTES or len(self._group) >= _GROUP_PIECES:
+        self._group_blocks += n_blocks_of(piece.n_bytes)
+        if self._group_blocks >= _GROUP_BLOCKS or len(self._group) >= _GROUP_PIECES:
             self._start_group()
-            while self._window_bytes > _WINDOW_BYTES:
+            while len(self._running) > _MAX_GROUPS:
                 self._retire()
 
     def _start_group(self) -> None:
         if self._group:
-            group, self._group = self._group, []
-            self._running.append((self._pool.submit(_write_group, group), group, self._group_bytes))
-            self._window_bytes += self._group_bytes
-            self._group_bytes = 0
+            group, self._group, self._group_blocks = self._group, [], 0
+            self._running.append((self._pool.submit(_copy_group, self._store, group), group))
 
     def finish(self) -> None:
         """Wait until everything submitted is written."""
@@ -130,8 +140,7 @@ class DataOut:
             self._retire()
 
     def _retire(self) -> None:
-        future, group, n_bytes = self._running.popleft()
-        self._window_bytes -= n_bytes
+        future, group = self._running.popleft()
         future.result()
         for piece in group:
             file = piece.file
@@ -153,12 +162,41 @@ class DataOut:
         self._counters.skipped += [(os.fsdecode(file.path), problem) for problem in file.problems]
 
 
-def _write_group(group: list[_Piece]) -> None:
+def _copy_group(store: Store, group: list[_Piece]) -> None:
+    """Read the pieces of a group with one request, then write them; runs in a thread of the pool."""
+    _read_group(store, group)
     for piece in group:
         try:
             _write_piece(piece)
         except OSError as error:
             piece.file.error = error
+
+
+def _read_group(store: Store, group: list[_Piece]) -> None:
+    pending = [piece for piece in group if piece.pointers is not None]
+    if not pending:
+        return
+    pointers = np.concatenate([piece.pointers for piece in pending if piece.pointers is not None])
+    buffer = scratch(len(pointers) * BLOCK_BYTES)
+    try:
+        read_pointers(store.state.reader, pointers, buffer)
+    except ChecksumError:
+        if store.volume is None:
+            raise
+        _read_again(store, pending)
+        return
+    at = 0
+    for piece in pending:
+        piece.data = buffer[at : at + piece.n_bytes]
+        at += n_blocks_of(piece.n_bytes) * BLOCK_BYTES
+
+
+def _read_again(store: Store, pending: list[_Piece]) -> None:
+    """Read under the lock: in a live file system a block may have been given up and reused since it was pointed to."""
+    with store.lock:
+        for piece in pending:
+            piece.data = np.zeros(piece.n_bytes, np.uint8)
+            store.read_into(piece.inode, piece.offset, piece.data.data)
 
 
 def _write_piece(piece: _Piece) -> None:
