@@ -165,7 +165,7 @@ cdef int64_t decode_container(const uint8_t *data, const int64_t *row, uint64_t 
 cdef bint _row_fits(const uint8_t *data, int64_t n_bytes, const int64_t *row) noexcept nogil:
     """Whether the row's data lies within the bytes: rows travel through Python between the two calls."""
     cdef int64_t position = row[POSITION], cardinality = row[CARDINALITY]
-    if not (0 <= position <= n_bytes - 2 and 1 <= cardinality <= CONTAINER_BITS):
+    if not (0 <= row[KEY] and 0 <= position <= n_bytes - 2 and 1 <= cardinality <= CONTAINER_BITS):
         return False
     if row[KIND] == ARRAY:
         return position + 2 * cardinality <= n_bytes
@@ -184,9 +184,10 @@ cdef int64_t decode_rows(
     for i in range(n):
         if not _row_fits(data, n_bytes, rows + ROW * i):
             return BAD_ROW
-        at = (rows[ROW * i + KEY] - first_key) * CONTAINER_WORDS
-        if at < 0 or at >= n_words:
+        at = rows[ROW * i + KEY] - first_key
+        if not 0 <= at <= (n_words - 1) // CONTAINER_WORDS:
             return OUT_OF_SPACE
+        at *= CONTAINER_WORDS
         n_here = n_words - at
         if n_here >= CONTAINER_WORDS:
             got = decode_container(data, rows + ROW * i, words + at)
@@ -213,9 +214,10 @@ cdef int64_t validate_rows(
         got = decode_container(data, rows + ROW * i, scratch)
         if got < 0:
             return got
-        limit = n_bits - rows[ROW * i + KEY] * CONTAINER_BITS
-        if limit <= 0:
+        # Keys of the 64-bit form reach 2**48: compare before multiplying.
+        if rows[ROW * i + KEY] > (n_bits - 1) // CONTAINER_BITS or n_bits <= 0:
             return OUT_OF_SPACE
+        limit = n_bits - rows[ROW * i + KEY] * CONTAINER_BITS
         if limit < CONTAINER_BITS:
             fill_range(scratch, 0, limit, False)
             if count_words(scratch, CONTAINER_WORDS):
@@ -293,7 +295,7 @@ def decode(const uint8_t[::1] data, const int64_t[:, ::1] rows, uint64_t[::1] wo
         return 0
     if not data.shape[0]:
         _raise(BAD_ROW)
-    if not words.shape[0]:
+    if not words.shape[0] or first_key < 0:
         _raise(OUT_OF_SPACE)
     with nogil:
         total = decode_rows(

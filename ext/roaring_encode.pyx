@@ -115,9 +115,9 @@ cdef int64_t encode_rows(
     cdef int64_t _i, at, used, position = 0
     cdef const int64_t *row = rows
     for _i in range(n):
-        at = (row[KEY] - first_key) * CONTAINER_WORDS
-        if at < 0 or at >= n_words:
+        if not first_key <= row[KEY] <= first_key + (n_words - 1) // CONTAINER_WORDS:
             return BAD_ROW
+        at = (row[KEY] - first_key) * CONTAINER_WORDS
         if row[POSITION] < 0 or position + row[POSITION] > n_bytes:
             return NO_ROOM
         used = encode_container(words + at, min(n_words - at, <int64_t>CONTAINER_WORDS), row, out + position)

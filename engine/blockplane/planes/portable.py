@@ -137,7 +137,7 @@ def assemble(rows: Rows, data: Bytes, wide: bool) -> Bytes:
     high_of_row = rows[:, _KEY] // _BUCKET_KEYS
     highs, firsts = np.unique(high_of_row, return_index=True)
     pieces = [_little(len(highs), _COUNT_BYTES)]
-    for high, low, top in zip(highs.tolist(), firsts.tolist(), [*firsts.tolist()[1:], len(rows)], strict=True):
+    for high, low, top in zip(highs.tolist(), firsts.tolist(), [*firsts.tolist(), len(rows)][1:], strict=True):
         part = rows[low:top].copy()
         part[:, _KEY] -= high * _BUCKET_KEYS
         pieces += [_little(high, _HIGH_BYTES), _header(part), data[starts[low] : starts[top]]]

@@ -1,0 +1,36 @@
+"""Seeds and depth of all tests.
+
+BLOCKPLANE_SEED repeats a run's random inputs; HYPOTHESIS_PROFILE=deep runs many more examples.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Examples share a machine with other workers: time says nothing about them.
+_COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ci", max_examples=100, **_COMMON)
+settings.register_profile("deep", max_examples=5000, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_configure() -> None:
+    # Set here, in the controlling process, so that all workers take the same one.
+    os.environ.setdefault("BLOCKPLANE_SEED", str(int.from_bytes(os.urandom(4), "little")))
+
+
+def pytest_report_header() -> str:
+    return f"BLOCKPLANE_SEED={os.environ['BLOCKPLANE_SEED']}"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """A generator that differs from run to run and from test to test, and prints how to have it again."""
+    seed = int(os.environ["BLOCKPLANE_SEED"])
+    print(f"BLOCKPLANE_SEED={seed}")
+    return np.random.default_rng([seed, zlib.crc32(request.node.nodeid.encode())])
