@@ -360,7 +360,7 @@ def write_gathered(
 
 
 cdef int write_iovecs(int fd, iovec** iov, int64_t* n_iov, int64_t* n_bytes) noexcept nogil:
-    """Write until all is gone or a signal came; moves the arguments on. Returns 0 or an errno."""
+    """Write until all is gone or a signal may have come (EINTR); moves the arguments on. Returns 0 or an errno."""
     cdef ssize_t n
     cdef pollfd ready
     while n_iov[0] > 0:
@@ -384,6 +384,8 @@ cdef int write_iovecs(int fd, iovec** iov, int64_t* n_iov, int64_t* n_bytes) noe
         if n > 0:
             iov[0].iov_base = <uint8_t*> iov[0].iov_base + n
             iov[0].iov_len -= <size_t> n
+            # a call that a signal ends after some bytes is short and does not say why
+            return EINTR
     return 0
 
 
