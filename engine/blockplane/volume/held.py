@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from blockplane.model.checks import first_bad_block
 from blockplane.model.errors import ChecksumError
-from blockplane.volume.codec import FORM_TREE, TableEntry
-from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, Leaf, count
+from blockplane.volume.codec import TableEntry
+from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
 from blockplane.volume.local import LocalTree
 from blockplane.volume.state import State, differing_leaves
 
@@ -65,38 +65,32 @@ def update_for_commit(
 
 def rebuild(local: LocalTree, snapshots: Sequence[State], active: State, others: Sequence[State]) -> None:
     """Work held out anew in every leaf in which active differs from any of the others."""
-    for leaf in list(differing_leaves([active, *others])):
+    for leaf in differing_leaves([active, *others]):
         local.set_held_leaf(leaf, union_leaf(snapshots, leaf) & ~active.place_leaf(leaf))
 
 
 def exclusive_leaves(local: LocalTree, gone: Sequence[State], rest: Sequence[State]) -> Iterator[tuple[int, Leaf, int]]:
     """Yield (leaf, places, count) of what only the states that go hold: what deleting them frees.
 
-    rest: the regular snapshots that stay; where history is a line, the neighbours are enough. Leaves that all who stay
-    share with one that goes are not read.
+    rest: the regular snapshots that stay; where history is a line, the neighbours are enough. Only leaves in which
+    anything is held are looked at, and those that one who stays shares with the one that goes are not read.
     """
-    for leaf in _candidate_leaves(gone, rest):
-        held = local.held_leaf(leaf)
-        if not held.any():
-            continue
-        words = held & union_leaf(gone, leaf)
-        if words.any():
-            words = words & ~union_leaf(rest, leaf)
-            n_blocks = count(words)
-            if n_blocks:
-                yield leaf, words, n_blocks
+    for start, stop in local.held.data_extents().tolist():
+        for leaf in range(start, stop):
+            if len(gone) == 1 and any(_share_leaf(gone[0], state, leaf) for state in rest):
+                continue
+            words = local.held_leaf(leaf) & union_leaf(gone, leaf)
+            if words.any():
+                words = words & ~union_leaf(rest, leaf)
+                n_blocks = count(words)
+                if n_blocks:
+                    yield leaf, words, n_blocks
 
 
-def _candidate_leaves(gone: Sequence[State], rest: Sequence[State]) -> Iterator[int]:
-    if len(gone) == 1 and rest and rest[0].blockmap.root.form == FORM_TREE:
-        yield from differing_leaves([gone[0], rest[0]])
-        return
-    leaves: set[int] = set()
-    for state in gone:
-        leaves.update(leaf for start, stop in state.blockmap.data_extents().tolist() for leaf in range(start, stop))
-        for low, high, place in state.placemap.extents.tolist():
-            leaves.update(range(place // LEAF_BLOCKS, (place + high - low - 1) // LEAF_BLOCKS + 1))
-    yield from sorted(leaves)
+def _share_leaf(a: State, b: State, leaf: int) -> bool:
+    if a.placemap.maps_any(leaf) or b.placemap.maps_any(leaf):
+        return False
+    return a.blockmap.pointer(0, leaf) == b.blockmap.pointer(0, leaf)
 
 
 def verify_places(states: Sequence[State], places: NDArray[np.int64], blocks: NDArray[np.uint8]) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -569,7 +569,7 @@ class LiveVolume:
             resource.__exit__(None, None, None)
         self._on_close.clear()
 
-    def __enter__(self) -> LiveVolume:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

@@ -212,7 +212,8 @@ class Placer:
             ahead.append(other)
             if len(ahead) == 8:
                 break
-        return ahead if not backward else ahead[:1]
+        ahead = ahead[:1] if backward else ahead
+        return [*ahead, self._cursor[not backward]]
 
     def _next_partial(self, backward: bool) -> OpenBand:
         """Open stripes that hold live blocks too: the last resort of a volume that is nearly full."""

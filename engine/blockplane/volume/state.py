@@ -219,39 +219,51 @@ def changed_pointers(trees: Sequence[BlockTree]) -> Iterator[PointerArray]:
     yield from descend(first.root.depth + 1, 0)
 
 
-def differing_leaves(states: Sequence[State]) -> Iterator[int]:
-    """Yield the leaves in which the planes, or the places, of the states are not all the same block.
+def differing_leaves(states: Sequence[State]) -> list[int]:
+    """Return the leaves, ascending, in which the planes, or the places, of the states are not all the same block.
 
     Cost follows what differs: below a node that all states share nothing is read.
     """
-    depth = max(state.blockmap.root.depth for state in states)
     trees = [state.blockmap for state in states]
-    maps_differ = any(not state.placemap.is_empty for state in states) and any(
-        states[0].placemap != state.placemap for state in states[1:]
-    )
-    mapped: set[int] = set()
-    if maps_differ:
-        for state in states:
-            for low, high, place in state.placemap.extents.tolist():
-                mapped.update(range(low // LEAF_BLOCKS, (high - 1) // LEAF_BLOCKS + 1))
-                mapped.update(range(place // LEAF_BLOCKS, (place + high - low - 1) // LEAF_BLOCKS + 1))
+    found = set(_mapped_leaves(states))
 
-    def word(tree: BlockTree, level: int, index: int) -> tuple[int, int]:
-        if tree.root.form == FORM_TREE and level > tree.root.depth:
-            return (-1, level) if index == 0 else (0, 0)
-        return tree.pointer(level, index)
+    def descend(level: int, index: int) -> None:
+        first, *others = (_children(tree, level, index, mark) for mark, tree in enumerate(trees))
+        differs = np.zeros(NODE_POINTERS, np.bool_)
+        for other in others:
+            differs |= (first != other).any(axis=1)
+        for child in (np.flatnonzero(differs) + (index << NODE_SHIFT)).tolist():
+            if level == 1:
+                found.add(child)
+            else:
+                descend(level - 1, child)
 
-    def descend(level: int, index: int) -> Iterator[int]:
-        first = word(trees[0], level, index)
-        same = first[0] != -1 and all(word(tree, level, index) == first for tree in trees[1:])
-        if same:
-            span = 1 << (NODE_SHIFT * level)
-            yield from sorted(leaf for leaf in mapped if index * span <= leaf < (index + 1) * span)
-        elif level == 0:
-            yield index
+    descend(max(tree.root.depth for tree in trees) + 1, 0)
+    return sorted(found)
+
+
+def _children(tree: BlockTree, level: int, index: int, mark: int) -> PointerArray:
+    """Return the 256 pointers below (level, index) of a tree that may be less deep: then its root stands at index 0.
+
+    mark : tells a level that the tree does not have from every other tree's.
+    """
+    root = tree.root
+    if level <= root.depth:
+        return tree.node(level, index)
+    out = np.zeros((NODE_POINTERS, 2), np.uint64)
+    if index == 0 and root.form == FORM_TREE:
+        if level == root.depth + 1:
+            out[:ROOT_POINTERS] = root.pointers
         else:
-            for child in range(index << NODE_SHIFT, (index + 1) << NODE_SHIFT):
-                yield from descend(level - 1, child)
+            out[0] = mark + 1
+    return out
 
-    for index in range(ROOT_POINTERS):
-        yield from descend(depth, index)
+
+def _mapped_leaves(states: Sequence[State]) -> Iterator[int]:
+    """Yield the leaves of which a place map says something, where the states' maps are not one and the same."""
+    if all(state.placemap == states[0].placemap for state in states[1:]):
+        return
+    for state in states:
+        for low, high, place in state.placemap.extents.tolist():
+            yield from range(low // LEAF_BLOCKS, (high - 1) // LEAF_BLOCKS + 1)
+            yield from range(place // LEAF_BLOCKS, (place + high - low - 1) // LEAF_BLOCKS + 1)

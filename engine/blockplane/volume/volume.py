@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from blockplane.disks.array import DiskArray
 from blockplane.disks.assembly import Assembly, assemble, refuse_same_file_twice
@@ -27,11 +28,8 @@ from blockplane.volume.rootslots import read_newest, successor, write_record
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.space import AREA_STRIPES
 
-DEFAULT_CHUNK_BYTES = 256 << 10
-CHUNK_MULTIPLE_BLOCKS = 64
 LOCK_NAME = "lock"
 
-DiskNames = int | Sequence[str | os.PathLike[str]]
 
 
 class Volume(LiveVolume):
@@ -47,7 +45,7 @@ class Volume(LiveVolume):
         size: int | str | None = None,
         parity: int | None = None,
         chunk: int | str | None = None,
-    ) -> Volume:
+    ) -> Self:
         """Make a volume and open it.
 
         Parameters
@@ -83,7 +81,7 @@ class Volume(LiveVolume):
         return volume
 
     @classmethod
-    def on_disks(cls, directory: Path, geometry: Geometry, disks: Sequence[Disk], record: FsInfo) -> Volume:
+    def on_disks(cls, directory: Path, geometry: Geometry, disks: Sequence[Disk], record: FsInfo) -> Self:
         """Make an empty volume on open disks that have their labels: the first root record and the first CP."""
         array = DiskArray(geometry, disks)
         record = successor(record)
@@ -96,7 +94,7 @@ class Volume(LiveVolume):
     @classmethod
     def open(
         cls, path: str | os.PathLike[str], writable: bool = True, wait_s: float = 0.0, verb: str = "a program"
-    ) -> Volume:
+    ) -> Self:
         """Open a volume; reads its roots and nothing that grows with it.
 
         Raises
@@ -120,7 +118,7 @@ class Volume(LiveVolume):
         return volume
 
     @classmethod
-    def from_assembly(cls, directory: Path, assembly: Assembly, writable: bool) -> Volume:
+    def from_assembly(cls, directory: Path, assembly: Assembly, writable: bool) -> Self:
         """Open a volume on assembled disks; after an unclean stop parity is put right first (law 7)."""
         record, everywhere = read_newest(list(assembly.disks))
         if record.volume_id != assembly.volume_id:
@@ -178,69 +176,6 @@ class Volume(LiveVolume):
         return Landing(self, image, base.entry if base is not None else None)
 
 
-class GroupWish:
-    """What was asked of a new RAID group."""
-
-    def __init__(self, disks: DiskNames, size: int | str | None, parity: int | None, chunk: int | str | None) -> None:
-        self.paths = None if isinstance(disks, int) else [os.fspath(disk) for disk in disks]
-        self.n_disks = disks if isinstance(disks, int) else len(disks)
-        self.size_bytes = parse_size(size) if isinstance(size, str) else size
-        self.n_parity = parity if parity is not None else int(self.n_disks >= 3)
-        self.chunk = chunk
-        if not 0 <= self.n_parity <= 2 or self.n_disks <= self.n_parity or self.n_disks > 255:
-            raise UsageError(
-                f"{self.n_disks} disks with {self.n_parity} parity disks make no RAID group",
-                "at least one data disk beside 0, 1 or 2 parity disks, at most 255 in all",
-            )
-        if self.paths is None and self.size_bytes is None:
-            raise UsageError("disk files need a size", "say --size 2G")
-
-    def open_disks(self, directory: Path, opened: list[Disk], first: int) -> list[str]:
-        """Make or open the disks, appending them to opened; return their names for volume.toml."""
-        names = self.paths
-        if names is None:
-            (directory / DISKS_DIR).mkdir(exist_ok=True)
-            names = [f"{DISKS_DIR}/{first + i}" for i in range(self.n_disks)]
-        else:
-            names = [os.path.abspath(name) for name in names]
-            refuse_same_file_twice(names)
-        for name in names:
-            full = str(directory / name)
-            if os.path.exists(full):
-                opened.append(FileDisk.open(full))
-            elif self.size_bytes is None:
-                raise UsageError(f"{name} does not exist", "give --size to have it made")
-            else:
-                opened.append(FileDisk.create(full, self.size_bytes // BLOCK_BYTES))
-        return list(names)
-
-    def group(self, disks: Sequence[Disk], first: int, first_disk: int) -> GroupRecord:
-        """Return the group's record for its open disks."""
-        smallest = min(disks, key=lambda disk: disk.n_blocks)
-        usable = smallest.n_blocks - HEAD_BLOCKS - TAIL_BLOCKS
-        if self.size_bytes is not None:
-            usable = min(usable, self.size_bytes // BLOCK_BYTES - HEAD_BLOCKS - TAIL_BLOCKS)
-        chunk = self._chunk_blocks(usable)
-        usable -= usable % chunk
-        if usable < CHUNK_MULTIPLE_BLOCKS:
-            raise DiskShortError(
-                f"{smallest.path}: too short: {smallest.n_blocks} blocks hold no chunk of {chunk}", smallest.path,
-                "take disks of at least 1 MiB",
-            )  # fmt: skip
-        members = tuple(range(first_disk, first_disk + len(disks)))
-        return GroupRecord(first, len(disks) - self.n_parity, self.n_parity, chunk, usable, members)
-
-    def _chunk_blocks(self, usable: int) -> int:
-        if self.chunk == "disk":
-            return max(usable - usable % CHUNK_MULTIPLE_BLOCKS, CHUNK_MULTIPLE_BLOCKS)
-        n_bytes = parse_size(self.chunk) if isinstance(self.chunk, str) else self.chunk or DEFAULT_CHUNK_BYTES
-        if n_bytes <= 0 or n_bytes % (CHUNK_MULTIPLE_BLOCKS * BLOCK_BYTES):
-            raise UsageError(
-                f"a chunk of {n_bytes} bytes is not a multiple of 256 KiB", "say --chunk 256KiB, 1MiB or disk"
-            )
-        return n_bytes // BLOCK_BYTES
-
-
 def _recover(array: DiskArray, record: FsInfo) -> FsInfo:
     """After an unclean stop: bring parity in line where writes may have been under way, then the record everywhere."""
     for group, area in record.areas:
@@ -257,11 +192,6 @@ def _recover(array: DiskArray, record: FsInfo) -> FsInfo:
 def _write_labels(geometry: Geometry, volume_id: bytes, disks: Sequence[Disk]) -> None:
     member_ids = [os.urandom(16) for _ in disks]
     write_labels(disks, make_labels(geometry, volume_id, member_ids, [disk.n_blocks for disk in disks]), 0)
-
-
-def next_first(geometry: Geometry) -> int:
-    """Return the first number of a group added to a geometry."""
-    return -(-geometry.n_blocks // FIRST_MULTIPLE) * FIRST_MULTIPLE
 
 
 def _make_directory(directory: Path) -> bool:
