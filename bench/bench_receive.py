@@ -1,0 +1,134 @@
+"""Receiving a stream from the page cache, beside O_DIRECT writes of the same bytes and parity to as many files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from yardstick.world import Source
+from pytest_benchmark.fixture import BenchmarkFixture
+from yardstick.caches import make_cold, warm
+from yardstick.pairs import run_pairs
+from yardstick.raw import extents_of, like_in, write_raw
+
+from blockplane.filesystem import FileSystem
+from blockplane.image.image import build
+from blockplane.transfer.receive import receive
+from blockplane.transfer.send import send
+from blockplane.volume import Volume
+
+
+@pytest.fixture(scope="module")
+def streams(source: Source, folder: Path) -> dict[str, Path]:
+    made = {}
+    for name, expression in (("full", "june1"), ("increment", "june2 - june1")):
+        made[name] = folder / f"{name}.bps"
+        send(build(source.volume, expression), made[name])
+    return made
+
+
+def test_receive_full(benchmark: BenchmarkFixture, source: Source, streams: dict[str, Path], folder: Path) -> None:
+    benchmark.group = "receive june1"
+    image = build(source.volume, "june1")
+    copy, raw_folder = folder / "copy", folder / "raw"
+    extents = like_in(raw_folder, extents_of(image), n_parity=1)
+
+    def fresh() -> None:
+        for path in (copy, raw_folder):
+            shutil.rmtree(path, ignore_errors=True)
+        raw_folder.mkdir()
+        make_cold([])
+        warm(streams["full"])
+
+    def run() -> None:
+        assert receive(streams["full"], copy).n_bytes == image.n_bytes
+
+    def raw() -> None:
+        assert write_raw(extents, source.disk_bytes) >= image.n_bytes * 5 / 4
+
+    run_pairs(benchmark, run, raw, before=fresh, n_bytes=image.n_bytes, target=0.80)
+    assert_equal(source.volume, copy, "june1")
+    shutil.rmtree(raw_folder)
+
+
+def test_receive_increment(
+    benchmark: BenchmarkFixture, source: Source, streams: dict[str, Path], folder: Path
+) -> None:
+    benchmark.group = "receive june2 - june1"
+    image = build(source.volume, "june2 - june1")
+    base, copy, raw_folder = folder / "base", folder / "copy2", folder / "raw2"
+    shutil.rmtree(base, ignore_errors=True)
+    receive(streams["full"], base)
+    extents = like_in(raw_folder, extents_of(image), n_parity=1)
+
+    def fresh() -> None:
+        for path in (copy, raw_folder):
+            shutil.rmtree(path, ignore_errors=True)
+        raw_folder.mkdir()
+        shutil.copytree(base, copy)
+        make_cold([])
+        warm(streams["increment"])
+
+    def run() -> None:
+        assert receive(streams["increment"], copy).n_bytes == image.n_bytes
+
+    def raw() -> None:
+        assert write_raw(extents, source.disk_bytes) >= image.n_bytes * 5 / 4
+
+    run_pairs(benchmark, run, raw, before=fresh, n_bytes=image.n_bytes)
+    assert_equal(source.volume, copy, "june2")
+    shutil.rmtree(raw_folder)
+    shutil.rmtree(base)
+
+
+def test_receive_memory(benchmark: BenchmarkFixture, source: Source, streams: dict[str, Path], folder: Path) -> None:
+    """From a pipe: how far this process grows."""
+    copy = folder / "piped"
+
+    def run() -> int:
+        shutil.rmtree(copy, ignore_errors=True)
+        read_end, write_end = os.pipe()
+        feeder = threading.Thread(target=feed, args=(streams["full"], write_end))
+        feeder.start()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = status_kib("VmRSS")
+        report = receive(read_end, copy)
+        feeder.join()
+        os.close(read_end)
+        assert report.top == "june1"
+        return status_kib("VmHWM") - before
+
+    grown_kib = benchmark.pedantic(run, rounds=1)
+    benchmark.extra_info["grown_mib"] = grown_kib >> 10
+    print(f"\nreceive from a pipe: grows memory by {grown_kib >> 10} MiB")
+    assert grown_kib <= 128 << 10
+
+
+def feed(path: Path, fd: int) -> None:
+    with open(path, "rb") as stream, open(fd, "wb", buffering=0) as pipe:
+        while pipe_bytes := stream.read(1 << 16):
+            pipe.write(pipe_bytes)
+
+
+def status_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def assert_equal(volume: Volume, copy: Path, snapshot: str) -> None:
+    """Names and attributes of every entry, and the bytes of every file of one folder and of the largest file."""
+    with Volume.open(copy) as received:
+        there, here = FileSystem(received.get_snapshot(snapshot)), FileSystem(volume.get_snapshot(snapshot))
+        n_files = 0
+        for (top, folders, files), other in zip(here.walk("/"), there.walk("/"), strict=True):
+            assert other == (top, folders, files)
+            for name in files:
+                path = f"{top.rstrip('/')}/{name}"
+                assert there.lstat(path) == here.lstat(path)
+                if n_files < 100:
+                    assert there.read_bytes(path) == here.read_bytes(path)
+                n_files += 1
+        assert n_files >= 100

@@ -1,0 +1,111 @@
+"""The machine's own limits: one thread per disk file, O_DIRECT, requests of up to 1 MiB, no checks and no stream."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockplane._native import diskio
+from blockplane.disks import HEAD_BLOCKS
+from blockplane.image import Image
+
+Numbers = NDArray[np.int64]
+REQUEST_BLOCKS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class DiskExtents:
+    """Blocks of one disk file, ascending; no extent is longer than a request."""
+
+    path: str
+    blocks: Numbers
+    n_blocks: Numbers
+
+    @property
+    def total_blocks(self) -> int:
+        """Blocks in all."""
+        return int(self.n_blocks.sum())
+
+
+def extents_of(image: Image) -> list[DiskExtents]:
+    """Return where an image's blocks lie, disk by disk."""
+    store = image.store
+    pieces = store.geometry.split(image.layout.places.extents())
+    found = []
+    for disk in np.unique(pieces.disk).tolist():
+        mine = pieces.disk == disk
+        order = np.argsort(pieces.dbn[mine])
+        blocks, n_blocks = _cut(pieces.dbn[mine][order] + HEAD_BLOCKS, pieces.n_blocks[mine][order])
+        found.append(DiskExtents(store.array.disks[disk].path, blocks, n_blocks))
+    return found
+
+
+def _cut(starts: Numbers, lengths: Numbers) -> tuple[Numbers, Numbers]:
+    """Join extents that touch, then cut them at every request's length."""
+    stops = starts + lengths
+    edges = np.flatnonzero(starts[1:] != stops[:-1])
+    starts, stops = starts[np.r_[0, edges + 1]], stops[np.r_[edges, len(stops) - 1]]
+    n_parts = -(-(stops - starts) // REQUEST_BLOCKS)
+    first = np.cumsum(n_parts) - n_parts
+    inside = np.arange(n_parts.sum()) - np.repeat(first, n_parts)
+    begin = np.repeat(starts, n_parts) + inside * REQUEST_BLOCKS
+    return begin, np.minimum(np.repeat(stops, n_parts) - begin, REQUEST_BLOCKS)
+
+
+def _in_threads(work: Callable[[DiskExtents], int], disks: Sequence[DiskExtents]) -> int:
+    with ThreadPoolExecutor(len(disks)) as pool:
+        return sum(pool.map(work, disks))
+
+
+def _scratch() -> NDArray[np.uint8]:
+    return np.frombuffer(mmap.mmap(-1, REQUEST_BLOCKS * 4096), np.uint8)
+
+
+def read_raw(disks: Sequence[DiskExtents]) -> int:
+    """Read every extent of every disk into one request's buffer per thread; return the bytes read."""
+
+    def read(disk: DiskExtents) -> int:
+        fd = os.open(disk.path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            at = np.zeros_like(disk.blocks)
+            return int(diskio.read_plan(fd, disk.blocks, disk.n_blocks, _scratch(), at, None, None, REQUEST_BLOCKS)[0])
+        finally:
+            os.close(fd)
+
+    return _in_threads(read, disks)
+
+
+def like_in(folder: Path, disks: Sequence[DiskExtents], n_parity: int) -> list[DiskExtents]:
+    """Return the same extents in files of a folder, and parity disks that hold as much as the fullest data disk."""
+    made = [DiskExtents(str(folder / str(i)), d.blocks, d.n_blocks) for i, d in enumerate(disks)]
+    fullest = max(made, key=lambda disk: disk.total_blocks)
+    for i in range(n_parity):
+        made.append(DiskExtents(str(folder / f"parity{i}"), fullest.blocks, fullest.n_blocks))
+    return made
+
+
+def write_raw(disks: Sequence[DiskExtents], disk_bytes: int) -> int:
+    """Make sparse files, write every extent, make them durable; return the bytes written."""
+
+    def write(disk: DiskExtents) -> int:
+        fd = os.open(disk.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o600)
+        try:
+            os.truncate(fd, disk_bytes)
+            at = np.zeros_like(disk.blocks)
+            scratch = _scratch()
+            n_bytes, _ = diskio.write_plan(
+                fd, disk.blocks, disk.n_blocks, scratch, at, disk_bytes // 4096, REQUEST_BLOCKS
+            )
+            os.fdatasync(fd)
+            return int(n_bytes)
+        finally:
+            os.close(fd)
+
+    return _in_threads(write, disks)
