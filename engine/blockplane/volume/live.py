@@ -18,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockplane.disks.array import DiskArray
+from blockplane.disks.disk import Disk
+from blockplane.disks.geometry import Geometry
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import BlockplaneError, NoSpaceError, ReadOnlyError, VolumeDamagedError
+from blockplane.model.errors import NoSpaceError, ReadOnlyError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume import held
 from blockplane.volume.active import ActiveState, blank_root
 from blockplane.volume.codec import Branch, LocalRoot, Pointer, StateRoot, TableEntry, TreeRoot
-from blockplane.volume.fsinfo import MAX_AREAS, FsInfo
+from blockplane.volume.fsinfo import MAX_AREAS, MEMBER_OK, FsInfo
 from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, set_range
 from blockplane.volume.local import LocalTree
 from blockplane.volume.placemap import PlaceMap
@@ -152,11 +154,11 @@ class LiveVolume:
         self._newly_held = 0
 
     def _local_root(self, pointer: Pointer) -> LocalRoot:
-        if pointer.exists:
-            return LocalRoot.decode(read_root(PlaceReader(self.array, PlaceMap()), pointer))
         root = LocalRoot()
-        size = -(-self.geometry.n_blocks // LEAF_BLOCKS) * BLOCK_BYTES
-        root.held.size_bytes = root.local.size_bytes = size
+        if pointer.exists:
+            root = LocalRoot.decode(read_root(PlaceReader(self.array, PlaceMap()), pointer))
+        # as far as the numbering reaches: further than when it was written, where the volume has grown
+        root.held.size_bytes = root.local.size_bytes = -(-self.geometry.n_blocks // LEAF_BLOCKS) * BLOCK_BYTES
         return root
 
     def _committed_state(self, pointer: Pointer, local: LocalTree) -> State:
@@ -397,6 +399,18 @@ class LiveVolume:
         write_record(self.array, record)
         self.info = record
 
+    def take_groups(self, geometry: Geometry, disks: Sequence[Disk]) -> None:
+        """Go over to a geometry with more groups, whose labels are durable: one root record, then as after opening.
+
+        The caller holds the lock and has committed; nothing is dirty.
+        """
+        self.array.extend(geometry, disks)
+        self._write_info(**grown(self.info, geometry))
+        self.geometry = geometry
+        self._load()
+        for client in self._clients:
+            client.reload()
+
     # --- consistency points ------------------------------------------------------------------------------------------
 
     def commit(self, force: bool = False, clean: bool = False) -> None:
@@ -415,13 +429,14 @@ class LiveVolume:
             self._require_writable()
             try:
                 self._commit(force, clean)
-            except BlockplaneError as error:
-                self._stop(error)
+            except BaseException as error:
+                self.stop(error)
                 raise
 
     def _commit(self, force: bool, clean: bool) -> None:
-        for client in self._clients:
-            client.flush(self)
+        with self.dipping():  # what is dirty was let in when it became so
+            for client in self._clients:
+                client.flush(self)
         if self.active.is_dirty or self.local.is_dirty or force:
             self.placer.committing = True
             changes = self._commit_trees()
@@ -476,9 +491,9 @@ class LiveVolume:
             self.space.forget()
             self._n_forget -= 1
 
-    def _stop(self, error: BlockplaneError) -> None:
+    def stop(self, error: BaseException) -> None:
         """After a failed commit nothing in memory can be trusted: refuse everything until opened again."""
-        self._failure = str(error)
+        self._failure = str(error) or type(error).__name__
         self.placer.discard()
 
     def exchange(self, state: State, parent_id: bytes) -> None:
@@ -577,6 +592,12 @@ class LiveVolume:
             self.close()
         else:
             self.abandon()
+
+
+def grown(info: FsInfo, geometry: Geometry) -> dict[str, object]:
+    """Return what changes in the root record when a volume takes up groups that its labels name."""
+    states = info.member_states + bytes([MEMBER_OK]) * (geometry.n_disks - len(info.member_states))
+    return {"geometry": geometry, "member_states": states, "reserve_blocks": reserve_for(geometry.n_usable)}
 
 
 def reserve_for(n_blocks: int) -> int:

@@ -2,8 +2,9 @@
 
 Three streams of bands: `bulk` (file data; 64 stripes at a time, in ascending place), `meta` (metafile blocks; stripe
 by stripe, so that a small CP writes few stripes) and `local` (the local tree, from the far end of the volume). A
-stripe that holds something live is never written while a wholly free one is left; when none is, places are taken one
-by one and the rest of their stripes is read before parity is computed (law 7).
+stripe that holds something live is never written while a wholly free one is left: a stream that finds none takes from
+another's band. After that, places are taken one by one, and the rest of their stripes is read before parity is
+computed (law 7).
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from blockplane.model.errors import NoSpaceError
 from blockplane.volume.leafbits import WORD_BLOCKS
 from blockplane.volume.space import AREA_STRIPES, Area, AreaName, Space
 from blockplane.volume.tree import mask_runs
+
+# The first band of file data in a CP: 4 stripes, 64 KiB on 4 data disks. Larger wastes more of small CPs' last stripes.
+FIRST_BULK_STRIPES = 4
 
 Block = NDArray[np.uint8]
 BandKey = tuple[int, int]
@@ -105,6 +109,7 @@ class Placer:
         self._bulk: OpenBand | None = None
         self._meta: OpenBand | None = None
         self._local: OpenBand | None = None
+        self._bulk_stripes = FIRST_BULK_STRIPES
         self.committing = False  # metafile blocks may then use up the band of file data
         self._areas: dict[bool, Area] = {}
         self._cursor: dict[bool, AreaName] = {False: (0, 0), True: space.last_area()}
@@ -117,7 +122,7 @@ class Placer:
         while n_blocks:
             band = self._bulk
             if band is None or band.is_spent:
-                band = self._bulk = self._next_bulk()
+                band = self._bulk = self._next_bulk(n_blocks)
             if band is None:
                 runs.append(self.block())
                 n_blocks -= 1
@@ -143,9 +148,7 @@ class Placer:
     def block(self) -> tuple[int, int, Block]:
         """Return one place for a metafile block: (place, 1, buffer)."""
         if self.committing and self._bulk is not None and not self._bulk.is_spent:
-            runs: list[tuple[int, int, Block]] = []
-            self._hand_out(self._bulk, 1, runs)
-            return runs[0]
+            return self._slot(self._bulk)
         if self._meta is None or self._meta.is_spent:
             self._meta = self._next_meta(backward=False)
         return self._slot(self._meta)
@@ -157,6 +160,10 @@ class Placer:
         return self._slot(self._local)
 
     def _slot(self, band: OpenBand) -> tuple[int, int, Block]:
+        if band.slots is None and not band.by_stripe:
+            runs: list[tuple[int, int, Block]] = []
+            self._hand_out(band, 1, runs)
+            return runs[0]
         if band.slots is not None:
             disk, stripe = divmod(int(band.slots[band.cursor]), band.n_stripes)
         else:
@@ -168,14 +175,29 @@ class Placer:
 
     # --- finding bands -----------------------------------------------------------------------------------------------
 
-    def _next_bulk(self) -> OpenBand | None:
-        """Open the next 64 wholly free stripes; None where the volume has none left."""
-        found = self._find(Area.take_word, backward=False)
+    def _next_bulk(self, n_blocks: int) -> OpenBand | None:
+        """Open wholly free stripes for file data; None where the volume has none left.
+
+        A CP begins with few and takes twice as many each time, up to 64: what it leaves unused of its last band stays
+        small beside what it wrote.
+        """
+        n_stripes = self._bulk_stripes
+        self._bulk_stripes = min(2 * n_stripes, WORD_BLOCKS)
+        n_data = min(group.n_data for group in self._space.geometry.groups)
+        if n_stripes == WORD_BLOCKS or n_blocks >= n_data * WORD_BLOCKS:
+            found = self._find(Area.take_word, backward=False)
+            if found is not None:
+                return self._open_band(*found, None, by_stripe=False)
+        found = self._find(lambda area: area.take_run(n_stripes), backward=False)
         return None if found is None else self._open_band(*found, None, by_stripe=False)
 
     def _next_meta(self, backward: bool) -> OpenBand:
         found = self._find(lambda area: area.take_run(WORD_BLOCKS, backward), backward)
-        return self._next_partial(backward) if found is None else self._open_band(*found, None, by_stripe=True)
+        if found is not None:
+            return self._open_band(*found, None, by_stripe=True)
+        open_bands = (band for bands in self._open.values() for band in bands)
+        shared = next((band for band in open_bands if not band.is_spent), None)
+        return shared if shared is not None else self._next_partial(backward)
 
     def _find(self, take: Take, backward: bool) -> tuple[Area, int, int] | None:
         """Take stripes from the area at hand, or the next that has some: (area, first stripe, count)."""
@@ -266,6 +288,7 @@ class Placer:
             self._close(band)
         self._bulk = self._meta = self._local = None
         self._areas.clear()
+        self._bulk_stripes = FIRST_BULK_STRIPES
         self.committing = False
 
     def _close(self, band: OpenBand) -> None:
