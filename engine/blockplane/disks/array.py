@@ -47,6 +47,20 @@ class DiskArray:
         for worker in self._workers:
             worker.start()
 
+    def extend(self, geometry: Geometry, disks: Sequence[Disk]) -> None:
+        """Take the disks of groups that a geometry adds; what reads and writes the others goes on.
+
+        The caller sees to it that no plan of the new groups is made before.
+        """
+        if geometry.groups[: len(self.geometry.groups)] != self.geometry.groups:
+            raise ValueError("the geometry does not go on from the one there is")
+        workers = [DiskWorker(disk, self._note_failure) for disk in disks]
+        for worker in workers:
+            worker.start()
+        self._workers = [*self._workers, *workers]
+        self.disks = (*self.disks, *disks)
+        self.geometry = geometry
+
     def __enter__(self) -> DiskArray:
         return self
 

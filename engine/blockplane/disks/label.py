@@ -154,6 +154,9 @@ def decode_label(block: bytes) -> Label:
     states_at = ids_at + n_members * ID_BYTES
     if states_at + n_members > BLOCK_BYTES or not group < n_groups or not position < n_members:
         raise ValueError("a label with impossible counts")
+    states = block[states_at : states_at + n_members]
+    if max(states, default=0) > max(MemberState):
+        raise ValueError("a label with unknown member states")
     groups = []
     for index in range(n_groups):
         first, chunk_blocks, disk_blocks, n_data, n_parity = _GROUP.unpack_from(
@@ -169,7 +172,7 @@ def decode_label(block: bytes) -> Label:
         position,
         tuple(groups),
         tuple(block[at : at + ID_BYTES] for at in range(ids_at, states_at, ID_BYTES)),
-        tuple(MemberState(state) for state in block[states_at : states_at + n_members]),
+        tuple(map(MemberState, states)),
     )
     _check_sense(label)
     return label
@@ -240,14 +243,37 @@ def write_labels(disks: Sequence[Disk], labels: Sequence[Label], generation: int
     """
     odd = generation + 1 + generation % 2
     for step in (odd, odd + 1):
-        blocks = [encode_label(dataclasses.replace(label, generation=step)) for label in labels]
-        # one end at a time: a torn write costs one of a disk's two labels
-        for at_tail in (False, True):
-            for disk, block in zip(disks, blocks, strict=True):
-                write_raw_block(disk, label_tail_block(disk.n_blocks) if at_tail else LABEL_HEAD_BLOCK, block)
-            for disk in disks:
-                disk.flush()
+        write_label_step(disks, labels, step)
     return odd + 1
+
+
+def write_label_step(disks: Sequence[Disk], labels: Sequence[Label], generation: int) -> None:
+    """Write labels of one generation at both ends of disks; durable on return."""
+    blocks = [encode_label(dataclasses.replace(label, generation=generation)) for label in labels]
+    # one end at a time: a torn write costs one of a disk's two labels
+    for at_tail in (False, True):
+        for disk, block in zip(disks, blocks, strict=True):
+            write_raw_block(disk, label_tail_block(disk.n_blocks) if at_tail else LABEL_HEAD_BLOCK, block)
+        for disk in disks:
+            disk.flush()
+
+
+def settle_labels(disks: Sequence[Disk], labels: Sequence[Label]) -> None:
+    """Bring a label update that was cut short to its end: every disk gets what the newest label says.
+
+    Parameters
+    ----------
+    labels : what the disks hold, at most one generation apart.
+    """
+    newest = max(labels, key=lambda label: label.generation)
+    complete = []
+    for label in labels:
+        judge = max((one for one in labels if one.group == label.group), key=lambda one: one.generation)
+        complete.append(
+            dataclasses.replace(label, groups=newest.groups, member_ids=judge.member_ids, states=judge.states)
+        )
+    for step in range(newest.generation, newest.generation + 1 + newest.generation % 2):
+        write_label_step(disks, complete, step)
 
 
 def make_labels(
