@@ -241,9 +241,16 @@ class LiveVolume:
 
     def _busy_leaf(self, leaf: int) -> Leaf:
         """Work out a leaf of the busy plane from everything that may hold a place."""
-        words = self.committed.place_leaf(leaf) | self.previous.place_leaf(leaf) | self.active.place_leaf(leaf)
-        for local in (self.local, self.committed_local, self.previous_local):
-            words = words | local.held_leaf(leaf) | local.local_leaf(leaf)
+        words, active, local = self.active.place_leaf(leaf), self.active, self.local
+        for state in (self.committed, self.previous):
+            if not (state.blockmap.has_same(active.blockmap, leaf) and state.placemap == active.placemap):
+                words = words | state.place_leaf(leaf)
+        words = words | local.held_leaf(leaf) | local.local_leaf(leaf)
+        for before in (self.committed_local, self.previous_local):
+            if not before.held.has_same(local.held, leaf):
+                words = words | before.held_leaf(leaf)
+            if not before.local.has_same(local.local, leaf):
+                words = words | before.local_leaf(leaf)
         for placemap in self._maps_in_use():
             words = words | placemap.domain_leaf(leaf)
         words = words | self.incoming.get(leaf, EMPTY_LEAF)
@@ -485,6 +492,9 @@ class LiveVolume:
         placemap = self.active.placemap
         root = StateRoot.decode(self.active.root.encode())
         self.committed = State(PlaceReader(self.array, placemap), root, self.info.state, placemap)
+        self.committed.blockmap.adopt_clean(self.active.blockmap)
+        self.committed_local.held.adopt_clean(self.local.held)
+        self.committed_local.local.adopt_clean(self.local.local)
         self._claimed = self._dirty_bytes = 0
         self._before = None
         if self._n_forget:

@@ -175,6 +175,19 @@ class BlockTree:
             entry = node.pointers()[index & (NODE_POINTERS - 1)]
         return int(entry[0]), int(entry[1])
 
+    def has_same(self, other: BlockTree, index: int) -> bool:
+        """Whether block index is one and the same on disk in both trees; a changed one is not."""
+        if (0, index) in self._dirty or (0, index) in other._dirty:
+            return False
+        return self.pointer(0, index) == other.pointer(0, index)
+
+    def adopt_clean(self, other: BlockTree) -> None:
+        """Take over the cached blocks of a tree that has just been committed as this one; both keep them, unchanged."""
+        for key, node in other._nodes.items():
+            if not node.dirty:
+                node.data.flags.writeable = False
+                self._nodes[key] = Node(node.data)
+
     def node(self, level: int, index: int) -> PointerArray:
         """Return the pointers of a node, (256, 2) read-only in spirit; all holes where the node is one."""
         found = self._node(level, index)
