@@ -1,1 +1,88 @@
-"""File-system image transfer: snapshots as sets of block numbers."""
+"""File-system image transfer: snapshots as sets of block numbers.
+
+    import blockplane as bp
+
+    vol = bp.Volume.create("pool", disks=5, size="2G", parity=1)
+    fs = bp.FileSystem(vol)
+    fs.put("/usr/include", "/include")
+    vol.snapshot("june1")
+    bp.send(vol.image("june1"), "june1.bps")
+    bp.receive("june1.bps", "copy")
+
+Names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from blockplane.api import FullCheck, Volume, check
+    from blockplane.filesystem import FileSystem, GetReport, PutReport
+    from blockplane.image import Image
+    from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, format_size, parse_size
+    from blockplane.model import errors as errors
+    from blockplane.planes import Plane
+    from blockplane.stream import StreamChain, is_stream, open_stream
+    from blockplane.transfer import ReceiveReport, SendReport, StreamVerdict, receive, send, stream_map, verify_streams
+    from blockplane.volume import Snapshot, State
+
+_HOMES = {
+    "blockplane.api": ("FullCheck", "Volume", "check"),
+    "blockplane.filesystem": ("FileSystem", "GetReport", "PutReport"),
+    "blockplane.image": ("Image",),
+    "blockplane.model": (
+        "BLOCK_BYTES", "BlockplaneError", "Progress", "ProgressEvent", "errors", "format_size", "parse_size",
+    ),
+    "blockplane.planes": ("Plane",),
+    "blockplane.stream": ("StreamChain", "is_stream", "open_stream"),
+    "blockplane.transfer": (
+        "ReceiveReport", "SendReport", "StreamVerdict", "receive", "send", "stream_map", "verify_streams",
+    ),
+    "blockplane.volume": ("Snapshot", "State"),
+}  # fmt: skip
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BLOCK_BYTES",
+    "BlockplaneError",
+    "FileSystem",
+    "FullCheck",
+    "GetReport",
+    "Image",
+    "Plane",
+    "Progress",
+    "ProgressEvent",
+    "PutReport",
+    "ReceiveReport",
+    "SendReport",
+    "Snapshot",
+    "State",
+    "StreamChain",
+    "StreamVerdict",
+    "Volume",
+    "check",
+    "errors",
+    "format_size",
+    "is_stream",
+    "open_stream",
+    "parse_size",
+    "receive",
+    "send",
+    "stream_map",
+    "verify_streams",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name's module: importing blockplane alone costs nothing."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

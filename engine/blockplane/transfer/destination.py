@@ -21,9 +21,10 @@ from blockplane.transfer.protocol import Destination
 from blockplane.volume import landing
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord, TableEntry
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR
+from blockplane.volume.groups import DiskNames
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.snapshots import check_name
-from blockplane.volume.volume import LOCK_NAME, DiskNames, Volume
+from blockplane.volume.volume import LOCK_NAME, Volume
 
 #: A stream's own word for its geometry makes at most this many disk files; who wants more says so.
 _MAX_DISKS: Final = 1024
@@ -37,6 +38,7 @@ class DiskWish:
     size: int | str | None = None
     parity: int | None = None
     chunk: int | str | None = None
+    wipe: bool = False
 
     @property
     def is_default(self) -> bool:
@@ -188,13 +190,15 @@ def _made(path: Path, stream: StreamMap, wish: DiskWish) -> Iterator[Destination
             "receive the full stream that brings it first",
         )
     existed = path.exists()
+    named = [] if wish.disks is None or isinstance(wish.disks, int) else [Path(disk) for disk in wish.disks]
+    new_disks = [disk for disk in named if not disk.exists()]
     volume = _create(path, stream, wish)
     try:
         yield VolumeDestination(volume)
         volume.close()
     except BaseException:
         volume.abandon()
-        _remove(path, wish, existed)
+        _remove(path, new_disks, existed)
         raise
 
 
@@ -216,7 +220,7 @@ def _create(path: Path, stream: StreamMap, wish: DiskWish) -> Volume:
         n_parity = parity if parity is not None else int(n_disks >= 3)
         size = _size_for(groups, max(n_disks - n_parity, 1), like)
     _refuse_too_many(n_disks)
-    return Volume.create(path, disks=disks, size=size, parity=parity, chunk=chunk)
+    return Volume.create(path, disks=disks, size=size, parity=parity, chunk=chunk, wipe=wish.wipe)
 
 
 def _create_groups(path: Path, groups: Sequence[GroupRecord]) -> Volume:
@@ -250,9 +254,10 @@ def _size_for(groups: Sequence[GroupRecord], n_data: int, like: GroupRecord) -> 
     return (-(-per_disk // chunk) * chunk + HEAD_BLOCKS + TAIL_BLOCKS) * BLOCK_BYTES
 
 
-def _remove(path: Path, wish: DiskWish, existed: bool) -> None:
-    """Undo `_create`: only names that it makes. Disks that were named stay, with what a create put on them."""
-    del wish
+def _remove(path: Path, new_disks: Sequence[Path], existed: bool) -> None:
+    """Undo `_create`: only names that it made. Disks that were there before stay, with what a create put on them."""
+    for disk in new_disks:
+        disk.unlink(missing_ok=True)
     shutil.rmtree(path / DISKS_DIR, ignore_errors=True)
     for name in (CONFIG_NAME, LOCK_NAME):
         (path / name).unlink(missing_ok=True)

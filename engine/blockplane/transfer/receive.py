@@ -21,7 +21,8 @@ from blockplane.stream.input import InputLike, open_input
 from blockplane.stream.reader import StreamMap, StreamReader, bad_block
 from blockplane.transfer.destination import DiskWish, destination_for
 from blockplane.transfer.protocol import Destination, Landing
-from blockplane.volume.volume import DiskNames, Volume
+from blockplane.volume.groups import DiskNames
+from blockplane.volume.volume import Volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ def receive(
     size: int | str | None = None,
     parity: int | None = None,
     chunk: int | str | None = None,
+    wipe: bool = False,
     discard: bool = False,
     progress: Progress = ignore_progress,
 ) -> ReceiveReport:
@@ -65,7 +67,7 @@ def receive(
     ----------
     origin : a path, a file object, a descriptor or a socket.
     target : a volume or its directory. Absent, or an empty folder: a volume is made there, and removed on failure.
-    disks, size, parity, chunk : of a volume that is made, as for `Volume.create`; by default the source's.
+    disks, size, parity, chunk, wipe : of a volume that is made, as for `Volume.create`; by default the source's.
     discard : give up what the stream would replace and no snapshot holds.
 
     Raises
@@ -83,7 +85,7 @@ def receive(
     with closing(open_input(origin)) as source:
         reader = StreamReader(source)
         stream = reader.read_map()
-        wish = DiskWish(disks, size, parity, chunk)
+        wish = DiskWish(disks, size, parity, chunk, wipe)
         with destination_for(target, stream, wish) as destination:
             return _receive(reader, stream, destination, discard, progress)
 

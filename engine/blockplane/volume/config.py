@@ -26,7 +26,7 @@ class VolumeConfig:
 
 
 def write_config(directory: Path, config: VolumeConfig) -> None:
-    """Write volume.toml: whole, or not at all."""
+    """Write volume.toml: whole, or not at all; durable on return."""
     lines = [
         "# Where the disks of this volume are. Made anew from the disks' labels when lost.",
         f'id = "{config.volume_id.hex()}"',
@@ -37,7 +37,17 @@ def write_config(directory: Path, config: VolumeConfig) -> None:
     ]
     temporary = directory / (CONFIG_NAME + ".new")
     temporary.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
+    _sync(temporary)
     os.replace(temporary, directory / CONFIG_NAME)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def read_config(directory: Path) -> VolumeConfig:

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Self
 
 from blockplane.disks.array import DiskArray
-from blockplane.disks.assembly import Assembly, assemble, refuse_same_file_twice
-from blockplane.disks.disk import HEAD_BLOCKS, TAIL_BLOCKS, Disk, FileDisk
-from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord
-from blockplane.disks.label import make_labels, write_labels
+from blockplane.disks.assembly import Assembly, assemble
+from blockplane.disks.disk import Disk
+from blockplane.disks.geometry import Geometry, GroupRecord
+from blockplane.disks.label import make_labels, settle_labels, write_labels
 from blockplane.disks.resync import resync_parity
-from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import DiskShortError, NotAVolumeError, UsageError
-from blockplane.model.sizes import parse_size
+from blockplane.model.errors import NotAVolumeError
 from blockplane.planes import Plane
 from blockplane.volume import snapshots
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, VolumeConfig, read_config, write_config
 from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
+from blockplane.volume.groups import DiskNames, GroupWish
+from blockplane.volume.grow import grow, record_for
 from blockplane.volume.landing import Landing
 from blockplane.volume.live import LiveVolume, reserve_for
 from blockplane.volume.lock import VolumeLock
@@ -29,7 +29,6 @@ from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.space import AREA_STRIPES
 
 LOCK_NAME = "lock"
-
 
 
 class Volume(LiveVolume):
@@ -45,6 +44,7 @@ class Volume(LiveVolume):
         size: int | str | None = None,
         parity: int | None = None,
         chunk: int | str | None = None,
+        wipe: bool = False,
     ) -> Self:
         """Make a volume and open it.
 
@@ -53,19 +53,22 @@ class Volume(LiveVolume):
         disks : how many disk files to make in the volume's directory, or paths of files or devices to use.
         size : bytes of each disk (`"2G"`); for paths that exist, their own size where not given.
         parity : 0, 1 or 2 disks of each group; by default 1 from three disks on. chunk : bytes, or "disk".
+        wipe : use disks that were named although they hold data.
 
         Raises
         ------
         UsageError: the numbers do not make a volume. NotAVolumeError: the directory is taken.
         """
         directory = Path(path)
-        geometry_of = GroupWish(disks, size, parity, chunk)
+        wish = GroupWish(disks, size, parity, chunk, wipe)
         made = _make_directory(directory)
         opened: list[Disk] = []
+        files: list[str] = []
         try:
             lock = VolumeLock(directory / LOCK_NAME, "create")
-            names = geometry_of.open_disks(directory, opened, first=0)
-            geometry = Geometry((geometry_of.group(opened, first=0, first_disk=0),))
+            names = wish.names(directory, first=0)
+            wish.open_disks(directory, names, opened, files)
+            geometry = Geometry((wish.group(opened, first=0, first_disk=0),))
             volume_id = os.urandom(16)
             _write_labels(geometry, volume_id, opened)
             record = FsInfo(volume_id, geometry, reserve_blocks=reserve_for(geometry.n_usable),
@@ -75,10 +78,22 @@ class Volume(LiveVolume):
         except BaseException:
             for disk in opened:
                 disk.close()
-            _unmake_directory(directory, made)
+            _unmake_directory(directory, made, files)
             raise
         volume.close_with(lock)
         return volume
+
+    @staticmethod
+    def plan(
+        path: str | os.PathLike[str],
+        disks: DiskNames = 5,
+        size: int | str | None = None,
+        parity: int | None = None,
+        chunk: int | str | None = None,
+    ) -> tuple[list[str], GroupRecord]:
+        """Return the disks that `create` would make or use, and the group they would be; nothing is made."""
+        _refuse_taken(Path(path))
+        return GroupWish(disks, size, parity, chunk).plan(Path(path))
 
     @classmethod
     def on_disks(cls, directory: Path, geometry: Geometry, disks: Sequence[Disk], record: FsInfo) -> Self:
@@ -123,10 +138,24 @@ class Volume(LiveVolume):
         record, everywhere = read_newest(list(assembly.disks))
         if record.volume_id != assembly.volume_id:
             raise NotAVolumeError("the root record belongs to another volume than the labels", "")
+        if writable and not assembly.labels_are_settled:
+            settle_labels(assembly.disks, assembly.labels)
+        record = record_for(record, assembly)
         array = DiskArray(assembly.geometry, assembly.disks)
         if writable and not (record.clean and everywhere):
             record = _recover(array, record)
         return cls(directory, array, record, writable)
+
+    def grow(
+        self,
+        disks: DiskNames = 5,
+        size: int | str | None = None,
+        parity: int | None = None,
+        chunk: int | str | None = None,
+        wipe: bool = False,
+    ) -> GroupRecord:
+        """Add a RAID group; parameters and errors as for `create`. Durable on return, the space there at once."""
+        return grow(self, GroupWish(disks, size, parity, chunk, wipe))
 
     # --- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -147,6 +176,11 @@ class Volume(LiveVolume):
     def delete_snapshot(self, *names: str) -> int:
         """Delete snapshots; return how many blocks that freed."""
         return snapshots.delete(self, names)
+
+    def snapshot_range(self, first: str, last: str) -> list[str]:
+        """Return the names of the snapshots from first to last, as `snapshots` orders them."""
+        with self.lock:
+            return snapshots.named_range(self, first, last)
 
     def rename_snapshot(self, name: str, new: str) -> None:
         """Give a snapshot another name."""
@@ -196,18 +230,24 @@ def _write_labels(geometry: Geometry, volume_id: bytes, disks: Sequence[Disk]) -
 
 def _make_directory(directory: Path) -> bool:
     """Make the directory of a new volume; return whether it was not there."""
-    if (directory / CONFIG_NAME).exists():
-        raise NotAVolumeError(f"{directory} is a volume already", "take another name, or remove it first")
+    _refuse_taken(directory)
     if directory.exists():
-        if not directory.is_dir() or any(directory.iterdir()):
-            raise NotAVolumeError(f"{directory} is not empty", "name a directory that is empty or does not exist")
         return False
     directory.mkdir(parents=True)
     return True
 
 
-def _unmake_directory(directory: Path, made: bool) -> None:
-    """Undo what a failed create left in a directory it had found empty or absent."""
+def _refuse_taken(directory: Path) -> None:
+    if (directory / CONFIG_NAME).exists():
+        raise NotAVolumeError(f"{directory} is a volume already", "take another name, or remove it first")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise NotAVolumeError(f"{directory} is not empty", "name a directory that is empty or does not exist")
+
+
+def _unmake_directory(directory: Path, made: bool, files: Sequence[str]) -> None:
+    """Undo what a failed create left: disk files it made, its names in a directory it had found empty or absent."""
+    for file in files:
+        Path(file).unlink(missing_ok=True)
     shutil.rmtree(directory / DISKS_DIR, ignore_errors=True)
     for name in (CONFIG_NAME, LOCK_NAME):
         (directory / name).unlink(missing_ok=True)

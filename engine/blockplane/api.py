@@ -1,0 +1,88 @@
+"""What only the whole package can offer: a volume whose snapshots make images, a check of blocks and files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from blockplane import image as images
+from blockplane.filesystem import FileSystem
+from blockplane.image import Image
+from blockplane.model import BlockplaneError
+from blockplane.volume import State
+from blockplane.volume import Volume as PlainVolume
+from blockplane.volume.check import check as check_volume
+
+
+class Volume(PlainVolume):
+    """A volume: made with `create`, opened with `open`; `image` chooses what to send."""
+
+    def image(
+        self,
+        expression: str,
+        *,
+        older: Literal["all"] | Sequence[str] = (),
+        with_: Sequence[str] = (),
+        allow_active: bool = False,
+    ) -> Image:
+        """Return the storage image that an expression over snapshot names stands for; see `image.build`."""
+        return images.build(self, expression, older=older, with_=with_, allow_active=allow_active)
+
+    def freed_by(self, *names: str) -> int:
+        """Return how many blocks deleting these snapshots together would free; nothing changes."""
+        return len(images.freed(self, names))
+
+
+@dataclass(slots=True)
+class FullCheck:
+    """What a check of a whole volume found. problems: one sentence each; the rest are counts over all states."""
+
+    problems: list[str] = field(default_factory=list)
+    n_blocks: int = 0
+    n_states: int = 0
+    n_stripes: int = 0
+    n_inodes: int = 0
+    n_files: int = 0
+    n_directories: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def check(volume: PlainVolume, *, parity: bool = True, phase: Callable[[str], None] | None = None) -> FullCheck:
+    """Check everything: blocks, checksums, planes and parity, then inodes and directories of every state.
+
+    Parameters
+    ----------
+    parity : recompute the parity of every stripe with a live block. phase : told what is being checked.
+    """
+    tell = phase or (lambda _: None)
+    tell("blocks and planes")
+    blocks = check_volume(volume, parity=parity)
+    report = FullCheck(list(blocks.problems), blocks.n_blocks, blocks.n_states, blocks.n_stripes)
+    if blocks.n_suppressed:
+        report.problems.append(f"and {blocks.n_suppressed} more problems")
+    for name in (None, *(snapshot.name for snapshot in volume.snapshots)):
+        where = f"snapshot {name}" if name else "the live file system"
+        tell(f"files of {where}")
+        _check_files(volume, name, where, report)
+    return report
+
+
+def _check_files(volume: PlainVolume, name: str | None, where: str, report: FullCheck) -> None:
+    try:
+        files = FileSystem(_state(volume, name)).check()
+    except BlockplaneError as error:
+        report.problems.append(f"{where}: {error}")
+        return
+    report.problems += [f"{where}: {problem}" for problem in files.problems]
+    report.n_inodes += files.n_inodes
+    report.n_files += files.n_files
+    report.n_directories += files.n_directories
+
+
+def _state(volume: PlainVolume, name: str | None) -> State:
+    return volume.state(name)

@@ -1,0 +1,114 @@
+"""Trees in and out: put and get."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+import blockplane as bp
+from blockplane.cli.naming import file_of, live_file_of, open_files, open_volume
+from blockplane.cli.options import json_option, progress_option, wait_option
+from blockplane.cli.progress import ProgressLine
+from blockplane.cli.text import count, duration, print_json, printable, rate, sentence, size
+
+if TYPE_CHECKING:
+    from blockplane.filesystem import GetReport, PutReport
+
+_MAX_SHOWN_SKIPPED = 20
+
+
+@click.command()
+@click.argument("dest", metavar="VOL:/DEST")
+@click.argument("source", metavar="SRC", type=click.Path())
+@click.option("--update", is_flag=True, help="Make DEST equal to SRC; rewrite only the blocks that differ.")
+@click.option("--delete", is_flag=True, help="With --update: remove what SRC lacks.")
+@click.option("--checksum", is_flag=True, help="With --update: compare contents even where size and time agree.")
+@json_option
+@wait_option
+@progress_option
+def put(
+    dest: str,
+    source: str,
+    update: bool,
+    delete: bool,
+    checksum: bool,
+    as_json: bool,
+    wait_s: float,
+    progress: bool | None,
+) -> int:
+    """Copy a file or tree in.
+
+    With all its attributes. Names as `cp -a` does: into DEST where that is a directory, else as DEST.
+
+    \b
+    blockplane put pool:/ /usr/include          makes /include
+    blockplane put --update --delete pool:/include /usr/include
+    """
+    target = live_file_of(dest)
+    if (delete or checksum) and not update:
+        raise bp.errors.UsageError("--delete and --checksum go with --update", "say --update too")
+    with open_volume(target.place, "put", wait_s, writable=True) as volume, ProgressLine(progress) as line:
+        files = bp.FileSystem(volume)
+        report = files.put(source, target.path or "/", update=update, delete=delete, checksum=checksum, progress=line)
+        volume.sync()
+    if as_json:
+        print_json(_shown(report))
+    else:
+        removed = f", {count(report.n_removed, 'entry', 'entries')} removed" if report.n_removed else ""
+        written = f", {size(report.n_blocks_written * bp.BLOCK_BYTES)} written" if update else ""
+        print(f"put {_counts(report)}{written}{removed}")
+    return _status(report.skipped)
+
+
+@click.command()
+@click.argument("source", metavar="VOL[@SNAP]:/PATH")
+@click.argument("dest", metavar="DEST", type=click.Path())
+@json_option
+@wait_option
+@progress_option
+def get(source: str, dest: str, as_json: bool, wait_s: float, progress: bool | None) -> int:
+    """Copy a file or tree out.
+
+    Out of a volume, a snapshot or a stream, with all its attributes; names as `cp -a` does.
+
+    \b
+    blockplane get pool@june1:/include /tmp/include
+    blockplane get june1.bps:/include/stdio.h .
+    """
+    target = file_of(source)
+    with open_files(target, "get", wait_s) as files, ProgressLine(progress) as line:
+        report = files.get(target.path or "/", dest, progress=line)
+    if as_json:
+        print_json(_shown(report))
+    else:
+        print(f"got {_counts(report)}")
+    return _status(report.skipped)
+
+
+def _shown(report: PutReport | GetReport) -> dict[str, object]:
+    skipped = [{"path": path, "reason": reason} for path, reason in report.skipped]
+    return {**asdict(report), "skipped": skipped}
+
+
+def _counts(report: PutReport | GetReport) -> str:
+    others = f", {count(report.n_others, 'other')}" if report.n_others else ""
+    return (
+        f"{count(report.n_files, 'file')}, {count(report.n_directories, 'directory', 'directories')}{others}, "
+        f"{size(report.n_bytes)} in {duration(report.seconds)} ({rate(report.n_bytes, report.seconds)})"
+    )
+
+
+def _status(skipped: Sequence[tuple[str, str]]) -> int:
+    """Name what was skipped; return the exit status."""
+    for path, reason in skipped[:_MAX_SHOWN_SKIPPED]:
+        print(f"blockplane: skipped {printable(path)}: {sentence(reason)}", file=sys.stderr)
+    if len(skipped) > _MAX_SHOWN_SKIPPED:
+        print(f"  and {len(skipped) - _MAX_SHOWN_SKIPPED} more; --json lists them", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+VERBS = (put, get)

@@ -1,0 +1,5 @@
+"""The verb demo."""
+
+from __future__ import annotations
+
+VERBS = ()

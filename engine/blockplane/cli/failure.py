@@ -1,0 +1,89 @@
+"""From an exception to one line, a hint and an exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+
+import blockplane as bp
+from blockplane.cli.text import sentence
+
+USAGE_STATUS = 2
+INTERRUPTED_STATUS = 130  # as a shell reports a process that SIGINT ended
+BROKEN_PIPE_STATUS = 141  # the same for SIGPIPE
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong, for people and for programs."""
+
+    kind: str
+    message: str
+    hint: str
+    exit_status: int
+
+
+def failure_of(error: Exception) -> Failure:
+    """Describe an exception."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return Failure("help", error.format_message(), "", USAGE_STATUS)
+    if isinstance(error, click.ClickException):
+        return Failure("usage", error.format_message(), _usage_hint(error), USAGE_STATUS)
+    if isinstance(error, bp.BlockplaneError):
+        return Failure(error.kind, error.message, error.hint, error.exit_status)
+    if isinstance(error, OSError):
+        return Failure("os", _os_message(error), "", 1)
+    if isinstance(error, MemoryError):
+        return Failure("memory", "there is not enough memory", "", 1)
+    message = f"internal error: {type(error).__name__}: {error}"
+    return Failure("internal", message, "set BLOCKPLANE_TRACEBACK=1, run it again, and report what it prints", 1)
+
+
+def _usage_hint(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"`{context.command_path} --help` explains" if context is not None else ""
+
+
+def _os_message(error: OSError) -> str:
+    text = error.strerror or str(error) or type(error).__name__
+    return f"{os.fsdecode(error.filename)}: {text}" if isinstance(error.filename, (str, bytes)) else text
+
+
+def report_failure(failure: Failure, arguments: Sequence[str]) -> None:
+    """Print a failure: a line and a hint on standard error, or with --json an object.
+
+    The object goes to standard output, or to standard error where that carries a stream or a file.
+    """
+    if failure.kind == "help":
+        print(failure.message, file=sys.stderr)
+        return
+    options = list(arguments)[: list(arguments).index("--")] if "--" in arguments else list(arguments)
+    if "--json" in options:
+        shown = {
+            "kind": failure.kind,
+            "message": failure.message,
+            "hint": failure.hint,
+            "exit": failure.exit_status,
+        }
+        text = json.dumps({"ok": False, "error": shown})
+        print(text, file=sys.stderr if _output_carries_data(options) else sys.stdout, flush=True)
+        return
+    first, *rest = failure.message.split("\n") if failure.kind == "expression" else [failure.message]
+    print(f"blockplane: {sentence(first)}", file=sys.stderr)
+    for line in rest:  # the expression, and a mark below the place
+        print(f"  {sentence(line)}", file=sys.stderr)
+    if failure.hint:
+        print(f"  {sentence(failure.hint)}", file=sys.stderr)
+
+
+def _output_carries_data(options: Sequence[str]) -> bool:
+    """Whether standard output is a stream's: `send` without a file."""
+    if "send" not in options[:1]:
+        return False
+    named = any(option.startswith(("-o", "--output")) for option in options)
+    return not (named or "-n" in options or "--dry-run" in options)

@@ -1,0 +1,220 @@
+"""Files in a volume, a snapshot or a stream: ls, cat, stat, rm, mkdir."""
+
+from __future__ import annotations
+
+import stat as modes
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+import blockplane as bp
+from blockplane.cli.naming import Target, file_of, live_file_of, open_files, open_volume, parse_target
+from blockplane.cli.options import json_option, wait_option
+from blockplane.cli.text import iso, moment, print_json, print_table, printable
+
+if TYPE_CHECKING:
+    from blockplane.filesystem import StatResult
+
+_COPY_BYTES = 1 << 20
+
+_TYPES = {
+    modes.S_IFREG: "file",
+    modes.S_IFDIR: "directory",
+    modes.S_IFLNK: "symlink",
+    modes.S_IFIFO: "fifo",
+    modes.S_IFSOCK: "socket",
+    modes.S_IFCHR: "character device",
+    modes.S_IFBLK: "block device",
+}
+
+
+@click.command()
+@click.argument("path", metavar="VOL[@SNAP]:/PATH")
+@click.option("-l", "is_long", is_flag=True, help="Show type, permissions, links, owner, size, time.")
+@click.option("-d", "itself", is_flag=True, help="Show a directory itself, not what is in it.")
+@json_option
+@wait_option
+def ls(path: str, is_long: bool, itself: bool, as_json: bool, wait_s: float) -> None:
+    """List a directory.
+
+    Of a volume, a snapshot or a stream.
+
+    \b
+    blockplane ls -l pool@june1:/include
+    blockplane ls june1.bps:/
+    """
+    target = parse_target(path)
+    with open_files(target, "ls", wait_s) as files:
+        names = _names(files, target.path or "/", itself)
+        if as_json:
+            print_json({"path": target.path or "/", "entries": [_entry(files, name, full) for name, full in names]})
+        elif is_long:
+            rows = [_long(files, name, full) for name, full in names]
+            if rows:
+                print_table(rows, right=(1, 2, 3, 4))
+        else:
+            for name, _ in names:
+                print(printable(name))
+
+
+def _names(files: bp.FileSystem, path: str, itself: bool) -> list[tuple[str, str]]:
+    """Return (name, path) of what is to be shown."""
+    follows = not itself and files.is_dir(path)
+    if not follows:
+        files.lstat(path)
+        return [(path.rstrip("/").rpartition("/")[2] or "/", path)]
+    return [(name, f"{path.rstrip('/')}/{name}") for name in files.listdir(path)]
+
+
+def _entry(files: bp.FileSystem, name: str, path: str) -> dict[str, object]:
+    return {"name": name, **describe_file(files, path)}
+
+
+def describe_file(files: bp.FileSystem, path: str) -> dict[str, object]:
+    """Return a file's attributes for programs; times in nanoseconds and as text."""
+    found = files.lstat(path)
+    shown: dict[str, object] = {
+        "type": _TYPES.get(modes.S_IFMT(found.st_mode), "unknown"),
+        "mode": modes.S_IMODE(found.st_mode),
+        "inode": found.st_ino,
+        "n_links": found.st_nlink,
+        "uid": found.st_uid,
+        "gid": found.st_gid,
+        "n_bytes": found.st_size,
+        "n_blocks": found.st_blocks * 512 // bp.BLOCK_BYTES,
+        "mtime_ns": found.st_mtime_ns,
+        "mtime": iso(found.st_mtime_ns),
+    }
+    if modes.S_ISLNK(found.st_mode):
+        shown["target"] = files.readlink(path)
+    if modes.S_ISCHR(found.st_mode) or modes.S_ISBLK(found.st_mode):
+        shown["device"] = found.st_rdev
+    return shown
+
+
+def _long(files: bp.FileSystem, name: str, path: str) -> list[str]:
+    found = files.lstat(path)
+    arrow = f" -> {printable(files.readlink(path))}" if modes.S_ISLNK(found.st_mode) else ""
+    return [
+        modes.filemode(found.st_mode),
+        str(found.st_nlink),
+        str(found.st_uid),
+        str(found.st_gid),
+        f"{found.st_size:,}",
+        moment(found.st_mtime_ns),
+        printable(name) + arrow,
+    ]
+
+
+@click.command()
+@click.argument("paths", metavar="VOL[@SNAP]:/PATH...", nargs=-1, required=True)
+@wait_option
+def cat(paths: Sequence[str], wait_s: float) -> None:
+    """Write files to standard output."""
+    for path in paths:
+        target = file_of(path)
+        with open_files(target, "cat", wait_s) as files, files.open(target.path or "/", "rb") as source:
+            while piece := source.read(_COPY_BYTES):
+                sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
+
+
+@click.command("stat")
+@click.argument("path", metavar="VOL[@SNAP]:/PATH")
+@json_option
+@wait_option
+def stat_(path: str, as_json: bool, wait_s: float) -> None:
+    """Show all attributes of a file."""
+    target = file_of(path)
+    with open_files(target, "stat", wait_s) as files:
+        name = target.path or "/"
+        found = files.lstat(name)
+        attributes = {key: files.getxattr(name, key, follow_symlinks=False) for key in _xattrs(files, name)}
+        if as_json:
+            print_json({"path": name, **describe_file(files, name), **_more(found), "xattrs": _hex(attributes)})
+        else:
+            _print_stat(files, name, found, attributes)
+
+
+def _xattrs(files: bp.FileSystem, path: str) -> list[str]:
+    return files.listxattr(path, follow_symlinks=False)
+
+
+def _more(found: StatResult) -> dict[str, object]:
+    return {
+        "atime_ns": found.st_atime_ns,
+        "ctime_ns": found.st_ctime_ns,
+        "birthtime_ns": found.st_birthtime_ns,
+        "dos_attributes": found.dos_attributes,
+        "generation": found.generation,
+    }
+
+
+def _hex(attributes: dict[str, bytes]) -> dict[str, str]:
+    return {key: value.hex() for key, value in attributes.items()}
+
+
+def _print_stat(files: bp.FileSystem, path: str, found: StatResult, attributes: dict[str, bytes]) -> None:
+    arrow = f" -> {printable(files.readlink(path))}" if modes.S_ISLNK(found.st_mode) else ""
+    mode = f"{modes.filemode(found.st_mode)} ({modes.S_IMODE(found.st_mode):04o})"
+    rows = [
+        ["path", printable(path) + arrow],
+        ["type", _TYPES.get(modes.S_IFMT(found.st_mode), "unknown")],
+        ["size", f"{found.st_size:,} bytes in {found.st_blocks * 512 // bp.BLOCK_BYTES:,} blocks"],
+        ["inode", f"{found.st_ino}, {found.st_nlink} link{'s' * (found.st_nlink != 1)}"],
+        ["mode", f"{mode}, uid {found.st_uid}, gid {found.st_gid}"],
+        ["modified", _precise(found.st_mtime_ns)],
+        ["changed", _precise(found.st_ctime_ns)],
+        ["accessed", _precise(found.st_atime_ns)],
+        ["made", _precise(found.st_birthtime_ns)],
+    ]
+    rows += [["attribute", f"{printable(key)} ({len(value)} bytes)"] for key, value in attributes.items()]
+    print_table(rows)
+
+
+def _precise(ns: int) -> str:
+    return f"{moment(ns)}.{ns % 10**9:09d}"
+
+
+@click.command()
+@click.argument("paths", metavar="VOL:/PATH...", nargs=-1, required=True)
+@click.option("-r", "recursive", is_flag=True, help="Remove directories with all that is in them.")
+@click.option("-f", "force", is_flag=True, help="Do not mind what is not there.")
+@wait_option
+def rm(paths: Sequence[str], recursive: bool, force: bool, wait_s: float) -> None:
+    """Remove files; snapshots keep what they hold."""
+    for target in [live_file_of(path) for path in paths]:
+        with open_volume(target.place, "rm", wait_s, writable=True) as volume:
+            _remove(bp.FileSystem(volume), target, recursive, force)
+
+
+def _remove(files: bp.FileSystem, target: Target, recursive: bool, force: bool) -> None:
+    path = target.path or "/"
+    if force and not files.lexists(path):
+        return
+    if recursive:
+        files.rmtree(path)
+    elif modes.S_ISDIR(files.lstat(path).st_mode):
+        raise bp.errors.UsageError(f"{path} is a directory", "say -r to remove it with all that is in it")
+    else:
+        files.unlink(path)
+
+
+@click.command()
+@click.argument("paths", metavar="VOL:/PATH...", nargs=-1, required=True)
+@click.option("-p", "parents", is_flag=True, help="Make those above it too; do not mind one that is there.")
+@wait_option
+def mkdir(paths: Sequence[str], parents: bool, wait_s: float) -> None:
+    """Make directories."""
+    for target in [live_file_of(path) for path in paths]:
+        with open_volume(target.place, "mkdir", wait_s, writable=True) as volume:
+            files = bp.FileSystem(volume)
+            if parents:
+                files.makedirs(target.path or "/", 0o755, exist_ok=True)
+            else:
+                files.mkdir(target.path or "/", 0o755)
+
+
+VERBS = (ls, cat, stat_, rm, mkdir)

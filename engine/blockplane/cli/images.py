@@ -1,0 +1,265 @@
+"""Images and their transfer: image, send, receive."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+import blockplane as bp
+from blockplane.cli.naming import CONFIG_NAME, open_volume, volume_only
+from blockplane.cli.options import disk_options, disks_of, json_option, progress_option, wait_option
+from blockplane.cli.progress import ProgressLine
+from blockplane.cli.text import blocks, duration, print_json, printable, rate, size
+
+if TYPE_CHECKING:
+    from blockplane.transfer import ReceiveReport, SendReport
+
+_EXPRESSION = click.argument("words", metavar="EXPR", nargs=-1, required=True)
+_older = click.option("--older", metavar="all|NAMES", help="Add these older snapshots, or all that the base lacks.")
+_with = click.option("--with", "with_", metavar="NAMES", help="Allow these snapshots (commas), though no ancestors.")
+
+
+def _older_of(text: str | None) -> Literal["all"] | Sequence[str]:
+    return "all" if text == "all" else _names(text)
+
+
+def _names(text: str | None) -> list[str]:
+    return [name for name in re.split(r"[,\s]+", text) if name] if text else []
+
+
+@click.command()
+@click.argument("vol")
+@_EXPRESSION
+@_older
+@_with
+@click.option("--freed", is_flag=True, help="EXPR names snapshots: what deleting all of them would free.")
+@json_option
+@wait_option
+def image(
+    vol: str, words: Sequence[str], older: str | None, with_: str | None, freed: bool, as_json: bool, wait_s: float
+) -> None:
+    """Say exactly what an image holds.
+
+    No block of it is read.
+
+    \b
+    blockplane image pool 'june5 - june3'
+    blockplane image pool 'june5 + june4 - june3'
+    blockplane image pool --freed june3 june4
+    """
+    with open_volume(volume_only(vol), "image", wait_s, writable=False) as volume:
+        if freed:
+            _freed(volume, words, as_json)
+            return
+        found = volume.image(" ".join(words), older=_older_of(older), with_=_names(with_), allow_active=True)
+        if as_json:
+            print_json(describe_image(found))
+        else:
+            _print_image(volume, found)
+
+
+def _freed(volume: bp.Volume, words: Sequence[str], as_json: bool) -> None:
+    names: list[str] = []
+    for word in _names(" ".join(words).replace("+", " ")):
+        first, dots, last = word.partition("..")
+        names += volume.snapshot_range(first, last) if dots else [word]
+    n_blocks = volume.freed_by(*names)
+    if as_json:
+        print_json({"snapshots": names, "freed_blocks": n_blocks, "freed_bytes": n_blocks * bp.BLOCK_BYTES})
+    else:
+        print(f"deleting {', '.join(names)} would free {blocks(n_blocks)}")
+
+
+def describe_image(found: bp.Image) -> dict[str, object]:
+    """Return what programs rely on."""
+    return {
+        "expression": str(found),
+        "n_blocks": found.n_blocks,
+        "n_bytes": found.n_bytes,
+        "blocks_per_disk": found.blocks_per_disk,
+        "top": found.top.name if found.top is not None else None,
+        "base": found.base.name if found.base is not None else None,
+        "complete": found.complete,
+        "arriving": [record.name for record in found.arriving],
+        "left_out": [record.name for record in found.left_out],
+        "dropped_blocks": len(found.dropped),
+    }
+
+
+def _print_image(volume: bp.Volume, found: bp.Image) -> None:
+    top = found.top.name if found.top is not None else "the live file system"
+    print(f"image      {found}")
+    print(f"holds      {blocks(found.n_blocks)}")
+    print(f"top        {top}" + ("" if found.complete else " (not whole: it cannot be sent)"))
+    if found.base is not None:
+        print(f"base       {found.base.name}, of which {blocks(len(found.dropped))} go")
+    print(f"arriving   {', '.join(record.name for record in found.arriving) or 'no snapshot'}")
+    if found.left_out:
+        print(f"left out   {', '.join(record.name for record in found.left_out)}")
+    for disk, n_blocks in zip(volume.array.disks, found.blocks_per_disk, strict=True):
+        print(f"  {printable(disk.path)}: {blocks(n_blocks)}")
+
+
+@click.command()
+@click.argument("vol")
+@_EXPRESSION
+@click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
+@click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be sent; read and write no block.")
+@click.option("--order", type=click.Choice(["disk", "tape"]), default="disk", help="Order of the blocks (disk).")
+@_older
+@_with
+@json_option
+@wait_option
+@progress_option
+def send(
+    vol: str,
+    words: Sequence[str],
+    output: str | None,
+    dry_run: bool,
+    order: str,
+    older: str | None,
+    with_: str | None,
+    as_json: bool,
+    wait_s: float,
+    progress: bool | None,
+) -> None:
+    """Write an image as a stream.
+
+    To FILE, or to standard output where no file is named.
+
+    \b
+    blockplane send pool june1 -o june1.bps
+    blockplane send pool 'june3 - june1' | ssh far blockplane receive copy
+    blockplane send pool 'june3 - june1' -n
+    """
+    if output is None and not dry_run and sys.stdout.isatty():
+        raise bp.errors.UsageError("a stream is not written to a terminal", "say -o FILE, or pipe it on")
+    with open_volume(volume_only(vol), "send", wait_s, writable=False) as volume:
+        found = volume.image(" ".join(words), older=_older_of(older), with_=_names(with_))
+        with ProgressLine(progress) as line:
+            sink = output if output is not None else sys.stdout.fileno()
+            report = bp.send(found, None if dry_run else sink, progress=line, dry_run=dry_run, order=order)
+    to_stderr = output is None and not dry_run
+    if as_json:
+        print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
+    else:
+        print(_sent(report, dry_run), file=sys.stderr if to_stderr else sys.stdout)
+
+
+def _described(report: SendReport) -> dict[str, object]:
+    return {
+        "n_blocks": report.n_blocks,
+        "n_bytes": report.n_bytes,
+        "stream_bytes": report.stream_bytes,
+        "seconds": report.seconds,
+        "bytes_per_second": report.bytes_per_second,
+        "top": report.top,
+        "base": report.base,
+        "arriving": list(report.arriving),
+        "left_out": list(report.left_out),
+    }
+
+
+def _sent(report: SendReport, dry_run: bool) -> str:
+    base = f" onto {report.base}" if report.base else ""
+    stream = f"a stream of {size(report.stream_bytes)} ({report.stream_bytes:,} bytes)"
+    if dry_run:
+        return f"would send {', '.join(report.arriving)}{base}: {blocks(report.n_blocks)}, {stream}"
+    return (
+        f"sent {', '.join(report.arriving)}{base}: {blocks(report.n_blocks)}, {stream} "
+        f"in {duration(report.seconds)} ({rate(report.stream_bytes, report.seconds)})"
+    )
+
+
+@click.command()
+@click.argument("vol")
+@click.option("-i", "--input", "origin", type=click.Path(), metavar="FILE", help="The stream file (standard input).")
+@click.option("--discard", is_flag=True, help="Give up changes that the stream would replace.")
+@disk_options
+@json_option
+@wait_option
+@progress_option
+def receive(
+    vol: str,
+    origin: str | None,
+    discard: bool,
+    n_disks: int | None,
+    size: int | None,
+    disk: Sequence[str],
+    parity: int | None,
+    chunk: int | str | None,
+    wipe: bool,
+    as_json: bool,
+    wait_s: float,
+    progress: bool | None,
+) -> None:
+    """Take a stream in.
+
+    A full one makes VOL, an incremental one goes onto the base it names.
+
+    The disk options are for a volume that is made; by default it gets the source's geometry.
+
+    \b
+    blockplane receive copy -i june1.bps
+    blockplane receive copy -i june1.bps --disks 3 --size 4G --chunk 1MiB
+    blockplane send pool 'june3 - june1' | blockplane receive copy
+    """
+    place = volume_only(vol)
+    wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
+    if origin is None and sys.stdin.isatty():
+        raise bp.errors.UsageError("a stream is not read from a terminal", "say -i FILE, or pipe it in")
+    source = origin if origin is not None else sys.stdin.fileno()
+    is_plain = wish.disks is None and wish.size is None and wish.parity is None and wish.chunk is None
+    with ProgressLine(progress) as line:
+        if is_plain and os.path.exists(os.path.join(place, CONFIG_NAME)):
+            with open_volume(place, "receive", wait_s, writable=True) as volume:
+                report = bp.receive(source, volume, discard=discard, progress=line)
+        else:
+            report = bp.receive(
+                source,
+                place,
+                disks=wish.disks,
+                size=wish.size,
+                parity=wish.parity,
+                chunk=wish.chunk,
+                wipe=wish.wipe,
+                discard=discard,
+                progress=line,
+            )
+    if as_json:
+        print_json(_received(report))
+    else:
+        print(_arrived(vol, report))
+
+
+def _received(report: ReceiveReport) -> dict[str, object]:
+    return {
+        "n_blocks": report.n_blocks,
+        "n_bytes": report.n_bytes,
+        "stream_bytes": report.stream_bytes,
+        "seconds": report.seconds,
+        "bytes_per_second": report.bytes_per_second,
+        "top": report.top,
+        "base": report.base,
+        "arrived": list(report.arrived),
+        "left_out": list(report.left_out),
+        "already_there": report.already_there,
+    }
+
+
+def _arrived(vol: str, report: ReceiveReport) -> str:
+    if report.already_there:
+        return f"{printable(vol)} has {report.top} already; nothing to do"
+    base = f" onto {report.base}" if report.base else ""
+    return (
+        f"{printable(vol)} has {', '.join(report.arrived)}{base}: {blocks(report.n_blocks)} "
+        f"in {duration(report.seconds)} ({rate(report.stream_bytes, report.seconds)})"
+    )
+
+
+VERBS = (image, send, receive)

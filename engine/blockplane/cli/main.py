@@ -1,0 +1,84 @@
+"""The command `blockplane`: its verbs, and how every failure ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from blockplane.cli import completion, copies, demo, files, images, snapshots, streams, volumes
+from blockplane.cli.failure import BROKEN_PIPE_STATUS, INTERRUPTED_STATUS, Failure, failure_of, report_failure
+
+# The engine multiplies no matrices: without this every start makes a thread per core.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=_CONTEXT, subcommand_metavar="VERB ...")
+@click.version_option(package_name="blockplane")
+def cli() -> None:
+    """Volumes, snapshots, and image transfer: a snapshot is a set of block numbers.
+
+    VOL is a volume's directory, VOL@SNAP a snapshot of it, VOL:/PATH or VOL@SNAP:/PATH a file in it,
+    FILE.bps:/PATH a file in a stream. Sizes are 4096, 256KiB, 10G.
+
+    \b
+    blockplane create pool --disks 5 --size 2G
+    blockplane put pool:/ /usr/include
+    blockplane snapshot create pool@june1
+    blockplane send pool june1 -o june1.bps
+    blockplane receive copy -i june1.bps
+    blockplane ls -l copy@june1:/include
+    """
+
+
+for _module in (volumes, copies, files, snapshots, images, streams, demo, completion):
+    for _verb in _module.VERBS:
+        cli.add_command(_verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; return the exit status. No user error ends in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = cli.main(list(arguments), prog_name="blockplane", standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED_STATUS
+    except BrokenPipeError:
+        _give_up_output()
+        return BROKEN_PIPE_STATUS
+    except Exception as error:
+        if os.environ.get("BLOCKPLANE_TRACEBACK"):
+            raise
+        return _fail(failure_of(error), arguments)
+    return status if isinstance(status, int) else 0
+
+
+def _fail(failure: Failure, arguments: Sequence[str]) -> int:
+    try:
+        report_failure(failure, arguments)
+    except BrokenPipeError:
+        _give_up_output()
+    return failure.exit_status
+
+
+def _give_up_output() -> None:
+    """Let nothing more be written to an output whose reader is gone; the interpreter flushes on its way out."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())

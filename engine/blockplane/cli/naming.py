@@ -1,0 +1,117 @@
+"""What people type to name volumes, snapshots, files and streams, and how each is opened.
+
+`VOL`, `VOL@SNAP`, `VOL[@SNAP]:/PATH`, `FILE.bps[:/PATH]`, `A.bps,B.bps:/PATH`, a folder of streams. The first `:/` ends
+the volume part; `@` counts only after its last `/`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import blockplane as bp
+
+if TYPE_CHECKING:
+    from blockplane.stream import StreamChain
+
+CONFIG_NAME = "volume.toml"
+STREAM_SUFFIX = ".bps"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A parsed name. place: the volume's directory or the stream; snapshot, path: None where none was named."""
+
+    text: str
+    place: str
+    snapshot: str | None
+    path: str | None
+
+
+def parse_target(text: str) -> Target:
+    """Take a name apart; nothing is looked up."""
+    head, separator, rest = text.partition(":/")
+    path = "/" + rest if separator else None
+    if not head:
+        raise bp.errors.UsageError(f"{text!r} names no volume", "write VOL:/PATH, for example pool:/include")
+    folder, slash, last = head.rpartition("/")
+    name, at, snapshot = last.rpartition("@")
+    if not at:
+        return Target(text, head, None, path)
+    if not name or not snapshot:
+        raise bp.errors.UsageError(f"{text!r} is not VOL@SNAP", "write the volume's directory, @, the snapshot's name")
+    return Target(text, folder + slash + name, snapshot, path)
+
+
+def volume_only(text: str) -> str:
+    """Return the directory of a volume that must be named alone."""
+    target = parse_target(text)
+    if target.snapshot is not None or target.path is not None:
+        raise bp.errors.UsageError(f"{text!r} is not a volume", f"name the volume alone: {target.place}")
+    return target.place
+
+
+def snapshot_of(text: str) -> tuple[str, str]:
+    """Return (volume, snapshot) of VOL@SNAP."""
+    target = parse_target(text)
+    if target.snapshot is None or target.path is not None:
+        raise bp.errors.UsageError(f"{text!r} is not VOL@SNAP", f"for example {target.place}@june1")
+    return target.place, target.snapshot
+
+
+def file_of(text: str) -> Target:
+    """Return a target that must name a path."""
+    target = parse_target(text)
+    if target.path is None:
+        raise bp.errors.UsageError(f"{text!r} names no path in a volume", f"for example {target.place}:/")
+    return target
+
+
+def live_file_of(text: str) -> Target:
+    """Return a target that must name a path in a volume's live file system."""
+    target = file_of(text)
+    if target.snapshot is not None or stream_paths(target.place):
+        what = f"snapshot {target.snapshot}" if target.snapshot is not None else "a stream"
+        raise bp.errors.ReadOnlyError(f"{text!r}: {what} cannot be written", "name the live file system: VOL:/PATH")
+    return target
+
+
+def stream_paths(place: str) -> list[str]:
+    """Return the stream files that a place names: one, several with commas, a folder of them; none for a volume."""
+    if os.path.isdir(place):
+        is_folder = not os.path.exists(os.path.join(place, CONFIG_NAME)) and any(
+            name.endswith(STREAM_SUFFIX) for name in os.listdir(place)
+        )
+        return [place] if is_folder else []
+    if os.path.isfile(place):
+        return [place] if place.endswith(STREAM_SUFFIX) or bp.is_stream(place) else []
+    parts = place.split(",")
+    return parts if len(parts) > 1 and all(os.path.isfile(part) for part in parts) else []
+
+
+@contextmanager
+def open_volume(place: str, verb: str, wait_s: float, *, writable: bool) -> Iterator[bp.Volume]:
+    """Open a volume for a verb."""
+    with bp.Volume.open(place, writable=writable, wait_s=wait_s, verb=verb) as volume:
+        yield volume
+
+
+@contextmanager
+def open_files(target: Target, verb: str, wait_s: float) -> Iterator[bp.FileSystem]:
+    """Open what a target names for reading: the live file system, a snapshot (pinned), a stream or chain."""
+    paths = stream_paths(target.place)
+    with ExitStack() as stack:
+        if paths:
+            chain: StreamChain = stack.enter_context(bp.open_stream(*paths, snapshot=target.snapshot))
+            yield bp.FileSystem(chain)
+            return
+        volume = stack.enter_context(open_volume(target.place, verb, wait_s, writable=False))
+        if target.snapshot is None:
+            yield bp.FileSystem(volume)
+            return
+        snapshot = volume.get_snapshot(target.snapshot)
+        stack.enter_context(volume.pin(snapshot.record.id))
+        yield bp.FileSystem(snapshot)

@@ -1,0 +1,94 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+import blockplane as bp
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # generic only in later releases
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+class Size(_ParamType):
+    """Bytes as people write them: 4096, 256KiB, 10G."""
+
+    name = "size"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int:
+        """Return bytes; a wrong size is a usage error."""
+        del parameter, context
+        return value if isinstance(value, int) else bp.parse_size(value)
+
+
+class Chunk(Size):
+    """A size, or `disk` for whole disks."""
+
+    name = "chunk"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """Return bytes, or "disk"."""
+        return value if value == "disk" else super().convert(value, parameter, context)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+wait_option = click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="S",
+    help="Seconds to wait for a volume in use.",
+)
+progress_option = click.option(
+    "--progress/--no-progress", default=None, help="Show progress on standard error (default: on a terminal)."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskOptions:
+    """What was said about a new group's disks; None where nothing was."""
+
+    disks: int | Sequence[str] | None
+    size: int | None
+    parity: int | None
+    chunk: int | str | None
+    wipe: bool
+
+
+def disk_options(function: F) -> F:
+    """Add the options that describe a group's disks; the verb takes `n_disks, size, disk, parity, chunk, wipe`."""
+    for option in reversed(
+        (
+            click.option("--disks", "n_disks", type=click.IntRange(1, 255), metavar="N", help="Disk files to make."),
+            click.option("--size", type=Size(), metavar="SIZE", help="Size of each disk."),
+            click.option("--disk", multiple=True, metavar="PATH", help="A file or device to use; repeat."),
+            click.option("--parity", type=click.IntRange(0, 2), metavar="0|1|2", help="Parity disks among them."),
+            click.option("--chunk", type=Chunk(), metavar="SIZE", help="Chunk, or `disk` for whole disks (256KiB)."),
+            click.option("--wipe", is_flag=True, help="Use named disks although they hold data."),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def disks_of(
+    n_disks: int | None, size: int | None, disk: Sequence[str], parity: int | None, chunk: int | str | None, wipe: bool
+) -> DiskOptions:
+    """Bring the disk options together.
+
+    Raises
+    ------
+    UsageError: --disks and --disk contradict each other.
+    """
+    if disk and n_disks is not None and n_disks != len(disk):
+        raise bp.errors.UsageError(f"--disks {n_disks} and {len(disk)} times --disk", "leave --disks out")
+    return DiskOptions(list(disk) if disk else n_disks, size, parity, chunk, wipe)

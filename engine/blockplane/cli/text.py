@@ -1,0 +1,99 @@
+"""What the verbs print: names without raw control bytes, sizes and times for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import blockplane as bp
+
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+
+
+def printable(text: str) -> str:
+    r"""Return text that a terminal shows as it is: control characters, stray bytes and backslashes escaped.
+
+    Bytes that are no UTF-8 (held as surrogates) and control characters become ``\xNN``, others ``\uNNNN``.
+    """
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(_shown(character) for character in text)
+
+
+def sentence(text: str) -> str:
+    """Return a message with its control characters escaped; backslashes stay, they are the message's own."""
+    return "".join(c if c == "\\" else _shown(c) for c in text)
+
+
+def _shown(character: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    if character == " " or character.isprintable():
+        return character
+    if unicodedata.category(character) == "Cc" and code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def size(n_bytes: int) -> str:
+    """Return a size for people."""
+    return bp.format_size(n_bytes)
+
+
+def blocks(n_blocks: int) -> str:
+    """Return a number of blocks with the size they have."""
+    noun = "block" if n_blocks == 1 else "blocks"
+    return f"{n_blocks:,} {noun} ({size(n_blocks * bp.BLOCK_BYTES)})"
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def rate(n_bytes: float, seconds: float) -> str:
+    """Return a rate for people."""
+    return f"{size(round(n_bytes / seconds))}/s" if seconds > 0 else "-"
+
+
+def moment(ns: int) -> str:
+    """Return a time for people, local."""
+    return datetime.fromtimestamp(ns // 10**9).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def iso(ns: int) -> str:
+    """Return a time for programs: ISO 8601, UTC, microseconds."""
+    seconds, rest = divmod(ns, 10**9)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000).isoformat()
+
+
+def print_json(found: Mapping[str, object], to_stderr: bool = False) -> None:
+    """Print one JSON object on one line; names that are no UTF-8 hold their bytes as lone surrogates (\\udcNN)."""
+    print(json.dumps(found), file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def print_table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
+    """Print rows in columns; right: columns that are aligned to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())

@@ -1,0 +1,241 @@
+"""Verbs on whole volumes: create, grow, info, check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+import blockplane as bp
+from blockplane.cli.naming import open_volume, volume_only
+from blockplane.cli.options import disk_options, disks_of, json_option, progress_option, wait_option
+from blockplane.cli.progress import ProgressLine
+from blockplane.cli.text import blocks, count, iso, moment, print_json, print_table, printable, sentence, size
+
+if TYPE_CHECKING:
+    from blockplane.disks import GroupRecord
+
+_MAX_SHOWN_PROBLEMS = 50
+
+
+@click.command()
+@click.argument("vol")
+@disk_options
+@click.option("--dry-run", "-n", is_flag=True, help="Say what would be made; make nothing.")
+@json_option
+def create(
+    vol: str,
+    n_disks: int | None,
+    size: int | None,
+    disk: Sequence[str],
+    parity: int | None,
+    chunk: int | str | None,
+    wipe: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Make a volume.
+
+    Makes disk files in VOL, or uses the files or devices named; one RAID group, all disks counted with parity.
+
+    \b
+    blockplane create pool --disks 5 --size 2G
+    blockplane create pool --disk /dev/sdb --disk /dev/sdc --disk /dev/sdd --parity 1
+    """
+    path = volume_only(vol)
+    wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
+    disks = wish.disks if wish.disks is not None else 5
+    if dry_run:
+        names, group = bp.Volume.plan(path, disks, wish.size, wish.parity, wish.chunk)
+        _report_group(vol, "would make", names, group, as_json, {"dry_run": True})
+        return
+    with bp.Volume.create(path, disks, wish.size, wish.parity, wish.chunk, wish.wipe) as volume:
+        names = [d.path for d in volume.array.disks]
+        _report_group(vol, "made", names, volume.geometry.groups[0], as_json, {"id": volume.info.volume_id.hex()})
+
+
+@click.command()
+@click.argument("vol")
+@disk_options
+@json_option
+@wait_option
+def grow(
+    vol: str,
+    n_disks: int | None,
+    size: int | None,
+    disk: Sequence[str],
+    parity: int | None,
+    chunk: int | str | None,
+    wipe: bool,
+    as_json: bool,
+    wait_s: float,
+) -> None:
+    """Add a RAID group to a volume.
+
+    \b
+    blockplane grow pool --disks 3 --size 4G
+    """
+    wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
+    if wish.disks is None:
+        raise bp.errors.UsageError("grow needs disks", "say --disks 3 --size 4G, or --disk PATH for each")
+    with open_volume(volume_only(vol), "grow", wait_s, writable=True) as volume:
+        n_before = volume.geometry.n_disks
+        group = volume.grow(wish.disks, wish.size, wish.parity, wish.chunk, wish.wipe)
+        names = [d.path for d in volume.array.disks[n_before:]]
+        _report_group(vol, "added to", names, group, as_json, {"free_blocks": volume.free_blocks})
+
+
+def _report_group(
+    vol: str, what: str, names: Sequence[str], group: GroupRecord, as_json: bool, more: dict[str, object]
+) -> None:
+    if as_json:
+        found = {
+            "n_blocks": group.n_blocks,
+            "block_bytes": bp.BLOCK_BYTES,
+            "disks": list(names),
+            "n_parity": group.n_parity,
+            "chunk_blocks": group.chunk_blocks,
+            "first": group.first,
+        }
+        print_json({**found, **more})
+        return
+    print(f"{what} {printable(vol)}: {_layout(group)}")
+    print(f"room for {blocks(group.n_blocks)}")
+
+
+def _layout(group: GroupRecord) -> str:
+    parity = f" + {group.n_parity} parity" if group.n_parity else ""
+    whole = group.chunk_blocks == group.disk_blocks
+    chunk = "whole disks" if whole else f"chunks of {size(group.chunk_blocks * bp.BLOCK_BYTES)}"
+    return f"{group.n_data}{parity} disks of {size(group.disk_blocks * bp.BLOCK_BYTES)}, {chunk}"
+
+
+@click.command()
+@click.argument("vol")
+@json_option
+@wait_option
+def info(vol: str, as_json: bool, wait_s: float) -> None:
+    """Show geometry, space and snapshots."""
+    with open_volume(volume_only(vol), "info", wait_s, writable=False) as volume:
+        if as_json:
+            print_json(describe_volume(volume))
+        else:
+            _print_volume(volume)
+
+
+def describe_volume(volume: bp.Volume) -> dict[str, object]:
+    """Return what programs rely on."""
+    groups = [
+        {
+            "first": group.first,
+            "n_data": group.n_data,
+            "n_parity": group.n_parity,
+            "chunk_blocks": group.chunk_blocks,
+            "disk_blocks": group.disk_blocks,
+            "disks": list(group.disks),
+        }
+        for group in volume.geometry.groups
+    ]
+    return {
+        "id": volume.info.volume_id.hex(),
+        "path": str(volume.path),
+        "n_blocks": volume.n_blocks,
+        "block_bytes": bp.BLOCK_BYTES,
+        "disks": [{"path": disk.path, "n_blocks": disk.n_blocks} for disk in volume.array.disks],
+        "groups": groups,
+        "used_blocks": volume.used_blocks,
+        "free_blocks": volume.free_blocks,
+        "available_blocks": volume.available_blocks,
+        "reserve_blocks": volume.info.reserve_blocks,
+        "held_blocks": volume.local.root.n_held,
+        "cp": volume.active.root.cp,
+        "generation": volume.info.generation,
+        "snapshots": [describe_snapshot(snapshot) for snapshot in volume.snapshots],
+    }
+
+
+def describe_snapshot(snapshot: bp.Snapshot) -> dict[str, object]:
+    """Return a snapshot as the JSON forms of info and snapshot list show it."""
+    return {
+        "name": snapshot.name,
+        "id": snapshot.id,
+        "created": iso(snapshot.created_ns),
+        "kind": snapshot.kind,
+        "n_blocks": snapshot.n_blocks,
+        "exclusive_blocks": snapshot.exclusive_blocks,
+    }
+
+
+def _print_volume(volume: bp.Volume) -> None:
+    print(f"volume     {volume.info.volume_id.hex()}")
+    for index, group in enumerate(volume.geometry.groups):
+        print(f"group {index}    {_layout(group)}")
+    rows = [("space", volume.n_blocks), ("used", volume.used_blocks), ("available", volume.available_blocks)]
+    for name, n_blocks in rows:
+        print(f"{name:10} {blocks(n_blocks)}")
+    print(f"           {blocks(volume.local.root.n_held)} of the used are held by snapshots alone")
+    print_snapshots(volume.snapshots)
+
+
+def print_snapshots(found: Sequence[bp.Snapshot]) -> None:
+    """Print a table of snapshots; `alone` is what deleting that one would free."""
+    if not found:
+        print("no snapshots")
+        return
+    rows = [["snapshot", "created", "kind", "blocks", "size", "alone"]]
+    rows += [
+        [
+            s.name,
+            moment(s.created_ns),
+            s.kind,
+            f"{s.n_blocks:,}",
+            size(s.n_blocks * bp.BLOCK_BYTES),
+            size(s.exclusive_blocks * bp.BLOCK_BYTES),
+        ]
+        for s in found
+    ]
+    print_table(rows, right=(3, 4, 5))
+
+
+@click.command()
+@click.argument("vol")
+@click.option("--parity/--no-parity", default=True, help="Recompute parity too (default).")
+@json_option
+@wait_option
+@progress_option
+def check(vol: str, parity: bool, as_json: bool, wait_s: float, progress: bool | None) -> int:
+    """Check a volume's whole structure.
+
+    Every block, checksum, plane, inode, directory and link of every state, and the parity of every stripe.
+    Exit status 1 when something is wrong.
+    """
+    with open_volume(volume_only(vol), "check", wait_s, writable=True) as volume, ProgressLine(progress) as line:
+        report = bp.check(volume, parity=parity, phase=line.phase)
+    if as_json:
+        print_json(
+            {
+                "ok": report.ok,
+                "problems": report.problems,
+                "n_states": report.n_states,
+                "n_blocks": report.n_blocks,
+                "n_stripes": report.n_stripes,
+                "n_inodes": report.n_inodes,
+                "n_files": report.n_files,
+                "n_directories": report.n_directories,
+            }
+        )
+        return 0 if report.ok else 1
+    for problem in report.problems[:_MAX_SHOWN_PROBLEMS]:
+        print(sentence(problem))
+    if len(report.problems) > _MAX_SHOWN_PROBLEMS:
+        print(f"... and {len(report.problems) - _MAX_SHOWN_PROBLEMS} more; --json lists them")
+    print(
+        f"{printable(vol)}: {'ok' if report.ok else 'DAMAGED'}: {count(report.n_states, 'state')}, "
+        f"{blocks(report.n_blocks)} read, {count(report.n_stripes, 'stripe')} with parity, "
+        f"{count(report.n_inodes, 'inode')}, {count(report.n_directories, 'directory', 'directories')}"
+    )
+    return 0 if report.ok else 1
+
+
+VERBS = (create, grow, info, check)

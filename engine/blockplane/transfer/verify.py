@@ -1,0 +1,110 @@
+"""Holding stream files against themselves and against each other, without a volume."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from blockplane.image.extents import numbers_in
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import StreamError
+from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
+from blockplane.stream.codec import Role
+from blockplane.stream.input import open_input
+from blockplane.stream.reader import StreamMap, StreamReader, verify_payload
+from blockplane.transfer.receive import Claims
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(slots=True)
+class StreamVerdict:
+    """What verifying streams found. problems: one sentence each. n_blocks, stream_bytes: of what could be read."""
+
+    problems: list[str] = field(default_factory=list)
+    n_blocks: int = 0
+    stream_bytes: int = 0
+    seconds: float = 0.0
+    snapshots: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def stream_map(path: PathLike) -> StreamMap:
+    """Read what stands before a stream's data: header, snapshots, planes.
+
+    Raises
+    ------
+    StreamError and its kinds : it is no stream, is cut off before its data, or damaged.
+    """
+    with closing(open_input(path)) as source:
+        return StreamReader(source).read_map()
+
+
+def verify_streams(*paths: PathLike, progress: Progress = ignore_progress) -> StreamVerdict:
+    """Verify every byte of streams; of several also that they are a chain: each base is brought by one before it.
+
+    Raises
+    ------
+    StreamError : a file cannot be opened. What is wrong inside one is a problem in the list.
+    """
+    started = time.monotonic()
+    verdict = StreamVerdict()
+    total = sum(os.stat(path).st_size for path in paths if os.path.isfile(path))
+    maps: list[tuple[PathLike, StreamMap]] = []
+    for path in paths:
+        try:
+            maps.append((path, _verify(path, verdict, progress, total, started)))
+        except StreamError as error:
+            verdict.problems.append(f"{os.fspath(path)}: {error}")
+    if len(maps) > 1 and len(maps) == len(paths):
+        _verify_chain(maps, verdict)
+    verdict.seconds = time.monotonic() - started
+    return verdict
+
+
+def _verify(path: PathLike, verdict: StreamVerdict, progress: Progress, total: int, started: float) -> StreamMap:
+    before = verdict.stream_bytes
+    scratch = np.empty(1 << 20, np.uint8)
+    with closing(open_input(path)) as source:
+        reader = StreamReader(source)
+        stream = reader.read_map()
+        claims = Claims(stream.image)
+        while (head := reader.next_data()) is not None:
+            claims.take(head, numbers_in(head.extents()))
+            payload = scratch[: head.n_blocks * BLOCK_BYTES]
+            reader.read_payload([payload.data])
+            verify_payload(head, payload)
+            progress(ProgressEvent("verify", before + reader.n_bytes, total, time.monotonic() - started))
+        claims.require_all()
+        _require_end(source.read_into([memoryview(bytearray(1))]))
+        verdict.n_blocks += claims.n_blocks
+        verdict.stream_bytes += reader.n_bytes
+    verdict.snapshots += [record.name for record in stream.arriving()]
+    return stream
+
+
+def _require_end(n_extra: int) -> None:
+    if n_extra:
+        raise StreamError("there are bytes behind the stream's trailer")
+
+
+def _verify_chain(maps: Sequence[tuple[PathLike, StreamMap]], verdict: StreamVerdict) -> None:
+    """Note every stream whose base no stream before it brings, or that numbers its blocks otherwise."""
+    brought: dict[bytes, bytes] = {}
+    for path, stream in maps:
+        base, space = stream.base, stream.header.space_id
+        if base is not None and brought.get(base.id) != space:
+            verdict.problems.append(
+                f"{os.fspath(path)}: builds on snapshot {base.name}, which no stream before it brings whole"
+            )
+        for role in (Role.TOP, Role.ARRIVES):
+            brought.update((record.id, space) for record in stream.with_role(role))

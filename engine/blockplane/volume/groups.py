@@ -1,0 +1,147 @@
+"""A new RAID group: what was asked of it, its disks made or opened, its record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from blockplane.disks.assembly import refuse_same_file_twice
+from blockplane.disks.disk import HEAD_BLOCKS, TAIL_BLOCKS, Disk, FileDisk, aligned_buffer
+from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import DiskShortError, RefusedError, UsageError
+from blockplane.model.sizes import parse_size
+from blockplane.volume.config import DISKS_DIR
+
+DEFAULT_CHUNK_BYTES = 256 << 10
+CHUNK_MULTIPLE_BLOCKS = 64
+
+DiskNames = int | Sequence[str | os.PathLike[str]]
+
+
+class GroupWish:
+    """What was asked of a new RAID group.
+
+    Parameters
+    ----------
+    disks : how many disk files to make, or paths of files or devices. size : bytes of each disk.
+    parity : None for 1 from three disks on, else 0. chunk : bytes, or "disk". wipe : take named disks that hold data.
+
+    Raises
+    ------
+    UsageError: the numbers do not make a group.
+    """
+
+    def __init__(
+        self, disks: DiskNames, size: int | str | None, parity: int | None, chunk: int | str | None, wipe: bool = False
+    ) -> None:
+        self.paths = None if isinstance(disks, int) else [os.fspath(disk) for disk in disks]
+        self.n_disks = disks if isinstance(disks, int) else len(disks)
+        self.size_bytes = parse_size(size) if isinstance(size, str) else size
+        self.n_parity = parity if parity is not None else int(self.n_disks >= 3)
+        self.chunk = chunk
+        self.wipe = wipe
+        if not 0 <= self.n_parity <= 2 or self.n_disks <= self.n_parity or self.n_disks > 255:
+            raise UsageError(
+                f"{self.n_disks} disks with {self.n_parity} parity disks make no RAID group",
+                "at least one data disk beside 0, 1 or 2 parity disks, at most 255 in all",
+            )
+        if self.paths is None and self.size_bytes is None:
+            raise UsageError("disk files need a size", "say --size 2G")
+
+    def names(self, directory: Path, first: int) -> list[str]:
+        """Return the disks' names for volume.toml: those asked for, or new ones from number `first` on."""
+        if self.paths is not None:
+            names = [os.path.abspath(name) for name in self.paths]
+            refuse_same_file_twice(names)
+            return names
+        while any((directory / DISKS_DIR / str(first + i)).exists() for i in range(self.n_disks)):
+            first += 1
+        return [f"{DISKS_DIR}/{first + i}" for i in range(self.n_disks)]
+
+    def open_disks(self, directory: Path, names: Sequence[str], opened: list[Disk], made: list[str]) -> None:
+        """Make or open the disks, appending them to opened, and the paths of those that were made to made.
+
+        Raises
+        ------
+        RefusedError: a disk that was named holds data. DiskError, UsageError: it is no disk, or not there.
+        """
+        if self.paths is None:
+            (directory / DISKS_DIR).mkdir(exist_ok=True)
+        for name in names:
+            full = str(directory / name)
+            if os.path.exists(full):
+                opened.append(FileDisk.open(full))
+                self._refuse_data(opened[-1])
+            elif self.size_bytes is None:
+                raise UsageError(f"{name} does not exist", "give --size to have it made")
+            else:
+                made.append(full)
+                opened.append(FileDisk.create(full, self.size_bytes // BLOCK_BYTES))
+
+    def _refuse_data(self, disk: Disk) -> None:
+        """Refuse a disk whose ends are not blank: labels, partition tables, file systems and archives live there."""
+        n_ends = min(HEAD_BLOCKS, disk.n_blocks // 2)
+        if self.wipe or not n_ends:
+            return
+        buffer = aligned_buffer(2 * n_ends * BLOCK_BYTES)
+        starts = np.array([0, disk.n_blocks - n_ends], np.int64)
+        disk.read_plan(starts, np.full(2, n_ends, np.int64), buffer, np.array([0, n_ends], np.int64))
+        if buffer.any():
+            raise RefusedError(
+                f"{disk.path} holds data, and making it a disk of a volume would lose that",
+                "take another one, or say --wipe",
+            )
+
+    def group(self, disks: Sequence[Disk], first: int, first_disk: int) -> GroupRecord:
+        """Return the group's record for its open disks; DiskShortError: one is too short."""
+        return self._group([(disk.path, disk.n_blocks) for disk in disks], first, first_disk)
+
+    def plan(self, directory: Path) -> tuple[list[str], GroupRecord]:
+        """Return what the first group of a volume would be, and its disks' names; nothing is made or opened."""
+        names = self.names(directory, first=0)
+        sizes = [(name, self._blocks_of(str(directory / name))) for name in names]
+        return names, self._group(sizes, first=0, first_disk=0)
+
+    def _blocks_of(self, path: str) -> int:
+        if os.path.exists(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.lseek(fd, 0, os.SEEK_END) // BLOCK_BYTES
+            finally:
+                os.close(fd)
+        if self.size_bytes is None:
+            raise UsageError(f"{path} does not exist", "give --size to have it made")
+        return self.size_bytes // BLOCK_BYTES
+
+    def _group(self, disks: Sequence[tuple[str, int]], first: int, first_disk: int) -> GroupRecord:
+        path, n_blocks = min(disks, key=lambda disk: disk[1])
+        usable = n_blocks - HEAD_BLOCKS - TAIL_BLOCKS
+        if self.size_bytes is not None:
+            usable = min(usable, self.size_bytes // BLOCK_BYTES - HEAD_BLOCKS - TAIL_BLOCKS)
+        chunk = self._chunk_blocks(usable)
+        usable -= usable % chunk
+        if usable < CHUNK_MULTIPLE_BLOCKS:
+            raise DiskShortError(
+                f"{path}: too short: {n_blocks} blocks hold no chunk of {chunk}", path, "take disks of at least 1 MiB"
+            )  # fmt: skip
+        members = tuple(range(first_disk, first_disk + len(disks)))
+        return GroupRecord(first, len(disks) - self.n_parity, self.n_parity, chunk, usable, members)
+
+    def _chunk_blocks(self, usable: int) -> int:
+        if self.chunk == "disk":
+            return max(usable - usable % CHUNK_MULTIPLE_BLOCKS, CHUNK_MULTIPLE_BLOCKS)
+        n_bytes = parse_size(self.chunk) if isinstance(self.chunk, str) else self.chunk or DEFAULT_CHUNK_BYTES
+        if n_bytes <= 0 or n_bytes % (CHUNK_MULTIPLE_BLOCKS * BLOCK_BYTES):
+            raise UsageError(
+                f"a chunk of {n_bytes} bytes is not a multiple of 256 KiB", "say --chunk 256KiB, 1MiB or disk"
+            )
+        return n_bytes // BLOCK_BYTES
+
+
+def next_first(geometry: Geometry) -> int:
+    """Return the first number of a group added to a geometry."""
+    return -(-geometry.n_blocks // FIRST_MULTIPLE) * FIRST_MULTIPLE

@@ -1,0 +1,131 @@
+"""Growing a volume by a RAID group.
+
+The labels say which disks a volume has, the root record which groups it uses. The order makes every power cut end in
+one of two volumes, the old one or the grown one:
+
+1. the new disks are made, their root slots blanked, and labelled with the geometry to come, one label generation ahead;
+2. volume.toml names them: from here on opening finds them, takes the newest label's word, and ends what is left;
+3. the labels of all disks are brought to that geometry;
+4. the root record takes the group up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from blockplane.disks.assembly import Assembly
+from blockplane.disks.disk import Disk
+from blockplane.disks.geometry import Geometry, GroupRecord
+from blockplane.disks.label import (
+    Label,
+    MemberState,
+    encode_label,
+    make_labels,
+    read_label,
+    write_label_step,
+    write_labels,
+    write_raw_block,
+)
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import BlockplaneError, RefusedError, UsageError, VolumeDamagedError
+from blockplane.volume.config import VolumeConfig, read_config, write_config
+from blockplane.volume.fsinfo import MAX_GROUPS, MAX_MEMBERS, FsInfo
+from blockplane.volume.groups import GroupWish, next_first
+from blockplane.volume.live import LiveVolume, grown
+from blockplane.volume.rootslots import slots_of
+
+
+def grow(volume: LiveVolume, wish: GroupWish) -> GroupRecord:
+    """Add the group that was asked for; durable on return.
+
+    Raises
+    ------
+    UsageError, DiskError, RefusedError: the disks make no group; the volume is as it was.
+    """
+    with volume.lock:
+        config = read_config(volume.path)
+        first_disk = volume.geometry.n_disks
+        names = wish.names(volume.path, first_disk)
+        opened: list[Disk] = []
+        made: list[str] = []
+        try:
+            wish.open_disks(volume.path, names, opened, made)
+            group = wish.group(opened, next_first(volume.geometry), first_disk)
+            added = VolumeConfig(volume.info.volume_id, (*config.disks, *names))
+            add_group(volume, group, opened, lambda: write_config(volume.path, added))
+        except BaseException:
+            if not volume.array.disks[first_disk:]:
+                _give_up(opened, made, volume, config.disks)
+            raise
+    return group
+
+
+def add_group(volume: LiveVolume, group: GroupRecord, disks: Sequence[Disk], name_disks: Callable[[], None]) -> None:
+    """Take open disks up as a group; name_disks makes durable where they are found.
+
+    Raises
+    ------
+    RefusedError: a receive is under way. UsageError: the records have no room.
+    DiskError: a write failed; opening the volume anew shows the old volume or the grown one.
+    """
+    with volume.lock:
+        if volume.incoming:
+            raise RefusedError("a receive is under way", "grow the volume when it has ended")
+        volume.commit(clean=True)
+        geometry = Geometry((*volume.geometry.groups, group))
+        old = [read_label(disk) for disk in volume.array.disks]
+        labels = _labels(volume, geometry, old, disks)
+        generation = max(label.generation for label in old)
+        for disk in disks:
+            for slot in slots_of(disk):
+                write_raw_block(disk, slot, bytes(BLOCK_BYTES))
+        write_label_step(disks, labels[len(old) :], generation + 1)
+        name_disks()
+        try:
+            write_labels([*volume.array.disks, *disks], labels, generation)
+            volume.take_groups(geometry, disks)
+        except BlockplaneError as error:
+            volume.stop(error)
+            raise
+
+
+def _labels(volume: LiveVolume, geometry: Geometry, old: Sequence[Label], disks: Sequence[Disk]) -> list[Label]:
+    """Return the labels of all disks under the new geometry; UsageError: no label or root record has room for it."""
+    if len(geometry.groups) > MAX_GROUPS or geometry.n_disks > MAX_MEMBERS:
+        raise UsageError(
+            f"a volume of {len(geometry.groups)} groups and {geometry.n_disks} disks is too large",
+            f"at most {MAX_GROUPS} groups and {MAX_MEMBERS} disks",
+        )
+    ids = [label.member_id for label in old] + [os.urandom(16) for _ in disks]
+    sizes = [label.n_blocks for label in old] + [disk.n_blocks for disk in disks]
+    states = [label.states[label.position] for label in old] + [MemberState.IN for _ in disks]
+    labels = make_labels(geometry, volume.info.volume_id, ids, sizes, states)
+    for label in labels:
+        encode_label(label)
+    return labels
+
+
+def _give_up(opened: Sequence[Disk], made: Sequence[str], volume: LiveVolume, names: Sequence[str]) -> None:
+    """Remove what was made for a group that is not to be, unless volume.toml already names it."""
+    for disk in opened:
+        disk.close()
+    if read_config(volume.path).disks == tuple(names):
+        for path in made:
+            os.unlink(path)
+
+
+def record_for(record: FsInfo, assembly: Assembly) -> FsInfo:
+    """Return the root record with the groups that the labels name beyond its own: growing was cut short.
+
+    Raises
+    ------
+    VolumeDamagedError: labels and root record contradict each other.
+    """
+    own, labelled = record.geometry.groups, assembly.geometry.groups
+    if own == labelled:
+        return record
+    if labelled[: len(own)] != own:
+        raise VolumeDamagedError("labels and root record name different RAID groups", "the disks are of two volumes")
+    return replace(record, **grown(record, assembly.geometry))  # type: ignore[arg-type]
