@@ -15,6 +15,7 @@ from blockplane.planes import portable
 from blockplane.planes.builder import Bits, BitsBuilder, bits_of_extents
 from blockplane.planes.dense import DenseBits
 from blockplane.planes.expression import Expression, count, evaluate, evaluate_into
+from blockplane.planes.numbers import as_numbers
 from blockplane.planes.roaring import Bitmap, RoaringBits
 from blockplane.planes.runs import as_extents, normalise
 from blockplane.planes.words import WORD_BITS, MapMode, as_words, has_bits_from, map_words, words_for
@@ -163,7 +164,7 @@ class Plane:
 
     def contains_many(self, numbers: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Return for each number whether it is in; numbers outside the plane are not."""
-        return self.bits.contains_many(_as_numbers(numbers))
+        return self.bits.contains_many(as_numbers(numbers))
 
     def extents(self, start: int = 0, stop: int | None = None) -> Extents:
         """Return the blocks of ``[start, stop)`` as fresh extents, cut at both ends."""
@@ -324,7 +325,7 @@ class Plane:
         return start, stop
 
     def _numbers_inside(self, numbers: npt.ArrayLike) -> Numbers:
-        array = _as_numbers(numbers)
+        array = as_numbers(numbers)
         if array.size and (array.min() < 0 or array.max() >= self.n_blocks):
             raise ValueError(f"a block lies outside the {self.n_blocks} blocks of the plane")
         return array
@@ -348,10 +349,3 @@ class PlaneBuilder:
     def finish(self) -> Plane:
         """Return the plane in its cheapest form; the builder is spent."""
         return Plane(self._bits.finish())
-
-
-def _as_numbers(numbers: npt.ArrayLike) -> Numbers:
-    array = np.ascontiguousarray(numbers, dtype=np.int64)
-    if array.ndim != 1:
-        raise ValueError(f"block numbers have shape {array.shape}; one dimension was expected")
-    return array

@@ -7,6 +7,7 @@ Source: RoaringBitmap, RoaringFormatSpec, with "extension for 64-bit implementat
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from blockplane._native import roaring_decode, roaring_encode
 from blockplane.model import BlockplaneError, Bytes, Numbers, Words
+from blockplane.planes.numbers import firsts_of
 
 #: Containers: key (number >> 16), cardinality, kind, position of their data (or size, where words were measured).
 Rows = npt.NDArray[np.int64]
@@ -135,9 +137,10 @@ def assemble(rows: Rows, data: Bytes, wide: bool) -> Bytes:
         return np.concatenate([_header(rows), data])
     starts = np.concatenate([[0], np.cumsum(rows[:, _POSITION])])
     high_of_row = rows[:, _KEY] // _BUCKET_KEYS
-    highs, firsts = np.unique(high_of_row, return_index=True)
-    pieces = [_little(len(highs), _COUNT_BYTES)]
-    for high, low, top in zip(highs.tolist(), firsts.tolist(), [*firsts.tolist(), len(rows)][1:], strict=True):
+    firsts = firsts_of(high_of_row).tolist()
+    pieces = [_little(len(firsts), _COUNT_BYTES)]
+    for low, top in pairwise([*firsts, len(rows)]):
+        high = int(high_of_row[low])
         part = rows[low:top].copy()
         part[:, _KEY] -= high * _BUCKET_KEYS
         pieces += [_little(high, _HIGH_BYTES), _header(part), data[starts[low] : starts[top]]]
@@ -162,9 +165,11 @@ def from_words(words: Words, wide: bool) -> Bytes:
 
 def from_numbers(numbers: Numbers, wide: bool) -> Bytes:
     """Serialise ascending, distinct numbers, without a pass over the space between them."""
-    keys, firsts, counts = np.unique(numbers >> 16, return_index=True, return_counts=True)
-    rows = np.zeros((len(keys), _ROW), np.int64)
-    rows[:, _KEY], rows[:, _CARDINALITY] = keys, counts
+    keys = numbers >> 16
+    firsts = firsts_of(keys)
+    counts = np.diff(firsts, append=numbers.size)
+    rows = np.zeros((firsts.size, _ROW), np.int64)
+    rows[:, _KEY], rows[:, _CARDINALITY] = keys[firsts], counts
     rows[:, _KIND] = np.where(counts > _ARRAY_LIMIT, _BITSET, _ARRAY)
     rows[:, _POSITION] = np.where(counts > _ARRAY_LIMIT, CONTAINER_WORDS * 8, 2 * counts)
     low_halves = (numbers & 0xFFFF).astype("<u2")

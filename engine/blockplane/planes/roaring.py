@@ -14,6 +14,7 @@ from pyroaring import BitMap, BitMap64
 
 from blockplane.model import Bytes, Extents, Numbers, Words
 from blockplane.planes import portable, runs
+from blockplane.planes.numbers import distinct
 from blockplane.planes.words import WORD_BITS, allocate_words, words_for
 
 Bitmap: TypeAlias = BitMap | BitMap64
@@ -42,7 +43,7 @@ class Windows:
 
     def starts(self) -> npt.NDArray[np.int64]:
         """First words of the windows that hold a container, ascending."""
-        return np.unique(self._keys // WINDOW_CONTAINERS) * WINDOW_WORDS
+        return distinct(self._keys // WINDOW_CONTAINERS) * WINDOW_WORDS
 
     def window(self, first_word: int) -> Words | None:
         """Return the window's words, valid until the next call, or None where it is empty."""
@@ -137,16 +138,16 @@ class RoaringBits:
 
     def contains_many(self, numbers: Numbers) -> npt.NDArray[np.bool_]:
         """Return one answer a number; O(n log n) in the numbers."""
-        distinct, inverse = np.unique(numbers, return_inverse=True)
-        inside = distinct[(distinct >= 0) & (distinct < self.n_blocks)]
+        inside = numbers[(numbers >= 0) & (numbers < self.n_blocks)]
         hits = self.bitmap & self._of_numbers(inside)  # type: ignore[operator]
-        found: npt.NDArray[np.bool_] = np.isin(
-            distinct, np.asarray(hits.to_array()).astype(np.int64), assume_unique=True
-        )
-        return found[inverse]
+        item = np.uint64 if portable.is_wide(self.n_blocks) else np.uint32
+        # The last value is one that no search finds by mistake.
+        found = np.append(np.frombuffer(hits.to_array(), item).astype(np.int64), -1)
+        answers: npt.NDArray[np.bool_] = (numbers >= 0) & (found[np.searchsorted(found[:-1], numbers)] == numbers)
+        return answers
 
-    def _of_numbers(self, distinct: Numbers) -> Bitmap:
-        data = portable.from_numbers(distinct, portable.is_wide(self.n_blocks))
+    def _of_numbers(self, numbers: Numbers) -> Bitmap:
+        data = portable.from_numbers(distinct(numbers), portable.is_wide(self.n_blocks))
         return type(self.bitmap).deserialize(data.tobytes())
 
     def fill(self, start: int, stop: int, value: bool) -> None:
@@ -159,13 +160,13 @@ class RoaringBits:
     def add_many(self, numbers: Numbers) -> int:
         """Add blocks; return how many were in already or came twice."""
         before = len(self.bitmap)
-        self.bitmap |= self._of_numbers(np.unique(numbers))  # type: ignore[operator]
+        self.bitmap |= self._of_numbers(numbers)  # type: ignore[operator]
         return numbers.size - (len(self.bitmap) - before)
 
     def remove_many(self, numbers: Numbers) -> int:
         """Remove blocks; return how many were not in or came twice."""
         before = len(self.bitmap)
-        self.bitmap -= self._of_numbers(np.unique(numbers))  # type: ignore[operator]
+        self.bitmap -= self._of_numbers(numbers)  # type: ignore[operator]
         return numbers.size - (before - len(self.bitmap))
 
     def set_words(self, first_word: int, words: Words) -> None:
