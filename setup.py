@@ -107,7 +107,6 @@ def extensions() -> list[Extension]:
             extra_link_args=LINK,
         )
         for kernel in KERNELS
-        if (ROOT / EXT / f"{kernel.name}.pyx").exists()
     ]
     # cythonize generates this source, under its build_dir
     shared = Extension(SHARED_UTILITY, sources=["_cyutility.c"], extra_compile_args=COMPILE, extra_link_args=LINK)
