@@ -5,6 +5,7 @@ and short calls go on where they stopped; the end of the file is an error. Reads
 while the bytes are in the cache.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -296,6 +297,8 @@ def write_plan(
     return run_on_buffer(plan, <uint8_t*> &buffer[0], positions)[:2]
 
 
+@cython.internal
+@cython.auto_pickle(False)
 cdef class Views:
     """Held buffers of several objects: their addresses stand until this goes."""
 
