@@ -79,7 +79,16 @@ class OpenBand:
         dbn = offset // (chunk * self.n_data) * chunk + offset % chunk
         stripe = dbn - self.band.dbn_start
         mine = (offset >= 0) & (offset < group.n_blocks) & (stripe >= 0) & (stripe < self.n_stripes)
-        return mine, (offset // chunk % self.n_data)[mine], stripe[mine]
+        disk = offset // chunk % self.n_data
+        if self.slots is not None:
+            mine &= np.isin(disk * self.n_stripes + stripe, self.slots)  # the other places are live, and on the disks
+        return mine, disk[mine], stripe[mine]
+
+    def owns(self, place: int, dbn: int) -> bool:
+        """Whether a place of the band's group, with its dbn, is the band's to hand out."""
+        if not 0 <= dbn - self.band.dbn_start < self.n_stripes:
+            return False
+        return self.slots is None or bool(self.find(np.array([place], np.int64))[0][0])
 
 
 class Placer:
@@ -242,8 +251,8 @@ class Placer:
         for name in self._space.walk(self._cursor[backward], backward):
             for word in self._space.partial_words(name):
                 key = (name[0], word)
-                if key in self._open or self._is_landing(*key):
-                    continue
+                if self._is_landing(*key):
+                    continue  # open bands there are spent: what is still free lies in other stripes than theirs
                 free = np.flatnonzero(self._space.free_slots(name, word).ravel())
                 if len(free):
                     self._declare([name])
@@ -268,7 +277,7 @@ class Placer:
         """Note that the bytes of places first, ... are in their buffers; a band that is spent and full is written."""
         index, dbn = self._locate(first)
         for band in self._open.get((index, dbn // WORD_BLOCKS), ()):
-            if 0 <= dbn - band.band.dbn_start < band.n_stripes:
+            if band.owns(first, dbn):
                 band.n_filled += n_blocks
                 if band.is_spent and band.n_filled == band.n_slots:
                     self._write(band)

@@ -1,0 +1,207 @@
+"""Small workloads whose every crash is explored."""
+
+from __future__ import annotations
+
+import random
+
+from blockplane.disks.geometry import Geometry
+from blockplane.model import NoSpaceError
+from blockplane.volume import Volume
+from faults.explore import Models, Watch
+from faults.world import FileClient, fill, geometry_of, image_plane, make_volume
+
+#: Geometries in turn: 0 is the one of the CI run.
+SHAPES = (
+    geometry_of(2, 1, 128),
+    geometry_of(3, 2, 64),
+    geometry_of(1, 0, 256),
+    geometry_of(4, 1, 64),
+    geometry_of(2, 1, 128, chunk_blocks=128),
+    geometry_of(2, 2, 64, n_groups=2),
+    geometry_of(1, 1, 128, n_groups=2),
+)
+
+
+class _Story:
+    """A story with a variation: shape of the disks, and random choices."""
+
+    name = ""
+
+    def __init__(self, variation: int = 0) -> None:
+        self.variation = variation
+        self.geometry: Geometry = SHAPES[variation % len(SHAPES)]
+
+    def rng(self) -> random.Random:
+        return random.Random(self.variation)
+
+    def prepare(self, volume: Volume, client: FileClient) -> None:
+        client.write(1, 0, range(100, 120))
+        client.edit(2, 3, 7)
+        volume.sync()
+
+
+class FilesStory(_Story):
+    """Writes, overwrites, holes, removals; each consistency point after the other frees what is used again."""
+
+    name = "files"
+
+    def act(self, volume: Volume, client: FileClient) -> None:
+        rng = self.rng()
+        client.write(1, rng.randrange(12), [200, 201, 202])
+        client.edit(3, rng.randrange(100, 100_000), 8)
+        volume.sync()
+        client.punch(1, 5, 9)
+        client.write(4, 0, range(300, 330))
+        volume.sync()
+        client.remove(4)
+        client.edit(2, 3, 9)
+        volume.sync()
+        client.write(5, 2, range(400, 420))
+        volume.sync()
+
+
+class SnapshotStory(_Story):
+    """Snapshots made, renamed and deleted between writes."""
+
+    name = "snapshots"
+
+    def act(self, volume: Volume, client: FileClient) -> None:
+        rng = self.rng()
+        volume.snapshot("a")
+        client.write(1, rng.randrange(12), [200, 201, 202])
+        volume.snapshot("b")
+        client.punch(1, 0, 4)
+        volume.rename_snapshot("a", "first")
+        volume.delete_snapshot("b")
+        client.edit(2, 3, 9)
+        volume.sync()
+        volume.delete_snapshot("first")
+
+
+class RollbackStory(_Story):
+    """Back to an older snapshot, the later ones kept; deletions where history is no line."""
+
+    name = "rollback"
+
+    def prepare(self, volume: Volume, client: FileClient) -> None:
+        super().prepare(volume, client)
+        volume.snapshot("a")
+        client.write(1, 2, [200, 201])
+        volume.snapshot("b")
+
+    def act(self, volume: Volume, client: FileClient) -> None:
+        client.edit(1, 15, 9)
+        volume.rollback("a", keep_as="kept")
+        client.write(1, 4, [300, 301])
+        volume.snapshot("c")
+        volume.delete_snapshot("a")
+        volume.rollback("b", drop_changes=True)
+        client.edit(2, 3, 5)
+        volume.delete_snapshot("c")
+
+
+class _LandingStory(_Story):
+    """A source with snapshots 1 and 2; a destination that keeps a snapshot of its own."""
+
+    def __init__(self, variation: int = 0) -> None:
+        super().__init__(variation)
+        self.source_models: Models = {}
+        self.source = make_volume(geometry_of(2, 0, 64))
+        client = Watch(self.source_models).start(self.source)
+        client.write(1, 0, range(500, 524))
+        client.edit(2, 0, 9)
+        self.source.snapshot("s1")
+        client.write(1, 3, [600, 601, 602])
+        client.punch(1, 8, 12)
+        client.edit(3, 1, 5)
+        self.source.snapshot("s2")
+
+    def prepare(self, volume: Volume, client: FileClient) -> None:
+        super().prepare(volume, client)
+        client.models.update(self.source_models)
+        volume.snapshot("own")
+        client.edit(2, 1, 8)
+        volume.sync()
+
+    def land(self, volume: Volume, client: FileClient, top: str, base: str | None) -> None:
+        plane = image_plane(self.source, top, base)
+        landing = volume.landing(plane, volume.get_snapshot(base) if base else None)
+        fill(landing, self.source, top, plane, reverse=bool(self.variation & 1), piece=5 + self.variation % 7)
+        landing.commit([self.source.get_snapshot(top).record])
+
+
+class FullStory(_LandingStory):
+    """A full image replaces the live state beside a snapshot that is kept; then the replica is written to."""
+
+    name = "full"
+
+    def act(self, volume: Volume, client: FileClient) -> None:
+        self.land(volume, client, "s2", None)
+        client.edit(1, 0, 4)
+        volume.sync()
+        volume.delete_snapshot("own")
+
+
+class IncrementStory(_LandingStory):
+    """An increment onto a base whose blocks lie elsewhere, local changes under way while it lands."""
+
+    name = "increment"
+
+    def prepare(self, volume: Volume, client: FileClient) -> None:
+        super().prepare(volume, client)
+        self.land(volume, client, "s1", None)
+
+    def act(self, volume: Volume, client: FileClient) -> None:
+        plane = image_plane(self.source, "s2", "s1")
+        landing = volume.landing(plane, volume.get_snapshot("s1"))
+        client.edit(2, 2, 3)
+        volume.snapshot("meanwhile")
+        fill(landing, self.source, "s2", plane, reverse=True, piece=5)
+        landing.commit([self.source.get_snapshot("s2").record])
+        volume.delete_snapshot("s1")
+
+
+class NearlyFullStory(_Story):
+    """No stripe is wholly free: parity is written beside live blocks."""
+
+    name = "nearly full"
+
+    def __init__(self, variation: int = 0) -> None:
+        super().__init__(variation)
+        with_parity = [shape for shape in SHAPES if shape.groups[0].n_parity and shape.groups[0].n_data > 1]
+        self.geometry = with_parity[variation % len(with_parity)]
+
+    def prepare(self, volume: Volume, client: FileClient) -> None:
+        """Fill two files in turn, block by block, then give every second block back."""
+        index = 0
+        try:
+            while True:
+                client.write(1 + index % 2, index // 2, [1000 + index])
+                index += 1
+                if index % 16 == 0:
+                    volume.sync()
+        except NoSpaceError:
+            volume.sync()
+        with volume.dipping():
+            for at in range(0, index // 2 - 2, 3):
+                client.punch(1, at, at + 1)
+            volume.sync()
+            volume.commit(force=True)
+            volume.commit(force=True)
+
+    def act(self, volume: Volume, client: FileClient) -> None:
+        for at in range(4):
+            client.edit(2, at, 2000 + at)
+        volume.sync()
+        client.write(1, 0, [3000])
+        volume.sync()
+
+
+STORIES: tuple[type[_Story], ...] = (
+    FilesStory,
+    SnapshotStory,
+    RollbackStory,
+    FullStory,
+    IncrementStory,
+    NearlyFullStory,
+)
