@@ -6,18 +6,14 @@ The checksum file does not cover its own blocks, nor the state root; their check
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 
+from blockplane.disks import aligned_buffer
 from blockplane.model.addresses import BLOCK_BYTES, Checks, Numbers
 from blockplane.planes import Plane
 from blockplane.volume.state import CHECKS_PER_LEAF, State
-
-#: Leaves kept a state: 2 MiB. Disks are a few stripes apart, so that what one window read the next one needs.
-_KEPT_LEAVES: Final = 512
 
 
 class ExpectedChecks:
@@ -62,7 +58,9 @@ class _StateChecks:
         numbers, checks = state.pointed_checks(base)
         order = np.argsort(numbers, kind="stable")
         self._pointed, self._pointed_checks = numbers[order], checks[order]
-        self._kept: OrderedDict[int, Checks] = OrderedDict()
+        #: the leaves of the call before: what advances in parallel on all disks needs few of them again
+        self._leaves = np.empty(0, np.int64)
+        self._rows = np.empty((0, CHECKS_PER_LEAF), np.uint32)
 
     @property
     def n_reads(self) -> int:
@@ -70,10 +68,8 @@ class _StateChecks:
 
     def of(self, vbns: Numbers) -> Checks:
         leaves = vbns // CHECKS_PER_LEAF
-        wanted = np.unique(leaves)
-        self._fetch(wanted)
-        rows = np.stack([self._kept[leaf] for leaf in wanted.tolist()]) if len(wanted) else np.empty((0, 1), np.uint32)
-        out = rows[np.searchsorted(wanted, leaves), vbns % CHECKS_PER_LEAF]
+        self._fetch(np.unique(leaves))
+        out = self._rows[np.searchsorted(self._leaves, leaves), vbns % CHECKS_PER_LEAF]
         at = np.searchsorted(self._pointed, vbns)
         inside = at < len(self._pointed)
         special = np.flatnonzero(inside)[self._pointed[at[inside]] == vbns[inside]]
@@ -81,14 +77,13 @@ class _StateChecks:
         return out
 
     def _fetch(self, wanted: Numbers) -> None:
-        """Bring leaves into the cache, neighbours in one read."""
-        missing = np.array([leaf for leaf in wanted.tolist() if leaf not in self._kept], np.int64)
-        for run in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1) if len(missing) else ():
-            data = np.empty(len(run) * BLOCK_BYTES, np.uint8)
-            self._tree.read(int(run[0]), len(run), data)
-            for leaf, row in zip(run.tolist(), data.view(np.uint32).reshape(len(run), -1), strict=True):
-                self._kept[leaf] = row
-        for leaf in wanted.tolist():
-            self._kept.move_to_end(leaf)
-        while len(self._kept) > max(_KEPT_LEAVES, len(wanted)):
-            self._kept.popitem(last=False)
+        """Hold the wanted leaves, those that are not held already read with one request."""
+        held = np.isin(wanted, self._leaves, assume_unique=True)
+        if held.all() and len(wanted) == len(self._leaves):
+            return
+        rows = aligned_buffer(len(wanted) * BLOCK_BYTES).view(np.uint32).reshape(-1, CHECKS_PER_LEAF)
+        missing = aligned_buffer(int((~held).sum()) * BLOCK_BYTES)
+        self._tree.read_scattered(wanted[~held], missing)
+        rows[held] = self._rows[np.searchsorted(self._leaves, wanted[held])]
+        rows[~held] = missing.view(np.uint32).reshape(-1, CHECKS_PER_LEAF)
+        self._leaves, self._rows = wanted, rows

@@ -283,6 +283,32 @@ class BlockTree:
                 if level == 0 and first <= index < first + n_blocks:
                     blocks[index - first] = node.data
 
+    def read_scattered(self, indexes: NDArray[np.int64], out: Block) -> None:
+        """Fill out with the blocks that indexes (n,), ascending, name, with one request; holes are zeros.
+
+        Notes
+        -----
+        For trees of committed states: blocks that wait for their place are not seen.
+        """
+        assert not self._dirty, "a scattered read of a tree that changes"
+        nodes, starts = np.unique(indexes >> NODE_SHIFT, return_index=True)
+        parts = [
+            self.pointers(int(part[0]), int(part[-1]) + 1)[part - part[0]]
+            for part in np.split(indexes, starts[1:])
+            if len(nodes)
+        ]
+        pointers = np.concatenate([empty_pointers(0), *parts])
+        present = pointers[:, 0] != 0
+        if present.all() and len(pointers):
+            self._read_verified(pointers, out)
+        elif len(pointers):
+            packed = np.empty(int(present.sum()) * BLOCK_BYTES, np.uint8)
+            if len(packed):
+                self._read_verified(pointers[present], packed)
+            blocks = out.reshape(-1, BLOCK_BYTES)
+            blocks[present] = packed.reshape(-1, BLOCK_BYTES)
+            blocks[~present] = 0
+
     def data_extents(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         """Return the blocks in start..stop that are no holes, dirty ones included, as extents (n, 2)."""
         found: list[tuple[int, int]] = []
@@ -375,6 +401,10 @@ class BlockTree:
         """
         writer = self._require_writer()
         self._grow(first + n_blocks)
+        if self.root.depth and n_blocks:
+            # the nodes above claim their room now: once places are handed out `filled` must not fail
+            for node in range(first >> NODE_SHIFT, ((first + n_blocks - 1) >> NODE_SHIFT) + 1):
+                self._edit(1, node)
         spans, index = [], first
         for number, count, buffer in writer.allocate_run(n_blocks):
             spans.append(Span(index, count, number, buffer))
