@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import socket
 import threading
@@ -164,6 +165,21 @@ def test_the_end_of_the_file_is_an_error(disk):
         with pytest.raises(EOFError, match="62 to 65 of 64"):
             call(disk, ints(62), ints(3), buffer, ints(0), N_BLOCKS)
     assert os.fstat(disk).st_size == before
+
+
+def test_a_short_write_goes_on_where_it_stopped(disk):
+    """The limit cuts the call in the middle of the second buffer; the rest then fails, and says so."""
+    buffers = [np.full(2 * BLOCK, 200 + i, dtype=np.uint8) for i in range(3)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    os.ftruncate(disk, 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * BLOCK + 100, hard))
+    try:
+        with pytest.raises(OSError, match="block 0") as caught:
+            diskio.write_gathered(disk, ints(0, 2, 4), ints(2, 2, 2), buffers, ints(0, 0, 0), N_BLOCKS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert os.pread(disk, N_BLOCKS * BLOCK, 0) == bytes([200]) * 2 * BLOCK + bytes([201]) * (BLOCK + 100)
 
 
 def test_errors_carry_their_number(disk, tmp_path):
