@@ -10,7 +10,7 @@ import numpy as np
 from blockplane.disks.array import DiskArray
 from blockplane.disks.disk import FSINFO_HEAD_BLOCK, Disk, aligned_buffer, fsinfo_tail_block
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import DiskError, NotAVolumeError, VolumeDamagedError
+from blockplane.model.errors import DiskError, DiskStaleError, NotAVolumeError, VolumeDamagedError
 from blockplane.volume.fsinfo import FsInfo, decode
 
 _ZERO = np.zeros(1, np.int64)
@@ -29,8 +29,10 @@ def read_newest(disks: list[Disk]) -> tuple[FsInfo, bool]:
     ------
     NotAVolumeError: no slot holds a valid record.
     VolumeDamagedError: two different records claim one generation.
+    DiskStaleError: a disk was not there when the others went on.
     """
-    found = [record for disk in disks for slot in slots_of(disk) if (record := _read(disk, slot)) is not None]
+    slots = [[_read(disk, slot) for slot in slots_of(disk)] for disk in disks]
+    found = [record for pair in slots for record in pair if record is not None]
     if not found:
         raise NotAVolumeError(
             "no disk holds a valid root record", "the volume was never finished, or all copies are damaged"
@@ -41,7 +43,19 @@ def read_newest(disks: list[Disk]) -> tuple[FsInfo, bool]:
             f"two different root records claim generation {newest.generation}",
             "a disk of another copy of the volume is among them",
         )
+    for disk, pair in zip(disks, slots, strict=True):
+        _refuse_stale(disk, max((record.generation for record in pair if record is not None), default=None), newest)
     return newest, all(r.generation == newest.generation for r in found) and len(found) == 2 * len(disks)
+
+
+def _refuse_stale(disk: Disk, generation: int | None, newest: FsInfo) -> None:
+    """A power cut leaves a disk one generation behind; two mean that it missed a commit."""
+    if generation is not None and generation < newest.generation - 1:
+        raise DiskStaleError(
+            f"{disk.path}: stale: its root record has generation {generation}, the volume's newest {newest.generation}",
+            disk.path,
+            "it missed what the others wrote; put back the disk that was there, or restore the volume from a stream",
+        )
 
 
 def _read(disk: Disk, slot: int) -> FsInfo | None:
