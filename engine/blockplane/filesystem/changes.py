@@ -44,7 +44,7 @@ class Changes(AttributeChanges):
 
     def _new_place(self, path: AnyPath) -> Place:
         self.store.require_writable(path_text(path_bytes(path)))
-        place = self.resolver.locate(path, follow=False)
+        place = self.resolver.locate(path, follow=False, is_new=True)
         if place.inode is not None:
             raise ExistsError(path_text(path_bytes(path)))
         return place
@@ -100,8 +100,9 @@ class Changes(AttributeChanges):
     def link(self, source: AnyPath, path: AnyPath, *, follow_symlinks: bool = False) -> None:
         """Make a hard link to source; NotPermittedError: it is a directory."""
         with self.store.lock:
-            place = self._new_place(path)
+            self.store.require_writable(path_text(path_bytes(path)))
             inode = self._find(source, follow=follow_symlinks)
+            place = self._new_place(path)
             if inode.is_directory:
                 raise NotPermittedError(
                     path_text(path_bytes(source)), f"{path_text(path_bytes(source))}: is a directory"
@@ -136,15 +137,18 @@ class Changes(AttributeChanges):
 
     def _existing(self, path: AnyPath) -> tuple[Place, Inode]:
         """Return where something that can be removed lies, and it."""
-        text = path_text(path_bytes(path))
-        self.store.require_writable(text)
+        self.store.require_writable(path_text(path_bytes(path)))
         place = self.resolver.locate(path, follow=False)
+        return place, self._require_removable(place, path)
+
+    def _require_removable(self, place: Place, path: AnyPath) -> Inode:
+        text = path_text(path_bytes(path))
         if place.inode is None:
             raise NotFoundError(text)
         if place.inode.number == ROOT_INODE:
             raise NotPermittedError(text, "the root directory stays")
         self.resolver.require_name(place, path)
-        return place, place.inode
+        return place.inode
 
     def rmtree(self, path: AnyPath) -> None:
         """Remove whatever lies at a path, with everything below it; a consistency point may come in between."""
@@ -178,8 +182,10 @@ class Changes(AttributeChanges):
     def rename(self, source: AnyPath, path: AnyPath) -> None:
         """Move source to path, replacing a file there, or an empty directory by a directory, in one change."""
         with self.store.lock:
-            old, inode = self._existing(source)
+            self.store.require_writable(path_text(path_bytes(path)))
+            old = self.resolver.locate(source, follow=False)
             new = self.resolver.locate(path, follow=False)
+            inode = self._require_removable(old, source)
             self.resolver.require_name(new, path)
             if new.must_be_directory and not inode.is_directory:
                 raise NotADirectoryPathError(path_text(path_bytes(path)))

@@ -91,7 +91,7 @@ class DataIn:
         between : called between parts of a large file.
         """
         try:
-            if job.stat.st_size <= INLINE_DATA_BYTES:
+            if job.stat.st_size <= INLINE_DATA_BYTES and (job.stat.st_blocks or not job.stat.st_size):
                 self._add(_Piece(job, 0, [], job.stat.st_size, wants_attributes=True))
             else:
                 for first, n_blocks in self._parts(job):
@@ -123,6 +123,9 @@ class DataIn:
                 yield first, min(stop - first, _PIECE_BLOCKS)
 
     def _allocate(self, job: Job, first: int, n_blocks: int) -> None:
+        if job.stat.st_size <= INLINE_DATA_BYTES:
+            self._add(_Piece(job, 0, [], job.stat.st_size, not job.asked_attributes))
+            return
         tree = self._store.writable_tree(job.inode)
         n_bytes = min(n_blocks * BLOCK_BYTES, job.stat.st_size - first * BLOCK_BYTES)
         spans = tree.allocate(first, n_blocks)

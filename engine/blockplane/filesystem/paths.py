@@ -53,14 +53,20 @@ class Resolver:
             raise NotFoundError(path_text(path_bytes(path)))
         return place.inode
 
-    def locate(self, path: AnyPath, *, follow: bool = True) -> Place:
-        """Return where a path leads; only its last component may be missing."""
+    def locate(self, path: AnyPath, *, follow: bool = True, is_new: bool = False) -> Place:
+        """Return where a path leads; only its last component may be missing.
+
+        Parameters
+        ----------
+        follow : go through a symbolic link at the end too; a slash behind it does so anyway, unless is_new: the path is
+            for something that is to be made.
+        """
         raw = path_bytes(path)
         text = path_text(raw)
         root = self._store.inodes.get(ROOT_INODE)
         chain = [root]
         name = b""
-        pending, must_be_directory = _split(raw)
+        pending, must_be_directory, must_exist = _split(raw)
         inode: Inode | None = root
         n_links = n_steps = 0
         while pending:
@@ -77,17 +83,18 @@ class Resolver:
                 raise NameTooLongError(text)
             name, inode = component, self._store.lookup(chain[-1], component)
             if inode is None:
-                if pending:
+                if pending or must_exist:
                     raise NotFoundError(text)
                 break
             kind = inode.mode & 0o170000
-            if kind == stat.S_IFLNK and (pending or follow or must_be_directory):
+            if kind == stat.S_IFLNK and (pending or follow or must_exist or (must_be_directory and not is_new)):
                 n_links += 1
                 if n_links > MAX_SYMLINKS:
                     raise SymlinkLoopError(text)
                 target = self.target(inode)
-                more, slash = _split(target)
+                more, slash, dot = _split(target)
                 must_be_directory = must_be_directory or (slash and not pending)
+                must_exist = must_exist or (dot and not pending)
                 pending += more
                 if target.startswith(b"/"):
                     chain = [root]
@@ -96,16 +103,10 @@ class Resolver:
                 chain.append(inode)
             elif pending:
                 raise NotADirectoryPathError(text)
-        if inode is not None and must_be_directory and not inode.is_directory:
+        if inode is not None and must_be_directory and not inode.is_directory and (must_exist or not is_new):
             raise NotADirectoryPathError(text)
         parent = chain[-2] if inode is chain[-1] and len(chain) > 1 else chain[-1]
         return Place(parent, name, inode, must_be_directory)
-
-    def locate_new(self, path: AnyPath) -> Place:
-        """Return where a new name would go, the last component not followed; BadNameError: it is no new name."""
-        place = self.locate(path, follow=False)
-        self.require_name(place, path)
-        return place
 
     def require_name(self, place: Place, path: AnyPath) -> None:
         """Raise BadNameError where a path ends in the root, `.` or `..`."""
@@ -124,8 +125,9 @@ class Resolver:
         return target
 
 
-def _split(raw: bytes) -> tuple[list[bytes], bool]:
-    """Return the components, last first, and whether the path asks for a directory."""
+def _split(raw: bytes) -> tuple[list[bytes], bool, bool]:
+    """Return the components, last first; whether the path asks for a directory; for one that is there (ends in `.`)."""
     parts = [part for part in raw.split(b"/") if part not in (b"", b".")]
     parts.reverse()
-    return parts, raw.endswith((b"/", b"/.", b"/..")) or raw in (b".", b"..")
+    ends_in_dot = raw.rstrip(b"/").endswith((b"/.", b"/..")) or raw.rstrip(b"/") in (b".", b"..")
+    return parts, ends_in_dot or raw.endswith(b"/"), ends_in_dot

@@ -81,8 +81,10 @@ class Store:
 
     def flush(self, volume: LiveVolume) -> None:
         """Push everything buffered into trees and the inode file; the volume calls it when a CP begins."""
-        del volume
-        for inode in self.inodes.dirty:
+        dirty = self.inodes.dirty
+        if dirty:
+            volume.active.is_dirty = True
+        for inode in dirty:
             if inode.directory is not None:
                 inode.directory.flush()
             tree = inode.tree
@@ -293,6 +295,7 @@ class Store:
             inode.nlink += 2 if inode.is_directory else 1
             inode.parent = parent.number
             parent.nlink += inode.is_directory
+            self.inodes.mark_dirty(inode)
         parent.n_entries += len(children)
         self._entries_changed(parent, directory)
 

@@ -1,0 +1,132 @@
+"""Modes, owners, times, extended attributes, ACLs, DOS attributes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockplane.filesystem import DOS_HIDDEN, DOS_READ_ONLY, FileSystem
+from blockplane.filesystem.acl import GROUP_OBJ, MASK, OTHER, USER, USER_OBJ, AclEntry, decode_acl, encode_acl
+from blockplane.filesystem.attributes import decode_attributes, encode_attributes
+from blockplane.filesystem.errors import InvalidRequestError, NoAttributeError, TooLargeError
+from blockplane.volume import Volume
+
+NONE = 0xFFFFFFFF
+ACL = [
+    AclEntry(USER_OBJ, 7, NONE), AclEntry(USER, 5, 1000), AclEntry(GROUP_OBJ, 6, NONE), AclEntry(MASK, 5, NONE),
+    AclEntry(OTHER, 0, NONE),
+]  # fmt: skip
+
+
+def test_mode_owner_times(volume: Volume, fs: FileSystem) -> None:
+    fs.write_bytes("/f", b"")
+    fs.chmod("/f", 0o6751)
+    fs.chown("/f", 12, 34)
+    fs.chown("/f", -1, 4294967295)
+    fs.utime("/f", ns=(-1, 1 << 62), created_ns=5)
+    volume.sync()
+    status = fs.stat("/f")
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o6751, 12, 4294967295)
+    assert (status.st_atime_ns, status.st_mtime_ns, status.st_birthtime_ns) == (-1, 1 << 62, 5)
+    with pytest.raises(InvalidRequestError):
+        fs.chown("/f", 1 << 32, 0)
+
+
+@given(st.dictionaries(st.binary(min_size=1, max_size=255).filter(lambda n: b"\0" not in n), st.binary(max_size=2000)))
+def test_the_byte_string_of_attributes(attributes: dict[bytes, bytes]) -> None:
+    assert decode_attributes(encode_attributes(attributes), 5) == attributes
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 113, 4096, 65536])
+def test_attributes_of_all_sizes(volume: Volume, fs: FileSystem, size: int) -> None:
+    fs.write_bytes("/f", b"content")
+    fs.setxattr("/f", "user.a", b"v" * size)
+    fs.setxattr("/f", b"security.b", b"w")
+    volume.sync()
+    assert fs.listxattr("/f") == ["security.b", "user.a"]
+    assert (fs.getxattr("/f", "user.a"), fs.getxattr("/f", "security.b")) == (b"v" * size, b"w")
+    assert fs.check().problems == []
+    fs.removexattr("/f", "user.a")
+    assert fs.listxattr("/f") == ["security.b"]
+    fs.removexattr("/f", "security.b")
+    volume.sync()
+    assert fs.n_inodes == 2
+    assert fs.check().problems == []
+
+
+def test_attributes_go_with_the_file(volume: Volume, fs: FileSystem) -> None:
+    fs.write_bytes("/f", b"")
+    fs.setxattr("/f", "user.big", b"x" * 5000)
+    assert fs.n_inodes == 3
+    fs.unlink("/f")
+    volume.sync()
+    assert fs.n_inodes == 1
+    assert fs.check().problems == []
+
+
+def test_wrong_attributes_are_refused(fs: FileSystem) -> None:
+    fs.write_bytes("/f", b"")
+    with pytest.raises(NoAttributeError) as caught:
+        fs.getxattr("/f", "user.none")
+    assert caught.value.errno == errno.ENODATA
+    with pytest.raises(NoAttributeError):
+        fs.setxattr("/f", "user.a", b"", os.XATTR_REPLACE)
+    fs.setxattr("/f", "user.a", b"")
+    with pytest.raises(FileExistsError):
+        fs.setxattr("/f", "user.a", b"", os.XATTR_CREATE)
+    with pytest.raises(TooLargeError):
+        fs.setxattr("/f", "user.a", b"x" * 65537)
+    with pytest.raises(InvalidRequestError):
+        fs.setxattr("/f", "nonamespace", b"")
+    with pytest.raises(InvalidRequestError):
+        fs.setxattr("/f", "system.posix_acl_access", b"junk")
+    for i in range(15):
+        fs.setxattr("/f", f"user.{i}", b"x" * 65536)
+    with pytest.raises(TooLargeError):
+        fs.setxattr("/f", "user.last", b"x" * 65536)
+    assert len(fs.listxattr("/f")) == 16
+
+
+def test_an_acl_and_the_mode_follow_each_other(fs: FileSystem) -> None:
+    fs.write_bytes("/f", b"")
+    fs.chmod("/f", 0o644)
+    fs.setxattr("/f", "system.posix_acl_access", encode_acl(ACL))
+    assert stat.S_IMODE(fs.stat("/f").st_mode) == 0o750
+    fs.chmod("/f", 0o604)
+    entries = decode_acl(fs.getxattr("/f", "system.posix_acl_access"))
+    assert entries == [
+        ACL[0]._replace(permissions=6),
+        *ACL[1:3],
+        ACL[3]._replace(permissions=0),
+        ACL[4]._replace(permissions=4),
+    ]
+    with pytest.raises(InvalidRequestError):
+        fs.setxattr("/f", "system.posix_acl_default", encode_acl(ACL))
+    fs.mkdir("/d")
+    fs.setxattr("/d", "system.posix_acl_default", encode_acl(ACL))
+    assert decode_acl(fs.getxattr("/d", "system.posix_acl_default")) == ACL
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [ACL[:3], ACL[1:], [*ACL, ACL[-1]], list(reversed(ACL)), [ACL[0]._replace(permissions=8), *ACL[1:]],
+     [ACL[0], ACL[1]._replace(tag=3), *ACL[2:]]],
+)  # fmt: skip
+def test_impossible_acls(entries: list[AclEntry]) -> None:
+    assert decode_acl(encode_acl(entries)) is None
+
+
+def test_dos_attributes_and_nfs_acls_are_kept(volume: Volume, fs: FileSystem) -> None:
+    fs.write_bytes("/f", b"")
+    fs.set_dos_attributes("/f", DOS_READ_ONLY | DOS_HIDDEN)
+    fs.setxattr("/f", "system.nfs4_acl", bytes(range(200)))
+    snapshot = FileSystem(volume.snapshot("s"))
+    assert snapshot.get_dos_attributes("/f") == DOS_READ_ONLY | DOS_HIDDEN
+    assert snapshot.getxattr("/f", "system.nfs4_acl") == bytes(range(200))
+    with pytest.raises(InvalidRequestError):
+        fs.set_dos_attributes("/f", 64)

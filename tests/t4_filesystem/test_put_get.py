@@ -1,0 +1,243 @@
+"""put and get: what goes in comes out equal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from blockplane.filesystem import FileSystem
+from blockplane.filesystem.errors import InvalidRequestError, NotFoundError
+from blockplane.model import NoSpaceError
+from blockplane.volume import Volume
+from equality import differences, host_tree, volume_tree
+from hosttrees import make_everything
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    make_everything(tmp_path / "source")
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def volume(tmp_path: Path):  # type: ignore[no-untyped-def]
+    with Volume.create(tmp_path / "vol", disks=4, size="64M") as made:
+        yield made
+
+
+def test_everything_goes_in_and_out_equal(tmp_path: Path, source: Path, volume: Volume, fs: FileSystem) -> None:
+    report = fs.put(source, "/copy")
+    assert report.skipped == []
+    assert differences(host_tree(source), volume_tree(fs, "/copy")) == []
+    volume.sync()
+    assert fs.check().problems == []
+    volume.close()
+    with Volume.open(tmp_path / "vol") as again:
+        fs = FileSystem(again)
+        assert differences(host_tree(source), volume_tree(fs, "/copy")) == []
+        got = fs.get("/copy", tmp_path / "out")
+        assert got.skipped == []
+        assert differences(host_tree(source), host_tree(tmp_path / "out")) == []
+        assert (got.n_files, got.n_bytes > 0) == (sum(item.kind == "file" for item in set_of_inodes(source)), True)
+        assert fs.check().problems == []
+
+
+def set_of_inodes(top: Path) -> list:  # type: ignore[type-arg]
+    """One item per inode."""
+    seen = set()
+    found = []
+    for name, item in host_tree(top).items():
+        if not item.links or item.links not in seen:
+            seen.add(item.links)
+            found.append(item)
+        assert name
+    return found
+
+
+def test_get_out_of_a_snapshot(tmp_path: Path, source: Path, volume: Volume, fs: FileSystem) -> None:
+    fs.put(source, "/copy")
+    snapshot = volume.snapshot("s")
+    before = host_tree(source)
+    fs.rmtree("/copy/sub")
+    fs.write_bytes("/copy/file9", b"changed")
+    volume.sync()
+    FileSystem(snapshot).get("/copy", tmp_path / "out")
+    assert differences(before, host_tree(tmp_path / "out")) == []
+
+
+def test_what_is_not_yet_committed_is_got_too(tmp_path: Path, fs: FileSystem) -> None:
+    fs.write_bytes("/f", b"x" * 10000)
+    fs.put(__file__, "/f2")
+    fs.get("/", tmp_path / "out")
+    assert (tmp_path / "out/f").read_bytes() == b"x" * 10000
+    assert (tmp_path / "out/f2").read_bytes() == Path(__file__).read_bytes()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_names_as_cp_gives_them(tmp_path: Path, fs: FileSystem, is_there: bool, slash: str) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/f").write_bytes(b"1")
+    if is_there:
+        fs.mkdir("/d")
+    fs.put(f"{tmp_path}/s{slash}", "/d")
+    assert fs.listdir("/d") == (["s"] if is_there else ["f"])
+    out = tmp_path / "out"
+    if is_there:
+        out.mkdir()
+    fs.get(f"/d{slash}", out)
+    assert os.listdir(out) == ["d"] if is_there else fs.listdir("/d")
+
+
+def test_a_dot_gives_the_content(tmp_path: Path, fs: FileSystem) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/f").write_bytes(b"1")
+    fs.put(f"{tmp_path}/s/.", "/")
+    assert fs.listdir() == ["f"]
+    fs.get("/.", tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["f"]
+
+
+def test_a_file_over_a_file_and_into_a_directory(tmp_path: Path, fs: FileSystem) -> None:
+    (tmp_path / "f").write_bytes(b"new")
+    fs.mkdir("/d")
+    fs.put(tmp_path / "f", "/d")
+    fs.write_bytes("/g", b"old content")
+    fs.link("/g", "/other")
+    fs.put(tmp_path / "f", "/g")
+    assert (fs.read_bytes("/d/f"), fs.read_bytes("/g"), fs.read_bytes("/other")) == (b"new", b"new", b"old content")
+    (tmp_path / "out").mkdir()
+    fs.get("/g", tmp_path / "out")
+    fs.get("/d/f", tmp_path / "out" / "g2")
+    assert sorted(os.listdir(tmp_path / "out")) == ["g", "g2"]
+    assert fs.check().problems == []
+
+
+def test_merging_into_what_is_there(tmp_path: Path, source: Path, fs: FileSystem) -> None:
+    fs.makedirs("/d/source/sub")
+    fs.write_bytes("/d/source/sub/mine", b"stays")
+    fs.write_bytes("/d/source/file3", b"goes")
+    fs.put(source, "/d")
+    expected = host_tree(source)
+    found = volume_tree(fs, "/d/source")
+    assert fs.read_bytes("/d/source/sub/mine") == b"stays"
+    del found["sub/mine"]
+    assert differences(expected, found) == []
+    assert fs.check().problems == []
+
+
+def test_types_in_the_way(tmp_path: Path, fs: FileSystem) -> None:
+    (tmp_path / "s/a").mkdir(parents=True)
+    (tmp_path / "s/b").write_bytes(b"")
+    fs.makedirs("/t/b/x")
+    fs.write_bytes("/t/a", b"")
+    report = fs.put(f"{tmp_path}/s/.", "/t")
+    assert sorted(os.path.basename(path) for path, _ in report.skipped) == ["a", "b"]
+    assert fs.is_dir("/t/b/x")
+    assert fs.is_file("/t/a")
+
+
+def test_missing_and_unreadable_sources(tmp_path: Path, fs: FileSystem) -> None:
+    with pytest.raises(NotFoundError):
+        fs.put(tmp_path / "nothing", "/")
+    with pytest.raises(NotFoundError):
+        fs.get("/nothing", tmp_path / "out")
+    with pytest.raises(NotFoundError):
+        fs.put(tmp_path, "/no/such/place")
+    with pytest.raises(InvalidRequestError):
+        fs.put(tmp_path, "/", delete=True)
+    assert fs.listdir() == []
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "s").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / "s" / name).write_bytes(name.encode() * 5000)
+    real = os.open
+
+    def refuse(path: object, *rest: object, **more: object) -> int:
+        if os.fsdecode(path).endswith("/b"):  # type: ignore[arg-type]
+            raise PermissionError(13, "Permission denied")
+        return real(path, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refuse)
+    report = fs.put(tmp_path / "s", "/s")
+    assert [os.path.basename(path) for path, _ in report.skipped] == ["b"]
+    assert fs.listdir("/s") == ["a", "c"]
+    assert fs.check().problems == []
+
+
+@pytest.mark.parametrize("change", [-30_000, +30_000, -200_000])
+def test_a_file_that_changes_its_size_meanwhile(
+    tmp_path: Path, fs: FileSystem, monkeypatch: pytest.MonkeyPatch, change: int
+) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 200_000)
+    status = os.stat(path)
+    path.write_bytes(b"y" * (200_000 + change))
+    monkeypatch.setattr(os, "lstat", lambda _path: status)
+    fs.put(path, "/f")
+    assert fs.read_bytes("/f") == b"y" * min(200_000, 200_000 + change)
+    assert fs.check().problems == []
+
+
+def test_a_put_that_fills_the_volume(tmp_path: Path) -> None:
+    source = tmp_path / "s"
+    source.mkdir()
+    for i in range(40):
+        (source / f"f{i}").write_bytes(os.urandom(1 << 20))
+    with Volume.create(tmp_path / "vol", disks=1, size="24M") as volume:
+        fs = FileSystem(volume)
+        fs.write_bytes("/kept", b"k" * 100_000)
+        volume.sync()
+        with pytest.raises(NoSpaceError):
+            fs.put(source, "/s")
+        volume.sync()
+        assert fs.check().problems == []
+        assert fs.read_bytes("/kept") == b"k" * 100_000
+        for name in fs.listdir("/s"):
+            assert fs.read_bytes(f"/s/{name}") == (source / name).read_bytes()
+        fs.rmtree("/s")
+        volume.sync()
+        volume.sync()
+        shutil.rmtree(source)
+        source.mkdir()
+        (source / "small").write_bytes(b"z" * (8 << 20))
+        fs.put(source, "/s")
+        assert fs.stat("/s/small").st_size == 8 << 20
+
+
+def test_a_file_of_many_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, volume: Volume, fs: FileSystem
+) -> None:
+    monkeypatch.setattr("blockplane.filesystem.copyin._BATCH_BYTES", 1 << 20)
+    data = os.urandom(20 << 20)
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/big").write_bytes(data)
+    (tmp_path / "s/z").write_bytes(b"behind")
+    fs.put(tmp_path / "s", "/s")
+    volume.sync()
+    assert fs.read_bytes("/s/big") == data
+    assert fs.check().problems == []
+    fs.get("/s", tmp_path / "out")
+    assert differences(host_tree(tmp_path / "s"), host_tree(tmp_path / "out")) == []
+
+
+def test_progress_is_told(tmp_path: Path, source: Path, fs: FileSystem) -> None:
+    events: list[tuple[str, int]] = []
+    fs.put(source, "/s", progress=lambda event: events.append((event.phase, event.done_bytes)))
+    fs.get("/s", tmp_path / "out", progress=lambda event: events.append((event.phase, event.done_bytes)))
+    assert {phase for phase, _ in events} == {"put", "get"}
+    assert all(done >= 0 for _, done in events)
+
+
+def test_modes_and_types_by_themselves(fs: FileSystem, source: Path) -> None:
+    fs.put(source, "/s")
+    assert stat.S_ISFIFO(fs.stat("/s/fifo").st_mode)
+    assert stat.S_ISSOCK(fs.stat("/s/socket").st_mode)
+    assert fs.stat("/s/fifo").st_nlink == 2
+    assert fs.stat("/s/all hole").st_blocks == 0
