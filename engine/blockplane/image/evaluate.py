@@ -54,12 +54,12 @@ class Evaluation:
     owned : for each operand the blocks of the first formula that are to be read from it: the first operand, in the
         order given, that holds the block at the place the result means. Operands that own nothing have an empty
         plane.
-    n_reads : blockmap leaves and nodes read from disks.
+    n_leaves : blockmap leaves read.
     """
 
     planes: tuple[Plane, ...]
     owned: tuple[Plane, ...]
-    n_reads: int
+    n_leaves: int
 
 
 def evaluate(formulas: Sequence[Formula], operands: Sequence[Operand], n_blocks: int) -> Evaluation:
@@ -70,11 +70,12 @@ def evaluate(formulas: Sequence[Formula], operands: Sequence[Operand], n_blocks:
     Reads at most each operand's version of the leaves in which the operands differ. Memory: a group of leaves for each
     operand (1 MiB), and the results.
     """
-    before = sum(operand.blockmap.n_reads for operand in operands)
     builders = [Plane.builder(n_blocks) for _ in formulas]
     sole = positive(formulas[0])
     owners = [Plane.builder(n_blocks) for _ in operands] if len(sole) > 1 else []
+    n_leaves = 0
     for group in _groups(formulas, operands, n_blocks):
+        n_leaves += group.n_leaves
         for builder, leaves in zip(builders, group.results, strict=True):
             _append(builder, group.first_leaf, leaves, n_blocks)
         for builder, leaves in zip(owners, group.owners(), strict=True) if owners else ():
@@ -84,7 +85,7 @@ def evaluate(formulas: Sequence[Formula], operands: Sequence[Operand], n_blocks:
         owned = tuple(builder.finish() for builder in owners)
     else:
         owned = tuple(planes[0] if i in sole else Plane.empty(n_blocks) for i in range(len(operands)))
-    return Evaluation(planes, owned, sum(operand.blockmap.n_reads for operand in operands) - before)
+    return Evaluation(planes, owned, n_leaves)
 
 
 def is_empty(formula: Formula, operands: Sequence[Operand], n_blocks: int) -> bool:
@@ -195,6 +196,7 @@ class _Group:
         self._bits: dict[int, Leaves] = {}
         self._plans: dict[tuple[int, ...], list[int]] = {}
         self.results: list[Leaves] = []
+        self.n_leaves = 0
 
     def evaluate(self) -> bool:
         """Read what is needed and compute the results; False: nothing here, and `results` is not there."""
@@ -250,6 +252,7 @@ class _Group:
             for start, stop in _runs(sorted(leaves)):
                 out = bits[start:stop].reshape(-1).view(np.uint8)
                 self._operands[i].blockmap.read(self.first_leaf + start, stop - start, out)
+                self.n_leaves += stop - start
             self._bits[i] = bits
 
     def owners(self) -> list[Leaves]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from blockplane.image import expression as language
-from blockplane.image.evaluate import evaluate, is_empty
+from blockplane.image.evaluate import Evaluation, evaluate, is_empty
 from blockplane.image.expression import ACTIVE, Chain, Expression, Meet, Name, Sign, Span
 from blockplane.image.formula import Common, Formula, Sums, Var, difference, positive, sum_of, variables
 from blockplane.image.layout import Layout
@@ -49,7 +49,7 @@ class Image:
     arriving : snapshots that are whole in image + base, newest first; the top is the first of them when it is complete.
     left_out : snapshots of the top's list that are regular here and do not arrive whole.
     owners : states from which blocks are read, and which.
-    n_planning_reads : blocks read to find all this.
+    n_planning_reads, n_planning_leaves : blocks, and blockmap leaves among them, read to find all this.
     """
 
     def __init__(
@@ -67,30 +67,51 @@ class Image:
         self._top, self._base = top, base
         self.top, self.base = top.record, base.record if base is not None else None
         self.image_id = os.urandom(16)
-        reads = sum(term.state.blockmap.n_reads for term in terms)
-        n_blocks = max(store.geometry.n_blocks, *(term.state.space_blocks for term in terms))
-        self.space_blocks = n_blocks
-        arriving, left_out = self._arrivals(known, n_blocks)
-        self.complete = bool(arriving) and arriving[0] is top
-        self.arriving = [term.record for term in arriving if term.record is not None]
-        self.left_out = left_out
-        after = [term.state for term in arriving] or [top.state]
-        index = {id(term.state): i for i, term in enumerate(terms)}
-        extra = [state for state in after if id(state) not in index]
-        operands = [*(term.state for term in terms), *extra]
-        numbers = {id(state): i for i, state in enumerate(operands)}
-        formulas = [formula]
-        if base is not None:
-            formulas.append(sum_of([numbers[id(base.state)]], [numbers[id(state)] for state in after]))
-        found = evaluate(formulas, operands, n_blocks)
-        self.plane = found.planes[0]
-        self.dropped = found.planes[1] - self.plane if base is not None else Plane.empty(n_blocks)
-        self.owners = [
-            (term.state, owned) for term, owned in zip(terms, found.owned, strict=False) if len(owned) or term is top
-        ]
-        self.owners.sort(key=lambda owner: owner[0] is not top.state)
-        self.n_planning_reads = sum(term.state.blockmap.n_reads for term in terms) - reads
+        self.space_blocks = max(store.geometry.n_blocks, *(term.state.space_blocks for term in terms))
         self._layout: Layout | None = None
+        before = sum(term.state.blockmap.n_reads for term in terms)
+        arriving = [term for term in terms if term is not base and term.record is not None and self._is_whole(term)]
+        found = self._evaluate(arriving)
+        more = self._others_that_arrive(known, found.planes[0])
+        if more:
+            arriving = sorted((*arriving, *more), key=lambda term: (term is top, term.age_key), reverse=True)
+            found = self._evaluate(arriving)
+        self.n_planning_reads = sum(term.state.blockmap.n_reads for term in terms) - before
+        self.n_planning_leaves = found.n_leaves
+        self.plane = found.planes[0]
+        self.dropped = found.planes[1] - self.plane if base is not None else Plane.empty(self.space_blocks)
+        self.owners = self._owners(found)
+        self.complete = top in arriving
+        self.arriving = [term.record for term in arriving if term.record is not None]
+        there = {record.id for record in self.arriving} | ({self.base.id} if self.base is not None else set())
+        listed = {record.id: record for record in (*self.records(), *known)}
+        self.left_out = [record for record in listed.values() if record.id not in there]
+
+    def _evaluate(self, arriving: Sequence[Term]) -> Evaluation:
+        """Evaluate the image and, over a base, what of the base nothing that arrives holds."""
+        extra = [term.state for term in arriving if term not in self._terms]
+        operands = [*(term.state for term in self._terms), *extra]
+        formulas = [self._formula]
+        if self._base is not None:
+            after = [term.state for term in arriving] or [self._top.state]
+            formulas.append(sum_of([self._terms.index(self._base)], [operands.index(state) for state in after]))
+        return evaluate(formulas, operands, self.space_blocks)
+
+    def _owners(self, found: Evaluation) -> list[tuple[State, Plane]]:
+        """Return the states that blocks are read from, the top first."""
+        parts = zip(self._terms, found.owned, strict=False)
+        owners = [(term.state, owned) for term, owned in parts if len(owned) or term is self._top]
+        return sorted(owners, key=lambda owner: owner[0] is not self._top.state)
+
+    def _others_that_arrive(self, known: Sequence[SnapshotRecord], plane: Plane) -> list[Term]:
+        """Return snapshots of the top's list that are no terms and yet whole in image + base.
+
+        A state root belongs to its own snapshot alone: where it is not in the image nothing else needs to be looked at.
+        """
+        mine = {record.id for record in self.records()}
+        near = [record for record in known if record.id not in mine and record.root.number in plane]
+        terms = [Term(record.name, record, self.store.state(record.name)) for record in near]
+        return [term for term in terms if self._is_whole(term)]
 
     @property
     def n_blocks(self) -> int:
@@ -150,31 +171,15 @@ class Image:
             raise RefusedError(f"snapshot {self._top.name} would not be whole at the destination", "send a sum with it")
         return self.top
 
-    def _arrivals(self, known: Sequence[SnapshotRecord], n_blocks: int) -> tuple[list[Term], list[SnapshotRecord]]:
-        """Return the snapshots that are whole in image + base, newest first, and the records of those that are not."""
-        own = {term.record.id: term for term in self._terms if term.record is not None}
-        base_id = self.base.id if self.base is not None else None
-        candidates = [*known] if self.top is None else [self.top, *(r for r in known if r.id != self.top.id)]
-        arriving: list[Term] = []
-        left_out: list[SnapshotRecord] = []
-        for record in candidates:
-            if record.id == base_id:
-                continue
-            term = own.get(record.id) or Term(record.name, record, self.store.state(record.name))
-            if self._is_whole(term, n_blocks):
-                arriving.append(term)
-            else:
-                left_out.append(record)
-        return arriving, left_out
-
-    def _is_whole(self, term: Term, n_blocks: int) -> bool:
-        states = [other.state for other in self._terms]
-        number = next((i for i, other in enumerate(self._terms) if other is term), len(states))
-        operands = states if number < len(states) else [*states, term.state]
+    def _is_whole(self, term: Term) -> bool:
+        """Tell whether a snapshot is whole in image + base; a term of the sum is, and nothing is read to know it."""
+        operands = [other.state for other in self._terms]
+        if term.state not in operands:
+            operands.append(term.state)
         missing: list[Formula] = [self._formula]
         if self._base is not None:
             missing.append(Var(self._terms.index(self._base)))
-        return is_empty(difference(Var(number), *missing), operands, n_blocks)
+        return is_empty(difference(Var(operands.index(term.state)), *missing), operands, self.space_blocks)
 
 
 def build(

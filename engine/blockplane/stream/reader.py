@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from blockplane.image.extents import numbers_in
-from blockplane.model.addresses import BLOCK_BYTES, Bytes, Extents
+from blockplane.model.addresses import BLOCK_BYTES, Bytes
 from blockplane.model.checks import crc32c, first_bad_block
 from blockplane.model.errors import (
     BlockplaneError,
@@ -158,17 +158,20 @@ class StreamReader:
             self._read_end()
             return None
         self._held = None
-        self._check_extents(head.extents())
+        self._check_extents(head)
         self._payload_due = head.payload_bytes
         self._n_data_frames += 1
         self._n_blocks += head.n_blocks
         return head
 
-    def _check_extents(self, extents: Extents) -> None:
+    def _check_extents(self, head: FrameHead) -> None:
+        extents = head.extents()
         starts, counts = extents[:, 0], extents[:, 1] - extents[:, 0]
         space = self.header.space_blocks
         if (starts < 0).any() or (counts <= 0).any() or (counts > space).any() or (starts > space - counts).any():
-            raise StreamDamagedError(f"frame {self._sequence - 1} names blocks outside the stream's space", _AGAIN)
+            raise StreamDamagedError(f"frame {head.sequence} names blocks outside the stream's space", _AGAIN)
+        if int(counts.sum()) != head.n_blocks:
+            raise StreamDamagedError(f"frame {head.sequence} holds {head.n_blocks} blocks and names others", _AGAIN)
 
     def read_payload(self, buffers: Sequence[memoryview]) -> None:
         """Read the blocks of the data frame into buffers whose sizes add up to its payload; unverified."""

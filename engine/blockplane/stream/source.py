@@ -62,7 +62,7 @@ class StreamFile:
 
     def _trailer(self) -> Trailer:
         offset = self._n_bytes - codec.TRAILER_FRAME_BYTES
-        head, payload = self._frame(max(offset, 0), None)
+        head, payload = self._frame(max(offset, 0))
         if head.kind is not FrameKind.TRAILER:
             raise self._truncated()
         trailer = codec.decode_trailer(payload)
@@ -75,7 +75,7 @@ class StreamFile:
     def _truncated(self) -> StreamTruncatedError:
         return StreamTruncatedError(f"{self.path} does not end with a trailer", "it was cut off; fetch the rest")
 
-    def _frame(self, offset: int, sequence: int | None) -> tuple[FrameHead, bytes]:
+    def _frame(self, offset: int) -> tuple[FrameHead, bytes]:
         """Read a whole frame that is not data."""
         fixed = os.pread(self._fd, codec.FRAME_FIXED_BYTES, offset)
         if len(fixed) < codec.FRAME_FIXED_BYTES or not fixed.startswith(codec.FRAME_MAGIC):
@@ -83,7 +83,7 @@ class StreamFile:
         head = codec.decode_frame_fixed(fixed)
         table = os.pread(self._fd, head.head_bytes - len(fixed), offset + len(fixed))
         payload = os.pread(self._fd, head.payload_bytes, offset + head.head_bytes)
-        head = codec.decode_frame_head(fixed, table, self.map.header.tag, head.sequence if sequence is None else sequence)
+        head = codec.decode_frame_head(fixed, table, self.map.header.tag, head.sequence)
         if len(payload) != head.payload_bytes or crc32c(payload) != head.payload_crc:
             raise StreamDamagedError(f"a frame of {self.path} does not match its checksum", "fetch the stream again")
         return head, payload
@@ -92,7 +92,7 @@ class StreamFile:
         parts: list[np.ndarray[tuple[int], np.dtype[np.void]]] = []
         offset, n_left = trailer.index_offset, trailer.n_index
         while n_left > 0:
-            head, payload = self._frame(offset, None)
+            head, payload = self._frame(offset)
             if head.kind is not FrameKind.INDEX or head.n_items > n_left:
                 raise StreamDamagedError(f"the index of {self.path} is not where its trailer says", "fetch it again")
             parts.append(np.frombuffer(payload, INDEX_DTYPE))
@@ -174,7 +174,7 @@ class StreamChain:
             if file is None:
                 base = path[-1].map.base
                 raise StreamMismatchError(
-                    f"{path[-1].path} builds on snapshot {base.name if base else '?'}, which no stream before it brings",
+                    f"{path[-1].path} builds on snapshot {base.name if base else '?'}, which none of the others brings",
                     "name the whole chain, the full stream first",
                 )
             if path and file.map.header.space_id != path[-1].map.header.space_id:
@@ -205,7 +205,7 @@ class StreamChain:
 
     def _read(self, start: int, stop: int, out: Bytes, level: int) -> None:
         if level == len(self._path):
-            raise StreamDamagedError(f"block {start} of {self.snapshot.name} is in none of the streams", "check the chain")
+            raise StreamDamagedError(f"block {start} of {self.snapshot.name} is in none of the streams")
         vbn = start
         while vbn < stop:
             rest = out[(vbn - start) * BLOCK_BYTES :]
@@ -223,7 +223,9 @@ class StreamChain:
     def __enter__(self) -> StreamChain:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

@@ -41,11 +41,11 @@ class StreamWriter:
         self._sha = hashlib.sha256()
         self._sequence = 0
         self._n_data_frames = self._n_blocks = self._n_index = 0
-        self._index = tempfile.SpooledTemporaryFile(max_size=_INDEX_MEMORY_BYTES)  # noqa: SIM115 - closed by `close`
         self.n_bytes = 0
         encoded = header.encode()
         self._sha.update(encoded)
         self._write([encoded])
+        self._index = tempfile.SpooledTemporaryFile(max_size=_INDEX_MEMORY_BYTES)  # noqa: SIM115 - closed by `close`
 
     def close(self) -> None:
         """Release scratch; the sink is its owner's."""

@@ -1,0 +1,83 @@
+"""Formulas over sets: evaluation, what must be known, against Python's sets."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockplane.image.formula import Common, Sums, Var, apply, needed, positive, variables
+
+N = 5
+
+
+def formulas(n=N):
+    leaves = st.integers(0, n - 1).map(Var)
+
+    def joined(parts):
+        several = st.lists(parts, min_size=1, max_size=4)
+        signs = st.lists(st.sampled_from("+-"), min_size=4, max_size=4)
+        sums = st.tuples(several, signs).map(
+            lambda p: Sums(tuple(("+" if i == 0 else p[1][i], f) for i, f in enumerate(p[0])))
+        )
+        return st.one_of(sums, several.map(lambda parts: Common(tuple(parts))))
+
+    return st.recursive(leaves, joined, max_leaves=10)
+
+
+def by_sets(formula, sets):
+    if isinstance(formula, Var):
+        return sets[formula.index]
+    if isinstance(formula, Common):
+        return set.intersection(*(by_sets(part, sets) for part in formula.terms))
+    total: set[int] = set()
+    for sign, part in formula.terms:
+        total = total | by_sets(part, sets) if sign == "+" else total - by_sets(part, sets)
+    return total
+
+
+def words(numbers):
+    out = np.zeros(1, np.uint64)
+    for n in numbers:
+        out[0] |= np.uint64(1) << np.uint64(n)
+    return out
+
+
+@given(formulas(), st.lists(st.sets(st.integers(0, 63)), min_size=N, max_size=N))
+def test_apply_is_set_algebra(formula, sets):
+    values = [words(s) if s else None for s in sets]
+    found = apply(formula, values)
+    assert (0 if found is None else int(found[0])) == int(words(by_sets(formula, sets))[0])
+
+
+@given(formulas(), st.lists(st.integers(-1, N - 1), min_size=N, max_size=N), st.data())
+def test_needed_is_exactly_what_the_result_depends_on(formula, raw, data):
+    classes = [min((i for i in range(N) if raw[i] == raw[k]), default=k) if raw[k] >= 0 else -1 for k in range(N)]
+    sets = [data.draw(st.sets(st.integers(0, 31))) for _ in range(N)]
+    whole = [set() if c < 0 else sets[c] for c in classes]
+    must = needed(formula, classes)
+    partly = [sets[c] if c in must else set() for c in classes]
+    assert by_sets(formula, whole) == by_sets(formula, partly)
+    if not must:
+        assert by_sets(formula, whole) == set()
+
+
+@given(formulas(12), st.lists(st.integers(-1, 11), min_size=12, max_size=12))
+def test_with_many_classes_emptiness_is_never_claimed_wrongly(formula, raw):
+    classes = [raw.index(c) if c >= 0 else -1 for c in raw]
+    if not needed(formula, classes):
+        sets = [set() if c < 0 else {c, 100 + c} for c in classes]
+        assert by_sets(formula, sets) == set()
+        assert by_sets(formula, [set() if c < 0 else set(range(c, 40, 3)) for c in classes]) == set()
+
+
+def test_long_sums_minus_one_of_them():
+    many = Sums((*(("+", Var(i)) for i in range(40)), ("-", Var(40))))
+    assert needed(many, [*(40 if i % 2 else -1 for i in range(40)), 40]) == frozenset()
+    assert needed(many, [*range(40), 40])
+
+
+def test_positive_and_variables():
+    formula = Sums((("+", Var(0)), ("-", Var(1)), ("+", Common((Var(2), Var(3))))))
+    assert positive(formula) == {0, 2}
+    assert variables(formula) == {0, 1, 2, 3}

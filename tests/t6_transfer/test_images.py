@@ -1,0 +1,220 @@
+"""Images of a volume against Python sets: counts, disks, tops, bases, what arrives, what is left out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blockplane.image import build, freed
+from blockplane.image.expression import Chain, Meet, Name, Span, parse
+from blockplane.image.extents import numbers_in
+from blockplane.image.order import windows
+from blockplane.model import ExpressionError, NoSuchSnapshotError, RefusedError, UsageError
+from blockplane.transfer.send import ImageSending
+from streams.volumes import Files, fresh, members
+
+NAMES = ["a", "b", "c", "d", "e"]
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory):
+    """Five snapshots; c was deleted from under its neighbours' feet before e was made."""
+    rng = np.random.default_rng(7)
+    volume = fresh(tmp_path_factory.mktemp("images") / "vol", size="16M")
+    files = Files(volume, rng)
+    for i, name in enumerate([*NAMES[:2], "gone", *NAMES[2:]]):
+        files.write(i + 1, 0, 300)
+        if i:
+            files.write(1, int(rng.integers(200)), 30)
+            files.punch(i, 50, 90)
+        volume.snapshot(name)
+        if name == "c":
+            volume.delete_snapshot("gone")
+    yield volume
+    volume.close()
+
+
+@pytest.fixture(scope="module")
+def sets(volume):
+    return {name: members(volume.get_snapshot(name).plane) for name in NAMES}
+
+
+def by_sets(node, sets):
+    if isinstance(node, Name):
+        return sets[node.text]
+    if isinstance(node, Span):
+        inside = NAMES[NAMES.index(node.first.text) : NAMES.index(node.last.text) + 1]
+        return set().union(*(sets[name] for name in inside))
+    if isinstance(node, Meet):
+        return set.intersection(*(by_sets(part, sets) for part in node.terms))
+    assert isinstance(node, Chain)
+    total: set[int] = set()
+    for sign, part in node.terms:
+        total = total | by_sets(part, sets) if sign == "+" else total - by_sets(part, sets)
+    return total
+
+
+TERMS = st.one_of(
+    st.sampled_from(NAMES),
+    st.tuples(st.integers(0, 4), st.integers(0, 4)).map(lambda p: f"{NAMES[min(p)]}..{NAMES[max(p)]}"),
+)
+TEXTS = st.recursive(
+    TERMS,
+    lambda t: st.one_of(
+        st.tuples(t, st.sampled_from([" + ", " - ", " & "]), t).map("".join), t.map(lambda text: f"({text})")
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150)
+@given(text=TEXTS)
+def test_an_image_is_exactly_its_expression(volume, sets, text):
+    node = parse(text)
+    positive, every = used(node)
+    if max(every) > max(positive):
+        with pytest.raises(UsageError, match="is no ancestor of"):
+            build(volume, text)
+        return
+    image = build(volume, text)
+    expected = by_sets(node, sets)
+    assert image.top.name == NAMES[max(positive)]
+    assert members(image.plane) == expected
+    assert (image.n_blocks, image.n_bytes) == (len(expected), 4096 * len(expected))
+    assert sum(image.blocks_per_disk) == len(expected)
+    owned = [members(plane) for _, plane in image.owners]
+    assert set().union(*owned) == expected
+    assert sum(len(part) for part in owned) == len(expected)
+
+
+def used(node):
+    """Indexes of the snapshots that can add blocks, and of all."""
+    if isinstance(node, Name):
+        return {NAMES.index(node.text)}, {NAMES.index(node.text)}
+    if isinstance(node, Span):
+        inside = set(range(NAMES.index(node.first.text), NAMES.index(node.last.text) + 1))
+        return inside, inside
+    if isinstance(node, Meet):
+        parts = [used(part) for part in node.terms]
+        return parts[0][0], set().union(*(every for _, every in parts))
+    parts = [(sign, *used(part)) for sign, part in node.terms]
+    positive = set().union(*(p for sign, p, _ in parts if sign == "+"))
+    return positive, set().union(*(every for _, _, every in parts))
+
+
+@pytest.mark.parametrize(
+    ("text", "top", "base"),
+    [("e", "e", None), ("e - c", "e", "c"), ("c + a", "c", None), ("b + e - a", "e", "a"), ("a..e - a", "e", "a")],
+)
+def test_top_and_base(volume, text, top, base):
+    image = build(volume, text)
+    assert (image.top.name, image.base.name if image.base else None, image.complete) == (top, base, True)
+
+
+def test_what_arrives_and_what_is_left_out(volume, sets):
+    for text in ("e", "e - c", "e + d - c", "a..e", "d + b - a"):
+        image = build(volume, text)
+        held = members(image.plane) | (sets[image.base.name] if image.base else set())
+        line = NAMES[: NAMES.index(image.top.name) + 1]
+        whole = [n for n in line if sets[n] <= held and (image.base is None or n != image.base.name)]
+        assert [record.name for record in image.arriving] == whole[::-1]
+        base = {image.base.name} if image.base else set()
+        assert {record.name for record in image.left_out} == set(line) - set(whole) - base
+
+
+def test_dropped_is_what_the_base_alone_holds(volume, sets):
+    image = build(volume, "e + d - b")
+    assert members(image.dropped) == sets["b"] - sets["e"] - sets["d"] - set().union(
+        *(sets[record.name] for record in image.arriving)
+    )
+
+
+def test_older_terms_are_added_and_said(volume, sets):
+    assert str(build(volume, "e - b", older="all").expression) == "e + d + c - b"
+    assert str(build(volume, "e - b", older=["c"]).expression) == "e + c - b"
+    assert str(build(volume, "e", older="all").expression) == "e + d + c + b + a"
+    image = build(volume, "e - b", older="all")
+    assert members(image.plane) == (sets["e"] | sets["d"] | sets["c"]) - sets["b"]
+
+
+def test_what_may_not_be_sent(volume):
+    for text in ("e & d", "e - c - a", "e - (c + a)", "(e - c) + d"):
+        with pytest.raises(RefusedError, match="not sent"):
+            build(volume, text).require_sendable()
+    assert build(volume, "(e + d) + c - b").require_sendable().name == "e"
+
+
+def test_names_that_are_wrong(volume):
+    with pytest.raises(NoSuchSnapshotError, match="no snapshot gone"):
+        build(volume, "e - gone")
+    with pytest.raises(UsageError, match=r"range e\.\.a"):
+        build(volume, "e..a")
+    with pytest.raises(UsageError, match="b is no ancestor of a"):
+        build(volume, "a - b")
+    with pytest.raises(ExpressionError):
+        build(volume, "e -a")
+
+
+def test_freed_is_what_no_other_holds(volume, sets):
+    live = members(volume.plane(volume.state(None)))
+    for gone in (["a"], ["b", "c"], ["e"], NAMES):
+        rest = set().union(live, *(sets[n] for n in NAMES if n not in gone))
+        assert members(freed(volume, gone)) == set().union(*(sets[n] for n in gone)) - rest
+
+
+def test_planning_reads_are_at_most_two_leaves_for_each_that_differs(volume):
+    image = build(volume, "e - d")
+    one, two = volume.state("e").blockmap, volume.state("d").blockmap
+    n = one.capacity_blocks()
+    differ = int((one.pointers(0, n)[:, 0] != two.pointers(0, n)[:, 0]).sum())
+    assert 0 < image.n_planning_leaves <= image.n_planning_reads <= 2 * differ
+
+
+@pytest.mark.parametrize("order", ["disk", "tape"])
+@pytest.mark.parametrize("window_blocks", [7, 64, 2048])
+def test_windows_hold_every_block_once_and_read_it_where_it_lies(volume, order, window_blocks):
+    image = build(volume, "e + c - a")
+    geometry, seen = volume.geometry, []
+    per_disk = dict.fromkeys(range(geometry.n_disks), -1)
+    for window in windows(image.layout, image.plane, geometry, order, window_blocks):
+        vbns = numbers_in(window.extents)
+        seen += vbns.tolist()
+        assert (window.n_blocks, len(vbns)) == (len(vbns), min(window_blocks, len(vbns)))
+        assert (np.diff(vbns) > 0).all()
+        at = np.full(len(vbns), -1)
+        for plan in window.disks:
+            dbns = numbers_in(np.column_stack((plan.dbn, plan.dbn + plan.n_blocks)))
+            where = numbers_in(np.column_stack((plan.positions, plan.positions + plan.n_blocks)))
+            at[where] = geometry.from_disk(np.full(len(dbns), plan.disk), dbns)
+            if order == "disk":
+                assert dbns[0] > per_disk[plan.disk]
+                per_disk[plan.disk] = dbns[-1]
+            assert (np.diff(dbns) > 0).all()
+        assert (at == vbns).all()
+    assert (len(seen), set(seen)) == (image.n_blocks, members(image.plane))
+    if order == "tape":
+        assert seen == sorted(seen)
+
+
+def test_disks_advance_in_proportion(volume):
+    image = build(volume, "a..e")
+    total, n = np.array(image.blocks_per_disk), image.n_blocks
+    taken = np.zeros(len(total))
+    for i, window in enumerate(windows(image.layout, image.plane, volume.geometry, "disk", 100)):
+        for plan in window.disks:
+            taken[plan.disk] += plan.n_blocks.sum()
+        assert (np.abs(taken - total * min((i + 1) * 100, n) / n) < 1.0 + 1e-9).all()
+    assert taken.tolist() == total.tolist()
+
+
+def test_expected_checks_are_those_of_the_blocks(volume):
+    image = build(volume, "e + d + b - a")
+    n_blocks = 0
+    from blockplane.model.checks import first_bad_block
+
+    for window in ImageSending(image, window_blocks=50).windows():
+        assert first_bad_block(window.buffer, numbers_in(window.extents), window.checks) == -1
+        n_blocks += len(window.checks)
+    assert n_blocks == image.n_blocks

@@ -1,0 +1,437 @@
+"""Volumes sent and received: every state equal afterwards, by path, pipe and socket; refusals that change nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import socket
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from blockplane.image import build
+from blockplane.model import (
+    ChecksumError,
+    NoSpaceError,
+    RefusedError,
+    StreamError,
+    StreamMismatchError,
+    StreamTruncatedError,
+    UsageError,
+)
+from blockplane.stream import open_stream
+from blockplane.stream import sink as sinks
+from blockplane.transfer import receive, send
+from blockplane.volume import Volume
+from blockplane.volume.state import State
+from streams.volumes import Files, contents, fresh, members
+
+
+def history(path, rng, **options) -> Volume:
+    """A source with june1, june2, june3: files written, rewritten and cut."""
+    volume = fresh(path, **options)
+    files = Files(volume, rng)
+    for number in range(1, 6):
+        files.write(number, 0, 60 * number)
+    volume.snapshot("june1")
+    files.write(2, 10, 20)
+    files.write(6, 5, 200)
+    volume.snapshot("june2")
+    files.punch(5, 100, 250)
+    files.write(1, 0, 7)
+    volume.snapshot("june3")
+    return volume
+
+
+@pytest.fixture
+def source(tmp_path, rng):
+    with history(tmp_path / "source", rng) as volume:
+        yield volume
+
+
+def stream_of(volume: Volume, text: str) -> bytes:
+    out = io.BytesIO()
+    send(build(volume, text), out)
+    return out.getvalue()
+
+
+def assert_same(one: Volume, other: Volume, *names: str) -> None:
+    for name in names:
+        mine, theirs = one.get_snapshot(name), other.get_snapshot(name)
+        assert (mine.id, members(mine.plane)) == (theirs.id, members(theirs.plane))
+        assert contents(mine.state) == contents(theirs.state)
+
+
+def everything(volume: Volume) -> dict[str, object]:
+    """All that a volume shows."""
+    states = {s.name: contents(s.state) for s in volume.snapshots}
+    return {"live": contents(volume.state(None)), **states}
+
+
+def disk_hashes(path) -> list[str]:
+    return [hashlib.sha256(disk.read_bytes()).hexdigest() for disk in sorted((path / "disks").iterdir())]
+
+
+OTHERS = [
+    {"disks": 2, "size": "16M", "parity": 0},
+    {"disks": 3, "size": "12M", "parity": 1, "chunk": "512KiB"},
+    {"disks": 6, "size": "9M", "parity": 2},
+    {"disks": 1, "size": "33M", "chunk": "disk"},
+]
+
+
+@pytest.mark.parametrize("options", OTHERS)
+def test_full_and_incremental_onto_another_geometry(tmp_path, source, options):
+    full, increment = stream_of(source, "june1"), stream_of(source, "june3 + june2 - june1")
+    report = receive(io.BytesIO(full), tmp_path / "copy", **options)
+    assert (report.arrived, report.n_blocks) == (("june1",), source.get_snapshot("june1").n_blocks)
+    report = receive(io.BytesIO(increment), tmp_path / "copy")
+    assert (report.arrived, report.base) == (("june3", "june2"), "june1")
+    with Volume.open(tmp_path / "copy") as copy:
+        assert_same(source, copy, "june1", "june2", "june3")
+        assert contents(copy.state(None)) == contents(source.state("june3"))
+        assert copy.geometry.n_disks == options["disks"]
+
+
+def test_by_default_the_source_s_geometry(tmp_path, source):
+    receive(io.BytesIO(stream_of(source, "june2")), tmp_path / "copy")
+    with Volume.open(tmp_path / "copy") as copy:
+        assert copy.geometry == source.geometry
+
+
+def test_an_image_of_an_image(tmp_path, source):
+    receive(io.BytesIO(stream_of(source, "june3 + june2 + june1")), tmp_path / "second", disks=3, size="16M")
+    with Volume.open(tmp_path / "second") as second:
+        receive(io.BytesIO(stream_of(second, "june1")), tmp_path / "third")
+        with Volume.open(tmp_path / "third") as third:
+            receive(io.BytesIO(stream_of(second, "june3 - june1")), third)
+            assert_same(source, third, "june1", "june3")
+
+
+def test_four_levels(tmp_path, rng):
+    source = fresh(tmp_path / "source", size="16M")
+    files = Files(source, rng)
+    for day in range(1, 10):
+        files.write(day, 0, 100)
+        files.write(1, 10 * day, 5)
+        source.snapshot(f"june{day}")
+    full = stream_of(source, "june3 + june2 + june1")
+    levels = ["june5 + june4 - june3", "june7 + june6 - june5", "june9 + june8 - june7"]
+    for other in (levels, ["june9 + june8 - june3"]):
+        copy = tmp_path / f"copy{len(other)}"
+        receive(io.BytesIO(full), copy, disks=3, size="40M")
+        for text in other:
+            receive(io.BytesIO(stream_of(source, text)), copy)
+        with Volume.open(copy) as volume:
+            names = [f"june{d}" for d in ([1, 2, 3, 8, 9] if len(other) == 1 else range(1, 10))]
+            assert [s.name for s in volume.snapshots] == names
+            assert_same(source, volume, *names)
+    source.close()
+
+
+def through_pipe(volume, text, target):
+    read, write = os.pipe()
+    sender = threading.Thread(target=lambda: (send(build(volume, text), write), os.close(write)))
+    sender.start()
+    report = receive(read, target)
+    sender.join()
+    os.close(read)
+    return report
+
+
+def through_socket(volume, text, target):
+    one, other = socket.socketpair()
+    sender = threading.Thread(target=lambda: (send(build(volume, text), one), one.close()))
+    sender.start()
+    report = receive(other, target)
+    sender.join()
+    other.close()
+    return report
+
+
+def through_file(volume, text, target):
+    path = f"{target}.bps"
+    send(build(volume, text), path)
+    return receive(path, target)
+
+
+@pytest.mark.parametrize("way", [through_pipe, through_socket, through_file])
+def test_ways(tmp_path, source, way):
+    way(source, "june1", tmp_path / "copy")
+    way(source, "june2 - june1", tmp_path / "copy")
+    with Volume.open(tmp_path / "copy") as copy:
+        assert_same(source, copy, "june1", "june2")
+
+
+def test_a_dry_run_says_exactly_what_is_sent(source):
+    for text in ("june1", "june3 - june1", "june1..june3"):
+        planned = send(build(source, text), None, dry_run=True)
+        assert planned.stream_bytes == len(stream_of(source, text))
+        assert planned.n_blocks == build(source, text).n_blocks
+
+
+def test_the_stream_reads_as_the_volume_does(tmp_path, source):
+    send(build(source, "june1"), tmp_path / "a.bps")
+    send(build(source, "june3 + june2 - june1"), tmp_path / "b.bps")
+    for paths in [(tmp_path / "a.bps", tmp_path / "b.bps"), (tmp_path,)]:
+        with open_stream(*paths) as chain:
+            assert [record.name for record in chain.snapshots] == ["june1", "june2", "june3"]
+            assert contents(State.open(chain)) == contents(source.state("june3"))
+            for name in ("june1", "june2"):
+                assert contents(State.open(chain.at(name))) == contents(source.state(name))
+
+
+def test_a_chain_with_a_link_missing(tmp_path, source):
+    send(build(source, "june2 - june1"), tmp_path / "b.bps")
+    with pytest.raises(StreamMismatchError, match="builds on snapshot june1"):
+        open_stream(tmp_path / "b.bps")
+    (tmp_path / "cut.bps").write_bytes((tmp_path / "b.bps").read_bytes()[:-10])
+    with pytest.raises(StreamTruncatedError):
+        open_stream(tmp_path / "cut.bps")
+    with pytest.raises(StreamError, match=r"no \.bps files"):
+        open_stream(tmp_path / "source")
+
+
+def test_a_file_appears_only_when_whole(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(sinks.FdSink, "write_all", raise_no_space)
+    with pytest.raises(NoSpaceError):
+        send(build(source, "june1"), tmp_path / "a.bps")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def raise_no_space(self, buffers):
+    raise NoSpaceError("full")
+
+
+def test_the_writer_gets_the_buffers_that_the_disks_filled(source, monkeypatch):
+    read, written = set(), set()
+    disk_type = type(source.array.disks[0])
+    original = disk_type.read_plan
+
+    def read_plan(self, blocks, n_blocks, buffer, positions, *rest):
+        address = buffer.__array_interface__["data"][0]
+        for position, count in zip(positions.tolist(), n_blocks.tolist(), strict=True):
+            read.update(address + 4096 * i for i in range(position, position + count))
+        return original(self, blocks, n_blocks, buffer, positions, *rest)
+
+    class Addresses:
+        name = "addresses"
+
+        def write_all(self, buffers):
+            for buffer in buffers:
+                if isinstance(buffer, memoryview):
+                    start = np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
+                    written.update(range(start, start + len(buffer), 4096))
+
+        def commit(self):
+            pass
+
+        close = commit
+
+    image = build(source, "june3 + june1")
+    monkeypatch.setattr(disk_type, "read_plan", read_plan)
+    monkeypatch.setattr(sys.modules["blockplane.transfer.send"], "open_sink", lambda target: Addresses())
+    send(image, "anything")
+    assert len(written) == image.n_blocks
+    assert written <= read
+
+
+def test_bytes_read_are_those_of_the_image_and_what_planning_says(source):
+    before = source.array.counters().read_bytes
+    report = send(build(source, "june3 - june1"), io.BytesIO())
+    read = source.array.counters().read_bytes - before
+    assert report.n_bytes <= read <= 1.05 * report.n_bytes + 4096 * (report.planning_blocks + 64)
+
+
+def test_a_bad_block_at_the_source_stops_the_send(tmp_path, rng):
+    source = history(tmp_path / "source", rng)
+    image = build(source, "june1")
+    vbn = int(image.plane.select(200))
+    disk, dbn = (int(part[0]) for part in source.geometry.to_disk(np.array([vbn])))
+    path = source.array.disks[disk].path
+    with open(path, "r+b") as file:
+        file.seek((dbn + 16) * 4096 + 77)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(ChecksumError, match=f"block {vbn} on {path}"):
+        send(image, tmp_path / "a.bps")
+    assert not (tmp_path / "a.bps").exists()
+    source.close()
+
+
+# --- a destination with a life of its own ---
+
+
+def test_a_destination_keeps_what_the_source_dropped_and_reused(tmp_path, rng):
+    # law 4: the source's new blocks have the numbers of blocks that a snapshot here still holds
+    source = history(tmp_path / "source", rng, size="4M")
+    receive(io.BytesIO(stream_of(source, "june3 + june2 + june1")), tmp_path / "copy", disks=3, size="16M")
+    kept = everything(source)
+    source.delete_snapshot("june1", "june2")
+    files = Files(source, rng)
+    files.reload()
+    for number in (2, 3, 4):
+        files.punch(number, 0, 200)
+    source.sync()
+    for day in (4, 5, 6):
+        files.write(2, 0, 250)
+        files.write(20 + day, 0, 150)
+        source.snapshot(f"june{day}")
+    with Volume.open(tmp_path / "copy") as copy:
+        receive(io.BytesIO(stream_of(source, "june4 - june3")), copy)
+        receive(io.BytesIO(stream_of(source, "june6 + june5 - june4")), copy)
+        assert_same(source, copy, "june3", "june4", "june5", "june6")
+        for name in ("june1", "june2"):
+            assert contents(copy.state(name)) == kept[name]
+        assert any(not s.state.placemap.is_empty for s in copy.snapshots)
+        # and on from there: full, with older ones, and an increment over places that differ
+        receive(io.BytesIO(stream_of(copy, "june3")), tmp_path / "third", disks=2, size="16M", parity=0)
+        increment = build(copy, "june6 + june4 - june3")
+        assert sum(increment.blocks_per_disk) == increment.n_blocks
+        receive(io.BytesIO(stream_of(copy, "june6 + june4 - june3")), tmp_path / "third")
+        with Volume.open(tmp_path / "third") as third:
+            assert_same(source, third, "june3", "june4", "june6")
+    source.close()
+
+
+def test_the_old_state_is_readable_until_the_new_one_is_committed(tmp_path, source):
+    copy = fresh(tmp_path / "copy", disks=3, size="16M")
+    receive(io.BytesIO(stream_of(source, "june1")), copy)
+    before, seen = everything(copy), []
+
+    def look(event):
+        if event.phase == "blocks":
+            seen.append(everything(copy) == before)
+
+    receive(io.BytesIO(stream_of(source, "june3 - june1")), copy, progress=look)
+    assert (len(seen) > 0, all(seen)) == (True, True)
+    assert_same(source, copy, "june1", "june3")
+    copy.close()
+
+
+# --- refusals ---
+
+
+def test_what_is_there_already_is_not_taken_again(tmp_path, source):
+    full = stream_of(source, "june1")
+    receive(io.BytesIO(full), tmp_path / "copy")
+    before = disk_hashes(tmp_path / "copy")
+    report = receive(io.BytesIO(full), tmp_path / "copy")
+    assert (report.already_there, report.n_blocks) == (True, 0)
+    with Volume.open(tmp_path / "copy") as copy:
+        assert [s.name for s in copy.snapshots] == ["june1"]
+    assert len(before) == 5
+
+
+def test_a_full_stream_onto_content_is_refused(tmp_path, source, rng):
+    full = stream_of(source, "june1")
+    with fresh(tmp_path / "other") as other:
+        files = Files(other, rng)
+        files.write(1, 0, 30)
+        other.snapshot("mine")
+        before = everything(other)
+        with pytest.raises(RefusedError, match="has content"):
+            receive(io.BytesIO(full), other)
+        assert everything(other) == before
+        receive(io.BytesIO(full), other, discard=True)
+        assert contents(other.state("mine")) == before["mine"]
+        assert contents(other.state(None)) == contents(source.state("june1"))
+
+
+def test_a_volume_never_written_to_is_taken(tmp_path, source):
+    with fresh(tmp_path / "empty", disks=2, size="20M", parity=0) as empty:
+        receive(io.BytesIO(stream_of(source, "june2")), empty)
+        assert_same(source, empty, "june2")
+        assert empty.geometry.n_disks == 2
+
+
+def test_an_increment_without_its_base_is_refused(tmp_path, source):
+    increment = stream_of(source, "june3 - june2")
+    with pytest.raises(StreamMismatchError, match="builds on snapshot june2"):
+        receive(io.BytesIO(increment), tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()
+    receive(io.BytesIO(stream_of(source, "june1")), tmp_path / "copy")
+    with pytest.raises(StreamMismatchError, match="builds on snapshot june2") as caught:
+        receive(io.BytesIO(increment), tmp_path / "copy")
+    assert caught.value.hint == "send june3 - june1"
+
+
+def test_local_changes_are_not_lost_unasked(tmp_path, source, rng):
+    increment = stream_of(source, "june2 - june1")
+    with fresh(tmp_path / "copy", size="16M") as copy:
+        receive(io.BytesIO(stream_of(source, "june1")), copy)
+        files = Files(copy, rng)
+        files.reload()
+        files.write(9, 0, 12)
+        copy.sync()
+        before = everything(copy)
+        with pytest.raises(RefusedError, match="was written to since june1"):
+            receive(io.BytesIO(increment), copy)
+        assert everything(copy) == before
+        receive(io.BytesIO(increment), copy, discard=True)
+        assert contents(copy.state(None)) == contents(source.state("june2"))
+
+
+def test_another_snapshot_of_the_same_name(tmp_path, source, rng):
+    increment = stream_of(source, "june2 - june1")
+    with fresh(tmp_path / "copy", size="16M") as copy:
+        receive(io.BytesIO(stream_of(source, "june1")), copy)
+        copy.snapshot("june2")
+        with pytest.raises(RefusedError, match="another one of that name"):
+            receive(io.BytesIO(increment), copy)
+        copy.rename_snapshot("june2", "mine")
+        receive(io.BytesIO(increment), copy)
+        assert {s.name for s in copy.snapshots} == {"june1", "june2", "mine"}
+
+
+def test_a_destination_too_small(tmp_path, source):
+    full = stream_of(source, "june1..june3")
+    with pytest.raises((NoSpaceError, RefusedError, UsageError)):
+        receive(io.BytesIO(full), tmp_path / "small", disks=1, size="2M")
+    assert not (tmp_path / "small").exists()
+
+
+def test_disk_options_for_a_volume_that_is_there(tmp_path, source):
+    receive(io.BytesIO(stream_of(source, "june1")), tmp_path / "copy")
+    with pytest.raises(UsageError, match="there already"):
+        receive(io.BytesIO(stream_of(source, "june2 - june1")), tmp_path / "copy", disks=3)
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_stream_cut_off_leaves_no_volume_behind(tmp_path, source, existed):
+    full = stream_of(source, "june1")
+    target = tmp_path / "new"
+    if existed:
+        target.mkdir()
+    with pytest.raises(StreamTruncatedError):
+        receive(io.BytesIO(full[: len(full) // 2]), target)
+    assert (target.exists(), list(target.iterdir()) if existed else []) == (existed, [])
+
+
+def test_cut_and_flipped_streams_leave_a_volume_as_it_was(tmp_path, source, rng):
+    increment = stream_of(source, "june3 + june2 - june1")
+    with fresh(tmp_path / "copy", disks=3, size="16M") as copy:
+        receive(io.BytesIO(stream_of(source, "june1")), copy)
+        before = everything(copy)
+        used = copy.used_blocks
+        refused = 0
+        for place in rng.integers(0, len(increment), 40).tolist():
+            flipped = increment[:place] + bytes([increment[place] ^ 4]) + increment[place + 1 :]
+            for bad in (increment[:place], flipped):
+                with pytest.raises(StreamError):
+                    receive(io.BytesIO(bad), copy)
+                refused += 1
+        assert (refused, everything(copy) == before, copy.used_blocks) == (80, True, used)
+        receive(io.BytesIO(increment), copy)
+        assert_same(source, copy, "june1", "june2", "june3")
+
+
+def test_removed_by_hand(tmp_path, source):
+    receive(io.BytesIO(stream_of(source, "june1")), tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy")
+    receive(io.BytesIO(stream_of(source, "june1")), tmp_path / "copy")
