@@ -34,7 +34,7 @@ from faults.world import (
 Models = dict[Pointer, Files]
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """A crash or a fault left something that is neither the old nor the new state."""
 
 
@@ -163,20 +163,20 @@ def judge(disks: list[MemoryDisk], points: list[Point], first: int, models: Mode
 
     Raises
     ------
-    Violation: neither; or it is not whole, or does not go on working.
+    ViolationError: neither; or it is not whole, or does not go on working.
     """
     try:
         with inline_workers():
             volume = open_volume(disks)
     except BlockplaneError as error:
-        raise Violation(f"does not open: {error}") from error
+        raise ViolationError(f"does not open: {error}") from error
     try:
         which = _which(volume, points, first)
         _require_equal(volume, points[which])
         _go_on(volume, points[which], models)
         return which
     except BlockplaneError as error:
-        raise Violation(f"does not go on: {type(error).__name__}: {error}") from error
+        raise ViolationError(f"does not go on: {type(error).__name__}: {error}") from error
     finally:
         volume.abandon()
 
@@ -188,21 +188,23 @@ def _which(volume: Volume, points: list[Point], first: int) -> int:
         if (points[which].state, points[which].local) == found:
             return which
     older = [i for i, point in enumerate(points) if (point.state, point.local) == found]
-    raise Violation(f"neither point {first} nor the next: {'point ' + str(older[-1]) if older else 'unknown roots'}")
+    raise ViolationError(
+        f"neither point {first} nor the next: {'point ' + str(older[-1]) if older else 'unknown roots'}"
+    )
 
 
 def _require_equal(volume: Volume, point: Point) -> None:
     names = [snapshot.name for snapshot in volume.snapshots]
     if sorted(names) != sorted(point.snapshots):
-        raise Violation(f"snapshots {names} instead of {list(point.snapshots)}")
+        raise ViolationError(f"snapshots {names} instead of {list(point.snapshots)}")
     if read_files(volume.committed) != point.files:
-        raise Violation("the live state differs")
+        raise ViolationError("the live state differs")
     for snapshot in volume.snapshots:
         if read_files(snapshot.state) != point.snapshots[snapshot.name]:
-            raise Violation(f"snapshot {snapshot.name} differs")
+            raise ViolationError(f"snapshot {snapshot.name} differs")
     problems = check(volume).problems
     if problems:
-        raise Violation(f"check: {problems[:3]}")
+        raise ViolationError(f"check: {problems[:3]}")
 
 
 def _go_on(volume: Volume, point: Point, models: Models) -> None:
@@ -231,7 +233,7 @@ def explore(
         first = len(state.marks)
         try:
             which = judge(state.disks, played.points, first, models)
-        except Violation as violation:
+        except ViolationError as violation:
             tally.violations.append(f"{state.description}: {violation}")
             continue
         tally.n_old += which == first

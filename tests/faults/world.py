@@ -1,6 +1,6 @@
 """A volume on disks in memory, a client that keeps small files in it, and a plain model of what they hold.
 
-A file is a dict from block index to a number; the block's bytes are that number over and over. A tree is a dict of files.
+A file is a dict from block index to a number; the block's bytes are that number over and over.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def memory_disks(geometry: Geometry) -> list[Disk]:
 
 
 def make_volume(
-    geometry: Geometry, disks: Sequence[Disk] | None = None, reserve_blocks: int | None = None, kind: type[Volume] = Volume
+    geometry: Geometry,
+    disks: Sequence[Disk] | None = None,
+    reserve_blocks: int | None = None,
+    kind: type[Volume] = Volume,
 ) -> Volume:
     """An empty volume; the reserve of a tiny volume is what a few consistency points need."""
     disks = disks if disks is not None else memory_disks(geometry)
@@ -257,4 +260,3 @@ def receive(source: Volume, target: Volume, top: str, base: str | None = None, r
 def numbers_of(pointers: np.ndarray) -> list[int]:
     """Block numbers of pointers (n, 2) that are no holes."""
     return [int(word) & NUMBER_MASK for word in pointers[:, 0] if word]
-

@@ -130,6 +130,7 @@ class ActiveState(State):
         self.space.release(self.placemap.to_places(vbns))
         if not self.placemap.is_empty:
             self._unmapped.append(vbns)
+            self.space.rework(vbns[self.placemap.to_places(vbns) != vbns])
 
     def record_checks(self, first: int, checks: NDArray[np.uint32]) -> None:
         """Write checks of VBNs first, ... into the checksum file."""

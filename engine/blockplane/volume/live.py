@@ -152,6 +152,7 @@ class LiveVolume:
         self._states.clear()
         self._claimed = self._dirty_bytes = 0
         self._newly_held = 0
+        self._n_forget = 1  # what only the CP before the last refers to is free after the next one, and nobody lists it
 
     def _local_root(self, pointer: Pointer) -> LocalRoot:
         root = LocalRoot()
@@ -255,6 +256,13 @@ class LiveVolume:
             words = words | placemap.domain_leaf(leaf)
         words = words | self.incoming.get(leaf, EMPTY_LEAF)
         return words | self._no_place_leaf(leaf)
+
+    def _kept_leaf(self, leaf: int) -> Leaf:
+        """Return what of a leaf is not free though the live state gave it up: held places, names that lie elsewhere."""
+        words = self.local.held_leaf(leaf)
+        for placemap in self._maps_in_use():
+            words = words | placemap.domain_leaf(leaf)
+        return words
 
     def _no_place_leaf(self, leaf: int) -> Leaf:
         """Return the numbers of a leaf's range that no group has."""
@@ -447,15 +455,19 @@ class LiveVolume:
         if self.active.is_dirty or self.local.is_dirty or force:
             self.placer.committing = True
             changes = self._commit_trees()
-            self.placer.close_all()
-            self.placer.settle()
-            self.array.flush()
+            self._settle_data()
             self._write_info(**changes, areas=[] if clean else list(self._declared), clean=clean)
             self._pass_on()
         elif clean and not self.info.clean:
             self._write_info(areas=[], clean=True)
         if clean:
             self._declared = []
+
+    def _settle_data(self) -> None:
+        """Bring every block of the CP onto the disks, durable: no root is written before (law 6)."""
+        self.placer.close_all()
+        self.placer.settle()
+        self.array.flush()
 
     def _commit_trees(self) -> dict[str, object]:
         """Place and write both trees; return what the root record will say."""
@@ -485,7 +497,7 @@ class LiveVolume:
 
     def _pass_on(self) -> None:
         """After the root is durable: the committed states move up, and what two CPs have passed becomes free."""
-        self.space.committed(self.local.held_leaf, self._newly_held)
+        self.space.committed(self._kept_leaf, self._newly_held)
         places = PlaceReader(self.array, PlaceMap())
         self.previous, self.previous_local = self.committed, self.committed_local
         self.committed_local = LocalTree(places, LocalRoot.decode(self.local.root.encode()))

@@ -34,6 +34,11 @@ class PlaceMap:
         """How many blocks lie elsewhere."""
         return int((self.extents[:, 1] - self.extents[:, 0]).sum())
 
+    def vbns(self) -> NDArray[np.int64]:
+        """Return the VBNs that lie elsewhere, ascending."""
+        parts = [np.arange(low, high, dtype=np.int64) for low, high, _ in self.extents.tolist()]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PlaceMap) and np.array_equal(self.extents, other.extents)
 

@@ -148,13 +148,23 @@ class Space:
             if leaf in self._leaves:
                 clear_numbers(self._leaves[leaf], low)
 
-    def committed(self, held: Callable[[int], Leaf], n_newly_held: int) -> None:
-        """Pass a commit: what was given up before the last one becomes free, unless a snapshot holds it."""
+    def rework(self, vbns: NDArray[np.int64]) -> None:
+        """Note names that a place map moves no longer: whether their places are free is worked out anew."""
+        for leaf in np.unique(vbns // LEAF_BLOCKS).tolist():
+            self._freed_open[leaf] = None
+
+    def committed(self, kept: Callable[[int], Leaf], n_newly_held: int) -> None:
+        """Pass a commit: what was given up before the last one becomes free.
+
+        Stays busy: what kept names, the places of a leaf that something beside the live state has; and what the commit
+        at hand gave up once more (a snapshot went that held it), for the CP before it still has it.
+        """
         for leaf, words in self._freed_last.items():
-            if words is None:
+            again = self._freed_open.get(leaf, EMPTY_LEAF)
+            if words is None or again is None:
                 self._leaves.pop(leaf, None)
             elif leaf in self._leaves:
-                self._leaves[leaf] = (self._leaves[leaf] & ~words) | held(leaf)
+                self._leaves[leaf] = self._leaves[leaf] & ~(words & ~again & ~kept(leaf))
         self._freed_last, self._freed_open = self._freed_open, {}
         self.n_pending, self.n_freed_open = self.n_freed_open - n_newly_held, 0
 

@@ -152,13 +152,16 @@ class BlockTree:
             if self.root.depth == MAX_DEPTH:
                 raise ValueError(f"block {stop - 1} lies beyond the largest file")
             old = self.root.pointers
+            has_blocks = bool(old[:, 0].any()) or any(level == self.root.depth for level, _ in self._dirty)
+            if has_blocks:
+                self._require_writer().claim(1)  # before anything changes: without room the tree stays as it is
             self.root.depth += 1
             self.root.pointers = empty_pointers()
-            if old[:, 0].any() or any(level == self.root.depth - 1 for level, _ in self._dirty):
+            if has_blocks:
                 top = Node(np.zeros(BLOCK_BYTES, np.uint8))
                 top.pointers()[:ROOT_POINTERS] = old
                 self._nodes[self.root.depth, 0] = top
-                self._touch(self.root.depth, 0, top)
+                self._mark(self.root.depth, 0, top)
 
     # --- pointers ----------------------------------------------------------------------------------------------------
 
@@ -385,12 +388,15 @@ class BlockTree:
         return node
 
     def _touch(self, level: int, index: int, node: Node) -> None:
-        """Mark a leaf or node dirty, and every node above it."""
-        self._require_writer().claim(1)
-        node.dirty = True
-        self._dirty[level, index] = node
+        """Mark every node above a leaf or node dirty, then itself: where room ends on the way, no dirty one is alone."""
         if level < self.root.depth and (level + 1, index >> NODE_SHIFT) not in self._dirty:
             self._edit(level + 1, index >> NODE_SHIFT)
+        self._require_writer().claim(1)
+        self._mark(level, index, node)
+
+    def _mark(self, level: int, index: int, node: Node) -> None:
+        node.dirty = True
+        self._dirty[level, index] = node
 
     def allocate(self, first: int, n_blocks: int) -> list[Span]:
         """Take new places for blocks first, ...; the caller fills every byte of every buffer, then calls `filled`.
