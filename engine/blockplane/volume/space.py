@@ -105,6 +105,10 @@ class Space:
                 for key in list(self._leaves)[: MAX_LEAVES // 2]:
                     del self._leaves[key]
             found = self._leaves[index] = self._load(index)
+            # what was given up before is in found as it is now, and may be handed out again: it is not cleared later
+            for freed in (self._freed_last, self._freed_open):
+                if index in freed:
+                    freed[index] = None
         return found
 
     def take(self, start: int, stop: int) -> None:
