@@ -141,7 +141,8 @@ def test_every_number_of_a_header_may_be_anything(field, value):
     raw[offset : offset + size] = (value % (1 << 8 * size)).to_bytes(size, "little")
     raw[-4:] = struct.pack("<I", crc32c(bytes(raw[:-4])))
     with contextlib.suppress(StreamError):
-        assert codec.decode_header(bytes(raw)).encode()[: len(raw) - 4] == bytes(raw[:-4])
+        again = codec.decode_header(bytes(raw)).encode()
+        assert field == "order" or again == bytes(raw)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,16 @@ def test_every_number_of_a_header_may_be_anything(field, value):
 def test_headers_that_are_refused(change, kind, words):
     with pytest.raises(kind, match=words):
         codec.decode_header(base_header(**change).encode())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"part": 1, "n_parts": 3}, "part 2 of 3"), ({"locations": codec.Locations.IMPLICIT}, "locations")],
+)
+def test_what_is_read_but_not_received(change, words):
+    reader = StreamReader(ObjectInput(io.BytesIO(base_header(**change).encode())))
+    with pytest.raises(StreamError, match=words):
+        reader.require_receivable()
 
 
 def test_what_is_no_stream_or_of_another_version_says_so():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockplane.image import build, freed
+from blockplane.image import build, freed, freed_blocks
 from blockplane.image.expression import Chain, Meet, Name, Span, parse
 from blockplane.image.extents import numbers_in
 from blockplane.image.order import windows
@@ -161,6 +161,7 @@ def test_freed_is_what_no_other_holds(volume, sets):
     live = members(volume.plane(volume.state(None)))
     for gone in (["a"], ["b", "c"], ["e"], NAMES):
         rest = set().union(live, *(sets[n] for n in NAMES if n not in gone))
+        assert freed_blocks(volume, gone) == len(freed(volume, gone))
         assert members(freed(volume, gone)) == set().union(*(sets[n] for n in gone)) - rest
 
 

@@ -13,10 +13,11 @@ import threading
 import numpy as np
 import pytest
 
-from blockplane.image import build
+from blockplane.image import build, freed_blocks
 from blockplane.model import (
     ChecksumError,
     NoSpaceError,
+    NoSuchSnapshotError,
     RefusedError,
     StreamError,
     StreamMismatchError,
@@ -27,6 +28,7 @@ from blockplane.stream import open_stream
 from blockplane.stream import sink as sinks
 from blockplane.transfer import receive, send
 from blockplane.volume import Volume
+from blockplane.volume.snapshots import freed_by
 from blockplane.volume.state import State
 from streams.volumes import Files, contents, fresh, members
 
@@ -247,6 +249,13 @@ def test_bytes_read_are_those_of_the_image_and_what_planning_says(source):
     assert report.n_bytes <= read <= 1.05 * report.n_bytes + 4096 * (report.planning_blocks + 64)
 
 
+def test_a_snapshot_deleted_after_planning(tmp_path, source):
+    image = build(source, "june2")
+    source.delete_snapshot("june2")
+    with pytest.raises(NoSuchSnapshotError, match="deleted meanwhile"):
+        send(image, tmp_path / "a.bps")
+
+
 def test_a_bad_block_at_the_source_stops_the_send(tmp_path, rng):
     source = history(tmp_path / "source", rng)
     image = build(source, "june1")
@@ -289,6 +298,8 @@ def test_a_destination_keeps_what_the_source_dropped_and_reused(tmp_path, rng):
         for name in ("june1", "june2"):
             assert contents(copy.state(name)) == kept[name]
         assert any(not s.state.placemap.is_empty for s in copy.snapshots)
+        for gone in (["june1"], ["june1", "june3"], ["june2", "june4", "june5"]):
+            assert freed_blocks(copy, gone) == freed_by(copy, gone)
         # and on from there: full, with older ones, and an increment over places that differ
         receive(io.BytesIO(stream_of(copy, "june3")), tmp_path / "third", disks=2, size="16M", parity=0)
         increment = build(copy, "june6 + june4 - june3")

@@ -1,6 +1,6 @@
 """Storage images: sets of blocks chosen by an expression, their order, and the gather from all disks at once."""
 
 from blockplane.image.expression import parse
-from blockplane.image.image import Image, build, freed
+from blockplane.image.image import Image, build, freed, freed_blocks
 
-__all__ = ["Image", "build", "freed", "parse"]
+__all__ = ["Image", "build", "freed", "freed_blocks", "parse"]

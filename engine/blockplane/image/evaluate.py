@@ -54,11 +54,13 @@ class Evaluation:
     owned : for each operand the blocks of the first formula that are to be read from it: the first operand, in the
         order given, that holds the block at the place the result means. Operands that own nothing have an empty
         plane.
+    n_places : how many places the first formula means; more than blocks where one name lies at several of them.
     n_leaves : blockmap leaves read.
     """
 
     planes: tuple[Plane, ...]
     owned: tuple[Plane, ...]
+    n_places: int
     n_leaves: int
 
 
@@ -73,9 +75,10 @@ def evaluate(formulas: Sequence[Formula], operands: Sequence[Operand], n_blocks:
     builders = [Plane.builder(n_blocks) for _ in formulas]
     sole = positive(formulas[0])
     owners = [Plane.builder(n_blocks) for _ in operands] if len(sole) > 1 else []
-    n_leaves = 0
+    n_leaves = n_places = 0
     for group in _groups(formulas, operands, n_blocks):
         n_leaves += group.n_leaves
+        n_places += group.n_places
         for builder, leaves in zip(builders, group.results, strict=True):
             _append(builder, group.first_leaf, leaves, n_blocks)
         for builder, leaves in zip(owners, group.owners(), strict=True) if owners else ():
@@ -85,7 +88,7 @@ def evaluate(formulas: Sequence[Formula], operands: Sequence[Operand], n_blocks:
         owned = tuple(builder.finish() for builder in owners)
     else:
         owned = tuple(planes[0] if i in sole else Plane.empty(n_blocks) for i in range(len(operands)))
-    return Evaluation(planes, owned, n_leaves)
+    return Evaluation(planes, owned, n_places, n_leaves)
 
 
 def is_empty(formula: Formula, operands: Sequence[Operand], n_blocks: int) -> bool:
@@ -196,7 +199,7 @@ class _Group:
         self._bits: dict[int, Leaves] = {}
         self._plans: dict[tuple[int, ...], list[int]] = {}
         self.results: list[Leaves] = []
-        self.n_leaves = 0
+        self.n_leaves = self.n_places = 0
 
     def evaluate(self) -> bool:
         """Read what is needed and compute the results; False: nothing here, and `results` is not there."""
@@ -214,6 +217,7 @@ class _Group:
                 found = apply(formula, values)
                 if found is not None:
                     out[leaves] = found
+        self.n_places = int(np.bitwise_count(self.results[0]).sum())
         for leaf in self._touched:
             self._pairs(leaf)
         return True
@@ -274,14 +278,30 @@ class _Group:
 
     def _pairs(self, leaf: int) -> None:
         """Evaluate a leaf whose blocks lie at different places in different operands."""
-        for out, formula in zip(self.results, self._formulas, strict=True):
-            for part in self._by_place(formula, leaf):
+        for number, (out, formula) in enumerate(zip(self.results, self._formulas, strict=True)):
+            parts = self._by_place(formula, leaf)
+            for part in parts:
                 out[leaf] |= part
+            if number == 0:
+                self.n_places += self._count_places(parts, leaf)
+
+    def _count_places(self, parts: Sequence[NDArray[np.uint64]], leaf: int) -> int:
+        """Count the blocks of all operands' parts, those that lie at one place in several of them once."""
+        places, n_places = self._places(leaf), 0
+        for i, part in enumerate(parts):
+            new = part
+            for j in range(i):
+                new = new & ~(_pack(places[j] == places[i]) & parts[j])
+            n_places += int(np.bitwise_count(new).sum())
+        return n_places
+
+    def _places(self, leaf: int) -> list[NDArray[np.int64]]:
+        vbns = np.arange(LEAF_BLOCKS, dtype=np.int64) + (self.first_leaf + leaf) * LEAF_BLOCKS
+        return [operand.placemap.to_places(vbns) for operand in self._operands]
 
     def _by_place(self, formula: Formula, leaf: int) -> list[NDArray[np.uint64]]:
         """Return for each operand the blocks whose place in it the formula holds."""
-        vbns = np.arange(LEAF_BLOCKS, dtype=np.int64) + (self.first_leaf + leaf) * LEAF_BLOCKS
-        places = [operand.placemap.to_places(vbns) for operand in self._operands]
+        places = self._places(leaf)
         bits = [self._bits[i][leaf] for i in range(len(self._operands))]
         found = []
         for mine, own in zip(places, bits, strict=True):

@@ -347,12 +347,26 @@ def _renumbered(formula: Formula, numbers: Sequence[int]) -> Formula:
 
 
 def freed(origin: SnapshotStore | LiveVolume, names: Sequence[str]) -> Plane:
-    """Return the blocks that no other regular snapshot and not the live file system holds: what deleting `names` frees.
+    """Return the blocks that only these snapshots hold: no other regular one, and not the live file system.
 
     Raises
     ------
     NoSuchSnapshotError : a name is not a snapshot here.
     """
+    return _exclusive(origin, names).planes[0]
+
+
+def freed_blocks(origin: SnapshotStore | LiveVolume, names: Sequence[str]) -> int:
+    """Return how many blocks deleting these snapshots together frees: exact, also where a name lies at two places.
+
+    Raises
+    ------
+    NoSuchSnapshotError : a name is not a snapshot here.
+    """
+    return _exclusive(origin, names).n_places
+
+
+def _exclusive(origin: SnapshotStore | LiveVolume, names: Sequence[str]) -> Evaluation:
     store = store_of(origin)
     records = [record for record in store.records() if record.kind == KIND_REGULAR]
     builder = _Builder(store, allow_active=False)
@@ -362,4 +376,4 @@ def freed(origin: SnapshotStore | LiveVolume, names: Sequence[str]) -> Plane:
     minus = [i for i, record in enumerate(records) if record.id not in going]
     operands = [*states, store.state(None)]
     n_blocks = max(store.geometry.n_blocks, *(state.space_blocks for state in operands))
-    return evaluate([sum_of(plus, [*minus, len(records)])], operands, n_blocks).planes[0]
+    return evaluate([sum_of(plus, [*minus, len(records)])], operands, n_blocks)

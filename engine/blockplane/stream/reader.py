@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from blockplane.image.expression import is_name
 from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
 from blockplane.model.checks import crc32c, first_bad_block
@@ -22,7 +23,7 @@ from blockplane.model.errors import (
 )
 from blockplane.planes import Plane, PlaneFormatError
 from blockplane.stream import codec
-from blockplane.stream.codec import FrameHead, FrameKind, Header, Role, Trailer
+from blockplane.stream.codec import FrameHead, FrameKind, Header, Locations, Role, Trailer
 from blockplane.stream.digest import PlaneDigest
 from blockplane.stream.input import Input
 from blockplane.volume.codec import BRANCH_BYTES, RECORD_BYTES, Branch, SnapshotRecord
@@ -140,6 +141,19 @@ class StreamReader:
         return builder.finish()
 
     # --- data --------------------------------------------------------------------------------------------------------
+
+    def require_receivable(self) -> None:
+        """Refuse what this release reads but cannot receive.
+
+        Raises
+        ------
+        StreamError : the stream is a part of an image, or does not say where its blocks belong.
+        """
+        header = self.header
+        if header.n_parts != 1:
+            raise StreamError(f"the stream is part {header.part + 1} of {header.n_parts}", "send the image whole")
+        if header.locations is not Locations.EXPLICIT:
+            raise StreamError("the stream does not list its blocks' locations", "send it with --locations explicit")
 
     def next_data(self) -> FrameHead | None:
         """Read the head of the next data frame; None after the last, when index and trailer have been read too.
@@ -261,9 +275,13 @@ def _piece(payload: bytes, n_blocks: int, count: int) -> Plane:
 
 def _record(raw: bytes) -> SnapshotRecord:
     try:
-        return SnapshotRecord.decode(raw)
+        record = SnapshotRecord.decode(raw)
     except BlockplaneError as error:
         raise StreamDamagedError(f"a snapshot of the stream cannot be: {error}", _AGAIN) from error
+    if not is_name(record.name):
+        # names go into messages and tables: whoever forged one gets no control characters through
+        raise StreamDamagedError(f"a snapshot of the stream is named {record.name!r}", _AGAIN)
+    return record
 
 
 def _role(value: int) -> Role:

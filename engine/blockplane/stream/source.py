@@ -24,7 +24,7 @@ from blockplane.model.errors import (
     StreamTruncatedError,
 )
 from blockplane.stream import codec
-from blockplane.stream.codec import INDEX_DTYPE, FrameHead, FrameKind, Role, Trailer
+from blockplane.stream.codec import INDEX_DTYPE, KNOWN_FEATURES, FrameHead, FrameKind, Header, Role, Trailer
 from blockplane.stream.input import FdInput, open_path
 from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.volume.codec import SnapshotRecord
@@ -48,6 +48,7 @@ class StreamFile:
         try:
             self._n_bytes = os.fstat(self._fd).st_size
             reader = StreamReader(FdInput(self._fd, self.path))
+            self._require_readable(reader.header)
             self.map: StreamMap = reader.read_map()
             self._load_index(self._trailer())
         except BaseException:
@@ -59,6 +60,12 @@ class StreamFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _require_readable(self, header: Header) -> None:
+        unknown = header.features.reading & ~KNOWN_FEATURES.reading
+        if unknown or header.n_parts != 1:
+            what = f"features {unknown:#x} of a later release" if unknown else f"all of its {header.n_parts} parts"
+            raise StreamError(f"reading files out of {self.path} needs {what}", "it can still be received or copied")
 
     def _trailer(self) -> Trailer:
         offset = self._n_bytes - codec.TRAILER_FRAME_BYTES

@@ -17,6 +17,7 @@ from blockplane.image.gather import Gathered, gather
 from blockplane.image.image import Image
 from blockplane.image.order import DISK, VERSION, WINDOW_BLOCKS, windows
 from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import NoSuchSnapshotError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
 from blockplane.stream.codec import FrameKind, Header, Role
@@ -112,7 +113,16 @@ class ImageSending:
         with ExitStack() as pins:
             for record in image.records():
                 pins.enter_context(store.pin(record.id))
+            self._require_alive()
             yield from gather(planned, self._checks.of, store.array, self._window_blocks)
+
+
+    def _require_alive(self) -> None:
+        """Refuse when a snapshot went between planning and pinning."""
+        there = {record.id for record in self.image.store.records()}
+        gone = [record.name for record in self.image.records() if record.id not in there]
+        if gone:
+            raise NoSuchSnapshotError(f"snapshot {gone[0]} was deleted meanwhile", "plan the image again")
 
 
 class _Nowhere:
