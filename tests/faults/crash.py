@@ -109,6 +109,23 @@ class _Explorer:
         for chosen in self._choices(n):
             kept = [write for i, write in enumerate(self.pending) if i in chosen]
             yield self.state(f"{moment}: {sorted(chosen)} of {n} unflushed writes", kept)
+        if self.plan.n_torn and n:
+            yield from self._all_torn(moment)
+
+    def _all_torn(self, moment: str) -> Iterator[CrashState]:
+        """Every unflushed write broken off in every block, after the same sector: all disks lose power together."""
+        for at in (1, 4, 7):
+            kept = [Write(write.disk, write.block, self._broken(write, at)) for write in self.pending]
+            yield self.state(f"{moment}: all {len(kept)} unflushed writes torn after sector {at}", kept)
+
+    def _broken(self, write: Write, at: int) -> bytes:
+        old = self.durable[write.disk]
+        blocks = range(write.n_blocks)
+        return b"".join(
+            write.data[i * BLOCK_BYTES : i * BLOCK_BYTES + at * SECTOR_BYTES]
+            + old.get(write.block + i, bytes(BLOCK_BYTES))[at * SECTOR_BYTES :]
+            for i in blocks
+        )
 
     def _choices(self, n: int) -> Iterator[frozenset[int]]:
         whole = frozenset(range(n))

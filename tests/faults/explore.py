@@ -172,7 +172,7 @@ def judge(disks: list[MemoryDisk], points: list[Point], first: int, models: Mode
         raise ViolationError(f"does not open: {error}") from error
     try:
         which = _which(volume, points, first)
-        _require_equal(volume, points[which])
+        require_equal(volume, points[which])
         _go_on(volume, points[which], models)
         return which
     except BlockplaneError as error:
@@ -193,7 +193,7 @@ def _which(volume: Volume, points: list[Point], first: int) -> int:
     )
 
 
-def _require_equal(volume: Volume, point: Point) -> None:
+def require_equal(volume: Volume, point: Point) -> None:
     names = [snapshot.name for snapshot in volume.snapshots]
     if sorted(names) != sorted(point.snapshots):
         raise ViolationError(f"snapshots {names} instead of {list(point.snapshots)}")
@@ -215,7 +215,7 @@ def _go_on(volume: Volume, point: Point, models: Models) -> None:
         client.edit(inode, 0, 4711)
         volume.sync()
     expected = {**point.files, inode: {**point.files.get(inode, {}), 0: 4711}}
-    _require_equal(volume, Point(volume.info.state, volume.info.local, expected, point.snapshots))
+    require_equal(volume, Point(volume.info.state, volume.info.local, expected, point.snapshots))
 
 
 def explore(

@@ -148,6 +148,8 @@ class Fault:
     disk: int | None = None
     seen: int = 0
     fired: int = 0
+    #: entries of the log before it first fired
+    fired_at: int = -1
 
     def hits(self, operation: str, disk: int) -> bool:
         if operation != self.operation or self.disk not in (None, disk):
@@ -203,7 +205,11 @@ class Recorder:
         """Count an operation and fail it if a fault says so."""
         self.counts[operation] += 1
         # each fault counts for itself: all are asked
-        if sum(fault.hits(operation, disk.index) for fault in self.faults):
+        hits = [fault for fault in self.faults if fault.hits(operation, disk.index)]
+        for fault in hits:
+            if fault.fired_at < 0:
+                fault.fired_at = len(self.log)
+        if hits:
             raise DiskError(f"{disk.path}: {operation} failed: {os.strerror(errno.EIO)}", disk.path)
 
 

@@ -124,7 +124,7 @@ def test_a_block_whose_last_snapshot_goes_stays_whole_for_the_point_before():
 
 
 def test_a_name_that_lies_elsewhere_is_not_given_to_another_block():
-    """An incoming block lies elsewhere since a snapshot held its place; that snapshot goes; its place's name is in use."""
+    """A block came to lie elsewhere since a snapshot had its place; that snapshot goes; the name stays in use."""
     source, target = make_volume(geometry_of(2, 0, 64)), make_volume(geometry_of(2, 1, 128))
     a, b = FileClient(source), FileClient(target)
     b.write(1, 0, range(30))
