@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blockplane.disks import Geometry, GroupRecord
 from blockplane.image import build, freed, freed_blocks
 from blockplane.image.expression import Chain, Meet, Name, Span, parse
 from blockplane.image.extents import numbers_in
-from blockplane.image.order import windows
+from blockplane.image.layout import Layout
+from blockplane.image.order import shares_of_first, windows
 from blockplane.model import ExpressionError, NoSuchSnapshotError, RefusedError, UsageError
+from blockplane.planes import Plane
 from blockplane.transfer.send import ImageSending
 from streams.volumes import Files, fresh, members
 
 NAMES = ["a", "b", "c", "d", "e"]
+#: The order of version 1 over the groups and the plane of `test_the_orders_are_frozen`.
+GOLDEN_ORDERS = {"disk": "bf4f1f9964f03092", "tape": "44a9774ea9d7644d"}
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +205,46 @@ def test_windows_hold_every_block_once_and_read_it_where_it_lies(volume, order, 
     assert (len(seen), set(seen)) == (image.n_blocks, members(image.plane))
     if order == "tape":
         assert seen == sorted(seen)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any))
+def test_shares_are_the_first_blocks_by_turn(counts):
+    turns = sorted((Fraction(2 * j + 1, 2 * count), disk) for disk, count in enumerate(counts) for j in range(count))
+    for k in range(len(turns) + 1):
+        taken = [disk for _, disk in turns[:k]]
+        assert shares_of_first(counts, k) == [taken.count(disk) for disk in range(len(counts))]
+
+
+def test_the_orders_are_frozen():
+    # an order that changes under its version number breaks every position that was written down
+    found = {}
+    for order in ("disk", "tape"):
+        digest = hashlib.sha256()
+        for extents in two_groups(order):
+            digest.update(extents.astype("<i8").tobytes())
+        found[order] = digest.hexdigest()[:16]
+    assert found == GOLDEN_ORDERS
+
+
+GROUPS = Geometry([GroupRecord(0, 3, 1, 64, 1024, (0, 1, 2, 3)), GroupRecord(65_536, 2, 0, 2048, 2048, (4, 5))])
+SCATTERED = [[5, 700], [800, 801], [2000, 3000], [65_600, 66_000], [67_600, 69_000]]
+
+
+def two_groups(order):
+    plane = Plane.from_extents(SCATTERED, 1 << 17)
+    return [window.extents for window in windows(Layout(plane, [], 1 << 17), plane, GROUPS, order, 100)]
+
+
+def test_disk_order_is_by_turn_over_all_groups():
+    vbns = numbers_in(np.array(SCATTERED))
+    disks, dbns = GROUPS.to_disk(vbns)
+    turns = []
+    for disk in range(GROUPS.n_disks):
+        mine = vbns[disks == disk][np.argsort(dbns[disks == disk])]
+        turns += [(Fraction(2 * j + 1, 2 * len(mine)), disk, vbn) for j, vbn in enumerate(mine.tolist())]
+    in_order = [vbn for _, _, vbn in sorted(turns)]
+    expected = [sorted(in_order[at : at + 100]) for at in range(0, len(in_order), 100)]
+    assert [numbers_in(extents).tolist() for extents in two_groups("disk")] == expected
 
 
 def test_disks_advance_in_proportion(volume):

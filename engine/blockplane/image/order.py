@@ -1,9 +1,8 @@
 """The orders in which an image's blocks are read and sent.
 
-Disk order, version 1, parameter `window_blocks` W. Let r[d] be the image's blocks on data disk d, R their sum, in the
-order of the volume's disks. Window w (from 0) takes, from each disk, blocks in ascending dbn: disk d's share of the
-first k = min((w + 1) W, R) blocks is floor(S(d + 1) k / R) - floor(S(d) k / R), where S(d) = r[0] + ... + r[d - 1];
-window w takes what of that share the windows before it have not. Within a window blocks ascend in VBN. So every disk
+Disk order, version 1, parameter `window_blocks` W. Of the image's r[d] blocks on disk d the one that has j blocks of
+the image before it on that disk (by dbn) has the turn (2j + 1) / 2r[d]. Blocks are taken by turn, equal turns by the
+disks' numbers, W of them a window, the last one perhaps shorter; within a window they ascend in VBN. So every disk
 advances in proportion to what it still has to give, and all of them finish together.
 
 Tape order, version 1: blocks ascend in VBN, W of them a window.
@@ -12,9 +11,10 @@ Tape order, version 1: blocks ascend in VBN, W of them a window.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from fractions import Fraction
+from typing import Final, Literal
 
 import numpy as np
 
@@ -93,19 +93,32 @@ def _disk_windows(layout: Layout, geometry: Geometry, window_blocks: int) -> Ite
     spans = [_Spans(layout.places, geometry, index) for index in range(len(geometry.groups))]
     homes = [geometry.home(disk) for disk in range(geometry.n_disks)]
     cursors = [_Cursor(spans[group], position) for group, position in homes]
-    before = np.concatenate(([0], np.cumsum(np.array(counts, np.int64)))).tolist()
-    total, taken = before[-1], [0] * len(cursors)
+    total, taken = sum(counts), [0] * len(cursors)
     for start in range(0, total, window_blocks):
-        k = min(start + window_blocks, total)
-        pieces = []
-        for disk, cursor in enumerate(cursors):
-            share = before[disk + 1] * k // total - before[disk] * k // total
-            if share > taken[disk]:
-                pieces.append(cursor.take(share - taken[disk]))
-                taken[disk] = share
-            else:
-                pieces.append(_NOTHING)
-        yield _window(layout, pieces)
+        shares = shares_of_first(counts, min(start + window_blocks, total))
+        yield _window(layout, [c.take(share - t) for c, share, t in zip(cursors, shares, taken, strict=True)])
+        taken = shares
+
+
+def shares_of_first(counts: Sequence[int], k: int) -> list[int]:
+    """Return how many of the first k blocks in disk order lie on each disk, which hold `counts` of the image."""
+    total = sum(counts)
+    # every block whose turn is at most k / total, then back or on to exactly k, turn by turn
+    shares = [(2 * count * k + total) // (2 * total) for count in counts]
+    excess = sum(shares) - k
+    for _ in range(excess):
+        shares[max(_turns(counts, shares, -1))[1]] -= 1
+    for _ in range(-excess):
+        shares[min(_turns(counts, shares, 1))[1]] += 1
+    return shares
+
+
+def _turns(counts: Sequence[int], shares: Sequence[int], side: Literal[-1, 1]) -> list[tuple[Fraction, int]]:
+    """Return (twice the turn, disk) of each disk's last block taken, or of its first not taken."""
+    near = enumerate(zip(counts, shares, strict=True))
+    if side < 0:
+        return [(Fraction(2 * share - 1, count), disk) for disk, (count, share) in near if share]
+    return [(Fraction(2 * share + 1, count), disk) for disk, (count, share) in near if share < count]
 
 
 class _Spans:
