@@ -19,6 +19,12 @@ settings.register_profile("deep", max_examples=5000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("blockplane")
+    group.addoption("--deep", action="store_true", help="many more examples: hours instead of minutes")
+    group.addoption("--part", default="1/1", metavar="K/N", help="the K-th of N parts of a deep run, from 1")
+
+
 def pytest_configure() -> None:
     # Set here, in the controlling process, so that all workers take the same one.
     os.environ.setdefault("BLOCKPLANE_SEED", str(int.from_bytes(os.urandom(4), "little")))
@@ -34,3 +40,26 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     seed = int(os.environ["BLOCKPLANE_SEED"])
     print(f"BLOCKPLANE_SEED={seed}")
     return np.random.default_rng([seed, zlib.crc32(request.node.nodeid.encode())])
+
+
+@pytest.fixture(scope="session")
+def is_deep(pytestconfig: pytest.Config) -> bool:
+    """Whether --deep was given."""
+    return bool(pytestconfig.getoption("--deep"))
+
+
+@pytest.fixture(scope="session")
+def part(pytestconfig: pytest.Config) -> tuple[int, int]:
+    """Which part of how many this run is, from 0."""
+    number, n_parts = map(int, pytestconfig.getoption("--part").split("/"))
+    assert 1 <= number <= n_parts, "--part is K/N, from 1/N to N/N"
+    return number - 1, n_parts
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what tests noted under "summary", whichever worker ran them."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for key, value in getattr(report, "user_properties", ()):
+                if key == "summary" and getattr(report, "when", "") == "call":
+                    terminalreporter.write_line(str(value))

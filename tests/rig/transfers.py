@@ -1,0 +1,109 @@
+"""Sending between two sites, everything predicted: what the image holds, what arrives, what is refused."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import pytest
+
+from blockplane.image.image import Image, build
+from blockplane.model import NoSpaceError, RefusedError, StreamMismatchError
+from blockplane.transfer.receive import ReceiveReport, receive
+from blockplane.transfer.send import send
+from model import ModelSnapshot
+from rig.sets import numbers, pairs
+from rig.site import Site
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to send: the top, older snapshots beside it, the base."""
+
+    top: str
+    beside: tuple[str, ...] = ()
+    base: str | None = None
+
+    @property
+    def text(self) -> str:
+        return " + ".join((self.top, *self.beside)) + (f" - {self.base}" if self.base else "")
+
+
+def checked_image(source: Site, wish: Wish) -> tuple[Image, list[ModelSnapshot]]:
+    """Build an image, and hold it against sets. Returns it and what must arrive, older first."""
+    image = build(source.volume, wish.text)
+    volume, model = source.volume, source.model
+    state_of = {s.id: s.state for s in volume.snapshots}
+    base = model.named(wish.base) if wish.base else None
+    base_pairs = pairs(state_of[base.id]) if base is not None else set()
+    terms = [model.named(name) for name in (wish.top, *wish.beside)]
+    wanted = set().union(*(pairs(state_of[term.id]) for term in terms if term is not None)) - base_pairs
+    vbns = {vbn for vbn, _ in wanted}
+    assert numbers(image.plane.extents()) == vbns
+    assert image.n_blocks == len(vbns)
+    assert sum(image.blocks_per_disk) == len(vbns)
+    top = terms[0]
+    assert top is not None
+    assert image.top is not None
+    assert image.top.id.hex() == top.id
+    listed = [model.snapshots[i] for i in top.moment.listed if i in model.snapshots and i != top.id]
+    # of a block that the stream brings, the base's content is gone
+    there = wanted | {pair for pair in base_pairs if pair[0] not in vbns}
+    whole = [s for s in [*listed, top] if (base is None or s.id != base.id) and pairs(state_of[s.id]) <= there]
+    assert {record.id.hex() for record in image.arriving} == {s.id for s in whole}
+    order = [record.id.hex() for record in sorted(image.arriving, key=lambda record: (record.cp, record.created_ns))]
+    return image, [model.snapshots[i] for i in order]
+
+
+def transfer(source: Site, target: Site, wish: Wish, *, discard: bool = False) -> ReceiveReport | None:
+    """Send and receive; None where that was refused, as it had to be."""
+    source.sync()
+    target.sync()
+    image, arriving = checked_image(source, wish)
+    if image.base is not None and not image.complete:
+        return None
+    stream = io.BytesIO()
+    report = send(image, stream)
+    assert report.n_blocks == image.n_blocks
+    stream.seek(0)
+    base = source.model.named(wish.base) if wish.base else None
+    refusal = _refusal(target, arriving, base, discard)
+    if refusal is not None:
+        with pytest.raises(refusal):
+            receive(stream, target.volume, discard=discard)
+        target.sync()
+        return None
+    try:
+        received = receive(stream, target.volume, discard=discard)
+    except NoSpaceError:
+        target.n_full += 1
+        target.sync()
+        return None
+    except RefusedError:
+        plane = image.plane
+        assert int(plane.select(len(plane) - 1)) >= target.volume.geometry.n_blocks
+        target.sync()
+        return None
+    assert received.already_there == (arriving[-1].id in target.model.snapshots)
+    if not received.already_there:
+        assert set(received.arrived) == {s.name for s in arriving}
+        target.model.receive(arriving, base)
+    target.taken_in()
+    return received
+
+
+def _refusal(
+    target: Site, arriving: list[ModelSnapshot], base: ModelSnapshot | None, discard: bool
+) -> type[Exception] | None:
+    """Which error must come, if any."""
+    there = target.model.snapshots
+    if arriving[-1].id in there:
+        return None
+    taken = {s.name: s.id for s in there.values()}
+    if any(taken.get(s.name, s.id) != s.id for s in arriving):
+        return RefusedError
+    if base is None:
+        return None if discard or target.model.is_blank else RefusedError
+    if base.id not in there:
+        return StreamMismatchError
+    return None if discard or target.model.may_succeed(arriving[-1]) else RefusedError

@@ -1,0 +1,290 @@
+"""Whole histories of volumes that send to each other, beside a plain model.
+
+A source, two destinations of other geometries, a second tier behind the first one. Each keeps and deletes snapshots as
+it likes, each may be written to. Every step is done to the volume and to the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import ClassVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from model import ModelSnapshot
+from rig import Shape
+from rig.site import Site, fill_pattern
+from rig.transfers import Wish, transfer
+
+STEPS = 50
+CI_EXAMPLES = 200
+DEEP_EXAMPLES = 5000
+#: tests that the examples are spread over, so that several processes share them
+SHARES = 4
+
+SHAPES = {
+    "source": [Shape(2, 1, 64, 384)],
+    "left": [Shape(1, 0, 512, 512), Shape(2, 1, 64, 512, first=65536)],
+    "right": [Shape(3, 2, 128, 512)],
+    "behind": [Shape(4, 1, 192, 384), Shape(1, 1, 64, 192, first=65536)],
+}
+ROUTES = [("source", "left"), ("source", "right"), ("left", "behind"), ("left", "right"), ("right", "left"),
+          ("right", "source"), ("behind", "left")]  # fmt: skip
+NAMES = ["a", "b", "c", "d"]
+MOST_SNAPSHOTS = 7
+
+index = st.integers(0, 1 << 16)
+sites = st.sampled_from(["source", "source", "source", "left", "left", "right", "behind"])
+
+
+class History(RuleBasedStateMachine):
+    """The steps. A rule that finds nothing to work on does the nearest thing that it can."""
+
+    counts: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: dict[str, Site] = {}
+        self.touched: set[str] = set()
+        self.n_named = self.n_steps = 0
+        History.counts["examples"] += 1
+
+    @initialize()
+    def begin(self) -> None:
+        self.site("source").replace("/a", fill_pattern(20_000, 1))
+
+    def site(self, name: str) -> Site:
+        if name not in self.sites:
+            self.sites[name] = Site(name, SHAPES[name])
+        self.touched.add(name)
+        return self.sites[name]
+
+    def path_of(self, site: Site, at: int, *kinds: str) -> str:
+        paths = site.model.live.paths(*kinds)
+        if not paths:
+            site.replace("/only", b"first")
+            paths = ["/only"]
+        return paths[at % len(paths)]
+
+    def place(self, site: Site, at: int) -> str:
+        """A path for something new: in any directory, under one of a few names."""
+        directory = self.path_of(site, at, "dir")
+        return f"{directory.rstrip('/')}/{NAMES[at // 7 % len(NAMES)]}"
+
+    def snapshot_of(self, site: Site, at: int) -> ModelSnapshot:
+        if not site.model.snapshots:
+            site.create(self._new_name())
+        found = list(site.model.snapshots.values())
+        return found[-1 - at % len(found)]
+
+    # --- files ---
+
+    @rule(at=sites, where=index, size=st.sampled_from([1, 100, 4096, 9000, 70_000]), seed=index)
+    def replace(self, at: str, where: int, size: int, seed: int) -> None:
+        site = self.site(at)
+        path = self.place(site, where)
+        if _kind(site, path) in ("", "file"):
+            site.replace(path, fill_pattern(size, seed))
+
+    @rule(at=sites, which=index, offset=st.integers(0, 100_000), size=st.integers(1, 30_000), seed=index)
+    def overwrite(self, at: str, which: int, offset: int, size: int, seed: int) -> None:
+        site = self.site(at)
+        site.write(self.path_of(site, which, "file"), offset, fill_pattern(size, seed))
+
+    @rule(at=sites, which=index, blocks=st.lists(st.integers(0, 40), min_size=1, max_size=5), seed=index)
+    def overwrite_blocks(self, at: str, which: int, blocks: list[int], seed: int) -> None:
+        site = self.site(at)
+        path = self.path_of(site, which, "file")
+        for block in blocks:
+            site.write(path, block * 4096, fill_pattern(4096, seed + block))
+
+    @rule(at=sites, which=index, size=st.sampled_from([0, 1, 200, 300, 4096, 5000, 40_000, 200_000]))
+    def truncate(self, at: str, which: int, size: int) -> None:
+        site = self.site(at)
+        site.truncate(self.path_of(site, which, "file"), size)
+
+    @rule(at=sites, where=index, mode=st.sampled_from([0o755, 0o700, 0o2775]))
+    def mkdir(self, at: str, where: int, mode: int) -> None:
+        site = self.site(at)
+        path = self.place(site, where)
+        if path.count("/") < 5:
+            site.mkdir(path, mode)
+
+    @rule(at=sites, where=index, what=st.sampled_from(["symlink", "fifo", "socket", "char"]))
+    def make_special(self, at: str, where: int, what: str) -> None:
+        site = self.site(at)
+        path = self.place(site, where)
+        if what == "symlink":
+            site.symlink("nowhere/" + "x" * (where % 300), path)
+        else:
+            site.special(path, what, 0o640, os.makedev(4, 64) if what == "char" else 0)
+
+    @rule(at=sites, which=index, where=index)
+    def link(self, at: str, which: int, where: int) -> None:
+        site = self.site(at)
+        site.link(self.path_of(site, which), self.place(site, where))
+
+    @rule(at=sites, which=index)
+    def unlink(self, at: str, which: int) -> None:
+        site = self.site(at)
+        path = self.path_of(site, which)
+        (site.rmdir if _kind(site, path) == "dir" else site.unlink)(path)
+
+    @rule(at=sites, which=index, where=index)
+    def rename(self, at: str, which: int, where: int) -> None:
+        site = self.site(at)
+        site.rename(self.path_of(site, which), self.place(site, where))
+
+    @rule(
+        at=sites, which=index, name=st.sampled_from(["user.a", "user.b"]), size=st.sampled_from([-1, 0, 9, 300, 6000])
+    )
+    def attribute(self, at: str, which: int, name: str, size: int) -> None:
+        site = self.site(at)
+        site.set_attribute(self.path_of(site, which), name, fill_pattern(size, which) if size >= 0 else None)
+
+    @rule(at=sites, which=index, mode=st.sampled_from([0o600, 0o644, 0o4755]), owner=st.integers(0, 3))
+    def set_mode(self, at: str, which: int, mode: int, owner: int) -> None:
+        site = self.site(at)
+        site.set_mode(self.path_of(site, which, "file", "dir", "fifo"), mode, owner, owner + 1)
+
+    @rule(at=sites, share=st.sampled_from([0.5, 1.0, 1.2]), seed=index)
+    def fill(self, at: str, share: float, seed: int) -> None:
+        """A large file, that fits or not; then it goes again, which must work on a full volume."""
+        site = self.site(at)
+        if not site.fs.lexists("/big"):
+            site.replace("/big", fill_pattern(int(site.volume.available_blocks * share) * 4096 + 1, seed))
+        site.unlink("/big") if site.fs.lexists("/big") else None
+
+    # --- consistency points ---
+
+    @rule(at=sites)
+    def sync(self, at: str) -> None:
+        self.site(at).sync()
+
+    @rule(at=sites, crash=st.booleans())
+    def reopen(self, at: str, crash: bool) -> None:
+        self.site(at).reopen(crash=crash)
+
+    # --- snapshots ---
+
+    def _new_name(self) -> str:
+        self.n_named += 1
+        return f"s{self.n_named}"
+
+    @rule(at=sites, again=st.booleans())
+    def create(self, at: str, again: bool) -> None:
+        site = self.site(at)
+        if len(site.model.snapshots) >= MOST_SNAPSHOTS:
+            site.delete(site.model.names()[:1])
+        names = site.model.names()
+        site.create(names[0] if names and again and self.n_steps % 5 == 0 else self._new_name())
+
+    @rule(at=sites, which=index, n_more=st.sampled_from([0, 0, 0, 1, 2]))
+    def delete(self, at: str, which: int, n_more: int) -> None:
+        site = self.site(at)
+        first = self.snapshot_of(site, which)
+        names = site.model.names()
+        start = names.index(first.name)
+        site.delete(names[start : start + 1 + n_more])
+
+    @rule(at=sites, which=index, new=st.sampled_from(["x", "y"]))
+    def rename_snapshot(self, at: str, which: int, new: str) -> None:
+        site = self.site(at)
+        site.rename_snapshot(self.snapshot_of(site, which).name, new)
+
+    @rule(at=sites, which=index, drop_later=st.booleans(), drop_changes=st.booleans())
+    def roll_back(self, at: str, which: int, drop_later: bool, drop_changes: bool) -> None:
+        site = self.site(at)
+        site.roll_back(self.snapshot_of(site, which).name, drop_later=drop_later, drop_changes=drop_changes)
+
+    # --- transfer ---
+
+    @rule(
+        route=st.sampled_from(ROUTES),
+        top=st.integers(0, 3),
+        bases=index,
+        beside=st.integers(0, 3),
+        kind=st.integers(0, 9),
+    )
+    def send(self, route: tuple[str, str], top: int, bases: int, beside: int, kind: int) -> None:
+        """Send a snapshot, mostly as an increment onto what both have, sometimes against the rules."""
+        if route[0] not in self.sites:
+            route = ROUTES[0]
+        source, target = self.site(route[0]), self.site(route[1])
+        newest = self.snapshot_of(source, top)
+        older = [s for s in source.model.snapshots.values() if s.id in newest.moment.listed]
+        common = [s for s in older if s.id in target.model.snapshots]
+        choice = older if kind == 0 else common
+        base = choice[-1 - bases % len(choice)] if choice and kind != 1 else None
+        rest = [s.name for s in older if s is not base]
+        wish = Wish(newest.name, tuple(rest[: beside if kind % 2 else 0]), base.name if base else None)
+        is_first = not target.model.snapshots
+        outcome = transfer(source, target, wish, discard=kind >= 6 or is_first)
+        History.counts["sent" if outcome is not None else "refused"] += 1
+        if outcome is not None:
+            target.check_live()
+
+    # --- holding both against each other ---
+
+    @rule(at=sites)
+    def compare(self, at: str) -> None:
+        self.site(at).check_everything()
+
+    @invariant()
+    def account(self) -> None:
+        self.n_steps += 1
+        History.counts["steps"] += 1
+        for name in self.touched:
+            self.sites[name].check_cheaply()
+        self.touched.clear()
+
+    def teardown(self) -> None:
+        History.counts[f"len {self.n_steps // 10 * 10}"] += 1
+        try:
+            for site in self.sites.values():
+                site.check_everything()
+                site.reopen(crash=False)
+                site.check_everything()
+                History.counts["full volumes"] += site.n_full
+        finally:
+            for site in self.sites.values():
+                site.close()
+
+
+def _kind(site: Site, path: str) -> str:
+    try:
+        return site.model.live.node(path).kind
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_histories(share: int, history_examples: int, history_seed: int, record_property) -> None:
+    """Every history agrees with the model, step by step and at its end."""
+    n_examples = history_examples // SHARES
+    seed_value = history_seed * SHARES + share
+    print(f"seed {seed_value}")
+    machine = type("History", (History,), {"_hypothesis_internal_use_seed": seed_value})
+    History.counts.clear()
+    profile = settings(
+        max_examples=n_examples, stateful_step_count=STEPS, deadline=None, database=None,
+        phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck), print_blob=True,
+    )  # fmt: skip
+    run_state_machine_as_test(machine, settings=profile)
+    record_property("summary", f"histories: seed {seed_value}: {dict(History.counts)}")
+    assert History.counts["examples"] >= n_examples
+    assert History.counts["steps"] >= n_examples * STEPS
+
+
+@pytest.fixture
+def history_examples(is_deep: bool, part: tuple[int, int]) -> int:
+    return DEEP_EXAMPLES // part[1] if is_deep else CI_EXAMPLES
+
+
+@pytest.fixture
+def history_seed(part: tuple[int, int]) -> int:
+    return int(os.environ["BLOCKPLANE_SEED"]) * part[1] + part[0]
