@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import blockplane as bp
+    from blockplane.filesystem import StatResult
 
 _PIECE_BYTES = 4 << 20
 _MAX_DIFFERENCES = 20
@@ -51,13 +52,8 @@ def compare_states(left: bp.FileSystem, right: bp.FileSystem) -> Comparison:
                 found.add(f"{path}: leads elsewhere")
         elif stat.S_ISREG(mine.st_mode) and mine.st_ino not in seen:
             seen.add(mine.st_ino)
-            _compare_bytes(
-                found,
-                path,
-                left.data_ranges(path) == right.data_ranges(path),
-                _pieces(left, path),
-                _pieces(right, path),
-            )
+            same_holes = _is_dense(mine) or left.data_ranges(path) == right.data_ranges(path)
+            _compare_bytes(found, path, same_holes, _pieces(left, path), _pieces(right, path))
         elif stat.S_ISDIR(mine.st_mode):
             names, others = left.listdir(path), right.listdir(path)
             if names != others:
@@ -98,6 +94,11 @@ def compare_with_host(files: bp.FileSystem, pairs: Sequence[tuple[str, str]], si
         if stat.S_ISDIR(mine.st_mode):
             pending += [(f"{name.rstrip('/')}/{child}", f"{place}/{child}") for child in files.listdir(name)]
     return found
+
+
+def _is_dense(found: StatResult) -> bool:
+    """Whether a file has all its blocks: then it has no holes."""
+    return found.st_blocks * 512 >= found.st_size
 
 
 def _attributes(files: bp.FileSystem, path: str) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from blockplane.cli.text import sentence
 
 USAGE_STATUS = 2
 INTERRUPTED_STATUS = 130  # as a shell reports a process that SIGINT ended
-BROKEN_PIPE_STATUS = 141  # the same for SIGPIPE
+BROKEN_PIPE_STATUS = 1
 
 
 @dataclass(frozen=True, slots=True)

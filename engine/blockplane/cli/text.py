@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -16,7 +15,8 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 def printable(text: str) -> str:
     r"""Return text that a terminal shows as it is: control characters, stray bytes and backslashes escaped.
 
-    Bytes that are no UTF-8 (held as surrogates) and control characters become ``\xNN``, others ``\uNNNN``.
+    ASCII's control characters and bytes that are no UTF-8 (held as surrogates) become ``\xNN``, others ``\uNNNN``; no two
+    names are shown alike.
     """
     if text.isprintable() and "\\" not in text:
         return text
@@ -36,7 +36,7 @@ def _shown(character: str) -> str:
         return f"\\x{code - 0xDC00:02x}"
     if character == " " or character.isprintable():
         return character
-    if unicodedata.category(character) == "Cc" and code < 0x100:
+    if code < 0x80:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 

@@ -1,0 +1,196 @@
+"""What only a process of its own shows: imports, pipes, signals, terminals, locks."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+
+import pytest
+
+import blockplane as bp
+from equality import differences, host_tree
+
+COMMAND = [sys.executable, "-c", "from blockplane.cli import main; main()"]
+
+
+@pytest.fixture
+def spawn():
+    """Starts a verb; its pipes are closed and it has ended when the test is over."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str, **options) -> subprocess.Popen[bytes]:
+            return stack.enter_context(subprocess.Popen([*COMMAND, *arguments], **options))
+
+        yield start
+
+
+def finish(*arguments: str, **options) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["send", "--help"], ["completion", "bash"], ["nonsense"]])
+def test_help_loads_no_numpy(arguments):
+    program = (
+        "import sys\n"
+        "from blockplane.cli.main import run\n"
+        f"status = run({arguments!r})\n"
+        "found = sorted(n for n in sys.modules if n.split('.')[0] in ('numpy', 'pyroaring'))\n"
+        "sys.exit(f'loaded {found[:3]}' if found else 0)\n"
+    )
+    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_importing_the_package_loads_no_numpy():
+    program = "import sys, blockplane; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+def test_a_stream_goes_through_a_pipe(spawn, pool, done):
+    send = spawn("send", pool, "june1", "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    receive = finish("receive", "copy", "--json", stdin=send.stdout)
+    report = send.stderr.read()
+    assert send.wait() == 0
+    assert receive.returncode == 0, receive.stderr
+    sent, received = json.loads(report.splitlines()[-1]), json.loads(receive.stdout)
+    assert sent["stream_bytes"] == received["stream_bytes"] == os.path.getsize("june1.bps")
+    done("get", "copy:/tree", "back")
+    done("get", f"{pool}@june1:/tree", "same")
+    assert differences(host_tree("back"), host_tree("same")) == []
+
+
+def test_a_failing_send_to_standard_output_reports_on_standard_error(pool):
+    outcome = finish("send", pool, "absent", "--json")
+    assert outcome.stdout == b""
+    assert json.loads(outcome.stderr.splitlines()[-1])["error"]["kind"] == "no-such-snapshot"
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(spawn, pool):
+    with bp.Volume.open(pool) as volume:
+        files = bp.FileSystem(volume)
+        files.mkdir("/many")
+        for number in range(3000):
+            files.mknod(f"/many/{number:060}", 0o644)
+    listing = spawn("ls", f"{pool}:/many", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    listing.stdout.readline()
+    listing.stdout.close()
+    assert (listing.wait(60), listing.stderr.read()) == (1, b"")
+
+
+def test_a_send_whose_reader_goes_away_says_so(spawn, pool):
+    sending = spawn("send", pool, "june1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    sending.stdout.close()
+    assert sending.wait(60) == 1
+    assert sending.stderr.read().startswith(b"blockplane: ")
+
+
+def test_interrupt_is_status_130_and_leaves_the_volume_whole(spawn, pool, done):
+    reader, writer = os.pipe()
+    receiving = spawn("receive", pool, stdin=reader, stderr=subprocess.PIPE)
+    os.close(reader)
+    with open("june1.bps", "rb") as stream:
+        os.write(writer, stream.read(100))
+    deadline = time.monotonic() + 60
+    while not _is_locked(pool) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    receiving.send_signal(signal.SIGINT)
+    assert receiving.wait(60) == 130
+    assert b"Traceback" not in receiving.stderr.read()
+    os.close(writer)
+    assert done("check", pool, "--json").json["ok"] is True
+
+
+def _is_locked(pool: str) -> bool:
+    try:
+        bp.Volume.open(pool, writable=False).close()
+    except bp.errors.VolumeInUseError:
+        return True
+    return False
+
+
+def test_a_volume_in_use_names_process_and_verb_and_can_be_waited_for(spawn, pool):
+    with bp.Volume.open(pool, verb="receive"):
+        refused = finish("ls", f"{pool}:/", "--json")
+        error = json.loads(refused.stdout)["error"]
+        assert (refused.returncode, error["kind"]) == (1, "in-use")
+        assert str(os.getpid()) in error["message"]
+        assert "receive" in error["message"]
+        started = time.monotonic()
+        assert finish("ls", f"{pool}:/", "--wait", "1").returncode == 1
+        assert time.monotonic() - started >= 1
+        waiting = spawn("ls", f"{pool}:/", "--wait", "60", stdout=subprocess.PIPE)
+        time.sleep(0.5)
+    assert waiting.communicate(timeout=60)[0].split() == [b"later", b"tree"]
+    assert waiting.returncode == 0
+
+
+def test_no_stream_to_or_from_a_terminal(spawn, pool):
+    controller, terminal = pty.openpty()
+    try:
+        sending = spawn("send", pool, "june1", stdout=terminal, stderr=subprocess.PIPE)
+        assert sending.wait(60) == 2
+        assert b"terminal" in sending.stderr.read()
+        receiving = spawn("receive", "copy", stdin=terminal, stderr=subprocess.PIPE)
+        assert receiving.wait(60) == 2
+        assert b"terminal" in receiving.stderr.read()
+    finally:
+        os.close(controller)
+        os.close(terminal)
+    assert not os.path.exists("copy")
+
+
+def test_completion_completes_verbs_and_options():
+    environment = {
+        **os.environ,
+        "_BLOCKPLANE_COMPLETE": "bash_complete",
+        "COMP_WORDS": "blockplane sn",
+        "COMP_CWORD": "1",
+    }
+    assert b"snapshot" in finish(env=environment).stdout
+    environment |= {"COMP_WORDS": "blockplane send --o", "COMP_CWORD": "2"}
+    assert {b"plain,--output", b"plain,--order", b"plain,--older"} <= set(finish(env=environment).stdout.split())
+
+
+def test_names_print_in_the_c_locale(pool):
+    with bp.Volume.open(pool) as volume:
+        bp.FileSystem(volume).mkdir("/grüße")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    outcome = finish("ls", f"{pool}:/", env=environment)
+    assert outcome.returncode == 0, outcome.stderr
+    assert len(outcome.stdout.splitlines()) == 3
+
+
+def test_the_public_api_as_the_documents_show_it(tmp_path, tree, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    events = []
+    with bp.Volume.create("pool", disks=5, size="8M", parity=1) as volume:
+        files = bp.FileSystem(volume)
+        files.put(tree, "/include")
+        volume.sync()
+        june1 = volume.snapshot("june1")
+        files.mkdir("/more")
+        volume.snapshot("june2")
+        image = volume.image("june2 + june1")
+        assert image.n_bytes == 4096 * len(image.plane) == 4096 * image.n_blocks
+        assert (image.top.name, image.base) == ("june2", None)
+        bp.send(volume.image("june1"), "full.bps", progress=events.append)
+        with open("increment.bps", "wb") as file:
+            bp.send(volume.image("june2 - june1"), file)
+        assert len(june1.plane - image.plane) == 0
+        assert len(june1.plane) == june1.n_blocks
+    assert events[-1].done_bytes == events[-1].total_bytes
+    bp.receive("full.bps", "copy")
+    with open("increment.bps", "rb") as file:
+        report = bp.receive(file, "copy")
+    assert report.arrived == ("june2",)
+    with bp.open_stream("full.bps", "increment.bps") as chain:
+        assert bp.FileSystem(chain).read_bytes("/include/hello") == b"hello\n"
+    with bp.Volume.open("copy") as copy:
+        assert bp.FileSystem(copy).listdir("/") == ["include", "more"]
+        assert bp.check(copy).ok
