@@ -31,6 +31,9 @@ _CHECK_OFFSET = BLOCK_BYTES - 4
 
 MEMBER_OK = 1
 
+# What the live state is: one of a line that goes on here, or exactly a state received or rolled back to.
+ROLE_LINE, ROLE_REPLICA = 0, 1
+
 Area = tuple[int, int]
 
 
@@ -38,6 +41,7 @@ Area = tuple[int, int]
 class FsInfo:
     """One generation of the root record.
 
+    role: `ROLE_LINE` or `ROLE_REPLICA`.
     areas: the (group, area) pairs that the next consistency point may write: the intent record for parity (law 7).
     previous_state, previous_local: the roots of the CP before, whose blocks are not reused yet (law 5).
     """
@@ -49,7 +53,7 @@ class FsInfo:
     previous_nonce: bytes = NO_ID
     features: tuple[int, int, int] = (0, 0, 0)
     clean: bool = False
-    role: int = 0
+    role: int = ROLE_LINE
     state: Pointer = field(default_factory=Pointer.none)
     previous_state: Pointer = field(default_factory=Pointer.none)
     local: Pointer = field(default_factory=Pointer.none)

@@ -26,7 +26,7 @@ from blockplane.planes import Plane
 from blockplane.volume import held
 from blockplane.volume.active import ActiveState, blank_root
 from blockplane.volume.codec import Branch, LocalRoot, Pointer, StateRoot, TableEntry, TreeRoot
-from blockplane.volume.fsinfo import MAX_AREAS, MEMBER_OK, FsInfo
+from blockplane.volume.fsinfo import MAX_AREAS, MEMBER_OK, ROLE_LINE, ROLE_REPLICA, FsInfo
 from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, set_range
 from blockplane.volume.local import LocalTree
 from blockplane.volume.placemap import PlaceMap
@@ -111,6 +111,7 @@ class LiveVolume:
     info : the root record last made durable.
     active : the live state. committed, previous : the states of the last two CPs.
     local : the local tree of the open CP.
+    is_replica : whether the live state is exactly one received or rolled back to; the first write starts a branch.
     """
 
     def __init__(self, path: Path, array: DiskArray, info: FsInfo, writable: bool) -> None:
@@ -152,6 +153,7 @@ class LiveVolume:
         self._states.clear()
         self._claimed = self._dirty_bytes = 0
         self._newly_held = 0
+        self.is_replica = self.info.role == ROLE_REPLICA
         self._n_forget = 1  # what only the CP before the last refers to is free after the next one, and nobody lists it
 
     def _local_root(self, pointer: Pointer) -> LocalRoot:
@@ -481,6 +483,7 @@ class LiveVolume:
         )
         local = self.local.commit(self.info.local) if self.local.is_dirty else self.info.local
         return {
+            "role": ROLE_REPLICA if self.is_replica else ROLE_LINE,
             "state": state,
             "previous_state": self.info.state,
             "local": local,
@@ -538,17 +541,12 @@ class LiveVolume:
             self._claim_run,
         )
         self.active, self._before, self._n_forget = live, state, 3
+        self.is_replica = True
         self.local.set_active_map(state.placemap)
         self.local.set_parent(parent_id)
         self.local.is_dirty = True
         for client in self._clients:
             client.reload()
-
-    @property
-    def is_replica(self) -> bool:
-        """Whether the live state is exactly a snapshot's, received or rolled back to; a write starts a branch."""
-        parent = self.local.root.parent_id
-        return any(e.record.id == parent and e.record.root == self.active.pointer for e in self.local.entries())
 
     def _start_branch(self) -> None:
         """Add a branch to the live state's history: its CPs are no longer those of the line it came from."""
@@ -557,7 +555,8 @@ class LiveVolume:
         history = [*self.active.branches(), branch]
         write_all(self.active.branch_list, b"".join(entry.encode() for entry in history))
         root.branch_id = branch.id
-        self.active.is_dirty = True
+        self.active.list_snapshots([e.record for e in self.local.ancestors(self.local.root.parent_id)])
+        self.is_replica = False
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

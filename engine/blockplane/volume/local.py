@@ -59,6 +59,15 @@ class LocalTree:
             ]
         return self._entries
 
+    def ancestors(self, snapshot_id: bytes) -> list[TableEntry]:
+        """Return a snapshot and those it descends from, older first."""
+        by_id = {entry.record.id: entry for entry in self.entries()}
+        chain: list[TableEntry] = []
+        while (entry := by_id.pop(snapshot_id, None)) is not None:
+            chain.append(entry)
+            snapshot_id = entry.record.parent_id
+        return chain[::-1]
+
     def entry(self, name: str) -> TableEntry:
         """Return a snapshot's entry by its name.
 

@@ -124,20 +124,10 @@ def _retain(volume: LiveVolume, name: str) -> Snapshot:
     local.set_map(entry, active.placemap)
     local.set_parent(record.id)
     if not is_replica:
-        active.list_snapshots([e.record for e in ancestors(local.entries(), record.id)])
+        active.list_snapshots([e.record for e in local.ancestors(record.id)])
     volume.adopt_state(record.id, volume.committed)
     volume.commit()
     return Snapshot(volume, entry)
-
-
-def ancestors(entries: Sequence[TableEntry], snapshot_id: bytes) -> list[TableEntry]:
-    """Return the snapshot and those it descends from, older first."""
-    by_id = {entry.record.id: entry for entry in entries}
-    chain: list[TableEntry] = []
-    while (entry := by_id.pop(snapshot_id, None)) is not None:
-        chain.append(entry)
-        snapshot_id = entry.record.parent_id
-    return chain[::-1]
 
 
 def all_of(volume: LiveVolume) -> list[Snapshot]:
@@ -260,7 +250,7 @@ def rollback(
     """
     with volume.lock:
         target = volume.local.entry(name)
-        later = [e for e in volume.local.entries() if target in ancestors(volume.local.entries(), e.record.id)[:-1]]
+        later = [e for e in volume.local.entries() if target in volume.local.ancestors(e.record.id)[:-1]]
         if drop_later and (pinned := [e.record.name for e in later if volume.is_pinned(e.record.id)]):
             raise RefusedError(f"snapshot {pinned[0]!r} is being read", "wait until the reader has finished")
         volume.commit()
@@ -291,5 +281,5 @@ def _go_back(volume: LiveVolume, target: TableEntry) -> None:
     held.rebuild(volume.local, volume.snapshot_states(), state, [old])
     gone = n_active + n_held - volume.active.root.n_blocks - volume.local.root.n_held
     volume.space.n_freed_open += gone
-    volume.active.list_snapshots([e.record for e in ancestors(volume.local.entries(), target.record.id)])
+    volume.active.is_dirty = True
     volume.commit()
