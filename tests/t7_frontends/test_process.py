@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -75,8 +76,8 @@ def test_a_reader_that_goes_away_ends_it_quietly(spawn, pool):
     with bp.Volume.open(pool) as volume:
         files = bp.FileSystem(volume)
         files.mkdir("/many")
-        for number in range(3000):
-            files.mknod(f"/many/{number:060}", 0o644)
+        for number in range(600):
+            files.mknod(f"/many/{number:0250}", 0o644)
     listing = spawn("ls", f"{pool}:/many", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     listing.stdout.readline()
     listing.stdout.close()
@@ -97,21 +98,13 @@ def test_interrupt_is_status_130_and_leaves_the_volume_whole(spawn, pool, done):
     with open("june1.bps", "rb") as stream:
         os.write(writer, stream.read(100))
     deadline = time.monotonic() + 60
-    while not _is_locked(pool) and time.monotonic() < deadline:
+    while str(receiving.pid) not in Path(pool, "lock").read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     receiving.send_signal(signal.SIGINT)
     assert receiving.wait(60) == 130
     assert b"Traceback" not in receiving.stderr.read()
     os.close(writer)
     assert done("check", pool, "--json").json["ok"] is True
-
-
-def _is_locked(pool: str) -> bool:
-    try:
-        bp.Volume.open(pool, writable=False).close()
-    except bp.errors.VolumeInUseError:
-        return True
-    return False
 
 
 def test_a_volume_in_use_names_process_and_verb_and_can_be_waited_for(spawn, pool):
@@ -146,12 +139,8 @@ def test_no_stream_to_or_from_a_terminal(spawn, pool):
 
 
 def test_completion_completes_verbs_and_options():
-    environment = {
-        **os.environ,
-        "_BLOCKPLANE_COMPLETE": "bash_complete",
-        "COMP_WORDS": "blockplane sn",
-        "COMP_CWORD": "1",
-    }
+    environment = {**os.environ, "_BLOCKPLANE_COMPLETE": "bash_complete"}
+    environment |= {"COMP_WORDS": "blockplane sn", "COMP_CWORD": "1"}
     assert b"snapshot" in finish(env=environment).stdout
     environment |= {"COMP_WORDS": "blockplane send --o", "COMP_CWORD": "2"}
     assert {b"plain,--output", b"plain,--order", b"plain,--older"} <= set(finish(env=environment).stdout.split())

@@ -326,11 +326,16 @@ def test_a_full_volume_keeps_its_last_cp_and_can_still_delete(blockplane, done, 
     done("cat", f"{pool}:/later")
     with bp.Volume.open(pool) as volume:
         files = bp.FileSystem(volume)
-        with pytest.raises(bp.errors.NoSpaceError), files.open("/fill", "w") as file:
-            while True:
-                file.write(os.urandom(1 << 20))
+        with pytest.raises(bp.errors.NoSpaceError):
+            _fill(files, "/fill")
     done("rm", "-f", f"{pool}:/fill")
     done("rm", "-r", f"{pool}:/tree")
     done("snapshot", "delete", f"{pool}@june1..june2")
     done("mkdir", f"{pool}:/room-again")
     assert done("check", pool, "--json").json["ok"] is True
+
+
+def _fill(files: bp.FileSystem, path: str) -> None:
+    with files.open(path, "w") as file:
+        while True:
+            file.write(os.urandom(1 << 20))

@@ -11,6 +11,10 @@ import pytest
 import blockplane as bp
 from equality import differences, host_tree
 
+VERBS = (
+    "cat", "check", "completion", "create", "demo", "get", "grow", "image", "info", "ls", "mkdir", "put", "receive", "rm",
+    "rollback", "send", "snapshot", "stat", "stream",
+)  # fmt: skip
 TRANSFER_KEYS = {"n_blocks", "n_bytes", "stream_bytes", "seconds", "bytes_per_second"}
 
 
@@ -269,27 +273,7 @@ def test_completion_scripts(done):
 
 def test_every_verb_explains_itself(done):
     top = done("--help").out
-    for verb in [
-        "demo",
-        "create",
-        "grow",
-        "info",
-        "put",
-        "get",
-        "ls",
-        "cat",
-        "stat",
-        "rm",
-        "mkdir",
-        "snapshot",
-        "rollback",
-        "image",
-        "send",
-        "receive",
-        "check",
-        "stream",
-        "completion",
-    ]:
+    for verb in VERBS:
         assert f"\n  {verb} " in top
         assert "Usage:" in done(verb, "--help").out
     assert done("--version").out.startswith("blockplane, version ")

@@ -15,8 +15,8 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 def printable(text: str) -> str:
     r"""Return text that a terminal shows as it is: control characters, stray bytes and backslashes escaped.
 
-    ASCII's control characters and bytes that are no UTF-8 (held as surrogates) become ``\xNN``, others ``\uNNNN``; no two
-    names are shown alike.
+    ASCII's control characters and bytes that are no UTF-8 (held as surrogates) become ``\xNN``, others ``\uNNNN``; no
+    two names are shown alike.
     """
     if text.isprintable() and "\\" not in text:
         return text
