@@ -19,6 +19,7 @@ from blockplane.model import (
     NoSpaceError,
     NoSuchSnapshotError,
     RefusedError,
+    StreamDamagedError,
     StreamError,
     StreamMismatchError,
     StreamTruncatedError,
@@ -28,6 +29,7 @@ from blockplane.stream import open_stream
 from blockplane.stream import sink as sinks
 from blockplane.transfer import receive, send
 from blockplane.volume import Volume
+from blockplane.volume.check import check
 from blockplane.volume.snapshots import freed_by
 from blockplane.volume.state import State
 from streams.volumes import Files, contents, fresh, members
@@ -96,6 +98,7 @@ def test_full_and_incremental_onto_another_geometry(tmp_path, source, options):
     with Volume.open(tmp_path / "copy") as copy:
         assert_same(source, copy, "june1", "june2", "june3")
         assert contents(copy.state(None)) == contents(source.state("june3"))
+        assert check(copy).problems == []
         assert copy.geometry.n_disks == options["disks"]
 
 
@@ -307,6 +310,9 @@ def test_a_destination_keeps_what_the_source_dropped_and_reused(tmp_path, rng):
         receive(io.BytesIO(stream_of(copy, "june6 + june4 - june3")), tmp_path / "third")
         with Volume.open(tmp_path / "third") as third:
             assert_same(source, third, "june3", "june4", "june6")
+            assert check(third).problems == []
+    with Volume.open(tmp_path / "copy") as copy:
+        assert check(copy).problems == []
     source.close()
 
 
@@ -430,16 +436,23 @@ def test_cut_and_flipped_streams_leave_a_volume_as_it_was(tmp_path, source, rng)
         receive(io.BytesIO(stream_of(source, "june1")), copy)
         before = everything(copy)
         used = copy.used_blocks
-        refused = 0
-        for place in rng.integers(0, len(increment), 40).tolist():
-            flipped = increment[:place] + bytes([increment[place] ^ 4]) + increment[place + 1 :]
-            for bad in (increment[:place], flipped):
-                with pytest.raises(StreamError):
-                    receive(io.BytesIO(bad), copy)
-                refused += 1
-        assert (refused, everything(copy) == before, copy.used_blocks) == (80, True, used)
+        cut = [error_of(increment[:place], copy) for place in rng.integers(0, len(increment), 200).tolist()]
+        flipped = []
+        for place in rng.integers(0, len(increment), 1000).tolist():
+            bad = bytearray(increment)
+            bad[place] ^= 1 << int(rng.integers(8))
+            flipped.append(error_of(bad, copy))
+        assert (everything(copy) == before, copy.used_blocks) == (True, used)
+        assert (set(cut), set(flipped) <= {StreamDamagedError, StreamError}) == ({StreamTruncatedError}, True)
         receive(io.BytesIO(increment), copy)
         assert_same(source, copy, "june1", "june2", "june3")
+        assert check(copy).problems == []
+
+
+def error_of(stream, target) -> type[StreamError]:
+    with pytest.raises(StreamError) as caught:
+        receive(io.BytesIO(stream), target)
+    return type(caught.value)
 
 
 def test_removed_by_hand(tmp_path, source):

@@ -165,6 +165,8 @@ class _Spans:
         return np.concatenate(parts)
 
     def _decode(self, place: int, n_blocks: int) -> list[Numbers]:
+        if not self._places.count(place, place + n_blocks):
+            return [_NOTHING] * self.group.n_data
         words = np.ascontiguousarray(self._places.word_range(place // 64, n_blocks // 64))
         disks = self._geometry.window_extents(self._index, place, words, merge=False)
         return [np.column_stack((d.dbn, d.n_blocks, d.place)) for d in disks]
