@@ -12,8 +12,8 @@ import blockplane as bp
 from equality import differences, host_tree
 
 VERBS = (
-    "cat", "check", "completion", "create", "demo", "get", "grow", "image", "info", "ls", "mkdir", "put", "receive", "rm",
-    "rollback", "send", "snapshot", "stat", "stream",
+    "cat", "check", "completion", "create", "demo", "get", "grow", "image", "info", "ls", "mkdir", "put", "receive",
+    "rm", "rollback", "send", "snapshot", "stat", "stream",
 )  # fmt: skip
 TRANSFER_KEYS = {"n_blocks", "n_bytes", "stream_bytes", "seconds", "bytes_per_second"}
 
