@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
+
 from blockplane.disks.geometry import Geometry
-from blockplane.model import NoSpaceError
 from blockplane.volume import Volume
+from blockplane.volume.codec import NUMBER_MASK
 from faults.explore import Models, Watch
-from faults.world import FileClient, fill, geometry_of, image_plane, make_volume
+from faults.world import FileClient, fill, geometry_of, image_plane, make_volume, root_of
 
 #: Geometries in turn: 0 is the one of the CI run.
 SHAPES = (
@@ -172,29 +174,36 @@ class NearlyFullStory(_Story):
         self.geometry = with_parity[variation % len(with_parity)]
 
     def prepare(self, volume: Volume, client: FileClient) -> None:
-        """Fill two files in turn, block by block, then give every second block back."""
-        index = 0
-        try:
-            while True:
+        """Fill the volume into its reserve, then give back blocks of one disk: what is free shares its stripes."""
+        with volume.dipping():
+            index = 0
+            while volume.free_blocks - volume.space.n_pending - volume.space.n_freed_open > 26:
                 client.write(1 + index % 2, index // 2, [1000 + index])
                 index += 1
-                if index % 16 == 0:
+                if index % 8 == 0:
                     volume.sync()
-        except NoSpaceError:
             volume.sync()
-        with volume.dipping():
-            for at in range(0, index // 2 - 2, 3):
+            for at in self._on_first_disks(volume)[::2]:
                 client.punch(1, at, at + 1)
-            volume.sync()
-            volume.commit(force=True)
-            volume.commit(force=True)
+            for _ in range(3):
+                volume.commit(force=True)
+
+    def _on_first_disks(self, volume: Volume) -> list[int]:
+        """Blocks of file 1 that lie on the first disk of a group."""
+        pointers = volume.new_tree(root_of(volume.active, 1)).pointers(0, 1024)
+        present = np.flatnonzero(pointers[:, 0])
+        disks, _ = volume.geometry.to_disk((pointers[present, 0] & np.uint64(NUMBER_MASK)).astype(np.int64))
+        first = {group.disks[0] for group in volume.geometry.groups}
+        return [int(at) for at, disk in zip(present, disks.tolist(), strict=True) if disk in first]
 
     def act(self, volume: Volume, client: FileClient) -> None:
-        for at in range(4):
-            client.edit(2, at, 2000 + at)
-        volume.sync()
-        client.write(1, 0, [3000])
-        volume.sync()
+        with volume.dipping():
+            for step in range(2):
+                for at in range(14):
+                    client.edit(2, at, 2000 + 100 * step + at)
+                volume.sync()
+            client.edit(1, 1, 3000)
+            volume.sync()
 
 
 STORIES: tuple[type[_Story], ...] = (
