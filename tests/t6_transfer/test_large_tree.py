@@ -60,15 +60,18 @@ def source(tmp_path_factory: pytest.TempPathFactory, size: TreeSize) -> Iterator
 
 
 @pytest.fixture(scope="module")
-def trees(source: bp.Volume) -> dict[str, Tree]:
-    return {s.name: volume_tree(bp.FileSystem(s), between_volumes=True) for s in source.snapshots}
+def trees(source: bp.Volume, size: TreeSize) -> dict[str, Tree]:
+    """What snapshots hold; of a large tree the two that differ most and the tops of two levels."""
+    names = [f"june{number}" for number in (range(1, 10) if size == SMALL else (1, 2, 7, 9))]
+    return {name: volume_tree(bp.FileSystem(source.get_snapshot(name)), between_volumes=True) for name in names}
 
 
 def assert_equal(volume: bp.Volume, trees: dict[str, Tree], names: list[str]) -> None:
     assert [snapshot.name for snapshot in volume.snapshots] == names
     for snapshot in volume.snapshots:
-        found = volume_tree(bp.FileSystem(snapshot), between_volumes=True)
-        assert not differences(trees[snapshot.name], found)
+        if snapshot.name in trees:
+            found = volume_tree(bp.FileSystem(snapshot), between_volumes=True)
+            assert not differences(trees[snapshot.name], found)
     assert bp.check(volume).problems == []
 
 
