@@ -192,3 +192,27 @@ def test_a_full_volume_keeps_what_it_had_and_can_delete(tmp_path: Path) -> None:
         volume.sync()
         assert fs.read_bytes("/second") == b"s" * (4 << 20)
         assert fs.check().problems == []
+
+
+def test_a_volume_full_of_tiny_files_commits_and_deletes(tmp_path: Path) -> None:
+    with Volume.create(tmp_path / "vol", disks=1, size="16M") as volume:
+        fs = FileSystem(volume)
+        made: list[str] = []
+
+        def fill() -> None:
+            for i in range(100_000):
+                fs.mkdir(f"/{i}")
+                made.append(str(i))
+                fs.write_bytes(f"/{i}/file", b"x" * 200)
+
+        with pytest.raises(NoSpaceError):
+            fill()
+        volume.sync()
+        assert len(made) > 500
+        assert fs.check().problems == []
+        for name in made[::2]:
+            fs.rmtree(f"/{name}")
+        volume.sync()
+        assert fs.check().problems == []
+        fs.mkdir("/again")
+        assert sorted(fs.listdir()) == sorted([*made[1::2], "again"])

@@ -290,3 +290,14 @@ def test_a_directory_does_not_move_into_itself(fs: FileSystem) -> None:
             fs.rename(path, target)
         assert caught.value.errno == errno.EINVAL
     assert fs.check().problems == []
+
+
+def test_file_systems_over_one_volume_are_one(volume: Volume) -> None:
+    one, two = FileSystem(volume), FileSystem(volume)
+    one.mkdir("/a")
+    two.write_bytes("/a/f", b"x")
+    assert one.listdir("/a") == two.listdir("/a") == ["f"]
+    one.unlink("/a/f")
+    volume.sync()
+    assert two.listdir("/a") == []
+    assert FileSystem(volume).check().problems == []

@@ -44,6 +44,9 @@ class Changes(AttributeChanges):
 
     def _new_place(self, path: AnyPath) -> Place:
         self.store.require_writable(path_text(path_bytes(path)))
+        if self.store.room.is_short:
+            self.store.room.make()
+            self.store.room.require()
         place = self.resolver.locate(path, follow=False, is_new=True)
         if place.inode is not None:
             raise ExistsError(path_text(path_bytes(path)))
@@ -114,7 +117,7 @@ class Changes(AttributeChanges):
 
     def unlink(self, path: AnyPath) -> None:
         """Remove a file or link by its name."""
-        with self.store.lock, self.store.removing():
+        with self.store.lock, self.store.room.removing():
             place, inode = self._existing(path)
             if inode.is_directory:
                 raise IsADirectoryPathError(path_text(path_bytes(path)))
@@ -126,7 +129,7 @@ class Changes(AttributeChanges):
     def rmdir(self, path: AnyPath) -> None:
         """Remove an empty directory."""
         text = path_text(path_bytes(path))
-        with self.store.lock, self.store.removing():
+        with self.store.lock, self.store.room.removing():
             place, inode = self._existing(path)
             if not inode.is_directory:
                 raise NotADirectoryPathError(text)
@@ -152,7 +155,7 @@ class Changes(AttributeChanges):
 
     def rmtree(self, path: AnyPath) -> None:
         """Remove whatever lies at a path, with everything below it; a consistency point may come in between."""
-        with self.store.lock, self.store.removing():
+        with self.store.lock, self.store.room.removing():
             place, inode = self._existing(path)
             if inode.is_directory:
                 self.remove_children(inode)
@@ -257,6 +260,8 @@ class Changes(AttributeChanges):
         if place.inode is None:
             if place.must_be_directory:
                 raise IsADirectoryPathError(text)
+            if self.store.room.is_short:
+                self.store.room.make()
             inode = self._create(place, path, stat.S_IFREG | mode & 0o7777)
             self.store.changed()
             return inode

@@ -306,7 +306,7 @@ class _CopyIn:
         volume = self.store.volume
         if volume is not None and volume.available_blocks * BLOCK_BYTES < n_bytes + _BATCH_BYTES // 4:
             self._end_batch()
-            self.store.make_room(n_bytes)
+            self.store.room.make(n_bytes)
 
     def _end_batch(self) -> None:
         """Complete what is under way, enter it, and let a consistency point come."""

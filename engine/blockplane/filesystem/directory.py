@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from blockplane.filesystem.directory_build import pack_branches, pack_leaves
 from blockplane.filesystem.directory_node import (
     CAPACITY_BYTES,
     FIRST_KEY,
@@ -21,7 +22,6 @@ from blockplane.filesystem.directory_node import (
     Node,
     hash_name,
     pack_target,
-    separator,
     unpack_target,
 )
 from blockplane.filesystem.errors import damaged
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 # Clean decoded nodes kept per directory, about 15 KiB each. More helps random look-ups in very large directories only.
 _CACHED_NODES = 1024
-# Bulk build leaves an eighth free, so that the first inserts after it do not split every leaf.
-_BULK_FILL_BYTES = CAPACITY_BYTES * 7 // 8
 _MERGE_BELOW_BYTES = CAPACITY_BYTES // 4
 _MERGE_UP_TO_BYTES = CAPACITY_BYTES * 3 // 4
 
@@ -152,9 +150,9 @@ class Directory:
         if not keyed:
             return
         self.n_nodes = 1
-        level: list[tuple[Key, Node]] = _pack_leaves(keyed)
+        level: list[tuple[Key, Node]] = pack_leaves(keyed)
         while len(level) > 1:
-            level = _pack_branches([(bound, self._new_node(node)) for bound, node in level], level[0][1].level + 1)
+            level = pack_branches([(bound, self._new_node(node)) for bound, node in level], level[0][1].level + 1)
         self._nodes[0] = level[0][1]
         self._dirty.add(0)
 
@@ -370,36 +368,3 @@ class Directory:
         if not node.hashes:
             raise damaged(f"directory {self.owner}: block {block} is empty")
         return node
-
-
-def _pack_leaves(keyed: list[tuple[int, bytes, int]]) -> list[tuple[Key, Node]]:
-    """Cut sorted (hash, name, target) into leaves; return each with its lower bound."""
-    level: list[tuple[Key, Node]] = []
-    node = Node(0)
-    bound = FIRST_KEY
-    for hash_, name, target in keyed:
-        if node.used_bytes + node.entry_bytes + len(name) > _BULK_FILL_BYTES:
-            level.append((bound, node))
-            bound = separator(node.key(len(node) - 1), (hash_, name))
-            node = Node(0)
-        node.hashes.append(hash_)
-        node.names.append(name)
-        node.values.append(target)
-        node.used_bytes += node.entry_bytes + len(name)
-    level.append((bound, node))
-    return level
-
-
-def _pack_branches(children: list[tuple[Key, int]], level_number: int) -> list[tuple[Key, Node]]:
-    """Cut (lower bound, block) of a level's nodes into branches; return each with its lower bound."""
-    level: list[tuple[Key, Node]] = []
-    node, lower = Node(level_number), FIRST_KEY
-    for bound, block in children:
-        if node.hashes and node.used_bytes + node.entry_bytes + len(bound[1]) > _BULK_FILL_BYTES:
-            level.append((lower, node))
-            node = Node(level_number)
-        if not node.hashes:
-            lower = bound
-        node.insert(len(node), bound if node.hashes else FIRST_KEY, block)
-    level.append((lower, node))
-    return level

@@ -54,6 +54,7 @@ class InodeTable:
         self._live: WeakValueDictionary[int, Inode] = WeakValueDictionary()
         self._recent: dict[int, Inode] = {}
         self._dirty: dict[int, Inode] = {}
+        self._dirty_blocks: set[int] = set()
         self.is_new = inode_file.size_bytes == 0
         self._record = self._new_record() if self.is_new else self._read(TABLE_INODE)
         if not self._record.flags & FLAG_TABLE:
@@ -77,6 +78,11 @@ class InodeTable:
     def stop(self) -> int:
         """The number behind the last inode that was ever used."""
         return self._record.rdev
+
+    @property
+    def n_dirty_blocks(self) -> int:
+        """How many blocks of the inode file the next write-back changes."""
+        return len(self._dirty_blocks)
 
     @property
     def dirty(self) -> list[Inode]:
@@ -125,6 +131,7 @@ class InodeTable:
         if not inode.dirty:
             inode.dirty = True
             self._dirty[inode.number] = inode
+            self._dirty_blocks.add(inode.number // INODES_PER_BLOCK)
             if self.is_new:
                 self._format()
 
@@ -239,6 +246,7 @@ class InodeTable:
             data[slot * INODE_BYTES : (slot + 1) * INODE_BYTES] = np.frombuffer(inode.encode(), np.uint8)
             inode.dirty = False
         self._dirty.clear()
+        self._dirty_blocks.clear()
         self._file.size_bytes = -(-self.stop // INODES_PER_BLOCK) * BLOCK_BYTES
 
 

@@ -30,7 +30,7 @@ class Queries:
     """
 
     def __init__(self, source: Source) -> None:
-        self.store = Store(source)
+        self.store = Store.of(source)
         self.resolver = Resolver(self.store)
 
     @property

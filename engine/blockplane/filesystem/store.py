@@ -5,11 +5,11 @@ Paths, open files, put, get and check are built on it. On a volume it is the cli
 
 from __future__ import annotations
 
-import contextlib
 import stat
 import threading
 import time
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from blockplane.filesystem.errors import (
 from blockplane.filesystem.inode import FLAG_ATTRIBUTES, INLINE_ATTRIBUTE_BYTES, Inode
 from blockplane.filesystem.inode_table import InodeTable
 from blockplane.filesystem.names import path_text
+from blockplane.filesystem.room import Room
 from blockplane.model import BLOCK_BYTES, BlockSource, NoSpaceError
 from blockplane.volume.codec import FORM_EMPTY, TreeRoot
 from blockplane.volume.live import LiveVolume
@@ -55,6 +56,17 @@ class Store:
     Public methods take `lock`, which on a volume is the volume's own: a consistency point sees whole changes only.
     """
 
+    @classmethod
+    def of(cls, source: Source) -> Store:
+        """Return the store of a source; all file systems over one open volume share theirs, and so what it buffers."""
+        if not isinstance(source, LiveVolume):
+            return cls(source)
+        with source.lock:
+            found = _live_stores.get(id(source))
+            if found is None or found.volume is not source:
+                found = _live_stores[id(source)] = cls(source)
+            return found
+
     def __init__(self, source: Source) -> None:
         self.volume = source if isinstance(source, LiveVolume) else None
         self.lock: threading.RLock = self.volume.lock if self.volume is not None else threading.RLock()
@@ -75,6 +87,7 @@ class Store:
         self._make_tree: Callable[[TreeRoot], BlockTree] = (
             self.volume.new_tree if self.volume is not None else self.state.tree
         )
+        self.room = Room(self.volume, self.inodes)
         self._reaped = False
 
     # --- consistency points ---
@@ -94,6 +107,7 @@ class Store:
                 if inode.directory is None and not inode.n_open:
                     inode.root, inode.tree = tree.root if tree.root.form != FORM_EMPTY else None, None
         self.inodes.write_back()
+        self.room.flushed()
 
     def reload(self) -> None:
         """Forget everything in memory; the volume calls it after a rollback or receive."""
@@ -117,15 +131,6 @@ class Store:
         """Tell the volume what was buffered; a CP may happen here, so everything must be consistent."""
         if self.volume is not None:
             self.volume.mark_dirty(n_bytes)
-
-    def make_room(self, n_bytes: int) -> None:
-        """Commit where that frees what was deleted just now; everything must be consistent."""
-        if self.volume is not None:
-            self.volume.make_room(content.n_blocks_of(n_bytes) + content.DIRECT_BLOCKS)
-
-    def removing(self) -> contextlib.AbstractContextManager[None]:
-        """Let what is done inside draw on the volume's reserve: removing must work on a full volume."""
-        return self.volume.dipping() if self.volume is not None else contextlib.nullcontext()
 
     def touch(self, inode: Inode) -> None:
         """Have an inode written, its change time now."""
@@ -175,7 +180,7 @@ class Store:
                 try:
                     self.write_part(inode, offset + start, part)
                 except NoSpaceError:
-                    self.make_room(len(part))
+                    self.room.make(len(part))
                     self.write_part(inode, offset + start, part)
                 self.changed(min(len(data) - start, _WRITE_BYTES, content.MAX_BUFFERED_BYTES) + _CHANGE_BYTES)
 
@@ -300,6 +305,7 @@ class Store:
         self._entries_changed(parent, directory)
 
     def _entries_changed(self, parent: Inode, directory: Directory) -> None:
+        self.room.note_nodes(parent.number, directory.n_dirty)
         parent.size_bytes = directory.size_bytes
         parent.n_blocks = directory.n_nodes
         parent.mtime_ns = parent.ctime_ns = time.time_ns()
@@ -308,7 +314,8 @@ class Store:
     # --- inodes ---
 
     def create(self, mode: int, parent: Inode, *, uid: int = 0, gid: int = 0, rdev: int = 0) -> Inode:
-        """Return a fresh inode, not yet entered anywhere."""
+        """Return a fresh inode, not yet entered anywhere; NoSpaceError: the volume is full."""
+        self.room.require()
         inode = self.inodes.allocate(mode, parent.number, time.time_ns())
         inode.uid, inode.gid, inode.rdev = uid, gid, rdev
         return inode
@@ -378,6 +385,10 @@ class Store:
             holder = self._attribute_inode(inode)
             self.write_part(holder, 0, memoryview(data))
             self.set_size(holder, len(data))
+
+
+#: by the id of the volume, which keeps its store alive; guarded by that volume's lock
+_live_stores: WeakValueDictionary[int, Store] = WeakValueDictionary()
 
 
 def _state_of(source: Source) -> State:

@@ -1,0 +1,64 @@
+"""Room on the volume for what is buffered: inodes and directory nodes get their blocks only when a CP begins."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from blockplane.filesystem.content import DIRECT_BLOCKS, n_blocks_of
+from blockplane.model import NoSpaceError
+
+if TYPE_CHECKING:
+    from blockplane.filesystem.inode_table import InodeTable
+    from blockplane.volume.live import LiveVolume
+
+# Available blocks that are left alone: the upper nodes of trees that a small change takes along.
+_SPARE_BLOCKS = 32
+
+
+class Room:
+    """Lets changes in while the volume could commit them; volume is None for what is read-only."""
+
+    def __init__(self, volume: LiveVolume | None, inodes: InodeTable) -> None:
+        self._volume = volume
+        self._inodes = inodes
+        self._nodes: dict[int, int] = {}
+        self._n_nodes = 0
+
+    def note_nodes(self, directory: int, n_dirty: int) -> None:
+        """Take note of how many nodes of a directory are dirty."""
+        self._n_nodes += n_dirty - self._nodes.get(directory, 0)
+        self._nodes[directory] = n_dirty
+
+    def flushed(self) -> None:
+        """Nothing is buffered any more."""
+        self._nodes.clear()
+        self._n_nodes = 0
+
+    @property
+    def n_buffered(self) -> int:
+        """Blocks that the next CP takes for what is buffered now."""
+        return self._inodes.n_dirty_blocks + self._n_nodes + _SPARE_BLOCKS
+
+    @property
+    def is_short(self) -> bool:
+        """Whether what is buffered might not fit."""
+        return self._volume is not None and self._volume.available_blocks < self.n_buffered
+
+    def require(self) -> None:
+        """Raise NoSpaceError before an inode is made that a full volume could not commit."""
+        if self.is_short:
+            assert self._volume is not None
+            raise NoSpaceError(
+                f"the volume {self._volume.path} is full",
+                "delete files or snapshots (that still works), or add a RAID group with `blockplane grow`",
+            )
+
+    def make(self, n_bytes: int = 0) -> None:
+        """Commit where that frees what was deleted just now; everything must be consistent."""
+        if self._volume is not None:
+            self._volume.make_room(n_blocks_of(n_bytes) + DIRECT_BLOCKS + 2 * self.n_buffered)
+
+    def removing(self) -> contextlib.AbstractContextManager[None]:
+        """Let what is done inside draw on the volume's reserve: removing must work on a full volume."""
+        return self._volume.dipping() if self._volume is not None else contextlib.nullcontext()
