@@ -45,6 +45,11 @@ class Room:
         """Whether what is buffered might not fit."""
         return self._volume is not None and self._volume.available_blocks < self.n_buffered
 
+    @property
+    def must_commit(self) -> bool:
+        """Whether to commit before more of the reserve is needed: what is replaced becomes free only two CPs later."""
+        return self.is_short and self._volume is not None and 4 * self.n_buffered > self._volume.info.reserve_blocks
+
     def require(self) -> None:
         """Raise NoSpaceError before an inode is made that a full volume could not commit."""
         if self.is_short:

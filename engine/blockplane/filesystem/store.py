@@ -131,6 +131,8 @@ class Store:
         """Tell the volume what was buffered; a CP may happen here, so everything must be consistent."""
         if self.volume is not None:
             self.volume.mark_dirty(n_bytes)
+            if self.room.must_commit:
+                self.volume.sync()
 
     def touch(self, inode: Inode) -> None:
         """Have an inode written, its change time now."""
