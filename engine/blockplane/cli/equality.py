@@ -58,7 +58,7 @@ def compare_states(left: bp.FileSystem, right: bp.FileSystem) -> Comparison:
             names, others = left.listdir(path), right.listdir(path)
             if names != others:
                 found.add(f"{path}: {sorted(set(names) ^ set(others))[:3]} on one side only")
-            pending += [f"{path.rstrip('/')}/{name}" for name in set(names) & set(others)]
+            pending += [f"{path.rstrip('/')}/{name}" for name in sorted(set(names) & set(others), reverse=True)]
     return found
 
 

@@ -171,10 +171,9 @@ def _print_volume(volume: bp.Volume) -> None:
     print(f"volume     {volume.info.volume_id.hex()}")
     for index, group in enumerate(volume.geometry.groups):
         print(f"group {index}    {_layout(group)}")
-    rows = [("space", volume.n_blocks), ("used", volume.used_blocks), ("available", volume.available_blocks)]
-    for name, n_blocks in rows:
-        print(f"{name:10} {blocks(n_blocks)}")
-    print(f"           {blocks(volume.local.root.n_held)} of the used are held by snapshots alone")
+    print(f"space      {blocks(volume.n_blocks)}")
+    print(f"used       {blocks(volume.used_blocks)}, of them {blocks(volume.local.root.n_held)} by snapshots alone")
+    print(f"available  {blocks(volume.available_blocks)}")
     print_snapshots(volume.snapshots)
 
 
