@@ -138,6 +138,29 @@ def test_four_levels(tmp_path, rng):
     source.close()
 
 
+def test_a_volume_that_grew(tmp_path, rng):
+    source = fresh(tmp_path / "source", size="4M")
+    files = Files(source, rng)
+    files.write(1, 0, 500)
+    source.snapshot("small")
+    source.grow(disks=3, size="20M", parity=1, chunk="disk")
+    for number in range(2, 12):
+        files.write(number, 0, 900)
+    source.snapshot("large")
+    image = build(source, "large - small")
+    assert min(n for n, d in zip(image.blocks_per_disk, range(8), strict=True) if d not in (4, 7)) > 0
+    receive(io.BytesIO(stream_of(source, "small")), tmp_path / "same")
+    receive(io.BytesIO(stream_of(source, "small + large")), tmp_path / "other", disks=1, size="320M")
+    with Volume.open(tmp_path / "same") as same:
+        assert same.geometry == source.geometry
+        receive(io.BytesIO(stream_of(source, "large - small")), same)
+        assert_same(source, same, "small", "large")
+        assert check(same).problems == []
+    with Volume.open(tmp_path / "other") as other:
+        assert_same(source, other, "small", "large")
+    source.close()
+
+
 def through_pipe(volume, text, target):
     read, write = os.pipe()
     sender = threading.Thread(target=lambda: (send(build(volume, text), write), os.close(write)))

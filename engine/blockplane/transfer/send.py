@@ -116,7 +116,6 @@ class ImageSending:
             self._require_alive()
             yield from gather(planned, self._checks.of, store.array, self._window_blocks)
 
-
     def _require_alive(self) -> None:
         """Refuse when a snapshot went between planning and pinning."""
         there = {record.id for record in self.image.store.records()}
