@@ -239,10 +239,10 @@ def fill(landing, source: Volume, top: str, plane: Plane, reverse: bool = False,
     for start, stop in reversed(pieces) if reverse else pieces:
         data = read_blocks(source, top, start, stop)
         at = 0
-        for count, buffer in landing.buffers(start, stop - start):
-            buffer[:] = data[at * BLOCK_BYTES : (at + count) * BLOCK_BYTES]
-            at += count
-        landing.landed(start, stop - start)
+        for buffer in landing.buffers(np.array([[start, stop]], np.int64)):
+            buffer[:] = data[at : at + len(buffer)]
+            at += len(buffer)
+        landing.landed()
 
 
 def receive(source: Volume, target: Volume, top: str, base: str | None = None, reverse: bool = False) -> None:

@@ -73,16 +73,14 @@ class DictLanding:
         self.done: list[tuple[int, np.ndarray]] = []
         self.aborted = False
 
-    def buffers(self, vbn: int, n_blocks: int) -> list[tuple[int, np.ndarray]]:
+    def buffers(self, extents: np.ndarray) -> list[np.ndarray]:
         # in pieces of odd sizes, so that a reader cannot count on one buffer per extent
-        sizes = [min(3, n_blocks - at) for at in range(0, n_blocks, 3)]
-        found = [(n, np.zeros(n * 4096, np.uint8)) for n in sizes]
-        for n, buffer in found:
-            self.waiting.append((vbn, buffer))
-            vbn += n
-        return found
+        for start, stop in extents.tolist():
+            for vbn in range(start, stop, 3):
+                self.waiting.append((vbn, np.zeros(min(3, stop - vbn) * 4096, np.uint8)))
+        return [buffer for _, buffer in self.waiting]
 
-    def landed(self, vbn: int, n_blocks: int) -> None:
+    def landed(self) -> None:
         self.done += self.waiting
         self.waiting = []
 

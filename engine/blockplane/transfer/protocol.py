@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from blockplane.image.gather import Gathered
-from blockplane.model.addresses import Bytes
+from blockplane.model.addresses import Bytes, Extents
 from blockplane.planes import Plane
 from blockplane.stream.codec import Header, Role
 from blockplane.stream.reader import StreamMap
@@ -52,12 +52,12 @@ class Sendable(Protocol):
 class Landing(Protocol):
     """One image on its way into a storage. Nothing is visible before `commit`; `abort` leaves no trace."""
 
-    def buffers(self, vbn: int, n_blocks: int) -> Sequence[tuple[int, Bytes]]:
-        """Return where the bytes of consecutive VBNs go: (blocks, buffer of that many blocks), in order."""
+    def buffers(self, extents: Extents) -> Sequence[Bytes]:
+        """Return where the bytes of extents of VBNs go: buffers of whole blocks, in order."""
         ...
 
-    def landed(self, vbn: int, n_blocks: int) -> None:
-        """Note that the buffers of consecutive VBNs are full and verified."""
+    def landed(self) -> None:
+        """Note that the buffers given last are full and verified."""
         ...
 
     def commit(self, arriving: Sequence[SnapshotRecord]) -> None:

@@ -23,6 +23,7 @@ from blockplane.transfer.destination import DiskWish, destination_for
 from blockplane.transfer.protocol import Destination, Landing
 from blockplane.volume.groups import DiskNames
 from blockplane.volume.volume import Volume
+from blockplane.volume.waiting import Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ def receive(
     """
     with closing(open_input(origin)) as source:
         reader = StreamReader(source)
+        reader.require_receivable()
         stream = reader.read_map()
         wish = DiskWish(disks, size, parity, chunk, wipe)
         with destination_for(target, stream, wish) as destination:
@@ -124,13 +126,11 @@ def _land(reader: StreamReader, stream: StreamMap, landing: Landing, progress: P
     while (head := reader.next_data()) is not None:
         extents = head.extents()
         numbers = numbers_in(extents)
-        claims.take(head, numbers)
-        spans = [(start, stop - start) for start, stop in extents.tolist()]
-        buffers = [buffer for vbn, n in spans for _, buffer in landing.buffers(vbn, n)]
+        claims.take(head)
+        buffers = landing.buffers(extents)
         reader.read_payload([buffer.data for buffer in buffers])
         _verify(head, numbers, buffers)
-        for vbn, n in spans:
-            landing.landed(vbn, n)
+        landing.landed()
         progress(ProgressEvent("blocks", claims.n_blocks * BLOCK_BYTES, total, time.monotonic() - started))
     claims.require_all()
 
@@ -139,29 +139,27 @@ class Claims:
     """Holds what a stream brings against what its plane claims."""
 
     def __init__(self, image: Plane) -> None:
-        self._image = image
-        self._arrived = Plane.empty(image.n_blocks)
+        self._waiting = Waiting(image)
         self.n_blocks = 0
 
-    def take(self, head: FrameHead, numbers: Numbers) -> None:
+    def take(self, head: FrameHead) -> None:
         """Note the blocks of a frame.
 
         Raises
         ------
         StreamDamagedError : one of them is not in the image plane, or came before.
         """
-        claimed = self._image.contains_many(numbers)
-        if not claimed.all():
-            vbn = int(numbers[~claimed][0])
-            raise StreamDamagedError(f"frame {head.sequence} brings block {vbn}, which is not in the stream's plane")
-        if self._arrived.add_many(numbers):
-            raise StreamDamagedError(f"frame {head.sequence} brings a block that came before")
-        self.n_blocks += len(numbers)
+        bad = self._waiting.take(head.extents())
+        if bad >= 0:
+            raise StreamDamagedError(
+                f"frame {head.sequence} brings block {bad}, which is not in the stream's plane or came before"
+            )
+        self.n_blocks += head.n_blocks
 
     def require_all(self) -> None:
         """Raise StreamDamagedError unless every block of the plane came."""
-        if self.n_blocks != len(self._image) or self._arrived != self._image:
-            raise StreamDamagedError(f"the stream claims {len(self._image)} blocks and brings {self.n_blocks}")
+        if self._waiting.n_left:
+            raise StreamDamagedError(f"the stream ends without {self._waiting.n_left} blocks that it claims")
 
 
 def _verify(head: FrameHead, numbers: Numbers, buffers: Sequence[Bytes]) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import StreamError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
@@ -79,7 +78,7 @@ def _verify(path: PathLike, verdict: StreamVerdict, progress: Progress, total: i
         stream = reader.read_map()
         claims = Claims(stream.image)
         while (head := reader.next_data()) is not None:
-            claims.take(head, numbers_in(head.extents()))
+            claims.take(head)
             payload = scratch[: head.n_blocks * BLOCK_BYTES]
             reader.read_payload([payload.data])
             verify_payload(head, payload)

@@ -9,60 +9,36 @@ until the one commit.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blockplane.disks.band import BAND_STRIPES, Band
 from blockplane.model.errors import (
     NoSpaceError,
     RefusedError,
     SnapshotExistsError,
     StreamDamagedError,
-    VolumeDamagedError,
 )
 from blockplane.planes import Plane
 from blockplane.volume import held
 from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
+from blockplane.volume.landing_bands import LandingBands
 from blockplane.volume.leafbits import (
     EMPTY_LEAF,
     LEAF_BLOCKS,
     LEAF_WORDS,
     Leaf,
-    clear_range,
     count,
-    leaf_pieces,
     numbers_in,
 )
 from blockplane.volume.live import LiveVolume, PlaceReader
 from blockplane.volume.placemap import PlaceMap, from_pairs, union
-from blockplane.volume.space import AREA_STRIPES
 from blockplane.volume.state import State
-from blockplane.volume.tree import mask_runs
-
-if TYPE_CHECKING:
-    from blockplane.volume.space import AreaName
+from blockplane.volume.waiting import Waiting, plane_leaf
 
 Block = NDArray[np.uint8]
-BandKey = tuple[int, int]
-
-# Bands held at once: streams in another disk order bring the parts of a stripe from far apart. 32 MiB of the pool's 64.
-MAX_OPEN_BYTES = 32 << 20
-
-
-class _LandingBand:
-    """A band that waits for its blocks. due: places the image still brings to it."""
-
-    __slots__ = ("band", "due", "live")
-
-    def __init__(self, band: Band, due: int, live: NDArray[np.bool_]) -> None:
-        self.band = band
-        self.due = due
-        self.live = live  # (n_data, n_stripes): slots that something else holds; they are read, not written
 
 
 class Landing:
@@ -82,29 +58,21 @@ class Landing:
         self._volume = volume
         self._image = image
         self._base = base
-        self._bands: OrderedDict[BandKey, _LandingBand] = OrderedDict()
-        self._waiting: dict[int, Leaf] = {}
-        self._n_waiting = 0
+        self._bands = LandingBands(volume, self._incoming_words, self._busy_words)
+        self._waiting = Waiting(image)
         self._incoming: dict[int, Leaf] = {}
         self._is_over = False
-        with volume.lock:
-            volume.commit()
-            self._refuse_misfit()
-            try:
+        try:
+            with volume.lock:
+                volume.commit()
+                self._live = volume.committed.pointer
+                self._refuse_misfit()
                 self.placemap = self._assign()
-            except BaseException:
-                self.abort()
-                raise
+        except BaseException:
+            self.abort()
+            raise
 
     # --- where blocks go ---------------------------------------------------------------------------------------------
-
-    def _leaf(self, leaf: int) -> Leaf:
-        """Return a leaf of the image, fresh."""
-        first, stop = leaf * LEAF_WORDS, min((leaf + 1) * LEAF_WORDS, -(-self._image.n_blocks // 64))
-        words = np.zeros(LEAF_WORDS, np.uint64)
-        if first < stop:
-            words[: stop - first] = self._image.word_range(first, stop - first)
-        return words
 
     def _leaves(self) -> Iterator[int]:
         """Yield the leaves in which the image has a block."""
@@ -135,9 +103,7 @@ class Landing:
         """Give every block its place: home where that is free; return the map of the others."""
         space, astray = self._volume.space, []
         for leaf in self._leaves():
-            words = self._leaf(leaf)
-            self._waiting[leaf] = words
-            self._n_waiting += count(words)
+            words = plane_leaf(self._image, leaf)
             busy = space.leaf(leaf)
             conflict = words & busy
             if conflict.any():
@@ -174,93 +140,21 @@ class Landing:
 
     # --- blocks ------------------------------------------------------------------------------------------------------
 
-    def buffers(self, vbn: int, n_blocks: int) -> list[tuple[int, Block]]:
-        """Return where the bytes of consecutive VBNs go: (count, buffer of count * 4096 bytes), in order.
+    def buffers(self, extents: NDArray[np.int64]) -> list[Block]:
+        """Return where the bytes of extents of VBNs go: buffers of whole blocks, in order.
 
         Raises
         ------
         StreamDamagedError: a block was not announced, or came before.
         """
-        self._claim(vbn, n_blocks)
-        extents = self.placemap.extents_to_places(np.array([[vbn, vbn + n_blocks]], np.int64))
-        pieces = self._volume.geometry.split(extents)
-        found: list[tuple[int, Block]] = []
-        for disk, dbn, n in zip(pieces.disk.tolist(), pieces.dbn.tolist(), pieces.n_blocks.tolist(), strict=True):
-            group, position = self._volume.geometry.home(disk)
-            at = dbn
-            while at < dbn + n:
-                band = self._band(group, at // BAND_STRIPES).band
-                stop = min(dbn + n, band.dbn_start + band.n_stripes)
-                low, high = at - band.dbn_start, stop - band.dbn_start
-                found.append((stop - at, band.data[position, low:high].reshape(-1)))
-                at = stop
-        return found
+        bad = self._waiting.take(extents)
+        if bad >= 0:
+            raise StreamDamagedError(f"block {bad} was not announced, or came before", hint="fetch the stream again")
+        return self._bands.buffers(self.placemap.extents_to_places(extents))
 
-    def _claim(self, vbn: int, n_blocks: int) -> None:
-        """Note blocks as come; each comes once."""
-        for leaf, low, high in leaf_pieces(vbn, vbn + n_blocks):
-            words = self._waiting.get(leaf, EMPTY_LEAF)
-            before = count(words)
-            if before:
-                clear_range(words, low, high)
-            if before - count(words) != high - low:
-                raise StreamDamagedError(
-                    f"blocks {vbn} to {vbn + n_blocks} were not announced, or came before",
-                    hint="fetch the stream again",
-                )
-        self._n_waiting -= n_blocks
-
-    def landed(self, vbn: int, n_blocks: int) -> None:
-        """Note that the buffers of consecutive VBNs are filled and verified; bands that are whole go out."""
-        extents = self.placemap.extents_to_places(np.array([[vbn, vbn + n_blocks]], np.int64))
-        pieces = self._volume.geometry.split(extents)
-        for disk, dbn, n in zip(pieces.disk.tolist(), pieces.dbn.tolist(), pieces.n_blocks.tolist(), strict=True):
-            group, position = self._volume.geometry.home(disk)
-            at = dbn
-            while at < dbn + n:
-                key = (group, at // BAND_STRIPES)
-                waiting = self._bands[key]
-                band = waiting.band
-                stop = min(dbn + n, band.dbn_start + band.n_stripes)
-                band.written[position, at - band.dbn_start : stop - band.dbn_start] = True
-                waiting.due -= stop - at
-                if not waiting.due:
-                    del self._bands[key]
-                    self._write(waiting)
-                at = stop
-        self._bound()
-
-    def _bound(self) -> None:
-        """Write the bands longest untouched as they are, when too many are open; the rest of them comes later."""
-        if not self._bands:
-            return
-        size = next(iter(self._bands.values())).band.buffer.shape[0]
-        while len(self._bands) * size > MAX_OPEN_BYTES:
-            _, waiting = self._bands.popitem(last=False)
-            self._write(waiting)
-
-    def _band(self, group: int, word: int) -> _LandingBand:
-        waiting = self._bands.get((group, word))
-        if waiting is not None:
-            self._bands.move_to_end((group, word))
-            return waiting
-        record = self._volume.geometry.groups[group]
-        first = word * BAND_STRIPES
-        n_stripes = min(BAND_STRIPES, record.disk_blocks - first)
-        band = self._volume.array.new_band(group, first, n_stripes)
-        band.written[:] = False
-        mine = self._slots(self._incoming_words, group, first)
-        with self._volume.lock:
-            busy = self._slots(self._busy_words, group, first)
-        waiting = _LandingBand(band, int(mine.sum()), busy & ~mine)
-        self._bands[group, word] = waiting
-        return waiting
-
-    def _slots(self, word_range: object, group: int, first: int) -> NDArray[np.bool_]:
-        """Return bits of a plane of places as (n_data, n_stripes)."""
-        words = self._volume.geometry.disk_words(word_range, group, first, BAND_STRIPES)  # type: ignore[arg-type]
-        bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), bitorder="little")
-        return bits.reshape(words.shape[0], -1).astype(np.bool_)
+    def landed(self) -> None:
+        """Note that the buffers handed out last are filled and verified."""
+        self._bands.landed()
 
     def _incoming_words(self, first: int, n_words: int) -> NDArray[np.uint64]:
         return _words_of(lambda leaf: self._incoming.get(leaf, EMPTY_LEAF), first, n_words)
@@ -268,44 +162,12 @@ class Landing:
     def _busy_words(self, first: int, n_words: int) -> NDArray[np.uint64]:
         return _words_of(self._volume.space.leaf, first, n_words)
 
-    def _write(self, waiting: _LandingBand) -> None:
-        """Send a band out: what landed, and the parity of the stripes it touches."""
-        band = waiting.band
-        if not band.written.any():
-            self._volume.array.drop_band(band)
-            return
-        band.touched[:] = band.written.any(axis=0)
-        if band.record.n_parity:
-            self._fill_rest(band, waiting.live)
-        area: AreaName = (band.group, band.dbn_start // AREA_STRIPES)
-        self._volume.declare_area(area)
-        self._volume.array.write_band(band)
-
-    def _fill_rest(self, band: Band, live: NDArray[np.bool_]) -> None:
-        """Fill the slots that are not written now from the disks: they keep what is there, and parity counts it."""
-        missing = band.touched & ~band.written
-        places = self._volume.geometry.band_places(band.group, band.dbn_start, band.n_stripes)
-        reads = []
-        for disk in range(band.record.n_data):
-            runs = np.array(mask_runs(missing[disk]), np.int64).reshape(-1, 2)
-            if len(runs):
-                at = runs[:, 0] + disk * band.n_stripes
-                member, counts = band.record.disks[disk], runs[:, 1] - runs[:, 0]
-                reads.append(
-                    self._volume.array.submit_disk_read(member, runs[:, 0] + band.dbn_start, counts, band.buffer, at)
-                )
-        for read in reads:
-            read.wait()
-        beside = missing & live
-        if beside.any():
-            self._volume.verify_places(places[beside], band.data[beside])
-
     # --- the end -----------------------------------------------------------------------------------------------------
 
     @property
     def n_waiting(self) -> int:
         """How many announced blocks have not come."""
-        return self._n_waiting
+        return self._waiting.n_left
 
     def commit(self, arriving: Sequence[SnapshotRecord]) -> None:
         """Make the image's snapshots this volume's, and the newest the live state: one root record, written last.
@@ -317,20 +179,18 @@ class Landing:
         Raises
         ------
         StreamDamagedError: announced blocks are missing, or a snapshot is not whole; nothing changed.
+        RefusedError: the volume was written to meanwhile; nothing changed.
         """
-        if self._n_waiting:
-            raise StreamDamagedError(f"{self._n_waiting} announced blocks did not come", hint="fetch the stream again")
+        if self.n_waiting:
+            raise StreamDamagedError(f"{self.n_waiting} announced blocks did not come", hint="fetch the stream again")
         volume = self._volume
-        for waiting in list(self._bands.values()):
-            self._write(waiting)
-        self._bands.clear()
-        volume.array.drain()
+        self._bands.finish()
         with volume.lock:
             volume.commit()
-            states = [self._arrived(record) for record in arriving]
+            self._refuse_changed()
             entries = self._entries(arriving)
-            old = volume.committed
-            self._flip(states, entries, old)
+            states = [self._arrived(entry.record) for entry in entries]
+            self._flip(states, entries, volume.committed)
 
     def _arrived(self, record: SnapshotRecord) -> State:
         """Return the state of a snapshot that came, its map cut to its plane; every block of it must be here."""
@@ -348,7 +208,7 @@ class Landing:
     def _require_whole(self, state: State, base: State | None, record: SnapshotRecord) -> None:
         n_blocks = 0
         for leaf, words in state.leaves():
-            there = self._leaf(leaf)
+            there = plane_leaf(self._image, leaf)
             if base is not None:
                 there |= base.plane_leaf(leaf)
             if (words & ~there).any():
@@ -365,35 +225,51 @@ class Landing:
             )
 
     def _entries(self, arriving: Sequence[SnapshotRecord]) -> list[TableEntry]:
-        """Return table entries for what arrived, each a child of the newest ancestor that is here."""
-        local = self._volume.local
-        names = {entry.record.name for entry in local.entries()}
+        """Return table entries, older first, for what arrived and is not here yet.
+
+        The parent is the state a snapshot was built on here, not the one it had at the source: only so a line in the
+        table is one in which a place that two snapshots hold is held by all between them. One older than the base has
+        none.
+        """
+        local, base = self._volume.local, self._base.record if self._base is not None else None
         known = {entry.record.id for entry in local.entries()}
-        parent = self._base.record.id if self._base is not None else NO_ID
-        made = []
-        for record in sorted(arriving, key=lambda r: r.cp):
+        new = [record for record in sorted(arriving, key=lambda record: record.cp) if record.id not in known]
+        if not new or new[-1].id != arriving[-1].id:
+            raise StreamDamagedError("the stream's top is not its newest snapshot", hint="its sender is at fault")
+        self._refuse_names(new)
+        made: list[TableEntry] = []
+        parent = base.id if base is not None else NO_ID
+        for record in new:
+            is_older = base is not None and record.cp < base.cp
+            made.append(TableEntry(replace(record, parent_id=NO_ID if is_older else parent)))
+            parent = parent if is_older else record.id
+        return made
+
+    def _refuse_changed(self) -> None:
+        """What was agreed to be replaced is the live state as it was when the receive began."""
+        if self._volume.committed.pointer != self._live:
+            raise RefusedError(
+                f"{self._volume.path} was written to while it received; these changes would be lost",
+                "keep them in a snapshot, then receive again with --discard",
+            )
+
+    def _refuse_names(self, new: Sequence[SnapshotRecord]) -> None:
+        names = {entry.record.name for entry in self._volume.local.entries()}
+        for record in new:
             if record.name in names:
                 raise SnapshotExistsError(
                     f"the stream brings a snapshot named {record.name!r}, and another of that name is here",
                     "rename the one that is here",
                 )
-            own = record.parent_id if record.parent_id in known else parent
-            made.append(TableEntry(replace(record, parent_id=own)))
-            known.add(record.id)
-            parent = record.id
-        return made
+            names.add(record.name)
 
     def _flip(self, states: list[State], entries: list[TableEntry], old: State) -> None:
-        volume = self._volume
-        by_id = dict(zip([entry.record.id for entry in entries], entries, strict=True))
-        top = states[-1]
-        ordered = sorted(states, key=lambda state: state.cp)
+        """Enter what arrived, older first, and make the last of it the live state."""
+        volume, top = self._volume, states[-1]
         volume.local.set_entries([*volume.local.entries(), *entries])
-        for entry, state in zip(entries, ordered, strict=True):
+        for entry, state in zip(entries, states, strict=True):
             volume.local.set_map(entry, state.placemap)
             volume.adopt_state(entry.record.id, state)
-        if by_id[entries[-1].record.id].record.root != top.pointer:
-            raise VolumeDamagedError("the stream's top is not its newest snapshot", "its sender is at fault")
         n_before = volume.active.root.n_blocks + volume.local.root.n_held
         volume.exchange(top, entries[-1].record.id)
         held.rebuild(volume.local, volume.snapshot_states(), top, [old, *states[:-1]])
@@ -417,10 +293,8 @@ class Landing:
         """Give everything up: the volume is as it was."""
         if self._is_over:
             return
+        self._bands.drop()
         with self._volume.lock:
-            for waiting in self._bands.values():
-                self._volume.array.drop_band(waiting.band)
-            self._bands.clear()
             self._forget_incoming()
 
 
@@ -438,16 +312,11 @@ def _words_of(leaf_of: object, first: int, n_words: int) -> NDArray[np.uint64]:
 
 def _without_plane(placemap: PlaceMap, plane: Plane) -> PlaceMap:
     """Return a map less the VBNs of a plane."""
-    vbns = _domain(placemap)
+    vbns = placemap.vbns()
     return placemap.without(vbns[plane.contains_many(vbns)])
 
 
 def _cut_to_plane(placemap: PlaceMap, state: State) -> PlaceMap:
     """Return a map less the VBNs that a state does not hold."""
-    vbns = _domain(placemap)
+    vbns = placemap.vbns()
     return placemap.without(vbns[~state.holds(vbns)]) if len(vbns) else placemap
-
-
-def _domain(placemap: PlaceMap) -> NDArray[np.int64]:
-    parts = [np.arange(low, high, dtype=np.int64) for low, high, _ in placemap.extents.tolist()]
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)

@@ -406,10 +406,10 @@ class LiveVolume:
         self._declared += fresh
         self._write_info(areas=list(self._declared), clean=False)
 
-    def declare_area(self, name: AreaName) -> None:
+    def declare_areas(self, names: list[AreaName]) -> None:
         """See `_declare`: for writers other than the placer."""
         with self.lock:
-            self._declare([name])
+            self._declare(names)
 
     def _write_info(self, **changes: object) -> None:
         record = successor(self.info, **changes)
@@ -456,7 +456,8 @@ class LiveVolume:
                 client.flush(self)
         if self.active.is_dirty or self.local.is_dirty or force:
             self.placer.committing = True
-            changes = self._commit_trees()
+            with self.dipping():  # the reserve is there for this
+                changes = self._commit_trees()
             self._settle_data()
             self._write_info(**changes, areas=[] if clean else list(self._declared), clean=clean)
             self._pass_on()
