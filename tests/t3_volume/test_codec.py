@@ -1,0 +1,195 @@
+"""Records come back as they went; bytes that no writer makes are refused with an error of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockplane.model import BLOCK_BYTES, BlockplaneError, VolumeDamagedError
+from blockplane.volume import fsinfo
+from blockplane.volume.codec import (
+    LOCAL_MAGIC,
+    STATE_MAGIC,
+    Branch,
+    LocalRoot,
+    Pointer,
+    SnapshotRecord,
+    StateRoot,
+    TableEntry,
+    TreeRoot,
+)
+from blockplane.volume.fsinfo import FsInfo
+from faults.world import geometry_of
+
+u64 = st.integers(0, 2**64 - 1)
+u32 = st.integers(0, 2**32 - 1)
+i64 = st.integers(-(2**63), 2**63 - 1)
+ids = st.binary(min_size=16, max_size=16)
+pointers = st.one_of(st.just(Pointer.none()), st.builds(Pointer, st.integers(0, 2**56 - 1), u32))
+
+
+@st.composite
+def tree_roots(draw: st.DrawFn) -> TreeRoot:
+    form = draw(st.integers(0, 2))
+    size = draw(st.integers(0, 2**62 - 1))
+    if form == 1:
+        return TreeRoot(1, 0, size, inline=draw(st.binary(max_size=256)))
+    words = draw(st.lists(u64, min_size=32, max_size=32))
+    depth = draw(st.integers(0, 5))
+    return TreeRoot(form, depth, size, np.array(words, np.uint64).reshape(16, 2))
+
+
+names = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=40).filter(
+    lambda name: 0 < len(name.encode()) <= 127
+)
+records = st.builds(SnapshotRecord, ids, ids, ids, ids, u64, i64, pointers, u64, names, u32, u32)
+
+
+def same_root(a: TreeRoot, b: TreeRoot) -> bool:
+    return a.encode() == b.encode() and (a.form, a.depth, a.size_bytes, a.inline) == (
+        b.form, b.depth, b.size_bytes, b.inline,
+    )  # fmt: skip
+
+
+@given(pointers)
+def test_pointers(pointer):
+    assert Pointer.decode(pointer.encode()) == pointer
+
+
+@given(tree_roots())
+def test_tree_roots(root):
+    assert same_root(TreeRoot.decode(root.encode()), root)
+    copy = root.copy()
+    copy.pointers[:] = 1
+    assert root.form == 1 or same_root(TreeRoot.decode(root.encode()), root)
+
+
+@given(records)
+def test_snapshot_records(record):
+    assert SnapshotRecord.decode(record.encode()) == record
+    assert len(record.encode()) == 256
+
+
+@given(records, tree_roots(), tree_roots())
+def test_table_entries(record, place_map, plane):
+    entry = TableEntry.decode(TableEntry(record, place_map, plane).encode())
+    assert entry.record == record
+    assert same_root(entry.place_map, place_map)
+    assert same_root(entry.plane, plane)
+
+
+@given(ids, ids, u64, u64, i64)
+def test_branches(own, parent, first, last, when):
+    branch = Branch(own, parent, first, last, when)
+    assert Branch.decode(branch.encode()) == branch
+
+
+@given(st.lists(tree_roots(), min_size=6, max_size=6), u64, ids, ids, u64, u64)
+def test_state_roots(roots, cp, space, branch, n_blocks, when):
+    root = StateRoot(cp, space, branch, n_blocks, when, 3, 4, *roots)
+    found = StateRoot.decode(root.encode())
+    assert found.encode() == root.encode()
+    assert (found.cp, found.space_id, found.branch_id, found.n_blocks) == (cp, space, branch, n_blocks)
+    assert all(same_root(a, b) for a, b in zip(found.trees(), roots, strict=True))
+
+
+@given(st.lists(tree_roots(), min_size=8, max_size=8), u64, u64, ids)
+def test_local_roots(roots, n_held, n_local, parent):
+    root = LocalRoot(n_held, n_local, 5, parent, *roots)
+    found = LocalRoot.decode(root.encode())
+    assert found.encode() == root.encode()
+    assert (found.n_held, found.n_local, found.n_entries, found.parent_id) == (n_held, n_local, 5, parent)
+
+
+shapes = st.sampled_from([geometry_of(1, 0), geometry_of(4, 2, n_groups=3), geometry_of(3, 1, n_groups=32)])
+
+
+@given(
+    shapes,
+    ids,
+    st.integers(0, 2**60),
+    st.lists(st.tuples(u32, u32), max_size=192),
+    st.lists(pointers, min_size=4, max_size=4),
+)
+def test_root_records(geometry, nonce, generation, areas, roots):
+    record = FsInfo(
+        bytes(16), geometry, generation, nonce, bytes(16), (0, 0, 0), True, 0, *roots, 5, 6, 7, 8,
+        bytes([1]) * geometry.n_disks, areas,
+    )  # fmt: skip
+    found = fsinfo.decode(record.encode())
+    assert found == record
+    assert found.geometry == geometry
+
+
+def test_a_flipped_bit_anywhere_in_a_root_record_is_no_record():
+    block = FsInfo(bytes(16), geometry_of()).encode()
+    for byte in range(BLOCK_BYTES):
+        damaged = bytearray(block)
+        damaged[byte] ^= 1 << (byte % 8)
+        assert fsinfo.decode(bytes(damaged)) is None
+
+
+@pytest.mark.parametrize(("at", "value"), [(8, 1), (72, 1), (80, 1 << 40), (88, 2)])
+def test_root_records_of_other_versions_or_features_are_refused(at, value):
+    block = bytearray(FsInfo(bytes(16), geometry_of()).encode())
+    struct.pack_into("<Q" if at > 8 else "<I", block, at, value)
+    struct.pack_into("<I", block, BLOCK_BYTES - 4, fsinfo.crc32c(bytes(block[:-4])))
+    with pytest.raises(VolumeDamagedError, match="version"):
+        fsinfo.decode(bytes(block))
+
+
+@pytest.mark.parametrize(("at", "limit"), [(200, 32), (202, 512), (204, 192)])
+def test_root_records_that_count_too_much_are_refused(at, limit):
+    block = bytearray(FsInfo(bytes(16), geometry_of()).encode())
+    struct.pack_into("<H", block, at, limit + 1)
+    struct.pack_into("<I", block, BLOCK_BYTES - 4, fsinfo.crc32c(bytes(block[:-4])))
+    with pytest.raises(VolumeDamagedError, match="counts"):
+        fsinfo.decode(bytes(block))
+
+
+@pytest.mark.parametrize(
+    "head", [(3, 0, 0, 0), (255, 0, 0, 0), (2, 6, 0, 0), (1, 0, 257, 0), (2, 0, 0, 1 << 62), (0, 0, 0, 2**64 - 1)]
+)
+def test_impossible_tree_roots_are_refused(head):
+    form, depth, n_inline, size = head
+    with pytest.raises(VolumeDamagedError):
+        TreeRoot.decode(struct.pack("<BBHIQ", form, depth, n_inline, 0, size) + bytes(256))
+
+
+@pytest.mark.parametrize("kind", [2, 3, 127, 255])
+def test_pointers_of_unknown_kind_are_refused(kind):
+    with pytest.raises(VolumeDamagedError, match="kind"):
+        Pointer.decode(struct.pack("<QII", kind << 56 | 5, 0, 0))
+
+
+@pytest.mark.parametrize(("at", "byte"), [(0, 0), (8, 9), (12, 2), (14, 8)])
+def test_state_roots_of_another_kind_are_refused(at, byte):
+    block = bytearray(StateRoot().encode())
+    block[at] = byte
+    with pytest.raises(VolumeDamagedError):
+        StateRoot.decode(bytes(block))
+
+
+@given(st.integers(0, 2**32), st.sampled_from([STATE_MAGIC, LOCAL_MAGIC, fsinfo.MAGIC, b""]))
+def test_noise_is_refused_with_our_error(seed, magic):
+    block = magic + struct.pack("<IHH", 0, 1, 4) + np.random.default_rng(seed).bytes(BLOCK_BYTES)
+    block = block[:BLOCK_BYTES]
+    assert fsinfo.decode(block) is None
+    for kind in (StateRoot, LocalRoot, SnapshotRecord, TableEntry, TreeRoot):
+        with contextlib.suppress(BlockplaneError):
+            kind.decode(block)
+
+
+@pytest.mark.parametrize(("n_name", "name"), [(0, b""), (128, b"x" * 127), (255, b"y" * 127), (2, b"\xff\xfe")])
+def test_records_with_names_that_are_none_are_refused(n_name, name):
+    good = SnapshotRecord(bytes(16), bytes(16), bytes(16), bytes(16), 1, 1, Pointer.none(), 1, "a").encode()
+    data = bytearray(good)
+    data[120] = n_name
+    data[121 : 121 + len(name)] = name
+    with pytest.raises(VolumeDamagedError):
+        SnapshotRecord.decode(bytes(data))

@@ -1,0 +1,118 @@
+"""Place maps against a dict."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, numbers_in, set_numbers
+from blockplane.volume.placemap import PlaceMap, from_pairs, union
+
+#: Numbers round the border of two leaves, so that small maps meet it.
+LOW, HIGH = LEAF_BLOCKS - 40, LEAF_BLOCKS + 40
+numbers = st.integers(LOW, HIGH - 1)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> dict[int, int]:
+    """VBN -> place, one to one, in runs that meet and break."""
+    model: dict[int, int] = {}
+    free = set(range(LOW - 200, LOW - 60)) | set(range(LOW, HIGH))
+    for _ in range(draw(st.integers(0, 6))):
+        vbn, length = draw(numbers), draw(st.integers(1, 9))
+        place = draw(st.sampled_from(sorted(free)))
+        for i in range(length):
+            if LOW <= vbn + i < HIGH and vbn + i not in model and place + i in free and vbn != place:
+                model[vbn + i] = place + i
+                free.discard(place + i)
+    return model
+
+
+def map_of(model: dict[int, int]) -> PlaceMap:
+    vbns = np.array(sorted(model), np.int64)
+    return from_pairs(vbns, np.array([model[vbn] for vbn in vbns.tolist()], np.int64))
+
+
+def leaf_of(numbers: set[int], leaf: int) -> np.ndarray:
+    words = np.zeros(LEAF_WORDS, np.uint64)
+    low = np.array([n - leaf * LEAF_BLOCKS for n in numbers if n // LEAF_BLOCKS == leaf], np.int64)
+    set_numbers(words, low)
+    return words
+
+
+every = np.arange(LOW - 250, HIGH + 10)
+
+
+@given(models())
+def test_lookups(model):
+    placemap = map_of(model)
+    moved = {vbn: place for vbn, place in model.items() if vbn != place}
+    assert placemap.is_empty == (not moved)
+    assert placemap.n_blocks == len(moved)
+    assert placemap.vbns().tolist() == sorted(moved)
+    assert placemap.to_places(every).tolist() == [moved.get(vbn, vbn) for vbn in every.tolist()]
+
+
+@given(models(), st.lists(st.tuples(numbers, st.integers(1, 30)), max_size=5))
+def test_extents(model, spans):
+    placemap = map_of(model)
+    extents = np.array([(start, start + n) for start, n in spans], np.int64).reshape(-1, 2)
+    found = [n for start, stop in placemap.extents_to_places(extents).tolist() for n in range(start, stop)]
+    assert found == [model.get(vbn, vbn) for start, n in spans for vbn in range(start, start + n)]
+
+
+@given(models())
+def test_turned_round(model):
+    """Every VBN is found at its place; a place whose own VBN lies elsewhere belongs to nobody, or to who came."""
+    placemap = map_of(model)
+    back = {place: vbn for vbn, place in model.items()}
+    expected = [back.get(place, -1 if place in model else place) for place in every.tolist()]
+    assert placemap.to_vbns(every).tolist() == expected
+
+
+@given(models(), st.sets(numbers))
+def test_places_of_a_plane_leaf_by_leaf(model, held):
+    held = held | set(model)
+    placemap = map_of(model)
+    places = {model.get(vbn, vbn) for vbn in held}
+    for leaf in (0, 1):
+        plane = leaf_of(held, leaf)
+        before = plane.copy()
+        found = placemap.place_leaf(plane, leaf)
+        assert set(numbers_in(found, leaf * LEAF_BLOCKS).tolist()) == {n for n in places if n // LEAF_BLOCKS == leaf}
+        assert (plane == before).all()
+        assert set(numbers_in(placemap.domain_leaf(leaf), leaf * LEAF_BLOCKS).tolist()) == {
+            vbn for vbn in model if vbn // LEAF_BLOCKS == leaf
+        }
+        touched = {n // LEAF_BLOCKS for pair in model.items() for n in pair}
+        assert placemap.maps_any(leaf) == (leaf in touched)
+
+
+@given(models(), st.sets(numbers))
+def test_without(model, gone):
+    rest = {vbn: place for vbn, place in model.items() if vbn not in gone}
+    found = map_of(model).without(np.array(sorted(gone), np.int64))
+    assert found == map_of(rest) or found.to_places(every).tolist() == map_of(rest).to_places(every).tolist()
+    assert found.n_blocks == len(rest)
+
+
+@given(models())
+def test_union_and_codec(model):
+    parts = [{v: p for v, p in model.items() if v % 3 == n} for n in range(3)]
+    joined = union([map_of(part) for part in parts])
+    assert joined.to_places(every).tolist() == map_of(model).to_places(every).tolist()
+    assert PlaceMap.decode(map_of(model).encode()) == map_of(model)
+
+
+@given(models(), numbers, st.integers(0, 60))
+def test_parts_of_a_map(model, start, n):
+    placemap, stop = map_of(model), start + n
+    part = placemap.overlapping(start, stop).tolist()
+    assert {low + i: place + i for low, high, place in part for i in range(high - low)} == {
+        vbn: place for vbn, place in model.items() if start <= vbn < stop
+    }
+    part = placemap.overlapping_places(start, stop).tolist()
+    assert {low + i: place + i for low, high, place in part for i in range(high - low)} == {
+        vbn: place for vbn, place in model.items() if start <= place < stop
+    }
