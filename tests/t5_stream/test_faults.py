@@ -192,10 +192,10 @@ class Lying(DictSending):
     ("sent", "words"),
     [
         ([[0, 1, 2], [3, 4, 5]], "not in the stream's plane"),
-        ([[0, 1], [2, 3]], "claims 5 blocks and brings 4"),
+        ([[0, 1], [2, 3]], "ends without 1 block"),
         ([[0, 1, 2], [2, 3, 4]], "came before"),
         ([[0, 1, 2, 2], [3, 4]], "came before"),
-        ([], "claims 5 blocks and brings 0"),
+        ([], "ends without 5 blocks"),
     ],
 )
 def test_blocks_that_are_not_what_the_plane_claims(sent, words):
@@ -254,8 +254,8 @@ def test_blocks_outside_the_space(full):
         bytes(18),
         bytes.fromhex("3A300000FFFFFFFF"),  # container count far over 65,536
         bytes.fromhex("3A30000002000000" + "0000000000000000180000001A00000005000600"),  # keys not ascending
-        bytes.fromhex("3A30000001000000" "00000100" "10000000" "0600" "0500"),  # values not ascending
-        bytes.fromhex("3A30000001000000" "40000000" "10000000" "0500"),  # beyond the piece
+        bytes.fromhex("3A30000001000000000001001000000006000500"),  # values not ascending
+        bytes.fromhex("3A3000000100000040000000100000000500"),  # beyond the piece
     ],
 )
 def test_planes_that_are_no_bitmaps(full, bitmap):
@@ -282,6 +282,16 @@ def test_an_input_that_gives_a_byte_at_a_time(full):
 
     target = DictStorage()
     assert receive(Slow(), target).n_blocks == 15
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m", "active", "a b", "-a"])
+def test_names_that_no_snapshot_has(name):
+    storage = DictStorage()
+    storage.write(range(3), 1)
+    out = io.BytesIO()
+    send(DictSending(storage, storage.snapshot(name, frozenset(range(3)), 1)), out)
+    error = refused(out.getvalue())
+    assert (type(error), "\x1b" in str(error)) == (StreamDamagedError, False)
 
 
 def test_planes_of_a_vast_space():
