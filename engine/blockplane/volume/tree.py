@@ -378,17 +378,17 @@ class BlockTree:
     def _edit(self, level: int, index: int) -> Node:
         node = self._dirty.get((level, index))
         if node is None:
-            node = self._node(level, index)
-            if node is None:
-                node = Node(np.zeros(BLOCK_BYTES, np.uint8))
-                self._remember(level, index, node)
-            elif not node.data.flags.writeable:
+            found = self._node(level, index)
+            node = found if found is not None else Node(np.zeros(BLOCK_BYTES, np.uint8))
+            if not node.data.flags.writeable:
                 node.data = node.data.copy()
             self._touch(level, index, node)
+            if found is None:  # only now: where there was no room it is a hole still
+                self._remember(level, index, node)
         return node
 
     def _touch(self, level: int, index: int, node: Node) -> None:
-        """Mark every node above a leaf or node dirty, then itself: where room ends on the way, no dirty one is alone."""
+        """Mark every node above a leaf or node dirty, then itself: where room ends on the way, none dirty is alone."""
         if level < self.root.depth and (level + 1, index >> NODE_SHIFT) not in self._dirty:
             self._edit(level + 1, index >> NODE_SHIFT)
         self._require_writer().claim(1)
