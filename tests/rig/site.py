@@ -260,7 +260,8 @@ class Site:
     def _require_nothing_lost(self) -> None:
         """A rollback that keeps nothing must find the live tree in the snapshot it descends from."""
         parent = self.model.snapshots.get(self.model.parent or "")
-        assert self.model.live.describe() == (parent.tree if parent is not None else Tree()).describe()
+        kept = (parent.tree if parent is not None else Tree()).describe()
+        _compare(kept, self.model.live.describe(), f"{self.name}: rolled back without a trace")
 
     def taken_in(self) -> None:
         """Note that a receive committed."""
@@ -347,7 +348,9 @@ def _compare(found: Description, expected: Description, what: str) -> None:
     """Both trees are one; what differs is named, long bytes by their length and sum."""
     assert sorted(found) == sorted(expected), what
     for path, entry in found.items():
-        assert [_short(part) for part in entry] == [_short(part) for part in expected[path]], f"{what}: {path}"
+        if entry != expected[path]:
+            pairs = zip(map(_short, entry), map(_short, expected[path]), strict=True)
+            raise AssertionError(f"{what}: {path}: {[pair for pair in pairs if pair[0] != pair[1]]}")
         assert entry == expected[path], f"{what}: {path}"
 
 

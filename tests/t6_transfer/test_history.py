@@ -32,12 +32,15 @@ SHAPES = {
     "right": [Shape(3, 2, 128, 512)],
     "behind": [Shape(4, 1, 192, 384), Shape(1, 1, 64, 192, first=65536)],
 }
-ROUTES = [("source", "left"), ("source", "right"), ("left", "behind"), ("left", "right"), ("right", "left"),
-          ("right", "source"), ("behind", "left")]  # fmt: skip
+ROUTES = [("source", "left"), ("source", "left"), ("source", "right"), ("left", "behind"), ("left", "behind"),
+          ("left", "right"), ("right", "left"), ("right", "source"), ("behind", "left")]  # fmt: skip
+CALLS = ["link", "rename", "unlink", "mkdir", "symlink", "fifo", "socket", "char"]
 NAMES = ["a", "b", "c", "d"]
 MOST_SNAPSHOTS = 7
 
 index = st.integers(0, 1 << 16)
+skips = st.sampled_from([0, 0, 0, 1000])
+routes = st.sampled_from(ROUTES)
 sites = st.sampled_from(["source", "source", "source", "left", "left", "right", "behind"])
 
 
@@ -87,69 +90,49 @@ class History(RuleBasedStateMachine):
     def replace(self, at: str, where: int, size: int, seed: int) -> None:
         site = self.site(at)
         path = self.place(site, where)
-        if _kind(site, path) in ("", "file"):
+        if kind_of(site, path) in ("", "file"):
             site.replace(path, fill_pattern(size, seed))
 
-    @rule(at=sites, which=index, offset=st.integers(0, 100_000), size=st.integers(1, 30_000), seed=index)
-    def overwrite(self, at: str, which: int, offset: int, size: int, seed: int) -> None:
-        site = self.site(at)
-        site.write(self.path_of(site, which, "file"), offset, fill_pattern(size, seed))
-
-    @rule(at=sites, which=index, blocks=st.lists(st.integers(0, 40), min_size=1, max_size=5), seed=index)
-    def overwrite_blocks(self, at: str, which: int, blocks: list[int], seed: int) -> None:
+    @rule(at=sites, which=index, blocks=st.lists(st.integers(0, 40), min_size=1, max_size=5), skip=skips, seed=index)
+    def overwrite(self, at: str, which: int, blocks: list[int], skip: int, seed: int) -> None:
+        """Blocks of a file at random places, whole or across their borders."""
         site = self.site(at)
         path = self.path_of(site, which, "file")
         for block in blocks:
-            site.write(path, block * 4096, fill_pattern(4096, seed + block))
+            site.write(path, block * 4096 + skip, fill_pattern(4096 + skip, seed + block))
 
     @rule(at=sites, which=index, size=st.sampled_from([0, 1, 200, 300, 4096, 5000, 40_000, 200_000]))
     def truncate(self, at: str, which: int, size: int) -> None:
         site = self.site(at)
         site.truncate(self.path_of(site, which, "file"), size)
 
-    @rule(at=sites, where=index, mode=st.sampled_from([0o755, 0o700, 0o2775]))
-    def mkdir(self, at: str, where: int, mode: int) -> None:
+    @rule(at=sites, which=index, where=index, what=st.sampled_from(CALLS))
+    def change_names(self, at: str, which: int, where: int, what: str) -> None:
         site = self.site(at)
         path = self.place(site, where)
-        if path.count("/") < 5:
-            site.mkdir(path, mode)
-
-    @rule(at=sites, where=index, what=st.sampled_from(["symlink", "fifo", "socket", "char"]))
-    def make_special(self, at: str, where: int, what: str) -> None:
-        site = self.site(at)
-        path = self.place(site, where)
-        if what == "symlink":
+        if what == "link":
+            site.link(self.path_of(site, which), path)
+        elif what == "rename":
+            site.rename(self.path_of(site, which), path)
+        elif what == "unlink":
+            path = self.path_of(site, which)
+            (site.rmdir if kind_of(site, path) == "dir" else site.unlink)(path)
+        elif what == "mkdir":
+            if path.count("/") < 5:
+                site.mkdir(path, 0o2755 if which % 2 else 0o700)
+        elif what == "symlink":
             site.symlink("nowhere/" + "x" * (where % 300), path)
         else:
             site.special(path, what, 0o640, os.makedev(4, 64) if what == "char" else 0)
-
-    @rule(at=sites, which=index, where=index)
-    def link(self, at: str, which: int, where: int) -> None:
-        site = self.site(at)
-        site.link(self.path_of(site, which), self.place(site, where))
-
-    @rule(at=sites, which=index)
-    def unlink(self, at: str, which: int) -> None:
-        site = self.site(at)
-        path = self.path_of(site, which)
-        (site.rmdir if _kind(site, path) == "dir" else site.unlink)(path)
-
-    @rule(at=sites, which=index, where=index)
-    def rename(self, at: str, which: int, where: int) -> None:
-        site = self.site(at)
-        site.rename(self.path_of(site, which), self.place(site, where))
 
     @rule(
         at=sites, which=index, name=st.sampled_from(["user.a", "user.b"]), size=st.sampled_from([-1, 0, 9, 300, 6000])
     )
     def attribute(self, at: str, which: int, name: str, size: int) -> None:
         site = self.site(at)
+        if size == 300:
+            site.set_mode(self.path_of(site, which, "file", "dir", "fifo"), which & 0o7777, which % 3, which % 5)
         site.set_attribute(self.path_of(site, which), name, fill_pattern(size, which) if size >= 0 else None)
-
-    @rule(at=sites, which=index, mode=st.sampled_from([0o600, 0o644, 0o4755]), owner=st.integers(0, 3))
-    def set_mode(self, at: str, which: int, mode: int, owner: int) -> None:
-        site = self.site(at)
-        site.set_mode(self.path_of(site, which, "file", "dir", "fifo"), mode, owner, owner + 1)
 
     @rule(at=sites, share=st.sampled_from([0.5, 1.0, 1.2]), seed=index)
     def fill(self, at: str, share: float, seed: int) -> None:
@@ -157,7 +140,10 @@ class History(RuleBasedStateMachine):
         site = self.site(at)
         if not site.fs.lexists("/big"):
             site.replace("/big", fill_pattern(int(site.volume.available_blocks * share) * 4096 + 1, seed))
-        site.unlink("/big") if site.fs.lexists("/big") else None
+        if seed % 2:
+            site.create(self._new_name())
+        if site.fs.lexists("/big"):
+            site.unlink("/big")
 
     # --- consistency points ---
 
@@ -175,13 +161,19 @@ class History(RuleBasedStateMachine):
         self.n_named += 1
         return f"s{self.n_named}"
 
-    @rule(at=sites, again=st.booleans())
-    def create(self, at: str, again: bool) -> None:
+    @rule(at=sites, seed=index)
+    def create(self, at: str, seed: int) -> None:
+        """Retain, mostly after a change; sometimes under a name that is taken."""
         site = self.site(at)
+        if seed % 4:
+            site.replace(f"/{NAMES[seed % 4]}{seed % 3}", fill_pattern(seed % 50_000 + 1, seed))
+        self._make_room_for_one(site)
+        names = site.model.names()
+        site.create(names[0] if names and seed % 11 == 10 else self._new_name())
+
+    def _make_room_for_one(self, site: Site) -> None:
         if len(site.model.snapshots) >= MOST_SNAPSHOTS:
             site.delete(site.model.names()[:1])
-        names = site.model.names()
-        site.create(names[0] if names and again and self.n_steps % 5 == 0 else self._new_name())
 
     @rule(at=sites, which=index, n_more=st.sampled_from([0, 0, 0, 1, 2]))
     def delete(self, at: str, which: int, n_more: int) -> None:
@@ -203,30 +195,42 @@ class History(RuleBasedStateMachine):
 
     # --- transfer ---
 
-    @rule(
-        route=st.sampled_from(ROUTES),
-        top=st.integers(0, 3),
-        bases=index,
-        beside=st.integers(0, 3),
-        kind=st.integers(0, 9),
-    )
-    def send(self, route: tuple[str, str], top: int, bases: int, beside: int, kind: int) -> None:
-        """Send a snapshot, mostly as an increment onto what both have, sometimes against the rules."""
-        if route[0] not in self.sites:
-            route = ROUTES[0]
-        source, target = self.site(route[0]), self.site(route[1])
-        newest = self.snapshot_of(source, top)
-        older = [s for s in source.model.snapshots.values() if s.id in newest.moment.listed]
-        common = [s for s in older if s.id in target.model.snapshots]
-        choice = older if kind == 0 else common
-        base = choice[-1 - bases % len(choice)] if choice and kind != 1 else None
-        rest = [s.name for s in older if s is not base]
-        wish = Wish(newest.name, tuple(rest[: beside if kind % 2 else 0]), base.name if base else None)
-        is_first = not target.model.snapshots
-        outcome = transfer(source, target, wish, discard=kind >= 6 or is_first)
+    def _send(self, source: Site, target: Site, wish: Wish, discard: bool) -> None:
+        if [wish.base] != target.model.names()[:1]:
+            self._make_room_for_one(target)
+        outcome = transfer(source, target, wish, discard=discard)
         History.counts["sent" if outcome is not None else "refused"] += 1
         if outcome is not None:
             target.check_live()
+
+    def _pair(self, route: tuple[str, str]) -> tuple[Site, Site]:
+        source, target = route if route[0] in self.sites else ROUTES[0]
+        return self.site(source), self.site(target)
+
+    @rule(route=routes, seed=index, discard=st.booleans())
+    def update(self, route: tuple[str, str], seed: int, discard: bool) -> None:
+        """What a mirror does: a new snapshot, sent as an increment onto the newest that both have."""
+        source, target = self._pair(route)
+        if seed % 3:
+            self.create(source.name, seed)
+        newest = self.snapshot_of(source, 0)
+        common = [
+            s for s in source.model.snapshots.values() if s.id in newest.moment.listed & set(target.model.snapshots)
+        ]
+        self._send(source, target, Wish(newest.name, (), common[-1].name if common else None), discard)
+
+    @rule(route=routes, top=st.integers(0, 3), bases=index, beside=st.integers(0, 3), kind=st.integers(0, 9))
+    def send(self, route: tuple[str, str], top: int, bases: int, beside: int, kind: int) -> None:
+        """Any snapshot, on any base or none, with others beside it; sometimes against the rules."""
+        source, target = self._pair(route)
+        chosen = self.snapshot_of(source, top)
+        older = [s for s in source.model.snapshots.values() if s.id in chosen.moment.listed]
+        common = [s for s in older if s.id in target.model.snapshots]
+        choice = older if kind == 0 else common
+        base = choice[-1 - bases % len(choice)] if choice and kind > 1 else None
+        rest = [s.name for s in older if s is not base]
+        wish = Wish(chosen.name, tuple(rest[: beside if kind % 2 else 0]), base.name if base else None)
+        self._send(source, target, wish, discard=kind >= 6)
 
     # --- holding both against each other ---
 
@@ -255,7 +259,7 @@ class History(RuleBasedStateMachine):
                 site.close()
 
 
-def _kind(site: Site, path: str) -> str:
+def kind_of(site: Site, path: str) -> str:
     try:
         return site.model.live.node(path).kind
     except OSError:

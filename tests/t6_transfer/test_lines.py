@@ -116,6 +116,25 @@ def test_an_older_snapshot_arrives_upon_a_newer_base(sites: Sites) -> None:
     left.check_everything()
 
 
+def test_files_without_a_snapshot_are_not_overwritten(sites: Sites) -> None:
+    sites.left.replace("/mine", b"no snapshot holds this")
+    assert transfer(sites.source, sites.left, Wish("s1")) is None
+    sites.left.check_live()
+
+
+def test_rolling_back_keeps_what_descends_from_no_snapshot(sites: Sites) -> None:
+    source = sites.source
+    source.create("s4")
+    source.replace("/late", b"in no snapshot")
+    source.delete(["s1", "s2", "s4"])
+    source.roll_back("s3", drop_later=False, drop_changes=False)
+    source.delete(["s3"])
+    left = source.model.names()
+    assert len(left) == 1
+    source.roll_back(left[0], drop_later=False, drop_changes=False)
+    assert len(source.model.names()) == 2
+
+
 def test_two_snapshots_of_one_state(sites: Sites) -> None:
     source, left, behind = sites.source, sites.left, sites.behind
     assert transfer(source, left, Wish("s1"))

@@ -134,7 +134,7 @@ def is_blank(volume: LiveVolume) -> bool:
     """Tell whether a volume was never written to."""
     with volume.lock:
         volume.commit()
-        return not volume.local.entries() and volume.committed.root.n_inodes <= 1
+        return not volume.was_written
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from blockplane.model.errors import NoSpaceError, ReadOnlyError, VolumeDamagedEr
 from blockplane.planes import Plane
 from blockplane.volume import held
 from blockplane.volume.active import ActiveState, blank_root
-from blockplane.volume.codec import Branch, LocalRoot, Pointer, StateRoot, TableEntry, TreeRoot
+from blockplane.volume.codec import FORM_EMPTY, Branch, LocalRoot, Pointer, StateRoot, TableEntry, TreeRoot
 from blockplane.volume.fsinfo import MAX_AREAS, MEMBER_OK, ROLE_LINE, ROLE_REPLICA, FsInfo
 from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, set_range
 from blockplane.volume.local import LocalTree
@@ -359,6 +359,11 @@ class LiveVolume:
         for leaf, words in state.leaves():
             builder.append(leaf * LEAF_WORDS, words)
         return builder.finish()
+
+    @property
+    def was_written(self) -> bool:
+        """Whether the volume ever held a file or a snapshot, the open CP included where its file system was flushed."""
+        return self.active.root.inode_file.form != FORM_EMPTY or bool(self.local.root.n_entries)
 
     # --- changing ----------------------------------------------------------------------------------------------------
 

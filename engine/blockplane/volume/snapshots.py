@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from blockplane.model.errors import RefusedError, SnapshotExistsError, UsageError
 from blockplane.volume import held
 from blockplane.volume.codec import (
+    FORM_EMPTY,
     KIND_NAMES,
     NAME_BYTES,
     SnapshotRecord,
@@ -228,7 +229,7 @@ def changed_since_newest(volume: LiveVolume) -> bool:
     """Whether the live state is more than the snapshot it descends from and the record of that."""
     parent = next((e for e in volume.local.entries() if e.record.id == volume.local.root.parent_id), None)
     if parent is None:
-        return volume.active.root.n_inodes > 0
+        return volume.active.root.inode_file.form != FORM_EMPTY
     state = volume.snapshot_state(parent)
     mine = volume.active.root.inode_file
     return bool((mine.pointers != state.root.inode_file.pointers).any())

@@ -195,11 +195,6 @@ class Volume(LiveVolume):
     # --- receiving ---------------------------------------------------------------------------------------------------
 
     @property
-    def was_written(self) -> bool:
-        """Whether the volume ever held a file or a snapshot."""
-        return bool(self.active.root.n_inodes or self.local.root.n_entries)
-
-    @property
     def changed_since_top(self) -> bool:
         """Whether the live state is more than the snapshot it descends from: a receive would lose that."""
         with self.lock:
