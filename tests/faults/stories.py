@@ -145,7 +145,7 @@ class FullStory(_LandingStory):
 
 
 class IncrementStory(_LandingStory):
-    """An increment onto a base whose blocks lie elsewhere, local changes under way while it lands."""
+    """An increment onto a base whose blocks lie elsewhere, snapshots made and deleted while it lands."""
 
     name = "increment"
 
@@ -156,8 +156,8 @@ class IncrementStory(_LandingStory):
     def act(self, volume: Volume, client: FileClient) -> None:
         plane = image_plane(self.source, "s2", "s1")
         landing = volume.landing(plane, volume.get_snapshot("s1"))
-        client.edit(2, 2, 3)
         volume.snapshot("meanwhile")
+        volume.delete_snapshot("own")
         fill(landing, self.source, "s2", plane, reverse=True, piece=5)
         landing.commit([self.source.get_snapshot("s2").record])
         volume.delete_snapshot("s1")
