@@ -22,7 +22,7 @@ _MAX_SHOWN_SKIPPED = 20
 
 
 @click.command()
-@click.argument("dest", metavar="VOL:/DEST")
+@click.argument("dest", metavar="VOL:/DEST", type=click.Path())
 @click.argument("source", metavar="SRC", type=click.Path())
 @click.option("--update", is_flag=True, help="Make DEST equal to SRC; rewrite only the blocks that differ.")
 @click.option("--delete", is_flag=True, help="With --update: remove what SRC lacks.")
@@ -65,7 +65,7 @@ def put(
 
 
 @click.command()
-@click.argument("source", metavar="VOL[@SNAP]:/PATH")
+@click.argument("source", metavar="VOL[@SNAP]:/PATH", type=click.Path())
 @click.argument("dest", metavar="DEST", type=click.Path())
 @json_option
 @wait_option

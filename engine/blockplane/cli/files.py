@@ -31,7 +31,7 @@ _TYPES = {
 
 
 @click.command()
-@click.argument("path", metavar="VOL[@SNAP]:/PATH")
+@click.argument("path", metavar="VOL[@SNAP]:/PATH", type=click.Path())
 @click.option("-l", "is_long", is_flag=True, help="Show type, permissions, links, owner, size, time.")
 @click.option("-d", "itself", is_flag=True, help="Show a directory itself, not what is in it.")
 @json_option
@@ -109,7 +109,7 @@ def _long(files: bp.FileSystem, name: str, path: str) -> list[str]:
 
 
 @click.command()
-@click.argument("paths", metavar="VOL[@SNAP]:/PATH...", nargs=-1, required=True)
+@click.argument("paths", metavar="VOL[@SNAP]:/PATH...", nargs=-1, required=True, type=click.Path())
 @wait_option
 def cat(paths: Sequence[str], wait_s: float) -> None:
     """Write files to standard output."""
@@ -122,7 +122,7 @@ def cat(paths: Sequence[str], wait_s: float) -> None:
 
 
 @click.command("stat")
-@click.argument("path", metavar="VOL[@SNAP]:/PATH")
+@click.argument("path", metavar="VOL[@SNAP]:/PATH", type=click.Path())
 @json_option
 @wait_option
 def stat_(path: str, as_json: bool, wait_s: float) -> None:
@@ -179,15 +179,18 @@ def _precise(ns: int) -> str:
 
 
 @click.command()
-@click.argument("paths", metavar="VOL:/PATH...", nargs=-1, required=True)
+@click.argument("paths", metavar="VOL:/PATH...", nargs=-1, required=True, type=click.Path())
 @click.option("-r", "recursive", is_flag=True, help="Remove directories with all that is in them.")
 @click.option("-f", "force", is_flag=True, help="Do not mind what is not there.")
+@json_option
 @wait_option
-def rm(paths: Sequence[str], recursive: bool, force: bool, wait_s: float) -> None:
+def rm(paths: Sequence[str], recursive: bool, force: bool, as_json: bool, wait_s: float) -> None:
     """Remove files; snapshots keep what they hold."""
     for target in [live_file_of(path) for path in paths]:
         with open_volume(target.place, "rm", wait_s, writable=True) as volume:
             _remove(bp.FileSystem(volume), target, recursive, force)
+    if as_json:
+        print_json({"removed": list(paths)})
 
 
 def _remove(files: bp.FileSystem, target: Target, recursive: bool, force: bool) -> None:
@@ -203,10 +206,11 @@ def _remove(files: bp.FileSystem, target: Target, recursive: bool, force: bool) 
 
 
 @click.command()
-@click.argument("paths", metavar="VOL:/PATH...", nargs=-1, required=True)
+@click.argument("paths", metavar="VOL:/PATH...", nargs=-1, required=True, type=click.Path())
 @click.option("-p", "parents", is_flag=True, help="Make those above it too; do not mind one that is there.")
+@json_option
 @wait_option
-def mkdir(paths: Sequence[str], parents: bool, wait_s: float) -> None:
+def mkdir(paths: Sequence[str], parents: bool, as_json: bool, wait_s: float) -> None:
     """Make directories."""
     for target in [live_file_of(path) for path in paths]:
         with open_volume(target.place, "mkdir", wait_s, writable=True) as volume:
@@ -215,6 +219,8 @@ def mkdir(paths: Sequence[str], parents: bool, wait_s: float) -> None:
                 files.makedirs(target.path or "/", 0o755, exist_ok=True)
             else:
                 files.mkdir(target.path or "/", 0o755)
+    if as_json:
+        print_json({"made": list(paths)})
 
 
 VERBS = (ls, cat, stat_, rm, mkdir)

@@ -33,7 +33,7 @@ def _names(text: str | None) -> list[str]:
 
 
 @click.command()
-@click.argument("vol")
+@click.argument("vol", type=click.Path())
 @_EXPRESSION
 @_older
 @_with
@@ -106,7 +106,7 @@ def _print_image(volume: bp.Volume, found: bp.Image) -> None:
 
 
 @click.command()
-@click.argument("vol")
+@click.argument("vol", type=click.Path())
 @_EXPRESSION
 @click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be sent; read and write no block.")
@@ -177,7 +177,7 @@ def _sent(report: SendReport, dry_run: bool) -> str:
 
 
 @click.command()
-@click.argument("vol")
+@click.argument("vol", type=click.Path())
 @click.option("-i", "--input", "origin", type=click.Path(), metavar="FILE", help="The stream file (standard input).")
 @click.option("--discard", is_flag=True, help="Give up changes that the stream would replace.")
 @disk_options

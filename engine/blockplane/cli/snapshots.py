@@ -23,7 +23,7 @@ def snapshot() -> None:
 
 
 @snapshot.command()
-@click.argument("name", metavar="VOL@SNAP")
+@click.argument("name", metavar="VOL@SNAP", type=click.Path())
 @json_option
 @wait_option
 def create(name: str, as_json: bool, wait_s: float) -> None:
@@ -38,7 +38,7 @@ def create(name: str, as_json: bool, wait_s: float) -> None:
 
 
 @snapshot.command("list")
-@click.argument("vol")
+@click.argument("vol", type=click.Path())
 @json_option
 @wait_option
 def list_(vol: str, as_json: bool, wait_s: float) -> None:
@@ -51,7 +51,7 @@ def list_(vol: str, as_json: bool, wait_s: float) -> None:
 
 
 @snapshot.command()
-@click.argument("name", metavar="VOL@SNAP")
+@click.argument("name", metavar="VOL@SNAP", type=click.Path())
 @json_option
 @wait_option
 def delete(name: str, as_json: bool, wait_s: float) -> None:
@@ -68,7 +68,7 @@ def delete(name: str, as_json: bool, wait_s: float) -> None:
 
 
 @snapshot.command()
-@click.argument("name", metavar="VOL@SNAP")
+@click.argument("name", metavar="VOL@SNAP", type=click.Path())
 @click.argument("new", metavar="NEW")
 @json_option
 @wait_option
@@ -83,7 +83,7 @@ def rename(name: str, new: str, as_json: bool, wait_s: float) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="VOL@SNAP")
+@click.argument("name", metavar="VOL@SNAP", type=click.Path())
 @click.option("--keep-as", metavar="NAME", help="Name of the snapshot that keeps changes since the newest.")
 @click.option("--drop-later", is_flag=True, help="Delete the snapshots made after it.")
 @click.option("--drop-changes", is_flag=True, help="Give up changes that no snapshot has.")

@@ -20,7 +20,7 @@ _MAX_SHOWN_PROBLEMS = 50
 
 
 @click.command()
-@click.argument("vol")
+@click.argument("vol", type=click.Path())
 @disk_options
 @click.option("--dry-run", "-n", is_flag=True, help="Say what would be made; make nothing.")
 @json_option
@@ -56,7 +56,7 @@ def create(
 
 
 @click.command()
-@click.argument("vol")
+@click.argument("vol", type=click.Path())
 @disk_options
 @json_option
 @wait_option
@@ -112,7 +112,7 @@ def _layout(group: GroupRecord) -> str:
 
 
 @click.command()
-@click.argument("vol")
+@click.argument("vol", type=click.Path())
 @json_option
 @wait_option
 def info(vol: str, as_json: bool, wait_s: float) -> None:
@@ -198,7 +198,7 @@ def print_snapshots(found: Sequence[bp.Snapshot]) -> None:
 
 
 @click.command()
-@click.argument("vol")
+@click.argument("vol", type=click.Path())
 @click.option("--parity/--no-parity", default=True, help="Recompute parity too (default).")
 @json_option
 @wait_option

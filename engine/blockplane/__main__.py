@@ -1,0 +1,6 @@
+"""`python -m blockplane`: the command line."""
+
+from blockplane.cli import main
+
+if __name__ == "__main__":
+    main()
