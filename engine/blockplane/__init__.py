@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from blockplane.image import Image
     from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, format_size, parse_size
     from blockplane.model import errors as errors
-    from blockplane.planes import Plane
+    from blockplane.planes import Plane, combine, combine_count
     from blockplane.stream import StreamChain, is_stream, open_stream
     from blockplane.transfer import ReceiveReport, SendReport, StreamVerdict, receive, send, stream_map, verify_streams
     from blockplane.volume import Snapshot, State
@@ -35,7 +35,7 @@ _HOMES = {
     "blockplane.model": (
         "BLOCK_BYTES", "BlockplaneError", "Progress", "ProgressEvent", "errors", "format_size", "parse_size",
     ),
-    "blockplane.planes": ("Plane",),
+    "blockplane.planes": ("Plane", "combine", "combine_count"),
     "blockplane.stream": ("StreamChain", "is_stream", "open_stream"),
     "blockplane.transfer": (
         "ReceiveReport", "SendReport", "StreamVerdict", "receive", "send", "stream_map", "verify_streams",
@@ -63,6 +63,8 @@ __all__ = [
     "StreamVerdict",
     "Volume",
     "check",
+    "combine",
+    "combine_count",
     "errors",
     "format_size",
     "is_stream",

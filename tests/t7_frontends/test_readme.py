@@ -71,3 +71,15 @@ def test_the_package_documents_its_own_first_steps(tmp_path, include, monkeypatc
     exec(compile(code.replace("/usr/include", str(include)).replace("2G", "8M"), "blockplane", "exec"), {})
     with bp.Volume.open("copy") as copy:
         assert bp.FileSystem(copy).listdir("/") == ["include"]
+
+
+def test_the_api_page_names_what_exists():
+    page = (ROOT / "engine" / "blockplane" / "API.md").read_text()
+    owners = {"volume": bp.Volume, "Volume": bp.Volume, "files": bp.FileSystem, "Plane": bp.Plane}
+    called = re.findall(r"`(?:(\w+)\.)?(\w+)\(", page)
+    assert len(called) > 20
+    for owner, name in called:
+        assert hasattr(owners[owner] if owner else bp, name), (owner, name)
+    (listed,) = re.findall(r"`files.open\(path, mode\)`.*?as `os`", page, re.DOTALL)
+    for name in re.findall(r"`(\w+)`[,:]", listed):
+        assert hasattr(bp.FileSystem, name), name
