@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -136,6 +137,19 @@ def test_no_stream_to_or_from_a_terminal(spawn, pool):
         os.close(controller)
         os.close(terminal)
     assert not os.path.exists("copy")
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_descriptors_never_become_disks(pool, done, closed):
+    command = f"{shlex.join(COMMAND)} send pool june1 {closed}"
+    status = subprocess.run(["sh", "-c", f"{command} > out" if "1>" not in closed else command]).returncode
+    assert status == (2 if "1>" in closed else 0)
+    status = subprocess.run(["sh", "-c", f"{shlex.join(COMMAND)} receive copy {closed} < june1.bps"]).returncode
+    assert status == 0
+    assert (
+        subprocess.run(["sh", "-c", f"{shlex.join(COMMAND)} receive other 0<&-"], capture_output=True).returncode == 2
+    )
+    assert done("check", pool, "--json").json["ok"] is True
 
 
 def test_completion_completes_verbs_and_options():

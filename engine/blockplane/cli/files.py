@@ -113,6 +113,8 @@ def _long(files: bp.FileSystem, name: str, path: str) -> list[str]:
 @wait_option
 def cat(paths: Sequence[str], wait_s: float) -> None:
     """Write files to standard output."""
+    if sys.stdout is None:
+        raise bp.errors.UsageError("standard output is closed", "send it somewhere")
     for path in paths:
         target = file_of(path)
         with open_files(target, "cat", wait_s) as files, files.open(target.path or "/", "rb") as source:

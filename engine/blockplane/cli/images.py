@@ -137,18 +137,30 @@ def send(
     blockplane send pool 'june3 - june1' | ssh far blockplane receive copy
     blockplane send pool 'june3 - june1' -n
     """
-    if output is None and not dry_run and sys.stdout.isatty():
-        raise bp.errors.UsageError("a stream is not written to a terminal", "say -o FILE, or pipe it on")
+    sink = output if output is not None or dry_run else _standard_output()
     with open_volume(volume_only(vol), "send", wait_s, writable=False) as volume:
         found = volume.image(" ".join(words), older=_older_of(older), with_=_names(with_))
         with ProgressLine(progress) as line:
-            sink = output if output is not None else sys.stdout.fileno()
             report = bp.send(found, None if dry_run else sink, progress=line, dry_run=dry_run, order=order)
-    to_stderr = output is None and not dry_run
+    to_stderr = isinstance(sink, int)
     if as_json:
         print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
     else:
         print(_sent(report, dry_run), file=sys.stderr if to_stderr else sys.stdout)
+
+
+def _standard_output() -> int:
+    if sys.stdout is None or sys.stdout.isatty():
+        what = "to a terminal" if sys.stdout is not None else "where nobody reads it: standard output is closed"
+        raise bp.errors.UsageError(f"a stream is not written {what}", "say -o FILE, or pipe it on")
+    return sys.stdout.fileno()
+
+
+def _standard_input() -> int:
+    if sys.stdin is None or sys.stdin.isatty():
+        what = "from a terminal" if sys.stdin is not None else "from nowhere: standard input is closed"
+        raise bp.errors.UsageError(f"a stream is not read {what}", "say -i FILE, or pipe it in")
+    return sys.stdin.fileno()
 
 
 def _described(report: SendReport) -> dict[str, object]:
@@ -211,9 +223,7 @@ def receive(
     """
     place = volume_only(vol)
     wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
-    if origin is None and sys.stdin.isatty():
-        raise bp.errors.UsageError("a stream is not read from a terminal", "say -i FILE, or pipe it in")
-    source = origin if origin is not None else sys.stdin.fileno()
+    source = origin if origin is not None else _standard_input()
     is_plain = wish.disks is None and wish.size is None and wish.parity is None and wish.chunk is None
     with ProgressLine(progress) as line:
         if is_plain and os.path.exists(os.path.join(place, CONFIG_NAME)):

@@ -48,12 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit status. No user error ends in a traceback."""
+    _occupy_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         status = cli.main(list(arguments), prog_name="blockplane", standalone_mode=False)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED_STATUS
     except BrokenPipeError:
@@ -64,6 +65,16 @@ def run(arguments: Sequence[str]) -> int:
             raise
         return _fail(failure_of(error), arguments)
     return status if isinstance(status, int) else 0
+
+
+def _occupy_standard_descriptors() -> None:
+    """Open what a caller closed of 0, 1 and 2 onto nothing: a disk must not get one of these numbers."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= 2:
+        fd = os.open(os.devnull, os.O_RDWR)
+    os.close(fd)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long-lived as the process
 
 
 def _fail(failure: Failure, arguments: Sequence[str]) -> int:
