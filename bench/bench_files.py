@@ -8,11 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from yardstick.world import Source, disk_bytes_for
 from pytest_benchmark.fixture import BenchmarkFixture
 from yardstick.caches import make_cold
 from yardstick.pairs import run_pairs
 from yardstick.tree import TreeSize, file_sizes
+from yardstick.world import Source, disk_bytes_for
 
 from blockplane.filesystem import FileSystem
 from blockplane.volume import Volume

@@ -8,11 +8,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from yardstick.world import Source
 from pytest_benchmark.fixture import BenchmarkFixture
 from yardstick.caches import make_cold, warm
 from yardstick.pairs import run_pairs
 from yardstick.raw import extents_of, like_in, write_raw
+from yardstick.world import Source
 
 from blockplane.filesystem import FileSystem
 from blockplane.image.image import build
@@ -54,9 +54,7 @@ def test_receive_full(benchmark: BenchmarkFixture, source: Source, streams: dict
     shutil.rmtree(raw_folder)
 
 
-def test_receive_increment(
-    benchmark: BenchmarkFixture, source: Source, streams: dict[str, Path], folder: Path
-) -> None:
+def test_receive_increment(benchmark: BenchmarkFixture, source: Source, streams: dict[str, Path], folder: Path) -> None:
     benchmark.group = "receive june2 - june1"
     image = build(source.volume, "june2 - june1")
     base, copy, raw_folder = folder / "base", folder / "copy2", folder / "raw2"

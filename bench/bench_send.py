@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
-from yardstick.world import Source
 from pytest_benchmark.fixture import BenchmarkFixture
 from yardstick.caches import make_cold
 from yardstick.pairs import run_pairs
 from yardstick.raw import extents_of, read_raw
+from yardstick.world import Source
 
 from blockplane._native import checksum
 from blockplane.image.image import build

@@ -10,8 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # yardstick: shared by the benchmarks, no part of the package
 
-from yardstick.tree import TreeSize, chosen_size, make_tree  # noqa: E402 - the path comes first
-from yardstick.world import Source, make_source  # noqa: E402
+from yardstick.tree import TreeSize, chosen_size, make_tree
+from yardstick.world import Source, make_source
 
 
 @pytest.fixture(scope="session")

@@ -86,9 +86,7 @@ def like_in(folder: Path, disks: Sequence[DiskExtents], n_parity: int) -> list[D
     """Return the same extents in files of a folder, and parity disks that hold as much as the fullest data disk."""
     made = [DiskExtents(str(folder / str(i)), d.blocks, d.n_blocks) for i, d in enumerate(disks)]
     fullest = max(made, key=lambda disk: disk.total_blocks)
-    for i in range(n_parity):
-        made.append(DiskExtents(str(folder / f"parity{i}"), fullest.blocks, fullest.n_blocks))
-    return made
+    return made + [DiskExtents(str(folder / f"parity{i}"), fullest.blocks, fullest.n_blocks) for i in range(n_parity)]
 
 
 def write_raw(disks: Sequence[DiskExtents], disk_bytes: int) -> int:
