@@ -24,6 +24,7 @@ from blockplane.volume.codec import (
     NUMBER_MASK,
     ROOT_POINTERS,
     TREE_ROOT_BYTES,
+    Pointer,
     PointerArray,
     TreeRoot,
 )
@@ -107,6 +108,11 @@ class _Walker:
         if root.form == FORM_TREE:
             self.pointers(root.pointers, root.depth, what, leaf_visitor)
 
+    def root(self, pointer: Pointer) -> None:
+        """Enter and verify the block that the trees' roots stand in."""
+        if pointer.exists:
+            self._batch(np.frombuffer(pointer.encode(), np.uint64).reshape(1, 2), "its root", is_needed=True)
+
     def pointers(
         self,
         pointers: PointerArray,
@@ -164,20 +170,31 @@ def check(volume: LiveVolume, parity: bool = True) -> CheckReport:
     """
     report = CheckReport()
     with volume.lock:
-        volume.commit() if volume.writable else None
+        if volume.writable:
+            volume.commit()
         verified: dict[int, Leaf] = {}
-        for name, state in _states(volume):
+        for name, state in _states(volume, report):
             _check_state(state, name, report, verified)
-        _check_local(volume, report)
-        _check_held(volume, report)
+        for part in (_check_local, _check_held):
+            try:
+                part(volume, report)
+            except BlockplaneError as error:  # a bad block that planes are compared by: the walks above named it
+                report.add(f"the planes cannot be compared: {error}")
         if parity and report.ok:
             _check_parity(volume, report)
     return report
 
 
-def _states(volume: LiveVolume) -> list[tuple[str, State]]:
-    named = [(f"snapshot {e.record.name!r}", volume.snapshot_state(e)) for e in volume.local.entries()]
-    return [("the live file system", volume.committed), *named]
+def _states(volume: LiveVolume, report: CheckReport) -> list[tuple[str, State]]:
+    """Return the live state and those of snapshots, with their names; one whose root cannot be read is a problem."""
+    found = [("the live file system", volume.committed)]
+    for entry in volume.local.entries():
+        name = f"snapshot {entry.record.name!r}"
+        try:
+            found.append((name, volume.snapshot_state(entry)))
+        except BlockplaneError as error:
+            report.add(f"{name}: its root cannot be read: {error}")
+    return found
 
 
 def _check_state(state: State, name: str, report: CheckReport, verified: dict[int, Leaf]) -> None:
@@ -192,13 +209,13 @@ def _check_state(state: State, name: str, report: CheckReport, verified: dict[in
         state.reader, state.space_blocks, name, report, skip if verified else lambda n: np.zeros(len(n), np.bool_)
     )
     root = state.root
-    walker.reach.enter(np.array([state.pointer.number], np.int64), "its root")
     walker.tree(root.inode_file, "the inode file", lambda blocks: _check_inodes(blocks, walker))
     walker.tree(root.snapshots, "the snapshot list")
     walker.tree(root.branches, "the branch history")
     walker.tree(root.blockmap, "the blockmap")
     _check_recorded(state, walker, name, report)
     walker.tree(root.checksums, "the checksum file")
+    walker.root(state.pointer)
     _check_plane(state, walker.reach.leaves, name, report)
     for numbers, _ in walker.seen:
         for leaf, low in by_leaf(np.unique(state.placemap.to_places(numbers))):
@@ -276,8 +293,7 @@ def _check_local(volume: LiveVolume, report: CheckReport) -> None:
     walker = _Walker(
         volume.place_reader(), volume.geometry.n_blocks, name, report, lambda n: np.zeros(len(n), np.bool_)
     )
-    if volume.info.local.exists:
-        walker.reach.enter(np.array([volume.info.local.number], np.int64), "its root")
+    walker.root(volume.info.local)
     for tree, what in zip(
         local.root.trees(),
         ("table", "held plane", "local plane", "place map", "marks", "copied", "holds", "logs"),
@@ -329,7 +345,7 @@ def _check_held(volume: LiveVolume, report: CheckReport) -> None:
             report.add(f"place {int(numbers_in(shared, leaf * LEAF_BLOCKS)[0])} is the local tree's and a state's")
     if n_held != local.root.n_held:
         report.add(f"the held plane has {n_held} places, the local root says {local.root.n_held}")
-    for name, state in _states(volume):
+    for name, state in _states(volume, report):
         _check_map(state, name, report)
 
 

@@ -23,8 +23,9 @@ from blockplane.volume.leafbits import WORD_BLOCKS
 from blockplane.volume.space import AREA_STRIPES, Area, AreaName, Space
 from blockplane.volume.tree import mask_runs
 
-# The first band of file data in a CP: 4 stripes, 64 KiB on 4 data disks. Larger wastes more of small CPs' last stripes.
-FIRST_BULK_STRIPES = 4
+# The first band of file data in a CP: one stripe; each is twice the one before. On 4 + 1 disks a CP of one block writes
+# 15 blocks, parity included; 25 when it begins with 4 stripes.
+FIRST_BULK_STRIPES = 1
 
 Block = NDArray[np.uint8]
 BandKey = tuple[int, int]
