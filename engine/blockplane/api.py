@@ -31,7 +31,7 @@ class Volume(PlainVolume):
 
     def freed_by(self, *names: str) -> int:
         """Return how many blocks deleting these snapshots together would free; nothing changes."""
-        return len(images.freed(self, names))
+        return images.freed_blocks(self, names)
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from blockplane.model.errors import (
 )
 from blockplane.planes import Plane
 from blockplane.volume import held
-from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
+from blockplane.volume.codec import NO_ID, ROOT_POINTERS, SnapshotRecord, TableEntry
 from blockplane.volume.landing_bands import LandingBands
 from blockplane.volume.leafbits import (
     EMPTY_LEAF,
@@ -35,7 +35,8 @@ from blockplane.volume.leafbits import (
 )
 from blockplane.volume.live import LiveVolume, PlaceReader
 from blockplane.volume.placemap import PlaceMap, from_pairs, union
-from blockplane.volume.state import State
+from blockplane.volume.state import State, differing_leaves
+from blockplane.volume.tree import NODE_SHIFT
 from blockplane.volume.waiting import Waiting, plane_leaf
 
 Block = NDArray[np.uint8]
@@ -206,11 +207,15 @@ class Landing:
         return State.read(PlaceReader(volume.array, trimmed), record.root, trimmed)
 
     def _require_whole(self, state: State, base: State | None, record: SnapshotRecord) -> None:
-        n_blocks = 0
-        for leaf, words in state.leaves():
-            there = plane_leaf(self._image, leaf)
+        """Hold a snapshot's plane against what came and its base; leaves that it shares with that are whole."""
+        self._refuse_boundless(state, record)
+        n_blocks = base.root.n_blocks if base is not None else 0
+        leaves = differing_leaves([state, base]) if base is not None else state.leaf_numbers()
+        for leaf in leaves:
+            words, there = state.plane_leaf(leaf), plane_leaf(self._image, leaf)
             if base is not None:
                 there |= base.plane_leaf(leaf)
+                n_blocks -= count(base.plane_leaf(leaf))
             if (words & ~there).any():
                 missing = int(numbers_in(words & ~there, leaf * LEAF_BLOCKS)[0])
                 raise StreamDamagedError(
@@ -221,6 +226,17 @@ class Landing:
         if n_blocks != record.n_blocks or state.root.n_blocks != n_blocks:
             raise StreamDamagedError(
                 f"snapshot {record.name!r} holds {n_blocks} blocks, and its record says {record.n_blocks}",
+                hint="its sender is at fault",
+            )
+
+    def _refuse_boundless(self, state: State, record: SnapshotRecord) -> None:
+        """Refuse a blockmap whose size or depth is not the numbering's: walking it could take for ever."""
+        n_leaves, depth = -(-self._image.n_blocks // LEAF_BLOCKS), 0
+        while ROOT_POINTERS << (NODE_SHIFT * depth) < n_leaves:
+            depth += 1
+        if state.n_leaves > n_leaves or state.blockmap.root.depth > depth:
+            raise StreamDamagedError(
+                f"snapshot {record.name!r} has a blockmap of {state.n_leaves} leaves, and its numbering has {n_leaves}",
                 hint="its sender is at fault",
             )
 

@@ -112,11 +112,15 @@ class State:
             out[at] = (self.plane_leaf(leaf)[low >> 6] >> (low & 63).astype(np.uint64)) & np.uint64(1) != 0
         return out
 
-    def leaves(self) -> Iterator[tuple[int, Leaf]]:
-        """Yield (index, leaf) for every leaf of the plane that is not empty."""
+    def leaf_numbers(self) -> Iterator[int]:
+        """Yield the leaves of the plane that exist, ascending; the others are empty."""
         for start, stop in self.blockmap.data_extents().tolist():
-            for leaf in range(start, stop):
-                yield leaf, self.plane_leaf(leaf)
+            yield from range(start, stop)
+
+    def leaves(self) -> Iterator[tuple[int, Leaf]]:
+        """Yield (index, leaf) for every leaf of the plane that exists."""
+        for leaf in self.leaf_numbers():
+            yield leaf, self.plane_leaf(leaf)
 
     # --- checks ------------------------------------------------------------------------------------------------------
 
