@@ -13,10 +13,10 @@ from blockplane.filesystem.errors import damaged
 from blockplane.model import BLOCK_BYTES, ChecksumError
 from blockplane.model.checks import first_bad_block
 from blockplane.volume.codec import KIND_BLOCK, KIND_SHIFT, NUMBER_MASK, PointerArray
-from blockplane.volume.tree import runs_of
+from blockplane.volume.runs import runs_of
 
 if TYPE_CHECKING:
-    from blockplane.volume.tree import BlockReader
+    from blockplane.volume.treeio import BlockReader
 
 _local = threading.local()
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from blockplane.filesystem.errors import TooLargeError
 from blockplane.filesystem.inode import INLINE_DATA_BYTES, MAX_FILE_BYTES, Inode
 from blockplane.model import BLOCK_BYTES, BlockplaneError
-from blockplane.volume.tree import ZERO_BLOCK
+from blockplane.volume.treeread import ZERO_BLOCK
 
 if TYPE_CHECKING:
     from blockplane.volume.tree import BlockTree

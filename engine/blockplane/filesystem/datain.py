@@ -21,7 +21,8 @@ from blockplane.model import BLOCK_BYTES, NoSpaceError
 
 if TYPE_CHECKING:
     from blockplane.filesystem.store import Store
-    from blockplane.volume.tree import BlockTree, Span
+    from blockplane.volume.tree import BlockTree
+    from blockplane.volume.treeio import Span
 
 _READERS = 2
 # One preadv reads at most this much; larger files are read by both threads at once.

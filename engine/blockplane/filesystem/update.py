@@ -14,7 +14,7 @@ from blockplane.filesystem.hostread import HostEntry, Listing, data_segments, re
 from blockplane.filesystem.inode import INLINE_DATA_BYTES, Inode
 from blockplane.filesystem.stat_result import pack_device
 from blockplane.model import BLOCK_BYTES
-from blockplane.volume.tree import mask_runs
+from blockplane.volume.runs import mask_runs
 
 if TYPE_CHECKING:
     from blockplane.filesystem.changes import Changes
