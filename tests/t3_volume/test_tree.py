@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from blockplane.model import BLOCK_BYTES, ChecksumError, NoSpaceError, ReadOnlyError, VolumeDamagedError
 from blockplane.model.checks import fresh_checks
 from blockplane.volume.codec import KIND_SHIFT, NUMBER_MASK, TreeRoot
-from blockplane.volume.tree import BlockTree, mask_runs, merge_extents, runs_of
+from blockplane.volume.runs import mask_runs, merge_extents, runs_of
+from blockplane.volume.tree import BlockTree
 
 #: Where blocks are put: the borders of every depth, up to beyond 1 TiB, and places between.
 BORDERS = [0, 15, 16, 17, 255, 256, 4095, 4096, 4097, 65536, 1 << 20, (1 << 20) + 1, 1 << 28, (1 << 28) + 255]

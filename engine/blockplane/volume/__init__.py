@@ -3,7 +3,8 @@
 from blockplane.volume.codec import SnapshotRecord, StateRoot, TreeRoot
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.state import State
-from blockplane.volume.tree import BlockTree, Span
+from blockplane.volume.tree import BlockTree
+from blockplane.volume.treeio import Span
 from blockplane.volume.volume import Volume
 
 __all__ = ["BlockTree", "Snapshot", "SnapshotRecord", "Span", "State", "StateRoot", "TreeRoot", "Volume"]

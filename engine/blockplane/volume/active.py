@@ -19,7 +19,8 @@ from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Block, Placer
 from blockplane.volume.space import Space
 from blockplane.volume.state import CHECKS_PER_LEAF, State, write_all
-from blockplane.volume.tree import BlockReader, BlockTree
+from blockplane.volume.tree import BlockTree
+from blockplane.volume.treeio import BlockReader
 
 
 class StateWriter:

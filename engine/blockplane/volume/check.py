@@ -32,9 +32,10 @@ from blockplane.volume.held import union_leaf
 from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, count, numbers_in, set_numbers
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.local import LocalTree
+from blockplane.volume.runs import runs_of
 from blockplane.volume.space import AREA_STRIPES
 from blockplane.volume.state import State
-from blockplane.volume.tree import BlockReader, runs_of
+from blockplane.volume.treeio import BlockReader
 
 INODE_BYTES = 512
 BATCH_BLOCKS = 1024

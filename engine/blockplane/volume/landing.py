@@ -36,7 +36,7 @@ from blockplane.volume.leafbits import (
 from blockplane.volume.live import LiveVolume, PlaceReader
 from blockplane.volume.placemap import PlaceMap, from_pairs, union
 from blockplane.volume.state import State, differing_leaves
-from blockplane.volume.tree import NODE_SHIFT
+from blockplane.volume.treeread import NODE_SHIFT
 from blockplane.volume.waiting import Waiting, plane_leaf
 
 Block = NDArray[np.uint8]

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from blockplane.disks.array import spread
 from blockplane.disks.band import Band
 from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.volume.runs import mask_runs
 from blockplane.volume.space import AREA_STRIPES
-from blockplane.volume.tree import mask_runs
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume

@@ -32,9 +32,11 @@ from blockplane.volume.local import LocalTree
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Placer
 from blockplane.volume.rootslots import successor, write_record
+from blockplane.volume.runs import runs_of
 from blockplane.volume.space import AreaName, Space
 from blockplane.volume.state import State, read_root, write_all
-from blockplane.volume.tree import Block, BlockTree, runs_of
+from blockplane.volume.tree import BlockTree
+from blockplane.volume.treeio import Block
 
 DIRTY_LIMIT_BYTES = 64 << 20
 CP_INTERVAL_S = 10.0

@@ -17,7 +17,8 @@ from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, clear_numbers
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Block, Placer
 from blockplane.volume.state import read_all, write_all
-from blockplane.volume.tree import BlockReader, BlockTree
+from blockplane.volume.tree import BlockTree
+from blockplane.volume.treeio import BlockReader
 
 
 class LocalTree:

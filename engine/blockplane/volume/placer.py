@@ -20,8 +20,8 @@ from blockplane.disks.geometry import GroupRecord
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import NoSpaceError
 from blockplane.volume.leafbits import WORD_BLOCKS
+from blockplane.volume.runs import mask_runs
 from blockplane.volume.space import AREA_STRIPES, Area, AreaName, Space
-from blockplane.volume.tree import mask_runs
 
 # The first band of file data in a CP: one stripe; each is twice the one before. On 4 + 1 disks a CP of one block writes
 # 15 blocks, parity included; 25 when it begins with 4 stripes.

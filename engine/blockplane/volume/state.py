@@ -27,7 +27,9 @@ from blockplane.volume.codec import (
 )
 from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf
 from blockplane.volume.placemap import PlaceMap
-from blockplane.volume.tree import NODE_SHIFT, BlockReader, BlockTree
+from blockplane.volume.tree import BlockTree
+from blockplane.volume.treeio import BlockReader
+from blockplane.volume.treeread import NODE_SHIFT
 
 CHECKS_PER_LEAF = BLOCK_BYTES // 4
 
