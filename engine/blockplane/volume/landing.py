@@ -33,8 +33,9 @@ from blockplane.volume.leafbits import (
     count,
     numbers_in,
 )
-from blockplane.volume.live import LiveVolume, PlaceReader
+from blockplane.volume.live import LiveVolume
 from blockplane.volume.placemap import PlaceMap, from_pairs, union
+from blockplane.volume.readers import PlaceReader
 from blockplane.volume.state import State, differing_leaves
 from blockplane.volume.treeread import NODE_SHIFT
 from blockplane.volume.waiting import Waiting, plane_leaf

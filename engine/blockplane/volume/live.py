@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -25,14 +25,16 @@ from blockplane.model.errors import NoSpaceError, ReadOnlyError, VolumeDamagedEr
 from blockplane.planes import Plane
 from blockplane.volume import held
 from blockplane.volume.active import ActiveState, blank_root
+from blockplane.volume.busy import BusyPlane
 from blockplane.volume.codec import FORM_EMPTY, Branch, LocalRoot, Pointer, StateRoot, TableEntry, TreeRoot
 from blockplane.volume.fsinfo import MAX_AREAS, MEMBER_OK, ROLE_LINE, ROLE_REPLICA, FsInfo
-from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, set_range
+from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf
 from blockplane.volume.local import LocalTree
+from blockplane.volume.pins import Pins
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Placer
+from blockplane.volume.readers import LiveReader, PlaceReader
 from blockplane.volume.rootslots import successor, write_record
-from blockplane.volume.runs import runs_of
 from blockplane.volume.space import AreaName, Space
 from blockplane.volume.state import State, read_root, write_all
 from blockplane.volume.tree import BlockTree
@@ -57,54 +59,6 @@ class Client(Protocol):
         ...
 
 
-class PlaceReader:
-    """Reads VBNs of one committed state straight from the disks."""
-
-    def __init__(self, array: DiskArray, placemap: PlaceMap) -> None:
-        self._array = array
-        self._placemap = placemap
-
-    def read_extents(self, extents: NDArray[np.int64], out: Block) -> None:
-        """Fill out with the blocks of extents, in order.
-
-        Raises
-        ------
-        VolumeDamagedError: a number lies outside the volume.
-        """
-        read_in_range(self._array, self._placemap.extents_to_places(extents), out)
-
-
-class _LiveReader:
-    """Reads of the open CP: sees what is still in bands."""
-
-    def __init__(self, volume: LiveVolume, of_state: bool) -> None:
-        self._volume = volume
-        self._of_state = of_state
-
-    def read_extents(self, extents: NDArray[np.int64], out: Block) -> None:
-        """Fill out with the blocks of extents, in order."""
-        volume = self._volume
-        places = volume.active.placemap.extents_to_places(extents) if self._of_state else extents
-        with volume.lock:
-            if volume.placer.has_unsettled:
-                volume.read_unsettled(places, out)
-                return
-        read_in_range(volume.array, places, out)
-
-
-def read_in_range(array: DiskArray, places: NDArray[np.int64], out: Block) -> None:
-    """Read places that come from pointers.
-
-    Raises
-    ------
-    VolumeDamagedError: a place lies outside every group.
-    """
-    try:
-        array.read_places(places, out)
-    except IndexError as error:
-        raise VolumeDamagedError(f"a pointer leads outside the volume: {error}", "run `blockplane check`") from None
-
-
 class LiveVolume:
     """An open volume. `volume.Volume` adds how one is made and opened, and its snapshots.
 
@@ -123,6 +77,7 @@ class LiveVolume:
         self.writable = writable
         self.lock = threading.RLock()
         self.geometry = info.geometry
+        self._busy = BusyPlane(self)
         self._clients: list[Client] = []
         self._on_close: list[contextlib.AbstractContextManager[object]] = []
         self._failure: str = ""
@@ -134,20 +89,20 @@ class LiveVolume:
         self._states: dict[bytes, State] = {}
         self._before: State | None = None  # what held was last in line with, where not the committed state
         self._n_forget = 0  # commits to come after which the busy plane is worked out anew
-        self._pins: dict[bytes, int] = {}
+        self._pins = Pins()
         self.incoming: dict[int, Leaf] = {}
         self._load()
 
     def _load(self) -> None:
         """Take up the state of the root record; opening reads the two roots and nothing that grows."""
-        self.space = Space(self.geometry, self._busy_leaf)
+        self.space = Space(self.geometry, self._busy.leaf)
         self.space.n_pending = self.info.n_pending
-        self.placer = Placer(self.array, self.space, self._declare, self._is_landing, self.verify_places)
+        self.placer = Placer(self.array, self.space, self._declare, self._busy.is_landing, self.verify_places)
         places = PlaceReader(self.array, PlaceMap())
         self.committed_local = LocalTree(places, self._local_root(self.info.local))
         self.previous_local = LocalTree(places, self._local_root(self.info.previous_local))
         self.local = LocalTree(
-            _LiveReader(self, of_state=False), self._local_root(self.info.local), self.placer, self.space.release
+            self._live_reader(PlaceMap), self._local_root(self.info.local), self.placer, self.space.release
         )
         self.committed = self._committed_state(self.info.state, self.committed_local)
         self.previous = self._committed_state(self.info.previous_state, self.previous_local)
@@ -157,6 +112,9 @@ class LiveVolume:
         self._newly_held = 0
         self.is_replica = self.info.role == ROLE_REPLICA
         self._n_forget = 1  # what only the CP before the last refers to is free after the next one, and nobody lists it
+
+    def _live_reader(self, placemap: Callable[[], PlaceMap]) -> LiveReader:
+        return LiveReader(self.array, self.placer, self.lock, placemap)
 
     def _local_root(self, pointer: Pointer) -> LocalRoot:
         root = LocalRoot()
@@ -178,7 +136,7 @@ class LiveVolume:
             root = StateRoot.decode(read_root(PlaceReader(self.array, placemap), pointer))
         else:
             root = blank_root(self.geometry.n_blocks, os.urandom(16), os.urandom(16))
-        reader = _LiveReader(self, of_state=True)
+        reader = self._live_reader(lambda: self.active.placemap)
         return ActiveState(reader, root, pointer, placemap, self.placer, self.space, self._claim, self._claim_run)
 
     # --- space -------------------------------------------------------------------------------------------------------
@@ -244,67 +202,7 @@ class LiveVolume:
         finally:
             self._dipping -= 1
 
-    def _busy_leaf(self, leaf: int) -> Leaf:
-        """Work out a leaf of the busy plane from everything that may hold a place."""
-        words, active, local = self.active.place_leaf(leaf), self.active, self.local
-        for state in (self.committed, self.previous):
-            if not (state.blockmap.has_same(active.blockmap, leaf) and state.placemap == active.placemap):
-                words = words | state.place_leaf(leaf)
-        words = words | local.held_leaf(leaf) | local.local_leaf(leaf)
-        for before in (self.committed_local, self.previous_local):
-            if not before.held.has_same(local.held, leaf):
-                words = words | before.held_leaf(leaf)
-            if not before.local.has_same(local.local, leaf):
-                words = words | before.local_leaf(leaf)
-        for placemap in self._maps_in_use():
-            words = words | placemap.domain_leaf(leaf)
-        words = words | self.incoming.get(leaf, EMPTY_LEAF)
-        return words | self._no_place_leaf(leaf)
-
-    def _kept_leaf(self, leaf: int) -> Leaf:
-        """Return what of a leaf is not free though the live state gave it up: held places, names that lie elsewhere."""
-        words = self.local.held_leaf(leaf)
-        for placemap in self._maps_in_use():
-            words = words | placemap.domain_leaf(leaf)
-        return words
-
-    def _no_place_leaf(self, leaf: int) -> Leaf:
-        """Return the numbers of a leaf's range that no group has."""
-        words = np.full(LEAF_WORDS, ~np.uint64(0), np.uint64)
-        start = leaf * LEAF_BLOCKS
-        for first, stop in self.geometry.place_extents.tolist():
-            low, high = max(first - start, 0), min(stop - start, LEAF_BLOCKS)
-            if low < high:
-                cover = np.zeros(LEAF_WORDS, np.uint64)
-                set_range(cover, low, high)
-                words &= ~cover
-        return words
-
-    def _maps_in_use(self) -> list[PlaceMap]:
-        """Return the maps whose VBNs name something that lies elsewhere: those names are not given out again."""
-        maps = [self.active.placemap, self.committed.placemap, self.previous.placemap]
-        maps += [self.snapshot_state(entry).placemap for entry in self.local.entries() if entry.place_map.size_bytes]
-        return [placemap for placemap in maps if not placemap.is_empty]
-
-    def _is_landing(self, group: int, word: int) -> bool:
-        """Whether a receive brings blocks to 64 stripes of a group."""
-        words = self.space.words_of_stripes(group, word).tolist() if self.incoming else []
-        return any(self.incoming.get(at // LEAF_WORDS, EMPTY_LEAF)[at % LEAF_WORDS] for at in words)
-
     # --- reading -----------------------------------------------------------------------------------------------------
-
-    def read_unsettled(self, places: NDArray[np.int64], out: Block) -> None:
-        """Read places of which some may still be in bands."""
-        numbers = np.concatenate([np.arange(start, stop) for start, stop in places.tolist()])
-        found = self.placer.read_back(numbers, out)
-        if found.any():
-            rest = np.flatnonzero(~found)
-            if len(rest):
-                part = np.empty(len(rest) * BLOCK_BYTES, np.uint8)
-                self.array.read_places(runs_of(numbers[rest]), part)
-                out.reshape(-1, BLOCK_BYTES)[rest] = part.reshape(-1, BLOCK_BYTES)
-        else:
-            read_in_range(self.array, places, out)
 
     def verify_places(self, places: NDArray[np.int64], blocks: Block) -> None:
         """Check live blocks at places against a state that holds them, before parity is computed beside them.
@@ -508,7 +406,7 @@ class LiveVolume:
 
     def _pass_on(self) -> None:
         """After the root is durable: the committed states move up, and what two CPs have passed becomes free."""
-        self.space.committed(self._kept_leaf, self._newly_held)
+        self.space.committed(self._busy.kept_leaf, self._newly_held)
         places = PlaceReader(self.array, PlaceMap())
         self.previous, self.previous_local = self.committed, self.committed_local
         self.committed_local = LocalTree(places, LocalRoot.decode(self.local.root.encode()))
@@ -539,7 +437,7 @@ class LiveVolume:
         self.space.forget()
         root = StateRoot.decode(state.root.encode())
         live = ActiveState(
-            _LiveReader(self, of_state=True),
+            self._live_reader(lambda: self.active.placemap),
             root,
             state.pointer,
             state.placemap,
@@ -570,23 +468,11 @@ class LiveVolume:
 
     def pin(self, snapshot_id: bytes) -> contextlib.AbstractContextManager[None]:
         """Keep a snapshot from being deleted while it is read (law 12)."""
-        return self._pinned(snapshot_id)
-
-    @contextlib.contextmanager
-    def _pinned(self, snapshot_id: bytes) -> Iterator[None]:
-        with self.lock:
-            self._pins[snapshot_id] = self._pins.get(snapshot_id, 0) + 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                self._pins[snapshot_id] -= 1
-                if not self._pins[snapshot_id]:
-                    del self._pins[snapshot_id]
+        return self._pins.hold(snapshot_id)
 
     def is_pinned(self, snapshot_id: bytes) -> bool:
         """Whether something reads the snapshot."""
-        return snapshot_id in self._pins
+        return self._pins.has(snapshot_id)
 
     def forget_state(self, snapshot_id: bytes) -> None:
         """Drop the cached state of a snapshot that is gone."""
@@ -632,8 +518,3 @@ def grown(info: FsInfo, geometry: Geometry) -> dict[str, object]:
 def reserve_for(n_blocks: int) -> int:
     """Return the reserve of a volume: 1/64, between 1,024 and 65,536 blocks, and at most an eighth of a tiny one."""
     return min(max(n_blocks >> RESERVE_SHIFT, RESERVE_MIN_BLOCKS), RESERVE_MAX_BLOCKS, n_blocks // 8)
-
-
-def plain_states(states: Sequence[State]) -> bool:
-    """Whether every block of the states lies at home."""
-    return all(state.placemap.is_empty for state in states)

@@ -1,0 +1,72 @@
+"""The busy plane: which places something has, worked out leaf by leaf from everything that may have one (law 5)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, set_range
+from blockplane.volume.placemap import PlaceMap
+
+if TYPE_CHECKING:
+    from blockplane.volume.live import LiveVolume
+
+
+class BusyPlane:
+    """See the module. Nothing is kept: `Space` does that."""
+
+    def __init__(self, volume: LiveVolume) -> None:
+        self._volume = volume
+
+    def leaf(self, leaf: int) -> Leaf:
+        """Return which places of a leaf's range are not to be given out, fresh.
+
+        The trees of the last two CPs and of the open one are asked; a leaf that two of them share is read once.
+        """
+        volume = self._volume
+        active, local = volume.active, volume.local
+        words = active.place_leaf(leaf)
+        for state in (volume.committed, volume.previous):
+            if not (state.blockmap.has_same(active.blockmap, leaf) and state.placemap == active.placemap):
+                words = words | state.place_leaf(leaf)
+        for before in (volume.committed_local, volume.previous_local):
+            if not before.held.has_same(local.held, leaf):
+                words = words | before.held_leaf(leaf)
+            if not before.local.has_same(local.local, leaf):
+                words = words | before.local_leaf(leaf)
+        words = words | self.kept_leaf(leaf) | local.local_leaf(leaf) | volume.incoming.get(leaf, EMPTY_LEAF)
+        return words | self._no_place_leaf(leaf)
+
+    def kept_leaf(self, leaf: int) -> Leaf:
+        """Return what of a leaf is not free though the live state gave it up: held places, names that lie elsewhere."""
+        words = self._volume.local.held_leaf(leaf)
+        for placemap in self._maps_in_use():
+            words = words | placemap.domain_leaf(leaf)
+        return words
+
+    def _maps_in_use(self) -> list[PlaceMap]:
+        """Return the maps whose VBNs name something that lies elsewhere: those names are not given out again."""
+        volume = self._volume
+        maps = [volume.active.placemap, volume.committed.placemap, volume.previous.placemap]
+        moved = [entry for entry in volume.local.entries() if entry.place_map.size_bytes]
+        maps += [volume.snapshot_state(entry).placemap for entry in moved]
+        return [placemap for placemap in maps if not placemap.is_empty]
+
+    def _no_place_leaf(self, leaf: int) -> Leaf:
+        """Return the numbers of a leaf's range that no group has."""
+        words = np.full(LEAF_WORDS, ~np.uint64(0), np.uint64)
+        start = leaf * LEAF_BLOCKS
+        for first, stop in self._volume.geometry.place_extents.tolist():
+            low, high = max(first - start, 0), min(stop - start, LEAF_BLOCKS)
+            if low < high:
+                cover = np.zeros(LEAF_WORDS, np.uint64)
+                set_range(cover, low, high)
+                words &= ~cover
+        return words
+
+    def is_landing(self, group: int, word: int) -> bool:
+        """Whether a receive brings blocks to 64 stripes of a group."""
+        incoming = self._volume.incoming
+        words = self._volume.space.words_of_stripes(group, word).tolist() if incoming else []
+        return any(incoming.get(at // LEAF_WORDS, EMPTY_LEAF)[at % LEAF_WORDS] for at in words)
