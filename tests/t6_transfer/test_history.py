@@ -219,18 +219,22 @@ class History(RuleBasedStateMachine):
         ]
         self._send(source, target, Wish(newest.name, (), common[-1].name if common else None), discard)
 
-    @rule(route=routes, top=st.integers(0, 3), bases=index, beside=st.integers(0, 3), kind=st.integers(0, 9))
+    @rule(route=routes, top=index, bases=index, beside=st.integers(0, 15), kind=st.integers(0, 9))
     def send(self, route: tuple[str, str], top: int, bases: int, beside: int, kind: int) -> None:
         """Any snapshot, on any base or none, with others beside it; sometimes against the rules."""
         source, target = self._pair(route)
         chosen = self.snapshot_of(source, top)
+        fresh = [s for s in source.model.snapshots.values() if s.id not in target.model.snapshots]
+        if fresh and kind:
+            chosen = fresh[-1 - top % len(fresh)]
         older = [s for s in source.model.snapshots.values() if s.id in chosen.moment.listed]
         common = [s for s in older if s.id in target.model.snapshots]
-        choice = older if kind == 0 else common
-        base = choice[-1 - bases % len(choice)] if choice and kind > 1 else None
-        rest = [s.name for s in older if s is not base]
-        wish = Wish(chosen.name, tuple(rest[: beside if kind % 2 else 0]), base.name if base else None)
-        self._send(source, target, wish, discard=kind >= 6)
+        choice = older if kind == 1 else common
+        base = choice[-1 - bases % len(choice)] if choice and kind > 2 else None
+        rest = [s.name for i, s in enumerate(reversed(older)) if s is not base and beside >> i & 1]
+        wish = Wish(chosen.name, tuple(rest), base.name if base else None)
+        History.counts["again"] += any(s.name in rest for s in common)
+        self._send(source, target, wish, discard=kind % 4 != 3)
 
     # --- holding both against each other ---
 
