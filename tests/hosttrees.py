@@ -47,6 +47,8 @@ def make_everything(top: Path, seed: int = 1) -> None:
     sparse_file(top / "starts with a hole", {12288: b"z" * 70000}, 12288 + 70000)
     sparse_file(top / "all hole", {}, 40 << 20)
     sparse_file(top / "small hole", {}, 200)
+    sparse_file(top / "hole that attributes hide", {4096: b"x" * 70000}, 4096 + 70000)
+    sparse_file(top / "small hole that attributes hide", {}, 4000)
     sub = top / "sub" / "deeper"
     sub.mkdir(parents=True)
     for i in range(300):
@@ -74,6 +76,8 @@ def _attributes(top: Path, sub: Path) -> None:
     os.setxattr(top / "file3", "user.small", b"value")
     os.setxattr(top / "file4", "user.large", b"v" * 2000)
     os.setxattr(top / "file5", "user.empty", b"")
+    os.setxattr(top / "hole that attributes hide", "user.large", b"w" * 3000)
+    os.setxattr(top / "small hole that attributes hide", "user.large", b"w" * 3000)
     os.setxattr(sub, "user.on a directory", b"d")
     os.setxattr(top / "file6", "system.posix_acl_access", ACL)
     os.setxattr(top / "empty", "system.posix_acl_default", ACL)

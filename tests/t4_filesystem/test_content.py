@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -85,6 +86,7 @@ class LikeABytearray(RuleBasedStateMachine):
 
 
 TestLikeABytearray = LikeABytearray.TestCase
+TestLikeABytearray.settings = settings(stateful_step_count=25)
 
 
 def test_whole_content_after_reopening(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -159,7 +160,7 @@ class LikeADict(RuleBasedStateMachine):
 
 def test_like_a_dict(volume: Volume) -> None:
     LikeADict.volume = volume
-    run_state_machine_as_test(LikeADict)
+    run_state_machine_as_test(LikeADict, settings=settings(stateful_step_count=15))
 
 
 @pytest.mark.usefixtures("colliding")

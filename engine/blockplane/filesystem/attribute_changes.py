@@ -13,7 +13,7 @@ from blockplane.filesystem.errors import (
     NoAttributeError,
     TooLargeError,
 )
-from blockplane.filesystem.inode import DOS_MASK, Inode
+from blockplane.filesystem.inode import DOS_MASK, MAX_TIME_NS, Inode
 from blockplane.filesystem.names import AnyPath, path_bytes, path_text
 from blockplane.filesystem.queries import Queries
 
@@ -64,6 +64,9 @@ class AttributeChanges(Queries):
             ns = round(times[0] * 1e9), round(times[1] * 1e9)
         elif ns is None:
             ns = time.time_ns(), time.time_ns()
+        if any(abs(time_ns) > MAX_TIME_NS for time_ns in (*ns, created_ns or 0)):
+            text = path_text(path_bytes(path))
+            raise InvalidRequestError(text, f"{text}: the time lies beyond what is kept (1677 to 2262)")
         with self.store.lock:
             inode = self._to_change(path, follow_symlinks)
             inode.atime_ns, inode.mtime_ns = ns

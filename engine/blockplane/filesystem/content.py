@@ -156,6 +156,15 @@ def punch(inode: Inode, tree: BlockTree, start: int, stop: int) -> None:
     inode.n_blocks -= n_gone
 
 
+def keep_only(inode: Inode, tree: BlockTree, segments: list[tuple[int, int]]) -> None:
+    """Make every block outside of ascending ranges of blocks a hole."""
+    position = 0
+    for start, stop in segments:
+        punch(inode, tree, position, start)
+        position = stop
+    punch(inode, tree, position, n_blocks_of(inode.size_bytes))
+
+
 def count_blocks(tree: BlockTree, start: int, stop: int) -> int:
     """Return how many blocks of start..stop are no holes."""
     if start >= stop:

@@ -4,6 +4,7 @@ buffers that the disks are written from.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -18,11 +19,11 @@ from blockplane.filesystem.errors import (
     NotFoundError,
 )
 from blockplane.filesystem.hostread import HostEntry, Listing, host_entry, walk_ahead
-from blockplane.filesystem.inode import Inode
+from blockplane.filesystem.inode import Inode, clamp_time
 from blockplane.filesystem.names import AnyPath, check_name, path_bytes, path_text
 from blockplane.filesystem.stat_result import pack_device
 from blockplane.filesystem.update import Updater
-from blockplane.model import BLOCK_BYTES, NoSpaceError, Progress, ProgressEvent, ignore_progress
+from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, ignore_progress
 
 if TYPE_CHECKING:
     from blockplane.filesystem.changes import Changes
@@ -159,12 +160,16 @@ class _CopyIn:
                 self._end_batch()
                 return
             self._enter_top(top, place)
-            for listing in walk_ahead(top):
-                self._fill(listing, updater)
+            with contextlib.closing(walk_ahead(top)) as listings:
+                for listing in listings:
+                    self._fill(listing, updater)
             self._end_batch()
-        except NoSpaceError:
-            self.data.abandon()
-            self._enter_ready()
+        except BaseException:
+            # Whatever it was: places that were taken are filled, and what is complete gets its name.
+            with contextlib.suppress(BlockplaneError):
+                self.data.abandon()
+            with contextlib.suppress(BlockplaneError):
+                self._enter_ready()
             raise
         finally:
             self.data.close()
@@ -226,9 +231,6 @@ class _CopyIn:
         elif child.kind == stat.S_IFREG:
             self.data.submit(Job(child.path, inode, status, lambda ok: self._filled(target, child, inode, ok)))
         else:
-            if child.target:
-                self.store.write_part(inode, 0, memoryview(child.target))
-                set_times(inode, status)
             target.ready.append((child.name, inode))
             self._touched[target.inode.number] = target
 
@@ -288,9 +290,16 @@ class _CopyIn:
         kind = entry.kind
         rdev = pack_device(status.st_rdev) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0
         inode = self.store.create(status.st_mode & 0o177777, parent, uid=status.st_uid, gid=status.st_gid, rdev=rdev)
-        inode.atime_ns, inode.mtime_ns = status.st_atime_ns, status.st_mtime_ns
-        if entry.attributes:
-            self.store.set_attributes(inode, entry.attributes)
+        set_times(inode, status)
+        try:
+            if entry.attributes:
+                self.store.set_attributes(inode, entry.attributes)
+            if entry.target:
+                self.store.write_part(inode, 0, memoryview(entry.target))
+                set_times(inode, status)
+        except BlockplaneError:
+            self.store.discard(inode)
+            raise
         return inode
 
     def _count(self, child: HostEntry) -> None:
@@ -337,7 +346,7 @@ class _CopyIn:
 
 def set_times(inode: Inode, status: os.stat_result) -> None:
     """Give an inode the host's access and modification time."""
-    inode.atime_ns, inode.mtime_ns = status.st_atime_ns, status.st_mtime_ns
+    inode.atime_ns, inode.mtime_ns = clamp_time(status.st_atime_ns), clamp_time(status.st_mtime_ns)
 
 
 def set_metadata(store: Store, inode: Inode, entry: HostEntry) -> None:

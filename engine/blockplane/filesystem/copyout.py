@@ -6,8 +6,10 @@ import os
 import stat
 import time
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from blockplane.filesystem.blockread import block_pointers
 from blockplane.filesystem.dataout import DataOut
 from blockplane.filesystem.errors import ExistsError, InvalidRequestError, damaged
 from blockplane.filesystem.hostwrite import Metadata, apply_metadata, clear_way, make_special
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 # Files are collected over this many, then written in the order of their first blocks.
 _FILES_PER_ROUND = 50_000
+# What lies between directory and content is read for so many at once: each alone costs a request and its wait.
+_INODES_AT_ONCE = 2048
+_FILES_AT_ONCE = 256
 
 
 @dataclass(slots=True)
@@ -107,11 +112,20 @@ class _CopyOut:
                 raise damaged(f"directory {parent.number} lies in two places")
             seen.add(parent.number)
             with self.store.lock:
-                children = [(e.name, self.store.inode_of(e)) for e in self.store.directory(parent).all_entries()]
+                children = self._children(parent)
             for name, inode in children:
                 self._visit(inode, path + b"/" + name)
             if len(self._files) >= _FILES_PER_ROUND:
                 self._write_files(data)
+
+    def _children(self, parent: Inode) -> list[tuple[bytes, Inode]]:
+        """Return the names and inodes of a directory; called with the lock held."""
+        found: list[tuple[bytes, Inode]] = []
+        entries = iter(self.store.directory(parent).all_entries())
+        while batch := list(islice(entries, _INODES_AT_ONCE)):
+            self.store.inodes.fetch(entry.inode for entry in batch)
+            found += [(entry.name, self.store.inode_of(entry)) for entry in batch]
+        return found
 
     def _visit(self, inode: Inode, path: bytes) -> None:
         if inode.is_directory:
@@ -154,9 +168,12 @@ class _CopyOut:
 
     def _write_files(self, data: DataOut) -> None:
         self._files.sort(key=lambda item: item[0])
-        for _, inode, path in self._files:
-            data.submit(inode, path, metadata_of(self.store, inode))
-            self._progress(ProgressEvent("get", self.report.n_bytes, 0, time.monotonic() - self._started))
+        for at in range(0, len(self._files), _FILES_AT_ONCE):
+            batch = self._files[at : at + _FILES_AT_ONCE]
+            known = block_pointers(self.store, [inode for _, inode, _ in batch])
+            for _, inode, path in batch:
+                data.submit(inode, path, metadata_of(self.store, inode), known.get(inode.number))
+                self._progress(ProgressEvent("get", self.report.n_bytes, 0, time.monotonic() - self._started))
         self._files.clear()
         data.finish()
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from blockplane.filesystem import content
-from blockplane.filesystem.hostread import Attributes, data_segments, read_attributes, read_fully
+from blockplane.filesystem.hostread import Attributes, data_segments, has_holes, read_attributes, read_fully
 from blockplane.filesystem.inode import INLINE_DATA_BYTES, Inode
-from blockplane.model import BLOCK_BYTES, NoSpaceError
+from blockplane.model import BLOCK_BYTES, BlockplaneError
 
 if TYPE_CHECKING:
     from blockplane.filesystem.store import Store
@@ -53,6 +53,7 @@ class Job:
     n_pending: int = 0
     is_submitted: bool = False
     asked_attributes: bool = False
+    segments: list[tuple[int, int]] | None = None
     end_bytes: int = -1
     error: OSError | None = None
     attributes: Attributes = field(default_factory=dict)
@@ -92,15 +93,15 @@ class DataIn:
         between : called between parts of a large file.
         """
         try:
-            if job.stat.st_size <= INLINE_DATA_BYTES and (job.stat.st_blocks or not job.stat.st_size):
+            if job.stat.st_size <= INLINE_DATA_BYTES:
                 self._add(_Piece(job, 0, [], job.stat.st_size, wants_attributes=True))
             else:
                 for first, n_blocks in self._parts(job):
                     self._allocate(job, first, n_blocks)
                     if between is not None:
                         between()
-        except NoSpaceError as error:
-            job.error = OSError(errno.ENOSPC, str(error))
+        except BaseException as error:
+            job.error = OSError(errno.ECANCELED, str(error) or "interrupted")
             raise
         finally:
             job.is_submitted = True
@@ -115,7 +116,7 @@ class DataIn:
         if n_blocks > _PIECE_BLOCKS or status.st_blocks * 512 < status.st_size:
             try:
                 job.fd = os.open(job.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                segments = data_segments(job.fd, status)
+                segments = data_segments(job.fd, status.st_size)
             except OSError as error:
                 job.error = error
                 return
@@ -124,9 +125,6 @@ class DataIn:
                 yield first, min(stop - first, _PIECE_BLOCKS)
 
     def _allocate(self, job: Job, first: int, n_blocks: int) -> None:
-        if job.stat.st_size <= INLINE_DATA_BYTES:
-            self._add(_Piece(job, 0, [], job.stat.st_size, not job.asked_attributes))
-            return
         tree = self._store.writable_tree(job.inode)
         n_bytes = min(n_blocks * BLOCK_BYTES, job.stat.st_size - first * BLOCK_BYTES)
         spans = tree.allocate(first, n_blocks)
@@ -164,7 +162,7 @@ class DataIn:
         for _, group, _ in self._running:
             unfinished.update((id(p.job), p.job) for p in group)
         for job in unfinished.values():
-            job.error = job.error or OSError(errno.ENOSPC, "the volume is full")
+            job.error = job.error or OSError(errno.ECANCELED, "the copy ended early")
             job.is_submitted = True
         self.finish()
 
@@ -177,8 +175,14 @@ class DataIn:
         future, group, n_bytes = self._running.popleft()
         self._window_bytes -= n_bytes
         future.result()
+        failure: BlockplaneError | None = None
         for piece in group:
-            self._settle(piece)
+            try:
+                self._settle(piece)
+            except BlockplaneError as error:
+                failure = error  # the others are filled all the same: their places are taken
+        if failure is not None:
+            raise failure
 
     def _settle(self, piece: _Piece) -> None:
         job, inode = piece.job, piece.job.inode
@@ -204,21 +208,30 @@ class DataIn:
         if job.fd >= 0:
             os.close(job.fd)
             job.fd = -1
-        inode = job.inode
         if job.error is not None:
             self._counters.skipped.append((os.fsdecode(job.path), job.error.strerror or str(job.error)))
             job.done(False)
             return
         if not job.asked_attributes:
             job.attributes = _attributes_of(job)
+        try:
+            self._finish(job)
+        except BlockplaneError:
+            job.done(False)
+            raise
+        job.done(True)
+
+    def _finish(self, job: Job) -> None:
+        inode = job.inode
         self._store.inodes.mark_dirty(inode)
         if not inode.inline or inode.size_bytes != job.stat.st_size:
             end = job.stat.st_size if job.end_bytes < 0 else job.end_bytes
             content.truncate(inode, inode.tree, end)
+        if job.segments is not None and inode.tree is not None:
+            content.keep_only(inode, inode.tree, job.segments)
         if job.attributes:
             self._store.set_attributes(inode, job.attributes)
         self._settle_tree(inode)
-        job.done(True)
 
     def _settle_tree(self, inode: Inode) -> None:
         """Place the tree's nodes right behind its data and let go of them."""
@@ -246,11 +259,14 @@ def _read(piece: _Piece) -> None:
     job = piece.job
     fd = job.fd if job.fd >= 0 else os.open(job.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        if job.fd < 0 and has_holes(fd, job.stat.st_size):
+            job.segments = data_segments(fd, job.stat.st_size)
         if piece.spans:
             piece.n_read = _fill(fd, piece)
         elif piece.n_bytes:
-            piece.inline = os.pread(fd, piece.n_bytes, 0)
-            piece.n_read = len(piece.inline)
+            data = os.pread(fd, piece.n_bytes, 0)
+            piece.n_read = len(data)
+            piece.inline = b"" if job.segments == [] else data
         if piece.wants_attributes:
             job.attributes = read_attributes(fd)
     finally:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _WRITERS = 2
 # Read and written by one thread in one go. Larger makes fewer requests, and more memory: one such buffer a thread.
 _PIECE_BLOCKS = 1024
+# Pointers of a large file that are read together: of 64 MiB, 64 blocks.
+_PIECES_AHEAD = 16
 _GROUP_BLOCKS = 512
 _GROUP_PIECES = 64
 _MAX_GROUPS = 6
@@ -93,8 +95,13 @@ class DataOut:
         for file in self._open:
             os.close(file.fd)
 
-    def submit(self, inode: Inode, path: bytes, metadata: Metadata) -> None:
-        """Copy a regular file's content to a host file, made new."""
+    def submit(self, inode: Inode, path: bytes, metadata: Metadata, pointers: PointerArray | None = None) -> None:
+        """Copy a regular file's content to a host file, made new.
+
+        Parameters
+        ----------
+        pointers : to all its blocks, where the caller has them already.
+        """
         size = inode.size_bytes
         is_dense = inode.n_blocks == n_blocks_of(size) or inode.inline is not None
         ranges = ([(0, size)] if size else []) if is_dense else self._store.data_ranges(inode)
@@ -102,31 +109,49 @@ class DataOut:
         if not ranges or (len(ranges) == 1 and ranges[0][1] - ranges[0][0] <= _PIECE_BLOCKS * BLOCK_BYTES):
             start, stop = ranges[0] if ranges else (0, 0)
             file.is_submitted = True
-            self._add(self._piece(file, inode, start, stop - start, is_whole=True))
+            self._add(self._piece(file, inode, start, stop - start, pointers, is_whole=True))
             return
         _open(file)
         self._open.add(file)
+        step = _PIECE_BLOCKS * BLOCK_BYTES
         for start, stop in ranges:
-            for at in range(start, stop, _PIECE_BLOCKS * BLOCK_BYTES):
-                n_bytes = min(stop - at, _PIECE_BLOCKS * BLOCK_BYTES)
-                self._add(self._piece(file, inode, at, n_bytes, is_whole=False))
+            for at in range(start, stop, step):
+                inside = (at - start) // step % _PIECES_AHEAD
+                if inside == 0:
+                    pointers = self._pointers(inode, at, min(stop - at, step * _PIECES_AHEAD))
+                known = None if pointers is None else pointers[inside * _PIECE_BLOCKS :]
+                self._add(self._piece(file, inode, at, min(stop - at, step), known, is_whole=False))
         file.is_submitted = True
         if not file.n_pending:
             self._complete(file)
 
-    def _piece(self, file: _File, inode: Inode, offset: int, n_bytes: int, *, is_whole: bool) -> _Piece:
-        """Return a part that starts at a block, with what is needed to read it later, outside the lock."""
+    def _piece(
+        self, file: _File, inode: Inode, offset: int, n_bytes: int, known: PointerArray | None, *, is_whole: bool
+    ) -> _Piece:
+        """Return a part that starts at a block, with what is needed to read it later, outside the lock.
+
+        known : pointers to the part's blocks, and perhaps more, where the caller has them.
+        """
         piece = _Piece(file, inode, offset, n_bytes, is_whole)
+        if not n_bytes:
+            return piece
+        known = self._pointers(inode, offset, n_bytes) if known is None else known
+        if known is not None:
+            piece.pointers = known[: n_blocks_of(n_bytes)]
+            return piece
+        with self._store.lock:
+            piece.data = np.empty(n_bytes, np.uint8)
+            self._store.read_into(inode, offset, piece.data.data)
+        return piece
+
+    def _pointers(self, inode: Inode, offset: int, n_bytes: int) -> PointerArray | None:
+        """Return the pointers to a part of a file; None where its bytes are inline or not on the disks yet."""
         with self._store.lock:
             tree = self._store.tree(inode)
-            if n_bytes and (inode.inline is not None or tree is None or tree.is_dirty):
-                piece.data = np.empty(n_bytes, np.uint8)
-                self._store.read_into(inode, offset, piece.data.data)
-            elif n_bytes:
-                assert tree is not None
-                first = offset // BLOCK_BYTES
-                piece.pointers = tree.pointers(first, first + n_blocks_of(n_bytes))
-        return piece
+            if inode.inline is not None or tree is None or tree.is_dirty:
+                return None
+            first = offset // BLOCK_BYTES
+            return tree.pointers(first, first + n_blocks_of(n_bytes))
 
     def _add(self, piece: _Piece) -> None:
         piece.file.n_pending += 1

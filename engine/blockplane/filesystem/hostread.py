@@ -8,7 +8,7 @@ import os
 import queue
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from blockplane.model import BLOCK_BYTES
@@ -94,7 +94,7 @@ def list_directory(entry: HostEntry) -> Listing:
     return listing
 
 
-def walk_ahead(top: HostEntry) -> Iterator[Listing]:
+def walk_ahead(top: HostEntry) -> Generator[Listing, None, None]:
     """Yield the listings of a tree, parents before children, walked by a thread of its own."""
     ready: queue.Queue[Listing | BaseException | None] = queue.Queue(_LISTINGS_AHEAD)
     stopped = threading.Event()
@@ -130,27 +130,34 @@ def walk_ahead(top: HostEntry) -> Iterator[Listing]:
         thread.join()
 
 
-def data_segments(fd: int, status: os.stat_result) -> list[tuple[int, int]]:
+def has_holes(fd: int, size_bytes: int) -> bool:
+    """Whether a file has a hole before its end, as far as the host tells.
+
+    `st_blocks` does not tell: it counts the host's own blocks, for attributes and extents, as well.
+    """
+    try:
+        return size_bytes > 0 and os.lseek(fd, 0, os.SEEK_HOLE) < size_bytes
+    except OSError:
+        return False
+
+
+def data_segments(fd: int, size_bytes: int) -> list[tuple[int, int]]:
     """Return the block ranges of a file that hold data, half-open, ascending, found by the host's holes."""
-    n_blocks = -(-status.st_size // BLOCK_BYTES)
-    if status.st_blocks * 512 >= status.st_size:
-        return [(0, n_blocks)] if n_blocks else []
     segments: list[tuple[int, int]] = []
     at = 0
-    while at < status.st_size:
+    while at < size_bytes:
         try:
             start = os.lseek(fd, at, os.SEEK_DATA)
-            stop = os.lseek(fd, start, os.SEEK_HOLE)
+            at = os.lseek(fd, start, os.SEEK_HOLE)
         except OSError as error:
             if error.errno == errno.ENXIO:
                 break
-            return [(0, n_blocks)]
-        first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
+            return [(0, -(-size_bytes // BLOCK_BYTES))]
+        first, last = start // BLOCK_BYTES, -(-at // BLOCK_BYTES)
         if segments and first <= segments[-1][1]:
             segments[-1] = segments[-1][0], last
         else:
             segments.append((first, last))
-        at = stop
     return segments
 
 

@@ -25,6 +25,7 @@ FIRST_INODE = 2
 INLINE_DATA_BYTES = 256
 INLINE_ATTRIBUTE_BYTES = 128
 MAX_FILE_BYTES = 1 << 52
+MAX_TIME_NS = (1 << 63) - 1
 
 FLAG_ATTRIBUTES = 1
 FLAG_TABLE = 2
@@ -42,6 +43,11 @@ _TYPES = frozenset((stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat
 _WITHOUT_DATA = frozenset((stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK))
 
 assert _ATTRIBUTES_OFFSET + INLINE_ATTRIBUTE_BYTES == INODE_BYTES
+
+
+def clamp_time(time_ns: int) -> int:
+    """Return a host's time as far as the record can hold it: the years 1677 to 2262."""
+    return min(max(time_ns, -MAX_TIME_NS), MAX_TIME_NS)
 
 
 class Inode:

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from blockplane.disks import aligned_buffer
 from blockplane.filesystem.errors import damaged
 from blockplane.filesystem.inode import (
     FIRST_INODE,
@@ -29,10 +30,16 @@ from blockplane.filesystem.inode import (
 from blockplane.model import BLOCK_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
     from blockplane.volume.tree import BlockTree
 
 # Clean inodes kept, about 1 KiB each. Turn up for trees with more files than this that are walked again and again.
 _CACHED_INODES = 16384
+# Inode blocks read together by `fetch`, 128 KiB, where that reads at most four times what is asked for, and 32 more.
+_AHEAD_BLOCKS = 32
 
 
 class InodeTable:
@@ -55,6 +62,7 @@ class InodeTable:
         self._recent: dict[int, Inode] = {}
         self._dirty: dict[int, Inode] = {}
         self._dirty_blocks: set[int] = set()
+        self._ahead: dict[int, NDArray[np.uint8]] = {}  # blocks as they are on the disks; gone with the first change
         self.is_new = inode_file.size_bytes == 0
         self._record = self._new_record() if self.is_new else self._read(TABLE_INODE)
         if not self._record.flags & FLAG_TABLE:
@@ -114,8 +122,30 @@ class InodeTable:
 
     def _read(self, number: int) -> Inode:
         block, slot = divmod(number, INODES_PER_BLOCK)
-        data = self._file.read_block(block)[slot * INODE_BYTES : (slot + 1) * INODE_BYTES]
+        found = self._ahead.get(block)
+        data = (self._file.read_block(block) if found is None else found)[slot * INODE_BYTES : (slot + 1) * INODE_BYTES]
         return Inode.decode(number, data.tobytes())
+
+    def fetch(self, numbers: Iterable[int]) -> None:
+        """Read the blocks of inodes that are asked for next, and blocks beside them, with one request.
+
+        Notes
+        -----
+        Nothing is read while the table has changes: `get` reads as ever.
+        """
+        wanted = {number // INODES_PER_BLOCK for number in numbers if number < self.stop and number not in self._live}
+        missing = wanted - self._ahead.keys()
+        if len(missing) < 2 or self._dirty or self._file.is_dirty:
+            return
+        groups = {block // _AHEAD_BLOCKS for block in missing}
+        if len(groups) * _AHEAD_BLOCKS <= 4 * len(missing) + _AHEAD_BLOCKS:
+            last = (self.stop - 1) // INODES_PER_BLOCK
+            around = (range(group * _AHEAD_BLOCKS, (group + 1) * _AHEAD_BLOCKS) for group in groups)
+            missing = {block for blocks in around for block in blocks if block <= last}
+        blocks = sorted(missing)
+        data = aligned_buffer(len(blocks) * BLOCK_BYTES)
+        self._file.read_scattered(np.array(blocks, np.int64), data)
+        self._ahead = dict(zip(blocks, data.reshape(-1, BLOCK_BYTES), strict=True))
 
     def _remember(self, inode: Inode) -> None:
         self._live[inode.number] = inode
@@ -130,6 +160,7 @@ class InodeTable:
         """Have the inode written at the next flush."""
         if not inode.dirty:
             inode.dirty = True
+            self._ahead.clear()
             self._dirty[inode.number] = inode
             self._dirty_blocks.add(inode.number // INODES_PER_BLOCK)
             if self.is_new:

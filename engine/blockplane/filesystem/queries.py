@@ -12,6 +12,7 @@ from blockplane.filesystem.errors import (
     NoAttributeError,
     NotADirectoryPathError,
     PathError,
+    SymlinkLoopError,
 )
 from blockplane.filesystem.inode import Inode
 from blockplane.filesystem.names import AnyPath, path_bytes, path_text
@@ -108,17 +109,33 @@ class Queries:
         self, top: AnyPath = "/", *, topdown: bool = True, follow_symlinks: bool = False
     ) -> Iterator[tuple[str, list[str], list[str]]]:
         """Iterate over (path, names of directories, names of others), as `os.walk` does."""
-        path = path_text(path_bytes(top))
+        listed = self._listed(path_text(path_bytes(top)), follow_symlinks)
+        if topdown:
+            yield listed
+        # A level: what was listed, its subdirectories still to be entered, and its inode, to notice a loop.
+        levels = [(listed, list(reversed(listed[1])), self.stat(top).st_ino)]
+        while levels:
+            listed, pending, _ = levels[-1]
+            if not pending:
+                levels.pop()
+                if not topdown:
+                    yield listed
+                continue
+            path = f"{listed[0].rstrip('/')}/{pending.pop()}"
+            number = self.stat(path).st_ino
+            if any(number == level[2] for level in levels):
+                raise SymlinkLoopError(path, f"{path}: leads back to a directory above it")
+            listed = self._listed(path, follow_symlinks)
+            if topdown:
+                yield listed
+            levels.append((listed, list(reversed(listed[1])), number))
+
+    def _listed(self, path: str, follow_symlinks: bool) -> tuple[str, list[str], list[str]]:
         directories: list[str] = []
         others: list[str] = []
         for entry in sorted(self.scandir(path), key=lambda entry: entry.name):
             (directories if entry.is_dir(follow_symlinks=follow_symlinks) else others).append(entry.name)
-        if topdown:
-            yield path, directories, others
-        for name in directories:
-            yield from self.walk(f"{path.rstrip('/')}/{name}", topdown=topdown, follow_symlinks=follow_symlinks)
-        if not topdown:
-            yield path, directories, others
+        return path, directories, others
 
     def readlink(self, path: AnyPath) -> str:
         """Return a symbolic link's target."""

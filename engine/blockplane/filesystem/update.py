@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from blockplane.filesystem import content
 from blockplane.filesystem.hostread import HostEntry, Listing, data_segments, read_attributes, read_fully
-from blockplane.filesystem.inode import INLINE_DATA_BYTES, Inode
+from blockplane.filesystem.inode import INLINE_DATA_BYTES, Inode, clamp_time
 from blockplane.filesystem.stat_result import pack_device
 from blockplane.model import BLOCK_BYTES
 from blockplane.volume.runs import mask_runs
@@ -113,7 +113,7 @@ class Updater:
         if _metadata(inode) != _host_metadata(status):
             inode.mode = inode.mode & ~0o7777 | status.st_mode & 0o7777
             inode.uid, inode.gid = status.st_uid, status.st_gid
-            inode.atime_ns, inode.mtime_ns = status.st_atime_ns, status.st_mtime_ns
+            inode.atime_ns, inode.mtime_ns = clamp_time(status.st_atime_ns), clamp_time(status.st_mtime_ns)
             self._store.touch(inode)
         has_attributes = child.attributes or inode.attributes or inode.attribute_inode
         if has_attributes and self._store.attributes(inode) != child.attributes:
@@ -123,7 +123,7 @@ class Updater:
 
     def _update_file(self, child: HostEntry, inode: Inode) -> None:
         status = child.stat
-        same = inode.size_bytes == status.st_size and inode.mtime_ns == status.st_mtime_ns
+        same = inode.size_bytes == status.st_size and inode.mtime_ns == clamp_time(status.st_mtime_ns)
         if same and not self._checksum:
             child.attributes = read_attributes(child.path)
             return
@@ -139,11 +139,15 @@ class Updater:
 
     def _update_small(self, fd: int, size_bytes: int, inode: Inode) -> None:
         data = os.pread(fd, size_bytes, 0)
-        if inode.size_bytes != len(data) or self._store.read(inode) != data:
-            self._store.set_size(inode, 0)
-            if data:
-                self._store.write_part(inode, 0, memoryview(data))
-            self._report.n_bytes += len(data)
+        is_hole = not data_segments(fd, size_bytes)
+        if (self._store.data_ranges(inode) == []) == is_hole and self._store.read(inode) == data:
+            return
+        self._store.set_size(inode, 0)
+        if is_hole:
+            self._store.set_size(inode, len(data))
+        else:
+            self._store.write_part(inode, 0, memoryview(data))
+        self._report.n_bytes += len(data)
 
     def _update_large(self, fd: int, status: os.stat_result, inode: Inode) -> None:
         """Compare block by block with the host's data, and holes with holes."""
@@ -153,7 +157,7 @@ class Updater:
             store.set_size(inode, status.st_size)
         tree = store.writable_tree(inode)
         position = 0
-        for start, stop in data_segments(fd, status):
+        for start, stop in data_segments(fd, status.st_size):
             content.punch(inode, tree, position, start)
             for first in range(start, stop, _COMPARE_BLOCKS):
                 self._update_blocks(fd, status.st_size, inode, tree, first, min(stop - first, _COMPARE_BLOCKS))
@@ -199,4 +203,5 @@ def _metadata(inode: Inode) -> tuple[int, ...]:
 
 
 def _host_metadata(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_atime_ns, status.st_mtime_ns
+    times = clamp_time(status.st_atime_ns), clamp_time(status.st_mtime_ns)
+    return status.st_mode & 0o7777, status.st_uid, status.st_gid, *times
