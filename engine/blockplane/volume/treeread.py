@@ -134,6 +134,8 @@ class TreeReader:
         if self.root.depth == 0:
             out[: max(stop - start, 0)] = self.root.pointers[start:stop]
             return out
+        if stop - start > NODE_POINTERS:
+            self._fetch_nodes(start >> NODE_SHIFT, ((stop - 1) >> NODE_SHIFT) + 1)
         at = start
         while at < stop:
             end = min(stop, (at | (NODE_POINTERS - 1)) + 1)
@@ -143,6 +145,18 @@ class TreeReader:
                 out[at - start : end - start] = found.pointers()[low : low + end - at]
             at = end
         return out
+
+    def _fetch_nodes(self, start: int, stop: int) -> None:
+        """Bring the lowest nodes start..stop into memory, those that are not there with one request."""
+        missing = [index for index in range(start, stop) if (1, index) not in self._nodes]
+        pointers = np.array([self.pointer(1, index) for index in missing], np.uint64).reshape(-1, 2)
+        present = np.flatnonzero(pointers[:, 0])
+        if not 1 < len(present) < MAX_CLEAN_BLOCKS // 2:
+            return
+        data = np.empty(len(present) * BLOCK_BYTES, np.uint8)
+        self._read_verified(pointers[present], data)
+        for at, block in zip(present.tolist(), data.reshape(-1, BLOCK_BYTES), strict=True):
+            self._remember(1, missing[at], Node(block))
 
     def _node(self, level: int, index: int) -> Node | None:
         """Return the leaf or node, reading it when needed; None for a hole."""
