@@ -219,15 +219,20 @@ def _go_on(volume: Volume, point: Point, models: Models) -> None:
 
 
 def explore(
-    played: Played, plan: Plan, models: Models, part: Callable[[int], bool] = lambda n: True, most: int | None = None
+    played: Played,
+    plan: Plan,
+    models: Models,
+    part: Callable[[int], bool] = lambda n: True,
+    most: int | None = None,
+    enough: int | None = None,
 ) -> Tally:
-    """Open every state of a recorded run that the plan names and the part chooses."""
+    """Open every state of a recorded run that the plan names and the part chooses; at most so many, or violations."""
     assert played.error is None
     tally = Tally()
     for n, state in enumerate(crash_states(played.recorder, plan)):
         if not part(n):
             continue
-        if most is not None and tally.n_states >= most:
+        if tally.n_states == most or len(tally.violations) == enough:
             break
         tally.n_states += 1
         first = len(state.marks)
