@@ -14,6 +14,7 @@ import pytest
 import model
 from blockplane.filesystem import FileSystem
 from blockplane.image.image import build
+from blockplane.model import RefusedError
 from blockplane.transfer.receive import receive
 from blockplane.transfer.send import send
 from blockplane.volume.check import check
@@ -140,6 +141,52 @@ def test_the_old_state_is_read_unchanged_while_a_receive_runs(source: Site, targ
     target.model.receive([found], base)
     target.taken_in()
     target.check_everything()
+
+
+def test_a_destination_deletes_and_retains_while_it_receives(source: Site, target: Site) -> None:
+    assert transfer(source, target, LEVELS[0])
+    stream, todo = io.BytesIO(), ["delete", "create"]
+
+    def work_on(event: object) -> None:
+        step = todo.pop() if todo else ""
+        if step == "create":
+            target.create("meanwhile")
+        elif step == "delete":
+            target.delete(["june1"])
+        for _ in range(3):
+            target.volume.commit(force=True)
+
+    send(build(source.volume, "june9 - june3"), stream)
+    stream.seek(0)
+    receive(stream, target.volume, progress=work_on)
+    found, base = source.model.named("june9"), source.model.named("june3")
+    assert found is not None
+    target.model.receive([found], base)
+    target.taken_in()
+    assert target.model.names() == ["june2", "june3", "meanwhile", "june9"]
+
+
+def test_a_receive_refused_at_its_end_leaves_no_trace(source: Site, target: Site) -> None:
+    assert transfer(source, target, LEVELS[0])
+    stream = io.BytesIO()
+    send(build(source.volume, "june9 - june3"), stream)
+    stream.seek(0)
+    numbers_of_files = iter(range(100))
+
+    def write_on(event: object) -> None:
+        target.replace(f"/late{next(numbers_of_files)}", fill_pattern(200_000, 7))
+        target.sync()
+
+    with pytest.raises(RefusedError, match="written to while it received"):
+        receive(stream, target.volume, progress=write_on)
+    target.check_everything()
+    stream.seek(0)
+    target.create("kept")
+    receive(stream, target.volume, discard=True)
+    found, base = source.model.named("june9"), source.model.named("june3")
+    assert found is not None
+    target.model.receive([found], base)
+    target.taken_in()
 
 
 class _Reader(threading.Thread):
