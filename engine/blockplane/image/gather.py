@@ -28,9 +28,10 @@ _HOLE_SHARE: Final = 1 / 25
 _HOLE_BLOCKS: Final = (8, 4, 2, 1)
 
 
-#: Windows whose checks are looked up together: at 8 MiB each one read of 32 leaves for 128 MiB. The first batches are
-#: smaller, so that the disks start at once.
+#: Windows whose checks are looked up together: at 8 MiB each one read of 32 leaves for 128 MiB. The first batch
+#: is what the ring holds: the disks start soon, and the second lookup stands near the head of their queues.
 _BATCH_WINDOWS: Final = 16
+_FIRST_WINDOWS: Final = 8
 #: A batch ends early at so many extents, of which each may need a leaf: bounds the leaves held to 8 MiB and a window's.
 _BATCH_EXTENTS: Final = 2048
 
@@ -102,11 +103,9 @@ def gather(
 def _planned(windows: Iterator[Window], checks_of: Callable[[Numbers], Checks]) -> Iterator[_Planned]:
     """Yield windows with their checks, a batch ahead in a thread of its own: no disk waits for a lookup."""
     with ThreadPoolExecutor(1, "gather plan") as pool:
-        n_windows = 1
-        coming = pool.submit(_plan, windows, checks_of, n_windows)
+        coming = pool.submit(_plan, windows, checks_of, _FIRST_WINDOWS)
         while batch := coming.result():
-            n_windows = min(2 * n_windows, _BATCH_WINDOWS)
-            coming = pool.submit(_plan, windows, checks_of, n_windows)
+            coming = pool.submit(_plan, windows, checks_of, _BATCH_WINDOWS)
             yield from batch
 
 
