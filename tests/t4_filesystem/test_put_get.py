@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from blockplane.filesystem import FileSystem
 from blockplane.filesystem.errors import InvalidRequestError, NotFoundError
+from blockplane.filesystem.inode import Inode
+from blockplane.filesystem.store import Store
 from blockplane.model import NoSpaceError
 from blockplane.volume import Volume
 from equality import differences, host_tree, volume_tree
@@ -225,6 +229,64 @@ def test_a_file_of_many_batches(
     assert fs.check().problems == []
     fs.get("/s", tmp_path / "out")
     assert differences(host_tree(tmp_path / "s"), host_tree(tmp_path / "out")) == []
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("n_created", [0, 1, 5, 40])
+def test_a_put_that_is_broken_off(
+    source: Path, volume: Volume, fs: FileSystem, monkeypatch: pytest.MonkeyPatch, n_created: int
+) -> None:
+    monkeypatch.setattr("blockplane.filesystem.copyin._BATCH_ENTRIES", 20)
+    real = Store.create
+    calls: list[int] = []
+
+    def create(store: Store, *rest: Any, **more: Any) -> Inode:
+        calls.append(1)
+        if len(calls) > n_created:
+            raise StopError
+        return real(store, *rest, **more)
+
+    monkeypatch.setattr(Store, "create", create)
+    with pytest.raises(StopError):
+        fs.put(source, "/copy")
+    monkeypatch.undo()
+    volume.sync()
+    assert fs.check().problems == []
+    fs.put(f"{source}/.", "/copy", update=True) if fs.exists("/copy") else fs.put(source, "/copy")
+    assert differences(host_tree(source), volume_tree(fs, "/copy")) == []
+
+
+def test_a_put_whose_progress_stops_it(source: Path, volume: Volume, fs: FileSystem) -> None:
+    def stop(event: object) -> None:
+        raise StopError(str(event))
+
+    with pytest.raises(StopError):
+        fs.put(source, "/copy", progress=stop)
+    volume.sync()
+    assert fs.check().problems == []
+
+
+def test_an_ordinary_user_gets_what_it_may(tmp_path: Path, fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs.mkdir("/d")
+    fs.write_bytes("/d/f", b"content")
+    fs.chmod("/d/f", 0o6755)
+    fs.chown("/d/f", 4_000_000, 4_000_000)
+    fs.setxattr("/d/f", "security.note", b"of root")
+    fs.mknod("/d/device", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    for name in ("chown", "mknod"):
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_001)
+    report = fs.get("/d", tmp_path / "out")
+    assert [os.path.basename(path) for path, _ in report.skipped] == ["device"]
+    assert (tmp_path / "out/f").read_bytes() == b"content"
+    assert stat.S_IMODE(os.stat(tmp_path / "out/f").st_mode) == 0o755
 
 
 def test_progress_is_told(tmp_path: Path, source: Path, fs: FileSystem) -> None:

@@ -325,8 +325,10 @@ class _CopyIn:
         self.store.changed(self._n_entries * 1024)
         self._n_entries = 0
         self.store.lock.release()
-        self._progress(ProgressEvent("put", self.report.n_bytes, 0, time.monotonic() - self._started))
-        self.store.lock.acquire()
+        try:
+            self._progress(ProgressEvent("put", self.report.n_bytes, 0, time.monotonic() - self._started))
+        finally:
+            self.store.lock.acquire()
 
     def _enter_ready(self) -> None:
         """Enter complete children in their directories, whose own times are then the host's again."""
