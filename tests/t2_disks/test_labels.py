@@ -12,7 +12,14 @@ import pytest
 
 from blockplane.disks import FileDisk, Geometry, GroupRecord, Label, MemberState, assemble, make_labels, write_labels
 from blockplane.disks.assembly import assemble_disks
-from blockplane.disks.label import decode_label, encode_label, read_label, read_raw_block, write_raw_block
+from blockplane.disks.label import (
+    decode_label,
+    encode_label,
+    mend_labels,
+    read_label,
+    read_raw_block,
+    write_raw_block,
+)
 from blockplane.model import (
     DiskDuplicateError,
     DiskForeignError,
@@ -185,6 +192,18 @@ def test_losing_one_end_of_every_disk_loses_nothing(paths, ends):
                 file.write(b"\xff" * 4096)
     with assemble_closing(paths) as assembly:
         assert assembly.geometry == GEOMETRY
+
+
+@pytest.mark.parametrize("end", [0, TOTAL - 1])
+def test_an_end_that_lost_its_label_gets_it_back_and_the_other_is_not_written(paths, end):
+    with open(paths[1], "r+b") as file:
+        file.seek(end * 4096)
+        file.write(b"\xff" * 4096)
+    with assemble_closing(paths) as assembly:
+        mend_labels(assembly.disks, assembly.labels)
+        label = encode_label(assembly.labels[1])
+        assert [read_raw_block(assembly.disks[1], block).tobytes() for block in (0, TOTAL - 1)] == [label, label]
+        assert [disk.counters.written_bytes for disk in assembly.disks] == [0, 4096, 0, 0]
 
 
 def test_no_label_at_all(paths):

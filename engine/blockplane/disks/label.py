@@ -215,8 +215,7 @@ def read_label(disk: Disk) -> Label:
     DiskForeignError : neither end holds one; the message says what was found.
     """
     labels, found = [], []
-    ends = (LABEL_HEAD_BLOCK, label_tail_block(disk.n_blocks)) if disk.n_blocks > HEAD_BLOCKS else ()
-    for block in ends:
+    for block in _label_blocks(disk) if disk.n_blocks > HEAD_BLOCKS else ():
         try:
             labels.append(decode_label(read_raw_block(disk, block).tobytes()))
         except (ValueError, DiskError) as error:
@@ -227,6 +226,35 @@ def read_label(disk: Disk) -> Label:
             f"{disk.path}: not a disk of a blockplane volume: {what} found", disk.path, "name the disks of one volume"
         )
     return max(labels, key=lambda label: label.generation)
+
+
+def mend_labels(disks: Sequence[Disk], labels: Sequence[Label]) -> None:
+    """Write again the end of a disk that lost its label; an end that cannot be read is left alone. Durable on return.
+
+    The other end is not touched: it may be the only one.
+
+    Parameters
+    ----------
+    labels : one per disk, settled.
+    """
+    for disk, label in zip(disks, labels, strict=True):
+        encoded = encode_label(label)
+        lost = [block for block in _label_blocks(disk) if not _holds_or_hides(disk, block, encoded)]
+        for block in lost:
+            write_raw_block(disk, block, encoded)
+        if lost:
+            disk.flush()
+
+
+def _label_blocks(disk: Disk) -> tuple[int, int]:
+    return LABEL_HEAD_BLOCK, label_tail_block(disk.n_blocks)
+
+
+def _holds_or_hides(disk: Disk, block: int, data: bytes) -> bool:
+    try:
+        return read_raw_block(disk, block).tobytes() == data
+    except DiskError:
+        return True
 
 
 def write_labels(disks: Sequence[Disk], labels: Sequence[Label], generation: int) -> int:

@@ -12,7 +12,7 @@ from blockplane.disks.array import DiskArray
 from blockplane.disks.assembly import Assembly, assemble
 from blockplane.disks.disk import Disk
 from blockplane.disks.geometry import Geometry, GroupRecord
-from blockplane.disks.label import make_labels, settle_labels, write_labels
+from blockplane.disks.label import make_labels, mend_labels, settle_labels, write_labels
 from blockplane.disks.resync import resync_parity
 from blockplane.model.errors import NotAVolumeError
 from blockplane.planes import Plane
@@ -138,8 +138,9 @@ class Volume(LiveVolume):
         record, everywhere = read_newest(list(assembly.disks))
         if record.volume_id != assembly.volume_id:
             raise NotAVolumeError("the root record belongs to another volume than the labels", "")
-        if writable and not assembly.labels_are_settled:
-            settle_labels(assembly.disks, assembly.labels)
+        if writable:
+            mend = mend_labels if assembly.labels_are_settled else settle_labels
+            mend(assembly.disks, assembly.labels)
         record = record_for(record, assembly)
         array = DiskArray(assembly.geometry, assembly.disks)
         if writable and not (record.clean and everywhere):
