@@ -14,11 +14,14 @@ from blockplane.volume.codec import BLOCK_WORD, NUMBER_MASK
 from blockplane.volume.leafbits import clear_range, set_range
 from blockplane.volume.placemap import PlaceMap
 from faults.inline import inline_workers
+from faults.recording import MemoryDisk
 from faults.world import (
     FileClient,
+    again,
     geometry_of,
     image_plane,
     make_volume,
+    open_volume,
     put_root,
     receive,
     root_of,
@@ -91,6 +94,27 @@ def test_a_flipped_bit_in_any_live_block(volume):
         flip(volume, place)
         forget(volume)
     verdict(volume)
+
+
+def test_a_flipped_bit_in_a_block_that_only_the_cp_before_the_last_has(volume):
+    """Nothing is lost by it: the volume opens, is written to and checked as ever."""
+    volume.delete_snapshot("a")
+    FileClient(volume).edit(2, 5000, 8)
+    volume.sync()
+    before = volume.previous.place_leaf(0) | volume.previous_local.held_leaf(0) | volume.previous_local.local_leaf(0)
+    only = np.unpackbits((before & ~volume.live_leaf(0)).view(np.uint8), bitorder="little")
+    places = np.flatnonzero(only).tolist()
+    roots = {volume.info.previous_state.number, volume.info.previous_local.number}
+    assert roots <= set(places)
+    assert len(places) > len(roots)
+    for place in places:
+        disks = [MemoryDisk(disk.path, disk.n_blocks, disk.contents()) for disk in volume.array.disks]
+        hurt = open_volume(disks)
+        flip(hurt, place)
+        hurt = again(hurt)
+        FileClient(hurt).write(4, 0, range(20))
+        hurt.snapshot("c")
+        verdict(again(hurt))
 
 
 def test_a_flipped_bit_in_parity(volume):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from blockplane.model.errors import ChecksumError
 from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, set_range
 from blockplane.volume.placemap import PlaceMap
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
+    from blockplane.volume.local import LocalTree
+    from blockplane.volume.state import State
 
 
 class BusyPlane:
@@ -25,18 +29,22 @@ class BusyPlane:
         The trees of the last two CPs and of the open one are asked; a leaf that two of them share is read once.
         """
         volume = self._volume
-        active, local = volume.active, volume.local
-        words = active.place_leaf(leaf)
-        for state in (volume.committed, volume.previous):
-            if not (state.blockmap.has_same(active.blockmap, leaf) and state.placemap == active.placemap):
-                words = words | state.place_leaf(leaf)
-        for before in (volume.committed_local, volume.previous_local):
-            if not before.held.has_same(local.held, leaf):
-                words = words | before.held_leaf(leaf)
-            if not before.local.has_same(local.local, leaf):
-                words = words | before.local_leaf(leaf)
-        words = words | self.kept_leaf(leaf) | local.local_leaf(leaf) | volume.incoming.get(leaf, EMPTY_LEAF)
+        words = volume.active.place_leaf(leaf) | self._cp_leaf(volume.committed, volume.committed_local, leaf)
+        with contextlib.suppress(ChecksumError):  # then that CP is not whole any more, and not worth keeping
+            words = words | self._cp_leaf(volume.previous, volume.previous_local, leaf)
+        words = words | self.kept_leaf(leaf) | volume.local.local_leaf(leaf) | volume.incoming.get(leaf, EMPTY_LEAF)
         return words | self._no_place_leaf(leaf)
+
+    def _cp_leaf(self, state: State, local: LocalTree, leaf: int) -> Leaf:
+        """Return what a CP has of a leaf's range, where its trees differ from the open CP's."""
+        active, open_local, words = self._volume.active, self._volume.local, EMPTY_LEAF
+        if not (state.blockmap.has_same(active.blockmap, leaf) and state.placemap == active.placemap):
+            words = words | state.place_leaf(leaf)
+        if not local.held.has_same(open_local.held, leaf):
+            words = words | local.held_leaf(leaf)
+        if not local.local.has_same(open_local.local, leaf):
+            words = words | local.local_leaf(leaf)
+        return words
 
     def kept_leaf(self, leaf: int) -> Leaf:
         """Return what of a leaf is not free though the live state gave it up: held places, names that lie elsewhere."""

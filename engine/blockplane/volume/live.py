@@ -21,7 +21,7 @@ from blockplane.disks.array import DiskArray
 from blockplane.disks.disk import Disk
 from blockplane.disks.geometry import Geometry
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import NoSpaceError, ReadOnlyError, VolumeDamagedError
+from blockplane.model.errors import ChecksumError, NoSpaceError, ReadOnlyError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume import held
 from blockplane.volume.active import ActiveState, blank_root
@@ -100,12 +100,15 @@ class LiveVolume:
         self.placer = Placer(self.array, self.space, self._declare, self._busy.is_landing, self.verify_places)
         places = PlaceReader(self.array, PlaceMap())
         self.committed_local = LocalTree(places, self._local_root(self.info.local))
-        self.previous_local = LocalTree(places, self._local_root(self.info.previous_local))
         self.local = LocalTree(
             self._live_reader(PlaceMap), self._local_root(self.info.local), self.placer, self.space.release
         )
         self.committed = self._committed_state(self.info.state, self.committed_local)
-        self.previous = self._committed_state(self.info.previous_state, self.previous_local)
+        try:
+            self.previous_local = LocalTree(places, self._local_root(self.info.previous_local))
+            self.previous = self._committed_state(self.info.previous_state, self.previous_local)
+        except ChecksumError:  # nothing but its places was wanted of it, and it is not whole any more
+            self.previous_local, self.previous = self.committed_local, self.committed
         self.active = self._live_state(self.info.state, self.committed_local.active_map())
         self._states.clear()
         self._claimed = self._dirty_bytes = 0
