@@ -15,7 +15,7 @@ from blockplane.filesystem import FileSystem
 from blockplane.filesystem.errors import InvalidRequestError, NotFoundError
 from blockplane.filesystem.inode import Inode
 from blockplane.filesystem.store import Store
-from blockplane.model import NoSpaceError
+from blockplane.model import BlockplaneError, NoSpaceError
 from blockplane.volume import Volume
 from equality import differences, host_tree, volume_tree
 from hosttrees import make_everything
@@ -71,6 +71,23 @@ def test_get_out_of_a_snapshot(tmp_path: Path, source: Path, volume: Volume, fs:
     volume.sync()
     FileSystem(snapshot).get("/copy", tmp_path / "out")
     assert differences(before, host_tree(tmp_path / "out")) == []
+
+
+def test_a_snapshot_stays_while_it_is_read(tmp_path: Path, source: Path, volume: Volume, fs: FileSystem) -> None:
+    fs.put(source, "/copy")
+    snapshot = volume.snapshot("s")
+    refusals: list[str] = []
+
+    def delete(event: object) -> None:
+        try:
+            volume.delete_snapshot("s")
+        except BlockplaneError as error:
+            refusals.append(str(error))
+
+    FileSystem(snapshot).get("/copy", tmp_path / "out", progress=delete)
+    assert refusals
+    assert differences(host_tree(source), host_tree(tmp_path / "out")) == []
+    volume.delete_snapshot("s")
 
 
 def test_what_is_not_yet_committed_is_got_too(tmp_path: Path, fs: FileSystem) -> None:

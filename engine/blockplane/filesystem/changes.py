@@ -38,7 +38,7 @@ class Changes(AttributeChanges):
                 self.store.write_part(inode, 0, memoryview(content))
             self.store.add_entry(place.parent, place.name, inode)
         except BlockplaneError:
-            self.store.discard(inode)
+            self.store.destroy(inode)
             raise
         return inode
 

@@ -283,7 +283,7 @@ class _CopyIn:
         else:
             self._links.pop((child.stat.st_dev, child.stat.st_ino), None)
             self.report.n_files -= 1
-            self.store.discard(inode)
+            self.store.destroy(inode)
 
     def _new_inode(self, entry: HostEntry, parent: Inode) -> Inode:
         status = entry.stat
@@ -298,7 +298,7 @@ class _CopyIn:
                 self.store.write_part(inode, 0, memoryview(entry.target))
                 set_times(inode, status)
         except BlockplaneError:
-            self.store.discard(inode)
+            self.store.destroy(inode)
             raise
         return inode
 

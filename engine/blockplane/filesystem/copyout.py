@@ -68,7 +68,8 @@ def get(fs: Queries, source: AnyPath, dest: str | os.PathLike[str], *, progress:
         target = os.path.join(target, name)
     if os.path.isdir(target) and not top.is_directory:
         raise ExistsError(os.fsdecode(target), f"{os.fsdecode(target)}: a directory is not replaced by a file")
-    copy.run(top, target, path_text(raw))
+    with fs.store.pinned():
+        copy.run(top, target, path_text(raw))
     copy.report.seconds = time.monotonic() - started
     return copy.report
 

@@ -5,6 +5,7 @@ Paths, open files, put, get and check are built on it. On a volume it is the cli
 
 from __future__ import annotations
 
+import contextlib
 import stat
 import threading
 import time
@@ -69,6 +70,7 @@ class Store:
 
     def __init__(self, source: Source) -> None:
         self.volume = source if isinstance(source, LiveVolume) else None
+        self._snapshot = source if isinstance(source, Snapshot) else None
         self.lock: threading.RLock = self.volume.lock if self.volume is not None else threading.RLock()
         self.state = _state_of(source)
         self.epoch = 0
@@ -116,6 +118,12 @@ class Store:
         self.epoch += 1
         self._load()
 
+    def pinned(self) -> contextlib.AbstractContextManager[None]:
+        """Keep a snapshot from being deleted, and its blocks from being reused, while it is read at length."""
+        if self._snapshot is None:
+            return contextlib.nullcontext()
+        return self._snapshot.volume.pin(self._snapshot.record.id)
+
     def require_writable(self, path: str) -> None:
         """Raise ReadOnlyPathError on a snapshot or stream; reclaim what a crash left the first time."""
         if self.volume is None or not self.volume.writable:
@@ -125,7 +133,7 @@ class Store:
             if not self.inodes.is_new:
                 for inode in self.inodes.orphans():
                     self.inodes.remove_orphan(inode)
-                    self._destroy(inode)
+                    self.destroy(inode)
 
     def changed(self, n_bytes: int = _CHANGE_BYTES) -> None:
         """Tell the volume what was buffered; a CP may happen here, so everything must be consistent."""
@@ -286,7 +294,7 @@ class Store:
             if inode.n_open:
                 self.inodes.add_orphan(inode)
             else:
-                self._destroy(inode)
+                self.destroy(inode)
 
     def replace_entry(self, parent: Inode, name: bytes, inode: Inode) -> None:
         """Point an entry at another inode; links are the caller's."""
@@ -322,19 +330,15 @@ class Store:
         inode.uid, inode.gid, inode.rdev = uid, gid, rdev
         return inode
 
-    def _destroy(self, inode: Inode) -> None:
-        """Give back an inode's attributes, blocks and number."""
+    def destroy(self, inode: Inode) -> None:
+        """Give back an inode's attributes, blocks and number; no entry may name it."""
         if inode.attribute_inode:
-            self._destroy(self._attribute_inode(inode))
+            self.destroy(self._attribute_inode(inode))
         inode.directory = None
         tree = self.tree(inode)
         if tree is not None:
             tree.punch(0, tree.capacity_blocks())
         self.inodes.free(inode)
-
-    def discard(self, inode: Inode) -> None:
-        """Give back an inode that was never entered anywhere."""
-        self._destroy(inode)
 
     def opened(self, inode: Inode) -> None:
         """Count an open file on the inode."""
@@ -346,7 +350,7 @@ class Store:
             inode.n_open -= 1
             if not inode.n_open and not inode.nlink and inode.mode and self.is_writable:
                 self.inodes.remove_orphan(inode)
-                self._destroy(inode)
+                self.destroy(inode)
                 self.changed()
 
     # --- attributes ---
@@ -377,7 +381,7 @@ class Store:
             self.touch(inode)
             if len(data) <= INLINE_ATTRIBUTE_BYTES:
                 if inode.attribute_inode:
-                    self._destroy(self._attribute_inode(inode))
+                    self.destroy(self._attribute_inode(inode))
                 inode.attribute_inode, inode.attributes = 0, data
                 return
             if not inode.attribute_inode:
