@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockplane.model.checks import first_bad_block
-from blockplane.model.errors import ChecksumError
+from blockplane.model.errors import ChecksumError, VolumeDamagedError
 from blockplane.volume.codec import TableEntry
 from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
 from blockplane.volume.local import LocalTree
@@ -47,8 +47,17 @@ def union_leaf(states: Sequence[State], leaf: int) -> Leaf:
     return out
 
 
+def may_hold_leaf(states: Sequence[State | None], leaf: int) -> Leaf:
+    """As `union_leaf`; a snapshot that cannot be read (None, or its blockmap is bad) may hold anything."""
+    try:
+        known = [state for state in states if state is not None]
+        return union_leaf(known, leaf) if len(known) == len(states) else ~EMPTY_LEAF
+    except VolumeDamagedError:
+        return ~EMPTY_LEAF
+
+
 def update_for_commit(
-    local: LocalTree, snapshots: Sequence[State], before: State, after: State, leaves: list[int]
+    local: LocalTree, snapshots: Sequence[State | None], before: State, after: State, leaves: list[int]
 ) -> int:
     """Bring held up to date with what the live state gave up between two CPs in some leaves.
 
@@ -59,7 +68,7 @@ def update_for_commit(
         for leaf in leaves:
             freed = before.place_leaf(leaf) & ~after.place_leaf(leaf)
             if freed.any():
-                local.set_held_leaf(leaf, local.held_leaf(leaf) | (freed & union_leaf(snapshots, leaf)))
+                local.set_held_leaf(leaf, local.held_leaf(leaf) | (freed & may_hold_leaf(snapshots, leaf)))
     return local.root.n_held - n_held
 
 
@@ -69,26 +78,29 @@ def rebuild(local: LocalTree, snapshots: Sequence[State], active: State, others:
         local.set_held_leaf(leaf, union_leaf(snapshots, leaf) & ~active.place_leaf(leaf))
 
 
-def exclusive_leaves(local: LocalTree, gone: Sequence[State], rest: Sequence[State]) -> Iterator[tuple[int, Leaf, int]]:
+def exclusive_leaves(
+    local: LocalTree, gone: Sequence[State | None], rest: Sequence[State | None]
+) -> Iterator[tuple[int, Leaf, int]]:
     """Yield (leaf, places, count) of what only the states that go hold: what deleting them frees.
 
-    rest: the regular snapshots that stay; where history is a line, the neighbours are enough. Only leaves in which
-    anything is held are looked at, and those that one who stays shares with the one that goes are not read.
+    rest: the regular snapshots that stay; where history is a line, the neighbours are enough; None for one that cannot
+    be read. Only leaves in which anything is held are looked at, and those that one who stays shares with the one that
+    goes are not read.
     """
     for start, stop in local.held.data_extents().tolist():
         for leaf in range(start, stop):
             if len(gone) == 1 and any(_share_leaf(gone[0], state, leaf) for state in rest):
                 continue
-            words = local.held_leaf(leaf) & union_leaf(gone, leaf)
+            words = local.held_leaf(leaf) & may_hold_leaf(gone, leaf)
             if words.any():
-                words = words & ~union_leaf(rest, leaf)
+                words = words & ~may_hold_leaf(rest, leaf)
                 n_blocks = count(words)
                 if n_blocks:
                     yield leaf, words, n_blocks
 
 
-def _share_leaf(a: State, b: State, leaf: int) -> bool:
-    if a.placemap.maps_any(leaf) or b.placemap.maps_any(leaf):
+def _share_leaf(a: State | None, b: State | None, leaf: int) -> bool:
+    if a is None or b is None or a.placemap.maps_any(leaf) or b.placemap.maps_any(leaf):
         return False
     return a.blockmap.pointer(0, leaf) == b.blockmap.pointer(0, leaf)
 

@@ -236,6 +236,13 @@ class LiveVolume:
             self._states[entry.record.id] = state
         return state
 
+    def known_state(self, entry: TableEntry) -> State | None:
+        """Return the state of a snapshot; None where its root cannot be read: it may hold anything."""
+        try:
+            return self.snapshot_state(entry)
+        except VolumeDamagedError:
+            return None
+
     def snapshot_states(self) -> list[State]:
         """Return the states of all regular snapshots, older first."""
         return [self.snapshot_state(entry) for entry in self.local.entries()]
@@ -400,12 +407,12 @@ class LiveVolume:
             "n_pending": self.space.n_freed_open - self._newly_held,
         }
 
-    def _neighbours(self) -> list[State]:
+    def _neighbours(self) -> list[State | None]:
         """Return the snapshots that can hold what the live state gives up: the newest, where history is a line."""
         entries = self.local.entries()
         if held.is_line(entries, self.local.root.parent_id):
             entries = entries[-1:]
-        return [self.snapshot_state(entry) for entry in entries]
+        return [self.known_state(entry) for entry in entries]
 
     def _pass_on(self) -> None:
         """After the root is durable: the committed states move up, and what two CPs have passed becomes free."""

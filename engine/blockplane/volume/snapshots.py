@@ -172,11 +172,11 @@ def _exclusive(volume: LiveVolume, gone: Sequence[TableEntry]) -> list[tuple[int
     """Return (leaf, places, count) that only these snapshots hold."""
     entries = volume.local.entries()
     rest = [entry for entry in entries if entry not in gone]
-    if len(gone) == 1 and held.is_line(entries, volume.local.root.parent_id):
+    states = [volume.known_state(entry) for entry in gone]
+    if len(gone) == 1 and states[0] is not None and held.is_line(entries, volume.local.root.parent_id):
         at = entries.index(gone[0])
         rest = entries[max(at - 1, 0) : at] + entries[at + 1 : at + 2]
-    states = [volume.snapshot_state(entry) for entry in gone]
-    return list(held.exclusive_leaves(volume.local, states, [volume.snapshot_state(entry) for entry in rest]))
+    return list(held.exclusive_leaves(volume.local, states, [volume.known_state(entry) for entry in rest]))
 
 
 def delete(volume: LiveVolume, names: Sequence[str]) -> int:
@@ -207,7 +207,7 @@ def _drop(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
         volume.space.release_words(leaf, words, n_blocks)
         n_freed += n_blocks
     for entry in gone:
-        volume.space.rework(volume.snapshot_state(entry).placemap.vbns())
+        volume.space.rework(volume.local.map_of(entry.place_map).vbns())
     parents = {entry.record.id: entry.record.parent_id for entry in gone}
     rest = [entry for entry in local.entries() if entry.record.id not in parents]
     for entry in rest:
