@@ -42,3 +42,21 @@ def test_places_handed_out_are_always_filled(site):
     assert site.n_full == 1
     site.sync()
     site.unlink("/big")
+
+
+def test_an_inline_file_that_finds_no_room_to_grow_stays_inline(site, monkeypatch):
+    """It had a tree then beside its inline bytes: what was written next went into one and was read from the other."""
+    site.replace("/small", fill_pattern(143, 1))
+    site.sync()
+    claim, calls = site.volume.active.claim, []
+
+    def no_room_at_first(n_blocks: int) -> None:
+        calls.append(n_blocks)
+        if len(calls) == 1:
+            raise NoSpaceError("full", "")
+        claim(n_blocks)
+
+    monkeypatch.setattr(site.volume.active, "claim", no_room_at_first)
+    site.write("/small", 37_864, fill_pattern(5096, 2))
+    assert len(calls) > 1
+    site.check_live()

@@ -165,8 +165,9 @@ class Store:
         """Return the tree of an inode's content, made when there is none; inline bytes move into it."""
         tree = self.tree(inode)
         if tree is None:
-            tree = inode.tree = self._make_tree(TreeRoot())
-            content.leave_inline(inode, tree)
+            tree = self._make_tree(TreeRoot())
+            content.leave_inline(inode, tree)  # where there is no room the inode stays inline, and without a tree
+            inode.tree = tree
         return tree
 
     def read_into(self, inode: Inode, offset: int, out: memoryview) -> int:
