@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockplane.model.checks import first_bad_block
-from blockplane.model.errors import ChecksumError, VolumeDamagedError
+from blockplane.model.errors import ChecksumError, DiskError, VolumeDamagedError
 from blockplane.volume.codec import TableEntry
 from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
 from blockplane.volume.local import LocalTree
@@ -48,10 +48,17 @@ def union_leaf(states: Sequence[State], leaf: int) -> Leaf:
 
 
 def may_hold_leaf(states: Sequence[State | None], leaf: int) -> Leaf:
-    """As `union_leaf`; a snapshot that cannot be read (None, or its blockmap is bad) may hold anything."""
+    """As `union_leaf`; a snapshot that is damaged (None, or its blockmap is bad) may hold anything.
+
+    Raises
+    ------
+    DiskError: a disk does not answer now; what it holds may be whole.
+    """
     try:
         known = [state for state in states if state is not None]
         return union_leaf(known, leaf) if len(known) == len(states) else ~EMPTY_LEAF
+    except DiskError:
+        raise
     except VolumeDamagedError:
         return ~EMPTY_LEAF
 

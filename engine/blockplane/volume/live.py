@@ -21,7 +21,7 @@ from blockplane.disks.array import DiskArray
 from blockplane.disks.disk import Disk
 from blockplane.disks.geometry import Geometry
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import ChecksumError, NoSpaceError, ReadOnlyError, VolumeDamagedError
+from blockplane.model.errors import ChecksumError, DiskError, NoSpaceError, ReadOnlyError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume import held
 from blockplane.volume.active import ActiveState, blank_root
@@ -237,9 +237,11 @@ class LiveVolume:
         return state
 
     def known_state(self, entry: TableEntry) -> State | None:
-        """Return the state of a snapshot; None where its root cannot be read: it may hold anything."""
+        """Return the state of a snapshot; None where its root is damaged: it may hold anything."""
         try:
             return self.snapshot_state(entry)
+        except DiskError:
+            raise
         except VolumeDamagedError:
             return None
 
