@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,8 +21,8 @@ class Node:
 
     kind: str
     mode: int = 0
-    uid: int = 0
-    gid: int = 0
+    uid: int = field(default_factory=os.geteuid)
+    gid: int = field(default_factory=os.getegid)
     data: bytearray = field(default_factory=bytearray)
     blocks: set[int] = field(default_factory=set)
     target: bytes = b""
@@ -35,7 +36,7 @@ class Tree:
     """A file system."""
 
     def __init__(self) -> None:
-        self.root = Node("dir", 0o755)
+        self.root = Node("dir", 0o755, uid=0, gid=0)
 
     def copy(self) -> Tree:
         """A tree of its own, hard links kept."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import stat
 import zlib
 from collections.abc import Callable, Sequence
@@ -100,14 +99,6 @@ class Site:
                     continue
                 node.times = times_of(self.fs, each)
 
-    def _note_owner(self, path: str) -> None:
-        try:
-            node = self.model.live.node(path)
-        except OSError:
-            return
-        if node.uid == node.gid == 0:
-            node.uid, node.gid = os.geteuid(), os.getegid()
-
     def _note_commit(self) -> None:
         """A call may have committed by itself; then the model commits too."""
         if self.volume.committed is not self._seen:
@@ -122,12 +113,9 @@ class Site:
         self._both(on_volume, lambda: self.model.live.write(path, offset, data), path, writes=path)
 
     def replace(self, path: str, data: bytes) -> None:
-        is_new = not self.fs.lexists(path)
         self._both(
             lambda: self.fs.write_bytes(path, data), lambda: self.model.live.replace(path, data), path, writes=path
         )
-        if is_new:
-            self._note_owner(path)
 
     def truncate(self, path: str, size: int) -> None:
         self._both(
@@ -136,11 +124,9 @@ class Site:
 
     def mkdir(self, path: str, mode: int) -> None:
         self._both(lambda: self.fs.mkdir(path, mode), lambda: self.model.live.mkdir(path, mode), path)
-        self._note_owner(path)
 
     def symlink(self, target: str, path: str) -> None:
         self._both(lambda: self.fs.symlink(target, path), lambda: self.model.live.symlink(target, path), path)
-        self._note_owner(path)
 
     def special(self, path: str, kind: str, mode: int, device: int) -> None:
         self._both(
@@ -148,7 +134,6 @@ class Site:
             lambda: self.model.live.special(path, kind, mode, device),
             path,
         )
-        self._note_owner(path)
 
     def link(self, source: str, path: str) -> None:
         self._both(lambda: self.fs.link(source, path), lambda: self.model.live.link(source, path), path)
