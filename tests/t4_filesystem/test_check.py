@@ -9,6 +9,7 @@ import pytest
 
 from blockplane.filesystem import FileSystem
 from blockplane.filesystem.inode import FLAG_ATTRIBUTES, Inode
+from blockplane.volume import Volume
 
 
 def at(fs: FileSystem, path: str) -> Inode:
@@ -76,6 +77,20 @@ def test_damage_is_found(fs: FileSystem, name: str) -> None:
     spoil(fs)
     problems = fs.check().problems
     assert any(message in problem for problem in problems), problems
+
+
+def test_the_state_root_counts_inodes_as_the_table_does(volume: Volume) -> None:
+    fs = FileSystem(volume)
+    fs.makedirs("/d/e")
+    fs.write_bytes("/f", b"1")
+    fs.write_bytes("/g", b"2")
+    fs.unlink("/f")
+    snapshot = volume.snapshot("s")
+    root = snapshot.state.root
+    assert (root.n_inodes, root.next_inode) == (4, 6)
+    assert FileSystem(snapshot).check().problems == []
+    root.n_inodes += 1
+    assert "says 5 inodes" in FileSystem(snapshot).check().problems[0]
 
 
 def test_a_report_counts(fs: FileSystem) -> None:

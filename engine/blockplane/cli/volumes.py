@@ -149,6 +149,7 @@ def describe_volume(volume: bp.Volume) -> dict[str, object]:
         "available_blocks": volume.available_blocks,
         "reserve_blocks": volume.info.reserve_blocks,
         "held_blocks": volume.local.root.n_held,
+        "n_inodes": volume.active.root.n_inodes,
         "cp": volume.active.root.cp,
         "generation": volume.info.generation,
         "snapshots": [describe_snapshot(snapshot) for snapshot in volume.snapshots],
@@ -174,6 +175,7 @@ def _print_volume(volume: bp.Volume) -> None:
     print(f"space      {blocks(volume.n_blocks)}")
     print(f"used       {blocks(volume.used_blocks)}, of them {blocks(volume.local.root.n_held)} by snapshots alone")
     print(f"available  {blocks(volume.available_blocks)}")
+    print(f"inodes     {volume.active.root.n_inodes:,} in use")
     print_snapshots(volume.snapshots)
 
 

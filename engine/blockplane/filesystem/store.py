@@ -109,6 +109,8 @@ class Store:
                 if inode.directory is None and not inode.n_open:
                     inode.root, inode.tree = tree.root if tree.root.form != FORM_EMPTY else None, None
         self.inodes.write_back()
+        if not self.inodes.is_new:
+            volume.active.root.n_inodes, volume.active.root.next_inode = self.inodes.n_inodes, self.inodes.stop
         self.room.flushed()
 
     def reload(self) -> None:
