@@ -251,6 +251,22 @@ def test_short_writes_into_a_pipe_go_on():
     assert bytes(received) == expected
 
 
+def test_what_waits_for_a_pipe_is_taken_from_the_callers_memory():
+    """Bytes changed while the call waits arrive changed: nothing was copied aside."""
+    reader, writer = os.pipe()
+    data = np.zeros(1 << 20, dtype=np.uint8)
+    thread = threading.Thread(target=diskio.writev_all, args=(writer, [data]))
+    thread.start()
+    received = bytearray(os.read(reader, 1))  # the pipe is full, or filling: its last byte is far away
+    data[-1] = 7
+    while len(received) < len(data):
+        received += os.read(reader, 1 << 16)
+    thread.join()
+    os.close(reader)
+    os.close(writer)
+    assert received[-1] == 7
+
+
 def test_a_socket_that_does_not_block_is_waited_for():
     left, right = socket.socketpair()
     left.setblocking(False)

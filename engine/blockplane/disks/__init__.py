@@ -12,6 +12,7 @@ from blockplane.disks.disk import (
     FileDisk,
     aligned_buffer,
     fsinfo_tail_block,
+    write_buffers,
 )
 from blockplane.disks.geometry import AREA_STRIPES, DiskExtents, Geometry, GroupRecord, Pieces
 from blockplane.disks.label import Label, MemberState, make_labels, read_label, write_labels
@@ -51,6 +52,7 @@ __all__ = [
     "resync_parity",
     "spread",
     "verify_parity",
+    "write_buffers",
     "write_labels",
     "xor_into",
 ]

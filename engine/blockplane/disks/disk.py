@@ -147,6 +147,16 @@ def address(buffer: Bytes) -> int:
     return int(buffer.__array_interface__["data"][0])
 
 
+def write_buffers(fd: int, buffers: Sequence[bytes | memoryview]) -> None:
+    """Write buffers in order to a file, pipe or blocking socket, straight from their memory; without the GIL.
+
+    Raises
+    ------
+    OSError : as write(2); what went out before stays written.
+    """
+    diskio.writev_all(fd, list(buffers))
+
+
 class FileDisk:
     """A file or block device. Thread-safe; I/O without the GIL."""
 

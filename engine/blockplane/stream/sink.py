@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final, Protocol
 
+from blockplane.disks import write_buffers
 from blockplane.model.errors import BlockplaneError, NoSpaceError, StreamError
 
 SinkLike = str | os.PathLike[str] | int | IO[bytes] | socket.socket
 Buffer = bytes | memoryview
-#: writev and sendmsg take at most IOV_MAX (1,024) buffers.
+#: sendmsg takes at most IOV_MAX (1,024) buffers.
 _MAX_BUFFERS: Final = 512
 
 
@@ -82,7 +83,7 @@ def _file_object(target: IO[bytes]) -> Sink:
 
 
 class FdSink:
-    """A descriptor: one writev per call, straight from the callers' buffers."""
+    """A descriptor: the kernel's writev, straight from the callers' buffers."""
 
     def __init__(self, fd: int, name: str, owned: bool = False) -> None:
         self._fd, self._owned = fd, owned
@@ -91,7 +92,7 @@ class FdSink:
     def write_all(self, buffers: Sequence[Buffer]) -> None:
         """See Sink; the GIL is released while writing."""
         try:
-            _writev_all(self._fd, buffers)
+            write_buffers(self._fd, buffers)
         except OSError as error:
             raise write_error(self.name, error) from error
 
@@ -115,16 +116,6 @@ def write_error(name: str, error: OSError) -> BlockplaneError:
     if error.errno == errno.EPIPE:
         return StreamError(f"whoever read {name} stopped before the end", "look at its error")
     return StreamError(f"cannot write {name}: {error.strerror or error}")
-
-
-def _writev_all(fd: int, buffers: Sequence[Buffer]) -> None:
-    left = [memoryview(b).cast("B") for b in buffers if len(b)]
-    while left:
-        written = os.writev(fd, left[:_MAX_BUFFERS])
-        while left and written >= len(left[0]):
-            written -= len(left.pop(0))
-        if written:
-            left[0] = left[0][written:]
 
 
 class FileSink(FdSink):
@@ -174,12 +165,16 @@ class SocketSink:
     def write_all(self, buffers: Sequence[Buffer]) -> None:
         """See Sink."""
         try:
-            self._write_all([memoryview(b).cast("B") for b in buffers if len(b)])
+            if type(self._socket) is socket.socket and self._socket.gettimeout() is None:
+                write_buffers(self._socket.fileno(), buffers)
+            else:
+                self._write_all([memoryview(b).cast("B") for b in buffers if len(b)])
         except OSError as error:
             raise write_error(self.name, error) from error
 
     def _write_all(self, left: list[memoryview]) -> None:
-        if not hasattr(self._socket, "sendmsg") or type(self._socket) is not socket.socket:
+        """Write where the socket itself must be asked: it has a timeout, or encrypts."""
+        if type(self._socket) is not socket.socket:
             for buffer in left:
                 self._socket.sendall(buffer)
             return
