@@ -171,7 +171,7 @@ class _Check:
         if store.volume is None and not store.inodes.is_new:  # a live state's root is brought up to date by its CP
             told, found = (root.n_inodes, root.next_inode), (store.inodes.n_inodes, store.inodes.stop)
             if told != found:
-                report.add(f"the state root says {told[0]} inodes below {told[1]}, the table {found[0]} below {found[1]}")
+                report.add(f"the state root says {told[0]} inodes below {told[1]}, the table {found[0]} and {found[1]}")
 
     def _check_inode(self, inode: Inode, is_orphan: bool, holders: dict[int, int]) -> None:
         report, number = self.report, inode.number
