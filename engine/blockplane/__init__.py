@@ -15,8 +15,8 @@ Names are loaded when they are first used.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # not typing's: importing blockplane costs no module that Python has not loaded
 if TYPE_CHECKING:
     from blockplane.api import FullCheck, Volume, check
     from blockplane.filesystem import FileSystem, GetReport, PutReport

@@ -108,6 +108,24 @@ def test_interrupt_is_status_130_and_leaves_the_volume_whole(spawn, pool, done):
     assert done("check", pool, "--json").json["ok"] is True
 
 
+@pytest.mark.parametrize(
+    "module", ["blockplane.cli.main", "click", "blockplane.cli.volumes", "blockplane.api", "numpy", "pyroaring"]
+)
+def test_an_interrupt_while_a_module_loads_is_quiet(pool, module):
+    program = (
+        "import os, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from blockplane.cli import main\n"
+        "main(['info', 'pool'])\n"
+    )
+    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (outcome.returncode, outcome.stderr.strip()) == (130, b"")
+
+
 def test_a_volume_in_use_names_process_and_verb_and_can_be_waited_for(spawn, pool):
     with bp.Volume.open(pool, verb="receive"):
         refused = finish("ls", f"{pool}:/", "--json")

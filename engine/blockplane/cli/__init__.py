@@ -1,5 +1,5 @@
 """The command line."""
 
-from blockplane.cli.main import main
+from blockplane.cli.start import main
 
 __all__ = ["main"]

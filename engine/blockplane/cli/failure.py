@@ -14,7 +14,6 @@ import blockplane as bp
 from blockplane.cli.text import sentence
 
 USAGE_STATUS = 2
-INTERRUPTED_STATUS = 130  # as a shell reports a process that SIGINT ended
 BROKEN_PIPE_STATUS = 1
 
 

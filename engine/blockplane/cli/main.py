@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import click
 
 from blockplane.cli import completion, copies, demo, files, images, snapshots, streams, volumes
-from blockplane.cli.failure import BROKEN_PIPE_STATUS, INTERRUPTED_STATUS, Failure, failure_of, report_failure
+from blockplane.cli.failure import BROKEN_PIPE_STATUS, Failure, failure_of, report_failure
+from blockplane.cli.start import INTERRUPTED_STATUS
 
 # The engine multiplies no matrices: without this every start makes a thread per core.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -39,11 +40,6 @@ def cli() -> None:
 for _module in (volumes, copies, files, snapshots, images, streams, demo, completion):
     for _verb in _module.VERBS:
         cli.add_command(_verb)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: Sequence[str]) -> int:

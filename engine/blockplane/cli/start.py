@@ -1,0 +1,35 @@
+"""The first and the last moments of a process: an interrupt is quiet in them too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+INTERRUPTED_STATUS = 130  # as a shell reports a process that SIGINT ended
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a job that ignores interrupts goes on so
+    if is_ours:
+        signal.signal(signal.SIGINT, _leave)
+    from blockplane.cli.main import run  # not above: loading takes most of a short verb's time
+
+    status = INTERRUPTED_STATUS
+    try:
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        status = run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the verb has ended: what is left is the interpreter's end
+    sys.exit(status)
+
+
+def _leave(number: int, frame: object) -> None:
+    """End at once: nothing is open yet."""
+    os._exit(INTERRUPTED_STATUS)
