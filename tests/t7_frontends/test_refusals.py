@@ -124,6 +124,8 @@ def test_create_refuses_what_is_there(refused, pool):
         (["--size", "4M", "--disks", "2", "--parity", "2"], "usage", 2),
         (["--size", "4M", "--parity", "3"], "usage", 2),
         (["--size", "4M", "--chunk", "100"], "usage", 2),
+        (["--size", "4M", "--chunk", "0"], "usage", 2),
+        (["--size", "4M", "--chunk", "8M"], "disk-short", 1),
         (["--size", "4K"], "disk-short", 1),
         (["--disk", "absent"], "usage", 2),
         (["--disk", "/dev/null"], "disk", 1),
@@ -136,6 +138,30 @@ def test_create_refuses_disks_that_make_no_volume(refused, options, kind, status
     os.truncate("twice", 4 << 20)
     refused("create", "v", *options, kind=kind, status=status)
     assert not os.path.exists("v")
+
+
+def test_a_chunk_that_no_disk_holds_names_one_that_fits(refused, done):
+    message = refused("create", "v", "--size", "64M", "--chunk", "128M", kind="disk-short")
+    assert "--chunk 32MiB or less" in message
+    done("create", "v", "--size", "64M", "--chunk", "32MiB")
+    assert "1 MiB" in refused("create", "w", "--size", "200K", kind="disk-short")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it is empty"),
+        ("# nothing\n", "does not say id and disks"),
+        ('id = "00"\ndisks = ["disks/0"]\n', "32 hexadecimal digits"),
+        (f'id = "{32 * "0"}"\ndisks = 5\n', "not a list of paths"),
+        ("id", "volume.toml"),
+    ],
+)
+def test_a_volume_toml_that_says_nothing(refused, pool, text, message):
+    Path("pool/volume.toml").write_text(text)
+    said = refused("info", pool, kind="not-a-volume")
+    assert message in said
+    assert "remove it" in said
 
 
 def test_disks_that_hold_data_are_taken_only_when_told(refused, done):
@@ -195,6 +221,9 @@ def test_a_grow_that_fails_leaves_the_volume_as_it_was(refused, done, pool):
         (["image", "pool", "(june1"], "expression", 2),
         (["image", "pool", ""], "expression", 2),
         (["image", "pool", "june1 - - june2"], "expression", 2),
+        (["image", "pool", "- june2"], "expression", 2),
+        (["send", "pool", "- o", "-o", "out.bps"], "expression", 2),
+        (["send", "pool", "june1", "-x"], "usage", 2),
         (["image", "pool", "--freed", "absent"], "no-such-snapshot", 1),
         (["send", "pool", "absent", "-o", "out.bps"], "no-such-snapshot", 1),
         (["send", "pool", "june2 & june1", "-o", "out.bps"], "refused", 1),
@@ -237,6 +266,14 @@ def test_an_expression_error_points_at_the_place(blockplane, pool):
     at = next(i for i, line in enumerate(lines) if line.strip() == "^")
     assert lines[at - 1][lines[at].index("^")] == "+"
     assert lines[at - 1].strip() == "june1 + + june2"
+
+
+@pytest.mark.parametrize("words", [["- june1"], ["-", "june1"], ["-(june1)"]])
+def test_an_expression_that_begins_with_an_operator_is_no_option(blockplane, pool, words):
+    lines = blockplane("image", pool, *words).err.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.strip() == "^")
+    assert lines[at - 1].strip() == " ".join(words)
+    assert lines[at - 1][lines[at].index("^")] == "-"
 
 
 # --- receiving ---

@@ -19,9 +19,31 @@ from blockplane.cli.text import blocks, duration, print_json, printable, rate, s
 if TYPE_CHECKING:
     from blockplane.transfer import ReceiveReport, SendReport
 
+
+class ExpressionVerb(click.Command):
+    """A verb whose words are an expression: one that begins with an operator is not taken for an option."""
+
+    def parse_args(self, context: click.Context, words: list[str]) -> list[str]:
+        """Give `- june1` and the like a blank in front, unless an option before it wants it as its value."""
+        takers = {name for option in self.params if isinstance(option, click.Option) and not option.is_flag
+                  for name in option.opts}  # fmt: skip
+        before = ["", *words]
+        shifted = [
+            f" {word}" if _OPERATOR_FIRST.match(word) and before[at] not in takers else word
+            for at, word in enumerate(words)
+        ]
+        return super().parse_args(context, shifted)
+
+
+_OPERATOR_FIRST = re.compile(r"-[^\w-]")
 _EXPRESSION = click.argument("words", metavar="EXPR", nargs=-1, required=True)
 _older = click.option("--older", metavar="all|NAMES", help="Add these older snapshots, or all that the base lacks.")
 _with = click.option("--with", "with_", metavar="NAMES", help="Allow these snapshots (commas), though no ancestors.")
+
+
+def _joined(words: Sequence[str]) -> str:
+    """Return the expression that words make, unquoted or in one piece."""
+    return " ".join(words).strip()
 
 
 def _older_of(text: str | None) -> Literal["all"] | Sequence[str]:
@@ -32,7 +54,7 @@ def _names(text: str | None) -> list[str]:
     return [name for name in re.split(r"[,\s]+", text) if name] if text else []
 
 
-@click.command()
+@click.command(cls=ExpressionVerb)
 @click.argument("vol", type=click.Path())
 @_EXPRESSION
 @_older
@@ -56,7 +78,7 @@ def image(
         if freed:
             _freed(volume, words, as_json)
             return
-        found = volume.image(" ".join(words), older=_older_of(older), with_=_names(with_), allow_active=True)
+        found = volume.image(_joined(words), older=_older_of(older), with_=_names(with_), allow_active=True)
         if as_json:
             print_json(describe_image(found))
         else:
@@ -105,7 +127,7 @@ def _print_image(volume: bp.Volume, found: bp.Image) -> None:
         print(f"  {printable(disk.path)}: {blocks(n_blocks)}")
 
 
-@click.command()
+@click.command(cls=ExpressionVerb)
 @click.argument("vol", type=click.Path())
 @_EXPRESSION
 @click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
@@ -139,7 +161,7 @@ def send(
     """
     sink = output if output is not None or dry_run else _standard_output()
     with open_volume(volume_only(vol), "send", wait_s, writable=False) as volume:
-        found = volume.image(" ".join(words), older=_older_of(older), with_=_names(with_))
+        found = volume.image(_joined(words), older=_older_of(older), with_=_names(with_))
         with ProgressLine(progress) as line:
             report = bp.send(found, None if dry_run else sink, progress=line, dry_run=dry_run, order=order)
     to_stderr = isinstance(sink, int)

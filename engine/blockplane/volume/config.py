@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,7 @@ def read_config(directory: Path) -> VolumeConfig:
         what = "is not a directory" if directory.exists() else "does not exist"
         raise NotAVolumeError(f"{directory} {what}", "name a volume's directory, or make one with `blockplane create`")
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-        return VolumeConfig(bytes.fromhex(found["id"]), tuple(str(disk) for disk in found["disks"]))
+        return _parsed(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except FileNotFoundError:
         own = sorted((directory / DISKS_DIR).glob("[0-9]*"), key=lambda disk: (len(disk.name), disk.name))
         if not own:
@@ -71,10 +71,24 @@ def read_config(directory: Path) -> VolumeConfig:
                 f"{directory} is not a volume: it has no {CONFIG_NAME}", "make a volume with `blockplane create`"
             ) from None
         return VolumeConfig(b"", tuple(str(disk.relative_to(directory)) for disk in own))
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise NotAVolumeError(
             f"{path} cannot be read: {error}", "remove it: it is made anew from the disks in the volume's folder"
         ) from None
+
+
+def _parsed(text: str) -> VolumeConfig:
+    """Return what volume.toml says; ValueError: it is not what `write_config` writes."""
+    found = tomllib.loads(text)
+    missing = [name for name in ("id", "disks") if name not in found]
+    if missing:
+        raise ValueError("it is empty" if not text.strip() else f"it does not say {' and '.join(missing)}")
+    volume_id, disks = found["id"], found["disks"]
+    if not isinstance(volume_id, str) or not re.fullmatch("[0-9a-f]{32}", volume_id):
+        raise ValueError("its id is not 32 hexadecimal digits")
+    if not isinstance(disks, list) or not disks or not all(isinstance(disk, str) for disk in disks):
+        raise ValueError("its disks are not a list of paths")
+    return VolumeConfig(bytes.fromhex(volume_id), tuple(disks))
 
 
 def _quoted(text: str) -> str:

@@ -13,7 +13,7 @@ from blockplane.disks.disk import HEAD_BLOCKS, TAIL_BLOCKS, Disk, FileDisk, alig
 from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import DiskShortError, RefusedError, UsageError
-from blockplane.model.sizes import parse_size
+from blockplane.model.sizes import format_size, parse_size
 from blockplane.volume.config import DISKS_DIR
 
 DEFAULT_CHUNK_BYTES = 256 << 10
@@ -123,23 +123,33 @@ class GroupWish:
         if self.size_bytes is not None:
             usable = min(usable, self.size_bytes // BLOCK_BYTES - HEAD_BLOCKS - TAIL_BLOCKS)
         chunk = self._chunk_blocks(usable)
+        if usable < chunk:
+            raise _too_short(path, n_blocks, usable, chunk)
         usable -= usable % chunk
-        if usable < CHUNK_MULTIPLE_BLOCKS:
-            raise DiskShortError(
-                f"{path}: too short: {n_blocks} blocks hold no chunk of {chunk}", path, "take disks of at least 1 MiB"
-            )  # fmt: skip
         members = tuple(range(first_disk, first_disk + len(disks)))
         return GroupRecord(first, len(disks) - self.n_parity, self.n_parity, chunk, usable, members)
 
     def _chunk_blocks(self, usable: int) -> int:
         if self.chunk == "disk":
             return max(usable - usable % CHUNK_MULTIPLE_BLOCKS, CHUNK_MULTIPLE_BLOCKS)
-        n_bytes = parse_size(self.chunk) if isinstance(self.chunk, str) else self.chunk or DEFAULT_CHUNK_BYTES
+        n_bytes = parse_size(self.chunk) if isinstance(self.chunk, str) else self.chunk
+        if n_bytes is None:
+            n_bytes = DEFAULT_CHUNK_BYTES
         if n_bytes <= 0 or n_bytes % (CHUNK_MULTIPLE_BLOCKS * BLOCK_BYTES):
             raise UsageError(
                 f"a chunk of {n_bytes} bytes is not a multiple of 256 KiB", "say --chunk 256KiB, 1MiB or disk"
             )
         return n_bytes // BLOCK_BYTES
+
+
+def _too_short(path: str, n_blocks: int, usable: int, chunk: int) -> DiskShortError:
+    """Return the error for a disk that holds no chunk: the chunk is too large for it, or the disk too small for any."""
+    hint = "take disks of at least 1 MiB"
+    if usable >= CHUNK_MULTIPLE_BLOCKS:
+        fits = format_size(BLOCK_BYTES << usable.bit_length() - 1).replace(" ", "")
+        hint = f"say --chunk {fits} or less, --chunk disk, or take larger disks"
+    found, asked = format_size(n_blocks * BLOCK_BYTES), format_size(chunk * BLOCK_BYTES)
+    return DiskShortError(f"{path}: too short: a disk of {found} holds no chunk of {asked}", path, hint)
 
 
 def next_first(geometry: Geometry) -> int:
