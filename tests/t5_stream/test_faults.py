@@ -77,6 +77,22 @@ def test_the_whole_stream_is_received(full):
     assert sorted(target.blocks) == list(range(15))
 
 
+def test_what_stands_behind_a_stream(full, tmp_path):
+    """In a named file it is refused, and nothing arrives; of a descriptor it is left for the next reader."""
+    path = tmp_path / "two.bps"
+    path.write_bytes(full + full)
+    target = DictStorage()
+    with pytest.raises(StreamError, match="behind the trailer"):
+        receive(path, target)
+    assert target == DictStorage()
+    with open(path, "rb", buffering=0) as file:
+        for origin in (file.fileno(), file):
+            target = DictStorage()
+            assert receive(origin, target).n_blocks == 15
+            assert sorted(target.blocks) == list(range(15))
+        assert file.read() == b""
+
+
 def test_an_increment_brings_what_differs_and_drops_the_rest():
     stream, source, target = increment()
     receive(io.BytesIO(stream), target)

@@ -230,7 +230,10 @@ def test_a_grow_that_fails_leaves_the_volume_as_it_was(refused, done, pool):
         (["send", "pool", "june2 -", "-o", "out.bps"], "expression", 2),
         (["send", "pool", "june1", "-o", "absent/out.bps"], "stream", 1),
         (["send", "pool", "june1", "-o", "tree"], "stream", 1),
-        (["stream", "info", "absent.bps"], "stream", 1),
+        (["stream", "info", "absent.bps"], "not-found", 1),
+        (["stream", "verify", "absent.bps"], "not-found", 1),
+        (["stream", "verify", "june1.bps", "absent.bps"], "not-found", 1),
+        (["stream", "verify", "tree"], "stream", 1),
         (["stream", "info", "tree/large"], "stream", 1),
         (["nonsense"], "usage", 2),
         (["ls"], "usage", 2),
@@ -322,8 +325,21 @@ def test_disk_options_for_a_volume_that_is_there(refused, pool):
 def test_input_that_is_no_stream(refused, pool):
     refused("receive", "copy", "-i", "tree/hello", kind="stream-truncated")
     refused("receive", "copy", "-i", "tree/large", kind="stream")
-    refused("receive", "copy", "-i", "absent", kind="stream")
+    refused("receive", "copy", "-i", "absent", kind="not-found")
     refused("receive", "copy", "-i", "tree", kind="stream")
+
+
+def test_bytes_behind_a_streams_trailer(refused, done, blockplane, pool):
+    with open("june1.bps", "ab") as file:
+        file.write(b"\0")
+    assert "behind the trailer" in refused("receive", "copy", "-i", "june1.bps", kind="stream")
+    assert not os.path.exists("copy")
+    assert "behind the trailer" in refused("receive", pool, "-i", "june1.bps", kind="stream")
+    assert "behind the trailer" in blockplane("stream", "verify", "june1.bps").out
+    with bp.Volume.create("empty", disks=5, size="6MiB"):
+        pass
+    assert blockplane("receive", "empty", "-i", "june1.bps", "--json").error["kind"] == "stream"
+    assert done("snapshot", "list", "empty", "--json").json["snapshots"] == []
 
 
 @pytest.mark.parametrize("place", range(12))

@@ -236,7 +236,8 @@ def receive(
 
     A full one makes VOL, an incremental one goes onto the base it names.
 
-    The disk options are for a volume that is made; by default it gets the source's geometry.
+    The disk options are for a volume that is made; by default it gets the source's geometry. FILE holds one stream
+    alone; of standard input no more is read than the stream.
 
     \b
     blockplane receive copy -i june1.bps

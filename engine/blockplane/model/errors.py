@@ -172,6 +172,12 @@ class StreamError(BlockplaneError):
     kind = "stream"
 
 
+class StreamMissingError(StreamError):
+    """No file is where the stream was said to be."""
+
+    kind = "not-found"
+
+
 class StreamTruncatedError(StreamError):
     """The stream ends before its trailer."""
 

@@ -6,10 +6,11 @@ import contextlib
 import io
 import os
 import socket
+import stat
 from collections.abc import Sequence
 from typing import IO, Final, Protocol
 
-from blockplane.model.errors import StreamError
+from blockplane.model.errors import StreamError, StreamMissingError
 
 InputLike = str | os.PathLike[str] | int | IO[bytes] | socket.socket
 #: readv takes at most IOV_MAX (1,024) buffers.
@@ -22,6 +23,11 @@ class Input(Protocol):
     @property
     def name(self) -> str:
         """What a person calls it."""
+        ...
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a stream and nothing else: nothing may stand behind the trailer."""
         ...
 
     def read_into(self, buffers: Sequence[memoryview]) -> int:
@@ -39,18 +45,18 @@ def open_input(origin: InputLike) -> Input:
     Parameters
     ----------
     origin : a path, a file descriptor, a socket, or a file object opened for reading bytes. Descriptors, sockets and
-        objects stay open, and are read from where they stand.
+        objects stay open, are read from where they stand, and no further than the stream goes.
 
     Raises
     ------
-    StreamError : the path cannot be opened.
+    StreamError, StreamMissingError : the path cannot be opened.
     """
     if isinstance(origin, int):
         return FdInput(origin, f"file descriptor {origin}")
     if isinstance(origin, socket.socket):
         return SocketInput(origin)
     if isinstance(origin, (str, os.PathLike)):
-        return FdInput(open_path(origin), os.fspath(origin), owned=True)
+        return FdInput(open_path(origin), os.fspath(origin), named=True)
     with contextlib.suppress(AttributeError, OSError, io.UnsupportedOperation):
         # An unread raw or buffered file: what its buffer holds is asked for first, so that no byte is skipped.
         if isinstance(origin, io.FileIO):
@@ -59,20 +65,32 @@ def open_input(origin: InputLike) -> Input:
 
 
 def open_path(path: str | os.PathLike[str]) -> int:
-    """Return a descriptor on a stream file; StreamError: there is none that can be read."""
+    """Return a descriptor on a stream file; StreamMissingError, StreamError: there is none, or none to be read."""
+    name = os.fspath(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StreamMissingError(f"{name}: no such stream file", "name a file that `blockplane send` wrote") from error
     except OSError as error:
-        raise StreamError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
+        raise StreamError(f"cannot read {name}: {error.strerror}") from error
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StreamError(f"{name} is a directory", "name a stream file")
     return fd
 
 
 class FdInput:
-    """A descriptor: one readv per call, straight into the callers' buffers; the GIL is released."""
+    """A descriptor: one readv per call, straight into the callers' buffers; the GIL is released.
 
-    def __init__(self, fd: int, name: str, owned: bool = False) -> None:
-        self._fd, self._owned = fd, owned
+    Parameters
+    ----------
+    named : it was opened here, by a path: it is closed here too, and a regular file holds one stream alone.
+    """
+
+    def __init__(self, fd: int, name: str, named: bool = False) -> None:
+        self._fd, self._owned = fd, named
         self.name = name
+        self.is_whole = named and stat.S_ISREG(os.fstat(fd).st_mode)
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
@@ -108,6 +126,8 @@ def _advance(left: list[memoryview], n_bytes: int) -> None:
 class SocketInput:
     """A stream socket (TLS included), blocking or with a timeout."""
 
+    is_whole = False
+
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self.name = "the network connection"
@@ -134,6 +154,8 @@ class SocketInput:
 
 class ObjectInput:
     """Any object with ``readinto`` or ``read``."""
+
+    is_whole = False
 
     def __init__(self, origin: IO[bytes]) -> None:
         self._origin = origin

@@ -162,6 +162,7 @@ class StreamReader:
         ------
         StreamTruncatedError, StreamDamagedError, StreamOrderError : as the class names say; the trailer's counts and
             digest are compared here.
+        StreamError : something stands behind the trailer, in a file that was named.
         """
         if self._payload_due:
             raise ValueError("the payload of the last data frame was not read")
@@ -218,6 +219,11 @@ class StreamReader:
         self._sha.update(found.encode_counts())
         if found.digest != self._sha.digest():
             raise StreamDamagedError("the stream does not match the digest in its trailer", _AGAIN)
+        if self._input.is_whole and self._input.read_into([memoryview(bytearray(1))]):
+            raise StreamError(
+                f"there are bytes behind the trailer of the stream {self._input.name}, after {self.n_bytes} bytes",
+                "a stream file holds one stream and nothing else; fetch it again, or pipe in what belongs to it",
+            )
         self.trailer = found
 
     # --- frames ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import StreamError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.stream.codec import Role
-from blockplane.stream.input import open_input
+from blockplane.stream.input import Input, open_input
 from blockplane.stream.reader import StreamMap, StreamReader, verify_payload
 from blockplane.transfer.receive import Claims
 
@@ -53,47 +53,43 @@ def verify_streams(*paths: PathLike, progress: Progress = ignore_progress) -> St
 
     Raises
     ------
-    StreamError : a file cannot be opened. What is wrong inside one is a problem in the list.
+    StreamError, StreamMissingError : a file cannot be opened; none is read then. What is wrong inside one is a problem
+        in the list.
     """
     started = time.monotonic()
     verdict = StreamVerdict()
     total = sum(os.stat(path).st_size for path in paths if os.path.isfile(path))
     maps: list[tuple[PathLike, StreamMap]] = []
-    for path in paths:
-        try:
-            maps.append((path, _verify(path, verdict, progress, total, started)))
-        except StreamError as error:
-            verdict.problems.append(f"{os.fspath(path)}: {error}")
+    with ExitStack() as stack:
+        sources = [stack.enter_context(closing(open_input(path))) for path in paths]
+        for path, source in zip(paths, sources, strict=True):
+            try:
+                maps.append((path, _verify(source, verdict, progress, total, started)))
+            except StreamError as error:
+                verdict.problems.append(f"{os.fspath(path)}: {error}")
     if len(maps) > 1 and len(maps) == len(paths):
         _verify_chain(maps, verdict)
     verdict.seconds = time.monotonic() - started
     return verdict
 
 
-def _verify(path: PathLike, verdict: StreamVerdict, progress: Progress, total: int, started: float) -> StreamMap:
+def _verify(source: Input, verdict: StreamVerdict, progress: Progress, total: int, started: float) -> StreamMap:
     before = verdict.stream_bytes
     scratch = np.empty(1 << 20, np.uint8)
-    with closing(open_input(path)) as source:
-        reader = StreamReader(source)
-        stream = reader.read_map()
-        claims = Claims(stream.image)
-        while (head := reader.next_data()) is not None:
-            claims.take(head)
-            payload = scratch[: head.n_blocks * BLOCK_BYTES]
-            reader.read_payload([payload.data])
-            verify_payload(head, payload)
-            progress(ProgressEvent("verify", before + reader.n_bytes, total, time.monotonic() - started))
-        claims.require_all()
-        _require_end(source.read_into([memoryview(bytearray(1))]))
-        verdict.n_blocks += claims.n_blocks
-        verdict.stream_bytes += reader.n_bytes
+    reader = StreamReader(source)
+    stream = reader.read_map()
+    claims = Claims(stream.image)
+    while (head := reader.next_data()) is not None:
+        claims.take(head)
+        payload = scratch[: head.n_blocks * BLOCK_BYTES]
+        reader.read_payload([payload.data])
+        verify_payload(head, payload)
+        progress(ProgressEvent("verify", before + reader.n_bytes, total, time.monotonic() - started))
+    claims.require_all()
+    verdict.n_blocks += claims.n_blocks
+    verdict.stream_bytes += reader.n_bytes
     verdict.snapshots += [record.name for record in stream.arriving()]
     return stream
-
-
-def _require_end(n_extra: int) -> None:
-    if n_extra:
-        raise StreamError("there are bytes behind the stream's trailer")
 
 
 def _verify_chain(maps: Sequence[tuple[PathLike, StreamMap]], verdict: StreamVerdict) -> None:
