@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockplane._native import diskio
-from blockplane.disks import HEAD_BLOCKS
+from blockplane.disks import HEAD_BLOCKS, aligned_buffer
 from blockplane.image import Image
 
 Numbers = NDArray[np.int64]
@@ -65,7 +64,8 @@ def _in_threads(work: Callable[[DiskExtents], int], disks: Sequence[DiskExtents]
 
 
 def _scratch() -> NDArray[np.uint8]:
-    return np.frombuffer(mmap.mmap(-1, REQUEST_BLOCKS * 4096), np.uint8)
+    """One request's buffer, in a huge page: the limit is the machine's, not that of small pages."""
+    return aligned_buffer(2 << 20)[: REQUEST_BLOCKS * 4096]
 
 
 def read_raw(disks: Sequence[DiskExtents]) -> int:

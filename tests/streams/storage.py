@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -142,7 +142,10 @@ class DictSending:
     def branches(self) -> tuple[Branch, ...]:
         return self.history
 
-    def windows(self, *, read: bool = True) -> Iterator[Gathered]:
+    def windows(self, *, read: bool = True) -> AbstractContextManager[Iterator[Gathered]]:
+        return nullcontext(self._gathered())
+
+    def _gathered(self) -> Iterator[Gathered]:
         for extents in split(self.plane.extents(), self.window_blocks):
             numbers = numbers_in(extents)
             data = np.frombuffer(b"".join(self.storage.blocks[vbn] for vbn in numbers.tolist()), np.uint8)

@@ -123,7 +123,7 @@ def test_wrong_parity_is_found_and_made_right(array):
     assert verify_parity(array, 0, 6, 94).tolist() == []
     assert verify_parity(array, 1, 0, 128).tolist() == [9, 70]
     seen = []
-    resync_parity(array, 0, 3, 100, verify=lambda band: seen.append((band.dbn_start, band.n_stripes)))
+    resync_parity(array, 0, 3, 100, judge=lambda band: seen.append((band.dbn_start, band.n_stripes)))
     resync_parity(array, 1, 0, 128)
     resync_parity(array, 2, 0, 128)
     array.drain()
@@ -143,7 +143,7 @@ def test_a_resync_stops_before_a_bad_block(array):
 
     array.write_raw([(3, HEAD_BLOCKS)], np.full(4096, 1, dtype=np.uint8))
     with pytest.raises(ChecksumError):
-        resync_parity(array, 0, 0, 64, verify=refuse)
+        resync_parity(array, 0, 0, 64, judge=refuse)
     array.drain()
     assert verify_parity(array, 0, 0, 64).tolist() == [0]
 

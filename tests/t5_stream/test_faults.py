@@ -194,7 +194,7 @@ class Lying(DictSending):
         super().__init__(storage, top)
         self.sent = sent
 
-    def windows(self, *, read=True):
+    def _gathered(self):
         from blockplane.image.gather import Gathered
 
         for vbns in self.sent:

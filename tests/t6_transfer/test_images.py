@@ -263,7 +263,8 @@ def test_expected_checks_are_those_of_the_blocks(volume):
     n_blocks = 0
     from blockplane.model.checks import first_bad_block
 
-    for window in ImageSending(image, window_blocks=50).windows():
-        assert first_bad_block(window.buffer, numbers_in(window.extents), window.checks) == -1
-        n_blocks += len(window.checks)
+    with ImageSending(image, window_blocks=50).windows() as gathered:
+        for window in gathered:
+            assert first_bad_block(window.buffer, numbers_in(window.extents), window.checks) == -1
+            n_blocks += len(window.checks)
     assert n_blocks == image.n_blocks

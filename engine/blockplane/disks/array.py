@@ -108,7 +108,7 @@ class DiskArray:
         numbers: Numbers | None = None,
         expected: Checks | None = None,
     ) -> None:
-        """Read blocks by place and wait.
+        """Read blocks by place and wait; goes before what `submit_read` has queued.
 
         Parameters
         ----------
@@ -128,7 +128,7 @@ class DiskArray:
             jobs[0][1].run(self.disks[jobs[0][0]])
         else:
             for disk, job in jobs:
-                self._workers[disk].submit(job)
+                self._workers[disk].submit_urgent(job)
         pending.wait()
         refuse_bad(pending.first_bad, numbers)
 

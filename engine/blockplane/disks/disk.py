@@ -135,7 +135,9 @@ def aligned_buffer(n_bytes: int) -> Bytes:
     -----
     Large ones ask for huge pages: O_DIRECT pins one page instead of 512, and the first touch costs as much less.
     """
-    mapped = mmap.mmap(-1, max(n_bytes, 1))
+    mapped = mmap.mmap(
+        -1, max(n_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    )  # shared ones get no huge pages
     if n_bytes >= _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             mapped.madvise(mmap.MADV_HUGEPAGE)

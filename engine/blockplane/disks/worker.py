@@ -1,4 +1,7 @@
-"""One thread per disk: a queue of reads, writes and flushes, run in order; writes that touch become one request."""
+"""One thread per disk: a queue of reads, writes and flushes, run in order; writes that touch become one request.
+
+Reads somebody waits for overtake what is read ahead, and writes to other blocks.
+"""
 
 from __future__ import annotations
 
@@ -77,6 +80,7 @@ class DiskWorker(threading.Thread):
         #: guards everything below
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()
+        self._urgent: deque[ReadJob] = deque()
         self._closing = False
         # raw blocks between which writes are queued or running; empty when no write is
         self._n_writes = 0
@@ -91,6 +95,18 @@ class DiskWorker(threading.Thread):
             if isinstance(job, WriteJob):
                 self._note_write(job)
             self._jobs.append(job)
+            self._changed.notify()
+
+    def submit_urgent(self, job: ReadJob) -> None:
+        """Queue a read before all that waits, unless a write to what it reads is among it."""
+        start, stop = int(job.blocks.min()), int((job.blocks + job.n_blocks).max())
+        if self.may_be_written(start, stop):
+            self.submit(job)
+            return
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the disk array is closed")
+            self._urgent.append(job)
             self._changed.notify()
 
     def _note_write(self, job: WriteJob) -> None:
@@ -117,15 +133,17 @@ class DiskWorker(threading.Thread):
         """Work until closed."""
         while True:
             with self._changed:
-                while not self._jobs and not self._closing:
+                while not self._jobs and not self._urgent and not self._closing:
                     self._changed.wait()
-                if not self._jobs:
+                if not self._jobs and not self._urgent:
                     return
                 jobs = self._next_batch()
             self._run_batch(jobs)
 
     def _next_batch(self) -> list[Job]:
         """One job, or writes that follow each other in the queue. Called with the lock held."""
+        if self._urgent:
+            return [self._urgent.popleft()]
         jobs = [self._jobs.popleft()]
         n_blocks = 0
         while isinstance(jobs[-1], WriteJob):

@@ -6,10 +6,11 @@ buffer and verifies it there while it is in the cache; whole windows come out in
 
 from __future__ import annotations
 
-from collections import deque
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Final
 
 import numpy as np
@@ -28,10 +29,9 @@ _HOLE_SHARE: Final = 1 / 25
 _HOLE_BLOCKS: Final = (8, 4, 2, 1)
 
 
-#: Windows whose checks are looked up together: at 8 MiB each one read of 32 leaves for 128 MiB. The first batch
-#: is what the ring holds: the disks start soon, and the second lookup stands near the head of their queues.
-_BATCH_WINDOWS: Final = 16
-_FIRST_WINDOWS: Final = 8
+#: Windows whose checks are looked up together, at 8 MiB each one read of 16 leaves for 64 MiB, while the disks are busy
+#: with those before.
+_BATCH_WINDOWS: Final = 8
 #: A batch ends early at so many extents, of which each may need a leaf: bounds the leaves held to 8 MiB and a window's.
 _BATCH_EXTENTS: Final = 2048
 
@@ -66,14 +66,15 @@ class _InFlight:
     reads: list[tuple[DiskPlan, Numbers, Pending]]
 
 
-def gather(
+@contextmanager
+def gathering(
     windows: Iterator[Window], checks_of: Callable[[Numbers], Checks], array: DiskArray, window_blocks: int
-) -> Iterator[Gathered]:
-    """Yield the blocks of windows, in order, verified.
+) -> Iterator[Iterator[Gathered]]:
+    """Read the blocks of windows; within the context they come, in order, verified.
 
     Parameters
     ----------
-    checks_of : the checks that blocks must have, by VBN.
+    checks_of : the checks that blocks must have, by VBN. It and the windows are used in a thread of their own.
     window_blocks : the most blocks a window has.
 
     Raises
@@ -83,37 +84,65 @@ def gather(
 
     Notes
     -----
-    Memory: RING_BYTES, at least two windows.
+    Reading begins at once, before the first window is asked for. Memory: RING_BYTES, at least two windows.
     """
-    window_bytes = window_blocks * BLOCK_BYTES
-    n_buffers = max(RING_BYTES // window_bytes, 2)
-    memory = aligned_buffer(n_buffers * window_bytes)
-    free = [memory[at : at + window_bytes] for at in range(0, len(memory), window_bytes)]
-    ring: deque[_InFlight] = deque()
-    for planned in _planned(windows, checks_of):
-        if not free:
-            flight = ring.popleft()
-            yield _finish(flight, array)
-            free.append(flight.buffer)
-        ring.append(_start(planned, array, free.pop()))
-    while ring:
-        yield _finish(ring.popleft(), array)
+    ring = _Ring(windows, checks_of, array, window_blocks)
+    ring.start()
+    try:
+        yield ring.whole_windows()
+    finally:
+        ring.stop()
 
 
-def _planned(windows: Iterator[Window], checks_of: Callable[[Numbers], Checks]) -> Iterator[_Planned]:
-    """Yield windows with their checks, a batch ahead in a thread of its own: no disk waits for a lookup."""
-    with ThreadPoolExecutor(1, "gather plan") as pool:
-        coming = pool.submit(_plan, windows, checks_of, _FIRST_WINDOWS)
-        while batch := coming.result():
-            coming = pool.submit(_plan, windows, checks_of, _BATCH_WINDOWS)
-            yield from batch
+class _Ring(threading.Thread):
+    """Plans windows and gives them to the disks as fast as buffers come back."""
+
+    def __init__(
+        self, windows: Iterator[Window], checks_of: Callable[[Numbers], Checks], array: DiskArray, window_blocks: int
+    ) -> None:
+        super().__init__(name="blockplane gather", daemon=True)
+        self._windows, self._checks_of, self._array = windows, checks_of, array
+        window_bytes = window_blocks * BLOCK_BYTES
+        memory = aligned_buffer(max(RING_BYTES // window_bytes, 2) * window_bytes)
+        #: None: stop
+        self._free: SimpleQueue[Bytes | None] = SimpleQueue()
+        for at in range(0, len(memory), window_bytes):
+            self._free.put(memory[at : at + window_bytes])
+        #: in order; None or what went wrong comes last
+        self._flying: SimpleQueue[_InFlight | BaseException | None] = SimpleQueue()
+
+    def run(self) -> None:
+        """Start every window; in the thread."""
+        try:
+            while batch := _plan(self._windows, self._checks_of):
+                for planned in batch:
+                    buffer = self._free.get()
+                    if buffer is None:
+                        return
+                    self._flying.put(_start(planned, self._array, buffer))
+            self._flying.put(None)
+        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
+            self._flying.put(error)
+
+    def stop(self) -> None:
+        """Start no more windows; what the disks have begun they finish."""
+        self._free.put(None)
+        self.join()
+
+    def whole_windows(self) -> Iterator[Gathered]:
+        """Yield each window once all of it is there."""
+        while (flight := self._flying.get()) is not None:
+            if isinstance(flight, BaseException):
+                raise flight
+            yield _finish(flight, self._array)
+            self._free.put(flight.buffer)
 
 
-def _plan(windows: Iterator[Window], checks_of: Callable[[Numbers], Checks], n_windows: int) -> list[_Planned]:
-    """Take up to n_windows windows and look their checks up together."""
+def _plan(windows: Iterator[Window], checks_of: Callable[[Numbers], Checks]) -> list[_Planned]:
+    """Take the next windows and look their checks up together."""
     batch: list[Window] = []
     n_extents = 0
-    while len(batch) < n_windows and n_extents < _BATCH_EXTENTS and (window := next(windows, None)) is not None:
+    while len(batch) < _BATCH_WINDOWS and n_extents < _BATCH_EXTENTS and (window := next(windows, None)) is not None:
         batch.append(window)
         n_extents += len(window.extents)
     if not batch:

@@ -44,8 +44,11 @@ class Sendable(Protocol):
         """Return the branch history of the top, older first."""
         ...
 
-    def windows(self, *, read: bool = True) -> Iterator[Gathered]:
-        """Yield the blocks, every VBN of the plane once. Without `read` the buffers' bytes and checks mean nothing."""
+    def windows(self, *, read: bool = True) -> AbstractContextManager[Iterator[Gathered]]:
+        """Begin to read; the blocks come inside the context, every VBN of the plane once.
+
+        Without `read` the buffers' bytes and checks mean nothing.
+        """
         ...
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -13,10 +13,10 @@ import numpy as np
 
 from blockplane.image.expected import ExpectedChecks
 from blockplane.image.extents import n_blocks_in
-from blockplane.image.gather import Gathered, gather
+from blockplane.image.gather import Gathered, gathering
 from blockplane.image.image import Image
-from blockplane.image.order import DISK, VERSION, WINDOW_BLOCKS, windows
-from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.image.order import DISK, VERSION, WINDOW_BLOCKS, Window, windows
+from blockplane.model.addresses import BLOCK_BYTES, Checks, Numbers
 from blockplane.model.errors import NoSuchSnapshotError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
@@ -99,22 +99,30 @@ class ImageSending:
         """See Sendable."""
         return self.image.top_state.branches()
 
-    def windows(self, *, read: bool = True) -> Iterator[Gathered]:
+    @contextmanager
+    def windows(self, *, read: bool = True) -> Iterator[Iterator[Gathered]]:
         """See Sendable."""
         image, store = self.image, self.image.store
         planned = windows(image.layout, image.plane, store.geometry, self._order, self._window_blocks)
         if not read:
-            blank = np.zeros(self._window_blocks * BLOCK_BYTES, np.uint8)
-            checks = np.zeros(self._window_blocks, np.uint32)
-            for window in planned:
-                yield Gathered(window.extents, checks[: window.n_blocks], blank[: window.n_blocks * BLOCK_BYTES])
+            yield self._blank(planned)
             return
-        self._checks = ExpectedChecks(image.owners, image.base_state)
-        with ExitStack() as pins:
+        with ExitStack() as reading:
             for record in image.records():
-                pins.enter_context(store.pin(record.id))
+                reading.enter_context(store.pin(record.id))
             self._require_alive()
-            yield from gather(planned, self._checks.of, store.array, self._window_blocks)
+            yield reading.enter_context(gathering(planned, self._checks_of, store.array, self._window_blocks))
+
+    def _blank(self, planned: Iterator[Window]) -> Iterator[Gathered]:
+        blank = np.zeros(self._window_blocks * BLOCK_BYTES, np.uint8)
+        checks = np.zeros(self._window_blocks, np.uint32)
+        for window in planned:
+            yield Gathered(window.extents, checks[: window.n_blocks], blank[: window.n_blocks * BLOCK_BYTES])
+
+    def _checks_of(self, vbns: Numbers) -> Checks:
+        if self._checks is None:
+            self._checks = ExpectedChecks(self.image.owners, self.image.base_state)
+        return self._checks.of(vbns)
 
     def _require_alive(self) -> None:
         """Refuse when a snapshot went between planning and pinning."""
@@ -179,13 +187,13 @@ def _send(sending: Sendable, sink: Sink, progress: Progress, *, read: bool) -> S
     snapshots, branches = sending.snapshots(), sending.branches()
     header = _completed(sending, snapshots, len(branches))
     total = header.image_blocks * BLOCK_BYTES
-    with closing(StreamWriter(sink, header)) as writer:
+    with sending.windows(read=read) as gathered, closing(StreamWriter(sink, header)) as writer:
         writer.write_snapshots(snapshots)
         writer.write_branches(branches)
         writer.write_plane(FrameKind.IMAGE_PLANE, sending.plane)
         writer.write_plane(FrameKind.DROPPED_PLANE, sending.dropped)
         done = 0
-        for window in sending.windows(read=read):
+        for window in gathered:
             writer.write_blocks(window.extents, window.checks, window.buffer)
             done += n_blocks_in(window.extents) * BLOCK_BYTES
             if read:
