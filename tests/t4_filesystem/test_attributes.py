@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -130,3 +131,50 @@ def test_dos_attributes_and_nfs_acls_are_kept(volume: Volume, fs: FileSystem) ->
     assert snapshot.getxattr("/f", "system.nfs4_acl") == bytes(range(200))
     with pytest.raises(InvalidRequestError):
         fs.set_dos_attributes("/f", 64)
+
+
+DEFAULTS = {
+    "plain": [AclEntry(USER_OBJ, 7, NONE), AclEntry(GROUP_OBJ, 5, NONE), AclEntry(OTHER, 1, NONE)],
+    "named": ACL,
+    "mask alone": [
+        AclEntry(USER_OBJ, 7, NONE), AclEntry(GROUP_OBJ, 7, NONE), AclEntry(MASK, 3, NONE), AclEntry(OTHER, 5, NONE)
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o666, 0o640, 0o070, 0])
+@pytest.mark.parametrize("default", DEFAULTS)
+def test_a_default_acl_is_passed_on_as_the_host_does(fs: FileSystem, tmp_path: Path, default: str, mode: int) -> None:
+    host = tmp_path / "host"
+    value = encode_acl(DEFAULTS[default])
+    before = os.umask(0o077)  # which counts for nothing where a default ACL is
+    try:
+        for there in (os, fs):
+            top = str(host) if there is os else "/host"
+            there.mkdir(top, 0o755)
+            there.setxattr(top, "system.posix_acl_default", value)
+            there.mkdir(f"{top}/directory", mode)
+            there.mkdir(f"{top}/directory/deeper", mode)
+            there.mkfifo(f"{top}/fifo", mode)
+            there.mknod(f"{top}/file", stat.S_IFREG | mode)
+            there.symlink("file", f"{top}/link")
+    finally:
+        os.umask(before)
+    for name in ("directory", "directory/deeper", "fifo", "file", "link"):
+        theirs, ours = os.lstat(host / name), fs.lstat(f"/host/{name}")
+        assert oct(ours.st_mode) == oct(theirs.st_mode), name
+        names = [key for key in os.listxattr(host / name, follow_symlinks=False) if "posix_acl" in key]
+        assert fs.listxattr(f"/host/{name}", follow_symlinks=False) == sorted(names), name
+        for key in names:
+            assert fs.getxattr(f"/host/{name}", key) == os.getxattr(host / name, key), (name, key)
+    assert fs.check().problems == []
+
+
+def test_a_umask_counts_only_without_a_default_acl(fs: FileSystem) -> None:
+    fs.makedirs("/plain/inner", umask=0o022)
+    assert stat.S_IMODE(fs.stat("/plain/inner").st_mode) == 0o755
+    fs.setxattr("/plain", "system.posix_acl_default", encode_acl(ACL))
+    fs.makedirs("/plain/new/inner", umask=0o077)
+    assert stat.S_IMODE(fs.stat("/plain/new/inner").st_mode) == 0o750
+    fs.write_bytes("/plain/new/file", b"x")
+    assert stat.S_IMODE(fs.stat("/plain/new/file").st_mode) == 0o640

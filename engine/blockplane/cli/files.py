@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from blockplane.filesystem import StatResult
 
 _COPY_BYTES = 1 << 20
+#: What others may not, where no default ACL says it: the same whoever makes a directory.
+_UMASK = 0o022
 
 _TYPES = {
     modes.S_IFREG: "file",
@@ -218,9 +220,9 @@ def mkdir(paths: Sequence[str], parents: bool, as_json: bool, wait_s: float) -> 
         with open_volume(target.place, "mkdir", wait_s, writable=True) as volume:
             files = bp.FileSystem(volume)
             if parents:
-                files.makedirs(target.path or "/", 0o755, exist_ok=True)
+                files.makedirs(target.path or "/", umask=_UMASK, exist_ok=True)
             else:
-                files.mkdir(target.path or "/", 0o755)
+                files.mkdir(target.path or "/", umask=_UMASK)
     if as_json:
         print_json({"made": list(paths)})
 

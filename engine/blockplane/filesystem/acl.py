@@ -55,3 +55,16 @@ def acl_of_mode(entries: list[AclEntry], mode: int) -> list[AclEntry]:
     return [
         entry._replace(permissions=mode >> shift[entry.tag] & 7) if entry.tag in shift else entry for entry in entries
     ]
+
+
+def inherited_acl(default: list[AclEntry], mode: int) -> tuple[list[AclEntry] | None, int]:
+    """Return the access ACL and the mode of something made in a directory that has a default ACL, as Linux makes them.
+
+    The ACL is the default one with what the mode asked for does not grant taken away; None where the mode says it all.
+    There is no umask then.
+    """
+    shown = mode_of_acl(default, mode)
+    granted = shown & mode
+    entries = acl_of_mode(default, granted)
+    is_plain = all(entry.tag in (USER_OBJ, GROUP_OBJ, OTHER) for entry in entries)
+    return None if is_plain else entries, mode & ~0o777 | granted & 0o777

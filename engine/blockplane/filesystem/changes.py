@@ -6,6 +6,7 @@ import os
 import stat
 import time
 
+from blockplane.filesystem import acl
 from blockplane.filesystem.attribute_changes import AttributeChanges
 from blockplane.filesystem.errors import (
     ExistsError,
@@ -29,11 +30,19 @@ _SPECIAL = (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFRE
 class Changes(AttributeChanges):
     """Creating, removing, renaming and linking by path."""
 
-    def _create(self, place: Place, path: AnyPath, mode: int, rdev: int = 0, content: bytes = b"") -> Inode:
-        """Make an inode at a place where nothing is, owned by the process's user, with content if given."""
+    def _create(
+        self, place: Place, path: AnyPath, mode: int, rdev: int = 0, content: bytes = b"", umask: int = 0
+    ) -> Inode:
+        """Make an inode at a place where nothing is, owned by the process's user, with content if given.
+
+        The directory's default ACL is passed on; umask counts only where there is none.
+        """
         self.resolver.require_name(place, path)
+        attributes, mode = self._inherited(place.parent, mode, umask)
         inode = self.store.create(mode, place.parent, uid=os.geteuid(), gid=os.getegid(), rdev=rdev)
         try:
+            if attributes:
+                self.store.set_attributes(inode, attributes)
             if content:
                 self.store.write_part(inode, 0, memoryview(content))
             self.store.add_entry(place.parent, place.name, inode)
@@ -41,6 +50,16 @@ class Changes(AttributeChanges):
             self.store.destroy(inode)
             raise
         return inode
+
+    def _inherited(self, parent: Inode, mode: int, umask: int) -> tuple[dict[bytes, bytes], int]:
+        """Return the attributes and the mode that something new gets in a directory."""
+        raw = self.store.attributes(parent).get(acl.DEFAULT, b"") if not stat.S_ISLNK(mode) else b""
+        default = acl.decode_acl(raw)
+        if default is None:
+            return {}, mode & ~umask
+        access, mode = acl.inherited_acl(default, mode)
+        attributes = {acl.ACCESS: acl.encode_acl(access)} if access is not None else {}
+        return attributes | ({acl.DEFAULT: raw} if stat.S_ISDIR(mode) else {}), mode
 
     def _new_place(self, path: AnyPath) -> Place:
         self.store.require_writable(path_text(path_bytes(path)))
@@ -52,14 +71,14 @@ class Changes(AttributeChanges):
             raise ExistsError(path_text(path_bytes(path)))
         return place
 
-    def mkdir(self, path: AnyPath, mode: int = 0o777) -> None:
-        """Make a directory; there is no umask: the mode is taken as it is."""
+    def mkdir(self, path: AnyPath, mode: int = 0o777, *, umask: int = 0) -> None:
+        """Make a directory; the process's umask does not count, one that is given does where no default ACL is."""
         with self.store.lock:
-            self._create(self._new_place(path), path, stat.S_IFDIR | mode & 0o7777)
+            self._create(self._new_place(path), path, stat.S_IFDIR | mode & 0o7777, umask=umask)
             self.store.changed()
 
-    def makedirs(self, path: AnyPath, mode: int = 0o777, *, exist_ok: bool = False) -> None:
-        """Make a directory and those above it that are missing."""
+    def makedirs(self, path: AnyPath, mode: int = 0o777, *, umask: int = 0, exist_ok: bool = False) -> None:
+        """Make a directory and those above it that are missing; see `mkdir`."""
         raw = path_bytes(path).rstrip(b"/") or b"/"
         head = raw.rpartition(b"/")[0]
         with self.store.lock:
@@ -68,8 +87,8 @@ class Changes(AttributeChanges):
                     raise ExistsError(path_text(raw))
                 return
             if head and not self.exists(head):
-                self.makedirs(head, mode, exist_ok=True)
-            self.mkdir(raw, mode)
+                self.makedirs(head, mode, umask=umask, exist_ok=True)
+            self.mkdir(raw, mode, umask=umask)
 
     def symlink(self, target: AnyPath, path: AnyPath) -> None:
         """Make a symbolic link that holds target."""
