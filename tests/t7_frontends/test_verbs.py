@@ -98,6 +98,16 @@ def test_put_update_rewrites_what_differs_and_deletes_when_told(done, tree):
     assert differences(host_tree(tree), host_tree("back")) == []
 
 
+def test_put_leaves_out_what_is_excluded(done, blockplane, tree):
+    done("create", "v", "--disks", 3, "--size", "8MiB")
+    found = done("put", "v:/", tree, "--exclude", "large", "--exclude", "/folder/*", "--json").json
+    assert found["n_excluded"] == 2
+    assert done("ls", "v:/tree").out.split() == ["folder", "hello", "link"]
+    assert done("ls", "v:/tree/folder").out == ""
+    assert "1 entry left out" in done("put", "v:/again", tree, "--exclude", "large").out
+    assert blockplane("put", "v:/", tree, "--exclude", "").status == 1
+
+
 def test_ls_long_and_json(done, pool):
     text = done("ls", "-l", f"{pool}:/tree").out
     assert "link -> hello" in text

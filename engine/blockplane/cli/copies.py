@@ -27,6 +27,7 @@ _MAX_SHOWN_SKIPPED = 20
 @click.option("--update", is_flag=True, help="Make DEST equal to SRC; rewrite only the blocks that differ.")
 @click.option("--delete", is_flag=True, help="With --update: remove what SRC lacks.")
 @click.option("--checksum", is_flag=True, help="With --update: compare contents even where size and time agree.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out what matches; repeat.")
 @json_option
 @wait_option
 @progress_option
@@ -36,6 +37,7 @@ def put(
     update: bool,
     delete: bool,
     checksum: bool,
+    exclude: Sequence[str],
     as_json: bool,
     wait_s: float,
     progress: bool | None,
@@ -47,18 +49,26 @@ def put(
     \b
     blockplane put pool:/ /usr/include          makes /include
     blockplane put --update --delete pool:/include /usr/include
+    blockplane put pool:/ src --exclude '*.o' --exclude /build --exclude 'cache/'
+
+    A PATTERN with a slash at its start or within it names a path from SRC on, one without an entry wherever it lies; a
+    slash at its end means directories only. `*` and `?` stop at slashes, `**` does not, `[a-z]` is one of a set. What
+    is below a directory left out is left out too, and in directories that SRC has --delete leaves alone what matches.
     """
     target = live_file_of(dest)
     if (delete or checksum) and not update:
         raise bp.errors.UsageError("--delete and --checksum go with --update", "say --update too")
     with open_volume(target.place, "put", wait_s, writable=True) as volume, ProgressLine(progress) as line:
         files = bp.FileSystem(volume)
-        report = files.put(source, target.path or "/", update=update, delete=delete, checksum=checksum, progress=line)
+        report = files.put(
+            source, target.path or "/", update=update, delete=delete, checksum=checksum, exclude=exclude, progress=line
+        )
         volume.sync()
     if as_json:
         print_json(_shown(report))
     else:
         removed = f", {count(report.n_removed, 'entry', 'entries')} removed" if report.n_removed else ""
+        removed += f", {count(report.n_excluded, 'entry', 'entries')} left out" if report.n_excluded else ""
         written = f", {size(report.n_blocks_written * bp.BLOCK_BYTES)} written" if update else ""
         print(f"put {_counts(report)}{written}{removed}")
     return _status(report.skipped)

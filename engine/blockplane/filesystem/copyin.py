@@ -5,20 +5,24 @@ buffers that the disks are written from.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import stat
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from blockplane.filesystem.datain import DataIn, Job
+from blockplane.filesystem.directory import Entry
 from blockplane.filesystem.errors import (
     InvalidRequestError,
     IsADirectoryPathError,
     NotADirectoryPathError,
     NotFoundError,
 )
-from blockplane.filesystem.hostread import HostEntry, Listing, host_entry, walk_ahead
+from blockplane.filesystem.exclude import Exclusions
+from blockplane.filesystem.hostread import HostEntry, Listing, below, host_entry, walk_ahead
 from blockplane.filesystem.inode import Inode, clamp_time
 from blockplane.filesystem.names import AnyPath, check_name, path_bytes, path_text
 from blockplane.filesystem.stat_result import pack_device
@@ -46,6 +50,7 @@ class PutReport:
     n_bytes: int = 0
     n_blocks_written: int = 0
     n_removed: int = 0
+    n_excluded: int = 0
     seconds: float = 0.0
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
@@ -58,6 +63,7 @@ def put(
     update: bool = False,
     delete: bool = False,
     checksum: bool = False,
+    exclude: Sequence[AnyPath] = (),
     progress: Progress | None = None,
 ) -> PutReport:
     """Copy a file or tree of the host into a volume, with all attributes, links and holes.
@@ -69,10 +75,12 @@ def put(
     update : dest becomes source's copy; only blocks that differ are written. Without it a file that is in the way is
         replaced.
     delete : with update, remove what source lacks. checksum : with update, compare content though size and time agree.
+    exclude : patterns of entries to leave out, and to leave alone where `delete` would remove them; see `exclude`. The
+        source itself is never left out.
 
     Raises
     ------
-    NotFoundError: source, or the directory that is to hold dest, is not there.
+    InvalidRequestError: a pattern is none. NotFoundError: source, or the directory that is to hold dest, is not there.
     NoSpaceError: the volume is full; what was put so far is there, and can be deleted.
 
     Notes
@@ -84,14 +92,22 @@ def put(
     started = time.monotonic()
     raw = os.fsencode(os.fspath(source))
     top = _top_entry(raw)
+    exclusions = Exclusions(exclude)
     copy = _CopyIn(fs.store, PutReport(), progress or ignore_progress, started)
     with fs.store.lock:
         fs.store.require_writable(path_text(path_bytes(dest)))
         place = _destination(fs, top, raw, dest, update)
-        updater = Updater(fs, copy.report, delete=delete, checksum=checksum, update=update)
-    copy.run(top, place, updater)
+        keeps = functools.partial(_is_excluded, exclusions, top) if exclusions else None
+        updater = Updater(fs, copy.report, delete=delete, checksum=checksum, update=update, keeps=keeps)
+    copy.run(top, place, updater, exclusions)
     copy.report.seconds = time.monotonic() - started
     return copy.report
+
+
+def _is_excluded(exclusions: Exclusions, top: HostEntry, directory: HostEntry, entry: Entry) -> bool:
+    """Whether an entry of a directory that is made equal to one of the host is among those left out."""
+    path = below(top, directory.path + b"/" + entry.name)
+    return exclusions.excludes(path, entry.type << 12 == stat.S_IFDIR)
 
 
 def _top_entry(raw: bytes) -> HostEntry:
@@ -148,7 +164,7 @@ class _CopyIn:
         self._links: dict[tuple[int, int], Inode] = {}
         self._n_entries = 0
 
-    def run(self, top: HostEntry, place: Place, updater: Updater) -> None:
+    def run(self, top: HostEntry, place: Place, updater: Updater, exclusions: Exclusions) -> None:
         """Copy everything; the lock is let go between batches."""
         store = self.store
         try:
@@ -160,7 +176,7 @@ class _CopyIn:
                 self._end_batch()
                 return
             self._enter_top(top, place)
-            with contextlib.closing(walk_ahead(top)) as listings:
+            with contextlib.closing(walk_ahead(top, exclusions)) as listings:
                 for listing in listings:
                     self._fill(listing, updater)
             self._end_batch()
@@ -191,6 +207,7 @@ class _CopyIn:
         """Copy the children of a directory; subdirectories are entered, and filled by their own listings."""
         report = self.report
         report.skipped += listing.skipped
+        report.n_excluded += listing.n_excluded
         target = self._targets.pop(listing.entry.path, None)
         if target is None:
             return

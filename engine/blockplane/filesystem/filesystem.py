@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from typing import BinaryIO, cast
 
 from blockplane.filesystem.changes import Changes
@@ -65,10 +66,13 @@ class FileSystem(Changes):
         update: bool = False,
         delete: bool = False,
         checksum: bool = False,
+        exclude: Sequence[AnyPath] = (),
         progress: Progress | None = None,
     ) -> PutReport:
         """Copy a tree of the host in; see `copyin.put`."""
-        return put(self, source, dest, update=update, delete=delete, checksum=checksum, progress=progress)
+        return put(
+            self, source, dest, update=update, delete=delete, checksum=checksum, exclude=exclude, progress=progress
+        )
 
     def get(self, source: AnyPath, dest: str | os.PathLike[str], *, progress: Progress | None = None) -> GetReport:
         """Copy a tree out to the host; see `copyout.get`."""

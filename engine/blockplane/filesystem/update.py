@@ -17,23 +17,41 @@ from blockplane.model import BLOCK_BYTES
 from blockplane.volume.runs import mask_runs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from blockplane.filesystem.changes import Changes
     from blockplane.filesystem.copyin import PutReport
+    from blockplane.filesystem.directory import Entry
     from blockplane.volume.tree import BlockTree
 
 _COMPARE_BLOCKS = 256
 
 
 class Updater:
-    """Settles what is in the way of a put; the caller holds the store's lock."""
+    """Settles what is in the way of a put; the caller holds the store's lock.
 
-    def __init__(self, fs: Changes, report: PutReport, *, update: bool, delete: bool, checksum: bool) -> None:
+    Parameters
+    ----------
+    keeps : whether `delete` leaves an entry that the source's directory has not; None: it leaves none.
+    """
+
+    def __init__(
+        self,
+        fs: Changes,
+        report: PutReport,
+        *,
+        update: bool,
+        delete: bool,
+        checksum: bool,
+        keeps: Callable[[HostEntry, Entry], bool] | None = None,
+    ) -> None:
         self._fs = fs
         self._store = fs.store
         self._report = report
         self._update = update
         self._delete = delete
         self._checksum = checksum
+        self._keeps = keeps
         self._claims: dict[int, tuple[int, int]] = {}
 
     def prepare(self, inode: Inode, listing: Listing) -> None:
@@ -42,7 +60,7 @@ class Updater:
             return
         names = {child.name for child in listing.children}
         for entry in self._store.directory(inode).all_entries():
-            if entry.name not in names:
+            if entry.name not in names and not (self._keeps and self._keeps(listing.entry, entry)):
                 self._remove(inode, entry.name, self._store.inode_of(entry))
 
     def settle(self, parent: Inode, child: HostEntry, existing: Inode, linked: Inode | None) -> Inode | None:
