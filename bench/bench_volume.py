@@ -22,8 +22,6 @@ SMALL_VOLUME = 16 * GIB
 LARGE_VOLUME = (16 << 40) if os.environ.get("BENCH_FULL") == "1" else 512 * GIB
 #: A root record goes to both ends of every disk.
 FSINFO_BLOCKS = 2 * N_DISKS
-#: Whole stripes are written; a level more in the blockmap's or the checksum file's tree may begin another one.
-MORE_STRIPES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +46,15 @@ def cost_of(volume: Volume, work: Callable[[], object]) -> Cost:
     )
 
 
-def make_volume(path: Path, n_bytes: int, *, aged: bool) -> Volume:
-    """Return a volume with a few files; aged: half of all places are taken, in leaves that are really there."""
+def make_volume(path: Path, n_bytes: int) -> Volume:
+    """Return an aged volume with a few files: half of all places are taken, in leaves that are really there."""
     volume = Volume.create(path, disks=N_DISKS, size=n_bytes // N_DATA)
     fs = FileSystem(volume)
     fs.mkdir("/files")
     for i in range(200):
         fs.write_bytes(f"/files/{i:03d}", bytes([i]) * 20_000)
     volume.sync()
-    if aged:
-        take_half(volume)
+    take_half(volume)
     volume.snapshot("first")
     return volume
 
@@ -81,7 +78,7 @@ def take_half(volume: Volume) -> None:
 @pytest.fixture(scope="module", params=["small", "large"])
 def volume(request: pytest.FixtureRequest, folder: Path) -> Iterator[Volume]:
     is_large = request.param == "large"
-    made = make_volume(folder / f"volume-{request.param}", LARGE_VOLUME if is_large else SMALL_VOLUME, aged=is_large)
+    made = make_volume(folder / f"volume-{request.param}", LARGE_VOLUME if is_large else SMALL_VOLUME)
     yield made
     made.close()
 
@@ -90,7 +87,7 @@ SNAPSHOT_COSTS: dict[int, Cost] = {}
 
 
 def test_snapshot_create(benchmark: BenchmarkFixture, volume: Volume) -> None:
-    """Beyond the CP that comes first: at every size the same but for the tree levels that a larger volume has."""
+    """Beyond the CP that comes first: the same at every size."""
     benchmark.group = "snapshot create"
     costs: list[Cost] = []
 
@@ -109,8 +106,8 @@ def test_snapshot_create(benchmark: BenchmarkFixture, volume: Volume) -> None:
     assert typical.written_blocks <= 3 * FSINFO_BLOCKS
     if len(SNAPSHOT_COSTS) == 2:
         small, large = (SNAPSHOT_COSTS[n] for n in sorted(SNAPSHOT_COSTS))
-        assert large.written_blocks - small.written_blocks <= MORE_STRIPES * N_DISKS
-        assert large.read_blocks == small.read_blocks
+        assert large.written_blocks <= 1.1 * small.written_blocks
+        assert large.read_blocks <= 1.1 * small.read_blocks
 
 
 def test_one_overwrite(benchmark: BenchmarkFixture, volume: Volume) -> None:
