@@ -14,6 +14,7 @@ from blockplane.cli.naming import file_of, parse_target, snapshot_of, volume_onl
         ("pool", "pool", None, None),
         ("pool@june1", "pool", "june1", None),
         ("pool:/", "pool", None, "/"),
+        ("/srv/pool/@june1:/a", "/srv/pool", "june1", "/a"),
         ("pool:/a:/b", "pool", None, "/a:/b"),
         ("pool@june1:/a@b", "pool", "june1", "/a@b"),
         ("/srv/x@y/pool", "/srv/x@y/pool", None, None),
@@ -31,7 +32,7 @@ def test_parts(text, place, snapshot, path):
     assert (found.place, found.snapshot, found.path) == (place, snapshot, path)
 
 
-@pytest.mark.parametrize("text", [":/", ":/a", "@june1", "pool@", "/srv/@june1", "pool@:/a"])
+@pytest.mark.parametrize("text", [":/", ":/a", "@june1", "pool@", "/@june1", "pool@:/a"])
 def test_nonsense_is_a_usage_error(text):
     with pytest.raises(bp.errors.UsageError):
         parse_target(text)

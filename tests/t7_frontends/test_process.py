@@ -17,6 +17,7 @@ import pytest
 
 import blockplane as bp
 from equality import differences, host_tree
+from places import contents
 
 COMMAND = [sys.executable, "-c", "from blockplane.cli import main; main()"]
 
@@ -170,12 +171,69 @@ def test_closed_descriptors_never_become_disks(pool, done, closed):
     assert done("check", pool, "--json").json["ok"] is True
 
 
+def completed(line: str, breaks: str = "") -> set[str]:
+    environment = {"_BLOCKPLANE_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_WORDBREAKS": breaks}
+    outcome = finish(env={**os.environ, **environment})
+    assert outcome.stderr == b""
+    return set(outcome.stdout.decode().split("\n")) - {""}
+
+
 def test_completion_completes_verbs_and_options():
-    environment = {**os.environ, "_BLOCKPLANE_COMPLETE": "bash_complete"}
-    environment |= {"COMP_WORDS": "blockplane sn", "COMP_CWORD": "1"}
-    assert b"snapshot" in finish(env=environment).stdout
-    environment |= {"COMP_WORDS": "blockplane send --o", "COMP_CWORD": "2"}
-    assert {b"plain,--output", b"plain,--order", b"plain,--older"} <= set(finish(env=environment).stdout.split())
+    assert "plain,snapshot" in completed("blockplane sn")
+    assert {"plain,--output", "plain,--order", "plain,--older"} <= completed("blockplane send --o")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("send pool ", {"plain,june1", "plain,june2"}),
+        ("send pool june2 - ", {"plain,june1", "plain,june2"}),
+        ("image pool '(ju", {"plain,(june1", "plain,(june2"}),
+        ("image pool june1..", {"plain,june1..june1", "plain,june1..june2"}),
+        ("image pool (x", set()),
+        ("image absent ", set()),
+        ("image tree ", set()),
+        ("snapshot delete pool@", {"plain,pool@june1", "plain,pool@june2"}),
+        ("rollback pool@june2", {"plain,pool@june2"}),
+        ("snapshot delete po", {"dir,po"}),
+        ("info po", {"dir,po"}),
+        ("ls po", {"file,po"}),
+        ("ls pool:/", {"plain,pool:/later", "plain,pool:/tree/"}),
+        ("cat pool@june1:/tree/h", {"plain,pool@june1:/tree/hello"}),
+        ("ls june1.bps:/tr", {"plain,june1.bps:/tree/"}),
+        ("ls pool@", {"plain,pool@june1", "plain,pool@june2"}),
+        ("put pool:/ tr", {"file,tr"}),
+    ],
+)
+def test_completion_knows_snapshots_and_files(pool, line, expected):
+    assert completed(f"blockplane {line}") == expected
+
+
+def test_bash_gets_what_stands_behind_its_own_cuts(pool):
+    assert completed("blockplane rollback pool@j", "@:") == {"plain,june1", "plain,june2"}
+    assert completed("blockplane cat pool@june1:/tree/f", "@:") == {"plain,/tree/folder/"}
+
+
+def test_completion_of_a_volume_in_use_is_silent_and_writes_nothing(pool):
+    before = contents(pool)
+    with bp.Volume.open(pool, writable=False):
+        completed("blockplane image pool ")
+    assert contents(pool) == before
+
+
+def test_the_bash_script_completes(pool):
+    script = finish("completion", "bash").stdout.decode()
+    assert "COMP_LINE" in script
+    program = f"""{script}
+        blockplane() {{ :; }}
+        env() {{ command env "${{@:1:$#-1}}" {shlex.join(COMMAND)}; }}
+        COMP_LINE='blockplane rollback pool@j' COMP_POINT=26 COMP_WORDBREAKS='@:'
+        compopt() {{ :; }}
+        _blockplane_completion blockplane
+        echo "${{COMPREPLY[*]}}"
+    """
+    outcome = subprocess.run(["bash", "-c", program], capture_output=True, timeout=60)
+    assert outcome.stdout.split() == [b"june1", b"june2"], outcome.stderr
 
 
 def test_names_print_in_the_c_locale(pool):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 import blockplane as bp
+from blockplane.cli.completion import FileName
 from blockplane.cli.naming import file_of, live_file_of, open_files, open_volume
 from blockplane.cli.options import json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
@@ -22,7 +23,7 @@ _MAX_SHOWN_SKIPPED = 20
 
 
 @click.command()
-@click.argument("dest", metavar="VOL:/DEST", type=click.Path())
+@click.argument("dest", metavar="VOL:/DEST", type=FileName())
 @click.argument("source", metavar="SRC", type=click.Path())
 @click.option("--update", is_flag=True, help="Make DEST equal to SRC; rewrite only the blocks that differ.")
 @click.option("--delete", is_flag=True, help="With --update: remove what SRC lacks.")
@@ -75,7 +76,7 @@ def put(
 
 
 @click.command()
-@click.argument("source", metavar="VOL[@SNAP]:/PATH", type=click.Path())
+@click.argument("source", metavar="VOL[@SNAP]:/PATH", type=FileName())
 @click.argument("dest", metavar="DEST", type=click.Path())
 @json_option
 @wait_option

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 import blockplane as bp
+from blockplane.cli.completion import FileName
 from blockplane.cli.naming import Target, file_of, live_file_of, open_files, open_volume, parse_target
 from blockplane.cli.options import json_option, wait_option
 from blockplane.cli.text import iso, moment, print_json, print_table, printable
@@ -33,7 +34,7 @@ _TYPES = {
 
 
 @click.command()
-@click.argument("path", metavar="VOL[@SNAP]:/PATH", type=click.Path())
+@click.argument("path", metavar="VOL[@SNAP]:/PATH", type=FileName())
 @click.option("-l", "is_long", is_flag=True, help="Show type, permissions, links, owner, size, time.")
 @click.option("-d", "itself", is_flag=True, help="Show a directory itself, not what is in it.")
 @json_option
@@ -111,7 +112,7 @@ def _long(files: bp.FileSystem, name: str, path: str) -> list[str]:
 
 
 @click.command()
-@click.argument("paths", metavar="VOL[@SNAP]:/PATH...", nargs=-1, required=True, type=click.Path())
+@click.argument("paths", metavar="VOL[@SNAP]:/PATH...", nargs=-1, required=True, type=FileName())
 @wait_option
 def cat(paths: Sequence[str], wait_s: float) -> None:
     """Write files to standard output."""
@@ -126,7 +127,7 @@ def cat(paths: Sequence[str], wait_s: float) -> None:
 
 
 @click.command("stat")
-@click.argument("path", metavar="VOL[@SNAP]:/PATH", type=click.Path())
+@click.argument("path", metavar="VOL[@SNAP]:/PATH", type=FileName())
 @json_option
 @wait_option
 def stat_(path: str, as_json: bool, wait_s: float) -> None:
@@ -183,7 +184,7 @@ def _precise(ns: int) -> str:
 
 
 @click.command()
-@click.argument("paths", metavar="VOL:/PATH...", nargs=-1, required=True, type=click.Path())
+@click.argument("paths", metavar="VOL:/PATH...", nargs=-1, required=True, type=FileName())
 @click.option("-r", "recursive", is_flag=True, help="Remove directories with all that is in them.")
 @click.option("-f", "force", is_flag=True, help="Do not mind what is not there.")
 @json_option
@@ -210,7 +211,7 @@ def _remove(files: bp.FileSystem, target: Target, recursive: bool, force: bool) 
 
 
 @click.command()
-@click.argument("paths", metavar="VOL:/PATH...", nargs=-1, required=True, type=click.Path())
+@click.argument("paths", metavar="VOL:/PATH...", nargs=-1, required=True, type=FileName())
 @click.option("-p", "parents", is_flag=True, help="Make those above it too; do not mind one that is there.")
 @json_option
 @wait_option

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 import blockplane as bp
+from blockplane.cli.completion import ExpressionWord, VolumeName
 from blockplane.cli.naming import CONFIG_NAME, open_volume, volume_only
 from blockplane.cli.options import disk_options, disks_of, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
@@ -36,9 +37,15 @@ class ExpressionVerb(click.Command):
 
 
 _OPERATOR_FIRST = re.compile(r"-[^\w-]")
-_EXPRESSION = click.argument("words", metavar="EXPR", nargs=-1, required=True)
+_EXPRESSION = click.argument("words", metavar="EXPR", nargs=-1, required=True, type=ExpressionWord())
 _older = click.option("--older", metavar="all|NAMES", help="Add these older snapshots, or all that the base lacks.")
-_with = click.option("--with", "with_", metavar="NAMES", help="Allow these snapshots (commas), though no ancestors.")
+_with = click.option(
+    "--with",
+    "with_",
+    metavar="NAMES",
+    type=ExpressionWord(),
+    help="Allow these snapshots (commas), though no ancestors.",
+)
 
 
 def _joined(words: Sequence[str]) -> str:
@@ -55,7 +62,7 @@ def _names(text: str | None) -> list[str]:
 
 
 @click.command(cls=ExpressionVerb)
-@click.argument("vol", type=click.Path())
+@click.argument("vol", type=VolumeName())
 @_EXPRESSION
 @_older
 @_with
@@ -128,7 +135,7 @@ def _print_image(volume: bp.Volume, found: bp.Image) -> None:
 
 
 @click.command(cls=ExpressionVerb)
-@click.argument("vol", type=click.Path())
+@click.argument("vol", type=VolumeName())
 @_EXPRESSION
 @click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be sent; read and write no block.")
@@ -211,7 +218,7 @@ def _sent(report: SendReport, dry_run: bool) -> str:
 
 
 @click.command()
-@click.argument("vol", type=click.Path())
+@click.argument("vol", type=VolumeName())
 @click.option("-i", "--input", "origin", type=click.Path(), metavar="FILE", help="The stream file (standard input).")
 @click.option("--discard", is_flag=True, help="Give up changes that the stream would replace.")
 @disk_options

@@ -41,9 +41,9 @@ def parse_target(text: str) -> Target:
     name, at, snapshot = last.rpartition("@")
     if not at:
         return Target(text, head, None, path)
-    if not name or not snapshot:
+    if not (name or folder) or not snapshot:  # a shell completes a directory with its slash: pool/@june1
         raise bp.errors.UsageError(f"{text!r} is not VOL@SNAP", "write the volume's directory, @, the snapshot's name")
-    return Target(text, folder + slash + name, snapshot, path)
+    return Target(text, folder + slash + name if name else folder, snapshot, path)
 
 
 def volume_only(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 import blockplane as bp
+from blockplane.cli.completion import SnapshotName, VolumeName
 from blockplane.cli.naming import open_volume, snapshot_of, volume_only
 from blockplane.cli.options import json_option, wait_option
 from blockplane.cli.text import blocks, print_json, printable
@@ -23,7 +24,7 @@ def snapshot() -> None:
 
 
 @snapshot.command()
-@click.argument("name", metavar="VOL@SNAP", type=click.Path())
+@click.argument("name", metavar="VOL@SNAP", type=SnapshotName())
 @json_option
 @wait_option
 def create(name: str, as_json: bool, wait_s: float) -> None:
@@ -38,7 +39,7 @@ def create(name: str, as_json: bool, wait_s: float) -> None:
 
 
 @snapshot.command("list")
-@click.argument("vol", type=click.Path())
+@click.argument("vol", type=VolumeName())
 @json_option
 @wait_option
 def list_(vol: str, as_json: bool, wait_s: float) -> None:
@@ -51,7 +52,7 @@ def list_(vol: str, as_json: bool, wait_s: float) -> None:
 
 
 @snapshot.command()
-@click.argument("name", metavar="VOL@SNAP", type=click.Path())
+@click.argument("name", metavar="VOL@SNAP", type=SnapshotName())
 @json_option
 @wait_option
 def delete(name: str, as_json: bool, wait_s: float) -> None:
@@ -68,7 +69,7 @@ def delete(name: str, as_json: bool, wait_s: float) -> None:
 
 
 @snapshot.command()
-@click.argument("name", metavar="VOL@SNAP", type=click.Path())
+@click.argument("name", metavar="VOL@SNAP", type=SnapshotName())
 @click.argument("new", metavar="NEW")
 @json_option
 @wait_option
@@ -83,7 +84,7 @@ def rename(name: str, new: str, as_json: bool, wait_s: float) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="VOL@SNAP", type=click.Path())
+@click.argument("name", metavar="VOL@SNAP", type=SnapshotName())
 @click.option("--keep-as", metavar="NAME", help="Name of the snapshot that keeps changes since the newest.")
 @click.option("--drop-later", is_flag=True, help="Delete the snapshots made after it.")
 @click.option("--drop-changes", is_flag=True, help="Give up changes that no snapshot has.")

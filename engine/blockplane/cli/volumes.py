@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 import blockplane as bp
+from blockplane.cli.completion import VolumeName
 from blockplane.cli.naming import open_volume, volume_only
 from blockplane.cli.options import disk_options, disks_of, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
@@ -20,7 +21,7 @@ _MAX_SHOWN_PROBLEMS = 50
 
 
 @click.command()
-@click.argument("vol", type=click.Path())
+@click.argument("vol", type=VolumeName())
 @disk_options
 @click.option("--dry-run", "-n", is_flag=True, help="Say what would be made; make nothing.")
 @json_option
@@ -56,7 +57,7 @@ def create(
 
 
 @click.command()
-@click.argument("vol", type=click.Path())
+@click.argument("vol", type=VolumeName())
 @disk_options
 @json_option
 @wait_option
@@ -112,7 +113,7 @@ def _layout(group: GroupRecord) -> str:
 
 
 @click.command()
-@click.argument("vol", type=click.Path())
+@click.argument("vol", type=VolumeName())
 @json_option
 @wait_option
 def info(vol: str, as_json: bool, wait_s: float) -> None:
@@ -200,7 +201,7 @@ def print_snapshots(found: Sequence[bp.Snapshot]) -> None:
 
 
 @click.command()
-@click.argument("vol", type=click.Path())
+@click.argument("vol", type=VolumeName())
 @click.option("--parity/--no-parity", default=True, help="Recompute parity too (default).")
 @json_option
 @wait_option
