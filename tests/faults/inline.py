@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from unittest import mock
 
 from blockplane.disks import array
-from blockplane.disks.worker import DiskWorker, Job, WriteJob
+from blockplane.disks.worker import DiskWorker, Job, ReadJob, WriteJob
 
 
 class InlineWorker(DiskWorker):
@@ -20,6 +20,9 @@ class InlineWorker(DiskWorker):
         if isinstance(job, WriteJob):
             self._note_write(job)
         self._run_batch([job])
+
+    def submit_urgent(self, job: ReadJob) -> None:
+        self.submit(job)
 
     def close(self) -> None:
         pass
