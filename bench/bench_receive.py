@@ -46,10 +46,13 @@ def test_receive_full(benchmark: BenchmarkFixture, source: Source, streams: dict
     def run() -> None:
         assert receive(streams["full"], copy).n_bytes == image.n_bytes
 
-    def raw() -> None:
-        assert write_raw(extents, source.disk_bytes) >= image.n_bytes * 5 / 4
+    def raw(*, huge: bool) -> None:
+        assert write_raw(extents, source.disk_bytes, huge=huge) >= image.n_bytes * 5 / 4
 
-    run_pairs(benchmark, run, raw, before=fresh, n_bytes=image.n_bytes, target=0.80)
+    run_pairs(
+        benchmark, run, lambda: raw(huge=False), before=fresh, n_bytes=image.n_bytes, target=0.80,
+        limit=lambda: raw(huge=True),
+    )  # fmt: skip
     assert_equal(source.volume, copy, "june1")
     shutil.rmtree(raw_folder)
 
@@ -73,10 +76,13 @@ def test_receive_increment(benchmark: BenchmarkFixture, source: Source, streams:
     def run() -> None:
         assert receive(streams["increment"], copy).n_bytes == image.n_bytes
 
-    def raw() -> None:
-        assert write_raw(extents, source.disk_bytes) >= image.n_bytes * 5 / 4
+    def raw(*, huge: bool) -> None:
+        assert write_raw(extents, source.disk_bytes, huge=huge) >= image.n_bytes * 5 / 4
 
-    run_pairs(benchmark, run, raw, before=fresh, n_bytes=image.n_bytes)
+    run_pairs(
+        benchmark, run, lambda: raw(huge=False), before=fresh, n_bytes=image.n_bytes, target=0.80,
+        limit=lambda: raw(huge=True),
+    )  # fmt: skip
     assert_equal(source.volume, copy, "june2")
     shutil.rmtree(raw_folder)
     shutil.rmtree(base)

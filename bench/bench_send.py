@@ -1,4 +1,7 @@
-"""Sending to /dev/null, cold, beside raw reads of the same extents: one thread a disk, O_DIRECT, 1 MiB requests."""
+"""Sending to /dev/null, cold, beside raw reads of the same extents: one thread a disk, O_DIRECT, 1 MiB requests.
+
+The baseline reads into ordinary pages; the limit into a page that never leaves the cache.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ def test_send(benchmark: BenchmarkFixture, source: Source, expression: str, targ
     extents = extents_of(image)
     counters = source.volume.array.counters
 
-    def raw() -> None:
-        assert read_raw(extents) == image.n_bytes
+    def raw(*, huge: bool) -> None:
+        assert read_raw(extents, huge=huge) == image.n_bytes
 
     def run() -> None:
         before = counters().read_bytes
@@ -40,4 +43,7 @@ def test_send(benchmark: BenchmarkFixture, source: Source, expression: str, targ
         assert report.stream_bytes > image.n_bytes
         assert read_bytes <= 1.05 * image.n_bytes + (4 << 20) + report.planning_blocks * 4096
 
-    run_pairs(benchmark, run, raw, before=lambda: make_cold([source.path]), n_bytes=image.n_bytes, target=target)
+    run_pairs(
+        benchmark, run, lambda: raw(huge=False), before=lambda: make_cold([source.path]), n_bytes=image.n_bytes,
+        target=target, limit=lambda: raw(huge=True),
+    )  # fmt: skip

@@ -41,11 +41,19 @@ class Pairs:
 
     subject: list[Spent] = field(default_factory=list)
     baseline: list[Spent] = field(default_factory=list)
+    limit: list[Spent] = field(default_factory=list)
 
     @property
     def speed(self) -> float:
         """The subject's speed as a share of the baseline's: the median over the pairs."""
         return statistics.median(b.wall_s / s.wall_s for s, b in zip(self.subject, self.baseline, strict=True))
+
+    @property
+    def speed_of_limit(self) -> float:
+        """The same of the limit's speed; 0 where none was measured."""
+        if not self.limit:
+            return 0.0
+        return statistics.median(b.wall_s / s.wall_s for s, b in zip(self.subject, self.limit, strict=True))
 
     @property
     def cpu_s(self) -> float:
@@ -71,6 +79,7 @@ def run_pairs(
     before: Callable[[], None],
     n_bytes: int,
     target: float = 0.0,
+    limit: Callable[[], Any] | None = None,
 ) -> Pairs:
     """Time subject and baseline in turns and record speeds, CPU and the ratio; once each when benchmarks are off.
 
@@ -79,6 +88,7 @@ def run_pairs(
     before : brings about the state both start from (cold caches, an absent destination); not timed.
     n_bytes : bytes of the job, for speeds.
     target : the share of the baseline's speed that is wanted; recorded beside the ratio.
+    limit : a second baseline that no subject can reach.
     """
     pairs = Pairs()
 
@@ -86,6 +96,9 @@ def run_pairs(
         before()
         pairs.baseline.append(timed(baseline)[1])
         before()
+        if limit is not None:
+            pairs.limit.append(timed(limit)[1])
+            before()
 
     def run() -> Any:
         answer, spent = timed(subject)
@@ -102,6 +115,7 @@ def run_pairs(
         "baseline_mib_s": round(mib / statistics.median(s.wall_s for s in pairs.baseline)),
         "cpu_s_per_gib": round(pairs.cpu_s / mib * 1024, 3),
         "baseline_cpu_s_per_gib": round(statistics.median(s.cpu_s for s in pairs.baseline) / mib * 1024, 3),
+        "limit_ratio": round(pairs.speed_of_limit, 3),
         "ratios": [round(b.wall_s / s.wall_s, 3) for s, b in zip(pairs.subject, pairs.baseline, strict=True)],
     }
     benchmark.extra_info.update(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,19 +64,28 @@ def _in_threads(work: Callable[[DiskExtents], int], disks: Sequence[DiskExtents]
         return sum(pool.map(work, disks))
 
 
-def _scratch() -> NDArray[np.uint8]:
-    """One request's buffer, in a huge page: the limit is the machine's, not that of small pages."""
-    return aligned_buffer(2 << 20)[: REQUEST_BLOCKS * 4096]
+def _scratch(*, huge: bool = False) -> NDArray[np.uint8]:
+    """One request's buffer: of ordinary pages, as dd and fio have them, or in one huge page that stays in the cache."""
+    if huge:
+        return aligned_buffer(2 << 20)[: REQUEST_BLOCKS * 4096]
+    return np.frombuffer(mmap.mmap(-1, REQUEST_BLOCKS * 4096), np.uint8)
 
 
-def read_raw(disks: Sequence[DiskExtents]) -> int:
-    """Read every extent of every disk into one request's buffer per thread; return the bytes read."""
+def read_raw(disks: Sequence[DiskExtents], *, huge: bool = False) -> int:
+    """Read every extent of every disk into one request's buffer per thread; return the bytes read.
+
+    Parameters
+    ----------
+    huge : into a huge page. Nothing that keeps what it reads can be as fast: the bytes never leave the cache.
+    """
 
     def read(disk: DiskExtents) -> int:
         fd = os.open(disk.path, os.O_RDONLY | os.O_DIRECT)
         try:
             at = np.zeros_like(disk.blocks)
-            return int(diskio.read_plan(fd, disk.blocks, disk.n_blocks, _scratch(), at, None, None, REQUEST_BLOCKS)[0])
+            return int(
+                diskio.read_plan(fd, disk.blocks, disk.n_blocks, _scratch(huge=huge), at, None, None, REQUEST_BLOCKS)[0]
+            )
         finally:
             os.close(fd)
 
@@ -89,15 +99,20 @@ def like_in(folder: Path, disks: Sequence[DiskExtents], n_parity: int) -> list[D
     return made + [DiskExtents(str(folder / f"parity{i}"), fullest.blocks, fullest.n_blocks) for i in range(n_parity)]
 
 
-def write_raw(disks: Sequence[DiskExtents], disk_bytes: int) -> int:
-    """Make sparse files, write every extent, make them durable; return the bytes written."""
+def write_raw(disks: Sequence[DiskExtents], disk_bytes: int, *, huge: bool = False) -> int:
+    """Make sparse files, write every extent, make them durable; return the bytes written.
+
+    Parameters
+    ----------
+    huge : as for `read_raw`.
+    """
 
     def write(disk: DiskExtents) -> int:
         fd = os.open(disk.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o600)
         try:
             os.truncate(fd, disk_bytes)
             at = np.zeros_like(disk.blocks)
-            scratch = _scratch()
+            scratch = _scratch(huge=huge)
             n_bytes, _ = diskio.write_plan(
                 fd, disk.blocks, disk.n_blocks, scratch, at, disk_bytes // 4096, REQUEST_BLOCKS
             )
