@@ -34,14 +34,15 @@ def verify_parity(array: DiskArray, group: int, dbn_start: int, n_stripes: int) 
 
 
 def resync_parity(
-    array: DiskArray, group: int, dbn_start: int, n_stripes: int, verify: Callable[[Band], None] | None = None
+    array: DiskArray, group: int, dbn_start: int, n_stripes: int, judge: Callable[[Band], None] | None = None
 ) -> None:
-    """Write the parity of stripes anew from their data members.
+    """Write the parity of stripes anew from their data members, where it differs.
 
     Parameters
     ----------
-    verify : called with each band before its parity is computed; checks the live blocks, and raises where one is bad
-        (parity over a bad block would make the damage permanent).
+    judge : called with each band as the disks hold it, its parity too, before that is computed from data. It may put a
+        block of data right and mark it as written, and takes a stripe out of `touched` whose parity is to stay as it
+        is: parity over a bad block would make the damage permanent.
 
     Notes
     -----
@@ -50,11 +51,17 @@ def resync_parity(
     if not array.geometry.groups[group].n_parity:
         return
     for band in _bands(array, group, dbn_start, n_stripes):
-        read_members(array, band)
-        if verify is not None:
-            verify(band)
+        read_members(array, band, with_parity=True)
         band.written[:] = False
-        array.write_band(band)
+        if judge is not None:
+            judge(band)
+        found = band.parity.copy()
+        band.compute_parity()
+        band.touched &= (found != band.parity).any(axis=(0, 2))
+        if band.touched.any() or band.written.any():
+            array.write_band(band)
+        else:
+            array.drop_band(band)
 
 
 def read_members(array: DiskArray, band: Band, *, with_parity: bool = False) -> None:
