@@ -16,6 +16,7 @@ from blockplane.image.expected import ExpectedChecks
 from blockplane.model import BLOCK_BYTES, ChecksumError
 from blockplane.transfer.send import send
 from blockplane.volume import held, live
+from blockplane.volume.beside import BesideWriter
 from blockplane.volume.landing import Landing
 from blockplane.volume.leafbits import EMPTY_LEAF
 from blockplane.volume.placemap import PlaceMap
@@ -180,7 +181,7 @@ def test_parity_beside_rot_leaves_the_block_to_be_rebuilt():
 
 
 def test_parity_over_an_unverified_block():
-    plant = mock.patch.object(live.LiveVolume, "verify_places", return_value=None)
+    plant = mock.patch.object(BesideWriter, "verify", return_value=None)
     assert not all(write_beside_rot(plant))
 
 

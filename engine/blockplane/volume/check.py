@@ -7,6 +7,7 @@ exception. What inodes and directories mean is `filesystem.check`'s.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -29,7 +30,7 @@ from blockplane.volume.codec import (
     TreeRoot,
 )
 from blockplane.volume.held import union_leaf
-from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, count, numbers_in, set_numbers
+from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, count, numbers_in, set_numbers, words_of
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.local import LocalTree
 from blockplane.volume.runs import runs_of
@@ -369,11 +370,7 @@ def _check_parity(volume: LiveVolume, report: CheckReport) -> None:
     """Recompute the parity of every stripe that holds a live block."""
     geometry = volume.geometry
 
-    def words(first: int, n_words: int) -> NDArray[np.uint64]:
-        leaves = range(first // 512, (first + n_words - 1) // 512 + 1)
-        joined = np.concatenate([volume.live_leaf(leaf) for leaf in leaves])
-        return joined[first - leaves[0] * 512 :][:n_words]
-
+    words = functools.partial(words_of, volume.live_leaf)
     for index, group in enumerate(geometry.groups):
         if not group.n_parity:
             continue

@@ -9,11 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from blockplane.model.checks import first_bad_block
-from blockplane.model.errors import ChecksumError, DiskError, VolumeDamagedError
+from blockplane.model.errors import DiskError, VolumeDamagedError
 from blockplane.volume.codec import TableEntry
 from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
 from blockplane.volume.local import LocalTree
@@ -110,31 +106,3 @@ def _share_leaf(a: State | None, b: State | None, leaf: int) -> bool:
     if a is None or b is None or a.placemap.maps_any(leaf) or b.placemap.maps_any(leaf):
         return False
     return a.blockmap.pointer(0, leaf) == b.blockmap.pointer(0, leaf)
-
-
-def verify_places(states: Sequence[State], places: NDArray[np.int64], blocks: NDArray[np.uint8]) -> None:
-    """Compare blocks at places, those that a state holds, with that state's checks; blocks: (n, 4096).
-
-    Raises
-    ------
-    ChecksumError: a live block is bad.
-    """
-    open_ = np.ones(len(places), np.bool_)
-    for state in states:
-        if not open_.any():
-            return
-        vbns = state.placemap.to_vbns(places)
-        here = open_ & (vbns >= 0) & (vbns < state.space_blocks)
-        here[here] = state.holds(vbns[here])
-        if not here.any():
-            continue
-        own, _ = state.pointed_checks()
-        here[here] = ~np.isin(vbns[here], own)
-        open_ &= ~here
-        bad = first_bad_block(blocks[here].reshape(-1), vbns[here], state.checks(vbns[here]))
-        if bad >= 0:
-            raise ChecksumError(
-                f"block {vbns[here][bad]}, beside which parity is to be written, does not match its checksum",
-                int(vbns[here][bad]),
-                "run `blockplane check`",
-            )

@@ -32,6 +32,7 @@ from blockplane.volume.leafbits import (
     Leaf,
     count,
     numbers_in,
+    words_of,
 )
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.placemap import PlaceMap, from_pairs, union
@@ -60,7 +61,7 @@ class Landing:
         self._volume = volume
         self._image = image
         self._base = base
-        self._bands = LandingBands(volume, self._incoming_words, self._busy_words)
+        self._bands = LandingBands(volume, self._incoming_words)
         self._waiting = Waiting(image)
         self._incoming: dict[int, Leaf] = {}
         self._is_over = False
@@ -159,10 +160,7 @@ class Landing:
         self._bands.landed()
 
     def _incoming_words(self, first: int, n_words: int) -> NDArray[np.uint64]:
-        return _words_of(lambda leaf: self._incoming.get(leaf, EMPTY_LEAF), first, n_words)
-
-    def _busy_words(self, first: int, n_words: int) -> NDArray[np.uint64]:
-        return _words_of(self._volume.space.leaf, first, n_words)
+        return words_of(lambda leaf: self._incoming.get(leaf, EMPTY_LEAF), first, n_words)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -313,18 +311,6 @@ class Landing:
         self._bands.drop()
         with self._volume.lock:
             self._forget_incoming()
-
-
-def _words_of(leaf_of: object, first: int, n_words: int) -> NDArray[np.uint64]:
-    """Return words of a plane kept in leaves."""
-    out = np.empty(n_words, np.uint64)
-    at = 0
-    while at < n_words:
-        leaf, low = divmod(first + at, LEAF_WORDS)
-        take = min(n_words - at, LEAF_WORDS - low)
-        out[at : at + take] = leaf_of(leaf)[low : low + take]  # type: ignore[operator]
-        at += take
-    return out
 
 
 def _without_plane(placemap: PlaceMap, plane: Plane) -> PlaceMap:

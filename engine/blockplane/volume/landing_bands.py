@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from blockplane.disks.array import spread
 from blockplane.disks.band import Band
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.volume.runs import mask_runs
 from blockplane.volume.space import AREA_STRIPES
 
 if TYPE_CHECKING:
@@ -41,16 +40,14 @@ AREAS_AHEAD = 8
 class _LandingBand:
     """A band that waits for its blocks.
 
-    due : places the image still brings to it. live : (n_data, n_stripes), slots that something else holds: they are
-    read, not written; None where the image brings all.
+    due : places the image still brings to it.
     """
 
-    __slots__ = ("band", "due", "live")
+    __slots__ = ("band", "due")
 
-    def __init__(self, band: Band, due: int, live: NDArray[np.bool_] | None) -> None:
+    def __init__(self, band: Band, due: int) -> None:
         self.band = band
         self.due = due
-        self.live = live
 
 
 class LandingBands:
@@ -58,15 +55,12 @@ class LandingBands:
 
     Parameters
     ----------
-    incoming, busy : words of the planes of places that the image brings, and that anything holds.
+    incoming : words of the plane of places that the image brings.
     """
 
-    def __init__(
-        self, volume: LiveVolume, incoming: Callable[[int, int], Words], busy: Callable[[int, int], Words]
-    ) -> None:
+    def __init__(self, volume: LiveVolume, incoming: Callable[[int, int], Words]) -> None:
         self._volume = volume
         self._incoming = incoming
-        self._busy = busy
         self._open: OrderedDict[BandKey, _LandingBand] = OrderedDict()
         self._handed: list[tuple[BandKey, int, int]] = []
         self._closing: deque[Future[None]] = deque()
@@ -129,14 +123,10 @@ class LandingBands:
         geometry, first = self._volume.geometry, index * LANDING_STRIPES
         n_stripes = min(LANDING_STRIPES, geometry.groups[group].disk_blocks - first)
         mine = geometry.disk_words(self._incoming, group, first, n_stripes)
-        due, live = int(np.bitwise_count(mine).sum()), None
-        is_full = due == mine.size * 64
-        if not is_full:
-            with self._volume.lock:
-                live = _bits(geometry.disk_words(self._busy, group, first, n_stripes) & ~mine)
-        band = self._volume.array.new_band(group, first, n_stripes, zero=not is_full)
+        due = int(np.bitwise_count(mine).sum())
+        band = self._volume.array.new_band(group, first, n_stripes, zero=due < mine.size * 64)
         band.written[:] = False
-        waiting = self._open[key] = _LandingBand(band, due, live)
+        waiting = self._open[key] = _LandingBand(band, due)
         return waiting
 
     def _bound(self) -> None:
@@ -155,39 +145,18 @@ class LandingBands:
 
     def _write(self, waiting: _LandingBand) -> None:
         """Send a band out: what landed, and the parity of the stripes it touches."""
-        try:
-            self._complete(waiting)
-        except BaseException:
-            self._volume.array.drop_band(waiting.band)
-            raise
-        self._volume.array.write_band(waiting.band)
-
-    def _complete(self, waiting: _LandingBand) -> None:
-        """Say which stripes go out, fill what does not come from the image, and name the area."""
-        band = waiting.band
-        if not band.written.all():
-            band.touched[:] = band.written.any(axis=0)
-            if band.record.n_parity:
-                self._fill_rest(band, waiting.live)
+        band, volume = waiting.band, self._volume
         area = band.dbn_start // AREA_STRIPES
         ahead = range(area, min(area + AREAS_AHEAD, band.record.n_areas))
-        self._volume.declare_areas([(band.group, index) for index in ahead])
-
-    def _fill_rest(self, band: Band, live: NDArray[np.bool_] | None) -> None:
-        """Fill the slots that are not written now from the disks: they keep what is there, and parity counts it."""
-        missing = band.touched & ~band.written
-        array = self._volume.array
-        reads = []
-        for disk in np.flatnonzero(missing.any(axis=1)).tolist():
-            runs = np.array(mask_runs(missing[disk]), np.int64).reshape(-1, 2)
-            at = runs[:, 0] + disk * band.n_stripes
-            member, counts = band.record.disks[disk], runs[:, 1] - runs[:, 0]
-            reads.append(array.submit_disk_read(member, runs[:, 0] + band.dbn_start, counts, band.buffer, at))
-        for read in reads:
-            read.wait()
-        if live is not None and (beside := missing & live).any():
-            places = self._volume.geometry.band_places(band.group, band.dbn_start, band.n_stripes)
-            self._volume.verify_places(places[beside], band.data[beside])
+        try:
+            volume.declare_areas([(band.group, index) for index in ahead])
+            if not band.written.all():
+                volume.write_beside(band)
+                return
+        except BaseException:
+            volume.array.drop_band(band)
+            raise
+        volume.array.write_band(band)
 
     def finish(self) -> None:
         """Send out what is open, and wait until everything is with the disks."""
@@ -206,9 +175,3 @@ class LandingBands:
         for waiting in self._open.values():
             self._volume.array.drop_band(waiting.band)
         self._open.clear()
-
-
-def _bits(words: Words) -> NDArray[np.bool_]:
-    """Return words (n, m) as (n, 64 m) bits."""
-    bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), bitorder="little")
-    return bits.reshape(words.shape[0], -1).astype(np.bool_)

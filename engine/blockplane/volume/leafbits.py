@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -87,3 +89,15 @@ def set_numbers(words: Leaf, low: NDArray[np.int64]) -> None:
 def clear_numbers(words: Leaf, low: NDArray[np.int64]) -> None:
     """Clear the bits of numbers within the leaf."""
     np.bitwise_and.at(words, low >> 6, ~(np.uint64(1) << (low & 63).astype(np.uint64)))
+
+
+def words_of(leaf_of: Callable[[int], Leaf], first: int, n_words: int) -> NDArray[np.uint64]:
+    """Return words first, ... of a plane that is given leaf by leaf, fresh."""
+    out = np.empty(n_words, np.uint64)
+    at = 0
+    while at < n_words:
+        leaf, low = divmod(first + at, LEAF_WORDS)
+        take = min(n_words - at, LEAF_WORDS - low)
+        out[at : at + take] = leaf_of(leaf)[low : low + take]
+        at += take
+    return out

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from blockplane.disks.array import DiskArray
+from blockplane.disks.band import Band
 from blockplane.disks.disk import Disk
 from blockplane.disks.geometry import Geometry
 from blockplane.model.addresses import BLOCK_BYTES
@@ -25,6 +25,7 @@ from blockplane.model.errors import ChecksumError, DiskError, NoSpaceError, Read
 from blockplane.planes import Plane
 from blockplane.volume import held
 from blockplane.volume.active import ActiveState, blank_root
+from blockplane.volume.beside import BesideWriter
 from blockplane.volume.busy import BusyPlane
 from blockplane.volume.codec import FORM_EMPTY, Branch, LocalRoot, Pointer, StateRoot, TableEntry, TreeRoot
 from blockplane.volume.fsinfo import MAX_AREAS, MEMBER_OK, ROLE_LINE, ROLE_REPLICA, FsInfo
@@ -38,7 +39,6 @@ from blockplane.volume.rootslots import successor, write_record
 from blockplane.volume.space import AreaName, Space
 from blockplane.volume.state import State, read_root, write_all
 from blockplane.volume.tree import BlockTree
-from blockplane.volume.treeio import Block
 
 DIRTY_LIMIT_BYTES = 64 << 20
 CP_INTERVAL_S = 10.0
@@ -95,9 +95,10 @@ class LiveVolume:
 
     def _load(self) -> None:
         """Take up the state of the root record; opening reads the two roots and nothing that grows."""
+        self._beside = BesideWriter(self)
         self.space = Space(self.geometry, self._busy.leaf)
         self.space.n_pending = self.info.n_pending
-        self.placer = Placer(self.array, self.space, self._declare, self._busy.is_landing, self.verify_places)
+        self.placer = Placer(self.array, self.space, self._declare, self._busy.is_landing, self.write_beside)
         places = PlaceReader(self.array, PlaceMap())
         self.committed_local = LocalTree(places, self._local_root(self.info.local))
         self.local = LocalTree(
@@ -206,17 +207,6 @@ class LiveVolume:
             self._dipping -= 1
 
     # --- reading -----------------------------------------------------------------------------------------------------
-
-    def verify_places(self, places: NDArray[np.int64], blocks: Block) -> None:
-        """Check live blocks at places against a state that holds them, before parity is computed beside them.
-
-        Blocks of the local tree and of checksum files are known only to the pointers to them and pass unverified.
-
-        Raises
-        ------
-        ChecksumError: a live block is bad.
-        """
-        held.verify_places([self.committed, *self.snapshot_states()], places, blocks)
 
     def place_reader(self) -> PlaceReader:
         """Return a reader of places, for the local tree."""
@@ -328,6 +318,10 @@ class LiveVolume:
         with self.lock:
             self._declare(names)
 
+    def write_beside(self, band: Band) -> None:
+        """Write stripes of which only some slots are written; see `BesideWriter.write`."""
+        self._beside.write(band)
+
     def _write_info(self, **changes: object) -> None:
         record = successor(self.info, **changes)
         write_record(self.array, record)
@@ -388,6 +382,7 @@ class LiveVolume:
         self.placer.close_all()
         self.placer.settle()
         self.array.flush()
+        self._beside.log.settled()
 
     def _commit_trees(self) -> dict[str, object]:
         """Place and write both trees; return what the root record will say."""

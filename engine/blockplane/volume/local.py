@@ -94,6 +94,15 @@ class LocalTree:
             self._active_map = self.map_of(self.root.place_map)
         return self._active_map
 
+    @property
+    def trees(self) -> tuple[BlockTree, ...]:
+        """The trees that stand in the local root."""
+        return self.table, self.held, self._map_tree, self.local
+
+    def entry_maps(self) -> list[BlockTree]:
+        """Return the place maps of snapshots as trees."""
+        return [BlockTree(self._reader, entry.place_map) for entry in self.entries() if entry.place_map.size_bytes]
+
     def held_leaf(self, leaf: int) -> Leaf:
         """Return which places regular snapshots hold and active does not; do not write to it."""
         return self.held.read_block(leaf).view(np.uint64)
@@ -165,7 +174,7 @@ class LocalTree:
         if previous.exists:
             self.release(np.array([previous.number], np.int64))
         place, slot = self.allocate_block()
-        trees = (self.table, self.held, self._map_tree, self.local)
+        trees = self.trees
         while sum(tree.place() for tree in trees):
             pass
         for tree in trees:

@@ -4,7 +4,7 @@ Three streams of bands: `bulk` (file data; 64 stripes at a time, in ascending pl
 by stripe, so that a small CP writes few stripes) and `local` (the local tree, from the far end of the volume). A
 stripe that holds something live is never written while a wholly free one is left: a stream that finds none takes from
 another's band. After that, places are taken one by one, and the rest of their stripes is read before parity is
-computed (law 7).
+computed, and what their loss would lose is logged (law 7).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from blockplane.disks.geometry import GroupRecord
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import NoSpaceError
 from blockplane.volume.leafbits import WORD_BLOCKS
-from blockplane.volume.runs import mask_runs
 from blockplane.volume.space import AREA_STRIPES, Area, AreaName, Space
 
 # The first band of file data in a CP: one stripe; each is twice the one before. On 4 + 1 disks a CP of one block writes
@@ -99,7 +98,7 @@ class Placer:
     ----------
     declare : called before the first write into areas no intent record names yet; returns when the record is durable.
     is_landing : tells whether a receive brings blocks to 64 stripes, (group, stripe word): it writes their parity.
-    verify : called with places and their bytes before parity is computed beside them; raises where a live one is bad.
+    write_beside : sends out a band of whose stripes only some slots are written; completes it, and reads what stays.
     """
 
     def __init__(
@@ -108,13 +107,13 @@ class Placer:
         space: Space,
         declare: Callable[[list[AreaName]], None],
         is_landing: Callable[[int, int], bool],
-        verify: Callable[[NDArray[np.int64], Block], None],
+        write_beside: Callable[[Band], None],
     ) -> None:
         self._array = array
         self._space = space
         self._declare = declare
         self._is_landing = is_landing
-        self._verify = verify
+        self._write_beside = write_beside
         self._open: dict[BandKey, list[OpenBand]] = {}
         self._bulk: OpenBand | None = None
         self._meta: OpenBand | None = None
@@ -334,37 +333,15 @@ class Placer:
         self._local = None if band is self._local else self._local
         self._bulk = None if band is self._bulk else self._bulk
         data = band.band
+        self._declare([(band.group_index, data.dbn_start // AREA_STRIPES)])
         if band.slots is None:
             data.written[:, band.n_stripes :] = False
             data.touched[band.n_stripes :] = False
+            self._array.write_band(data)
         else:
-            self._complete(band)
-        self._declare([(band.group_index, data.dbn_start // AREA_STRIPES)])
-        self._array.write_band(data)
-
-    def _complete(self, band: OpenBand) -> None:
-        """Fill what a band in partly live stripes does not own from the disks, live blocks verified."""
-        assert band.slots is not None
-        data = band.band
-        data.written[:] = False
-        data.written.reshape(-1)[band.slots[: band.cursor]] = True
-        data.touched[:] = data.written.any(axis=0)
-        if not data.record.n_parity:
-            return
-        missing = ~data.written & data.touched
-        reads = []
-        for disk in range(band.n_data):
-            runs = np.array(mask_runs(missing[disk]), np.int64).reshape(-1, 2)
-            if len(runs):
-                starts, counts = runs[:, 0], runs[:, 1] - runs[:, 0]
-                at = starts + disk * data.n_stripes
-                member = data.record.disks[disk]
-                reads.append(self._array.submit_disk_read(member, starts + data.dbn_start, counts, data.buffer, at))
-        for read in reads:
-            read.wait()
-        disks, stripes = np.nonzero(missing)
-        places = self._array.geometry.band_places(data.group, data.dbn_start, data.n_stripes)[disks, stripes]
-        self._verify(places, data.data[disks, stripes])
+            data.written[:] = False
+            data.written.reshape(-1)[band.slots[: band.cursor]] = True
+            self._write_beside(data)
 
     def settle(self) -> None:
         """Wait until everything written has reached the disks' queues' ends.

@@ -1,0 +1,129 @@
+"""Writing to stripes that hold live blocks: their members read and verified, what their loss would lose logged.
+
+Whole free stripes need none of this; what comes here is what lands beside live blocks, and a volume that is nearly
+full (DESIGN.md, law 7).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockplane.disks.resync import read_members
+from blockplane.disks.stripelog import StripeLog
+from blockplane.model.errors import ChecksumError
+from blockplane.volume.livechecks import LiveChecks
+from blockplane.volume.mending import Members
+from blockplane.volume.runs import mask_runs
+
+if TYPE_CHECKING:
+    from blockplane.disks.band import Band
+    from blockplane.volume.live import LiveVolume
+
+Mask = NDArray[np.bool_]
+Numbers = NDArray[np.int64]
+
+
+class BesideWriter:
+    """See the module.
+
+    Attributes
+    ----------
+    checks : of the live blocks. log : of the stripes under way.
+    """
+
+    def __init__(self, volume: LiveVolume) -> None:
+        self._volume = volume
+        self._array = volume.array
+        self.checks = LiveChecks(volume)
+        self.log = StripeLog(volume.array, volume.info.volume_id)
+
+    def write(self, band: Band) -> None:
+        """Send out what a band says is written, of stripes whose other blocks stay; the band is gone for the caller.
+
+        The areas are declared. What is not written is read from the disks here.
+
+        Raises
+        ------
+        ChecksumError: a block that stays is bad, and the rest of its stripe does not explain it; nothing was written.
+        """
+        with self._volume.lock:
+            band.touched[:] = band.written.any(axis=0)
+            if band.record.n_parity and not band.written[:, band.touched].all():
+                self._read_rest(band)
+                self.verify(band)
+                self._write_logged(band, self.checks.stays(band) & ~band.written)
+            else:
+                self._array.write_band(band)
+
+    def _read_rest(self, band: Band) -> None:
+        """Fill the slots that are not written from the disks: they keep what is there, and parity counts it."""
+        missing = band.touched & ~band.written
+        reads = []
+        for disk in np.flatnonzero(missing.any(axis=1)).tolist():
+            runs = np.array(mask_runs(missing[disk]), np.int64).reshape(-1, 2)
+            at = runs[:, 0] + disk * band.n_stripes
+            member, counts = band.record.disks[disk], runs[:, 1] - runs[:, 0]
+            reads.append(self._array.submit_disk_read(member, runs[:, 0] + band.dbn_start, counts, band.buffer, at))
+        for read in reads:
+            read.wait()
+
+    def verify(self, band: Band) -> None:
+        """Compare the blocks that stay in the stripes a band touches with their checks.
+
+        A bad one that the parity on the disks explains is put right in the band: parity goes on to explain it.
+
+        Raises
+        ------
+        ChecksumError: see `write`.
+        """
+        live = self.checks.live(band) & band.touched & ~band.written
+        places = self._volume.geometry.band_places(band.group, band.dbn_start, band.n_stripes)
+        members = Members(band, self.checks, live, places)
+        if members.bad.any():
+            self._mend(band, members, places)
+
+    def _mend(self, band: Band, members: Members, places: Numbers) -> None:
+        """Work out bad blocks from their stripes as the disks hold them."""
+        found = self._array.new_band(band.group, band.dbn_start, band.n_stripes, zero=False)
+        try:
+            read_members(self._array, found, with_parity=True)
+            there = Members(found, self.checks, members.bad, places)
+            there.mend({})
+            band.data[members.bad] = found.data[members.bad]
+        finally:
+            self._array.drop_band(found)
+        if there.bad.any():
+            place = int(places[there.bad][0])
+            raise ChecksumError(
+                f"the block at place {place}, beside which parity is to be written, does not match its checksum",
+                place,
+                "run `blockplane check` to see what it belongs to; restore it from a snapshot or a stream",
+            )
+
+    def _write_logged(self, band: Band, stays: Mask) -> None:
+        """Log the stripes in which something stays, then write; in rounds where the log is smaller than the band."""
+        stripes = np.flatnonzero(stays.any(axis=0) & band.touched)
+        most = self.log.capacity(band.group)
+        generation = self._volume.info.generation
+        while len(stripes) > most:
+            self.log.protect(band, stripes[:most], stays, generation)
+            self._write_part(band, stripes[:most])
+            stripes = stripes[most:]
+        if len(stripes):
+            self.log.protect(band, stripes, stays, generation)
+        self._array.write_band(band)
+
+    def _write_part(self, band: Band, stripes: Numbers) -> None:
+        """Write some stripes of a band, in a copy: the others follow in the band itself."""
+        part = self._array.new_band(band.group, band.dbn_start, band.n_stripes, zero=False)
+        part.data[:] = band.data
+        chosen = np.zeros(band.n_stripes, np.bool_)
+        chosen[stripes] = True
+        part.written[:] = band.written & chosen
+        part.touched[:] = chosen
+        band.written &= ~chosen
+        band.touched &= ~chosen
+        self._array.write_band(part)
