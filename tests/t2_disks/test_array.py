@@ -378,14 +378,16 @@ def test_a_band_must_fit(array):
 
 def test_the_pool_waits_for_what_is_in_flight():
     pool = BufferPool(4 * 4096)
-    first, second = pool.take(8192), pool.take(8192)
+    first, second = pool.take(8192)[0], pool.take(8192)[0]
     # everything is held by callers: waiting would be for ever
-    third = pool.take(4096)
+    third, is_fresh = pool.take(4096)
+    assert is_fresh
+    assert not third.any()
     assert pool.taken_bytes == 5 * 4096
     pool.give_back(third, was_sent=False)
     pool.send(first)
     taken: list[np.ndarray] = []
-    thread = threading.Thread(target=lambda: taken.append(pool.take(8192)))
+    thread = threading.Thread(target=lambda: taken.append(pool.take(8192)[0]))
     thread.start()
     thread.join(0.05)
     assert thread.is_alive()
@@ -399,7 +401,7 @@ def test_the_pool_waits_for_what_is_in_flight():
 def test_the_pool_keeps_no_more_than_its_limit():
     pool = BufferPool(16 * 4096)
     for n_blocks in (1, 2, 3, 5, 8, 13):
-        buffers = [pool.take(n_blocks * 4096) for _ in range(16 // n_blocks)]
+        buffers = [pool.take(n_blocks * 4096)[0] for _ in range(16 // n_blocks)]
         assert pool.taken_bytes + pool._free_bytes <= 16 * 4096
         for buffer in buffers:
             pool.give_back(buffer, was_sent=False)

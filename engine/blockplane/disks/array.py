@@ -224,9 +224,9 @@ class DiskArray:
         zero : clear the data. False only for a caller that fills every slot: old bytes must not reach a disk.
         """
         record = self.geometry.groups[group]
-        buffer = self.pool.take(len(record.disks) * n_stripes * BLOCK_BYTES)
+        buffer, is_fresh = self.pool.take(len(record.disks) * n_stripes * BLOCK_BYTES)
         band = Band(group, record, dbn_start, n_stripes, buffer)
-        if zero:
+        if zero and not is_fresh:
             band.data[:] = 0
         return band
 

@@ -31,8 +31,8 @@ class BufferPool:
         """Bytes that are out, in flight or held."""
         return self._taken_bytes
 
-    def take(self, n_bytes: int) -> Bytes:
-        """Return a buffer of exactly n_bytes, aligned to 4,096; its content is undefined."""
+    def take(self, n_bytes: int) -> tuple[Bytes, bool]:
+        """Return a buffer of exactly n_bytes, aligned to 4,096, and whether it is fresh: zero. Else it holds anything."""
         with self._changed:
             while self._taken_bytes + n_bytes > self.limit_bytes and self._in_flight_bytes:
                 self._changed.wait()
@@ -40,9 +40,9 @@ class BufferPool:
             shelf = self._free.get(n_bytes)
             if shelf:
                 self._free_bytes -= n_bytes
-                return shelf.pop()
+                return shelf.pop(), False
             self._drop_free(self.limit_bytes - self._taken_bytes)
-        return aligned_buffer(n_bytes)
+        return aligned_buffer(n_bytes), True
 
     def send(self, buffer: Bytes) -> None:
         """Say that a taken buffer is in flight: `give_back` will follow without its taker."""
