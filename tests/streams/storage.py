@@ -69,20 +69,22 @@ class DictLanding:
 
     def __init__(self, storage: DictStorage, stream: StreamMap) -> None:
         self.storage, self.stream = storage, stream
-        self.waiting: list[tuple[int, np.ndarray]] = []
+        self.waiting: list[list[tuple[int, np.ndarray]]] = []
         self.done: list[tuple[int, np.ndarray]] = []
         self.aborted = False
 
     def buffers(self, extents: np.ndarray) -> list[np.ndarray]:
         # in pieces of odd sizes, so that a reader cannot count on one buffer per extent
-        for start, stop in extents.tolist():
-            for vbn in range(start, stop, 3):
-                self.waiting.append((vbn, np.zeros(min(3, stop - vbn) * 4096, np.uint8)))
-        return [buffer for _, buffer in self.waiting]
+        handed = [
+            (vbn, np.zeros(min(3, stop - vbn) * 4096, np.uint8))
+            for start, stop in extents.tolist()
+            for vbn in range(start, stop, 3)
+        ]
+        self.waiting.append(handed)
+        return [buffer for _, buffer in handed]
 
     def landed(self) -> None:
-        self.done += self.waiting
-        self.waiting = []
+        self.done += self.waiting.pop(0)
 
     def commit(self, arriving: Sequence[SnapshotRecord]) -> None:
         for vbn, buffer in self.done:

@@ -17,8 +17,9 @@ from blockplane.model import (
     StreamError,
     VolumeDamagedError,
 )
+from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.planes import Plane
-from blockplane.volume import Volume
+from blockplane.volume import Volume, landing_bands
 from faults.inline import inline_workers
 from faults.world import (
     FileClient,
@@ -29,6 +30,7 @@ from faults.world import (
     image_plane,
     make_volume,
     present,
+    read_blocks,
     read_files,
     receive,
     snapshot_files,
@@ -93,6 +95,46 @@ def test_a_full_image_onto_another_geometry(shape, reverse):
     assert read_files(target.committed) == present(client.files)
     assert snapshot_files(target) == {"s2": kept["s2"]}
     verdict(target)
+
+
+@pytest.mark.parametrize("ahead", [1, 2], ids=["in turns", "one ahead"])
+@pytest.mark.parametrize("n_parity", [0, 1, 2])
+def test_scattered_blocks_open_no_more_bands_than_may_be(n_parity, ahead, monkeypatch):
+    source, kept = source_with(3)
+    target = make_volume(geometry_of(1, n_parity, 448), reserve_blocks=48)
+    monkeypatch.setattr(landing_bands, "LANDING_STRIPES", 64)
+    monkeypatch.setattr(landing_bands, "MAX_OPEN_BYTES", 2 * 64 * (1 + n_parity) * BLOCK_BYTES)
+    most_open, find_band = 0, landing_bands.LandingBands._band
+
+    def counted(self, key):
+        nonlocal most_open
+        found = find_band(self, key)
+        most_open = max(most_open, len(self._open))
+        return found
+
+    monkeypatch.setattr(landing_bands.LandingBands, "_band", counted)
+    plane = image_plane(source, "s2", None)
+    vbns = np.concatenate([np.arange(start, stop) for start, stop in plane.extents().tolist()])
+    rng = np.random.default_rng(len(vbns))
+    landing = target.landing(plane, None)
+    handed = []
+    for part in np.array_split(rng.permutation(vbns), 10):  # blocks from everywhere in every call
+        handed.append((part, landing.buffers(np.column_stack((part, part + 1)))))
+        if len(handed) == ahead:
+            put_in(landing, source, *handed.pop(0))
+    for part, buffers in handed:
+        put_in(landing, source, part, buffers)
+    landing.commit([source.get_snapshot("s2").record])
+    assert most_open == 2 + 1
+    assert snapshot_files(target) == {"s2": kept["s2"]}
+    verdict(target)
+
+
+def put_in(landing, source: Volume, vbns: np.ndarray, buffers: list[np.ndarray]) -> None:
+    data = np.concatenate([read_blocks(source, "s2", vbn, vbn + 1) for vbn in vbns.tolist()])
+    for buffer in buffers:
+        buffer[:], data = data[: len(buffer)], data[len(buffer) :]
+    landing.landed()
 
 
 @pytest.mark.parametrize("shape", TARGETS)

@@ -24,7 +24,7 @@ from rig.site import Site, fill_pattern
 from rig.transfers import Wish, transfer
 
 #: what the model may import
-ALLOWED = {"__future__", "collections", "copy", "dataclasses", "itertools", "model"}
+ALLOWED = {"__future__", "collections", "copy", "os", "dataclasses", "itertools", "model"}
 JUNE = [f"june{day}" for day in range(1, 10)]
 
 

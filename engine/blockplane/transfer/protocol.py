@@ -60,7 +60,7 @@ class Landing(Protocol):
         ...
 
     def landed(self) -> None:
-        """Note that the buffers given last are full and verified."""
+        """Note that the buffers given longest ago, of those this was not called for yet, are full and verified."""
         ...
 
     def commit(self, arriving: Sequence[SnapshotRecord]) -> None:

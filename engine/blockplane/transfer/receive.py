@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
 from blockplane.image.extents import numbers_in
-from blockplane.model.addresses import BLOCK_BYTES, Bytes, Numbers
+from blockplane.model.addresses import BLOCK_BYTES, Bytes
 from blockplane.model.checks import first_bad_block
 from blockplane.model.errors import StreamDamagedError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
@@ -123,15 +124,20 @@ def _land(reader: StreamReader, stream: StreamMap, landing: Landing, progress: P
     """Bring every block to where the landing wants it, verified; afterwards set(written) is what the stream claims."""
     claims = Claims(stream.image)
     total = stream.header.image_blocks * BLOCK_BYTES
-    while (head := reader.next_data()) is not None:
-        extents = head.extents()
-        numbers = numbers_in(extents)
-        claims.take(head)
-        buffers = landing.buffers(extents)
-        reader.read_payload([buffer.data for buffer in buffers])
-        _verify(head, numbers, buffers)
-        landing.landed()
-        progress(ProgressEvent("blocks", claims.n_blocks * BLOCK_BYTES, total, time.monotonic() - started))
+    before: Future[None] | None = None  # a frame is checked while the next is read
+    with ThreadPoolExecutor(1, "receive check") as checker:
+        while (head := reader.next_data()) is not None:
+            claims.take(head)
+            buffers = landing.buffers(head.extents())
+            reader.read_payload([buffer.data for buffer in buffers])
+            if before is not None:
+                before.result()
+                landing.landed()
+            before = checker.submit(_verify, head, buffers)
+            progress(ProgressEvent("blocks", claims.n_blocks * BLOCK_BYTES, total, time.monotonic() - started))
+        if before is not None:
+            before.result()
+            landing.landed()
     claims.require_all()
 
 
@@ -162,9 +168,9 @@ class Claims:
             raise StreamDamagedError(f"the stream ends without {self._waiting.n_left} blocks that it claims")
 
 
-def _verify(head: FrameHead, numbers: Numbers, buffers: Sequence[Bytes]) -> None:
+def _verify(head: FrameHead, buffers: Sequence[Bytes]) -> None:
     """Hold the blocks in buffers against the frame's checks."""
-    checks, at = head.checks(), 0
+    numbers, checks, at = numbers_in(head.extents()), head.checks(), 0
     for buffer in buffers:
         n_blocks = len(buffer) // BLOCK_BYTES
         bad = first_bad_block(buffer, numbers[at : at + n_blocks], checks[at : at + n_blocks])
@@ -179,4 +185,4 @@ def _drain(reader: StreamReader) -> None:
     while (head := reader.next_data()) is not None:
         payload = scratch[: head.payload_bytes]
         reader.read_payload([payload.data])
-        _verify(head, numbers_in(head.extents()), [payload])
+        _verify(head, [payload])

@@ -156,7 +156,7 @@ class Landing:
         return self._bands.buffers(self.placemap.extents_to_places(extents))
 
     def landed(self) -> None:
-        """Note that the buffers handed out last are filled and verified."""
+        """Note that the buffers handed out longest ago are filled and verified."""
         self._bands.landed()
 
     def _incoming_words(self, first: int, n_words: int) -> NDArray[np.uint64]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blockplane.disks.array import spread
 from blockplane.disks.band import Band
+from blockplane.disks.disk import aligned_buffer
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.volume.space import AREA_STRIPES
 
@@ -40,18 +41,30 @@ AREAS_AHEAD = 8
 class _LandingBand:
     """A band that waits for its blocks.
 
-    due : places the image still brings to it.
+    due : places the image still brings to it. n_handed : buffers of it that are being filled.
     """
 
-    __slots__ = ("band", "due")
+    __slots__ = ("band", "due", "n_handed")
 
     def __init__(self, band: Band, due: int) -> None:
         self.band = band
         self.due = due
+        self.n_handed = 0
+
+
+class _Handed(NamedTuple):
+    """What one call of `buffers` gave out.
+
+    pieces : (band, first slot, count). scratch : where their bytes come to lie first, where they are so scattered that
+        their bands would not all fit; else None.
+    """
+
+    pieces: list[tuple[BandKey, int, int]]
+    scratch: Block | None
 
 
 class LandingBands:
-    """See the module. `buffers`, then `landed`, in turns, from one thread.
+    """See the module. From one thread: `landed` is for the oldest call of `buffers` that it was not called for yet.
 
     Parameters
     ----------
@@ -62,7 +75,7 @@ class LandingBands:
         self._volume = volume
         self._incoming = incoming
         self._open: OrderedDict[BandKey, _LandingBand] = OrderedDict()
-        self._handed: list[tuple[BandKey, int, int]] = []
+        self._handed: deque[_Handed] = deque()
         self._closing: deque[Future[None]] = deque()
         self._closer = ThreadPoolExecutor(1, "landing")
         geometry = volume.geometry
@@ -75,25 +88,56 @@ class LandingBands:
 
     def buffers(self, places: NDArray[np.int64]) -> list[Block]:
         """Return where the bytes of extents of places go, in order: buffers of whole blocks."""
+        pieces = [((group, index), offset, count) for group, index, offset, count in self._pieces(places)]
+        if self._is_scattered(pieces):
+            scratch = aligned_buffer(sum(count for _, _, count in pieces) * BLOCK_BYTES)
+            self._handed.append(_Handed(pieces, scratch))
+            return [scratch]
         out = []
-        for group, index, offset, n_blocks in self._pieces(places):
-            key = group, index
+        for key, offset, count in pieces:
             waiting = self._band(key)
-            out.append(waiting.band.buffer[offset * BLOCK_BYTES : (offset + n_blocks) * BLOCK_BYTES])
-            self._handed.append((key, offset, n_blocks))
+            waiting.n_handed += 1
+            out.append(waiting.band.buffer[offset * BLOCK_BYTES : (offset + count) * BLOCK_BYTES])
+        self._handed.append(_Handed(pieces, None))
         return out
 
+    def _is_scattered(self, pieces: list[tuple[BandKey, int, int]]) -> bool:
+        """Whether the bands of all pieces together are more than may be open."""
+        if len(pieces) <= 1:
+            return False
+        sizes = {key: len(self._volume.geometry.groups[key[0]].disks) for key, _, _ in pieces}
+        return sum(sizes.values()) * LANDING_STRIPES * BLOCK_BYTES > MAX_OPEN_BYTES // 2
+
     def landed(self) -> None:
-        """Note that the buffers handed out last are filled and verified; bands that are whole go out."""
-        for key, offset, n_blocks in self._handed:
+        """Note that the buffers handed out longest ago are filled and verified; bands that are whole go out."""
+        handed = self._handed.popleft()
+        if handed.scratch is not None:
+            self._copy_in(handed.pieces, handed.scratch)
+            return
+        for key, offset, count in handed.pieces:
             waiting = self._open[key]
-            waiting.band.written.reshape(-1)[offset : offset + n_blocks] = True
-            waiting.due -= n_blocks
-            if not waiting.due:
-                del self._open[key]
-                self._close(waiting)
-        self._handed.clear()
+            waiting.n_handed -= 1
+            self._note(key, waiting, offset, count)
         self._bound()
+
+    def _copy_in(self, pieces: list[tuple[BandKey, int, int]], scratch: Block) -> None:
+        """Bring scattered blocks to their bands, never more of these open than may be."""
+        at = 0
+        for key, offset, count in pieces:
+            waiting = self._band(key)
+            data = scratch[at * BLOCK_BYTES : (at + count) * BLOCK_BYTES]
+            waiting.band.buffer[offset * BLOCK_BYTES : (offset + count) * BLOCK_BYTES] = data
+            self._note(key, waiting, offset, count)
+            self._bound()
+            at += count
+
+    def _note(self, key: BandKey, waiting: _LandingBand, offset: int, count: int) -> None:
+        """Note blocks of a band that are there; send it out when it is whole."""
+        waiting.band.written.reshape(-1)[offset : offset + count] = True
+        waiting.due -= count
+        if not waiting.due:
+            del self._open[key]
+            self._close(waiting)
 
     def _pieces(self, places: NDArray[np.int64]) -> list[tuple[int, int, int, int]]:
         """Cut extents at band borders: (group, band, first slot, count), neighbours in one band's buffer joined."""
@@ -132,9 +176,9 @@ class LandingBands:
     def _bound(self) -> None:
         """Close the bands longest untouched as they are, when too many are open; the rest of them comes later."""
         size = next(iter(self._open.values())).band.buffer.shape[0] if self._open else 0
-        while len(self._open) * size > MAX_OPEN_BYTES:
-            _, waiting = self._open.popitem(last=False)
-            self._close(waiting)
+        n_over = len(self._open) - MAX_OPEN_BYTES // max(size, 1)
+        for key in [key for key, waiting in self._open.items() if not waiting.n_handed][: max(n_over, 0)]:
+            self._close(self._open.pop(key))
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
