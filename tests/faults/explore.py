@@ -18,6 +18,7 @@ from blockplane.volume import Volume
 from blockplane.volume.check import check
 from blockplane.volume.codec import Pointer
 from faults.crash import CrashState, Plan, crash_states
+from faults.degraded import Found
 from faults.inline import inline_workers
 from faults.recording import Blocks, MemoryDisk, Recorder, RecordingDisk
 from faults.world import (
@@ -149,22 +150,25 @@ class Tally:
     n_states: int = 0
     n_old: int = 0
     n_new: int = 0
+    #: stripes that the loss of a disk would have needed the log for, over all states
+    n_logged: int = 0
     violations: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return (
-            f"{self.n_states} states opened ({self.n_old} old, {self.n_new} new), {len(self.violations)} violations"
-            + "".join(f"\n  {text}" for text in self.violations[:5])
+            f"{self.n_states} states opened ({self.n_old} old, {self.n_new} new), {len(self.violations)} violations, "
+            f"{self.n_logged} stripes needed the log" + "".join(f"\n  {text}" for text in self.violations[:5])
         )
 
 
-def judge(disks: list[MemoryDisk], points: list[Point], first: int, models: Models) -> int:
+def judge(disks: list[MemoryDisk], points: list[Point], first: int, models: Models, tally: Tally | None = None) -> int:
     """Open disks and return which of points first and first + 1 they hold.
 
     Raises
     ------
-    ViolationError: neither; or it is not whole, or does not go on working.
+    ViolationError: neither; or it is not whole, would not survive a disk lost in the cut, or does not go on working.
     """
+    found = Found(disks)
     try:
         with inline_workers():
             volume = open_volume(disks)
@@ -173,6 +177,11 @@ def judge(disks: list[MemoryDisk], points: list[Point], first: int, models: Mode
     try:
         which = _which(volume, points, first)
         require_equal(volume, points[which])
+        unexplained, n_logged = found.unexplained(volume)
+        if unexplained:
+            raise ViolationError(f"{unexplained[:3]}")
+        if tally is not None:
+            tally.n_logged += n_logged
         _go_on(volume, points[which], models)
         return which
     except BlockplaneError as error:
@@ -237,7 +246,7 @@ def explore(
         tally.n_states += 1
         first = len(state.marks)
         try:
-            which = judge(state.disks, played.points, first, models)
+            which = judge(state.disks, played.points, first, models, tally)
         except ViolationError as violation:
             tally.violations.append(f"{state.description}: {violation}")
             continue

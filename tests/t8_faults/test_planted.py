@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from blockplane.disks.disk import HEAD_BLOCKS, aligned_buffer
+from blockplane.disks.stripelog import StripeLog
 from blockplane.image import build
 from blockplane.image.expected import ExpectedChecks
 from blockplane.model import BLOCK_BYTES, ChecksumError
@@ -26,7 +27,7 @@ from faults.crash import Plan
 from faults.explore import Stage, Story, Tally, ViolationError, explore, judge
 from faults.inline import inline_workers
 from faults.recording import MemoryDisk
-from faults.stories import FilesStory, FullStory, NearlyFullStory, RollbackStory
+from faults.stories import FilesStory, FullStory, IncrementStory, NearlyFullStory, RollbackStory
 from faults.world import FileClient, geometry_of, make_volume, numbers_of, root_of
 
 PLAN = Plan(n_random=20, max_pairs=20, n_torn=1)
@@ -76,6 +77,20 @@ def declare_nothing(volume, names: Sequence[tuple[int, int]]) -> None:
         volume._write_info(areas=[], clean=False)
 
 
+def log_without_a_flush(log: StripeLog, band, stripes, counted, generation: int) -> None:
+    flush = log._array.flush
+    with mock.patch.object(log._array, "flush", lambda disks=None: flush() if disks is None else None):
+        real_protect(log, band, stripes, counted, generation)
+
+
+def log_over_what_is_under_way(log: StripeLog, band, stripes, counted, generation: int) -> None:
+    log.settled()
+    real_protect(log, band, stripes, counted, generation)
+
+
+real_protect = StripeLog.protect
+
+
 def release_at_once(space: Space, places) -> None:
     real_release(space, places)
     space.release_now(places)
@@ -107,6 +122,22 @@ def test_the_root_before_the_data():
 def test_no_intent_record():
     found = hunt(NearlyFullStory(0), mock.patch.object(live.LiveVolume, "_declare", declare_nothing))
     assert any("parity of stripe" in text for text in found)
+
+
+@pytest.mark.parametrize("story", [NearlyFullStory, IncrementStory], ids=lambda story: story.name)
+def test_no_log_before_a_stripe_beside_live_blocks(story):
+    found = hunt(story(0), mock.patch.object(StripeLog, "protect", return_value=None))
+    assert any("would not survive the loss of a disk" in text for text in found)
+
+
+def test_a_log_that_is_not_flushed():
+    found = hunt(NearlyFullStory(0), mock.patch.object(StripeLog, "protect", log_without_a_flush), most=1500)
+    assert any("would not survive the loss of a disk" in text for text in found)
+
+
+def test_a_log_that_begins_again_before_its_stripes_are_flushed():
+    found = hunt(NearlyFullStory(2), mock.patch.object(StripeLog, "protect", log_over_what_is_under_way))
+    assert any("would not survive the loss of a disk" in text for text in found)
 
 
 def test_a_freed_block_reused_in_the_same_point():

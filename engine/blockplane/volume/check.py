@@ -171,6 +171,8 @@ def check(volume: LiveVolume, parity: bool = True) -> CheckReport:
     Reads every block that anything refers to; memory is bounded by one bit a block of each state in turn.
     """
     report = CheckReport()
+    for left in volume.recovery.left:
+        report.add(left)
     with volume.lock:
         if volume.writable:
             volume.commit()

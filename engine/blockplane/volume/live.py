@@ -35,6 +35,7 @@ from blockplane.volume.pins import Pins
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Placer
 from blockplane.volume.readers import LiveReader, PlaceReader
+from blockplane.volume.recovery import Recovery, recover
 from blockplane.volume.rootslots import successor, write_record
 from blockplane.volume.space import AreaName, Space
 from blockplane.volume.state import State, read_root, write_all
@@ -67,6 +68,7 @@ class LiveVolume:
     info : the root record last made durable.
     active : the live state. committed, previous : the states of the last two CPs.
     local : the local tree of the open CP.
+    recovery : what opening had to put right.
     is_replica : whether the live state is exactly one received or rolled back to; the first write starts a branch.
     """
 
@@ -90,6 +92,7 @@ class LiveVolume:
         self._before: State | None = None  # what held was last in line with, where not the committed state
         self._n_forget = 0  # commits to come after which the busy plane is worked out anew
         self._pins = Pins()
+        self.recovery = Recovery()
         self.incoming: dict[int, Leaf] = {}
         self._load()
 
@@ -305,7 +308,7 @@ class LiveVolume:
         """Name areas in a durable record before they are written to (law 7); the first is needed now."""
         if names[0] in self._declared and not self.info.clean:
             return
-        fresh = [name for name in names if name not in self._declared]
+        fresh = [name for name in dict.fromkeys(names) if name not in self._declared]
         if len(self._declared) + len(fresh) > MAX_AREAS:
             self.array.drain()
             self.array.flush()
@@ -317,6 +320,11 @@ class LiveVolume:
         """See `_declare`: for writers other than the placer."""
         with self.lock:
             self._declare(names)
+
+    def recover(self) -> None:
+        """After an unclean stop: parity brought in line where writes may have been under way, the record everywhere."""
+        self.recovery = recover(self)
+        self._write_info(areas=[], clean=True)
 
     def write_beside(self, band: Band) -> None:
         """Write stripes of which only some slots are written; see `BesideWriter.write`."""

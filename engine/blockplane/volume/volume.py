@@ -13,7 +13,6 @@ from blockplane.disks.assembly import Assembly, assemble
 from blockplane.disks.disk import Disk
 from blockplane.disks.geometry import Geometry, GroupRecord
 from blockplane.disks.label import make_labels, mend_labels, settle_labels, write_labels
-from blockplane.disks.resync import resync_parity
 from blockplane.model.errors import NotAVolumeError
 from blockplane.planes import Plane
 from blockplane.volume import snapshots
@@ -26,7 +25,6 @@ from blockplane.volume.live import LiveVolume, reserve_for
 from blockplane.volume.lock import VolumeLock
 from blockplane.volume.rootslots import read_newest, successor, write_record
 from blockplane.volume.snapshots import Snapshot
-from blockplane.volume.space import AREA_STRIPES
 
 LOCK_NAME = "lock"
 
@@ -141,11 +139,13 @@ class Volume(LiveVolume):
         if writable:
             mend = mend_labels if assembly.labels_are_settled else settle_labels
             mend(assembly.disks, assembly.labels)
-        record = record_for(record, assembly)
         array = DiskArray(assembly.geometry, assembly.disks)
+        if writable and not everywhere:  # before any later one: no disk may fall two generations behind
+            write_record(array, record)
+        volume = cls(directory, array, record_for(record, assembly), writable)
         if writable and not (record.clean and everywhere):
-            record = _recover(array, record)
-        return cls(directory, array, record, writable)
+            volume.recover()
+        return volume
 
     def grow(
         self,
@@ -204,19 +204,6 @@ class Volume(LiveVolume):
     def landing(self, image: Plane, base: Snapshot | None = None) -> Landing:
         """Begin to receive an image; see `Landing`."""
         return Landing(self, image, base.entry if base is not None else None)
-
-
-def _recover(array: DiskArray, record: FsInfo) -> FsInfo:
-    """After an unclean stop: bring parity in line where writes may have been under way, then the record everywhere."""
-    for group, area in record.areas:
-        stripes = array.geometry.groups[group].disk_blocks - area * AREA_STRIPES
-        if stripes > 0:
-            resync_parity(array, group, area * AREA_STRIPES, min(stripes, AREA_STRIPES))
-    array.drain()
-    array.flush()
-    record = successor(record, areas=[], clean=True)
-    write_record(array, record)
-    return record
 
 
 def _write_labels(geometry: Geometry, volume_id: bytes, disks: Sequence[Disk]) -> None:
