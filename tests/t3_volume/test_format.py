@@ -11,6 +11,7 @@ import pytest
 
 import blockplane.volume.codec as codec
 from blockplane.disks.label import Label, MemberState, encode_label
+from blockplane.disks.stripelog import encode_head
 from blockplane.model import BLOCK_BYTES
 from blockplane.model.checks import crc32c, fresh_checks
 from blockplane.volume.codec import Branch, LocalRoot, Pointer, SnapshotRecord, StateRoot, TableEntry, TreeRoot
@@ -60,6 +61,9 @@ LABEL = Label(
     an_id(1), an_id(3), 6, 672, 1, 1, tuple((g.first, 3, 2, 128, 640) for g in GEOMETRY.groups),
     tuple(an_id(n) for n in (2, 3, 4, 5, 6)), (MemberState.IN,) * 5,
 )  # fmt: skip
+LOG_HEAD = encode_head(
+    an_id(1), 99, (1, 1), np.array([70, 71]), np.array([12, 13], np.uint32), np.array([[0, 1], [0, 1], [1, 0]], bool)
+)
 
 
 def group_fields(index: int) -> dict[str, object]:
@@ -71,6 +75,10 @@ def crc_of_label() -> int:
     block = bytearray(encode_label(LABEL))
     block[12:16] = bytes(4)
     return crc32c(bytes(block))
+
+
+def crc_of_log() -> int:
+    return crc32c(LOG_HEAD[:12] + bytes(4) + LOG_HEAD[16:])
 
 
 def fields_of(record: object, *names: str) -> dict[str, object]:
@@ -113,6 +121,20 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
             **{name: getattr(INFO, name).encode() for name in ("state", "previous_state", "local", "previous_local")},
         },
     ),
+    "Stripe log record": (
+        LOG_HEAD[:64],
+        {
+            "magic": b"BPSTRIPE",
+            "version": 0,
+            "crc": crc_of_log(),
+            "volume_id": an_id(1),
+            "generation": 99,
+            "group": 1,
+            "which": 1,
+            "n_stripes": 2,
+        },
+    ),
+    "Stripe log entry": (LOG_HEAD[64 + 48 : 64 + 96], {"dbn": 71, "check": 13, "counted": b"\x03"}),
     "fsinfo group record": (INFO.encode()[320 + 32 : 320 + 64], group_fields(1)),
     "Pointer": (POINTERS[0].encode(), {"number": 0x1234_5678_9ABC, "kind": 1, "check": 77}),
     "Tree root": (

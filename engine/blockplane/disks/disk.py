@@ -9,7 +9,7 @@ start of the disk here ("raw"); a dbn counts from the start of the data area.
 | 1 | fsinfo slot, head half |
 | 2 .. 15 | reserved |
 | 16 .. | data area |
-| n_blocks - 16 .. n_blocks - 3 | reserved |
+| behind it .. n_blocks - 3 | stripe log (`disks.stripelog`), on parity disks |
 | n_blocks - 2 | fsinfo slot, tail half |
 | n_blocks - 1 | label, copy |
 """

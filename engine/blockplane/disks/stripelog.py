@@ -38,7 +38,7 @@ from blockplane.disks.band import Band
 from blockplane.disks.disk import HEAD_BLOCKS, aligned_buffer, fsinfo_tail_block
 from blockplane.disks.geometry import GroupRecord
 from blockplane.disks.parity import compute_parity
-from blockplane.model.addresses import BLOCK_BYTES, Bytes, Numbers
+from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Numbers
 from blockplane.model.checks import crc32c, fresh_checks
 
 MAGIC: Final = b"BPSTRIPE"
@@ -131,21 +131,25 @@ class StripeLog:
         compute_parity(blocks, parity)
         for which, disk in enumerate(group.disks[group.n_data :]):
             start, _ = log_area(group, self._array.disks[disk].n_blocks)
-            entries = np.zeros(len(stripes), _ENTRY)
-            entries["dbn"] = stripes + band.dbn_start
-            entries["check"] = fresh_checks(parity[which].reshape(-1), stripes + band.dbn_start)
-            bits = np.packbits(counted[:, stripes].T, axis=1, bitorder="little")
-            entries["counted"][:, : bits.shape[1]] = bits
+            dbns = stripes + band.dbn_start
+            checks = fresh_checks(parity[which].reshape(-1), dbns)
+            head = encode_head(self._volume_id, generation, (band.group, which), dbns, checks, counted[:, stripes])
             record = aligned_buffer((1 + len(stripes)) * BLOCK_BYTES)
-            head = _header(self._volume_id, generation, band.group, which, entries)
             record[:BLOCK_BYTES] = np.frombuffer(head, np.uint8)
             record[BLOCK_BYTES:] = parity[which].reshape(-1)
             self._array.write_raw([(disk, start + used)], record)
         self._used[band.group] = used + 1 + len(stripes)
 
 
-def _header(volume_id: bytes, generation: int, group: int, which: int, entries: npt.NDArray[np.void]) -> bytes:
-    head = _HEADER.pack(MAGIC, VERSION, 0, volume_id, generation, group, which, len(entries)) + entries.tobytes()
+def encode_head(
+    volume_id: bytes, generation: int, owner: tuple[int, int], dbns: Numbers, checks: Checks, counted: Mask
+) -> bytes:
+    """Return the first block of a record; owner: the group, and 0 for P or 1 for Q; counted: (n_data, n)."""
+    entries = np.zeros(len(dbns), _ENTRY)
+    entries["dbn"], entries["check"] = dbns, checks
+    bits = np.packbits(counted.T, axis=1, bitorder="little")
+    entries["counted"][:, : bits.shape[1]] = bits
+    head = _HEADER.pack(MAGIC, VERSION, 0, volume_id, generation, *owner, len(entries)) + entries.tobytes()
     block = bytearray(head.ljust(BLOCK_BYTES, b"\0"))
     struct.pack_into("<I", block, _CRC_AT, crc32c(bytes(block)))
     return bytes(block)
