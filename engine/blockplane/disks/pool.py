@@ -32,7 +32,7 @@ class BufferPool:
         return self._taken_bytes
 
     def take(self, n_bytes: int) -> tuple[Bytes, bool]:
-        """Return a buffer of exactly n_bytes, aligned to 4,096, and whether it is fresh: zero. Else it holds anything."""
+        """Return a buffer of n_bytes, aligned to 4,096, and whether it is fresh: zero; else it holds anything."""
         with self._changed:
             while self._taken_bytes + n_bytes > self.limit_bytes and self._in_flight_bytes:
                 self._changed.wait()

@@ -29,8 +29,8 @@ _HOLE_SHARE: Final = 1 / 25
 _HOLE_BLOCKS: Final = (8, 4, 2, 1)
 
 
-#: Windows whose checks are looked up together, at 16 MiB each one read of 16 leaves for 64 MiB, while the disks are busy
-#: with those before.
+#: Windows whose checks are looked up together, at 16 MiB each one read of 16 leaves for 64 MiB, while the disks are
+#: busy with those before.
 _BATCH_WINDOWS: Final = 4
 #: A batch ends early at so many extents, of which each may need a leaf: bounds the leaves held to 8 MiB and a window's.
 _BATCH_EXTENTS: Final = 2048

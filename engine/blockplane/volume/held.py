@@ -14,6 +14,7 @@ from blockplane.volume.codec import TableEntry
 from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
 from blockplane.volume.local import LocalTree
 from blockplane.volume.state import State, differing_leaves
+from blockplane.volume.treeread import FETCH_BLOCKS
 
 StateOf = Callable[[TableEntry], State]
 
@@ -77,8 +78,21 @@ def update_for_commit(
 
 def rebuild(local: LocalTree, snapshots: Sequence[State], active: State, others: Sequence[State]) -> None:
     """Work held out anew in every leaf in which active differs from any of the others."""
-    for leaf in differing_leaves([active, *others]):
-        local.set_held_leaf(leaf, union_leaf(snapshots, leaf) & ~active.place_leaf(leaf))
+    leaves = differing_leaves([active, *others])
+    for at in range(0, len(leaves), FETCH_BLOCKS):
+        part = leaves[at : at + FETCH_BLOCKS]
+        _fetch([active, *snapshots], part)
+        for leaf in part:
+            local.set_held_leaf(leaf, union_leaf(snapshots, leaf) & ~active.place_leaf(leaf))
+
+
+def _fetch(states: Sequence[State], leaves: Sequence[int]) -> None:
+    """Bring what `union_leaf` will read of the states' leaves into memory: a shared leaf of the first that has it."""
+    seen: set[tuple[int, int]] = set()
+    for state in states:
+        pointers = [state.blockmap.pointer(0, leaf) for leaf in leaves]
+        state.blockmap.fetch_blocks(leaf for leaf, pointer in zip(leaves, pointers, strict=True) if pointer not in seen)
+        seen.update(pointers)
 
 
 def exclusive_leaves(

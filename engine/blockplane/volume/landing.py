@@ -38,7 +38,7 @@ from blockplane.volume.live import LiveVolume
 from blockplane.volume.placemap import PlaceMap, from_pairs, union
 from blockplane.volume.readers import PlaceReader
 from blockplane.volume.state import State, differing_leaves
-from blockplane.volume.treeread import NODE_SHIFT
+from blockplane.volume.treeread import FETCH_BLOCKS, NODE_SHIFT
 from blockplane.volume.waiting import Waiting, plane_leaf
 
 Block = NDArray[np.uint8]
@@ -209,8 +209,11 @@ class Landing:
         """Hold a snapshot's plane against what came and its base; leaves that it shares with that are whole."""
         self._refuse_boundless(state, record)
         n_blocks = base.root.n_blocks if base is not None else 0
-        leaves = differing_leaves([state, base]) if base is not None else state.leaf_numbers()
-        for leaf in leaves:
+        leaves = differing_leaves([state, base]) if base is not None else list(state.leaf_numbers())
+        for at, leaf in enumerate(leaves):
+            if at % FETCH_BLOCKS == 0:
+                for each in (state, base) if base is not None else (state,):
+                    each.blockmap.fetch_blocks(leaves[at : at + FETCH_BLOCKS])
             words, there = state.plane_leaf(leaf), plane_leaf(self._image, leaf)
             if base is not None:
                 there |= base.plane_leaf(leaf)

@@ -6,7 +6,7 @@ Reading verifies each block against the check in the pointer to it. Blocks that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ ZERO_BLOCK.flags.writeable = False
 
 # Clean blocks a tree keeps: 4 MiB a tree, the upper levels of the inode file of a busy volume many times over.
 MAX_CLEAN_BLOCKS = 1024
+# Blocks fetched ahead with one request: what is read of several trees in turns stays in memory until it is used.
+FETCH_BLOCKS = 256
 
 NODE_SHIFT = NODE_POINTERS.bit_length() - 1
 
@@ -148,15 +150,22 @@ class TreeReader:
 
     def _fetch_nodes(self, start: int, stop: int) -> None:
         """Bring the lowest nodes start..stop into memory, those that are not there with one request."""
-        missing = [index for index in range(start, stop) if (1, index) not in self._nodes]
-        pointers = np.array([self.pointer(1, index) for index in missing], np.uint64).reshape(-1, 2)
+        self._fetch(1, range(start, stop))
+
+    def fetch_blocks(self, indexes: Iterable[int]) -> None:
+        """Bring up to FETCH_BLOCKS blocks into memory, those that are not there with one request."""
+        self._fetch(0, indexes)
+
+    def _fetch(self, level: int, indexes: Iterable[int]) -> None:
+        missing = [index for index in indexes if (level, index) not in self._nodes]
+        pointers = np.array([self.pointer(level, index) for index in missing], np.uint64).reshape(-1, 2)
         present = np.flatnonzero(pointers[:, 0])
         if not 1 < len(present) < MAX_CLEAN_BLOCKS // 2:
             return
         data = np.empty(len(present) * BLOCK_BYTES, np.uint8)
         self._read_verified(pointers[present], data)
         for at, block in zip(present.tolist(), data.reshape(-1, BLOCK_BYTES), strict=True):
-            self._remember(1, missing[at], Node(block))
+            self._remember(level, missing[at], Node(block))
 
     def _node(self, level: int, index: int) -> Node | None:
         """Return the leaf or node, reading it when needed; None for a hole."""
