@@ -293,10 +293,14 @@ class _Fixture:
             self.space,
             self.declared.append,
             lambda group, word: False,
-            self._write_beside,
+            self,
         )
 
-    def _write_beside(self, band) -> None:
+    def sound(self, group: int, word: int):
+        """No stripe is damaged."""
+        return np.ones(64, bool)
+
+    def write(self, band) -> None:
         """What a volume would read and verify: the slots of stripes that are written which the band does not own."""
         places = self.geometry.band_places(band.group, band.dbn_start, band.n_stripes)
         stays = ~band.written & band.written.any(axis=0)

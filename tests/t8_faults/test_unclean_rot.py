@@ -24,7 +24,7 @@ from faults.explore import Stage, require_equal
 from faults.inline import inline_workers
 from faults.recording import MemoryDisk
 from faults.stories import IncrementStory, NearlyFullStory, SnapshotStory, _Story
-from faults.world import open_volume
+from faults.world import FileClient, make_volume, numbers_of, open_volume, root_of
 
 PLAN = Plan(n_random=5, max_pairs=5, n_torn=1)
 STORIES = [(NearlyFullStory, 0), (NearlyFullStory, 1), (IncrementStory, 0), (IncrementStory, 4), (SnapshotStory, 0)]
@@ -173,6 +173,31 @@ def loses_a_block(disks: list[MemoryDisk]) -> bool:
             if volume.recovery.n_left:
                 return True
     return False
+
+
+def test_a_stripe_damaged_for_good_is_left_alone():
+    """A volume that is nearly full goes on beside it: deleting must work."""
+    story = NearlyFullStory(0)
+    with inline_workers():
+        volume = make_volume(story.geometry)
+        client = FileClient(volume)
+        story.prepare(volume, client)
+        live, places = live_slots(volume, 0), volume.geometry.band_places(0, 0, 128)
+        tree = volume.active.tree(root_of(volume.active, 1))  # what follows reads none of its blocks
+        plain = np.isin(places, numbers_of(tree.pointers(0, tree.capacity_blocks())))
+        damaged = np.flatnonzero((live.sum(axis=0) == 1) & (live & plain).any(axis=0))[::2].tolist()
+        assert len(damaged) > 2
+        for dbn in damaged:
+            for disk in (int(live[:, dbn].argmax()), 2):
+                rot(volume.array.disks[disk], dbn)
+        before = [disk.block(HEAD_BLOCKS + dbn) for disk in volume.array.disks for dbn in damaged]
+        client.punch(2, 5, 9)
+        with volume.dipping():
+            for index in range(40, 56):
+                client.edit(2, index, 5000 + index)
+            volume.sync()
+        assert [disk.block(HEAD_BLOCKS + dbn) for disk in volume.array.disks for dbn in damaged] == before
+        volume.abandon()
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from blockplane.disks.resync import read_members
 from blockplane.disks.stripelog import StripeLog
-from blockplane.model.errors import ChecksumError
+from blockplane.model.errors import ChecksumError, DiskError, VolumeDamagedError
+from blockplane.volume.leafbits import WORD_BLOCKS
 from blockplane.volume.livechecks import LiveChecks
 from blockplane.volume.mending import Members
 from blockplane.volume.runs import mask_runs
@@ -58,6 +59,35 @@ class BesideWriter:
             else:
                 self._array.write_band(band)
 
+    def sound(self, group: int, word: int) -> Mask:
+        """Return which of 64 stripes, (64,), can be written to: each live block is whole, or its stripe explains it.
+
+        A stripe that is damaged for good is left alone: parity made anew there could hide what a later repair needs,
+        and a consistency point that met it would fail.
+        """
+        record = self._volume.geometry.groups[group]
+        if not record.n_parity:
+            return np.ones(WORD_BLOCKS, np.bool_)
+        band = self._array.new_band(group, word * WORD_BLOCKS, WORD_BLOCKS, zero=False)
+        lost = live = self.checks.live(band)
+        try:
+            read_members(self._array, band, with_parity=True)
+            members = self._members(band, live)
+            members.mend({})
+            lost = members.bad
+        except DiskError:
+            raise
+        except VolumeDamagedError:  # what holds the checks is not whole: nothing can be said of any
+            pass
+        finally:
+            self._array.drop_band(band)
+        found: Mask = ~np.logical_or.reduce(lost, axis=0)
+        return found
+
+    def _members(self, band: Band, chosen: Mask) -> Members:
+        places = self._volume.geometry.band_places(band.group, band.dbn_start, band.n_stripes)
+        return Members(band, self.checks, chosen, places)
+
     def _read_rest(self, band: Band) -> None:
         """Fill the slots that are not written from the disks: they keep what is there, and parity counts it."""
         missing = band.touched & ~band.written
@@ -80,23 +110,23 @@ class BesideWriter:
         ChecksumError: see `write`.
         """
         live = self.checks.live(band) & band.touched & ~band.written
-        places = self._volume.geometry.band_places(band.group, band.dbn_start, band.n_stripes)
-        members = Members(band, self.checks, live, places)
+        members = self._members(band, live)
         if members.bad.any():
-            self._mend(band, members, places)
+            self._mend(band, members)
 
-    def _mend(self, band: Band, members: Members, places: Numbers) -> None:
+    def _mend(self, band: Band, members: Members) -> None:
         """Work out bad blocks from their stripes as the disks hold them."""
         found = self._array.new_band(band.group, band.dbn_start, band.n_stripes, zero=False)
         try:
             read_members(self._array, found, with_parity=True)
-            there = Members(found, self.checks, members.bad, places)
+            there = self._members(found, members.bad)
             there.mend({})
             band.data[members.bad] = found.data[members.bad]
         finally:
             self._array.drop_band(found)
         if there.bad.any():
-            place = int(places[there.bad][0])
+            disk, stripe = (int(at[0]) for at in np.nonzero(there.bad))
+            place = int(self._volume.geometry.band_places(band.group, band.dbn_start + stripe, 1)[disk, 0])
             raise ChecksumError(
                 f"the block at place {place}, beside which parity is to be written, does not match its checksum",
                 place,

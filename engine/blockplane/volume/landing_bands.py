@@ -195,7 +195,7 @@ class LandingBands:
         try:
             volume.declare_areas([(band.group, index) for index in ahead])
             if not band.written.all():
-                volume.write_beside(band)
+                volume.beside.write(band)
                 return
         except BaseException:
             volume.array.drop_band(band)

@@ -17,7 +17,6 @@ from typing import Protocol, Self
 import numpy as np
 
 from blockplane.disks.array import DiskArray
-from blockplane.disks.band import Band
 from blockplane.disks.disk import Disk
 from blockplane.disks.geometry import Geometry
 from blockplane.model.addresses import BLOCK_BYTES
@@ -68,6 +67,7 @@ class LiveVolume:
     info : the root record last made durable.
     active : the live state. committed, previous : the states of the last two CPs.
     local : the local tree of the open CP.
+    beside : writes to stripes that hold live blocks.
     recovery : what opening had to put right.
     is_replica : whether the live state is exactly one received or rolled back to; the first write starts a branch.
     """
@@ -98,10 +98,10 @@ class LiveVolume:
 
     def _load(self) -> None:
         """Take up the state of the root record; opening reads the two roots and nothing that grows."""
-        self._beside = BesideWriter(self)
+        self.beside = BesideWriter(self)
         self.space = Space(self.geometry, self._busy.leaf)
         self.space.n_pending = self.info.n_pending
-        self.placer = Placer(self.array, self.space, self._declare, self._busy.is_landing, self.write_beside)
+        self.placer = Placer(self.array, self.space, self._declare, self._busy.is_landing, self.beside)
         places = PlaceReader(self.array, PlaceMap())
         self.committed_local = LocalTree(places, self._local_root(self.info.local))
         self.local = LocalTree(
@@ -326,10 +326,6 @@ class LiveVolume:
         self.recovery = recover(self)
         self._write_info(areas=[], clean=True)
 
-    def write_beside(self, band: Band) -> None:
-        """Write stripes of which only some slots are written; see `BesideWriter.write`."""
-        self._beside.write(band)
-
     def _write_info(self, **changes: object) -> None:
         record = successor(self.info, **changes)
         write_record(self.array, record)
@@ -390,7 +386,7 @@ class LiveVolume:
         self.placer.close_all()
         self.placer.settle()
         self.array.flush()
-        self._beside.log.settled()
+        self.beside.log.settled()
 
     def _commit_trees(self) -> dict[str, object]:
         """Place and write both trees; return what the root record will say."""

@@ -10,6 +10,7 @@ computed, and what their loss would lose is logged (law 7).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,18 @@ FIRST_BULK_STRIPES = 1
 Block = NDArray[np.uint8]
 BandKey = tuple[int, int]
 Take = Callable[[Area], tuple[int, int] | None]
+
+
+class Beside(Protocol):
+    """What writes to stripes that hold live blocks (volume/beside.py)."""
+
+    def write(self, band: Band) -> None:
+        """Send out a band of whose stripes only some slots are written; what stays is read, verified and logged."""
+        ...
+
+    def sound(self, group: int, word: int) -> NDArray[np.bool_]:
+        """Return which of 64 stripes, (64,), can be written to: nothing in them is damaged for good."""
+        ...
 
 
 class OpenBand:
@@ -98,7 +111,7 @@ class Placer:
     ----------
     declare : called before the first write into areas no intent record names yet; returns when the record is durable.
     is_landing : tells whether a receive brings blocks to 64 stripes, (group, stripe word): it writes their parity.
-    write_beside : sends out a band of whose stripes only some slots are written; completes it, and reads what stays.
+    beside : takes bands of whose stripes only some slots are written.
     """
 
     def __init__(
@@ -107,13 +120,13 @@ class Placer:
         space: Space,
         declare: Callable[[list[AreaName]], None],
         is_landing: Callable[[int, int], bool],
-        write_beside: Callable[[Band], None],
+        beside: Beside,
     ) -> None:
         self._array = array
         self._space = space
         self._declare = declare
         self._is_landing = is_landing
-        self._write_beside = write_beside
+        self._beside = beside
         self._open: dict[BandKey, list[OpenBand]] = {}
         self._bulk: OpenBand | None = None
         self._meta: OpenBand | None = None
@@ -253,12 +266,12 @@ class Placer:
                 key = (name[0], word)
                 if self._is_landing(*key):
                     continue  # open bands there are spent: what is still free lies in other stripes than theirs
-                free = np.flatnonzero(self._space.free_slots(name, word).ravel())
+                slots = self._space.free_slots(name, word)
+                free = np.flatnonzero(slots & self._beside.sound(name[0], word) if slots.any() else slots)
                 if len(free):
                     self._declare([name])
                     area = Area(name, self._space.geometry.groups[name[0]], np.zeros(1, np.uint64))
-                    slots = free.astype(np.int64)
-                    return self._open_band(area, word * WORD_BLOCKS, WORD_BLOCKS, slots, by_stripe=True)
+                    return self._open_band(area, word * WORD_BLOCKS, WORD_BLOCKS, free.astype(np.int64), by_stripe=True)
         raise NoSpaceError(
             "the volume is full", "delete files or snapshots, or add a RAID group with `blockplane grow`"
         )
@@ -341,7 +354,7 @@ class Placer:
         else:
             data.written[:] = False
             data.written.reshape(-1)[band.slots[: band.cursor]] = True
-            self._write_beside(data)
+            self._beside.write(data)
 
     def settle(self) -> None:
         """Wait until everything written has reached the disks' queues' ends.
