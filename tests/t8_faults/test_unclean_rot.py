@@ -175,6 +175,25 @@ def loses_a_block(disks: list[MemoryDisk]) -> bool:
     return False
 
 
+@pytest.mark.parametrize("kind", [NearlyFullStory, IncrementStory], ids=lambda kind: kind.name)
+def test_opened_for_reading_torn_stripes_are_told_from_wrong_parity(kind: type[_Story]):
+    n_unsettled = n_wrong = 0
+    for state, _ in chosen_states(Stage.prepare(kind(0)), 60):
+        reports = []
+        for damage in (False, True):
+            disks = copies(state.disks)
+            if damage:
+                rot(disks[-1], slots_at_risk(disks)[0][2])
+            with inline_workers():
+                volume = open_volume(disks, writable=False)
+                reports.append(check(volume))
+                volume.abandon()
+        assert reports[0].problems == [], state.description
+        n_unsettled += reports[0].n_unsettled
+        n_wrong += any("the parity of stripe" in text for text in reports[1].problems)
+    assert min(n_unsettled, n_wrong) > 0
+
+
 def test_a_stripe_damaged_for_good_is_left_alone():
     """A volume that is nearly full goes on beside it: deleting must work."""
     story = NearlyFullStory(0)

@@ -7,14 +7,12 @@ exception. What inodes and directories mean is `filesystem.check`'s.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blockplane.disks.resync import verify_parity
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.checks import first_bad_block, fresh_checks
 from blockplane.model.errors import BlockplaneError
@@ -30,11 +28,11 @@ from blockplane.volume.codec import (
     TreeRoot,
 )
 from blockplane.volume.held import union_leaf
-from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, count, numbers_in, set_numbers, words_of
+from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, count, numbers_in, set_numbers
 from blockplane.volume.live import LiveVolume
+from blockplane.volume.liveparity import LiveParity
 from blockplane.volume.local import LocalTree
 from blockplane.volume.runs import runs_of
-from blockplane.volume.space import AREA_STRIPES
 from blockplane.volume.state import State
 from blockplane.volume.treeio import BlockReader
 
@@ -45,12 +43,17 @@ MAX_PROBLEMS = 1000
 
 @dataclass(slots=True)
 class CheckReport:
-    """What a check found. problems: one sentence each, at most 1,000 and then how many more."""
+    """What a check found.
+
+    problems: one sentence each, at most 1,000 and then how many more. n_unsettled: stripes that an unclean stop left
+    under way, all that is live in them protected by the log; opening the volume for writing settles them.
+    """
 
     problems: list[str] = field(default_factory=list)
     n_blocks: int = 0
     n_states: int = 0
     n_stripes: int = 0
+    n_unsettled: int = 0
     n_suppressed: int = 0
 
     @property
@@ -370,24 +373,7 @@ def _check_map(state: State, name: str, report: CheckReport) -> None:
 
 def _check_parity(volume: LiveVolume, report: CheckReport) -> None:
     """Recompute the parity of every stripe that holds a live block."""
-    geometry = volume.geometry
-
-    words = functools.partial(words_of, volume.live_leaf)
-    for index, group in enumerate(geometry.groups):
-        if not group.n_parity:
-            continue
-        for start in range(0, group.disk_blocks, AREA_STRIPES):
-            n_stripes = min(AREA_STRIPES, group.disk_blocks - start)
-            live = geometry.stripe_busy(words, index, start, n_stripes)
-            for low, high in _runs(live):
-                report.n_stripes += high - low
-                for dbn in verify_parity(volume.array, index, start + low, high - low).tolist():
-                    if int(live[(dbn - start) >> 6]) >> (dbn & 63) & 1:
-                        report.add(f"the parity of stripe {dbn} of group {index} is not that of its members")
-
-
-def _runs(words: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
-    """Yield runs of whole words that are not empty, as bits."""
-    edges = np.flatnonzero(np.diff((words != 0).astype(np.int8), prepend=0, append=0)).tolist()
-    for low, high in zip(edges[::2], edges[1::2], strict=True):
-        yield low * 64, high * 64
+    parity = LiveParity(volume)
+    for group, dbn in parity.wrong():
+        report.add(f"the parity of stripe {dbn} of group {group} is not that of its members")
+    report.n_stripes, report.n_unsettled = parity.n_stripes, parity.n_unsettled
