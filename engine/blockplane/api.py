@@ -9,7 +9,7 @@ from typing import Literal
 from blockplane import image as images
 from blockplane.filesystem import FileSystem
 from blockplane.image import Image
-from blockplane.model import BlockplaneError
+from blockplane.model import BlockplaneError, VolumeDamagedError
 from blockplane.volume import State
 from blockplane.volume import Volume as PlainVolume
 from blockplane.volume.check import check as check_volume
@@ -42,6 +42,7 @@ class FullCheck:
     n_blocks: int = 0
     n_states: int = 0
     n_stripes: int = 0
+    n_unsettled: int = 0
     n_inodes: int = 0
     n_files: int = 0
     n_directories: int = 0
@@ -62,14 +63,23 @@ def check(volume: PlainVolume, *, parity: bool = True, phase: Callable[[str], No
     tell = phase or (lambda _: None)
     tell("blocks and planes")
     blocks = check_volume(volume, parity=parity)
-    report = FullCheck(list(blocks.problems), blocks.n_blocks, blocks.n_states, blocks.n_stripes)
+    report = FullCheck(list(blocks.problems), blocks.n_blocks, blocks.n_states, blocks.n_stripes, blocks.n_unsettled)
     if blocks.n_suppressed:
         report.problems.append(f"and {blocks.n_suppressed} more problems")
-    for name in (None, *(snapshot.name for snapshot in volume.snapshots)):
+    for name in _states(volume):
         where = f"snapshot {name}" if name else "the live file system"
         tell(f"files of {where}")
         _check_files(volume, name, where, report)
     return report
+
+
+def _states(volume: PlainVolume) -> list[str | None]:
+    """Return the names of the states that can be looked into, None for the live one; the blocks' check says why not."""
+    live: list[str | None] = [None] if volume.knows_live else []
+    try:
+        return [*live, *(snapshot.name for snapshot in volume.snapshots)]
+    except VolumeDamagedError:
+        return live
 
 
 def _check_files(volume: PlainVolume, name: str | None, where: str, report: FullCheck) -> None:

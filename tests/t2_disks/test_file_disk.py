@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import numpy as np
@@ -84,6 +85,18 @@ def test_a_disk_has_one_holder(disk):
     disk.close()
     FileDisk.open(disk.path).close()
     disk.close()
+
+
+def test_readers_share_a_disk_and_keep_writers_out(disk):
+    disk.close()
+    with contextlib.closing(FileDisk.open(disk.path, writable=False)) as first:
+        with contextlib.closing(FileDisk.open(disk.path, writable=False)) as second:
+            assert (first.is_locked, second.is_locked) == (True, True)
+            with pytest.raises(VolumeInUseError):
+                FileDisk.open(disk.path)
+        with pytest.raises(DiskError, match="write failed"):
+            first.write_plan(ints(0), ints(1), aligned_buffer(4096), ints(0))
+    FileDisk.open(disk.path).close()
 
 
 def test_files_are_private_new_and_sparse(tmp_path):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from blockplane.disks.disk import HEAD_BLOCKS
+from blockplane.disks.label import decode_label, encode_label
+from blockplane.model import DiskError, VolumeDamagedError
 from blockplane.volume import TreeRoot, Volume
 from blockplane.volume.check import MAX_PROBLEMS, CheckReport, check
 from blockplane.volume.codec import BLOCK_WORD, NUMBER_MASK
@@ -24,6 +29,7 @@ from faults.world import (
     open_volume,
     put_root,
     receive,
+    revived,
     root_of,
     verdict,
 )
@@ -260,6 +266,98 @@ def test_place_maps(kind):
     target.commit()
     text = problems(target)
     assert ("one place" if kind == "twice" else "does not hold") in text
+
+
+COPIES = {"label at its head": 0, "label at its tail": -1, "root record at its head": 1, "root record at its tail": -2}
+
+
+@pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.parametrize("what", ["zeros", "a flipped bit", "old", "unreadable"])
+def test_each_copy_of_labels_and_root_records_is_held_against_the_newest(volume, copy, what):
+    for disk in volume.array.disks:
+        block = COPIES[copy] % disk.n_blocks
+        good = disk.block(block)
+        if what == "unreadable":
+            with failing_reads(disk, block):
+                found = check(volume).problems
+        else:
+            disk.write(block, spoiled(good, what, copy, volume))
+            found = check(volume).problems
+            disk.write(block, good)
+        assert len(found) == 1, found
+        assert found[0].startswith(f"{disk.path}: the {copy} ")
+    verdict(volume)
+
+
+def spoiled(block: bytes, what: str, copy: str, volume: Volume) -> bytes:
+    if what == "zeros":
+        return bytes(len(block))
+    if what == "a flipped bit":
+        return block[:77] + bytes([block[77] ^ 8]) + block[78:]
+    if copy.startswith("label"):
+        label = decode_label(block)
+        return encode_label(replace(label, generation=label.generation - 2))
+    return replace(volume.info, generation=volume.info.generation - 2, nonce=b"n" * 16).encode()
+
+
+@contextlib.contextmanager
+def failing_reads(disk: MemoryDisk, block: int) -> Iterator[None]:
+    read = MemoryDisk.read_plan
+
+    def read_plan(self, blocks, *rest, **options):
+        if self is disk and block in blocks.tolist():
+            raise DiskError(f"{disk.path}: read failed", disk.path)
+        return read(self, blocks, *rest, **options)
+
+    with mock.patch.object(MemoryDisk, "read_plan", read_plan):
+        yield
+
+
+def test_a_commit_that_was_cut_short_is_no_damage(volume):
+    """Half of the disks have the new record at the tail, one was torn, one still has the one before."""
+    before = replace(volume.info, generation=volume.info.generation - 1, nonce=b"n" * 16).encode()
+    disks = volume.array.disks
+    disks[1].write(disks[1].n_blocks - 2, before)
+    disks[2].write(disks[2].n_blocks - 2, bytes(512) + before[512:])
+    assert check(volume).problems == []
+
+
+ROOTS = {"state": "live file system", "local": "snapshot table"}
+
+
+@pytest.mark.parametrize("damaged", [["state"], ["local"], ["state", "local"], ["local", "previous_local"]])
+def test_a_damaged_root_is_a_problem_and_the_rest_is_checked(volume, damaged):
+    volume.snapshot("c")
+    last = live_places(volume)[10]
+    volume.close()
+    for root in damaged:
+        flip(volume, getattr(volume.info, root).number)
+    with pytest.raises(VolumeDamagedError, match="is damaged: root block"):
+        open_volume(revived(volume.array.disks))
+    hurt = open_volume(revived(volume.array.disks), writable=False)
+    assert (hurt.knows_live, hurt.knows_local) == ("state" not in damaged, "local" not in damaged)
+    report = check(hurt)
+    assert len(report.problems) == len(damaged), report.problems
+    for root, what in ROOTS.items():
+        assert any(what in problem for problem in report.problems) == (root in damaged)
+    names = ["a", "b", "c"] if "local" not in damaged else [] if "previous_local" in damaged else ["a", "b"]
+    assert [snapshot.name for snapshot in hurt.snapshots] == names
+    assert report.n_states == len(names) + ("state" not in damaged)
+    if "state" in damaged:
+        with pytest.raises(VolumeDamagedError, match="live file system"):
+            hurt.state()
+    flip(hurt, last)
+    assert len(check(hurt).problems) > len(damaged)
+
+
+def test_a_damaged_snapshot_table_leaves_the_live_file_system(volume):
+    place = int(volume.committed_local.root.table.pointers[0, 0]) & NUMBER_MASK
+    volume.close()
+    flip(volume, place)
+    hurt = open_volume(revived(volume.array.disks), writable=False)
+    report = check(hurt)
+    assert any("the snapshot table cannot be read" in problem for problem in report.problems)
+    assert report.n_states == 1
 
 
 def test_many_problems_are_counted_and_cut():

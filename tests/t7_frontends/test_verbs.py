@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import blockplane as bp
 from equality import differences, host_tree
+from places import contents
 
 VERBS = (
     "cat", "check", "completion", "create", "demo", "get", "grow", "image", "info", "ls", "mkdir", "put", "receive",
@@ -301,3 +303,70 @@ def test_the_public_names_are_all_there():
     assert set(bp.__all__) <= set(dir(bp))
     with pytest.raises(AttributeError):
         bp.nothing  # noqa: B018
+
+
+# --- what only reads ---
+
+READING = [
+    ["info", "pool"], ["ls", "-l", "pool:/tree"], ["cat", "pool:/tree/hello"], ["stat", "pool@june1:/tree/large"],
+    ["get", "pool:/tree", "out"], ["snapshot", "list", "pool"], ["image", "pool", "june2 - june1"],
+    ["send", "pool", "june2", "-o", "out.bps"], ["check", "pool"],
+]  # fmt: skip
+
+
+@pytest.fixture
+def frozen(pool, monkeypatch):
+    """The pool where nothing can be opened for writing or made: as on a read-only mount, whoever runs the tests."""
+    place, opened = Path(pool).absolute(), os.open
+
+    def refusing(path, flags, *rest, **options):
+        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes and place in Path(os.fsdecode(path)).absolute().parents:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
+        return opened(path, flags, *rest, **options)
+
+    for path in place.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    place.chmod(0o555)
+    monkeypatch.setattr(os, "open", refusing)
+    yield pool
+    for path in (place, place / "disks"):
+        path.chmod(0o755)
+
+
+@pytest.mark.parametrize("verb", READING, ids=lambda verb: verb[0])
+@pytest.mark.parametrize("lock", ["lock", "no lock"])
+def test_reading_verbs_work_where_nothing_can_be_written(frozen, done, blockplane, verb, lock):
+    if lock == "no lock":
+        os.chmod(frozen, 0o755)
+        os.unlink("pool/lock")
+        os.chmod(frozen, 0o555)
+    before = contents(frozen)
+    assert done(*verb).err == ""
+    assert contents(frozen) == before
+    assert os.path.exists("pool/lock") == (lock == "lock")
+    refused = blockplane("mkdir", "pool:/new", "--json")
+    assert "Read-only file system" in refused.error["message"]
+
+
+@pytest.mark.parametrize("verb", READING, ids=lambda verb: verb[0])
+def test_reading_writes_nothing_and_goes_on_beside_readers(pool, done, blockplane, verb):
+    before = contents(pool)
+    times = {path: path.stat().st_mtime_ns for path in Path(pool).rglob("*")}
+    with bp.Volume.open(pool, writable=False):
+        done(*verb)
+        refused = blockplane("mkdir", "pool:/new", "--json").error
+        assert refused["kind"] == "in-use"
+        assert f"process {os.getpid()} (reading)" in refused["message"]
+    assert contents(pool) == before
+    assert {path: path.stat().st_mtime_ns for path in Path(pool).rglob("*")} == times
+
+
+def test_a_reader_that_can_have_no_lock_says_so(pool, done, monkeypatch):
+    def no_locks(fd, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    outcome = done("ls", "pool:/")
+    assert outcome.out.split() == ["later", "tree"]
+    assert outcome.err.startswith("blockplane: pool could not be locked")

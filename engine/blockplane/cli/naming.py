@@ -7,12 +7,14 @@ the volume part; `@` counts only after its last `/`.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import blockplane as bp
+from blockplane.cli.text import sentence
 
 if TYPE_CHECKING:
     from blockplane.stream import StreamChain
@@ -96,6 +98,8 @@ def stream_paths(place: str) -> list[str]:
 def open_volume(place: str, verb: str, wait_s: float, *, writable: bool) -> Iterator[bp.Volume]:
     """Open a volume for a verb."""
     with bp.Volume.open(place, writable=writable, wait_s=wait_s, verb=verb) as volume:
+        for warning in volume.warnings:
+            print(f"blockplane: {sentence(warning)}", file=sys.stderr)
         yield volume
 
 

@@ -126,7 +126,7 @@ def info(vol: str, as_json: bool, wait_s: float) -> None:
 
 
 def describe_volume(volume: bp.Volume) -> dict[str, object]:
-    """Return what programs rely on."""
+    """Return what programs rely on; None for what cannot be known, and why in `damage`."""
     groups = [
         {
             "first": group.first,
@@ -138,6 +138,8 @@ def describe_volume(volume: bp.Volume) -> dict[str, object]:
         }
         for group in volume.geometry.groups
     ]
+    snapshots, damage = _readable_snapshots(volume)
+    is_whole, live = not volume.damage, volume.active.root if volume.knows_live else None
     return {
         "id": volume.info.volume_id.hex(),
         "path": str(volume.path),
@@ -145,16 +147,28 @@ def describe_volume(volume: bp.Volume) -> dict[str, object]:
         "block_bytes": bp.BLOCK_BYTES,
         "disks": [{"path": disk.path, "n_blocks": disk.n_blocks} for disk in volume.array.disks],
         "groups": groups,
-        "used_blocks": volume.used_blocks,
-        "free_blocks": volume.free_blocks,
-        "available_blocks": volume.available_blocks,
+        "used_blocks": volume.used_blocks if is_whole else None,
+        "free_blocks": volume.free_blocks if is_whole else None,
+        "available_blocks": volume.available_blocks if is_whole else None,
         "reserve_blocks": volume.info.reserve_blocks,
-        "held_blocks": volume.local.root.n_held,
-        "n_inodes": volume.active.root.n_inodes,
-        "cp": volume.active.root.cp,
+        "held_blocks": volume.local.root.n_held if volume.knows_local else None,
+        "n_inodes": live.n_inodes if live is not None else None,
+        "cp": live.cp if live is not None else None,
         "generation": volume.info.generation,
-        "snapshots": [describe_snapshot(snapshot) for snapshot in volume.snapshots],
+        "snapshots": [describe_snapshot(snapshot) for snapshot in snapshots],
+        "damage": damage,
     }
+
+
+def _readable_snapshots(volume: bp.Volume) -> tuple[list[bp.Snapshot], list[str]]:
+    """Return the snapshots as far as they can be listed, and what is damaged."""
+    damage = list(volume.damage)
+    if volume.damage and not volume.knows_local:
+        damage.append("the snapshots shown are those of the consistency point before, where there are any")
+    try:
+        return volume.snapshots, damage
+    except bp.errors.VolumeDamagedError as error:
+        return [], [*damage, f"the snapshot table is damaged: {error}"]
 
 
 def describe_snapshot(snapshot: bp.Snapshot) -> dict[str, object]:
@@ -165,19 +179,34 @@ def describe_snapshot(snapshot: bp.Snapshot) -> dict[str, object]:
         "created": iso(snapshot.created_ns),
         "kind": snapshot.kind,
         "n_blocks": snapshot.n_blocks,
-        "exclusive_blocks": snapshot.exclusive_blocks,
+        "exclusive_blocks": _exclusive_blocks(snapshot),
     }
 
 
+def _exclusive_blocks(snapshot: bp.Snapshot) -> int | None:
+    """Return what deleting a snapshot alone would free; None where damage leaves that open."""
+    if not snapshot.volume.knows_local:
+        return None
+    try:
+        return snapshot.exclusive_blocks
+    except bp.errors.VolumeDamagedError:
+        return None
+
+
 def _print_volume(volume: bp.Volume) -> None:
+    snapshots, damage = _readable_snapshots(volume)
     print(f"volume     {volume.info.volume_id.hex()}")
     for index, group in enumerate(volume.geometry.groups):
         print(f"group {index}    {_layout(group)}")
     print(f"space      {blocks(volume.n_blocks)}")
-    print(f"used       {blocks(volume.used_blocks)}, of them {blocks(volume.local.root.n_held)} by snapshots alone")
-    print(f"available  {blocks(volume.available_blocks)}")
-    print(f"inodes     {volume.active.root.n_inodes:,} in use")
-    print_snapshots(volume.snapshots)
+    if not volume.damage:
+        print(f"used       {blocks(volume.used_blocks)}, of them {blocks(volume.local.root.n_held)} by snapshots alone")
+        print(f"available  {blocks(volume.available_blocks)}")
+    if volume.knows_live:
+        print(f"inodes     {volume.active.root.n_inodes:,} in use")
+    for problem in damage:
+        print(f"DAMAGED    {sentence(problem)}")
+    print_snapshots(snapshots)
 
 
 def print_snapshots(found: Sequence[bp.Snapshot]) -> None:
@@ -186,17 +215,10 @@ def print_snapshots(found: Sequence[bp.Snapshot]) -> None:
         print("no snapshots")
         return
     rows = [["snapshot", "created", "kind", "blocks", "size", "alone"]]
-    rows += [
-        [
-            s.name,
-            moment(s.created_ns),
-            s.kind,
-            f"{s.n_blocks:,}",
-            size(s.n_blocks * bp.BLOCK_BYTES),
-            size(s.exclusive_blocks * bp.BLOCK_BYTES),
-        ]
-        for s in found
-    ]
+    for s in found:
+        alone = _exclusive_blocks(s)
+        cells = [s.name, moment(s.created_ns), s.kind, f"{s.n_blocks:,}", size(s.n_blocks * bp.BLOCK_BYTES)]
+        rows.append([*cells, "?" if alone is None else size(alone * bp.BLOCK_BYTES)])
     print_table(rows, right=(3, 4, 5))
 
 
@@ -209,10 +231,10 @@ def print_snapshots(found: Sequence[bp.Snapshot]) -> None:
 def check(vol: str, parity: bool, as_json: bool, wait_s: float, progress: bool | None) -> int:
     """Check a volume's whole structure.
 
-    Every block, checksum, plane, inode, directory and link of every state, and the parity of every stripe.
-    Exit status 1 when something is wrong.
+    Every block, checksum, plane, inode, directory and link of every state, the labels and root records at both ends of
+    every disk, and the parity of every stripe. Writes nothing. Exit status 1 when something is wrong.
     """
-    with open_volume(volume_only(vol), "check", wait_s, writable=True) as volume, ProgressLine(progress) as line:
+    with open_volume(volume_only(vol), "check", wait_s, writable=False) as volume, ProgressLine(progress) as line:
         report = bp.check(volume, parity=parity, phase=line.phase)
     if as_json:
         print_json(
@@ -222,6 +244,7 @@ def check(vol: str, parity: bool, as_json: bool, wait_s: float, progress: bool |
                 "n_states": report.n_states,
                 "n_blocks": report.n_blocks,
                 "n_stripes": report.n_stripes,
+                "n_unsettled": report.n_unsettled,
                 "n_inodes": report.n_inodes,
                 "n_files": report.n_files,
                 "n_directories": report.n_directories,
@@ -232,6 +255,9 @@ def check(vol: str, parity: bool, as_json: bool, wait_s: float, progress: bool |
         print(sentence(problem))
     if len(report.problems) > _MAX_SHOWN_PROBLEMS:
         print(f"... and {len(report.problems) - _MAX_SHOWN_PROBLEMS} more; --json lists them")
+    if report.n_unsettled:
+        stripes = count(report.n_unsettled, "stripe")
+        print(f"the volume was not closed: {stripes} under way then will be settled when it is next written to")
     print(
         f"{printable(vol)}: {'ok' if report.ok else 'DAMAGED'}: {count(report.n_states, 'state')}, "
         f"{blocks(report.n_blocks)} read, {count(report.n_stripes, 'stripe')} with parity, "

@@ -162,11 +162,12 @@ def write_buffers(fd: int, buffers: Sequence[bytes | memoryview]) -> None:
 class FileDisk:
     """A file or block device. Thread-safe; I/O without the GIL."""
 
-    def __init__(self, path: str, fd: int, n_blocks: int, *, direct: bool) -> None:
+    def __init__(self, path: str, fd: int, n_blocks: int, *, direct: bool, locked: bool = False) -> None:
         """Take over an open descriptor; `open` and `create` are the doors."""
         self.path = path
         self.n_blocks = n_blocks
         self.direct = direct
+        self.is_locked = locked
         self.counters = DiskCounters()
         self._fd = fd
         self._counting = threading.Lock()
@@ -178,7 +179,8 @@ class FileDisk:
         Parameters
         ----------
         direct : pass the page cache by where the file system can; where it cannot, I/O is buffered.
-        lock : hold it alone, a device against mounts too; two opens in one process exclude each other as well.
+        lock : hold it against others: a writer alone, a device against mounts too; readers beside each other, where the
+            file system keeps locks. Two opens in one process exclude each other as well.
 
         Raises
         ------
@@ -191,11 +193,10 @@ class FileDisk:
         fd = -1
         try:
             is_device = _is_block_device(path)
-            flags |= os.O_EXCL if is_device and lock else 0
+            flags |= os.O_EXCL if is_device and lock and writable else 0
             fd, is_direct = _open_direct(path, flags) if direct else (os.open(path, flags), False)
-            if lock:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return cls(path, fd, os.lseek(fd, 0, os.SEEK_END) // BLOCK_BYTES, direct=is_direct)
+            is_locked = lock and _lock(fd, shared=not writable)
+            return cls(path, fd, os.lseek(fd, 0, os.SEEK_END) // BLOCK_BYTES, direct=is_direct, locked=is_locked)
         except OSError as error:
             if fd >= 0:
                 os.close(fd)
@@ -327,6 +328,19 @@ def _aligned_copy(buffer: Bytes, position: int, n_blocks: int) -> Bytes:
     copy = aligned_buffer(n_blocks * BLOCK_BYTES)
     copy[:] = buffer[position * BLOCK_BYTES : (position + n_blocks) * BLOCK_BYTES]
     return copy
+
+
+def _lock(fd: int, *, shared: bool) -> bool:
+    """Lock a disk; a reader goes on without where the file system keeps no locks."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        if not shared:
+            raise
+        return False
+    return True
 
 
 def _is_block_device(path: str) -> bool:

@@ -215,7 +215,7 @@ def read_label(disk: Disk) -> Label:
     DiskForeignError : neither end holds one; the message says what was found.
     """
     labels, found = [], []
-    for block in _label_blocks(disk) if disk.n_blocks > HEAD_BLOCKS else ():
+    for block in label_blocks(disk) if disk.n_blocks > HEAD_BLOCKS else ():
         try:
             labels.append(decode_label(read_raw_block(disk, block).tobytes()))
         except (ValueError, DiskError) as error:
@@ -239,14 +239,15 @@ def mend_labels(disks: Sequence[Disk], labels: Sequence[Label]) -> None:
     """
     for disk, label in zip(disks, labels, strict=True):
         encoded = encode_label(label)
-        lost = [block for block in _label_blocks(disk) if not _holds_or_hides(disk, block, encoded)]
+        lost = [block for block in label_blocks(disk) if not _holds_or_hides(disk, block, encoded)]
         for block in lost:
             write_raw_block(disk, block, encoded)
         if lost:
             disk.flush()
 
 
-def _label_blocks(disk: Disk) -> tuple[int, int]:
+def label_blocks(disk: Disk) -> tuple[int, int]:
+    """Raw blocks of a disk's labels: at its head, at its tail."""
     return LABEL_HEAD_BLOCK, label_tail_block(disk.n_blocks)
 
 

@@ -403,6 +403,7 @@ _live_stores: WeakValueDictionary[int, Store] = WeakValueDictionary()
 def _state_of(source: Source) -> State:
     """Return the state that a source shows."""
     if isinstance(source, LiveVolume):
+        source.require_live()
         return source.active
     if isinstance(source, Snapshot):
         return source.state

@@ -27,6 +27,7 @@ from blockplane.volume.codec import (
     PointerArray,
     TreeRoot,
 )
+from blockplane.volume.copies import bad_labels, bad_records
 from blockplane.volume.held import union_leaf
 from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, count, numbers_in, set_numbers
 from blockplane.volume.live import LiveVolume
@@ -179,23 +180,39 @@ def check(volume: LiveVolume, parity: bool = True) -> CheckReport:
     with volume.lock:
         if volume.writable:
             volume.commit()
+        disks = list(volume.array.disks)
+        for problem in (*bad_labels(disks), *bad_records(disks, volume.info), *volume.damage):
+            report.add(problem)
+        n_copies = len(report.problems)
         verified: dict[int, Leaf] = {}
         for name, state in _states(volume, report):
             _check_state(state, name, report, verified)
-        for part in (_check_local, _check_held):
+        for part in _comparable(volume):
             try:
                 part(volume, report)
             except BlockplaneError as error:  # a bad block that planes are compared by: the walks above named it
                 report.add(f"the planes cannot be compared: {error}")
-        if parity and report.ok:
+        if parity and not (volume.damage or volume.recovery.left) and len(report.problems) == n_copies:
             _check_parity(volume, report)
     return report
 
 
+def _comparable(volume: LiveVolume) -> tuple[Callable[[LiveVolume, CheckReport], None], ...]:
+    """Return what can be held against each other: without its root a tree says nothing about the others."""
+    if not volume.knows_local:
+        return ()
+    return (_check_local, _check_held) if volume.knows_live else (_check_local,)
+
+
 def _states(volume: LiveVolume, report: CheckReport) -> list[tuple[str, State]]:
     """Return the live state and those of snapshots, with their names; one whose root cannot be read is a problem."""
-    found = [("the live file system", volume.committed)]
-    for entry in volume.local.entries():
+    found = [("the live file system", volume.committed)] if volume.knows_live else []
+    try:
+        entries = volume.local.entries()
+    except BlockplaneError as error:
+        report.add(f"the snapshot table cannot be read: {error}")
+        return found
+    for entry in entries:
         name = f"snapshot {entry.record.name!r}"
         try:
             found.append((name, volume.snapshot_state(entry)))

@@ -69,6 +69,9 @@ class LiveVolume:
     local : the local tree of the open CP.
     beside : writes to stripes that hold live blocks.
     recovery : what opening had to put right.
+    warnings : what whoever opened it should be told, one sentence each.
+    damage : the roots that could not be read, one sentence each; only of a volume opened for reading.
+    knows_live, knows_local : whether the root of the live file system, of the local tree, could be read.
     is_replica : whether the live state is exactly one received or rolled back to; the first write starts a branch.
     """
 
@@ -83,6 +86,8 @@ class LiveVolume:
         self._clients: list[Client] = []
         self._on_close: list[contextlib.AbstractContextManager[object]] = []
         self._failure: str = ""
+        self.warnings: list[str] = []
+        self.damage: list[str] = []
         self._declared: list[AreaName] = []
         self._claimed = 0
         self._dipping = 0
@@ -103,22 +108,71 @@ class LiveVolume:
         self.space.n_pending = self.info.n_pending
         self.placer = Placer(self.array, self.space, self._declare, self._busy.is_landing, self.beside)
         places = PlaceReader(self.array, PlaceMap())
-        self.committed_local = LocalTree(places, self._local_root(self.info.local))
-        self.local = LocalTree(
-            self._live_reader(PlaceMap), self._local_root(self.info.local), self.placer, self.space.release
-        )
-        self.committed = self._committed_state(self.info.state, self.committed_local)
+        self.knows_live = self.knows_local = True
+        self._load_local(places)
+        self._load_live()
         try:
             self.previous_local = LocalTree(places, self._local_root(self.info.previous_local))
             self.previous = self._committed_state(self.info.previous_state, self.previous_local)
-        except ChecksumError:  # nothing but its places was wanted of it, and it is not whole any more
+        except VolumeDamagedError as error:
+            if self.writable and not isinstance(error, ChecksumError):
+                raise
+            # nothing but its places was wanted of it, and it is not whole any more
             self.previous_local, self.previous = self.committed_local, self.committed
-        self.active = self._live_state(self.info.state, self.committed_local.active_map())
         self._states.clear()
         self._claimed = self._dirty_bytes = 0
         self._newly_held = 0
         self.is_replica = self.info.role == ROLE_REPLICA
         self._n_forget = 1  # what only the CP before the last refers to is free after the next one, and nobody lists it
+
+    def _load_local(self, places: PlaceReader) -> None:
+        """Take up the local tree; for reading, that of the CP before where the last one's root is damaged."""
+        pointers = (self.info.local, self.info.previous_local, Pointer.none())
+        for pointer in dict.fromkeys(pointers):
+            try:
+                root = self._local_root(pointer)
+            except VolumeDamagedError as error:
+                self.knows_local = False
+                self._go_on_without("the root of the snapshot table and the other local trees", error)
+                continue
+            self.committed_local = LocalTree(places, root)
+            own = LocalRoot.decode(root.encode())
+            self.local = LocalTree(self._live_reader(PlaceMap), own, self.placer, self.space.release)
+            return
+
+    def _load_live(self) -> None:
+        """Take up the live state; for reading, an empty one where its root is damaged, which `require_live` refuses."""
+        try:
+            self.committed = self._committed_state(self.info.state, self.committed_local)
+            self.active = self._live_state(self.info.state, self.committed_local.active_map())
+        except VolumeDamagedError as error:
+            self.knows_live = False
+            self._go_on_without("the root of the live file system", error)
+            self.committed = self._committed_state(Pointer.none(), self.committed_local)
+            self.active = self._live_state(Pointer.none(), PlaceMap())
+
+    def _go_on_without(self, what: str, error: VolumeDamagedError) -> None:
+        """Note that a root is damaged; nothing is built on it by writing."""
+        if self.writable and isinstance(error, DiskError):  # a disk that does not answer now is no damage
+            raise error
+        if self.writable:
+            raise VolumeDamagedError(
+                f"{self.path}: {what} is damaged: {error}",
+                "it can still be read: `blockplane check` says what is whole, `blockplane get` takes files out",
+            ) from error
+        self.damage.append(f"{what} is damaged: {error}")
+
+    def require_live(self) -> None:
+        """Refuse to show an empty live file system where the real one cannot be read.
+
+        Raises
+        ------
+        VolumeDamagedError: its root is damaged.
+        """
+        if not self.knows_live:
+            raise VolumeDamagedError(
+                f"{self.path}: {'; '.join(self.damage)}", "its snapshots may be whole: `blockplane info` lists them"
+            )
 
     def _live_reader(self, placemap: Callable[[], PlaceMap]) -> LiveReader:
         return LiveReader(self.array, self.placer, self.lock, placemap)
@@ -251,9 +305,10 @@ class LiveVolume:
 
         Raises
         ------
-        NoSuchSnapshotError: there is none of that name.
+        NoSuchSnapshotError: there is none of that name. VolumeDamagedError: its root is damaged.
         """
         if name is None:
+            self.require_live()
             return self.committed
         with self.lock:
             return self.snapshot_state(self.local.entry(name))

@@ -1,7 +1,9 @@
-"""The lock of a volume: one process at a time owns it, and a refusal says which and what it does."""
+"""The lock of a volume: one process at a time writes to it, or any number read; a refusal says who has it."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -11,45 +13,74 @@ from pathlib import Path
 from blockplane.model.errors import VolumeInUseError
 
 _POLL_S = 0.05
+#: What a file system says that keeps no locks, such as some network mounts.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class VolumeLock:
-    """An exclusive (or, for readers of a volume at rest, shared) lock on a volume's directory.
+    """A lock on a volume's directory: exclusive for a writer, shared for readers, who write nothing to have it.
 
-    The file holds who owns it, for people; the kernel's lock is what counts, so that it dies with its process.
+    A writer's file holds who it is, for people; the kernel's lock is what counts, so that it dies with its process.
+
+    Attributes
+    ----------
+    is_held : whether there is one; a reader goes on without where none can be had.
     """
 
-    def __init__(self, path: Path, verb: str, wait_s: float = 0.0) -> None:
+    def __init__(self, path: Path, verb: str, wait_s: float = 0.0, *, shared: bool = False) -> None:
         self._path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._shared = shared
+        self.is_held = False
+        self._fd = -1
         try:
+            flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
+            self._fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
             self._acquire(wait_s)
+            if not shared:
+                os.ftruncate(self._fd, 0)
+                os.pwrite(self._fd, json.dumps({"pid": os.getpid(), "verb": verb}).encode(), 0)
+        except OSError as error:
+            self._close()
+            if not (shared and (error.errno in _NO_LOCKS or isinstance(error, (FileNotFoundError, PermissionError)))):
+                raise
         except BaseException:
-            os.close(self._fd)
+            self._close()
             raise
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps({"pid": os.getpid(), "verb": verb}).encode(), 0)
 
     def _acquire(self, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s
         while True:
             try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._fd, (fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                self.is_held = True
                 return
-            except OSError as error:
-                if not isinstance(error, BlockingIOError):
-                    raise
+            except BlockingIOError:
+                pass
             if time.monotonic() >= deadline:
                 raise VolumeInUseError(self._describe(), "wait for it with --wait SECONDS, or stop it")
             time.sleep(_POLL_S)
 
     def _describe(self) -> str:
-        volume = self._path.parent
+        volume, holders = self._path.parent, self._holders()
         try:
             owner = json.loads(os.pread(self._fd, 4096, 0))
-            return f"{volume} is in use by process {int(owner['pid'])} ({str(owner['verb'])[:40]})"
+            pid, verb = int(owner["pid"]), str(owner["verb"])[:40]
         except (ValueError, KeyError, TypeError):
-            return f"{volume} is in use by another process"
+            pid, verb = -1, ""
+        if pid > 0 and (pid in holders or not holders):
+            return f"{volume} is in use by process {pid} ({verb})"
+        if holders:  # readers, who leave no name
+            return f"{volume} is in use by process {', '.join(map(str, sorted(holders)[:8]))} (reading)"
+        return f"{volume} is in use by another process"
+
+    def _holders(self) -> set[int]:
+        """Return who holds the lock, as far as the kernel shows it."""
+        status = os.fstat(self._fd)
+        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        with contextlib.suppress(OSError, ValueError):
+            rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+            return {int(row[4]) for row in rows if len(row) > 5 and row[5] == device and int(row[4]) > 0}
+        return set()
 
     def __enter__(self) -> VolumeLock:
         return self
@@ -59,7 +90,12 @@ class VolumeLock:
 
     def release(self) -> None:
         """Give the volume up."""
-        if self._fd >= 0:
+        if self._fd >= 0 and not self._shared:
             os.ftruncate(self._fd, 0)
+        self._close()
+
+    def _close(self) -> None:
+        self.is_held = False
+        if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -110,15 +110,20 @@ class Volume(LiveVolume):
     ) -> Self:
         """Open a volume; reads its roots and nothing that grows with it.
 
+        Parameters
+        ----------
+        writable : if not, nothing is written, be it a lock's file; others may read beside it. `warnings` says what was
+            to be had only in part.
+
         Raises
         ------
         NotAVolumeError, DiskError: there is no volume, or not all of it. VolumeInUseError: another process has it.
         """
         directory = Path(path)
         config = read_config(directory)
-        lock = VolumeLock(directory / LOCK_NAME, verb, wait_s)
+        lock = VolumeLock(directory / LOCK_NAME, verb, wait_s, shared=not writable)
         try:
-            assembly = assemble(config.paths(directory), volume_id=config.volume_id or None)
+            assembly = assemble(config.paths(directory), volume_id=config.volume_id or None, writable=writable)
             try:
                 volume = cls.from_assembly(directory, assembly, writable)
             except BaseException:
@@ -127,6 +132,8 @@ class Volume(LiveVolume):
         except BaseException:
             lock.release()
             raise
+        if not (lock.is_held or any(getattr(disk, "is_locked", False) for disk in assembly.disks)):
+            volume.warnings.append(f"{directory} could not be locked: what another process writes now may look damaged")
         volume.close_with(lock)
         return volume
 
