@@ -1,0 +1,191 @@
+"""Writing beside live blocks: every block that stays is held against the check that someone has for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from blockplane.disks.disk import HEAD_BLOCKS
+from blockplane.disks.stripelog import StripeLog
+from blockplane.model import BLOCK_BYTES, ChecksumError
+from blockplane.volume import Volume
+from blockplane.volume.beside import BesideWriter
+from blockplane.volume.check import check
+from blockplane.volume.livechecks import LiveChecks, PointerTable
+from faults.degraded import live_slots
+from faults.explore import Watch
+from faults.inline import inline_workers
+from faults.stories import STORIES, IncrementStory, NearlyFullStory, RollbackStory, _Story
+from faults.world import FileClient, make_volume, numbers_of, read_files, root_of
+
+
+@pytest.fixture(autouse=True)
+def _inline() -> Iterator[None]:
+    with inline_workers():
+        yield
+
+
+def volume_of(story: _Story) -> tuple[Volume, FileClient]:
+    """A volume as a story leaves it before it acts."""
+    volume = make_volume(story.geometry)
+    client = Watch({}).start(volume)
+    story.prepare(volume, client)
+    return volume, client
+
+
+def blocks_at(volume: Volume, places: np.ndarray) -> np.ndarray:
+    out = np.empty(len(places) * BLOCK_BYTES, np.uint8)
+    volume.array.read_places(np.column_stack((places, places + 1)), out)
+    return out.reshape(-1, BLOCK_BYTES)
+
+
+def live_places(volume: Volume) -> np.ndarray:
+    groups = volume.geometry.groups
+    found = [
+        volume.geometry.band_places(n, 0, group.disk_blocks)[live_slots(volume, n)] for n, group in enumerate(groups)
+    ]
+    return np.concatenate(found)
+
+
+def require_all_known(volume: Volume, checks: LiveChecks) -> int:
+    """Every live block has a check, and every other content fails it."""
+    places = live_places(volume)
+    expected = checks.expected(places)
+    blocks = blocks_at(volume, places)
+    assert expected.known.all()
+    assert not expected.bad(blocks).any()
+    blocks[:, 7] ^= 1
+    assert expected.bad(blocks).all()
+    return len(places)
+
+
+@pytest.mark.parametrize("kind", STORIES, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("variation", [0, 1])
+def test_every_live_block_has_a_check_after_each_point(kind, variation):
+    """State, checksum file, local tree, snapshots, blocks that a map moves; tables that follow and fresh ones."""
+    story = kind(variation)
+    volume, client = volume_of(story)
+    following, counts = LiveChecks(volume), [require_all_known(volume, LiveChecks(volume))]
+    original = volume._pass_on
+
+    def passed() -> None:
+        original()
+        counts.append(require_all_known(volume, following))
+        require_all_known(volume, LiveChecks(volume))
+
+    volume._pass_on = passed
+    story.act(volume, client)
+    assert len(counts) > 3
+
+
+def test_the_pointers_are_walked_once_and_then_followed():
+    volume, client = volume_of(NearlyFullStory(0))
+    walks: list[bool] = []  # of each: whether only what differs is read
+    original = PointerTable.follow
+
+    def follow(table: PointerTable, trees, is_next: bool) -> None:
+        walks.append(is_next)
+        original(table, trees, is_next)
+
+    with mock.patch.object(PointerTable, "follow", follow), volume.dipping():
+        volume.beside = volume.placer._beside = BesideWriter(volume)
+        for step in range(5):
+            for at in range(14):
+                client.edit(2, at, 9000 + 100 * step + at)
+            volume.sync()
+    assert not walks[0]
+    assert len(walks) > 3
+    assert all(walks[1:])
+
+
+def rot(volume: Volume, place: int) -> bytes:
+    disk, dbn = (int(n[0]) for n in volume.geometry.to_disk(np.array([place], np.int64)))
+    good = volume.array.disks[disk].block(HEAD_BLOCKS + dbn)
+    volume.array.disks[disk].write(HEAD_BLOCKS + dbn, bytes([good[0] ^ 1]) + good[1:])
+    return good
+
+
+def rebuilt(volume: Volume, place: int) -> bytes:
+    """A block as its stripe's other members give it; one parity disk."""
+    disk, dbn = (int(n[0]) for n in volume.geometry.to_disk(np.array([place], np.int64)))
+    group = volume.geometry.groups[volume.geometry.group_of(place)]
+    others = [volume.array.disks[d].block(HEAD_BLOCKS + dbn) for d in group.disks if d != disk]
+    return np.bitwise_xor.reduce([np.frombuffer(block, np.uint8) for block in others]).tobytes()
+
+
+def test_rot_of_any_kind_of_block_is_never_baked_into_parity():
+    """Blocks of files, of the checksum file, of the local tree: rotten while others are written beside them."""
+    n_rotten, n_stopped = 0, 0
+    for at in range(0, 200, 7):
+        volume, client = volume_of(NearlyFullStory(0))
+        places = live_places(volume)
+        if at >= len(places):
+            break
+        place = int(places[at])
+        good = rot(volume, place)
+        try:
+            with volume.dipping():
+                for index in range(40, 62):
+                    client.edit(2, index, 5000 + index)
+                volume.sync()
+        except ChecksumError:  # the block was read for itself, in a tree that changes
+            n_stopped += 1
+        if volume.live_leaf(0)[place >> 6] >> np.uint64(place & 63) & np.uint64(1):
+            assert rebuilt(volume, place) == good
+            n_rotten += 1
+        volume.abandon()
+    assert n_rotten > 15
+    assert n_stopped < n_rotten
+
+
+@pytest.mark.parametrize("shape", [0, 1, 2, 3])
+def test_a_log_smaller_than_a_band_goes_round(shape):
+    """Each round is logged, written, flushed before the next overwrites its records."""
+    volume, client = volume_of(NearlyFullStory(shape))
+    rounds: list[int] = []
+    original = StripeLog.protect
+
+    def protect(log: StripeLog, band, stripes, stays, generation: int) -> None:
+        rounds.append(len(stripes))
+        original(log, band, stripes, stays, generation)
+
+    small = mock.patch.object(StripeLog, "capacity", return_value=1)
+    with mock.patch.object(StripeLog, "protect", protect), small, volume.dipping():
+        for index in range(40, 56):
+            client.edit(2, index, 5000 + index)
+        volume.sync()
+    assert len(rounds) > 3
+    assert set(rounds) == {1}
+    assert read_files(volume.committed) == client.files
+    assert check(volume).problems == []
+
+
+def test_landing_beside_a_rotten_block_keeps_it_to_be_rebuilt():
+    story = IncrementStory(0)
+    volume, client = volume_of(story)
+    tree = volume.active.tree(root_of(volume.active, 1))
+    own = [place for place in live_places(volume).tolist() if place not in numbers_of(tree.pointers(0, 24))]
+    goods = {}
+    with contextlib.suppress(ChecksumError):
+        for place in own[::9]:
+            goods[place] = rot(volume, place)
+        story.land(volume, client, "s2", "s1")
+    assert goods
+    for place, good in goods.items():
+        assert rebuilt(volume, place) == good
+
+
+def test_a_rollback_changes_whom_the_tables_follow():
+    story = RollbackStory(0)
+    volume, client = volume_of(story)
+    checks = LiveChecks(volume)
+    require_all_known(volume, checks)
+    client.edit(1, 15, 9)
+    volume.rollback("a", keep_as="kept")
+    require_all_known(volume, checks)
+    volume.delete_snapshot("b")
+    require_all_known(volume, checks)
