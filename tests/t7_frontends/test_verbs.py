@@ -125,6 +125,20 @@ def test_ls_long_and_json(done, pool):
     assert done("ls", f"{pool}@june1").out.split() == ["tree"]
 
 
+def test_ls_shows_the_numbers_of_a_device(done):
+    done("create", "v", "--disks", 1, "--size", "4MiB")
+    with bp.Volume.open("v") as volume:
+        bp.FileSystem(volume).mknod("/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    assert " 1, 3 " in done("ls", "-l", "v:/").out
+    assert "1 disk of" in done("info", "v").out
+
+
+def test_a_put_that_replaces_says_so(done, tree):
+    done("create", "v", "--disks", 3, "--size", "8MiB")
+    done("put", "v:/", tree)
+    assert "4 entries replaced" in done("put", "v:/", tree).out
+
+
 def test_cat_and_stat(done, pool, tree):
     assert done("cat", f"{pool}:/tree/hello", f"{pool}@june1:/tree/folder/inner").out == "hello\ninner\n"
     found = done("stat", f"{pool}:/tree/hello", "--json").json

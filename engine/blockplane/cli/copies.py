@@ -68,7 +68,8 @@ def put(
     if as_json:
         print_json(_shown(report))
     else:
-        removed = f", {count(report.n_removed, 'entry', 'entries')} removed" if report.n_removed else ""
+        gone = "removed" if update else "replaced"
+        removed = f", {count(report.n_removed, 'entry', 'entries')} {gone}" if report.n_removed else ""
         removed += f", {count(report.n_excluded, 'entry', 'entries')} left out" if report.n_excluded else ""
         written = f", {size(report.n_blocks_written * bp.BLOCK_BYTES)} written" if update else ""
         print(f"put {_counts(report)}{written}{removed}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat as modes
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import blockplane as bp
 from blockplane.cli.completion import FileName
 from blockplane.cli.naming import Target, file_of, live_file_of, open_files, open_volume, parse_target
 from blockplane.cli.options import json_option, wait_option
-from blockplane.cli.text import iso, moment, print_json, print_table, printable
+from blockplane.cli.text import count, iso, moment, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from blockplane.filesystem import StatResult
@@ -105,10 +106,17 @@ def _long(files: bp.FileSystem, name: str, path: str) -> list[str]:
         str(found.st_nlink),
         str(found.st_uid),
         str(found.st_gid),
-        f"{found.st_size:,}",
+        _extent(found),
         moment(found.st_mtime_ns),
         printable(name) + arrow,
     ]
+
+
+def _extent(found: StatResult) -> str:
+    """Return a file's size, or a device's two numbers, as `ls` does."""
+    if modes.S_ISCHR(found.st_mode) or modes.S_ISBLK(found.st_mode):
+        return f"{os.major(found.st_rdev)}, {os.minor(found.st_rdev)}"
+    return f"{found.st_size:,}"
 
 
 @click.command()
@@ -167,7 +175,7 @@ def _print_stat(files: bp.FileSystem, path: str, found: StatResult, attributes: 
     rows = [
         ["path", printable(path) + arrow],
         ["type", _TYPES.get(modes.S_IFMT(found.st_mode), "unknown")],
-        ["size", f"{found.st_size:,} bytes in {found.st_blocks * 512 // bp.BLOCK_BYTES:,} blocks"],
+        ["size", f"{found.st_size:,} bytes in {count(found.st_blocks * 512 // bp.BLOCK_BYTES, 'block')}"],
         ["inode", f"{found.st_ino}, {found.st_nlink} link{'s' * (found.st_nlink != 1)}"],
         ["mode", f"{mode}, uid {found.st_uid}, gid {found.st_gid}"],
         ["modified", _precise(found.st_mtime_ns)],

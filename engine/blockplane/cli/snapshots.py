@@ -43,7 +43,10 @@ def create(name: str, as_json: bool, wait_s: float) -> None:
 @json_option
 @wait_option
 def list_(vol: str, as_json: bool, wait_s: float) -> None:
-    """List a volume's snapshots, older first; `alone` is what deleting that one would free."""
+    """List a volume's snapshots.
+
+    Older first; `alone` is what deleting that one would free.
+    """
     with open_volume(volume_only(vol), "snapshot list", wait_s, writable=False) as volume:
         if as_json:
             print_json({"snapshots": [describe_snapshot(found) for found in volume.snapshots]})
@@ -56,7 +59,10 @@ def list_(vol: str, as_json: bool, wait_s: float) -> None:
 @json_option
 @wait_option
 def delete(name: str, as_json: bool, wait_s: float) -> None:
-    """Delete a snapshot, or a range of them: VOL@FIRST..LAST."""
+    """Delete a snapshot, or a range of them.
+
+    VOL@FIRST..LAST are all from one to the other, as `list` shows them.
+    """
     place, snap = snapshot_of(name)
     with open_volume(place, "snapshot delete", wait_s, writable=True) as volume:
         first, dots, last = snap.partition("..")
@@ -74,7 +80,10 @@ def delete(name: str, as_json: bool, wait_s: float) -> None:
 @json_option
 @wait_option
 def rename(name: str, new: str, as_json: bool, wait_s: float) -> None:
-    """Give a snapshot another name; its id stays, and so do the names it has elsewhere."""
+    """Give a snapshot another name.
+
+    Its id stays, and so do the names it has elsewhere.
+    """
     place, snap = snapshot_of(name)
     new = new.removeprefix(f"{place}@")
     with open_volume(place, "snapshot rename", wait_s, writable=True) as volume:

@@ -106,10 +106,10 @@ def _report_group(
 
 
 def _layout(group: GroupRecord) -> str:
-    parity = f" + {group.n_parity} parity" if group.n_parity else ""
+    members = f"{group.n_data} + {group.n_parity} parity disks" if group.n_parity else count(group.n_data, "disk")
     whole = group.chunk_blocks == group.disk_blocks
     chunk = "whole disks" if whole else f"chunks of {size(group.chunk_blocks * bp.BLOCK_BYTES)}"
-    return f"{group.n_data}{parity} disks of {size(group.disk_blocks * bp.BLOCK_BYTES)}, {chunk}"
+    return f"{members} of {size(group.disk_blocks * bp.BLOCK_BYTES)}, {chunk}"
 
 
 @click.command()
