@@ -12,7 +12,7 @@ import pytest
 from blockplane.disks.disk import HEAD_BLOCKS
 from blockplane.disks.stripelog import StripeLog
 from blockplane.model import BLOCK_BYTES, ChecksumError
-from blockplane.volume import Volume
+from blockplane.volume import Volume, landing_bands
 from blockplane.volume.beside import BesideWriter
 from blockplane.volume.check import check
 from blockplane.volume.livechecks import LiveChecks, PointerTable
@@ -20,7 +20,16 @@ from faults.degraded import live_slots
 from faults.explore import Watch
 from faults.inline import inline_workers
 from faults.stories import STORIES, IncrementStory, NearlyFullStory, RollbackStory, _Story
-from faults.world import FileClient, make_volume, numbers_of, read_files, root_of
+from faults.world import (
+    FileClient,
+    geometry_of,
+    image_plane,
+    make_volume,
+    numbers_of,
+    read_blocks,
+    read_files,
+    root_of,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +186,34 @@ def test_landing_beside_a_rotten_block_keeps_it_to_be_rebuilt():
     assert goods
     for place, good in goods.items():
         assert rebuilt(volume, place) == good
+
+
+@pytest.mark.parametrize("rots", [False, True])
+def test_what_landed_early_is_verified_before_parity_beside_it(rots, monkeypatch):
+    """Bands go out before they are whole: a block that rots meanwhile must not be baked in by what lands beside it."""
+    source = make_volume(geometry_of(3, 1, 128))
+    FileClient(source).write(1, 0, range(1, 200))
+    source.snapshot("s1")
+    target = make_volume(geometry_of(3, 1, 192))
+    monkeypatch.setattr(landing_bands, "LANDING_STRIPES", 64)
+    monkeypatch.setattr(landing_bands, "MAX_OPEN_BYTES", 0)
+    plane = image_plane(source, "s1")
+    vbns = np.concatenate([np.arange(start, stop) for start, stop in plane.extents().tolist()])
+    halves = np.array_split(vbns, 2)
+    stripes = [target.geometry.to_disk(half)[1] for half in halves]
+    neighbours = halves[0][np.isin(stripes[0], stripes[1])]
+    landing = target.landing(plane)
+    with pytest.raises(ChecksumError, match="not what was written") if rots else contextlib.nullcontext():
+        for n, part in enumerate(halves):
+            for vbn in part.tolist():
+                (buffer,) = landing.buffers(np.array([[vbn, vbn + 1]]))
+                buffer[:] = read_blocks(source, "s1", vbn, vbn + 1)
+                landing.landed()
+            if rots and n == 0:
+                landing._bands._closer.submit(lambda: None).result()
+                rot(target, int(neighbours[len(neighbours) // 2]))
+        landing.commit([source.get_snapshot("s1").record])
+    assert rots or check(target).problems == []
 
 
 def test_a_rollback_changes_whom_the_tables_follow():

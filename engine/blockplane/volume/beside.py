@@ -15,7 +15,7 @@ from blockplane.disks.resync import read_members
 from blockplane.disks.stripelog import StripeLog
 from blockplane.model.errors import ChecksumError, DiskError, VolumeDamagedError
 from blockplane.volume.leafbits import WORD_BLOCKS
-from blockplane.volume.livechecks import LiveChecks
+from blockplane.volume.livechecks import LiveChecks, SlotChecks
 from blockplane.volume.mending import Members
 from blockplane.volume.runs import mask_runs
 
@@ -41,10 +41,14 @@ class BesideWriter:
         self.checks = LiveChecks(volume)
         self.log = StripeLog(volume.array, volume.info.volume_id)
 
-    def write(self, band: Band) -> None:
+    def write(self, band: Band, before: SlotChecks | None = None) -> None:
         """Send out what a band says is written, of stripes whose other blocks stay; the band is gone for the caller.
 
         The areas are declared. What is not written is read from the disks here.
+
+        Parameters
+        ----------
+        before : checks of slots of the same stripes that were written earlier, and that no state refers to yet.
 
         Raises
         ------
@@ -55,6 +59,8 @@ class BesideWriter:
             if band.record.n_parity and not band.written[:, band.touched].all():
                 self._read_rest(band)
                 self.verify(band)
+                if before is not None:
+                    before.refuse_bad(band)
                 self._write_logged(band, self.checks.stays(band) & ~band.written)
             else:
                 self._array.write_band(band)

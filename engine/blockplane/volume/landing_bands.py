@@ -18,6 +18,7 @@ from blockplane.disks.array import spread
 from blockplane.disks.band import Band
 from blockplane.disks.disk import aligned_buffer
 from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.volume.livechecks import SlotChecks
 from blockplane.volume.space import AREA_STRIPES
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class LandingBands:
         self._handed: deque[_Handed] = deque()
         self._closing: deque[Future[None]] = deque()
         self._closer = ThreadPoolExecutor(1, "landing")
+        self._sent: dict[BandKey, SlotChecks] = {}  # the closer's: of bands that went out before they were whole
         geometry = volume.geometry
         homes = [geometry.home(disk) for disk in range(geometry.n_disks)]
         rows = [(group, position, geometry.groups[group].disk_blocks) for group, position in homes]
@@ -195,12 +197,21 @@ class LandingBands:
         try:
             volume.declare_areas([(band.group, index) for index in ahead])
             if not band.written.all():
-                volume.beside.write(band)
+                volume.beside.write(band, self._sent_before(waiting))
                 return
         except BaseException:
             volume.array.drop_band(band)
             raise
         volume.array.write_band(band)
+
+    def _sent_before(self, waiting: _LandingBand) -> SlotChecks | None:
+        """Return the checks of what went out early at a band's stripes; note this band's where more is to come."""
+        key = waiting.band.group, waiting.band.dbn_start
+        before = self._sent.get(key)
+        if waiting.due:
+            self._sent[key] = after = SlotChecks(waiting.band, before)
+            after.note(waiting.band)
+        return before
 
     def finish(self) -> None:
         """Send out what is open, and wait until everything is with the disks."""

@@ -98,6 +98,35 @@ class Expected:
         return found
 
 
+class SlotChecks:
+    """The checks of slots of one band that were written and that no state refers to yet, bound to the slot."""
+
+    def __init__(self, band: Band, before: SlotChecks | None = None) -> None:
+        """Start with what is known of a band's stripes before; a copy."""
+        self._there: Mask = np.zeros_like(band.written) if before is None else before._there.copy()
+        self._checks: Checks = np.zeros(band.written.shape, np.uint32) if before is None else before._checks.copy()
+
+    def note(self, band: Band) -> None:
+        """Take the checks of what a band at the same stripes says is written."""
+        at = band.written
+        self._checks[at] = fresh_checks(band.data[at].reshape(-1), np.flatnonzero(at))
+        self._there |= at
+
+    def refuse_bad(self, band: Band) -> None:
+        """Compare what a later band at the same stripes read of them.
+
+        Raises
+        ------
+        ChecksumError: a block is not what was written.
+        """
+        at = self._there & band.touched & ~band.written
+        bad = np.flatnonzero(fresh_checks(band.data[at].reshape(-1), np.flatnonzero(at)) != self._checks[at])
+        if len(bad):
+            member, stripe = (int(n[bad[0]]) for n in np.nonzero(at))
+            disk, dbn = band.record.disks[member], band.dbn_start + stripe
+            raise ChecksumError(f"block {dbn} of disk {disk} is not what was written there", -1, "check that disk")
+
+
 class LiveChecks:
     """See the module. The volume's lock is held."""
 
