@@ -49,8 +49,10 @@ def checked_image(source: Site, wish: Wish) -> tuple[Image, list[ModelSnapshot]]
     listed = [model.snapshots[i] for i in top.moment.listed if i in model.snapshots and i != top.id]
     # of a block that the stream brings, the base's content is gone
     there = wanted | {pair for pair in base_pairs if pair[0] not in vbns}
-    base_root = state_of[base.id].pointer if base is not None else None  # a second name of the base's state stays out
-    whole = [s for s in [*listed, top] if state_of[s.id].pointer != base_root and pairs(state_of[s.id]) <= there]
+    base_root = state_of[base.id].pointer if base is not None else None
+    # a second name of the base's state stays out, unless it is asked for
+    asked = [s for s in listed if s in terms or state_of[s.id].pointer != base_root]
+    whole = [s for s in [*asked, top] if pairs(state_of[s.id]) <= there]
     assert {record.id.hex() for record in image.arriving} == {s.id for s in whole}
     order = [record.id.hex() for record in sorted(image.arriving, key=lambda record: (record.cp, record.created_ns))]
     return image, [model.snapshots[i] for i in order]
