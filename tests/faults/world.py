@@ -59,6 +59,7 @@ def make_volume(
     disks: Sequence[Disk] | None = None,
     reserve_blocks: int | None = None,
     kind: type[Volume] = Volume,
+    place: Path = NOWHERE,
 ) -> Volume:
     """An empty volume; the reserve of a tiny volume is what a few consistency points need."""
     disks = disks if disks is not None else memory_disks(geometry)
@@ -67,7 +68,7 @@ def make_volume(
     write_labels(disks, make_labels(geometry, volume_id, members, [disk.n_blocks for disk in disks]), 0)
     reserve = reserve_blocks if reserve_blocks is not None else max(geometry.n_usable // 8, 48)
     record = FsInfo(volume_id, geometry, reserve_blocks=reserve, member_states=bytes([MEMBER_OK]) * len(disks))
-    return kind.on_disks(NOWHERE, geometry, disks, record)
+    return kind.on_disks(place, geometry, disks, record)
 
 
 def open_volume(disks: Sequence[Disk], writable: bool = True, kind: type[Volume] = Volume) -> Volume:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from blockplane.disks import HEAD_BLOCKS, TAIL_BLOCKS, Geometry, GroupRecord
 from blockplane.disks.assembly import assemble_disks
-from blockplane.disks.label import make_labels, write_labels
-from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
 from blockplane.volume.live import reserve_for
 from blockplane.volume.volume import Volume
+from faults import world
 from faults.recording import MemoryDisk
 
 
@@ -39,16 +37,8 @@ def make_volume(shapes: Sequence[Shape], name: str = "volume") -> Volume:
             )
         )
         disks += [MemoryDisk(f"{name}/{i}", HEAD_BLOCKS + shape.disk_blocks + TAIL_BLOCKS) for i in members]
-    geometry, volume_id = Geometry(groups), os.urandom(16)
-    member_ids = [os.urandom(16) for _ in disks]
-    write_labels(disks, make_labels(geometry, volume_id, member_ids, [disk.n_blocks for disk in disks]), 0)
-    record = FsInfo(
-        volume_id,
-        geometry,
-        reserve_blocks=reserve_for(geometry.n_usable),
-        member_states=bytes([MEMBER_OK]) * len(disks),
-    )
-    return Volume.on_disks(Path(name), geometry, disks, record)
+    geometry = Geometry(groups)
+    return world.make_volume(geometry, disks, reserve_for(geometry.n_usable), place=Path(name))
 
 
 def reopen(volume: Volume, *, crash: bool = False) -> Volume:

@@ -101,7 +101,7 @@ class _Run:
     def _put(self, pool: bp.Volume) -> None:
         files = bp.FileSystem(pool)
         started = time.monotonic()
-        report = self._put_all(files)
+        report = files.put(self._source, _TREE, exclude=[f"/{name}" for name in self._left_out])
         pool.sync()
         seconds = time.monotonic() - started
         self._note_rate(
@@ -130,19 +130,6 @@ class _Run:
         if not self._left_out:
             return [self._source]
         return [f"{self._source}/{name}" for name in sorted(os.listdir(self._source)) if name not in self._left_out]
-
-    def _put_all(self, files: bp.FileSystem) -> bp.PutReport:
-        if not self._left_out:
-            return files.put(self._source, _TREE)
-        files.mkdir(_TREE)
-        total = bp.PutReport()
-        for source in self._sources():
-            part = files.put(source, _TREE)
-            total.n_files += part.n_files
-            total.n_directories += part.n_directories
-            total.n_bytes += part.n_bytes
-            total.skipped += part.skipped
-        return total
 
     def _snapshot(self, pool: bp.Volume, name: str) -> None:
         started = time.monotonic()

@@ -7,6 +7,7 @@ file.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -122,9 +123,23 @@ class Pointer:
         return cls(pointer_number(word), check) if word else cls.none()
 
 
+ROOT_TREES_OFFSET = 128
+
+
+def _root_block(head: bytes, trees: Iterable[TreeRoot]) -> bytes:
+    """Return a root block: its own fields, then its trees' roots."""
+    roots = b"".join(tree.encode() for tree in trees)
+    return (head.ljust(ROOT_TREES_OFFSET, b"\0") + roots).ljust(BLOCK_BYTES, b"\0")
+
+
+def _root_trees(data: bytes | memoryview, n_trees: int) -> list[TreeRoot]:
+    """Read the trees' roots of a root block; VolumeDamagedError: one is impossible."""
+    starts = (ROOT_TREES_OFFSET + i * TREE_ROOT_BYTES for i in range(n_trees))
+    return [TreeRoot.decode(data[start : start + TREE_ROOT_BYTES]) for start in starts]
+
+
 _STATE = struct.Struct("<8sIHHQ16s16sQQQQ")
 _STATE_TREES = 6
-STATE_TREES_OFFSET = 128
 
 
 @dataclass(slots=True)
@@ -158,8 +173,7 @@ class StateRoot:
             STATE_MAGIC, VERSION, CHECK_CRC32C, CHECK_BYTES, self.cp, self.space_id, self.branch_id,
             self.n_blocks, self.committed_ns, self.next_inode, self.n_inodes,
         )  # fmt: skip
-        body = head.ljust(STATE_TREES_OFFSET, b"\0") + b"".join(tree.encode() for tree in self.trees())
-        return body.ljust(BLOCK_BYTES, b"\0")
+        return _root_block(head, self.trees())
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> StateRoot:
@@ -170,11 +184,7 @@ class StateRoot:
                 f"a state root has magic {magic!r}, version {version}, checksum kind {kind}",
                 "it was written by another version, or the root block is damaged",
             )
-        trees = [
-            TreeRoot.decode(data[start : start + TREE_ROOT_BYTES])
-            for start in range(STATE_TREES_OFFSET, STATE_TREES_OFFSET + _STATE_TREES * TREE_ROOT_BYTES, TREE_ROOT_BYTES)
-        ]
-        return cls(cp, space, branch, n_blocks, when, next_inode, n_inodes, *trees)
+        return cls(cp, space, branch, n_blocks, when, next_inode, n_inodes, *_root_trees(data, _STATE_TREES))
 
 
 KIND_REGULAR, KIND_SHADOW, KIND_HIDDEN, KIND_PARTIAL, KIND_DELETING = 1, 2, 3, 4, 5
@@ -279,7 +289,6 @@ class Branch:
 
 _LOCAL = struct.Struct("<8sIIQQQ16s")
 _LOCAL_TREES = 8
-LOCAL_TREES_OFFSET = 128
 
 
 @dataclass(slots=True)
@@ -311,8 +320,7 @@ class LocalRoot:
     def encode(self) -> bytes:
         """Return the block."""
         head = _LOCAL.pack(LOCAL_MAGIC, VERSION, 0, self.n_held, self.n_local, self.n_entries, self.parent_id)
-        body = head.ljust(LOCAL_TREES_OFFSET, b"\0") + b"".join(tree.encode() for tree in self.trees())
-        return body.ljust(BLOCK_BYTES, b"\0")
+        return _root_block(head, self.trees())
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> LocalRoot:
@@ -320,8 +328,4 @@ class LocalRoot:
         magic, version, _, n_held, n_local, n_entries, parent = _LOCAL.unpack_from(data)
         if magic != LOCAL_MAGIC or version != VERSION:
             raise VolumeDamagedError(f"a local root has magic {magic!r}, version {version}", "")
-        trees = [
-            TreeRoot.decode(data[start : start + TREE_ROOT_BYTES])
-            for start in range(LOCAL_TREES_OFFSET, LOCAL_TREES_OFFSET + _LOCAL_TREES * TREE_ROOT_BYTES, TREE_ROOT_BYTES)
-        ]
-        return cls(n_held, n_local, n_entries, parent, *trees)
+        return cls(n_held, n_local, n_entries, parent, *_root_trees(data, _LOCAL_TREES))
