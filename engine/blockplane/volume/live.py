@@ -10,22 +10,21 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, Self
-
-import numpy as np
 
 from blockplane.disks.array import DiskArray
 from blockplane.disks.disk import Disk
 from blockplane.disks.geometry import Geometry
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import ChecksumError, DiskError, NoSpaceError, ReadOnlyError, VolumeDamagedError
+from blockplane.model.errors import ChecksumError, DiskError, ReadOnlyError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume import held
 from blockplane.volume.active import ActiveState, blank_root
 from blockplane.volume.beside import BesideWriter
 from blockplane.volume.busy import BusyPlane
+from blockplane.volume.capacity import Capacity
 from blockplane.volume.codec import FORM_EMPTY, Branch, LocalRoot, Pointer, StateRoot, TableEntry, TreeRoot
 from blockplane.volume.fsinfo import MAX_AREAS, MEMBER_OK, ROLE_LINE, ROLE_REPLICA, FsInfo
 from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf
@@ -59,7 +58,7 @@ class Client(Protocol):
         ...
 
 
-class LiveVolume:
+class LiveVolume(Capacity):
     """An open volume. `volume.Volume` adds how one is made and opened, and its snapshots.
 
     Attributes
@@ -89,8 +88,6 @@ class LiveVolume:
         self.warnings: list[str] = []
         self.damage: list[str] = []
         self._declared: list[AreaName] = []
-        self._claimed = 0
-        self._dipping = 0
         self._first_dirty_s = 0.0
         self._dirty_bytes = 0
         self._states: dict[bytes, State] = {}
@@ -199,69 +196,6 @@ class LiveVolume:
             root = blank_root(self.geometry.n_blocks, os.urandom(16), os.urandom(16))
         reader = self._live_reader(lambda: self.active.placemap)
         return ActiveState(reader, root, pointer, placemap, self.placer, self.space, self._claim, self._claim_run)
-
-    # --- space -------------------------------------------------------------------------------------------------------
-
-    @property
-    def n_blocks(self) -> int:
-        """How many places the volume has."""
-        return self.geometry.n_usable
-
-    @property
-    def used_blocks(self) -> int:
-        """Places that the live state, snapshots and the local tree occupy."""
-        return self.active.root.n_blocks + self.local.root.n_held + self.local.root.n_local
-
-    @property
-    def free_blocks(self) -> int:
-        """Places nothing occupies, the reserve and what two CPs still keep included."""
-        return self.n_blocks - self.used_blocks
-
-    @property
-    def available_blocks(self) -> int:
-        """Places a file may take now."""
-        waiting = self.space.n_pending + self.space.n_freed_open + self._claimed + self.n_incoming
-        return max(self.free_blocks - waiting - self.info.reserve_blocks, 0)
-
-    @property
-    def n_incoming(self) -> int:
-        """Places a receive in progress occupies."""
-        return sum(int(np.bitwise_count(words).sum()) for words in self.incoming.values())
-
-    def _claim(self, n_blocks: int) -> None:
-        self._require_writable()
-        if not self._dipping and self.available_blocks < n_blocks:
-            raise self._no_space(n_blocks)
-        self._claimed += n_blocks
-
-    def _claim_run(self, n_blocks: int) -> None:
-        self._require_writable()
-        if not self._dipping and self.available_blocks < n_blocks:
-            raise self._no_space(n_blocks)
-
-    def _no_space(self, n_blocks: int) -> NoSpaceError:
-        return NoSpaceError(
-            f"the volume {self.path} is full: {n_blocks} blocks asked, {self.available_blocks} available",
-            "delete files or snapshots (that still works), or add a RAID group with `blockplane grow`",
-        )
-
-    def make_room(self, n_blocks: int) -> None:
-        """Commit where that makes n_blocks available: what was deleted just now is free only two CPs later."""
-        with self.lock:
-            for _ in range(2):
-                waiting = self.space.n_pending + self.space.n_freed_open + self._claimed
-                if self.available_blocks >= n_blocks or not waiting:
-                    return
-                self.commit(force=True)
-
-    @contextlib.contextmanager
-    def dipping(self) -> Iterator[None]:
-        """Let what runs inside draw on the reserve: deleting must work on a full volume."""
-        self._dipping += 1
-        try:
-            yield
-        finally:
-            self._dipping -= 1
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -379,6 +313,7 @@ class LiveVolume:
     def recover(self) -> None:
         """After an unclean stop: parity brought in line where writes may have been under way, the record everywhere."""
         self.recovery = recover(self)
+        self.warnings += self.recovery.warnings()
         self._write_info(areas=[], clean=True)
 
     def _write_info(self, **changes: object) -> None:

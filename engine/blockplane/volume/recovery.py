@@ -3,7 +3,8 @@
 A stripe was under way when the volume stopped, or not; nobody knows which. In every area that the intent record names,
 the blocks that the last CP refers to are held against their checks before parity is computed from them. One that is
 bad is worked out from the parity as it was found, or from the log, and written back. One that nothing explains is left
-as it is, and so is the parity of its stripe: a later repair may have more to go by. Opening is not refused for that.
+as it is, and so is the parity of its stripe: a later repair may have more to go by. Opening is not refused for that. A
+block of a snapshot whose own root is damaged has nobody to vouch for it, and counts as it is.
 """
 
 from __future__ import annotations
@@ -42,6 +43,15 @@ class Recovery:
         self.n_left += 1
         if len(self.left) < MAX_LEFT:
             self.left.append(f"stripe {dbn} of group {group} was left as the unclean stop left it: {why}")
+
+    def warnings(self) -> list[str]:
+        """Return what whoever opened the volume should be told."""
+        told = []
+        if self.n_mended:
+            told.append(f"after an unclean stop blocks that did not match their checksums were mended: {self.n_mended}")
+        if self.n_left:
+            told.append(f"after an unclean stop stripes stay damaged, `blockplane check` names them: {self.n_left}")
+        return told
 
 
 def recover(volume: LiveVolume) -> Recovery:

@@ -1,0 +1,106 @@
+"""How much of an open volume is taken, and who may take more: files up to the reserve, commits and deletion beyond."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from blockplane.disks.geometry import Geometry
+from blockplane.model.errors import NoSpaceError
+
+if TYPE_CHECKING:
+    from blockplane.volume.active import ActiveState
+    from blockplane.volume.fsinfo import FsInfo
+    from blockplane.volume.leafbits import Leaf
+    from blockplane.volume.local import LocalTree
+    from blockplane.volume.space import Space
+
+
+class Capacity:
+    """The counting part of a volume; `LiveVolume` sets what is named here."""
+
+    path: Path
+    lock: threading.RLock
+    info: FsInfo
+    geometry: Geometry
+    space: Space
+    active: ActiveState
+    local: LocalTree
+    incoming: dict[int, Leaf]
+    _claimed: int = 0
+    _dipping: int = 0
+
+    @abstractmethod
+    def commit(self, force: bool = False, clean: bool = False) -> None:
+        """Bring the volume to its next consistency point."""
+
+    @abstractmethod
+    def _require_writable(self) -> None:
+        """Refuse what changes a volume that is read-only, or stopped."""
+
+    @property
+    def n_blocks(self) -> int:
+        """How many places the volume has."""
+        return self.geometry.n_usable
+
+    @property
+    def used_blocks(self) -> int:
+        """Places that the live state, snapshots and the local tree occupy."""
+        return self.active.root.n_blocks + self.local.root.n_held + self.local.root.n_local
+
+    @property
+    def free_blocks(self) -> int:
+        """Places nothing occupies, the reserve and what two CPs still keep included."""
+        return self.n_blocks - self.used_blocks
+
+    @property
+    def available_blocks(self) -> int:
+        """Places a file may take now."""
+        waiting = self.space.n_pending + self.space.n_freed_open + self._claimed + self.n_incoming
+        return max(self.free_blocks - waiting - self.info.reserve_blocks, 0)
+
+    @property
+    def n_incoming(self) -> int:
+        """Places a receive in progress occupies."""
+        return sum(int(np.bitwise_count(words).sum()) for words in self.incoming.values())
+
+    def _claim(self, n_blocks: int) -> None:
+        self._require_writable()
+        if not self._dipping and self.available_blocks < n_blocks:
+            raise self._no_space(n_blocks)
+        self._claimed += n_blocks
+
+    def _claim_run(self, n_blocks: int) -> None:
+        self._require_writable()
+        if not self._dipping and self.available_blocks < n_blocks:
+            raise self._no_space(n_blocks)
+
+    def _no_space(self, n_blocks: int) -> NoSpaceError:
+        return NoSpaceError(
+            f"the volume {self.path} is full: {n_blocks} blocks asked, {self.available_blocks} available",
+            "delete files or snapshots (that still works), or add a RAID group with `blockplane grow`",
+        )
+
+    def make_room(self, n_blocks: int) -> None:
+        """Commit where that makes n_blocks available: what was deleted just now is free only two CPs later."""
+        with self.lock:
+            for _ in range(2):
+                waiting = self.space.n_pending + self.space.n_freed_open + self._claimed
+                if self.available_blocks >= n_blocks or not waiting:
+                    return
+                self.commit(force=True)
+
+    @contextlib.contextmanager
+    def dipping(self) -> Iterator[None]:
+        """Let what runs inside draw on the reserve: deleting must work on a full volume."""
+        self._dipping += 1
+        try:
+            yield
+        finally:
+            self._dipping -= 1
