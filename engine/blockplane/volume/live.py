@@ -289,6 +289,17 @@ class LiveVolume(Capacity):
         if self._dirty_bytes + n_dirty * BLOCK_BYTES > DIRTY_LIMIT_BYTES or now - self._first_dirty_s > CP_INTERVAL_S:
             self.sync()
 
+    def commit_if_due(self) -> float:
+        """Commit what has been dirty for CP_INTERVAL_S; return in how many seconds something may be."""
+        with self.lock:
+            if self._failure or not self._dirty_bytes:
+                return CP_INTERVAL_S
+            left_s = self._first_dirty_s + CP_INTERVAL_S - time.monotonic()
+            if left_s > 0:
+                return left_s
+            self.sync()
+            return CP_INTERVAL_S
+
     def sync(self) -> None:
         """Make everything so far durable: a consistency point, where there is anything to commit."""
         self.commit()
@@ -493,8 +504,9 @@ class LiveVolume(Capacity):
 
     def abandon(self) -> None:
         """Give up disks and lock without another write: what is not committed is lost."""
-        self.placer.discard()
-        self._failure = self._failure or "it was closed"
+        with self.lock:
+            self.placer.discard()
+            self._failure = self._failure or "it was closed"
         self.array.close()
         for resource in reversed(self._on_close):
             resource.__exit__(None, None, None)

@@ -25,6 +25,7 @@ from blockplane.volume.live import LiveVolume, reserve_for
 from blockplane.volume.lock import VolumeLock
 from blockplane.volume.rootslots import read_newest, successor, write_record
 from blockplane.volume.snapshots import Snapshot
+from blockplane.volume.timer import CommitTimer
 
 LOCK_NAME = "lock"
 
@@ -79,6 +80,7 @@ class Volume(LiveVolume):
             _unmake_directory(directory, made, files)
             raise
         volume.close_with(lock)
+        volume.close_with(CommitTimer(volume.commit_if_due).__enter__())
         return volume
 
     @staticmethod
@@ -135,6 +137,8 @@ class Volume(LiveVolume):
         if not (lock.is_held or any(getattr(disk, "is_locked", False) for disk in assembly.disks)):
             volume.warnings.append(f"{directory} could not be locked: what another process writes now may look damaged")
         volume.close_with(lock)
+        if writable:
+            volume.close_with(CommitTimer(volume.commit_if_due).__enter__())
         return volume
 
     @classmethod
