@@ -316,10 +316,14 @@ def failing_reads(disk: MemoryDisk, block: int) -> Iterator[None]:
 def test_a_commit_that_was_cut_short_is_no_damage(volume):
     """Half of the disks have the new record at the tail, one was torn, one still has the one before."""
     before = replace(volume.info, generation=volume.info.generation - 1, nonce=b"n" * 16).encode()
-    disks = volume.array.disks
+    volume.abandon()
+    disks = revived(volume.array.disks)
     disks[1].write(disks[1].n_blocks - 2, before)
     disks[2].write(disks[2].n_blocks - 2, bytes(512) + before[512:])
-    assert check(volume).problems == []
+    assert check(open_volume(disks, writable=False)).problems == []
+    disks[0].write(1, bytes(4096))
+    found = check(open_volume(disks, writable=False)).problems
+    assert len(found) == 2, "what is bad in both halves is no commit cut short"
 
 
 ROOTS = {"state": "live file system", "local": "snapshot table"}

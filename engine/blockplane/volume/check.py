@@ -181,7 +181,8 @@ def check(volume: LiveVolume, parity: bool = True) -> CheckReport:
         if volume.writable:
             volume.commit()
         disks = list(volume.array.disks)
-        for problem in (*bad_labels(disks), *bad_records(disks, volume.info), *volume.damage):
+        records = bad_records(disks, volume.info, is_settled=volume.writable)
+        for problem in (*bad_labels(disks), *records, *volume.damage):
             report.add(problem)
         n_copies = len(report.problems)
         verified: dict[int, Leaf] = {}

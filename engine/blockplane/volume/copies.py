@@ -36,27 +36,31 @@ def bad_labels(disks: list[Disk]) -> Iterator[str]:
             yield f"{disk.path}: the labels at its head and tail contradict each other"
 
 
-def bad_records(disks: list[Disk], newest: FsInfo) -> Iterator[str]:
+def bad_records(disks: list[Disk], newest: FsInfo, *, is_settled: bool) -> Iterator[str]:
     """Yield a sentence for each root record that is damaged, or older than a commit that was cut short would leave it.
 
-    A commit writes one half of all disks, then the other: where a half holds the record before too, a bad one in it was
-    being written.
+    A commit writes one half of all disks, then the other. Where the volume was not closed, or a record of the commit
+    before shows that one was under way, what is bad in one half alone was being written; the next writer settles it.
+
+    Parameters
+    ----------
+    is_settled : whoever asks has the volume open for writing, which left no record behind.
     """
     found = [[_copy(disk, block, decode) for block in slots_of(disk)] for disk in disks]
-    for half, end in enumerate(ENDS):
-        copies = [pair[half] for pair in found]
-        generations = {copy.generation for copy in copies if isinstance(copy, FsInfo)}
-        was_cut = newest.generation - 1 in generations
-        for disk, copy in zip(disks, copies, strict=True):
+    good = [copy for pair in found for copy in pair if isinstance(copy, FsInfo)]
+    was_cut = not newest.clean or any(copy.generation == newest.generation - 1 for copy in good)
+    was_cut = was_cut and not is_settled
+    halves_with_bad = {half for pair in found for half, copy in enumerate(pair) if copy is None}
+    for disk, pair in zip(disks, found, strict=True):
+        for end, copy in zip(ENDS, pair, strict=True):
+            where = f"{disk.path}: the root record at its {end}"
             if isinstance(copy, str):
-                yield f"{disk.path}: the root record at its {end} cannot be read: {copy}"
-            elif copy is None and not was_cut:
-                yield f"{disk.path}: the root record at its {end} is bad"
-            elif copy is not None and copy.generation < newest.generation - 1:
-                yield (
-                    f"{disk.path}: the root record at its {end} has generation {copy.generation}, the newest "
-                    f"{newest.generation}"
-                )
+                yield f"{where} cannot be read: {copy}"
+            elif copy is None:
+                if not (was_cut and len(halves_with_bad) == 1):
+                    yield f"{where} is bad"
+            elif copy.generation < newest.generation - 1:
+                yield f"{where} has generation {copy.generation}, the newest {newest.generation}"
 
 
 def _label(block: bytes) -> Label | str:
