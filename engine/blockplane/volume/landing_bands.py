@@ -194,15 +194,17 @@ class LandingBands:
         band, volume = waiting.band, self._volume
         area = band.dbn_start // AREA_STRIPES
         ahead = range(area, min(area + AREAS_AHEAD, band.record.n_areas))
-        try:
-            volume.declare_areas([(band.group, index) for index in ahead])
-            if not band.written.all():
-                volume.beside.write(band, self._sent_before(waiting))
-                return
-        except BaseException:
-            volume.array.drop_band(band)
-            raise
-        volume.array.write_band(band)
+        before = None if band.written.all() else self._sent_before(waiting)
+        with volume.lock:  # a record that names other areas may come before or after, not in between
+            try:
+                volume.declare_areas([(band.group, index) for index in ahead])
+                if not band.written.all():
+                    volume.beside.write(band, before)
+                    return
+            except BaseException:
+                volume.array.drop_band(band)
+                raise
+            volume.array.write_band(band)
 
     def _sent_before(self, waiting: _LandingBand) -> SlotChecks | None:
         """Return the checks of what went out early at a band's stripes; note this band's where more is to come."""
