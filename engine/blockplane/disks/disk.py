@@ -23,6 +23,7 @@ import mmap
 import os
 import stat
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -40,6 +41,10 @@ FSINFO_HEAD_BLOCK: Final = 1
 #: One request; larger ones gained nothing on an NVMe disk and a virtio disk. Turn it down for latency.
 MAX_REQUEST_BLOCKS: Final = 256
 _HUGE_PAGE_BYTES: Final = 2 << 20
+#: A device's own watchers lock it while they look at what was written last, some tenths of a second.
+_WATCHER_TIMEOUT_S: Final = 2.0
+_WATCHER_POLL_S: Final = 0.02
+_BLKROGET: Final = 0x125E
 
 
 def label_tail_block(n_blocks: int) -> int:
@@ -185,7 +190,7 @@ class FileDisk:
         Raises
         ------
         DiskMissingError : nothing is there, or it cannot be opened.
-        DiskError : neither a file nor a block device.
+        DiskError : neither a file nor a block device, or a read-only device that is to be written.
         VolumeInUseError : someone else holds it.
         """
         path = os.fspath(path)
@@ -195,11 +200,15 @@ class FileDisk:
             is_device = _is_block_device(path)
             flags |= os.O_EXCL if is_device and lock and writable else 0
             fd, is_direct = _open_direct(path, flags) if direct else (os.open(path, flags), False)
-            is_locked = lock and _lock(fd, shared=not writable)
+            if is_device and writable:
+                _refuse_read_only(fd, path)
+            is_locked = lock and _lock(fd, shared=not writable, timeout_s=_WATCHER_TIMEOUT_S if is_device else 0.0)
             return cls(path, fd, os.lseek(fd, 0, os.SEEK_END) // BLOCK_BYTES, direct=is_direct, locked=is_locked)
-        except OSError as error:
+        except (OSError, DiskError) as error:
             if fd >= 0:
                 os.close(fd)
+            if isinstance(error, DiskError):
+                raise
             if error.errno in (errno.EBUSY, errno.EWOULDBLOCK):
                 raise VolumeInUseError(f"{path}: in use by another process") from error
             raise DiskMissingError(f"{path}: cannot be opened: {error.strerror}", path) from error
@@ -330,17 +339,32 @@ def _aligned_copy(buffer: Bytes, position: int, n_blocks: int) -> Bytes:
     return copy
 
 
-def _lock(fd: int, *, shared: bool) -> bool:
+def _lock(fd: int, *, shared: bool, timeout_s: float) -> bool:
     """Lock a disk; a reader goes on without where the file system keeps no locks."""
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        if not shared:
-            raise
-        return False
-    return True
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_WATCHER_POLL_S)
+        except OSError:
+            if not shared:
+                raise
+            return False
+
+
+def _refuse_read_only(fd: int, path: str) -> None:
+    """Refuse a write-protected device, which opens for writing all the same and fails at the first write."""
+    is_read_only = False
+    with contextlib.suppress(OSError):  # a device that does not tell
+        is_read_only = any(fcntl.ioctl(fd, _BLKROGET, bytes(4)))
+    if is_read_only:
+        raise DiskError(
+            f"{path}: a read-only device", path, "reading verbs take it as it is; make it writable for others"
+        )
 
 
 def _is_block_device(path: str) -> bool:
