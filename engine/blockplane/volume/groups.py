@@ -11,13 +11,16 @@ import numpy as np
 from blockplane.disks.assembly import refuse_same_file_twice
 from blockplane.disks.disk import HEAD_BLOCKS, TAIL_BLOCKS, Disk, FileDisk, aligned_buffer
 from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord
-from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.addresses import BLOCK_BYTES, Bytes, Numbers
 from blockplane.model.errors import DiskShortError, RefusedError, UsageError
 from blockplane.model.sizes import format_size, parse_size
 from blockplane.volume.config import DISKS_DIR
 
 DEFAULT_CHUNK_BYTES = 256 << 10
 CHUNK_MULTIPLE_BLOCKS = 64
+#: Where labels, partition tables and super blocks lie: btrfs has one at 64 KiB, UFS at 256 KiB, VMFS at 1 MiB; RAID and
+#: volume managers keep theirs in the last 512 KiB.
+_END_BLOCKS = (2 << 20) // BLOCK_BYTES
 
 DiskNames = int | Sequence[str | os.PathLike[str]]
 
@@ -76,21 +79,14 @@ class GroupWish:
             if os.path.exists(full):
                 opened.append(FileDisk.open(full))
                 self._refuse_data(opened[-1])
-            elif self.size_bytes is None:
-                raise UsageError(f"{name} does not exist", "give --size to have it made")
             else:
+                n_blocks = self._blocks_to_make(full)
                 made.append(full)
-                opened.append(FileDisk.create(full, self.size_bytes // BLOCK_BYTES))
+                opened.append(FileDisk.create(full, n_blocks))
 
     def _refuse_data(self, disk: Disk) -> None:
         """Refuse a disk whose ends are not blank: labels, partition tables, file systems and archives live there."""
-        n_ends = min(HEAD_BLOCKS, disk.n_blocks // 2)
-        if self.wipe or not n_ends:
-            return
-        buffer = aligned_buffer(2 * n_ends * BLOCK_BYTES)
-        starts = np.array([0, disk.n_blocks - n_ends], np.int64)
-        disk.read_plan(starts, np.full(2, n_ends, np.int64), buffer, np.array([0, n_ends], np.int64))
-        if buffer.any():
+        if not self.wipe and any(_read_end(disk, start).any() for start in _ends(disk)):
             raise RefusedError(
                 f"{disk.path} holds data, and making it a disk of a volume would lose that",
                 "take another one, or say --wipe",
@@ -113,6 +109,13 @@ class GroupWish:
                 return os.lseek(fd, 0, os.SEEK_END) // BLOCK_BYTES
             finally:
                 os.close(fd)
+        return self._blocks_to_make(path)
+
+    def _blocks_to_make(self, path: str) -> int:
+        """Return how long to make a disk that does not exist; UsageError: it is none to be made."""
+        if path.startswith("/dev/") and not path.startswith("/dev/shm/"):
+            # a mistyped device: a file there would fill the machine's memory and be gone after the next start
+            raise UsageError(f"{path} does not exist", "no file is made in /dev: name a device that is there")
         if self.size_bytes is None:
             raise UsageError(f"{path} does not exist", "give --size to have it made")
         return self.size_bytes // BLOCK_BYTES
@@ -140,6 +143,40 @@ class GroupWish:
                 f"a chunk of {n_bytes} bytes is not a multiple of 256 KiB", "say --chunk 256KiB, 1MiB or disk"
             )
         return n_bytes // BLOCK_BYTES
+
+
+def blank_ends(disk: Disk) -> None:
+    """Write zeros where a disk's ends are not blank: nothing that looks for what was there before finds it.
+
+    Notes
+    -----
+    Durable with the next flush.
+    """
+    for start in _ends(disk):
+        found = _read_end(disk, start)
+        if found.any():
+            found[:] = 0
+            disk.write_plan(*_one_end(disk, start), found, np.zeros(1, np.int64))
+
+
+def _ends(disk: Disk) -> tuple[int, int]:
+    """Return the raw block at which each end of a disk begins."""
+    return 0, disk.n_blocks - _end_blocks(disk)
+
+
+def _end_blocks(disk: Disk) -> int:
+    return min(_END_BLOCKS, disk.n_blocks // 2)
+
+
+def _one_end(disk: Disk, start: int) -> tuple[Numbers, Numbers]:
+    """Return an end as one extent."""
+    return np.array([start], np.int64), np.array([_end_blocks(disk)], np.int64)
+
+
+def _read_end(disk: Disk, start: int) -> Bytes:
+    buffer = aligned_buffer(_end_blocks(disk) * BLOCK_BYTES)
+    disk.read_plan(*_one_end(disk, start), buffer, np.zeros(1, np.int64))
+    return buffer
 
 
 def _too_short(path: str, n_blocks: int, usable: int, chunk: int) -> DiskShortError:

@@ -3,7 +3,8 @@
 The labels say which disks a volume has, the root record which groups it uses. The order makes every power cut end in
 one of two volumes, the old one or the grown one:
 
-1. the new disks are made, their root slots blanked, and labelled with the geometry to come, one label generation ahead;
+1. the new disks are made, their ends blanked, root slots and all, and labelled with the geometry to come, one label
+   generation ahead;
 2. volume.toml names them: from here on opening finds them, takes the newest label's word, and ends what is left;
 3. the labels of all disks are brought to that geometry;
 4. the root record takes the group up.
@@ -26,15 +27,12 @@ from blockplane.disks.label import (
     read_label,
     write_label_step,
     write_labels,
-    write_raw_block,
 )
-from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import BlockplaneError, RefusedError, UsageError, VolumeDamagedError
 from blockplane.volume.config import VolumeConfig, read_config, write_config
 from blockplane.volume.fsinfo import MAX_GROUPS, MAX_MEMBERS, FsInfo
-from blockplane.volume.groups import GroupWish, next_first
+from blockplane.volume.groups import GroupWish, blank_ends, next_first
 from blockplane.volume.live import LiveVolume, grown
-from blockplane.volume.rootslots import slots_of
 
 
 def grow(volume: LiveVolume, wish: GroupWish) -> GroupRecord:
@@ -79,8 +77,7 @@ def add_group(volume: LiveVolume, group: GroupRecord, disks: Sequence[Disk], nam
         labels = _labels(volume, geometry, old, disks)
         generation = max(label.generation for label in old)
         for disk in disks:
-            for slot in slots_of(disk):
-                write_raw_block(disk, slot, bytes(BLOCK_BYTES))
+            blank_ends(disk)
         write_label_step(disks, labels[len(old) :], generation + 1)
         name_disks()
         try:

@@ -18,7 +18,7 @@ from blockplane.planes import Plane
 from blockplane.volume import snapshots
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, VolumeConfig, read_config, write_config
 from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
-from blockplane.volume.groups import DiskNames, GroupWish
+from blockplane.volume.groups import DiskNames, GroupWish, blank_ends
 from blockplane.volume.grow import grow, record_for
 from blockplane.volume.landing import Landing
 from blockplane.volume.live import LiveVolume, reserve_for
@@ -69,6 +69,8 @@ class Volume(LiveVolume):
             wish.open_disks(directory, names, opened, files)
             geometry = Geometry((wish.group(opened, first=0, first_disk=0),))
             volume_id = os.urandom(16)
+            for disk in opened if wipe else ():
+                blank_ends(disk)
             _write_labels(geometry, volume_id, opened)
             record = FsInfo(volume_id, geometry, reserve_blocks=reserve_for(geometry.n_usable),
                             member_states=bytes([MEMBER_OK]) * len(opened))  # fmt: skip
