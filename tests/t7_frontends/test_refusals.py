@@ -128,12 +128,15 @@ def test_create_refuses_what_is_there(refused, pool):
         (["--size", "4M", "--chunk", "8M"], "disk-short", 1),
         (["--size", "4K"], "disk-short", 1),
         (["--disk", "absent"], "usage", 2),
+        (["--disk", "empty"], "disk-short", 1),
+        (["--disk", "empty", "--wipe"], "disk-short", 1),
         (["--disk", "/dev/null"], "disk", 1),
         (["--disk", "twice", "--disk", "twice"], "disk-duplicate", 1),
         (["--disk", "twice", "--disks", "3"], "usage", 2),
     ],
 )
 def test_create_refuses_disks_that_make_no_volume(refused, options, kind, status):
+    Path("empty").touch()
     Path("twice").touch()
     os.truncate("twice", 4 << 20)
     refused("create", "v", *options, kind=kind, status=status)

@@ -159,9 +159,10 @@ def blank_ends(disk: Disk) -> None:
             disk.write_plan(*_one_end(disk, start), found, np.zeros(1, np.int64))
 
 
-def _ends(disk: Disk) -> tuple[int, int]:
-    """Return the raw block at which each end of a disk begins."""
-    return 0, disk.n_blocks - _end_blocks(disk)
+def _ends(disk: Disk) -> tuple[int, ...]:
+    """Return the raw block at which each end of a disk begins; none of a disk without room for two."""
+    n_blocks = _end_blocks(disk)
+    return (0, disk.n_blocks - n_blocks) if n_blocks else ()
 
 
 def _end_blocks(disk: Disk) -> int:
