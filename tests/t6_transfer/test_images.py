@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import blockplane as bp
 from blockplane.disks import Geometry, GroupRecord
 from blockplane.image import build, freed, freed_blocks
 from blockplane.image.expression import Chain, Meet, Name, Span, parse
@@ -268,3 +269,21 @@ def test_expected_checks_are_those_of_the_blocks(volume):
             assert first_bad_block(window.buffer, numbers_in(window.extents), window.checks) == -1
             n_blocks += len(window.checks)
     assert n_blocks == image.n_blocks
+
+
+def test_a_snapshot_of_which_the_image_takes_a_name_does_not_arrive(tmp_path):
+    """Two lines on one volume; where they hold the same name, one of them lies elsewhere."""
+    ours, theirs = bp.Volume.create(tmp_path / "ours", size="16M"), bp.Volume.create(tmp_path / "theirs", size="16M")
+    with ours, theirs:
+        bp.FileSystem(ours).write_bytes("/a", b"ours" * 50_000)
+        ours.snapshot("a1")
+        bp.FileSystem(ours).write_bytes("/b", b"more" * 1000)
+        ours.snapshot("a2")
+        bp.FileSystem(theirs).write_bytes("/a", b"theirs" * 50_000)
+        theirs.snapshot("b1")
+        bp.send(theirs.image("b1"), tmp_path / "b1.bps")
+        bp.receive(tmp_path / "b1.bps", ours, discard=True)
+        assert not ours.get_snapshot("b1").state.placemap.is_empty
+        image = build(ours, "b1 + a1 - a2", with_=("a1", "a2"))
+        assert [record.name for record in image.arriving] == ["b1"]
+        assert "a1" in [record.name for record in image.left_out]

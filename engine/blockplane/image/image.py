@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from blockplane.image import expression as language
+from blockplane.image.conflict import is_spoilt
 from blockplane.image.evaluate import Evaluation, evaluate, is_empty
 from blockplane.image.expression import ACTIVE, Chain, Expression, Meet, Name, Sign, Span
 from blockplane.image.formula import Common, Formula, Sums, Var, difference, positive, sum_of, variables
@@ -70,11 +71,13 @@ class Image:
         self.space_blocks = max(store.geometry.n_blocks, *(term.state.space_blocks for term in terms))
         self._layout: Layout | None = None
         before = sum(term.state.blockmap.n_reads for term in terms)
-        arriving = [term for term in terms if term is not base and term.record is not None and self._is_whole(term)]
-        found = self._evaluate(arriving)
-        more = self._others_that_arrive(known, found.planes[0])
-        if more:
-            arriving = sorted((*arriving, *more), key=lambda term: (term is top, term.age_key), reverse=True)
+        likely = [term for term in terms if term is not base and term.record is not None and self._is_whole(term)]
+        found = self._evaluate(likely)
+        owners = self._owners(found)
+        candidates = [*likely, *self._others_that_arrive(known, found.planes[0])]
+        arriving = [term for term in candidates if not is_spoilt(term.state, owners)]
+        if arriving != likely:
+            arriving.sort(key=lambda term: (term is top, term.age_key), reverse=True)
             found = self._evaluate(arriving)
         self.n_planning_reads = sum(term.state.blockmap.n_reads for term in terms) - before
         self.n_planning_leaves = found.n_leaves
