@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import blockplane as bp
+from blockplane.filesystem import hostread
 from equality import differences, host_tree
 from places import contents
 
@@ -131,6 +132,31 @@ def test_ls_shows_the_numbers_of_a_device(done):
         bp.FileSystem(volume).mknod("/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     assert " 1, 3 " in done("ls", "-l", "v:/").out
     assert "1 disk of" in done("info", "v").out
+
+
+def test_a_put_of_a_tree_that_changes_names_each_file_once_and_fails(done, blockplane, tree, monkeypatch):
+    done("create", "v", "--disks", 2, "--size", "4M")
+    real, moments = hostread.list_directory, iter([0])
+
+    def change_after_the_first(*arguments: object) -> object:
+        listing = real(*arguments)
+        for _ in moments:
+            (tree / "hello").unlink()
+            os.truncate(tree / "large", 100)
+        return listing
+
+    monkeypatch.setattr(hostread, "list_directory", change_after_the_first)
+    outcome = blockplane("put", "v:/", tree, "--json")
+    assert outcome.status == 1
+    assert outcome.err.splitlines() == [
+        f"blockplane: skipped {tree}/hello: vanished while the tree was copied",
+        f"blockplane: changed {tree}/large: shrank from 524288 to 100 bytes while the tree was copied",
+    ]
+    assert [row["path"] for row in outcome.json["skipped"]] == [f"{tree}/hello"]
+    assert [row["path"] for row in outcome.json["changed"]] == [f"{tree}/large"]
+    assert done("ls", "v:/tree", "--json").json["entries"] != []
+    assert done("cat", "v:/tree/folder/inner").out == "inner\n"
+    assert done("check", "v", "--json").json["ok"] is True
 
 
 def test_a_put_that_replaces_says_so(done, tree):

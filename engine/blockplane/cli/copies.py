@@ -73,7 +73,7 @@ def put(
         removed += f", {count(report.n_excluded, 'entry', 'entries')} left out" if report.n_excluded else ""
         written = f", {size(report.n_blocks_written * bp.BLOCK_BYTES)} written" if update else ""
         print(f"put {_counts(report)}{written}{removed}")
-    return _status(report.skipped)
+    return _status("skipped", report.skipped) | _status("changed", report.changed)
 
 
 @click.command()
@@ -98,12 +98,15 @@ def get(source: str, dest: str, as_json: bool, wait_s: float, progress: bool | N
         print_json(_shown(report))
     else:
         print(f"got {_counts(report)}")
-    return _status(report.skipped)
+    return _status("skipped", report.skipped)
 
 
 def _shown(report: PutReport | GetReport) -> dict[str, object]:
-    skipped = [{"path": path, "reason": reason} for path, reason in report.skipped]
-    return {**asdict(report), "skipped": skipped}
+    lists = ("skipped", "changed")
+    return {
+        name: [{"path": path, "reason": reason} for path, reason in value] if name in lists else value
+        for name, value in asdict(report).items()
+    }
 
 
 def _counts(report: PutReport | GetReport) -> str:
@@ -114,13 +117,13 @@ def _counts(report: PutReport | GetReport) -> str:
     )
 
 
-def _status(skipped: Sequence[tuple[str, str]]) -> int:
-    """Name what was skipped; return the exit status."""
-    for path, reason in skipped[:_MAX_SHOWN_SKIPPED]:
-        print(f"blockplane: skipped {printable(path)}: {sentence(reason)}", file=sys.stderr)
-    if len(skipped) > _MAX_SHOWN_SKIPPED:
-        print(f"  and {len(skipped) - _MAX_SHOWN_SKIPPED} more; --json lists them", file=sys.stderr)
-    return 1 if skipped else 0
+def _status(what: str, found: Sequence[tuple[str, str]]) -> int:
+    """Name what was skipped, or is not as it should be; return the exit status."""
+    for path, reason in found[:_MAX_SHOWN_SKIPPED]:
+        print(f"blockplane: {what} {printable(path)}: {sentence(reason)}", file=sys.stderr)
+    if len(found) > _MAX_SHOWN_SKIPPED:
+        print(f"  and {len(found) - _MAX_SHOWN_SKIPPED} more; --json lists them", file=sys.stderr)
+    return 1 if found else 0
 
 
 VERBS = (put, get)

@@ -42,7 +42,12 @@ _BATCH_ENTRIES = 4096
 
 @dataclass(slots=True)
 class PutReport:
-    """What a put did; skipped: (host path, reason) of what could not be read, which cp would complain about too."""
+    """What a put did.
+
+    skipped: (host path, reason) of what could not be read, which cp would complain about too, and was left out.
+    changed: (host path, reason) of files that went in as they were read, and changed while the tree was copied: some
+    bytes may be older than others, and what grew behind the listed size was left out.
+    """
 
     n_files: int = 0
     n_directories: int = 0
@@ -53,6 +58,7 @@ class PutReport:
     n_excluded: int = 0
     seconds: float = 0.0
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    changed: list[tuple[str, str]] = field(default_factory=list)
 
 
 def put(
@@ -85,6 +91,7 @@ def put(
 
     Notes
     -----
+    What of the host changes meanwhile is reported, file by file, and the rest goes in.
     Not one change: consistency points come in between. The times of a directory are set when it is complete.
     """
     if (delete or checksum) and not update:
@@ -162,6 +169,8 @@ class _CopyIn:
         self._targets: dict[bytes, _Target] = {}
         self._touched: dict[int, _Target] = {}
         self._links: dict[tuple[int, int], Inode] = {}
+        #: by inode number: further names, this batch, of a file that is perhaps still being read
+        self._further_names: dict[int, list[bytes]] = {}
         self._n_entries = 0
 
     def run(self, top: HostEntry, place: Place, updater: Updater, exclusions: Exclusions) -> None:
@@ -229,6 +238,8 @@ class _CopyIn:
             self._place_directory(target, child, existing, updater)
             return
         linked = self._links.get(key) if status.st_nlink > 1 else None
+        if linked is not None and not linked.mode:  # somebody removed it between two batches
+            linked = None
         if existing is not None:
             existing = updater.settle(target.inode, child, existing, linked)
             if existing is not None:
@@ -266,7 +277,7 @@ class _CopyIn:
                 set_times(inode, child.stat)
                 self.store.inodes.mark_dirty(inode)
             else:
-                self.report.n_files -= 1
+                self._forget(child, inode)
                 self.store.remove_entry(target.inode, child.name, inode)
 
         self.data.submit(Job(child.path, inode, child.stat, done), between)
@@ -287,9 +298,9 @@ class _CopyIn:
 
     def _enter_link(self, target: _Target, child: HostEntry, linked: Inode) -> None:
         """Enter another name of a file that was copied already, or is being read."""
-        if linked.mode:
-            target.ready.append((child.name, linked))
-            self._touched[target.inode.number] = target
+        target.ready.append((child.name, linked))
+        self._touched[target.inode.number] = target
+        self._further_names.setdefault(linked.number, []).append(child.path)
 
     def _filled(self, target: _Target, child: HostEntry, inode: Inode, ok: bool) -> None:
         """A file's content is in place, or could not be read."""
@@ -298,9 +309,15 @@ class _CopyIn:
             target.ready.append((child.name, inode))
             self._touched[target.inode.number] = target
         else:
-            self._links.pop((child.stat.st_dev, child.stat.st_ino), None)
-            self.report.n_files -= 1
+            self._forget(child, inode)
             self.store.destroy(inode)
+
+    def _forget(self, child: HostEntry, inode: Inode) -> None:
+        """A file could not be read: its further names so far go with it, and those to come are files of their own."""
+        self._links.pop((child.stat.st_dev, child.stat.st_ino), None)
+        self.report.n_files -= 1
+        reason = f"another name of {os.fsdecode(child.path)}, which could not be read"
+        self.report.skipped += [(os.fsdecode(path), reason) for path in self._further_names.pop(inode.number, ())]
 
     def _new_inode(self, entry: HostEntry, parent: Inode) -> Inode:
         status = entry.stat
@@ -337,6 +354,7 @@ class _CopyIn:
     def _end_batch(self) -> None:
         """Complete what is under way, enter it, and let a consistency point come."""
         n_bytes = self.data.finish()
+        self._further_names.clear()
         self._enter_ready()
         self.report.n_bytes += n_bytes
         self.store.changed(self._n_entries * 1024)

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from blockplane.filesystem import content
-from blockplane.filesystem.hostread import Attributes, data_segments, has_holes, read_attributes, read_fully
+from blockplane.filesystem.hostread import (
+    Attributes,
+    change_between,
+    data_segments,
+    has_holes,
+    open_listed,
+    read_attributes,
+    read_fully,
+    reason_of,
+)
 from blockplane.filesystem.inode import INLINE_DATA_BYTES, Inode
 from blockplane.model import BLOCK_BYTES, BlockplaneError
 
@@ -39,6 +48,7 @@ class Counters(Protocol):
 
     n_blocks_written: int
     skipped: list[tuple[str, str]]
+    changed: list[tuple[str, str]]
 
 
 @dataclass(slots=True)
@@ -55,8 +65,20 @@ class Job:
     asked_attributes: bool = False
     segments: list[tuple[int, int]] | None = None
     end_bytes: int = -1
+    change: str = ""
     error: OSError | None = None
     attributes: Attributes = field(default_factory=dict)
+
+    def note_end(self, end_bytes: int) -> None:
+        """Note that the file ended here at some moment while it was read."""
+        self.end_bytes = end_bytes if self.end_bytes < 0 else min(self.end_bytes, end_bytes)
+
+    def note_change(self, fd: int) -> None:
+        """Compare the file, now that it is read, with what was listed."""
+        now = os.fstat(fd)
+        self.change = change_between(self.stat, now)
+        if now.st_size < self.stat.st_size:
+            self.note_end(now.st_size)
 
 
 @dataclass(slots=True)
@@ -115,7 +137,7 @@ class DataIn:
         segments = [(0, n_blocks)]
         if n_blocks > _PIECE_BLOCKS or status.st_blocks * 512 < status.st_size:
             try:
-                job.fd = os.open(job.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                job.fd = open_listed(job.path, job.stat)
                 segments = data_segments(job.fd, status.st_size)
             except OSError as error:
                 job.error = error
@@ -198,22 +220,24 @@ class DataIn:
         elif piece.inline:
             content.write_inline(inode, 0, np.frombuffer(piece.inline, np.uint8))
         if piece.n_read < piece.n_bytes:
-            short = piece.first * BLOCK_BYTES + piece.n_read
-            job.end_bytes = short if job.end_bytes < 0 else min(job.end_bytes, short)
+            job.note_end(piece.first * BLOCK_BYTES + piece.n_read)
         if job.is_submitted and not job.n_pending:
             self._complete(job)
 
     def _complete(self, job: Job) -> None:
         """All parts are in place: size, attributes, the tree's nodes, and the caller's turn."""
         if job.fd >= 0:
+            job.note_change(job.fd)
+            if not job.asked_attributes:
+                job.attributes = _attributes_of(job.fd)
             os.close(job.fd)
             job.fd = -1
         if job.error is not None:
-            self._counters.skipped.append((os.fsdecode(job.path), job.error.strerror or str(job.error)))
+            self._counters.skipped.append((os.fsdecode(job.path), reason_of(job.error)))
             job.done(False)
             return
-        if not job.asked_attributes:
-            job.attributes = _attributes_of(job)
+        if job.change:
+            self._counters.changed.append((os.fsdecode(job.path), job.change))
         try:
             self._finish(job)
         except BlockplaneError:
@@ -257,7 +281,7 @@ def _read_group(group: list[_Piece]) -> None:
 def _read(piece: _Piece) -> None:
     """Fill a piece from its file."""
     job = piece.job
-    fd = job.fd if job.fd >= 0 else os.open(job.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fd = job.fd if job.fd >= 0 else open_listed(job.path, job.stat)
     try:
         if job.fd < 0 and has_holes(fd, job.stat.st_size):
             job.segments = data_segments(fd, job.stat.st_size)
@@ -269,6 +293,8 @@ def _read(piece: _Piece) -> None:
             piece.inline = b"" if job.segments == [] else data
         if piece.wants_attributes:
             job.attributes = read_attributes(fd)
+        if job.fd < 0:
+            job.note_change(fd)
     finally:
         if job.fd < 0:
             os.close(fd)
@@ -287,8 +313,8 @@ def _fill(fd: int, piece: _Piece) -> int:
     return read_fully(fd, piece.first * BLOCK_BYTES, buffers)
 
 
-def _attributes_of(job: Job) -> Attributes:
+def _attributes_of(fd: int) -> Attributes:
     try:
-        return read_attributes(job.path)
+        return read_attributes(fd)
     except OSError:
         return {}

@@ -19,6 +19,13 @@ Attributes = dict[bytes, bytes]
 # Directories listed ahead of the copy. A cold walk is bound by the host's inode reads; further ahead gains nothing.
 _LISTINGS_AHEAD = 64
 _NO_ATTRIBUTES = (errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.ENODATA)
+_MEANWHILE = "while the tree was copied"
+# What opening a listed file says where something else stands now. A socket cannot be opened, a fifo can.
+_MEANWHILE_REASONS = {
+    errno.ENOENT: f"vanished {_MEANWHILE}",
+    errno.ELOOP: f"replaced by a symbolic link {_MEANWHILE}",
+    errno.ENXIO: f"replaced by something that is no file {_MEANWHILE}",
+}
 
 
 @dataclass(slots=True)
@@ -82,6 +89,51 @@ def below(top: HostEntry, path: bytes) -> bytes:
     return path[len(top.path.rstrip(b"/")) + 1 :]
 
 
+def reason_of(error: OSError) -> str:
+    """Return why something that was listed could not be read, for people."""
+    return _MEANWHILE_REASONS.get(error.errno or 0) or error.strerror or str(error)
+
+
+def open_listed(path: bytes, listed: os.stat_result) -> int:
+    """Open a regular file for reading: the one that was listed, or none.
+
+    Raises
+    ------
+    OSError : it cannot be opened, or another file or something else stands there: the mode and owner that were listed
+        are not those of its content.
+    """
+    # without waiting: the name may lead to a fifo by now
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        now = os.fstat(fd)
+        if not stat.S_ISREG(now.st_mode):
+            raise OSError(errno.ESTALE, f"replaced by something that is no file {_MEANWHILE}")
+        # inode numbers that do not last, as some FUSE file systems have, are no replacement
+        if _identity(now) != _identity(listed) and _metadata(now) != _metadata(listed):
+            raise OSError(errno.ESTALE, f"replaced by another file {_MEANWHILE}")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _metadata(status: os.stat_result) -> tuple[int, ...]:
+    owner = status.st_mode, status.st_uid, status.st_gid
+    return *owner, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def change_between(listed: os.stat_result, now: os.stat_result) -> str:
+    """Return what happened to a file's content between two moments, for people; empty: nothing."""
+    if now.st_size != listed.st_size:
+        verb = "grew" if now.st_size > listed.st_size else "shrank"
+        return f"{verb} from {listed.st_size} to {now.st_size} bytes {_MEANWHILE}"
+    return f"written to {_MEANWHILE}" if now.st_mtime_ns != listed.st_mtime_ns else ""
+
+
 def list_directory(entry: HostEntry, top: HostEntry, exclusions: Exclusions) -> Listing:
     """List a directory, its children by inode number: the order in which a cold disk gives them fastest."""
     listing = Listing(entry)
@@ -89,7 +141,7 @@ def list_directory(entry: HostEntry, top: HostEntry, exclusions: Exclusions) -> 
         with os.scandir(entry.path) as scan:
             found = sorted(scan, key=os.DirEntry.inode)
     except OSError as error:
-        listing.skipped.append((os.fsdecode(entry.path), error.strerror or str(error)))
+        listing.skipped.append((os.fsdecode(entry.path), reason_of(error)))
         return listing
     for item in found:
         if exclusions and exclusions.excludes(below(top, item.path), item.is_dir(follow_symlinks=False)):
@@ -98,10 +150,20 @@ def list_directory(entry: HostEntry, top: HostEntry, exclusions: Exclusions) -> 
         try:
             child = host_entry(item.path, item.name, item.stat(follow_symlinks=False))
         except OSError as error:
-            listing.skipped.append((os.fsdecode(item.path), error.strerror or str(error)))
+            listing.skipped.append((os.fsdecode(item.path), reason_of(error)))
             continue
         listing.children.append(child)
+    if entry is not top and not _is_directory(entry.path):  # its children are those of what a link leads to
+        reason = f"replaced by something that is no directory {_MEANWHILE}"
+        return Listing(entry, skipped=[(os.fsdecode(entry.path), reason)])
     return listing
+
+
+def _is_directory(path: bytes) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return True  # gone since it was listed: what it held is reported name by name
 
 
 def walk_ahead(top: HostEntry, exclusions: Exclusions) -> Generator[Listing, None, None]:
@@ -152,8 +214,9 @@ def has_holes(fd: int, size_bytes: int) -> bool:
 
 
 def data_segments(fd: int, size_bytes: int) -> list[tuple[int, int]]:
-    """Return the block ranges of a file that hold data, half-open, ascending, found by the host's holes."""
+    """Return the block ranges of a file's first bytes that hold data, half-open, ascending, by the host's holes."""
     segments: list[tuple[int, int]] = []
+    n_blocks = -(-size_bytes // BLOCK_BYTES)
     at = 0
     while at < size_bytes:
         try:
@@ -162,8 +225,10 @@ def data_segments(fd: int, size_bytes: int) -> list[tuple[int, int]]:
         except OSError as error:
             if error.errno == errno.ENXIO:
                 break
-            return [(0, -(-size_bytes // BLOCK_BYTES))]
-        first, last = start // BLOCK_BYTES, -(-at // BLOCK_BYTES)
+            return [(0, n_blocks)]
+        first, last = start // BLOCK_BYTES, min(-(-at // BLOCK_BYTES), n_blocks)  # it may have grown
+        if first >= n_blocks:
+            break
         if segments and first <= segments[-1][1]:
             segments[-1] = segments[-1][0], last
         else:

@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockplane.filesystem import content
-from blockplane.filesystem.hostread import HostEntry, Listing, data_segments, read_attributes, read_fully
+from blockplane.filesystem.hostread import (
+    HostEntry,
+    Listing,
+    change_between,
+    data_segments,
+    open_listed,
+    read_attributes,
+    read_fully,
+    reason_of,
+)
 from blockplane.filesystem.inode import INLINE_DATA_BYTES, Inode, clamp_time
 from blockplane.filesystem.stat_result import pack_device
 from blockplane.model import BLOCK_BYTES
@@ -120,12 +129,12 @@ class Updater:
     def _make_equal(self, child: HostEntry, inode: Inode) -> None:
         status = child.stat
         if child.kind == stat.S_IFREG:
-            self._report.n_files += 1
             try:
                 self._update_file(child, inode)
             except OSError as error:
-                self._skip(child, error.strerror or str(error))
+                self._skip(child, reason_of(error))
                 return
+            self._report.n_files += 1
         else:
             self._report.n_others += 1
         if _metadata(inode) != _host_metadata(status):
@@ -145,15 +154,24 @@ class Updater:
         if same and not self._checksum:
             child.attributes = read_attributes(child.path)
             return
-        fd = os.open(child.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = open_listed(child.path, status)
         try:
             child.attributes = read_attributes(fd)
             if status.st_size <= INLINE_DATA_BYTES:
                 self._update_small(fd, status.st_size, inode)
             else:
                 self._update_large(fd, status, inode)
+            self._note_change(child, os.fstat(fd), inode)
         finally:
             os.close(fd)
+
+    def _note_change(self, child: HostEntry, now: os.stat_result, inode: Inode) -> None:
+        """Report a file that changed while it was read, and cut what was padded where it shrank."""
+        change = change_between(child.stat, now)
+        if change:
+            self._report.changed.append((os.fsdecode(child.path), change))
+        if now.st_size < inode.size_bytes:
+            self._store.set_size(inode, now.st_size)
 
     def _update_small(self, fd: int, size_bytes: int, inode: Inode) -> None:
         data = os.pread(fd, size_bytes, 0)
