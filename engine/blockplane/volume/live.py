@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -21,22 +21,22 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import ChecksumError, DiskError, ReadOnlyError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume import held
-from blockplane.volume.active import ActiveState, blank_root
+from blockplane.volume.active import ActiveState
 from blockplane.volume.beside import BesideWriter
 from blockplane.volume.busy import BusyPlane
-from blockplane.volume.capacity import Capacity
-from blockplane.volume.codec import FORM_EMPTY, Branch, LocalRoot, Pointer, StateRoot, TableEntry, TreeRoot
+from blockplane.volume.codec import FORM_EMPTY, Branch, LocalRoot, StateRoot, TableEntry, TreeRoot
 from blockplane.volume.fsinfo import MAX_AREAS, MEMBER_OK, ROLE_LINE, ROLE_REPLICA, FsInfo
-from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf
+from blockplane.volume.leafbits import LEAF_WORDS, Leaf
 from blockplane.volume.local import LocalTree
 from blockplane.volume.pins import Pins
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Placer
-from blockplane.volume.readers import LiveReader, PlaceReader
+from blockplane.volume.readers import PlaceReader
 from blockplane.volume.recovery import Recovery, recover
+from blockplane.volume.roots import Roots
 from blockplane.volume.rootslots import successor, write_record
 from blockplane.volume.space import AreaName, Space
-from blockplane.volume.state import State, read_root, write_all
+from blockplane.volume.state import State, write_all
 from blockplane.volume.tree import BlockTree
 
 DIRTY_LIMIT_BYTES = 64 << 20
@@ -58,7 +58,7 @@ class Client(Protocol):
         ...
 
 
-class LiveVolume(Capacity):
+class LiveVolume(Roots):
     """An open volume. `volume.Volume` adds how one is made and opened, and its snapshots.
 
     Attributes
@@ -121,81 +121,6 @@ class LiveVolume(Capacity):
         self._newly_held = 0
         self.is_replica = self.info.role == ROLE_REPLICA
         self._n_forget = 1  # what only the CP before the last refers to is free after the next one, and nobody lists it
-
-    def _load_local(self, places: PlaceReader) -> None:
-        """Take up the local tree; for reading, that of the CP before where the last one's root is damaged."""
-        pointers = (self.info.local, self.info.previous_local, Pointer.none())
-        for pointer in dict.fromkeys(pointers):
-            try:
-                root = self._local_root(pointer)
-            except VolumeDamagedError as error:
-                self.knows_local = False
-                self._go_on_without("the root of the snapshot table and the other local trees", error)
-                continue
-            self.committed_local = LocalTree(places, root)
-            own = LocalRoot.decode(root.encode())
-            self.local = LocalTree(self._live_reader(PlaceMap), own, self.placer, self.space.release)
-            return
-
-    def _load_live(self) -> None:
-        """Take up the live state; for reading, an empty one where its root is damaged, which `require_live` refuses."""
-        try:
-            self.committed = self._committed_state(self.info.state, self.committed_local)
-            self.active = self._live_state(self.info.state, self.committed_local.active_map())
-        except VolumeDamagedError as error:
-            self.knows_live = False
-            self._go_on_without("the root of the live file system", error)
-            self.committed = self._committed_state(Pointer.none(), self.committed_local)
-            self.active = self._live_state(Pointer.none(), PlaceMap())
-
-    def _go_on_without(self, what: str, error: VolumeDamagedError) -> None:
-        """Note that a root is damaged; nothing is built on it by writing."""
-        if self.writable and isinstance(error, DiskError):  # a disk that does not answer now is no damage
-            raise error
-        if self.writable:
-            raise VolumeDamagedError(
-                f"{self.path}: {what} is damaged: {error}",
-                "it can still be read: `blockplane check` says what is whole, `blockplane get` takes files out",
-            ) from error
-        self.damage.append(f"{what} is damaged: {error}")
-
-    def require_live(self) -> None:
-        """Refuse to show an empty live file system where the real one cannot be read.
-
-        Raises
-        ------
-        VolumeDamagedError: its root is damaged.
-        """
-        if not self.knows_live:
-            raise VolumeDamagedError(
-                f"{self.path}: {'; '.join(self.damage)}", "its snapshots may be whole: `blockplane info` lists them"
-            )
-
-    def _live_reader(self, placemap: Callable[[], PlaceMap]) -> LiveReader:
-        return LiveReader(self.array, self.placer, self.lock, placemap)
-
-    def _local_root(self, pointer: Pointer) -> LocalRoot:
-        root = LocalRoot()
-        if pointer.exists:
-            root = LocalRoot.decode(read_root(PlaceReader(self.array, PlaceMap()), pointer))
-        # as far as the numbering reaches: further than when it was written, where the volume has grown
-        root.held.size_bytes = root.local.size_bytes = -(-self.geometry.n_blocks // LEAF_BLOCKS) * BLOCK_BYTES
-        return root
-
-    def _committed_state(self, pointer: Pointer, local: LocalTree) -> State:
-        if not pointer.exists:
-            blank = blank_root(self.geometry.n_blocks, bytes(16), bytes(16))
-            return State(PlaceReader(self.array, PlaceMap()), blank, pointer)
-        placemap = local.active_map()
-        return State.read(PlaceReader(self.array, placemap), pointer, placemap)
-
-    def _live_state(self, pointer: Pointer, placemap: PlaceMap) -> ActiveState:
-        if pointer.exists:
-            root = StateRoot.decode(read_root(PlaceReader(self.array, placemap), pointer))
-        else:
-            root = blank_root(self.geometry.n_blocks, os.urandom(16), os.urandom(16))
-        reader = self._live_reader(lambda: self.active.placemap)
-        return ActiveState(reader, root, pointer, placemap, self.placer, self.space, self._claim, self._claim_run)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
