@@ -124,6 +124,26 @@ def test_what_a_device_held_before_is_nobodys_business(done, device, tree):
         assert done("check", volume, "--json").json["ok"] is True
 
 
+def test_a_receive_that_fails_gives_the_devices_back_as_blank_as_they_were(refused, done, device, pool):
+    disks = [device() for _ in range(3)]
+    whole = Path("june1.bps").read_bytes()
+    Path("half.bps").write_bytes(whole[: len(whole) // 2])
+    refused("receive", "copy", "-i", "half.bps", *named(disks), kind="stream-truncated")
+    assert not os.path.exists("copy")
+    assert not any(read(name, 0, 2 * MiB).strip(b"\0") + read(name, -2 * MiB, 2 * MiB).strip(b"\0") for name in disks)
+    done("receive", "copy", "-i", "june1.bps", *named(disks))
+    assert done("check", "copy", "--json").json["ok"] is True
+
+
+def test_a_device_larger_than_needed(done, device, tree):
+    disks = [device() for _ in range(3)]
+    made = done("create", "v", *named(disks), "--size", "8M", "--json").json
+    assert made["n_blocks"] * 4096 <= 2 * 8 * MiB
+    done("put", "v:/", tree)
+    assert done("check", "v", "--json").json["ok"] is True
+    assert all(read(name, -4096, 6) == b"BLKPLN" for name in disks)  # both ends of the device say whose it is
+
+
 def test_a_device_in_use_is_refused_even_with_wipe(refused, device):
     free, used = device(), device()
     fd = os.open(used, os.O_RDONLY | os.O_EXCL)  # what mounting, swapping and RAID do

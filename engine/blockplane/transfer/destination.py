@@ -21,7 +21,7 @@ from blockplane.transfer.protocol import Destination
 from blockplane.volume import landing
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord, TableEntry
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR
-from blockplane.volume.groups import DiskNames
+from blockplane.volume.groups import DiskNames, give_back
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.snapshots import check_name
 from blockplane.volume.volume import LOCK_NAME, Volume
@@ -191,7 +191,8 @@ def _made(path: Path, stream: StreamMap, wish: DiskWish) -> Iterator[Destination
         )
     existed = path.exists()
     named = [] if wish.disks is None or isinstance(wish.disks, int) else [Path(disk) for disk in wish.disks]
-    new_disks = [disk for disk in named if not disk.exists()]
+    old_disks = [disk for disk in named if disk.exists()]
+    new_disks = [disk for disk in named if disk not in old_disks]
     volume = _create(path, stream, wish)
     try:
         yield VolumeDestination(volume)
@@ -199,6 +200,8 @@ def _made(path: Path, stream: StreamMap, wish: DiskWish) -> Iterator[Destination
     except BaseException:
         volume.abandon()
         _remove(path, new_disks, existed)
+        for disk in old_disks:
+            give_back(str(disk))
         raise
 
 
@@ -255,7 +258,7 @@ def _size_for(groups: Sequence[GroupRecord], n_data: int, like: GroupRecord) -> 
 
 
 def _remove(path: Path, new_disks: Sequence[Path], existed: bool) -> None:
-    """Undo `_create`: only names that it made. Disks that were there before stay, with what a create put on them."""
+    """Undo `_create`: only names that it made."""
     for disk in new_disks:
         disk.unlink(missing_ok=True)
     shutil.rmtree(path / DISKS_DIR, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from blockplane.disks.assembly import refuse_same_file_twice
 from blockplane.disks.disk import HEAD_BLOCKS, TAIL_BLOCKS, Disk, FileDisk, aligned_buffer
 from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord
 from blockplane.model.addresses import BLOCK_BYTES, Bytes, Numbers
-from blockplane.model.errors import DiskShortError, RefusedError, UsageError
+from blockplane.model.errors import BlockplaneError, DiskShortError, RefusedError, UsageError
 from blockplane.model.sizes import format_size, parse_size
 from blockplane.volume.config import DISKS_DIR
 
@@ -157,6 +158,13 @@ def blank_ends(disk: Disk) -> None:
         if found.any():
             found[:] = 0
             disk.write_plan(*_one_end(disk, start), found, np.zeros(1, np.int64))
+
+
+def give_back(path: str) -> None:
+    """Blank the ends of a disk whose volume was made and is not to be; one that cannot be written stays as it is."""
+    with contextlib.suppress(BlockplaneError), contextlib.closing(FileDisk.open(path)) as disk:
+        blank_ends(disk)
+        disk.flush()
 
 
 def _ends(disk: Disk) -> tuple[int, ...]:
