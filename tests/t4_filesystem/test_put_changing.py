@@ -263,3 +263,31 @@ def test_a_directory_that_vanishes(tree: Path, fs: FileSystem, after_listing: An
     assert report.skipped == [(str(tree / "sub"), "vanished" + MEANWHILE)]
     assert fs.listdir("/tree/sub") == (["inner"] if update else [])
     assert fs.check().problems == []
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_what_is_to_be_replaced_stays_when_the_new_one_vanished(
+    tree: Path, fs: FileSystem, after_listing: Any, name: str
+) -> None:
+    fs.makedirs("/tree")
+    fs.write_bytes(f"/tree/{name}", b"old")
+    after_listing((tree / name).unlink)
+    report = fs.put(tree, "/")
+    assert report.skipped == [(str(tree / name), "vanished" + MEANWHILE)]
+    assert fs.read_bytes(f"/tree/{name}") == b"old"
+    assert fs.check().problems == []
+
+
+@pytest.mark.parametrize("update", [False, True])
+def test_a_further_name_is_no_link_to_what_stayed_in_the_way(tree: Path, fs: FileSystem, update: bool) -> None:
+    """Of two names of one file, one is taken by a directory."""
+    os.link(tree / "small", tree / "second")
+    for name in ("small", "second"):
+        there = f"/{name}-taken"
+        fs.makedirs(f"{there}/{name}/inner")
+        report = fs.put(f"{tree}/.", there, update=update)
+        assert [os.path.normpath(path) for path, _ in report.skipped] == [str(tree / name)]
+        assert fs.listdir(f"{there}/{name}") == ["inner"]
+        other = ({"small", "second"} - {name}).pop()
+        assert fs.read_bytes(f"{there}/{other}") == (tree / "small").read_bytes()
+    assert fs.check().problems == []

@@ -241,9 +241,9 @@ class _CopyIn:
         if linked is not None and not linked.mode:  # somebody removed it between two batches
             linked = None
         if existing is not None:
-            existing = updater.settle(target.inode, child, existing, linked)
+            existing, is_copy = updater.settle(target.inode, child, existing, linked)
             if existing is not None:
-                if status.st_nlink > 1:
+                if is_copy and status.st_nlink > 1:
                     self._links[key] = existing
                 return
         if linked is not None:

@@ -72,26 +72,40 @@ class Updater:
             if entry.name not in names and not (self._keeps and self._keeps(listing.entry, entry)):
                 self._remove(inode, entry.name, self._store.inode_of(entry))
 
-    def settle(self, parent: Inode, child: HostEntry, existing: Inode, linked: Inode | None) -> Inode | None:
+    def settle(
+        self, parent: Inode, child: HostEntry, existing: Inode, linked: Inode | None
+    ) -> tuple[Inode | None, bool]:
         """Deal with an inode where something that is no directory is to go.
 
         Returns
         -------
-        The inode that now is the copy, or stays in the way; None when the name is free.
+        What has the name, None when it is free; and whether that now is the copy: if not, it stays in the way.
         """
-        if existing.is_directory:
-            return self._clear_directory(parent, child, existing)
         if linked is existing:
-            return existing
+            return existing, True
         if linked is None and self._update and self._can_become(child, existing):
             self._claims[existing.number] = child.stat.st_dev, child.stat.st_ino
-            self._make_equal(child, existing)
-            return existing
+            return existing, self._make_equal(child, existing)
+        if linked is None and not self._can_be_read(child):
+            return existing, False
+        if existing.is_directory:
+            return self._clear_directory(parent, child, existing), False
         self._remove(parent, child.name, existing)
-        return None
+        return None, False
+
+    def _can_be_read(self, child: HostEntry) -> bool:
+        """Whether the file for which something is removed can be had at all."""
+        if child.kind != stat.S_IFREG:
+            return True
+        try:
+            os.close(open_listed(child.path, child.stat))
+        except OSError as error:
+            self._skip(child, reason_of(error))
+            return False
+        return True
 
     def make_way(self, parent: Inode, child: HostEntry, existing: Inode) -> Inode | None:
-        """Deal with something that is no directory where one is to go; same result."""
+        """Deal with something that is no directory where one is to go; return what stays in the way, or None."""
         if self._update:
             self._remove(parent, child.name, existing)
             return None
@@ -126,14 +140,15 @@ class Updater:
             return self._store.read(existing) == child.target
         return child.kind not in (stat.S_IFCHR, stat.S_IFBLK) or existing.rdev == pack_device(status.st_rdev)
 
-    def _make_equal(self, child: HostEntry, inode: Inode) -> None:
+    def _make_equal(self, child: HostEntry, inode: Inode) -> bool:
+        """Make an inode the copy; return whether it could be: what cannot be read is reported, and the inode left."""
         status = child.stat
         if child.kind == stat.S_IFREG:
             try:
                 self._update_file(child, inode)
             except OSError as error:
                 self._skip(child, reason_of(error))
-                return
+                return False
             self._report.n_files += 1
         else:
             self._report.n_others += 1
@@ -145,6 +160,7 @@ class Updater:
         has_attributes = child.attributes or inode.attributes or inode.attribute_inode
         if has_attributes and self._store.attributes(inode) != child.attributes:
             self._store.set_attributes(inode, child.attributes)
+        return True
 
     # --- content ---
 
