@@ -19,6 +19,7 @@ Attributes = dict[bytes, bytes]
 # Directories listed ahead of the copy. A cold walk is bound by the host's inode reads; further ahead gains nothing.
 _LISTINGS_AHEAD = 64
 _NO_ATTRIBUTES = (errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.ENODATA)
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
 _MEANWHILE = "while the tree was copied"
 # What opening a listed file says where something else stands now. A socket cannot be opened, a fifo can.
 _MEANWHILE_REASONS = {
@@ -103,22 +104,19 @@ def open_listed(path: bytes, listed: os.stat_result) -> int:
         are not those of its content.
     """
     # without waiting: the name may lead to a fifo by now
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
+    fd = os.open(path, _READ_FLAGS)
     try:
         now = os.fstat(fd)
         if not stat.S_ISREG(now.st_mode):
             raise OSError(errno.ESTALE, f"replaced by something that is no file {_MEANWHILE}")
         # inode numbers that do not last, as some FUSE file systems have, are no replacement
-        if _identity(now) != _identity(listed) and _metadata(now) != _metadata(listed):
+        is_another = now.st_ino != listed.st_ino or now.st_dev != listed.st_dev
+        if is_another and _metadata(now) != _metadata(listed):
             raise OSError(errno.ESTALE, f"replaced by another file {_MEANWHILE}")
     except BaseException:
         os.close(fd)
         raise
     return fd
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
 
 
 def _metadata(status: os.stat_result) -> tuple[int, ...]:
