@@ -47,8 +47,14 @@ def checked_image(source: Site, wish: Wish) -> tuple[Image, list[ModelSnapshot]]
     assert image.top is not None
     assert image.top.id.hex() == top.id
     listed = [model.snapshots[i] for i in top.moment.listed if i in model.snapshots and i != top.id]
-    # of a block that the stream brings, the base's content is gone
-    there = wanted | {pair for pair in base_pairs if pair[0] not in vbns}
+    # under one name the stream brings one block, the newest term's; what the base holds under that name is gone
+    age = {s.id: (s.state.cp, s.record.created_ns) for s in volume.snapshots}
+    sent: dict[int, int] = {}
+    for term in (top, *sorted((t for t in terms[1:] if t), key=lambda t: age[t.id], reverse=True)):
+        for vbn, place in pairs(state_of[term.id]) - base_pairs:
+            sent.setdefault(vbn, place)
+    assert sent.keys() == vbns
+    there = set(sent.items()) | {pair for pair in base_pairs if pair[0] not in vbns}
     base_root = state_of[base.id].pointer if base is not None else None
     # a second name of the base's state stays out, unless it is asked for
     asked = [s for s in listed if s in terms or state_of[s.id].pointer != base_root]
