@@ -163,14 +163,14 @@ class Tree:
             raise OSError(path)
         del parent.entries[name]
 
-    def rename(self, source: str, path: str) -> None:
-        """Move, replacing a file or an empty directory."""
+    def rename(self, source: str, path: str) -> bool:
+        """Move, replacing a file or an empty directory; False: both are one, and nothing changed."""
         old_parent, old_name = self._place(source)
         node = self.node(source)
         parent, name = self._place(path)
         target = parent.entries.get(name)
         if target is node:
-            return
+            return False
         if node.kind == "dir" and (path + "/").startswith(source + "/"):
             raise OSError(path)
         if target is not None:
@@ -182,6 +182,7 @@ class Tree:
                 raise OSError(path)
         del old_parent.entries[old_name]
         parent.entries[name] = node
+        return True
 
     # --- attributes ---
 

@@ -54,7 +54,10 @@ class Site:
     def _both(
         self, on_volume: Callable[[], object], on_model: Callable[[], object], *paths: str, writes: str = ""
     ) -> None:
-        """Do one change to both. paths: whose times, and whose parents', it may set. writes: the file it fills."""
+        """Do one change to both; the model says False where nothing changed.
+
+        paths: whose times, and whose parents', it may set. writes: the file it fills.
+        """
         got: BaseException | None = None
         try:
             on_volume()
@@ -64,14 +67,15 @@ class Site:
         except OSError as error:
             got = error
         want: BaseException | None = None
+        has_changed: object = True
         try:
-            on_model()
+            has_changed = on_model()
         except OSError as error:
             want = error
         assert _class_of(got) == _class_of(want), (got, want)
         if self.model.is_blank:
             self._adopt_root()
-        if want is None:
+        if want is None and has_changed is not False:
             self.model.changed()
         self._note_times(*paths)
         self._note_commit()
