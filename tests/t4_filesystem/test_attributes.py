@@ -153,7 +153,7 @@ def test_a_default_acl_is_passed_on_as_the_host_does(fs: FileSystem, tmp_path: P
             top = str(host) if there is os else "/host"
             there.mkdir(top, 0o755)
             there.setxattr(top, "system.posix_acl_default", value)
-            there.mkdir(f"{top}/directory", mode)
+            there.mkdir(f"{top}/directory", mode | 0o700)  # an ordinary user must get in
             there.mkdir(f"{top}/directory/deeper", mode)
             there.mkfifo(f"{top}/fifo", mode)
             there.mknod(f"{top}/file", stat.S_IFREG | mode)
