@@ -252,6 +252,25 @@ def test_combine_into_an_operand(expression, data):
     assert blocks_of(out) == expected
 
 
+@pytest.mark.parametrize("piece_words", [1, 3, 64])
+def test_pieces_that_all_cores_share(rng, monkeypatch, piece_words):
+    monkeypatch.setattr("blockplane.planes.expression.PIECE_WORDS", piece_words)
+    n_words = 200
+    words = [rng.integers(0, 2**64, n_words, np.uint64) for _ in range(5)]
+    a, b, c, minus, within = (Plane.from_words(some, n_words * 64) for some in words)
+    expected = (words[0] | words[1] | words[2]) & ~words[3] & words[4]
+    n_expected = int(np.bitwise_count(expected).sum())
+    assert combine_count([a, b, c], minus, within) == n_expected
+    assert np.array_equal(combine([a, b, c], minus, within).words(), expected)
+    assert np.array_equal((a ^ b).words(), words[0] ^ words[1])
+    result = combine([a, b, c], minus, within, out=b)  # in place
+    assert np.array_equal(result.words(), expected)
+    assert len(result) == n_expected
+    shifted = np.zeros(n_words + 5, np.uint64)
+    with pytest.raises(ValueError, match="overlaps an operand in part"):
+        combine([Plane.from_words(shifted[5:], n_words * 64)], out=Plane.from_words(shifted[:-5], n_words * 64))
+
+
 @given(expressions([1000, 65_537, WINDOW_BLOCKS + 77]))
 def test_operators(expression):
     plus, minus, _, _ = expression

@@ -7,10 +7,14 @@ volume grew combine.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from operator import or_, xor
 from typing import Any, Final, NamedTuple
+
+import numpy as np
 
 from blockplane._native import algebra as _kernel
 from blockplane.model import Words
@@ -22,6 +26,10 @@ from blockplane.planes.words import allocate_words, words_for
 
 #: Name of the kernel that evaluates dense words on this machine.
 KERNEL_NAME: Final = _kernel.kernel_name()
+#: Words of each operand that one thread takes at a time: 32 MiB, so that out is still written around the caches. From
+#: two pieces on all cores share them. One core reads 30 GB/s here and two read 34; where a core has less of the
+#: memory's speed, threads win more.
+PIECE_WORDS: Final = 4 << 20
 
 
 class Expression(NamedTuple):
@@ -101,7 +109,32 @@ def _dense_span(expression: Expression, start: int, stop: int, out: Words | None
         if out is not None:
             out.fill(0)
         return 0
-    return _kernel.combine(plus, cut(expression.minus), within, out, exclusive=expression.exclusive)
+    return _by_all_cores(plus, cut(expression.minus), within, out, expression.exclusive)
+
+
+def _by_all_cores(
+    plus: list[Words], minus: Words | None, within: Words | None, out: Words | None, exclusive: bool
+) -> int:
+    """Run the kernel over words of one length; pieces of a long span run side by side."""
+
+    def piece(start: int) -> int:
+        def cut(words: Words | None) -> Words | None:
+            return None if words is None else words[start : start + PIECE_WORDS]
+
+        terms = [words[start : start + PIECE_WORDS] for words in plus]
+        return _kernel.combine(terms, cut(minus), cut(within), cut(out), exclusive=exclusive)
+
+    operands = [*plus, *(words for words in (minus, within) if words is not None)]
+    if plus[0].size < 2 * PIECE_WORDS or _overlap_in_part(out, operands):  # the kernel refuses the latter
+        return _kernel.combine(plus, minus, within, out, exclusive=exclusive)
+    with ThreadPoolExecutor(os.cpu_count(), "plane algebra") as threads:
+        return sum(threads.map(piece, range(0, plus[0].size, PIECE_WORDS)))
+
+
+def _overlap_in_part(out: Words | None, operands: list[Words]) -> bool:
+    if out is None:
+        return False
+    return any(np.may_share_memory(out, words) and out.ctypes.data != words.ctypes.data for words in operands)
 
 
 class _Operand:
