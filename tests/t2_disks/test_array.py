@@ -168,6 +168,17 @@ def test_slots_that_stay_behind_are_not_written(recorder, recorded):
     assert verify_parity(recorded, 0, 0, 64).size == 0
 
 
+def test_a_used_buffer_is_cleared_for_who_does_not_fill_it(recorded):
+    fill(recorded, 128)
+    used = recorded.new_band(0, 0, 64, zero=False)
+    assert used.data.any()  # it holds what an earlier band left
+    recorded.drop_band(used)
+    band = recorded.new_band(0, 0, 64)
+    assert band.buffer is used.buffer
+    assert not band.data.any()
+    recorded.drop_band(band)
+
+
 FILLED = 256
 
 
