@@ -241,6 +241,42 @@ def test_pointers_of_unknown_kind_are_refused():
         BlockTree(Store(), root).read_block(0)
 
 
+SCATTERED = [0, 3, 4, 255, 300, 4096, 70000, 70001]
+
+
+def scattered_tree() -> tuple[Store, TreeRoot]:
+    store = Store()
+    tree = BlockTree(store, TreeRoot(), store)
+    for index in SCATTERED:
+        tree.edit_block(index)[:] = block_of(index + 1)
+    tree.flush()
+    return store, TreeRoot.decode(tree.root.encode())
+
+
+@pytest.mark.parametrize("asked", [SCATTERED, SCATTERED[::-1], [5, 300, 2, 0, 69999, 70001, 4, 1 << 40], [1, 2]])
+def test_blocks_brought_ahead_are_found_under_their_own_numbers(asked):
+    """Holes between them take no block; a block that is in memory is not read again."""
+    store, root = scattered_tree()
+    tree = BlockTree(store, root)
+    tree.read_block(4)
+    tree.fetch_blocks(asked)
+    store.n_reads = 0
+    for index in asked:
+        value = index + 1 if index in SCATTERED else 0
+        assert (tree.read_block(index).view(np.uint64) == value).all()
+    assert store.n_reads == 0
+    assert [int(tree.read_block(index).view(np.uint64)[0]) for index in SCATTERED] == [n + 1 for n in SCATTERED]
+
+
+def test_pointers_of_many_nodes_with_holes_between_are_those_of_each():
+    store, root = scattered_tree()
+    together, apart = BlockTree(store, root), BlockTree(store, root)
+    found = together.pointers(0, 70002)
+    assert np.flatnonzero(found[:, 0]).tolist() == SCATTERED
+    for index in SCATTERED:
+        assert tuple(found[index].tolist()) == apart.pointer(0, index)
+
+
 @given(st.integers(0, 12), st.lists(st.tuples(indexes, st.booleans()), max_size=8))
 def test_where_room_ends_the_tree_stays_whole(room, steps):
     """Whatever step finds no room: what was there is there, and can be committed."""
