@@ -19,7 +19,9 @@ from blockplane.model import (
 )
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.planes import Plane
-from blockplane.volume import Volume, landing_bands
+from blockplane.volume import Volume, held, landing_bands
+from blockplane.volume import landing as landing_module
+from blockplane.volume.state import differing_leaves
 from faults.inline import inline_workers
 from faults.world import (
     FileClient,
@@ -157,6 +159,57 @@ def test_increments_beside_snapshots_that_are_kept(shape):
         assert target.delete_snapshot(name) == said
         verdict(target)
     assert snapshot_files(again(target)) == {"s4": kept["s4"]}
+
+
+@pytest.mark.parametrize("shape", TARGETS)
+def test_what_a_used_buffer_held_reaches_no_disk_and_no_parity(shape):
+    """The pool says that a buffer may hold anything: here all do."""
+    source, kept = source_with(4)
+    target, client, own = target_with_own(TARGETS[shape])
+    take, rubbish = target.array.pool.take, bytes([0xA5]) * BLOCK_BYTES
+
+    def take_used(n_bytes: int) -> tuple[np.ndarray, bool]:
+        buffer, _ = take(n_bytes)
+        buffer[:] = 0xA5
+        return buffer, False
+
+    target.array.pool.take = take_used
+    client.edit(1, 3, 77)
+    target.snapshot("mine")
+    own["mine"] = present(client.files)
+    for n in range(4):
+        receive(source, target, f"s{n}", f"s{n - 1}" if n else None, reverse=bool(n & 1))
+        verdict(target)
+    assert snapshot_files(again(target)) == {**own, **kept}
+    assert rubbish not in [block for disk in target.array.disks for block in disk.contents().values()]
+
+
+def test_a_state_that_differs_in_more_leaves_than_are_fetched_at_once(monkeypatch):
+    """Every group is a leaf of its own: planes are compared, and held worked out, a few leaves at a time."""
+    for module in (held, landing_module):
+        monkeypatch.setattr(module, "FETCH_BLOCKS", 3)
+    shape = geometry_of(1, 0, 64, n_groups=8)
+    source, target = make_volume(shape, reserve_blocks=24), make_volume(shape, reserve_blocks=24)
+    client, kept = FileClient(source), {}
+    for n in range(3):
+        client.write(1, 0, range(1000 * n, 1000 * n + 120))
+        client.write(2 + n, 0, range(5000 + n, 5010 + n))
+        source.snapshot(f"s{n}")
+        kept[f"s{n}"] = present(client.files)
+        receive(source, target, f"s{n}", f"s{n - 1}" if n else None)
+        assert snapshot_files(target) == kept
+        verdict(target)
+    states = [target.get_snapshot(name).state for name in kept]
+    assert len(differing_leaves(states)) > 2 * 3
+    for name in ("s0", "s2", "s1"):
+        target.rollback(name)
+        assert read_files(target.committed) == kept[name]
+        verdict(target)
+    for name in ("s1", "s2"):
+        said = target.get_snapshot(name).exclusive_blocks
+        assert target.delete_snapshot(name) == said
+        verdict(target)
+    assert snapshot_files(again(target)) == {"s0": kept["s0"]}
 
 
 def test_a_source_that_reuses_blocks_and_a_destination_that_keeps_them():
