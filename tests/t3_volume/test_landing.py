@@ -135,6 +135,27 @@ def test_scattered_blocks_open_no_more_bands_than_may_be(n_parity, ahead, monkey
     verdict(target)
 
 
+def test_a_band_that_is_being_filled_stays_open(monkeypatch):
+    """Three calls ahead: the band longest untouched may be the one whose bytes are on their way."""
+    source, kept = source_with(3)
+    target = make_volume(geometry_of(3, 1, 192), reserve_blocks=48)
+    monkeypatch.setattr(landing_bands, "LANDING_STRIPES", 64)
+    monkeypatch.setattr(landing_bands, "MAX_OPEN_BYTES", 0)
+    plane = image_plane(source, "s2")
+    vbns = np.concatenate([np.arange(start, stop) for start, stop in plane.extents().tolist()])
+    landing = target.landing(plane, None)
+    handed = []
+    for vbn in np.random.default_rng(3).permutation(vbns).reshape(-1, 1):
+        handed.append((vbn, landing.buffers(np.column_stack((vbn, vbn + 1)))))
+        if len(handed) == 3:
+            put_in(landing, source, *handed.pop(0))
+    for vbn, buffers in handed:
+        put_in(landing, source, vbn, buffers)
+    landing.commit([source.get_snapshot("s2").record])
+    assert snapshot_files(target) == {"s2": kept["s2"]}
+    verdict(target)
+
+
 def put_in(landing, source: Volume, vbns: np.ndarray, buffers: list[np.ndarray]) -> None:
     data = np.concatenate([read_blocks(source, "s2", vbn, vbn + 1) for vbn in vbns.tolist()])
     for buffer in buffers:
