@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 import blockplane as bp
 from blockplane.disks import Geometry, GroupRecord
-from blockplane.image import build, freed, freed_blocks
+from blockplane.image import build, freed, freed_blocks, gather
 from blockplane.image.expression import Chain, Meet, Name, Span, parse
 from blockplane.image.extents import numbers_in
 from blockplane.image.layout import Layout
-from blockplane.image.order import shares_of_first, windows
+from blockplane.image.order import DiskPlan, shares_of_first, windows
 from blockplane.model import ExpressionError, NoSuchSnapshotError, RefusedError, UsageError
+from blockplane.model.checks import first_bad_block
 from blockplane.planes import Plane
 from blockplane.transfer.send import ImageSending
 from streams.volumes import Files, fresh, members
@@ -262,13 +263,34 @@ def test_disks_advance_in_proportion(volume):
 def test_expected_checks_are_those_of_the_blocks(volume):
     image = build(volume, "e + d + b - a")
     n_blocks = 0
-    from blockplane.model.checks import first_bad_block
-
     with ImageSending(image, window_blocks=50).windows() as gathered:
         for window in gathered:
             assert first_bad_block(window.buffer, numbers_in(window.extents), window.checks) == -1
             n_blocks += len(window.checks)
     assert n_blocks == image.n_blocks
+
+
+def test_a_window_in_hand_stays_whole_while_others_are_read(volume, monkeypatch):
+    monkeypatch.setattr(gather, "RING_BYTES", 0)  # two buffers, the fewest there are
+    image = build(volume, "e")
+    assert image.n_blocks > 3 * 50
+    with ImageSending(image, window_blocks=50).windows() as gathered:
+        window = next(gathered)
+    for disk in range(volume.geometry.n_disks):  # behind every read that was begun
+        volume.array.read_raw(disk, 0, 1, np.empty(4096, np.uint8))
+    assert first_bad_block(window.buffer, numbers_in(window.extents), window.checks) == -1
+
+
+@given(st.lists(st.tuples(st.integers(0, 10), st.integers(1, 60)), min_size=1, max_size=12))
+def test_holes_read_through_are_the_longest_that_cost_little(pieces):
+    """At most 8 blocks each, together at most a 25th of what is wanted; from (hole before, length) of each extent."""
+    gaps, lengths = np.array(pieces, np.int64).T
+    dbn = np.cumsum(gaps + lengths) - lengths
+    longest = gather.hole_blocks(DiskPlan(0, dbn, lengths, np.zeros_like(dbn)))
+    between = gaps[1:]
+    cost = {limit: int(between[between <= limit].sum()) for limit in (1, 2, 4, 8)}
+    allowed = [limit for limit in cost if 0 < cost[limit] * 25 <= lengths.sum()]
+    assert longest == max(allowed, default=0)
 
 
 def test_a_snapshot_of_which_the_image_takes_a_name_does_not_arrive(tmp_path):
