@@ -15,7 +15,7 @@ from yardstick.raw import extents_of, like_in, write_raw
 from yardstick.world import Source
 
 from blockplane.filesystem import FileSystem
-from blockplane.image.image import build
+from blockplane.image.image import Image, build
 from blockplane.transfer.receive import receive
 from blockplane.transfer.send import send
 from blockplane.volume import Volume
@@ -31,50 +31,39 @@ def streams(source: Source, folder: Path) -> dict[str, Path]:
 
 
 def test_receive_full(benchmark: BenchmarkFixture, source: Source, streams: dict[str, Path], folder: Path) -> None:
-    benchmark.group = "receive june1"
     image = build(source.volume, "june1")
-    copy, raw_folder = folder / "copy", folder / "raw"
-    extents = like_in(raw_folder, extents_of(image), n_parity=1)
-
-    def fresh() -> None:
-        for path in (copy, raw_folder):
-            shutil.rmtree(path, ignore_errors=True)
-        raw_folder.mkdir()
-        make_cold([])
-        warm(streams["full"])
-
-    def run() -> None:
-        assert receive(streams["full"], copy).n_bytes == image.n_bytes
-
-    def raw(*, huge: bool) -> None:
-        assert write_raw(extents, source.disk_bytes, huge=huge) >= image.n_bytes * 5 / 4
-
-    run_pairs(
-        benchmark, run, lambda: raw(huge=False), before=fresh, n_bytes=image.n_bytes, target=0.80,
-        limit=lambda: raw(huge=True),
-    )  # fmt: skip
-    assert_equal(source.volume, copy, "june1")
-    shutil.rmtree(raw_folder)
+    receive_beside_raw(benchmark, source, streams["full"], image, folder, None)
 
 
 def test_receive_increment(benchmark: BenchmarkFixture, source: Source, streams: dict[str, Path], folder: Path) -> None:
-    benchmark.group = "receive june2 - june1"
     image = build(source.volume, "june2 - june1")
-    base, copy, raw_folder = folder / "base", folder / "copy2", folder / "raw2"
+    base = folder / "base"
     shutil.rmtree(base, ignore_errors=True)
     receive(streams["full"], base)
+    receive_beside_raw(benchmark, source, streams["increment"], image, folder, base)
+    shutil.rmtree(base)
+
+
+def receive_beside_raw(
+    benchmark: BenchmarkFixture, source: Source, stream: Path, image: Image, folder: Path, base: Path | None
+) -> None:
+    """Receive into a copy of the base, or a new volume, in turns with raw writes; what arrived is compared."""
+    top = image.require_sendable().name
+    benchmark.group = f"receive {top}" if image.base is None else f"receive {top} - {image.base.name}"
+    copy, raw_folder = folder / f"copy of {top}", folder / "raw"
     extents = like_in(raw_folder, extents_of(image), n_parity=1)
 
     def fresh() -> None:
         for path in (copy, raw_folder):
             shutil.rmtree(path, ignore_errors=True)
         raw_folder.mkdir()
-        shutil.copytree(base, copy)
+        if base is not None:
+            shutil.copytree(base, copy)
         make_cold([])
-        warm(streams["increment"])
+        warm(stream)
 
     def run() -> None:
-        assert receive(streams["increment"], copy).n_bytes == image.n_bytes
+        assert receive(stream, copy).n_bytes == image.n_bytes
 
     def raw(*, huge: bool) -> None:
         assert write_raw(extents, source.disk_bytes, huge=huge) >= image.n_bytes * 5 / 4
@@ -83,9 +72,8 @@ def test_receive_increment(benchmark: BenchmarkFixture, source: Source, streams:
         benchmark, run, lambda: raw(huge=False), before=fresh, n_bytes=image.n_bytes, target=0.80,
         limit=lambda: raw(huge=True),
     )  # fmt: skip
-    assert_equal(source.volume, copy, "june2")
+    assert_equal(source.volume, copy, top)
     shutil.rmtree(raw_folder)
-    shutil.rmtree(base)
 
 
 def test_receive_memory(benchmark: BenchmarkFixture, source: Source, streams: dict[str, Path], folder: Path) -> None:
