@@ -83,7 +83,7 @@ def test_receive_memory(benchmark: BenchmarkFixture, source: Source, streams: di
     def run() -> int:
         shutil.rmtree(copy, ignore_errors=True)
         read_end, write_end = os.pipe()
-        feeder = threading.Thread(target=feed, args=(streams["full"], write_end))
+        feeder = threading.Thread(target=feed, args=(streams["full"], write_end), daemon=True)
         feeder.start()
         Path("/proc/self/clear_refs").write_text("5")
         before = status_kib("VmRSS")

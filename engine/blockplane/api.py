@@ -77,7 +77,7 @@ def _states(volume: PlainVolume) -> list[str | None]:
     """Return the names of the states that can be looked into, None for the live one; the blocks' check says why not."""
     live: list[str | None] = [None] if volume.knows_live else []
     try:
-        return [*live, *(snapshot.name for snapshot in volume.snapshots)]
+        return [*live, *(snapshot.name for snapshot in volume.snapshots if not snapshot.shadowed_ns)]
     except VolumeDamagedError:
         return live
 

@@ -41,12 +41,13 @@ class ViolationError(AssertionError):
 
 @dataclass(frozen=True)
 class Point:
-    """A durable consistency point: its roots, and what it holds."""
+    """A durable consistency point: its roots, what it holds, and how many bits its shadows have."""
 
     state: Pointer
     local: Pointer
     files: Files
     snapshots: dict[str, Files]
+    shadows: dict[str, int] = field(default_factory=dict)
 
 
 class Watch:
@@ -76,8 +77,9 @@ class Watch:
     def note(self, volume: Volume) -> None:
         assert self.client is not None
         files = self.models.setdefault(volume.info.state, copy.deepcopy(present(self.client.files)))
-        snapshots = {entry.record.name: self.models[entry.record.root] for entry in volume.local.entries()}
-        self.points.append(Point(volume.info.state, volume.info.local, files, snapshots))
+        snapshots = {entry.record.name: self.models[entry.record.root] for entry in volume.local.regular()}
+        shadows = {entry.record.name: entry.n_left for entry in volume.local.shadows.entries()}
+        self.points.append(Point(volume.info.state, volume.info.local, files, snapshots, shadows))
 
 
 class Story(Protocol):
@@ -203,12 +205,16 @@ def _which(volume: Volume, points: list[Point], first: int) -> int:
 
 
 def require_equal(volume: Volume, point: Point) -> None:
-    names = [snapshot.name for snapshot in volume.snapshots]
+    shadows = {snapshot.name: snapshot.n_blocks for snapshot in volume.snapshots if snapshot.shadowed_ns}
+    if shadows != point.shadows:
+        raise ViolationError(f"shadows have {shadows} blocks left instead of {point.shadows}")
+    regular = [snapshot for snapshot in volume.snapshots if not snapshot.shadowed_ns]
+    names = [snapshot.name for snapshot in regular]
     if sorted(names) != sorted(point.snapshots):
         raise ViolationError(f"snapshots {names} instead of {list(point.snapshots)}")
     if read_files(volume.committed) != point.files:
         raise ViolationError("the live state differs")
-    for snapshot in volume.snapshots:
+    for snapshot in regular:
         if read_files(snapshot.state) != point.snapshots[snapshot.name]:
             raise ViolationError(f"snapshot {snapshot.name} differs")
     problems = check(volume).problems
@@ -224,7 +230,10 @@ def _go_on(volume: Volume, point: Point, models: Models) -> None:
         client.edit(inode, 0, 4711)
         volume.sync()
     expected = {**point.files, inode: {**point.files.get(inode, {}), 0: 4711}}
-    require_equal(volume, Point(volume.info.state, volume.info.local, expected, point.snapshots))
+    left = {snapshot.name: snapshot.n_blocks for snapshot in volume.snapshots if snapshot.shadowed_ns}
+    if any(n_left > point.shadows[name] for name, n_left in left.items()):
+        raise ViolationError(f"a shadow has more blocks left than before: {left} after {point.shadows}")
+    require_equal(volume, Point(volume.info.state, volume.info.local, expected, point.snapshots, left))
 
 
 def explore(

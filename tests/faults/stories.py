@@ -102,6 +102,35 @@ class RollbackStory(_Story):
         volume.delete_snapshot("c")
 
 
+class ShadowStory(_Story):
+    """Snapshots become shadows, their blocks are reused, they go."""
+
+    name = "shadows"
+
+    def prepare(self, volume: Volume, client: FileClient) -> None:
+        super().prepare(volume, client)
+        volume.snapshot("a")
+        client.write(1, 2, range(200, 210))
+        volume.snapshot("b")
+        client.write(1, 0, range(300, 312))
+        volume.sync()
+
+    def act(self, volume: Volume, client: FileClient) -> None:
+        rng = self.rng()
+        volume.shadow_snapshot("a")
+        for turn in range(4):
+            client.write(4, rng.randrange(4), range(500 + 30 * turn, 512 + 30 * turn))
+            volume.sync()
+        volume.shadow_snapshot("b")
+        client.write(5, 0, range(700, 710))
+        volume.sync()
+        client.remove(4)
+        volume.sync()
+        volume.delete_snapshot("a")
+        client.write(6, 0, range(800, 812))
+        volume.sync()
+
+
 class _LandingStory(_Story):
     """A source with snapshots 1 and 2; a destination that keeps a snapshot of its own."""
 
@@ -210,6 +239,7 @@ STORIES: tuple[type[_Story], ...] = (
     FilesStory,
     SnapshotStory,
     RollbackStory,
+    ShadowStory,
     FullStory,
     IncrementStory,
     NearlyFullStory,

@@ -75,10 +75,11 @@ def test_snapshot_records(record):
     assert len(record.encode()) == 256
 
 
-@given(records, tree_roots(), tree_roots())
-def test_table_entries(record, place_map, plane):
-    entry = TableEntry.decode(TableEntry(record, place_map, plane).encode())
-    assert entry.record == record
+@given(records, tree_roots(), tree_roots(), u64, i64)
+def test_table_entries(record, place_map, plane, n_left, when):
+    entry = TableEntry.decode(TableEntry(record, place_map, plane, n_left, when).encode())
+    assert (entry.record, entry.n_left, entry.shadowed_ns) == (record, n_left, when)
+    assert entry.is_shadow == (record.kind == 2)
     assert same_root(entry.place_map, place_map)
     assert same_root(entry.plane, plane)
 
@@ -98,12 +99,14 @@ def test_state_roots(roots, cp, space, branch, n_blocks, when):
     assert all(same_root(a, b) for a, b in zip(found.trees(), roots, strict=True))
 
 
-@given(st.lists(tree_roots(), min_size=8, max_size=8), u64, u64, ids)
-def test_local_roots(roots, n_held, n_local, parent):
-    root = LocalRoot(n_held, n_local, 5, parent, *roots)
+@given(st.lists(tree_roots(), min_size=9, max_size=9), u64, u64, ids, u64)
+def test_local_roots(roots, n_held, n_local, parent, n_shadows):
+    root = LocalRoot(n_held, n_local, 5, parent, n_shadows, *roots)
     found = LocalRoot.decode(root.encode())
     assert found.encode() == root.encode()
     assert (found.n_held, found.n_local, found.n_entries, found.parent_id) == (n_held, n_local, 5, parent)
+    assert found.n_shadows == n_shadows
+    assert all(same_root(a, b) for a, b in zip(found.trees(), roots, strict=True))
 
 
 shapes = st.sampled_from([geometry_of(1, 0), geometry_of(4, 2, n_groups=3), geometry_of(3, 1, n_groups=32)])

@@ -46,7 +46,7 @@ def a_root(seed: int) -> TreeRoot:
 
 
 GEOMETRY = geometry_of(3, 2, 640, chunk_blocks=128, n_groups=2)
-ROOTS = [a_root(seed) for seed in range(8)]
+ROOTS = [a_root(seed) for seed in range(9)]
 POINTERS = [Pointer(number, check) for number, check in ((0x1234_5678_9ABC, 77), (3, 4), (5, 6), (7, 8))]
 INFO = FsInfo(
     an_id(1), GEOMETRY, 9, an_id(2), an_id(3), (0, 0, 0), True, 1, *POINTERS, 1024, 55, 66, 77, bytes([1] * 10),
@@ -54,9 +54,9 @@ INFO = FsInfo(
 )  # fmt: skip
 STATE = StateRoot(12, an_id(4), an_id(5), 99, 10**18, 14, 13, *ROOTS[:6])
 RECORD = SnapshotRecord(an_id(1), an_id(2), an_id(3), an_id(4), 7, -5, POINTERS[0], 9, "jüne", 1, 3)
-ENTRY = TableEntry(RECORD, ROOTS[1], ROOTS[2])
+ENTRY = TableEntry(RECORD, ROOTS[1], ROOTS[2], 17, -18)
 BRANCH = Branch(an_id(6), an_id(7), 8, 9, -10)
-LOCAL = LocalRoot(1, 2, 3, an_id(8), *ROOTS)
+LOCAL = LocalRoot(1, 2, 3, an_id(8), 4, *ROOTS)
 LABEL = Label(
     an_id(1), an_id(3), 6, 672, 1, 1, tuple((g.first, 3, 2, 128, 640) for g in GEOMETRY.groups),
     tuple(an_id(n) for n in (2, 3, 4, 5, 6)), (MemberState.IN,) * 5,
@@ -168,7 +168,12 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
     "Branch": (BRANCH.encode(), fields_of(BRANCH, "id", "parent_id", "first_cp", "parent_cp", "created_ns")),
     "Table entry": (
         ENTRY.encode(),
-        {"record": RECORD.encode(), "place_map": ROOTS[1].encode(), "plane": ROOTS[2].encode()},
+        {
+            "record": RECORD.encode(),
+            "place_map": ROOTS[1].encode(),
+            "plane": ROOTS[2].encode(),
+            **fields_of(ENTRY, "n_left", "shadowed_ns"),
+        },
     ),
     "Place map extent": (
         PlaceMap(np.array([[10, 14, 1 << 40]], np.int64)).encode(),
@@ -179,10 +184,10 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
         {
             "magic": b"BPLOCAL\0",
             "version": 0,
-            **fields_of(LOCAL, "n_held", "n_local", "n_entries", "parent_id"),
+            **fields_of(LOCAL, "n_held", "n_local", "n_entries", "parent_id", "n_shadows"),
             **dict(
                 zip(
-                    ("table", "held", "local", "place_map", "marks", "copied", "holds", "logs"),
+                    ("table", "held", "local", "place_map", "marks", "copied", "holds", "logs", "shadowed"),
                     (root.encode() for root in LOCAL.trees()),
                     strict=True,
                 )

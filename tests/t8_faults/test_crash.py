@@ -22,6 +22,7 @@ LEAST_STATES = {
     "files": 1100,
     "snapshots": 900,
     "rollback": 1500,
+    "shadows": 1900,
     "full": 550,
     "increment": 750,
     "nearly full": 1250,

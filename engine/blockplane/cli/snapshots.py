@@ -1,4 +1,4 @@
-"""Snapshots: create, list, delete, rename, and rollback."""
+"""Snapshots: create, list, delete, rename, shadow, and rollback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from blockplane.cli.volumes import describe_snapshot, print_snapshots
 
 @click.group(subcommand_metavar="VERB ...")
 def snapshot() -> None:
-    """Make, list, delete and rename snapshots.
+    """Make, list, delete, rename and shadow snapshots.
 
     \b
     blockplane snapshot create pool@june1
@@ -72,6 +72,25 @@ def delete(name: str, as_json: bool, wait_s: float) -> None:
         print_json({"deleted": names, "freed_blocks": n_freed})
     else:
         print(f"deleted {', '.join(names)}: {blocks(n_freed)} freed")
+
+
+@snapshot.command()
+@click.argument("name", metavar="VOL@SNAP", type=SnapshotName())
+@json_option
+@wait_option
+def shadow(name: str, as_json: bool, wait_s: float) -> None:
+    """Let the blocks of a snapshot be reused, and keep its plane.
+
+    A shadow holds next to no space and cannot be read; it can be subtracted: `newer - shadow` is exactly what changed
+    since, for a destination that has the snapshot. It never becomes regular again.
+    """
+    place, snap = snapshot_of(name)
+    with open_volume(place, "snapshot shadow", wait_s, writable=True) as volume:
+        n_freed = volume.shadow_snapshot(snap)
+        if as_json:
+            print_json({**describe_snapshot(volume.get_snapshot(snap)), "freed_blocks": n_freed})
+        else:
+            print(f"{printable(name)} is a shadow: {blocks(n_freed)} freed")
 
 
 @snapshot.command()

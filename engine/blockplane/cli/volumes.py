@@ -172,8 +172,8 @@ def _readable_snapshots(volume: bp.Volume) -> tuple[list[bp.Snapshot], list[str]
 
 
 def describe_snapshot(snapshot: bp.Snapshot) -> dict[str, object]:
-    """Return a snapshot as the JSON forms of info and snapshot list show it."""
-    return {
+    """Return a snapshot as the JSON forms of info and snapshot list show it; of a shadow also how it goes."""
+    found = {
         "name": snapshot.name,
         "id": snapshot.id,
         "created": iso(snapshot.created_ns),
@@ -181,6 +181,13 @@ def describe_snapshot(snapshot: bp.Snapshot) -> dict[str, object]:
         "n_blocks": snapshot.n_blocks,
         "exclusive_blocks": _exclusive_blocks(snapshot),
     }
+    if snapshot.shadowed_ns:
+        found |= {
+            "shadowed": iso(snapshot.shadowed_ns),
+            "was_blocks": snapshot.was_blocks,
+            "lost_blocks_per_second": snapshot.lost_per_s,
+        }
+    return found
 
 
 def _exclusive_blocks(snapshot: bp.Snapshot) -> int | None:
@@ -217,9 +224,17 @@ def print_snapshots(found: Sequence[bp.Snapshot]) -> None:
     rows = [["snapshot", "created", "kind", "blocks", "size", "alone"]]
     for s in found:
         alone = _exclusive_blocks(s)
-        cells = [s.name, moment(s.created_ns), s.kind, f"{s.n_blocks:,}", size(s.n_blocks * bp.BLOCK_BYTES)]
+        cells = [s.name, moment(s.created_ns), _kind(s), f"{s.n_blocks:,}", size(s.n_blocks * bp.BLOCK_BYTES)]
         rows.append([*cells, "?" if alone is None else size(alone * bp.BLOCK_BYTES)])
     print_table(rows, right=(3, 4, 5))
+
+
+def _kind(snapshot: bp.Snapshot) -> str:
+    """Return a snapshot's kind, and of a shadow how much is left and how fast it goes."""
+    if not snapshot.shadowed_ns:
+        return snapshot.kind
+    share = snapshot.n_blocks / max(snapshot.was_blocks, 1)
+    return f"{snapshot.kind}, {share:.1%} left, -{size(int(snapshot.lost_per_s * 86400 * bp.BLOCK_BYTES))}/day"
 
 
 @click.command()

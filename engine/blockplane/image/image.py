@@ -18,23 +18,35 @@ from blockplane.image.store import SnapshotStore, store_of
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError, UsageError
 from blockplane.planes import Plane
-from blockplane.volume.codec import KIND_REGULAR, SnapshotRecord
+from blockplane.volume.codec import KIND_REGULAR, KIND_SHADOW, SnapshotRecord
 from blockplane.volume.live import LiveVolume
+from blockplane.volume.shadows import ShadowPlane
 from blockplane.volume.state import State
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """An operand of an image: a snapshot's record (none for the live file system) and its state."""
+    """An operand of an image: a snapshot's record (none for the live file system) and its state, or its shadow."""
 
     name: str
     record: SnapshotRecord | None
-    state: State
+    operand: State | ShadowPlane
+
+    @property
+    def state(self) -> State:
+        """The state; only of what is no shadow."""
+        assert isinstance(self.operand, State)
+        return self.operand
+
+    @property
+    def is_shadow(self) -> bool:
+        """Whether it can only be subtracted."""
+        return isinstance(self.operand, ShadowPlane)
 
     @property
     def age_key(self) -> tuple[int, int]:
         """Sorts older before newer."""
-        return (self.state.cp, self.record.created_ns if self.record is not None else 1 << 62)
+        return (self.operand.cp, self.record.created_ns if self.record is not None else 1 << 62)
 
 
 class Image:
@@ -68,10 +80,11 @@ class Image:
         self._top, self._base = top, base
         self.top, self.base = top.record, base.record if base is not None else None
         self.image_id = os.urandom(16)
-        self.space_blocks = max(store.geometry.n_blocks, *(term.state.space_blocks for term in terms))
+        self.space_blocks = max(store.geometry.n_blocks, *(term.operand.space_blocks for term in terms))
         self._layout: Layout | None = None
-        before = sum(term.state.blockmap.n_reads for term in terms)
-        likely = [term for term in terms if term is not base and term.record is not None and self._is_whole(term)]
+        before = sum(term.operand.blockmap.n_reads for term in terms)
+        readable = [term for term in terms if term is not base and term.record is not None and not term.is_shadow]
+        likely = [term for term in readable if self._is_whole(term)]
         found = self._evaluate(likely)
         owners = self._owners(found)
         candidates = [*likely, *self._others_that_arrive(known, found.planes[0])]
@@ -79,7 +92,7 @@ class Image:
         if arriving != likely:
             arriving.sort(key=lambda term: (term is top, term.age_key), reverse=True)
             found = self._evaluate(arriving)
-        self.n_planning_reads = sum(term.state.blockmap.n_reads for term in terms) - before
+        self.n_planning_reads = sum(term.operand.blockmap.n_reads for term in terms) - before
         self.n_planning_leaves = found.n_leaves
         self.plane = found.planes[0]
         self.dropped = found.planes[1] - self.plane if base is not None else Plane.empty(self.space_blocks)
@@ -93,7 +106,7 @@ class Image:
     def _evaluate(self, arriving: Sequence[Term]) -> Evaluation:
         """Evaluate the image and, over a base, what of the base nothing that arrives holds."""
         extra = [term.state for term in arriving if term not in self._terms]
-        operands = [*(term.state for term in self._terms), *extra]
+        operands = [*(term.operand for term in self._terms), *extra]
         formulas = [self._formula]
         if self._base is not None:
             after = [term.state for term in arriving] or [self._top.state]
@@ -103,7 +116,9 @@ class Image:
     def _owners(self, found: Evaluation) -> list[tuple[State, Plane]]:
         """Return the states that blocks are read from, the top first."""
         parts = zip(self._terms, found.owned, strict=False)
-        owners = [(term.state, owned) for term, owned in parts if len(owned) or term is self._top]
+        owners = [
+            (term.state, owned) for term, owned in parts if len(owned) or term is self._top
+        ]  # no shadow: a summand
         return sorted(owners, key=lambda owner: owner[0] is not self._top.state)
 
     def _others_that_arrive(self, known: Sequence[SnapshotRecord], plane: Plane) -> list[Term]:
@@ -146,8 +161,17 @@ class Image:
 
     @property
     def base_state(self) -> State | None:
-        """The state of the base."""
-        return self._base.state if self._base is not None else None
+        """The state of the base; None where there is none, or it is a shadow."""
+        return self._base.state if self._base is not None and not self._base.is_shadow else None
+
+    @property
+    def after_blocks(self) -> int:
+        """How many blocks of the image and its base the destination holds afterwards."""
+        if self._base is None or self.base is None:
+            return len(self.plane)
+        shadow = self._base.operand
+        n_base = shadow.n_left if isinstance(shadow, ShadowPlane) else self.base.n_blocks
+        return len(self.plane) + n_base - len(self.dropped)  # what a shadow lost nothing that arrives holds
 
     def records(self) -> list[SnapshotRecord]:
         """Return the records of the snapshots that the expression names."""
@@ -176,7 +200,7 @@ class Image:
 
     def _is_whole(self, term: Term) -> bool:
         """Tell whether a snapshot is whole in image + base; a term of the sum is, and nothing is read to know it."""
-        operands = [other.state for other in self._terms]
+        operands = [other.operand for other in self._terms]
         if term.state not in operands:
             operands.append(term.state)
         missing: list[Formula] = [self._formula]
@@ -218,6 +242,7 @@ class _Builder:
     def __init__(self, store: SnapshotStore, allow_active: bool) -> None:
         self._store = store
         self._records = {record.name: record for record in store.records() if record.kind == KIND_REGULAR}
+        self._shadows = {record.name: record for record in store.records() if record.kind == KIND_SHADOW}
         self._all_names = {record.name: record for record in store.records()}
         self._terms: dict[str, Term] = {}
 
@@ -225,6 +250,7 @@ class _Builder:
         added = [Name(name) for name in dict.fromkeys((*with_, *(older if older != "all" else ())))]
         node = _with_terms(node, [name for name in added if name not in list(language.names(node))])
         formula = self._formula(node)
+        self._refuse_shadows(formula)
         top = self._top(formula)
         if older == "all":
             node = _with_terms(node, self._older(top, node))
@@ -238,10 +264,23 @@ class _Builder:
 
     def _term(self, name: Name) -> Var:
         if name.text not in self._terms:
-            record = None if name.text == ACTIVE else self.record(name.text)
-            state = self._store.state(None if record is None else name.text)
-            self._terms[name.text] = Term(name.text, record, state)
+            self._terms[name.text] = self._operand(name.text)
         return Var(list(self._terms).index(name.text))
+
+    def _operand(self, name: str) -> Term:
+        if name in self._shadows:
+            return Term(name, self._shadows[name], self._store.shadow(name))
+        record = None if name == ACTIVE else self.record(name)
+        return Term(name, record, self._store.state(None if record is None else name))
+
+    def _refuse_shadows(self, formula: Formula) -> None:
+        """A shadow's blocks may have been reused: nothing can be read of it, and so nothing be summed."""
+        terms = list(self._terms.values())
+        for term in (terms[i] for i in sorted(positive(formula)) if terms[i].is_shadow):
+            raise RefusedError(
+                f"{term.name} is a shadow: its blocks may have been reused, and cannot be part of an image",
+                f"subtract it: newer - {term.name}",
+            )
 
     def record(self, name: str) -> SnapshotRecord:
         """Return the record of a regular snapshot, by its name."""
@@ -295,9 +334,15 @@ class _Builder:
 
     def _older(self, top: Term, node: Expression) -> list[Name]:
         base = _base_name(node)
-        held = {record.id for record in self._known(self._terms[base])} if base else set()
+        held = self._held_by(self._terms[base], top) if base else set()
         there = {name.text for name in language.names(node)} | set(self._terms)
         return [Name(r.name) for r in self._known(top) if r.id not in held and r.name not in there]
+
+    def _held_by(self, base: Term, top: Term) -> set[bytes]:
+        """Return the ids of the snapshots that a base's list has; of a shadow, which has none to read, those older."""
+        if not base.is_shadow:
+            return {record.id for record in self._known(base)}
+        return {record.id for record in self._known(top) if (record.cp, record.created_ns) <= base.age_key}
 
     def _check_ancestors(self, top: Term, formula: Formula, allowed: set[str]) -> None:
         line = {record.id for record in top.state.listed_snapshots()}

@@ -9,6 +9,7 @@ from typing import Protocol
 from blockplane.disks import DiskArray, Geometry
 from blockplane.volume.codec import SnapshotRecord
 from blockplane.volume.live import LiveVolume
+from blockplane.volume.shadows import ShadowPlane, find
 from blockplane.volume.state import State
 
 
@@ -30,7 +31,11 @@ class SnapshotStore(Protocol):
         ...
 
     def state(self, name: str | None) -> State:
-        """Return the state of a snapshot; of the live file system for None."""
+        """Return the state of a regular snapshot; of the live file system for None."""
+        ...
+
+    def shadow(self, name: str) -> ShadowPlane:
+        """Return what is left of a shadow snapshot."""
         ...
 
     def pin(self, snapshot_id: bytes) -> AbstractContextManager[None]:
@@ -62,6 +67,11 @@ class VolumeStore:
     def state(self, name: str | None) -> State:
         """See SnapshotStore."""
         return self.volume.state(name)
+
+    def shadow(self, name: str) -> ShadowPlane:
+        """See SnapshotStore."""
+        with self.volume.lock:
+            return find(self.volume, name)
 
     def pin(self, snapshot_id: bytes) -> AbstractContextManager[None]:
         """See SnapshotStore."""

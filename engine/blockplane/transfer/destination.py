@@ -84,6 +84,14 @@ class VolumeDestination:
             self._accept_increment(stream, stream.base, discard)
 
     def _refuse_name_clash(self, stream: StreamMap) -> None:
+        shadows = {entry.record.id: entry.record.name for entry in self._entries() if entry.is_shadow}
+        for record in stream.arriving():
+            if record.id in shadows:
+                raise RefusedError(
+                    f"the stream brings snapshot {record.name}, of which {self.name} has a shadow, and a shadow never "
+                    "becomes a regular snapshot again",
+                    f"delete the shadow first: blockplane snapshot delete {self.name}@{shadows[record.id]}",
+                )
         mine = {entry.record.name: entry.record for entry in self._entries()}
         for record in stream.arriving():
             other = mine.get(record.name)

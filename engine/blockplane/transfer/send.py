@@ -25,7 +25,7 @@ from blockplane.stream.digest import plane_digest
 from blockplane.stream.sink import Buffer, Sink, SinkLike, open_sink
 from blockplane.stream.writer import StreamWriter
 from blockplane.transfer.protocol import Sendable
-from blockplane.volume.codec import NO_ID, Branch, SnapshotRecord
+from blockplane.volume.codec import KIND_REGULAR, NO_ID, Branch, SnapshotRecord
 
 WRITER: Final = "blockplane 0.1"
 
@@ -85,13 +85,14 @@ class ImageSending:
             WRITER, os.urandom(16), image.image_id, self._top.space_id, self._top.id, image.space_blocks,
             len(image.plane), self._top.root, image.base.id if image.base is not None else NO_ID,
             order=self._order, order_version=VERSION, window_blocks=self._window_blocks,
-            groups=image.store.geometry.groups,
+            groups=image.store.geometry.groups, after_blocks=image.after_blocks,
         )  # fmt: skip
 
     def snapshots(self) -> Sequence[tuple[SnapshotRecord, Role]]:
         """See Sendable."""
         image = self.image
-        base = [(image.base, Role.BASE)] if image.base is not None else []
+        # a shadow's bits are this volume's affair: where the base is, it is a regular snapshot
+        base = [(replace(image.base, kind=KIND_REGULAR), Role.BASE)] if image.base is not None else []
         arriving = [(record, Role.ARRIVES) for record in image.arriving if record.id != self._top.id]
         return [(self._top, Role.TOP), *arriving, *base, *((record, Role.LEFT_OUT) for record in image.left_out)]
 
@@ -212,12 +213,13 @@ def _send(sending: Sendable, sink: Sink, progress: Progress, *, read: bool) -> S
 def _completed(sending: Sendable, snapshots: Sequence[tuple[SnapshotRecord, Role]], n_branches: int) -> Header:
     """Return the header with what follows from planes and lists."""
     plane, dropped = sending.plane, sending.dropped
+    header = sending.header()
     base_blocks = sum(record.n_blocks for record, role in snapshots if role is Role.BASE)
     return replace(
-        sending.header(),
+        header,
         image_blocks=len(plane),
         dropped_blocks=len(dropped),
-        after_blocks=len(plane) + base_blocks - len(dropped),
+        after_blocks=header.after_blocks or len(plane) + base_blocks - len(dropped),
         plane_digest=plane_digest(plane, dropped),
         n_snapshots=len(snapshots),
         n_branches=n_branches,

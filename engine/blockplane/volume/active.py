@@ -91,6 +91,7 @@ class ActiveState(State):
         self.claim_run = claim_run
         self.is_dirty = False
         self._unmapped: list[NDArray[np.int64]] = []
+        self._entered: set[int] = set()
         self._file_writer = StateWriter(self, covered=True, is_metafile=False)
         metafile = StateWriter(self, covered=True, is_metafile=True)
         self.inode_file = BlockTree(reader, root.inode_file, self._file_writer)
@@ -112,6 +113,7 @@ class ActiveState(State):
         self._widen(first + n_blocks)
         for leaf, low, high in leaf_pieces(first, first + n_blocks):
             set_range(self.blockmap.edit_block(leaf).view(np.uint64), low, high)
+            self._entered.add(leaf)
         if covered:
             for leaf in range(first // CHECKS_PER_LEAF, (first + n_blocks - 1) // CHECKS_PER_LEAF + 1):
                 self.checksums.edit_block(leaf)
@@ -141,6 +143,11 @@ class ActiveState(State):
             take = min(len(checks) - at, CHECKS_PER_LEAF - low)
             self.checksums.edit_block(leaf).view(np.uint32)[low : low + take] = checks[at : at + take]
             at += take
+
+    def take_entered(self) -> list[int]:
+        """Return the leaves of the plane that blocks were written in since the last call."""
+        leaves, self._entered = sorted(self._entered), set()
+        return leaves
 
     def take_unmapped(self) -> PlaceMap:
         """Return the place map less the VBNs given up in the open CP."""

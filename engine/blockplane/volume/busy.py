@@ -57,7 +57,7 @@ class BusyPlane:
         """Return the maps whose VBNs name something that lies elsewhere: those names are not given out again."""
         volume = self._volume
         maps = [volume.active.placemap, volume.committed.placemap, volume.previous.placemap]
-        moved = [entry for entry in volume.local.entries() if entry.place_map.size_bytes]
+        moved = [entry for entry in volume.local.regular() if entry.place_map.size_bytes]
         maps += [volume.snapshot_state(entry).placemap for entry in moved]
         return [placemap for placemap in maps if not placemap.is_empty]
 

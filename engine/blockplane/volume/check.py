@@ -32,8 +32,8 @@ from blockplane.volume.held import union_leaf
 from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, count, numbers_in, set_numbers
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.liveparity import LiveParity
-from blockplane.volume.local import LocalTree
 from blockplane.volume.runs import runs_of
+from blockplane.volume.shadows import LOCAL_FLAG
 from blockplane.volume.state import State
 from blockplane.volume.treeio import BlockReader
 
@@ -214,6 +214,8 @@ def _states(volume: LiveVolume, report: CheckReport) -> list[tuple[str, State]]:
         report.add(f"the snapshot table cannot be read: {error}")
         return found
     for entry in entries:
+        if entry.is_shadow:
+            continue
         name = f"snapshot {entry.record.name!r}"
         try:
             found.append((name, volume.snapshot_state(entry)))
@@ -319,16 +321,13 @@ def _check_local(volume: LiveVolume, report: CheckReport) -> None:
         volume.place_reader(), volume.geometry.n_blocks, name, report, lambda n: np.zeros(len(n), np.bool_)
     )
     walker.root(volume.info.local)
-    for tree, what in zip(
-        local.root.trees(),
-        ("table", "held plane", "local plane", "place map", "marks", "copied", "holds", "logs"),
-        strict=True,
-    ):
+    whats = "table", "held plane", "local plane", "place map", "marks", "copied", "holds", "logs", "shadowed plane"
+    for tree, what in zip(local.root.trees(), whats, strict=True):
         walker.tree(tree, f"the {what}")
     for entry in local.entries():
         walker.tree(entry.place_map, f"the place map of {entry.record.name!r}")
-        walker.tree(entry.plane, f"the plane of {entry.record.name!r}")
-    planes = _leaves_of(local.local_leaf, local)
+    _check_shadows(volume, walker.reach, report)
+    planes = _leaves_of(local.local_leaf, volume.geometry.n_blocks)
     _compare(
         planes,
         walker.reach.leaves,
@@ -342,8 +341,27 @@ def _check_local(volume: LiveVolume, report: CheckReport) -> None:
         report.add(f"{name}: the local plane holds {n_local} places, its root says {local.root.n_local}")
 
 
-def _leaves_of(leaf_of: Callable[[int], Leaf], local: LocalTree) -> dict[int, Leaf]:
-    n_leaves = -(-local.local.size_bytes // BLOCK_BYTES)
+def _check_shadows(volume: LiveVolume, reach: _Reach, report: CheckReport) -> None:
+    """Walk the planes of shadows, count their bits, and hold the shadowed plane against what of them lies in states."""
+    local = volume.committed_local
+    reached: dict[int, Leaf] = {}
+    for plane in local.shadows.planes():
+        name = f"shadow {plane.entry.record.name!r}"
+        walker = _Walker(plane.reader, 2 * LOCAL_FLAG, name, report, lambda n: np.zeros(len(n), np.bool_))
+        walker.tree(plane.blockmap.root, "its plane")
+        for numbers, _ in walker.seen:
+            reach.enter(numbers[numbers >= LOCAL_FLAG] - LOCAL_FLAG, name)
+            for leaf, low in by_leaf(plane.placemap.to_places(numbers[numbers < LOCAL_FLAG])):
+                set_numbers(reached.setdefault(leaf, np.zeros(LEAF_BLOCKS // 64, np.uint64)), low)
+        n_left = sum(count(words) for _, words in plane.leaves())
+        if n_left != plane.n_left:
+            report.add(f"{name}: its plane holds {n_left} blocks, its entry says {plane.n_left}")
+    planes = _leaves_of(local.shadowed_leaf, volume.geometry.n_blocks)
+    _compare(planes, reached, "shadows", "shadowed and in no shadow's plane", "in a plane and not shadowed", report)
+
+
+def _leaves_of(leaf_of: Callable[[int], Leaf], n_blocks: int) -> dict[int, Leaf]:
+    n_leaves = -(-n_blocks // LEAF_BLOCKS)
     found = ((leaf, leaf_of(leaf)) for leaf in range(n_leaves))
     return {leaf: words for leaf, words in found if words.any()}
 
@@ -355,7 +373,7 @@ def _check_held(volume: LiveVolume, report: CheckReport) -> None:
     n_held = 0
     for leaf in range(-(-volume.geometry.n_blocks // LEAF_BLOCKS)):
         live, held = volume.committed.place_leaf(leaf), local.held_leaf(leaf)
-        expected = union_leaf(states, leaf) & ~live
+        expected = (union_leaf(states, leaf) | local.shadowed_leaf(leaf)) & ~live
         n_held += count(held)
         for words, what in (
             (held & ~expected, "held and in no snapshot"),

@@ -238,28 +238,42 @@ class SnapshotRecord:
 
 
 ENTRY_BYTES = 1024
+_ENTRY_LEFT = struct.Struct("<Qq")
 _ENTRY_MAP = RECORD_BYTES
 _ENTRY_PLANE = RECORD_BYTES + TREE_ROOT_BYTES
 
 
 @dataclass(slots=True)
 class TableEntry:
-    """A snapshot in this volume's table (1,024 bytes): its record, its place map, a shadow's plane."""
+    """A snapshot in this volume's table (1,024 bytes): its record, its place map.
+
+    Of a shadow also its plane, how many blocks of it are left, and when it became one, ns since 1970.
+    """
 
     record: SnapshotRecord
     place_map: TreeRoot = field(default_factory=TreeRoot)
     plane: TreeRoot = field(default_factory=TreeRoot)
+    n_left: int = 0
+    shadowed_ns: int = 0
 
     def encode(self) -> bytes:
         """Return the 1,024 bytes."""
-        return (self.record.encode() + self.place_map.encode() + self.plane.encode()).ljust(ENTRY_BYTES, b"\0")
+        trees = self.place_map.encode() + self.plane.encode()
+        left = _ENTRY_LEFT.pack(self.n_left, self.shadowed_ns)
+        return (self.record.encode() + trees + left).ljust(ENTRY_BYTES, b"\0")
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> TableEntry:
         """Read 1,024 bytes."""
         record = SnapshotRecord.decode(data[:RECORD_BYTES])
         place_map = TreeRoot.decode(data[_ENTRY_MAP : _ENTRY_MAP + TREE_ROOT_BYTES])
-        return cls(record, place_map, TreeRoot.decode(data[_ENTRY_PLANE : _ENTRY_PLANE + TREE_ROOT_BYTES]))
+        plane = TreeRoot.decode(data[_ENTRY_PLANE : _ENTRY_PLANE + TREE_ROOT_BYTES])
+        return cls(record, place_map, plane, *_ENTRY_LEFT.unpack_from(data, _ENTRY_PLANE + TREE_ROOT_BYTES))
+
+    @property
+    def is_shadow(self) -> bool:
+        """Whether its blocks may be reused; any other kind, known or not, holds them."""
+        return self.record.kind == KIND_SHADOW
 
 
 _BRANCH = struct.Struct("<16s16sQQq")
@@ -287,21 +301,23 @@ class Branch:
         return cls(*_BRANCH.unpack_from(data))
 
 
-_LOCAL = struct.Struct("<8sIIQQQ16s")
-_LOCAL_TREES = 8
+_LOCAL = struct.Struct("<8sIIQQQ16sQ")
+_LOCAL_TREES = 9
 
 
 @dataclass(slots=True)
 class LocalRoot:
     """The local root: what belongs to this set of disks only. Counts are of places.
 
-    table, held, local, place_map (of the active state) are used now; marks, copied, holds and logs are reserved.
+    table, held, local, place_map (of the active state), shadowed are used now; marks, copied, holds and logs are
+    reserved.
     """
 
     n_held: int = 0
     n_local: int = 0
     n_entries: int = 0
     parent_id: bytes = NO_ID
+    n_shadows: int = 0
     table: TreeRoot = field(default_factory=TreeRoot)
     held: TreeRoot = field(default_factory=TreeRoot)
     local: TreeRoot = field(default_factory=TreeRoot)
@@ -310,22 +326,25 @@ class LocalRoot:
     copied: TreeRoot = field(default_factory=TreeRoot)
     holds: TreeRoot = field(default_factory=TreeRoot)
     logs: TreeRoot = field(default_factory=TreeRoot)
+    shadowed: TreeRoot = field(default_factory=TreeRoot)
 
     def trees(self) -> tuple[TreeRoot, ...]:
         """Return the tree roots in the order of the format."""
         return (
             self.table, self.held, self.local, self.place_map, self.marks, self.copied, self.holds, self.logs,
+            self.shadowed,
         )  # fmt: skip
 
     def encode(self) -> bytes:
         """Return the block."""
-        head = _LOCAL.pack(LOCAL_MAGIC, VERSION, 0, self.n_held, self.n_local, self.n_entries, self.parent_id)
+        counts = self.n_held, self.n_local, self.n_entries
+        head = _LOCAL.pack(LOCAL_MAGIC, VERSION, 0, *counts, self.parent_id, self.n_shadows)
         return _root_block(head, self.trees())
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> LocalRoot:
         """Read a block; VolumeDamagedError: not a local root of this version."""
-        magic, version, _, n_held, n_local, n_entries, parent = _LOCAL.unpack_from(data)
+        magic, version, _, n_held, n_local, n_entries, parent, n_shadows = _LOCAL.unpack_from(data)
         if magic != LOCAL_MAGIC or version != VERSION:
             raise VolumeDamagedError(f"a local root has magic {magic!r}, version {version}", "")
-        return cls(n_held, n_local, n_entries, parent, *_root_trees(data, _LOCAL_TREES))
+        return cls(n_held, n_local, n_entries, parent, n_shadows, *_root_trees(data, _LOCAL_TREES))

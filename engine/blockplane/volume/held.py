@@ -20,13 +20,25 @@ StateOf = Callable[[TableEntry], State]
 
 
 def is_line(entries: Sequence[TableEntry], parent_id: bytes) -> bool:
-    """Whether the snapshots, oldest first, and the live state after them each descend from the one before."""
+    """Whether the snapshots, oldest first, and the live state after them each descend from the one before.
+
+    Shadows are passed over: they hold nothing.
+    """
+    passed = {entry.record.id: entry.record.parent_id for entry in entries if entry.is_shadow}
     last = bytes(16)
     for entry in entries:
-        if entry.record.parent_id != last:
-            return False
-        last = entry.record.id
-    return parent_id == last
+        if not entry.is_shadow:
+            if surviving(entry.record.parent_id, passed) != last:
+                return False
+            last = entry.record.id
+    return surviving(parent_id, passed) == last
+
+
+def surviving(parent_id: bytes, passed: dict[bytes, bytes]) -> bytes:
+    """Return the nearest ancestor that is not among those passed over, each given with its own parent."""
+    while parent_id in passed:
+        parent_id = passed[parent_id]
+    return parent_id
 
 
 def union_leaf(states: Sequence[State], leaf: int) -> Leaf:
@@ -68,12 +80,25 @@ def update_for_commit(
     snapshots: the newest where history is a line, all otherwise. Returns how many places became held.
     """
     n_held = local.root.n_held
-    if snapshots:
+    if snapshots or local.root.n_shadows:
         for leaf in leaves:
             freed = before.place_leaf(leaf) & ~after.place_leaf(leaf)
             if freed.any():
-                local.set_held_leaf(leaf, local.held_leaf(leaf) | (freed & may_hold_leaf(snapshots, leaf)))
+                kept = may_hold_leaf(snapshots, leaf) | local.shadowed_leaf(leaf)
+                local.set_held_leaf(leaf, local.held_leaf(leaf) | (freed & kept))
     return local.root.n_held - n_held
+
+
+def let_go(
+    local: LocalTree, snapshots: Sequence[State | None], given_up: dict[int, Leaf]
+) -> Iterator[tuple[int, Leaf]]:
+    """Take places that no shadow's tree has any more out of held where no snapshot has them; yield those, by leaf."""
+    for leaf, words in given_up.items():
+        alone = words & local.held_leaf(leaf) & ~local.shadowed_leaf(leaf)
+        if alone.any():
+            alone = alone & ~may_hold_leaf(snapshots, leaf)
+            local.set_held_leaf(leaf, local.held_leaf(leaf) & ~alone)
+            yield leaf, alone
 
 
 def rebuild(local: LocalTree, snapshots: Sequence[State], active: State, others: Sequence[State]) -> None:
@@ -83,7 +108,8 @@ def rebuild(local: LocalTree, snapshots: Sequence[State], active: State, others:
         part = leaves[at : at + FETCH_BLOCKS]
         _fetch([active, *snapshots], part)
         for leaf in part:
-            local.set_held_leaf(leaf, union_leaf(snapshots, leaf) & ~active.place_leaf(leaf))
+            kept = union_leaf(snapshots, leaf) | local.shadowed_leaf(leaf)
+            local.set_held_leaf(leaf, kept & ~active.place_leaf(leaf))
 
 
 def _fetch(states: Sequence[State], leaves: Sequence[int]) -> None:
@@ -96,21 +122,22 @@ def _fetch(states: Sequence[State], leaves: Sequence[int]) -> None:
 
 
 def exclusive_leaves(
-    local: LocalTree, gone: Sequence[State | None], rest: Sequence[State | None]
+    local: LocalTree, gone: Sequence[State | None], rest: Sequence[State | None], given_up: dict[int, Leaf]
 ) -> Iterator[tuple[int, Leaf, int]]:
     """Yield (leaf, places, count) of what only the states that go hold: what deleting them frees.
 
     rest: the regular snapshots that stay; where history is a line, the neighbours are enough; None for one that cannot
-    be read. Only leaves in which anything is held are looked at, and those that one who stays shares with the one that
-    goes are not read.
+    be read. given_up: places of shadows' trees that go with them, by leaf. Only leaves in which anything is held are
+    looked at, and those that one who stays shares with the one that goes are not read.
     """
     for start, stop in local.held.data_extents().tolist():
         for leaf in range(start, stop):
-            if len(gone) == 1 and any(_share_leaf(gone[0], state, leaf) for state in rest):
+            shadows = given_up.get(leaf, EMPTY_LEAF)
+            if len(gone) == 1 and not given_up and any(_share_leaf(gone[0], state, leaf) for state in rest):
                 continue
-            words = local.held_leaf(leaf) & may_hold_leaf(gone, leaf)
+            words = local.held_leaf(leaf) & (may_hold_leaf(gone, leaf) | shadows)
             if words.any():
-                words = words & ~may_hold_leaf(rest, leaf)
+                words = words & ~may_hold_leaf(rest, leaf) & ~(local.shadowed_leaf(leaf) & ~shadows)
                 n_blocks = count(words)
                 if n_blocks:
                     yield leaf, words, n_blocks

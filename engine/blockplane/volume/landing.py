@@ -293,6 +293,8 @@ class Landing:
         held.rebuild(volume.local, volume.snapshot_states(), top, [old, *states[:-1]])
         n_after = volume.active.root.n_blocks + volume.local.root.n_held
         volume.space.n_freed_open += max(n_before + len(self._image) - n_after, 0)
+        for leaf, words in self._incoming.items():
+            volume.local.shadows.cleared(leaf, words)
         self._forget_incoming()
         volume.commit()
 

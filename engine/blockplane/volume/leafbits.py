@@ -71,6 +71,8 @@ def leaf_pieces(start: int, stop: int) -> list[tuple[int, int, int]]:
 
 def by_leaf(numbers: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
     """Group numbers by leaf: (leaf, numbers within it)."""
+    if not len(numbers):
+        return []
     if len(numbers) == 1:
         n = int(numbers[0])
         return [(n // LEAF_BLOCKS, numbers % LEAF_BLOCKS)]

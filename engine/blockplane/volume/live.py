@@ -18,7 +18,7 @@ from blockplane.disks.array import DiskArray
 from blockplane.disks.disk import Disk
 from blockplane.disks.geometry import Geometry
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import ChecksumError, DiskError, ReadOnlyError, VolumeDamagedError
+from blockplane.model.errors import ChecksumError, DiskError, ReadOnlyError, RefusedError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume import held
 from blockplane.volume.active import ActiveState
@@ -26,7 +26,7 @@ from blockplane.volume.beside import BesideWriter
 from blockplane.volume.busy import BusyPlane
 from blockplane.volume.codec import FORM_EMPTY, Branch, LocalRoot, StateRoot, TableEntry, TreeRoot
 from blockplane.volume.fsinfo import MAX_AREAS, MEMBER_OK, ROLE_LINE, ROLE_REPLICA, FsInfo
-from blockplane.volume.leafbits import LEAF_WORDS, Leaf
+from blockplane.volume.leafbits import LEAF_WORDS, Leaf, count
 from blockplane.volume.local import LocalTree
 from blockplane.volume.pins import Pins
 from blockplane.volume.placemap import PlaceMap
@@ -35,6 +35,7 @@ from blockplane.volume.readers import PlaceReader
 from blockplane.volume.recovery import Recovery, recover
 from blockplane.volume.roots import Roots
 from blockplane.volume.rootslots import successor, write_record
+from blockplane.volume.shadows import ShadowPlane
 from blockplane.volume.space import AreaName, Space
 from blockplane.volume.state import State, write_all
 from blockplane.volume.tree import BlockTree
@@ -134,7 +135,12 @@ class LiveVolume(Roots):
         return self.committed.place_leaf(leaf) | local.held_leaf(leaf) | local.local_leaf(leaf)
 
     def snapshot_state(self, entry: TableEntry) -> State:
-        """Return the state of a snapshot in the table."""
+        """Return the state of a snapshot in the table; RefusedError: it is a shadow."""
+        if entry.is_shadow:
+            raise RefusedError(
+                f"{entry.record.name} is a shadow: its blocks may have been reused, and it cannot be read",
+                "a shadow can only be subtracted: `newer - shadow`",
+            )
         state = self._states.get(entry.record.id)
         if state is None:
             placemap = self.committed_local.map_of(entry.place_map)
@@ -153,7 +159,7 @@ class LiveVolume(Roots):
 
     def snapshot_states(self) -> list[State]:
         """Return the states of all regular snapshots, older first."""
-        return [self.snapshot_state(entry) for entry in self.local.entries()]
+        return [self.snapshot_state(entry) for entry in self.local.regular()]
 
     def adopt_state(self, snapshot_id: bytes, state: State) -> None:
         """Cache the state of a snapshot that is new."""
@@ -172,8 +178,8 @@ class LiveVolume(Roots):
         with self.lock:
             return self.snapshot_state(self.local.entry(name))
 
-    def plane(self, state: State) -> Plane:
-        """Return a state's plane."""
+    def plane(self, state: State | ShadowPlane) -> Plane:
+        """Return a state's plane, or what is left of a shadow's."""
         builder = Plane.builder(max(self.geometry.n_blocks, state.space_blocks))
         for leaf, words in state.leaves():
             builder.append(leaf * LEAF_WORDS, words)
@@ -324,6 +330,7 @@ class LiveVolume(Roots):
         self._newly_held = held.update_for_commit(
             self.local, self._neighbours(), self._before or self.committed, self.active, self.space.freed_leaves()
         )
+        self._clear_shadows()
         local = self.local.commit(self.info.local) if self.local.is_dirty else self.info.local
         return {
             "role": ROLE_REPLICA if self.is_replica else ROLE_LINE,
@@ -336,10 +343,22 @@ class LiveVolume(Roots):
 
     def _neighbours(self) -> list[State | None]:
         """Return the snapshots that can hold what the live state gives up: the newest, where history is a line."""
-        entries = self.local.entries()
-        if held.is_line(entries, self.local.root.parent_id):
+        entries = self.local.regular()
+        if held.is_line(self.local.entries(), self.local.root.parent_id):
             entries = entries[-1:]
         return [self.known_state(entry) for entry in entries]
+
+    def _clear_shadows(self) -> None:
+        """Clear the bits of what got new content since the last CP out of every shadow."""
+        before, shadows = self._before or self.committed, self.local.shadows
+        entered = self.active.take_entered()
+        if not self.local.root.n_shadows:
+            return
+        for leaf in entered:
+            shadows.cleared(leaf, self.active.plane_leaf(leaf) & ~before.plane_leaf(leaf))
+        snapshots = [self.known_state(entry) for entry in self.local.regular()]
+        for leaf, words in held.let_go(self.local, snapshots, shadows.store()):
+            self.space.release_words(leaf, words, count(words))
 
     def _pass_on(self) -> None:
         """After the root is durable: the committed states move up, and what two CPs have passed becomes free."""

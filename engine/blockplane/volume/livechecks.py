@@ -18,6 +18,7 @@ from blockplane.model.checks import fresh_checks
 from blockplane.model.errors import ChecksumError
 from blockplane.volume.codec import NUMBER_MASK
 from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, Leaf, words_of
+from blockplane.volume.shadows import LOCAL_FLAG, ShadowPlane
 from blockplane.volume.state import State, changed_pointers
 from blockplane.volume.tree import BlockTree
 
@@ -136,6 +137,7 @@ class LiveChecks:
         self._own_of: State | None = None
         self._local = PointerTable()
         self._local_maps = PointerTable()
+        self._shadows: dict[bytes, PointerTable] = {}
         self._local_of: LocalTree | None = None
         self._snapshots: dict[bytes, PointerTable] = {}
 
@@ -158,6 +160,7 @@ class LiveChecks:
         self._ask_local(places, expected)
         self._ask_state(self._volume.committed, self._own_table, places, expected)
         self._ask_snapshots(places, expected)
+        self._ask_shadows(places, expected)
         return expected
 
     def _ask_local(self, places: Numbers, expected: Expected) -> None:
@@ -194,12 +197,22 @@ class LiveChecks:
         local = self._volume.committed_local
         wanted = np.zeros(len(places), np.bool_)
         wanted[_where(local.held_leaf, places)] = True
-        for entry in reversed(local.entries()):
+        for entry in reversed(local.regular()):
             if not (wanted & ~expected.known).any():
                 return
             state = self._volume.known_state(entry)
             if state is not None:
                 self._ask_state(state, self._snapshot_table, places, expected)
+
+    def _ask_shadows(self, places: Numbers, expected: Expected) -> None:
+        """Blocks of shadows' trees: those of states that were, bound to VBNs, and those bound to flagged places."""
+        for plane in self._volume.committed_local.shadows.planes():
+            at = np.flatnonzero(~expected.known)
+            if not len(at):
+                return
+            for numbers in (plane.placemap.to_vbns(places[at]), places[at] | LOCAL_FLAG):
+                found, checks = self._shadow_table(plane).find(numbers)
+                expected.put(at[found], numbers[found], checks[found])
 
     def _slots(self, band: Band, planes: Sequence[Callable[[int], Leaf]]) -> Mask:
         """Return which slots of a band any of some planes of places, given leaf by leaf, has."""
@@ -235,8 +248,17 @@ class LiveChecks:
         if self._local_of is not local:
             self._local.follow(local.trees, is_next=self._local_of is self._volume.previous_local)
             self._local_maps.follow(local.entry_maps(), is_next=False)
+            self._shadows = {}
             self._local_of = local
         return [self._local, self._local_maps]
+
+    def _shadow_table(self, plane: ShadowPlane) -> PointerTable:
+        """The pointers of a shadow's tree; followed with the other tables of the local tree."""
+        table = self._shadows.get(plane.entry.record.id)
+        if table is None:
+            table = self._shadows[plane.entry.record.id] = PointerTable()
+            table.follow([plane.blockmap], is_next=False)
+        return table
 
     def _snapshot_table(self, state: State) -> PointerTable:
         key = state.pointer.encode()

@@ -1,4 +1,4 @@
-"""The local tree: the snapshot table, the held plane, the local plane and place maps of this set of disks.
+"""The local tree: the snapshot table, the held, local and shadowed planes and place maps of this set of disks.
 
 Never sent, never rolled back. Its numbers are places, and every check stands in the pointer to the block.
 """
@@ -16,6 +16,7 @@ from blockplane.volume.codec import ENTRY_BYTES, LocalRoot, Pointer, TableEntry,
 from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, clear_numbers, count, set_range
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Block, Placer
+from blockplane.volume.shadows import Shadows
 from blockplane.volume.state import read_all, write_all
 from blockplane.volume.tree import BlockTree
 from blockplane.volume.treeio import BlockReader
@@ -28,6 +29,7 @@ class LocalTree:
     ----------
     root : the decoded local root.
     is_dirty : whether the open CP must write it.
+    shadows : the planes of shadow snapshots.
     """
 
     def __init__(self, reader: BlockReader, root: LocalRoot, placer: Placer | None = None,
@@ -41,6 +43,8 @@ class LocalTree:
         self.held = BlockTree(reader, root.held, writer)
         self.local = BlockTree(reader, root.local, writer)
         self._map_tree = BlockTree(reader, root.place_map, writer)
+        self._shadowed = BlockTree(reader, root.shadowed, writer)
+        self.shadows = Shadows(self, reader, writes=placer is not None)
         self._entries: list[TableEntry] | None = None
         self._entries_changed = False
         self._old_maps: list[BlockTree] = []
@@ -59,6 +63,10 @@ class LocalTree:
                 for at in range(0, self.root.n_entries * ENTRY_BYTES, ENTRY_BYTES)
             ]
         return self._entries
+
+    def regular(self) -> list[TableEntry]:
+        """Return the entries that hold their blocks, older first: all but shadows."""
+        return [entry for entry in self.entries() if not entry.is_shadow]
 
     def ancestors(self, snapshot_id: bytes) -> list[TableEntry]:
         """Return a snapshot and those it descends from, older first."""
@@ -97,7 +105,7 @@ class LocalTree:
     @property
     def trees(self) -> tuple[BlockTree, ...]:
         """The trees that stand in the local root."""
-        return self.table, self.held, self._map_tree, self.local
+        return self.table, self.held, self._map_tree, self._shadowed, self.local
 
     def entry_maps(self) -> list[BlockTree]:
         """Return the place maps of snapshots as trees."""
@@ -111,7 +119,16 @@ class LocalTree:
         """Return which places the local tree occupies; do not write to it."""
         return self.local.read_block(leaf).view(np.uint64)
 
+    def shadowed_leaf(self, leaf: int) -> Leaf:
+        """Return which places hold blocks of shadows' planes in what was a state; do not write to it."""
+        return self._shadowed.read_block(leaf).view(np.uint64)
+
     # --- changing ----------------------------------------------------------------------------------------------------
+
+    def set_shadowed_leaf(self, leaf: int, words: Leaf) -> None:
+        """Replace a leaf of the shadowed plane."""
+        self._shadowed.edit_block(leaf).view(np.uint64)[:] = words
+        self.is_dirty = True
 
     def set_held_leaf(self, leaf: int, words: Leaf) -> None:
         """Replace a leaf of the held plane."""
@@ -128,6 +145,10 @@ class LocalTree:
             if id(entry) not in kept and entry.place_map.size_bytes:
                 self._old_maps.append(BlockTree(self._reader, entry.place_map, self))
         self._entries = entries
+        self._entries_changed = self.is_dirty = True
+
+    def rewrite_entries(self) -> None:
+        """Note that an entry changed."""
         self._entries_changed = self.is_dirty = True
 
     def set_map(self, entry: TableEntry, placemap: PlaceMap) -> None:

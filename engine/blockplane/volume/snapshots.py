@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from blockplane.model.errors import RefusedError, SnapshotExistsError, UsageError
-from blockplane.volume import held
+from blockplane.volume import held, shadows
 from blockplane.volume.codec import (
     FORM_EMPTY,
     KIND_NAMES,
+    KIND_SHADOW,
     NAME_BYTES,
     SnapshotRecord,
     TableEntry,
@@ -62,19 +63,39 @@ class Snapshot:
 
     @property
     def n_blocks(self) -> int:
-        """How many blocks it holds."""
-        return self.entry.record.n_blocks
+        """How many blocks it holds; of a shadow, how many are left."""
+        return self.entry.n_left if self.entry.is_shadow else self.entry.record.n_blocks
 
     @property
     def state(self) -> State:
-        """The state it retains."""
+        """The state it retains; RefusedError: it is a shadow."""
         with self.volume.lock:
             return self.volume.snapshot_state(self.entry)
 
     @property
     def plane(self) -> Plane:
-        """Its plane: exactly the blocks reachable from its root."""
+        """Its plane: exactly the blocks reachable from its root; of a shadow, those not reused yet."""
+        with self.volume.lock:
+            if self.entry.is_shadow:
+                return self.volume.plane(shadows.find(self.volume, self.name))
         return self.volume.plane(self.state)
+
+    @property
+    def was_blocks(self) -> int:
+        """How many blocks it held when it was made; of a regular snapshot, what it holds."""
+        return self.entry.record.n_blocks
+
+    @property
+    def shadowed_ns(self) -> int:
+        """When it became a shadow, ns since 1970; 0: it is none."""
+        return self.entry.shadowed_ns
+
+    @property
+    def lost_per_s(self) -> float:
+        """How many blocks a second a shadow has lost since it became one; 0 for a regular snapshot."""
+        if not self.entry.is_shadow:
+            return 0.0
+        return (self.was_blocks - self.n_blocks) / max((time.time_ns() - self.shadowed_ns) / 1e9, 1.0)
 
     @property
     def exclusive_blocks(self) -> int:
@@ -170,13 +191,21 @@ def freed_by(volume: LiveVolume, names: Sequence[str]) -> int:
 
 def _exclusive(volume: LiveVolume, gone: Sequence[TableEntry]) -> list[tuple[int, Leaf, int]]:
     """Return (leaf, places, count) that only these snapshots hold."""
-    entries = volume.local.entries()
-    rest = [entry for entry in entries if entry not in gone]
-    states = [volume.known_state(entry) for entry in gone]
-    if len(gone) == 1 and states[0] is not None and held.is_line(entries, volume.local.root.parent_id):
-        at = entries.index(gone[0])
+    going = [entry for entry in gone if not entry.is_shadow]
+    given_up = volume.local.shadows.given_up_by(gone)
+    states = [volume.known_state(entry) for entry in going]
+    rest = _beside(volume, going, may_narrow=not given_up and None not in states)
+    return list(held.exclusive_leaves(volume.local, states, rest, given_up))
+
+
+def _beside(volume: LiveVolume, going: Sequence[TableEntry], may_narrow: bool = True) -> list[State | None]:
+    """Return the states that may hold what those that go hold: where history is a line, one's neighbours are enough."""
+    entries, local = volume.local.regular(), volume.local
+    rest = [entry for entry in entries if entry not in going]
+    if may_narrow and len(going) == 1 and held.is_line(local.entries(), local.root.parent_id):
+        at = entries.index(going[0])
         rest = entries[max(at - 1, 0) : at] + entries[at + 1 : at + 2]
-    return list(held.exclusive_leaves(volume.local, states, [volume.known_state(entry) for entry in rest]))
+    return [volume.known_state(entry) for entry in rest]
 
 
 def delete(volume: LiveVolume, names: Sequence[str]) -> int:
@@ -202,7 +231,9 @@ def delete(volume: LiveVolume, names: Sequence[str]) -> int:
 def _drop(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
     """Take snapshots out of the table and what only they held out of held."""
     local, n_freed = volume.local, 0
-    for leaf, words, n_blocks in _exclusive(volume, gone):
+    exclusive = _exclusive(volume, gone)
+    local.shadows.remove(gone, local.shadows.given_up_by(gone))
+    for leaf, words, n_blocks in exclusive:
         local.set_held_leaf(leaf, local.held_leaf(leaf) & ~words)
         volume.space.release_words(leaf, words, n_blocks)
         n_freed += n_blocks
@@ -211,24 +242,58 @@ def _drop(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
     parents = {entry.record.id: entry.record.parent_id for entry in gone}
     rest = [entry for entry in local.entries() if entry.record.id not in parents]
     for entry in rest:
-        entry.record = replace(entry.record, parent_id=_surviving(entry.record.parent_id, parents))
+        entry.record = replace(entry.record, parent_id=held.surviving(entry.record.parent_id, parents))
     local.set_entries(rest)
-    local.set_parent(_surviving(local.root.parent_id, parents))
+    local.set_parent(held.surviving(local.root.parent_id, parents))
     for entry in gone:
         volume.forget_state(entry.record.id)
     return n_freed
 
 
-def _surviving(parent_id: bytes, gone: dict[bytes, bytes]) -> bytes:
-    while parent_id in gone:
-        parent_id = gone[parent_id]
-    return parent_id
+def demote(volume: LiveVolume, name: str) -> int:
+    """Make a snapshot a shadow: its plane stays, its blocks may be reused; return how many that frees.
+
+    Raises
+    ------
+    NoSuchSnapshotError: it does not exist. RefusedError: it is being read, or is a shadow already.
+
+    Notes
+    -----
+    Needs no space beyond the reserve. Cost: the nodes of its blockmap, and the leaves in which something is held.
+    """
+    with volume.lock:
+        entry = volume.local.entry(name)
+        if entry.is_shadow:
+            raise RefusedError(f"{name} is a shadow already")
+        if volume.is_pinned(entry.record.id):
+            raise RefusedError(f"snapshot {name!r} is being read", "wait until the reader has finished")
+        volume.commit()
+        n_freed = _make_shadow(volume, entry)
+        volume.commit()
+        return n_freed
+
+
+def _make_shadow(volume: LiveVolume, entry: TableEntry) -> int:
+    """Hand a snapshot's blockmap over to the local tree; what only the snapshot held beside it is free."""
+    local, n_freed = volume.local, 0
+    state, rest = volume.snapshot_state(entry), _beside(volume, [entry])
+    entry.record = replace(entry.record, kind=KIND_SHADOW)
+    entry.plane, entry.n_left, entry.shadowed_ns = state.root.blockmap.copy(), entry.record.n_blocks, time.time_ns()
+    local.shadows.add(entry)  # first: the blocks of its blockmap stay
+    for leaf, words, n_blocks in list(held.exclusive_leaves(local, [state], rest, {})):
+        local.set_held_leaf(leaf, local.held_leaf(leaf) & ~words)
+        volume.space.release_words(leaf, words, n_blocks)
+        n_freed += n_blocks
+    volume.space.rework(state.placemap.vbns())
+    local.rewrite_entries()
+    volume.forget_state(entry.record.id)
+    return n_freed
 
 
 def changed_since_newest(volume: LiveVolume) -> bool:
     """Whether the live state is more than the snapshot it descends from and the record of that."""
     parent = next((e for e in volume.local.entries() if e.record.id == volume.local.root.parent_id), None)
-    if parent is None:
+    if parent is None or parent.is_shadow:
         return volume.active.root.inode_file.form != FORM_EMPTY
     state = volume.snapshot_state(parent)
     mine = volume.active.root.inode_file
@@ -251,6 +316,7 @@ def rollback(
     """
     with volume.lock:
         target = volume.local.entry(name)
+        volume.snapshot_state(target)  # a shadow is refused before anything changes
         later = [e for e in volume.local.entries() if target in volume.local.ancestors(e.record.id)[:-1]]
         if drop_later and (pinned := [e.record.name for e in later if volume.is_pinned(e.record.id)]):
             raise RefusedError(f"snapshot {pinned[0]!r} is being read", "wait until the reader has finished")

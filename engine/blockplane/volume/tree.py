@@ -173,6 +173,10 @@ class BlockTree(TreeReader):
 
     # --- commit ------------------------------------------------------------------------------------------------------
 
+    def dirty_positions(self) -> list[tuple[int, int]]:
+        """Return (level, index) of every leaf and node that waits for its place."""
+        return list(self._dirty)
+
     def place(self) -> int:
         """Give every dirty leaf and node that has none a new number; return how many there were."""
         writer = self._require_writer()

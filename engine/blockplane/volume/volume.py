@@ -196,6 +196,10 @@ class Volume(LiveVolume):
         with self.lock:
             return snapshots.named_range(self, first, last)
 
+    def shadow_snapshot(self, name: str) -> int:
+        """Make a snapshot a shadow; return how many blocks that frees; see `snapshots.demote`."""
+        return snapshots.demote(self, name)
+
     def rename_snapshot(self, name: str, new: str) -> None:
         """Give a snapshot another name."""
         snapshots.rename(self, name, new)

@@ -1,0 +1,263 @@
+"""Shadow snapshots: the plane of a snapshot whose blocks may be reused (DESIGN.md, law 9).
+
+The snapshot's blockmap is handed over as it stands, so that making a shadow needs no space. Its blocks, which lie in
+what was a state, are noted in the *shadowed* plane and held like a snapshot's; every other block of the snapshot is
+free for reuse. The consistency point at which a place gets new content clears the bits of all shadows that mean it, and
+what changes of a shadow's tree moves into the local tree, leaf by leaf.
+
+A pointer in a shadow's tree means a VBN of the state that was, or, with `LOCAL_FLAG`, a place of the local tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockplane.volume.codec import KIND_SHADOW, NUMBER_MASK, TableEntry
+from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf, by_leaf, count, numbers_in, set_numbers
+from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.state import changed_pointers
+from blockplane.volume.tree import BlockTree
+from blockplane.volume.treeio import Block, BlockReader
+
+if TYPE_CHECKING:
+    from blockplane.volume.live import LiveVolume
+    from blockplane.volume.local import LocalTree
+
+#: In a number of a shadow's tree: the rest is a place of the local tree. Numbers of volumes lie below 2^55.
+LOCAL_FLAG: Final = 1 << 55
+
+
+class ShadowReader:
+    """Reads what the pointers of a shadow's tree mean.
+
+    Parameters
+    ----------
+    places : reads places.
+    placemap : where the VBNs of the state that was lie.
+    """
+
+    def __init__(self, places: BlockReader, placemap: PlaceMap) -> None:
+        self._places = places
+        self._placemap = placemap
+
+    def read_extents(self, extents: NDArray[np.int64], out: Block) -> None:
+        """Fill out with the blocks of extents, in order."""
+        parts = [
+            row - LOCAL_FLAG if row[0, 0] >= LOCAL_FLAG else self._placemap.extents_to_places(row)
+            for row in np.split(extents, len(extents))
+        ]
+        self._places.read_extents(np.concatenate(parts), out)
+
+
+class ShadowWriter(ShadowReader):
+    """What a shadow's tree asks of the volume: blocks that change go to the local tree.
+
+    Blocks of the state that was are given up by `Shadows`, which knows who shares them.
+    """
+
+    def __init__(self, local: LocalTree, places: BlockReader, placemap: PlaceMap) -> None:
+        super().__init__(places, placemap)
+        self._local = local
+
+    def allocate_block(self) -> tuple[int, Block]:
+        """Return a place of the local tree, flagged, and its buffer."""
+        place, buffer = self._local.allocate_block()
+        return place | LOCAL_FLAG, buffer
+
+    def allocate_run(self, n_blocks: int) -> list[tuple[int, int, Block]]:
+        """Return places one by one."""
+        return [(number, 1, buffer) for number, buffer in (self.allocate_block() for _ in range(n_blocks))]
+
+    def claim(self, n_blocks: int) -> None:
+        """Take from the reserve, as all of the local tree does."""
+
+    def filled(self, first: int, checks: NDArray[np.uint32]) -> None:
+        """Pass on that buffers are full."""
+        self._local.filled(first & ~LOCAL_FLAG, checks)
+
+    def release(self, numbers: NDArray[np.int64]) -> None:
+        """Give up places of the local tree."""
+        places = numbers[numbers >= LOCAL_FLAG] - LOCAL_FLAG
+        if len(places):
+            self._local.release(places)
+
+
+class ShadowPlane:
+    """What is left of a shadow: its tree, its place map and the count of its bits.
+
+    It stands where a state stands as an operand of images.
+    """
+
+    def __init__(self, entry: TableEntry, reader: ShadowReader, placemap: PlaceMap) -> None:
+        self.entry = entry
+        self.reader = reader
+        self.blockmap = BlockTree(reader, entry.plane, reader if isinstance(reader, ShadowWriter) else None)
+        self.placemap = placemap
+        self.n_left = entry.n_left
+
+    @property
+    def cp(self) -> int:
+        """The CP number of the state that was, on its own line."""
+        return self.entry.record.cp
+
+    @property
+    def space_blocks(self) -> int:
+        """How many VBNs the numbering had."""
+        return self.blockmap.size_bytes * 8
+
+    def leaves(self) -> Iterable[tuple[int, Leaf]]:
+        """Yield (index, bits) of every leaf that exists."""
+        for start, stop in self.blockmap.data_extents().tolist():
+            for leaf in range(start, stop):
+                yield leaf, self.blockmap.read_block(leaf).view(np.uint64)
+
+    def clear_places(self, leaf: int, words: Leaf) -> None:
+        """Clear the bits of blocks that lie at places, the set bits of words, of a leaf's range."""
+        if self.placemap.is_empty:
+            self._clear(leaf, words)
+            return
+        vbns = self.placemap.to_vbns(numbers_in(words, leaf * LEAF_BLOCKS))
+        for index, mine in _leaves(np.sort(vbns[vbns >= 0])).items():
+            self._clear(index, mine)
+
+    def _clear(self, leaf: int, words: Leaf) -> None:
+        if leaf * LEAF_BLOCKS >= self.space_blocks:
+            return
+        lost = self.blockmap.read_block(leaf).view(np.uint64) & words
+        if lost.any():
+            self.blockmap.edit_block(leaf).view(np.uint64)[:] &= ~lost
+            self.n_left -= count(lost)
+
+    def own_places(self) -> NDArray[np.int64]:
+        """Return the places of the tree's blocks that lie in what was a state, ascending."""
+        words = np.concatenate([np.empty(0, np.uint64), *(p[:, 0] for p in changed_pointers([self.blockmap]))])
+        numbers = (words & np.uint64(NUMBER_MASK)).astype(np.int64)
+        places: NDArray[np.int64] = np.sort(self.placemap.to_places(numbers[numbers < LOCAL_FLAG]))
+        return places
+
+    def place_at(self, level: int, index: int) -> int:
+        """Return the place of the tree's block at a position where it lies in what was a state, else -1."""
+        if level > self.blockmap.root.depth:
+            return -1
+        word, _ = self.blockmap.pointer(level, index)
+        number = word & NUMBER_MASK
+        if not word or number >= LOCAL_FLAG:
+            return -1
+        return int(self.placemap.to_places(np.array([number], np.int64))[0])
+
+
+class Shadows:
+    """The shadows of a local tree.
+
+    Parameters
+    ----------
+    writes : whether the local tree is that of the open CP.
+    """
+
+    def __init__(self, local: LocalTree, places: BlockReader, writes: bool) -> None:
+        self._local = local
+        self._places = places
+        self._writes = writes
+        self._planes: dict[bytes, ShadowPlane] = {}
+
+    def entries(self) -> list[TableEntry]:
+        """Return the table entries of shadows, older first; the table is not read where there can be none."""
+        if self._local.root.n_shadows == 0:
+            return []
+        return [entry for entry in self._local.entries() if entry.record.kind == KIND_SHADOW]
+
+    def plane(self, entry: TableEntry) -> ShadowPlane:
+        """Return what is left of a shadow."""
+        found = self._planes.get(entry.record.id)
+        if found is None:
+            placemap = self._local.map_of(entry.place_map)
+            reader = ShadowReader(self._places, placemap)
+            if self._writes:
+                reader = ShadowWriter(self._local, self._places, placemap)
+            found = self._planes[entry.record.id] = ShadowPlane(entry, reader, placemap)
+        return found
+
+    def planes(self) -> list[ShadowPlane]:
+        """Return what is left of every shadow."""
+        return [self.plane(entry) for entry in self.entries()]
+
+    # --- changing ----------------------------------------------------------------------------------------------------
+
+    def cleared(self, leaf: int, words: Leaf) -> None:
+        """Clear the bits of blocks whose places, the set bits of words, get new content in the open CP."""
+        for plane in self.planes():
+            plane.clear_places(leaf, words)
+            if plane.blockmap.is_dirty:
+                self._local.rewrite_entries()
+
+    def add(self, entry: TableEntry) -> None:
+        """Take up a snapshot that has just become a shadow: its blockmap's blocks are shadowed."""
+        self._local.root.n_shadows += 1
+        for leaf, words in _leaves(self.plane(entry).own_places()).items():
+            self._local.set_shadowed_leaf(leaf, self._local.shadowed_leaf(leaf) | words)
+
+    def store(self) -> dict[int, Leaf]:
+        """Write the trees that changed; return, by leaf, the places of states that no shadow's tree has any more."""
+        gone: list[int] = []
+        for plane in self.planes():
+            if plane.blockmap.is_dirty:
+                positions = plane.blockmap.dirty_positions()
+                before = [(level, index, plane.place_at(level, index)) for level, index in positions]
+                plane.blockmap.flush()
+                gone += [place for level, index, place in before if self._is_alone(plane, level, index, place)]
+                plane.entry.n_left = plane.n_left
+        return self._unshadow(np.unique(np.array(gone, np.int64)))
+
+    def _is_alone(self, plane: ShadowPlane, level: int, index: int, place: int) -> bool:
+        others = (other for other in self.planes() if other is not plane)
+        return place >= 0 and all(other.place_at(level, index) != place for other in others)
+
+    def given_up_by(self, gone: Sequence[TableEntry]) -> dict[int, Leaf]:
+        """Return, by leaf, the places of states that only the trees of these shadows have."""
+        shadows = [entry for entry in gone if entry.record.kind == KIND_SHADOW]
+        if not shadows:
+            return {}
+        mine = np.unique(np.concatenate([self.plane(entry).own_places() for entry in shadows]))
+        rest = [self.plane(entry).own_places() for entry in self.entries() if entry not in shadows]
+        return _leaves(np.setdiff1d(mine, np.concatenate(rest)) if rest else mine)
+
+    def remove(self, gone: Sequence[TableEntry], given_up: dict[int, Leaf]) -> None:
+        """Take shadows away that leave the table; given_up: as `given_up_by` has it."""
+        for leaf, words in given_up.items():
+            self._local.set_shadowed_leaf(leaf, self._local.shadowed_leaf(leaf) & ~words)
+        for entry in gone:
+            if entry.record.kind == KIND_SHADOW:
+                tree = self._planes.pop(entry.record.id, None) or self.plane(entry)
+                tree.blockmap.punch(0, tree.blockmap.capacity_blocks())
+                self._planes.pop(entry.record.id, None)
+                self._local.root.n_shadows -= 1
+
+    def _unshadow(self, places: NDArray[np.int64]) -> dict[int, Leaf]:
+        leaves = _leaves(places)
+        for leaf, words in leaves.items():
+            self._local.set_shadowed_leaf(leaf, self._local.shadowed_leaf(leaf) & ~words)
+        return leaves
+
+
+def find(volume: LiveVolume, name: str) -> ShadowPlane:
+    """Return what the last CP has left of a shadow.
+
+    Raises
+    ------
+    NoSuchSnapshotError: nothing is named so.
+    """
+    local = volume.committed_local
+    return local.shadows.plane(local.entry(name))
+
+
+def _leaves(places: NDArray[np.int64]) -> dict[int, Leaf]:
+    """Return ascending places as bits, by leaf."""
+    found: dict[int, Leaf] = {}
+    for leaf, low in by_leaf(places):
+        found[leaf] = np.zeros(LEAF_WORDS, np.uint64)
+        set_numbers(found[leaf], low)
+    return found

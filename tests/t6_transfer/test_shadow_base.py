@@ -1,0 +1,100 @@
+"""Increments on a base of which the sender keeps only a shadow."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from blockplane.image.image import build
+from blockplane.model import RefusedError, StreamMismatchError
+from blockplane.stream.input import open_input
+from blockplane.stream.reader import StreamReader
+from blockplane.transfer.receive import receive
+from blockplane.transfer.send import send
+from blockplane.volume import Volume
+from blockplane.volume.check import check
+from streams.volumes import Files, contents, fresh, members
+
+
+@pytest.fixture
+def source(tmp_path: Path, rng: np.random.Generator) -> Iterator[Volume]:
+    """Snapshot a, a shadow by now, whose blocks were reused; snapshot b after it."""
+    with fresh(tmp_path / "source") as volume:
+        files = Files(volume, rng)
+        files.write(1, 0, 500)
+        volume.snapshot("a")
+        yield volume
+
+
+@pytest.fixture
+def target(tmp_path: Path, source: Volume) -> Iterator[Volume]:
+    """What holds a as it was, on disks of another geometry."""
+    receive(stream_of(source, "a"), tmp_path / "target", disks=3, size="16M", parity=1)
+    with Volume.open(tmp_path / "target") as volume:
+        yield volume
+
+
+def stream_of(volume: Volume, text: str) -> io.BytesIO:
+    stream = io.BytesIO()
+    send(build(volume, text), stream)
+    stream.seek(0)
+    return stream
+
+
+def go_on(volume: Volume, rng: np.random.Generator) -> None:
+    """Make a a shadow, and write so much that its blocks are reused."""
+    files = Files(volume, rng)
+    files.reload()
+    files.write(1, 100, 300)
+    volume.sync()
+    volume.shadow_snapshot("a")
+    for start in range(0, 3000, 300):
+        files.write(2, start % 900, 300)
+        volume.sync()
+    volume.snapshot("b")
+
+
+def test_an_increment_on_a_shadow_builds_on_the_snapshot_that_the_destination_has(source, target, rng):
+    go_on(source, rng)
+    assert 0 < source.get_snapshot("a").n_blocks < source.get_snapshot("a").was_blocks
+    image = build(source, "b - a")
+    assert (image.complete, image.base.name) == (True, "a")
+    stream = stream_of(source, "b - a")
+    assert StreamReader(open_input(stream)).header.after_blocks == source.get_snapshot("b").n_blocks
+    stream.seek(0)
+    report = receive(stream, target)
+    assert (report.top, report.base, report.n_blocks) == ("b", "a", image.n_blocks)
+    assert contents(target.state("b")) == contents(source.state("b"))
+    assert members(target.get_snapshot("b").plane) == members(source.get_snapshot("b").plane)
+    assert check(target).problems == check(source).problems == []
+
+
+def test_a_destination_that_has_only_a_shadow_of_the_base(source, target, rng):
+    go_on(source, rng)
+    target.shadow_snapshot("a")
+    before = target.info.generation
+    with pytest.raises(StreamMismatchError, match="builds on snapshot a"):
+        receive(stream_of(source, "b - a"), target)
+    assert target.info.generation == before
+
+
+def test_a_shadow_does_not_become_regular_by_a_receive(source, target):
+    stream = stream_of(source, "a")
+    target.shadow_snapshot("a")
+    with pytest.raises(RefusedError, match="never becomes a regular snapshot again") as refusal:
+        receive(stream, target, discard=True)
+    assert "snapshot delete" in refusal.value.hint
+    target.delete_snapshot("a")
+    stream.seek(0)
+    assert receive(stream, target, discard=True).top == "a"
+    assert check(target).problems == []
+
+
+def test_what_is_being_sent_stays(source, rng):
+    go_on(source, rng)
+    with source.pin(source.get_snapshot("a").record.id), pytest.raises(RefusedError, match="being read"):
+        source.delete_snapshot("a")
