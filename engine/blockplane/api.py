@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from blockplane import image as images
-from blockplane.filesystem import FileSystem
+from blockplane.filesystem import Difference, FileSystem, compare
 from blockplane.image import Image
 from blockplane.model import BlockplaneError, VolumeDamagedError
 from blockplane.volume import State
@@ -28,6 +28,23 @@ class Volume(PlainVolume):
     ) -> Image:
         """Return the storage image that an expression over snapshot names stands for; see `image.build`."""
         return images.build(self, expression, older=older, with_=with_, allow_active=allow_active)
+
+    def diff(self, before: str, after: str | None = None) -> Difference:
+        """Return what changed from a snapshot to another, or to the live file system: paths and kinds of change.
+
+        Raises
+        ------
+        NoSuchSnapshotError: there is none of that name.
+
+        Notes
+        -----
+        See `filesystem.difference.compare`. Nothing can be changed or deleted meanwhile; the live file system is
+        committed first where the volume may be written.
+        """
+        with self.lock:
+            if after is None and self.writable:
+                self.sync()
+            return compare(self.state(before), self.state(after))
 
     def freed_by(self, *names: str) -> int:
         """Return how many blocks deleting these snapshots together would free; nothing changes."""
