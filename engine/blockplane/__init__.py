@@ -19,8 +19,8 @@ from importlib import import_module
 TYPE_CHECKING = False  # not typing's: importing blockplane costs no module that Python has not loaded
 if TYPE_CHECKING:
     from blockplane.api import FullCheck, Volume, check
-    from blockplane.filesystem import FileSystem, GetReport, PutReport
-    from blockplane.image import Image
+    from blockplane.filesystem import Change, Difference, FileSystem, GetReport, PutReport
+    from blockplane.image import BlockDifference, Image
     from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, format_size, parse_size
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "blockplane.api": ("FullCheck", "Volume", "check"),
-    "blockplane.filesystem": ("FileSystem", "GetReport", "PutReport"),
-    "blockplane.image": ("Image",),
+    "blockplane.filesystem": ("Change", "Difference", "FileSystem", "GetReport", "PutReport"),
+    "blockplane.image": ("BlockDifference", "Image"),
     "blockplane.model": (
         "BLOCK_BYTES", "BlockplaneError", "Progress", "ProgressEvent", "errors", "format_size", "parse_size",
     ),
@@ -46,7 +46,10 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BLOCK_BYTES",
+    "BlockDifference",
     "BlockplaneError",
+    "Change",
+    "Difference",
     "FileSystem",
     "FullCheck",
     "GetReport",

@@ -8,7 +8,7 @@ from typing import Literal
 
 from blockplane import image as images
 from blockplane.filesystem import Difference, FileSystem, compare
-from blockplane.image import Image
+from blockplane.image import BlockDifference, Image
 from blockplane.model import BlockplaneError, VolumeDamagedError
 from blockplane.volume import State
 from blockplane.volume import Volume as PlainVolume
@@ -42,9 +42,19 @@ class Volume(PlainVolume):
         committed first where the volume may be written.
         """
         with self.lock:
-            if after is None and self.writable:
-                self.sync()
+            self._settle(after)
             return compare(self.state(before), self.state(after))
+
+    def block_diff(self, before: str, after: str | None = None) -> BlockDifference:
+        """Return which blocks came and went from a snapshot to another, or to the live file system; see `diff`."""
+        with self.lock:
+            self._settle(after)
+            return images.block_difference(self, before, after)
+
+    def _settle(self, name: str | None) -> None:
+        """Commit where the live file system is to be looked at, and may be written."""
+        if name is None and self.writable:
+            self.sync()
 
     def freed_by(self, *names: str) -> int:
         """Return how many blocks deleting these snapshots together would free; nothing changes."""

@@ -1,6 +1,7 @@
 """Storage images: sets of blocks chosen by an expression, their order, and the gather from all disks at once."""
 
+from blockplane.image.blockdiff import BlockDifference, block_difference
 from blockplane.image.expression import parse
 from blockplane.image.image import Image, build, freed, freed_blocks
 
-__all__ = ["Image", "build", "freed", "freed_blocks", "parse"]
+__all__ = ["BlockDifference", "Image", "block_difference", "build", "freed", "freed_blocks", "parse"]
