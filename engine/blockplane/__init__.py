@@ -18,7 +18,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # not typing's: importing blockplane costs no module that Python has not loaded
 if TYPE_CHECKING:
-    from blockplane.api import FullCheck, Volume, check
+    from blockplane.api import BlockUse, FileUse, FullCheck, Volume, check
     from blockplane.filesystem import Change, Difference, FileSystem, GetReport, PutReport
     from blockplane.image import BlockDifference, Image
     from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, format_size, parse_size
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from blockplane.volume import Snapshot, State
 
 _HOMES = {
-    "blockplane.api": ("FullCheck", "Volume", "check"),
+    "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check"),
     "blockplane.filesystem": ("Change", "Difference", "FileSystem", "GetReport", "PutReport"),
     "blockplane.image": ("BlockDifference", "Image"),
     "blockplane.model": (
@@ -47,10 +47,12 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "BLOCK_BYTES",
     "BlockDifference",
+    "BlockUse",
     "BlockplaneError",
     "Change",
     "Difference",
     "FileSystem",
+    "FileUse",
     "FullCheck",
     "GetReport",
     "Image",

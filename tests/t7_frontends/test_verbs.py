@@ -16,7 +16,7 @@ from places import contents
 
 VERBS = (
     "cat", "check", "completion", "create", "demo", "diff", "get", "grow", "image", "info", "ls", "mkdir", "put",
-    "receive", "rm", "rollback", "send", "snapshot", "stat", "stream",
+    "receive", "rm", "rollback", "send", "snapshot", "stat", "stream", "who",
 )  # fmt: skip
 TRANSFER_KEYS = {"n_blocks", "n_bytes", "stream_bytes", "seconds", "bytes_per_second"}
 

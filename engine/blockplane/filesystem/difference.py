@@ -20,7 +20,7 @@ from blockplane.filesystem.errors import damaged
 from blockplane.filesystem.inode import FLAG_ATTRIBUTES, FLAG_ORPHAN, INODES_PER_BLOCK, ROOT_INODE, Inode
 from blockplane.filesystem.names import path_text
 from blockplane.filesystem.records import Records
-from blockplane.filesystem.whereabouts import Whereabouts
+from blockplane.filesystem.whereabouts import Whereabouts, n_names
 from blockplane.volume.codec import PointerArray
 from blockplane.volume.lines import descends_from
 from blockplane.volume.state import State
@@ -206,11 +206,10 @@ class _Comparison:
 
     def _kept_links(self, added: dict[int, list[Link]], changed: set[int]) -> dict[int, list[Link]]:
         """Return the names of changed inodes that both states have."""
-        missing = {number: _n_names(self._kept[number][1]) - len(added.get(number, ())) for number in changed}
+        missing = {number: n_names(self._kept[number][1]) - len(added.get(number, ())) for number in changed}
         asked = {number: self._kept[number][1] for number, n in missing.items() if n and number != ROOT_INODE}
-        found = _by_inode(self._b.resolve((), asked), added)
-        rest = {number: inode for number, inode in asked.items() if len(found.get(number, ())) < missing[number]}
-        found |= _by_inode(self._b.search(rest), added)
+        known = {link for links in added.values() for link in links}
+        found = _by_inode(link for link in self._b.find(asked, missing, known) if link not in known)
         for number in asked:
             if len(found.get(number, ())) != missing[number]:
                 raise damaged(f"inode {number} has other names than it counts")
@@ -240,20 +239,14 @@ def _named(inode: Inode | None) -> Inode | None:
     return inode if inode is not None and inode.mode and not inode.flags & (FLAG_ATTRIBUTES | FLAG_ORPHAN) else None
 
 
-def _n_names(inode: Inode) -> int:
-    return 1 if inode.is_directory else inode.nlink
-
-
 def _all_nodes(state: State, inodes: Iterable[Inode]) -> Iterator[tuple[int, PointerArray]]:
     return ((inode.number, pointers_of(state, inode)) for inode in inodes if inode.is_directory)
 
 
-def _by_inode(links: Iterable[Link], known: dict[int, list[Link]] | None = None) -> dict[int, list[Link]]:
-    """Group links by inode, those left out that are known."""
+def _by_inode(links: Iterable[Link]) -> dict[int, list[Link]]:
     found: dict[int, list[Link]] = {}
     for link in links:
-        if known is None or link not in known.get(link.inode, ()):
-            found.setdefault(link.inode, []).append(link)
+        found.setdefault(link.inode, []).append(link)
     return found
 
 

@@ -72,6 +72,10 @@ class Records:
         """Return the inode in a row of 512 bytes; None for the table's record and for numbers never used."""
         return Inode.decode(number, row.tobytes()) if TABLE_INODE < number < self.stop else None
 
+    def peek(self, number: int) -> Inode:
+        """Return any inode's record."""
+        return self._read(number)
+
     def get(self, number: int) -> Inode:
         """Return an inode that is named somewhere.
 

@@ -6,12 +6,18 @@ once for all inodes that are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
 
 from blockplane.filesystem.entryscan import EntryScan, Link
 from blockplane.filesystem.errors import damaged
 from blockplane.filesystem.inode import ROOT_INODE, Inode
 from blockplane.filesystem.records import Records
+
+
+def n_names(inode: Inode) -> int:
+    """Return how many entries lead to an inode."""
+    return 1 if inode.is_directory else inode.nlink
 
 
 class Whereabouts:
@@ -62,6 +68,21 @@ class Whereabouts:
         """Return all names of inodes; reads every directory of the state."""
         found = list(self.scan.links_to(set(others), self.scan.all_directories())) if others else []
         self.resolve((link.directory for link in found), {})
+        return found
+
+    def find(self, others: Mapping[int, Inode], wanted: Mapping[int, int], known: Container[Link] = ()) -> list[Link]:
+        """Return names of inodes: those in the directories they name as parent; all, where too few of them are new."""
+        found = self.resolve((), others)
+        counts = Counter(link.inode for link in found if link not in known)
+        rest = {number: inode for number, inode in others.items() if counts[number] < wanted[number]}
+        return [link for link in found if link.inode not in rest] + self.search(rest)
+
+    def names(self, inodes: Mapping[int, Inode]) -> dict[int, list[bytes]]:
+        """Return all paths of inodes that are in use."""
+        found: dict[int, list[bytes]] = {ROOT_INODE: [b"/"]} if ROOT_INODE in inodes else {}
+        others = {number: inode for number, inode in inodes.items() if number != ROOT_INODE}
+        for link in self.find(others, {number: n_names(inode) for number, inode in others.items()}):
+            found.setdefault(link.inode, []).append(self.path(link))
         return found
 
     def _nameless(self, directories: set[int]) -> set[int]:
