@@ -20,7 +20,7 @@ TYPE_CHECKING = False  # not typing's: importing blockplane costs no module that
 if TYPE_CHECKING:
     from blockplane.api import BlockUse, FileUse, FullCheck, Volume, check
     from blockplane.filesystem import Change, Difference, FileSystem, GetReport, PutReport
-    from blockplane.image import BlockDifference, Image
+    from blockplane.image import BlockDifference, Freeing, Image
     from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, format_size, parse_size
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check"),
     "blockplane.filesystem": ("Change", "Difference", "FileSystem", "GetReport", "PutReport"),
-    "blockplane.image": ("BlockDifference", "Image"),
+    "blockplane.image": ("BlockDifference", "Freeing", "Image"),
     "blockplane.model": (
         "BLOCK_BYTES", "BlockplaneError", "Progress", "ProgressEvent", "errors", "format_size", "parse_size",
     ),
@@ -53,6 +53,7 @@ __all__ = [
     "Difference",
     "FileSystem",
     "FileUse",
+    "Freeing",
     "FullCheck",
     "GetReport",
     "Image",

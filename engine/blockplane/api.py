@@ -10,7 +10,7 @@ from blockplane import image as images
 from blockplane.filesystem import Difference, FileSystem, compare
 from blockplane.filesystem.names import AnyPath
 from blockplane.filesystem.owners import Owner, blocks_below, owners_of
-from blockplane.image import BlockDifference, Image
+from blockplane.image import BlockDifference, Freeing, Image
 from blockplane.model import BlockplaneError, UsageError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume import State
@@ -106,6 +106,10 @@ class Volume(PlainVolume):
     def freed_by(self, *names: str) -> int:
         """Return how many blocks deleting these snapshots together would free; nothing changes."""
         return images.freed_blocks(self, names)
+
+    def freeing(self, *names: str) -> Freeing:
+        """Return what deleting these snapshots together would free, and each alone; nothing changes."""
+        return images.freeing(self, names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,8 +196,15 @@ def test_snapshots(done, pool):
     assert listed[2]["id"] == made["id"]
     assert "july" in done("snapshot", "list", pool).out
     promised = done("image", pool, "--freed", "june1..june2", "--json").json["freed_blocks"]
+    would = done("snapshot", "delete", f"{pool}@june1..june2", "--dry-run", "--json").json
+    assert would == {
+        "deleted": ["june1", "june2"], "freed_blocks": promised, "metafile_blocks": 0, "dry_run": True,
+    }  # fmt: skip
+    before = done("info", pool, "--json").json
     gone = done("snapshot", "delete", f"{pool}@june1..june2", "--json").json
-    assert gone == {"deleted": ["june1", "june2"], "freed_blocks": promised}
+    assert (gone["deleted"], gone["freed_blocks"], gone["dry_run"]) == (["june1", "june2"], promised, False)
+    after = done("info", pool, "--json").json
+    assert after["free_blocks"] == before["free_blocks"] + promised - gone["metafile_blocks"]
     done("snapshot", "delete", f"{pool}@july")
     assert done("snapshot", "list", pool).out == "no snapshots\n"
     assert done("check", pool, "--json").json["ok"] is True

@@ -15,7 +15,7 @@ from blockplane.cli.completion import ExpressionWord, VolumeName
 from blockplane.cli.naming import CONFIG_NAME, open_volume, volume_only
 from blockplane.cli.options import disk_options, disks_of, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
-from blockplane.cli.text import blocks, duration, print_json, printable, rate, size
+from blockplane.cli.text import blocks, duration, print_json, print_table, printable, rate, size
 
 if TYPE_CHECKING:
     from blockplane.transfer import ReceiveReport, SendReport
@@ -93,15 +93,38 @@ def image(
 
 
 def _freed(volume: bp.Volume, words: Sequence[str], as_json: bool) -> None:
+    found = volume.freeing(*_snapshots_in(volume, " ".join(words)))
+    if as_json:
+        print_json(describe_freeing(found))
+        return
+    print(f"deleting {', '.join(found.names)} would free {blocks(found.n_blocks)}")
+    if len(found.names) > 1:
+        print_table([[f"  {name} alone", blocks(n_blocks)] for name, n_blocks in found.alone.items()])
+    for disk, n_blocks in zip(volume.array.disks, found.blocks_per_disk, strict=True):
+        print(f"  {printable(disk.path)}: {blocks(n_blocks)}")
+
+
+def _snapshots_in(volume: bp.Volume, text: str) -> list[str]:
+    """Return the snapshots that names and ranges, joined by blanks, commas or +, stand for; each once."""
     names: list[str] = []
-    for word in _names(" ".join(words).replace("+", " ")):
+    for word in _names(text.replace("+", " ")):
+        if word in ("-", "&", "^") or "(" in word or ")" in word:
+            hint = "name snapshots, or ranges: june3 june5..june8"
+            raise bp.errors.UsageError(f"{word!r} does not say which snapshots are to go", hint)
         first, dots, last = word.partition("..")
         names += volume.snapshot_range(first, last) if dots else [word]
-    n_blocks = volume.freed_by(*names)
-    if as_json:
-        print_json({"snapshots": names, "freed_blocks": n_blocks, "freed_bytes": n_blocks * bp.BLOCK_BYTES})
-    else:
-        print(f"deleting {', '.join(names)} would free {blocks(n_blocks)}")
+    return list(dict.fromkeys(names))
+
+
+def describe_freeing(found: bp.Freeing) -> dict[str, object]:
+    """Return what programs rely on."""
+    return {
+        "snapshots": list(found.names),
+        "freed_blocks": found.n_blocks,
+        "freed_bytes": found.n_bytes,
+        "blocks_per_disk": list(found.blocks_per_disk),
+        "alone_blocks": found.alone,
+    }
 
 
 def describe_image(found: bp.Image) -> dict[str, object]:

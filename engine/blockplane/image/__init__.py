@@ -2,6 +2,17 @@
 
 from blockplane.image.blockdiff import BlockDifference, block_difference
 from blockplane.image.expression import parse
+from blockplane.image.freeing import Freeing, freeing
 from blockplane.image.image import Image, build, freed, freed_blocks
 
-__all__ = ["BlockDifference", "Image", "block_difference", "build", "freed", "freed_blocks", "parse"]
+__all__ = [
+    "BlockDifference",
+    "Freeing",
+    "Image",
+    "block_difference",
+    "build",
+    "freed",
+    "freed_blocks",
+    "freeing",
+    "parse",
+]
