@@ -29,10 +29,20 @@ class Volume(PlainVolume):
         *,
         older: Literal["all"] | Sequence[str] = (),
         with_: Sequence[str] = (),
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
         allow_active: bool = False,
     ) -> Image:
         """Return the storage image that an expression over snapshot names stands for; see `image.build`."""
-        return images.build(self, expression, older=older, with_=with_, allow_active=allow_active)
+        return images.build(
+            self,
+            expression,
+            older=older,
+            with_=with_,
+            include=include,
+            exclude=exclude,
+            allow_active=allow_active,
+        )
 
     def diff(self, before: str, after: str | None = None) -> Difference:
         """Return what changed from a snapshot to another, or to the live file system: paths and kinds of change.

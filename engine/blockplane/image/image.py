@@ -62,6 +62,7 @@ class Image:
         top: Term,
         base: Term | None,
         known: Sequence[SnapshotRecord],
+        kept_out: frozenset[bytes] = frozenset(),
     ) -> None:
         self.store, self.expression = store, expression
         self._terms, self._formula = list(terms), formula
@@ -71,7 +72,8 @@ class Image:
         self.space_blocks = max(store.geometry.n_blocks, *(term.state.space_blocks for term in terms))
         self._layout: Layout | None = None
         before = sum(term.state.blockmap.n_reads for term in terms)
-        likely = [term for term in terms if term is not base and term.record is not None and self._is_whole(term)]
+        self._kept_out = kept_out
+        likely = [term for term in terms if term is not base and self._may_arrive(term) and self._is_whole(term)]
         found = self._evaluate(likely)
         owners = self._owners(found)
         candidates = [*likely, *self._others_that_arrive(known, found.planes[0])]
@@ -89,6 +91,9 @@ class Image:
         there = {record.id for record in self.arriving} | ({self.base.id} if self.base is not None else set())
         listed = {record.id: record for record in (*self.records(), *known)}
         self.left_out = [record for record in listed.values() if record.id not in there]
+
+    def _may_arrive(self, term: Term) -> bool:
+        return term.record is not None and term.record.id not in self._kept_out
 
     def _evaluate(self, arriving: Sequence[Term]) -> Evaluation:
         """Evaluate the image and, over a base, what of the base nothing that arrives holds."""
@@ -114,7 +119,7 @@ class Image:
         mine = {record.id for record in self.records()}
         near = [record for record in known if record.id not in mine and record.root.number in plane]
         terms = [Term(record.name, record, self.store.state(record.name)) for record in near]
-        return [term for term in terms if self._is_whole(term)]
+        return [term for term in terms if self._may_arrive(term) and self._is_whole(term)]
 
     @property
     def n_blocks(self) -> int:
@@ -191,6 +196,8 @@ def build(
     *,
     older: Literal["all"] | Sequence[str] = (),
     with_: Sequence[str] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     allow_active: bool = False,
 ) -> Image:
     """Make an image of a storage's snapshots.
@@ -201,6 +208,8 @@ def build(
     text : the expression.
     older : older snapshots to add to the sum, or all of the top's line that the base does not have.
     with_ : snapshots that may be terms although they are no ancestors of the top; added where they are missing.
+    include, exclude : of the snapshots in the expression's ranges take only these, or all but these: the others are no
+        terms, and do not arrive. Names that the expression writes by themselves stay.
     allow_active : whether ``active`` may be a term.
 
     Raises
@@ -209,7 +218,9 @@ def build(
     NoSuchSnapshotError : a name is not a regular snapshot here.
     UsageError : a term is no ancestor of the top and not among with_; a range does not go from older to newer.
     """
-    return _Builder(store_of(origin), allow_active).build(language.parse(text, allow_active=allow_active), older, with_)
+    builder = _Builder(store_of(origin), allow_active)
+    node = builder.choose(language.parse(text, allow_active=allow_active), include, exclude)
+    return builder.build(node, older, with_)
 
 
 class _Builder:
@@ -220,6 +231,27 @@ class _Builder:
         self._records = {record.name: record for record in store.records() if record.kind == KIND_REGULAR}
         self._all_names = {record.name: record for record in store.records()}
         self._terms: dict[str, Term] = {}
+        self._kept_out: set[bytes] = set()
+
+    def choose(self, node: Expression, include: Sequence[str], exclude: Sequence[str]) -> Expression:
+        """Write the ranges of an expression out, without those of their snapshots that are not wanted."""
+        if not include and not exclude:
+            return node
+        inside = {record.name for span in language.spans(node) for record in self._span(span)}
+        for name in (*include, *exclude):
+            if self.record(name).name not in inside:
+                raise UsageError(f"{name} lies in no range of {node}", "choose among the snapshots of a range: A..B")
+        wanted = {name for name in inside if (not include or name in include) and name not in exclude}
+        named = {name.text for name in language.lone_names(node)}
+        self._kept_out = {self.record(name).id for name in inside - wanted - named}
+        return language.replaced(node, lambda span: self._written_out(span, wanted))
+
+    def _written_out(self, span: Span, wanted: set[str]) -> Expression:
+        found: list[tuple[Sign, Expression]] = [("+", Name(ACTIVE))] if span.last.text == ACTIVE else []
+        found += [("+", Name(record.name)) for record in self._span(span) if record.name in wanted]
+        if not found:
+            raise UsageError(f"no snapshot of the range {span} is left", "include one of them, or leave the range out")
+        return language.chain(found)
 
     def build(self, node: Expression, older: Literal["all"] | Sequence[str], with_: Sequence[str]) -> Image:
         added = [Name(name) for name in dict.fromkeys((*with_, *(older if older != "all" else ())))]
@@ -234,14 +266,16 @@ class _Builder:
         order = sorted(self._terms.values(), key=lambda t: (t is top, t.age_key), reverse=True)
         numbers = {term.name: i for i, term in enumerate(order)}
         formula = _renumbered(formula, [numbers[name] for name in self._terms])
-        return Image(self._store, node, order, formula, top, base, self._known(top))
+        return Image(self._store, node, order, formula, top, base, self._known(top), frozenset(self._kept_out))
 
     def _term(self, name: Name) -> Var:
         if name.text not in self._terms:
-            record = None if name.text == ACTIVE else self.record(name.text)
-            state = self._store.state(None if record is None else name.text)
-            self._terms[name.text] = Term(name.text, record, state)
+            self._terms[name.text] = self._operand(name)
         return Var(list(self._terms).index(name.text))
+
+    def _operand(self, name: Name) -> Term:
+        record = None if name.text == ACTIVE else self.record(name.text)
+        return Term(name.text, record, self._store.state(None if record is None else name.text))
 
     def record(self, name: str) -> SnapshotRecord:
         """Return the record of a regular snapshot, by its name."""
@@ -258,6 +292,7 @@ class _Builder:
         if isinstance(node, Name):
             return self._term(node)
         if isinstance(node, Span):
+            self._term(node.last)
             return Sums(tuple(("+", self._term(Name(record.name))) for record in self._span(node)))
         if isinstance(node, Meet):
             return Common(tuple(self._formula(part) for part in node.terms))
@@ -270,8 +305,7 @@ class _Builder:
             last = self.record(span.last.text)
         if first == last:
             return [first]
-        self._term(span.last)
-        line = self._known(self._terms[span.last.text])
+        line = self._known(self._operand(span.last))
         ids = [record.id for record in line]
         if first.id not in ids:
             raise UsageError(
