@@ -20,7 +20,7 @@ TYPE_CHECKING = False  # not typing's: importing blockplane costs no module that
 if TYPE_CHECKING:
     from blockplane.api import BlockUse, FileUse, FullCheck, Volume, check
     from blockplane.filesystem import Change, Difference, FileSystem, GetReport, PutReport
-    from blockplane.image import BlockDifference, Freeing, Image
+    from blockplane.image import Backup, BlockDifference, Freeing, Image, plan_levels
     from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, format_size, parse_size
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check"),
     "blockplane.filesystem": ("Change", "Difference", "FileSystem", "GetReport", "PutReport"),
-    "blockplane.image": ("BlockDifference", "Freeing", "Image"),
+    "blockplane.image": ("Backup", "BlockDifference", "Freeing", "Image", "plan_levels"),
     "blockplane.model": (
         "BLOCK_BYTES", "BlockplaneError", "Progress", "ProgressEvent", "errors", "format_size", "parse_size",
     ),
@@ -46,6 +46,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BLOCK_BYTES",
+    "Backup",
     "BlockDifference",
     "BlockUse",
     "BlockplaneError",
@@ -76,6 +77,7 @@ __all__ = [
     "is_stream",
     "open_stream",
     "parse_size",
+    "plan_levels",
     "receive",
     "send",
     "stream_map",

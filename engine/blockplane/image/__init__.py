@@ -4,8 +4,10 @@ from blockplane.image.blockdiff import BlockDifference, block_difference
 from blockplane.image.expression import parse
 from blockplane.image.freeing import Freeing, freeing
 from blockplane.image.image import Image, build, freed, freed_blocks
+from blockplane.image.plan import Backup, plan_levels
 
 __all__ = [
+    "Backup",
     "BlockDifference",
     "Freeing",
     "Image",
@@ -15,4 +17,5 @@ __all__ = [
     "freed_blocks",
     "freeing",
     "parse",
+    "plan_levels",
 ]

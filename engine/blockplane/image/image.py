@@ -11,10 +11,11 @@ from typing import Literal
 from blockplane.image import expression as language
 from blockplane.image.conflict import is_spoilt
 from blockplane.image.evaluate import Evaluation, evaluate, is_empty
-from blockplane.image.expression import ACTIVE, Chain, Expression, Meet, Name, Sign, Span
+from blockplane.image.expression import ACTIVE, Expression, Meet, Name, Sign, Span
 from blockplane.image.formula import Common, Formula, Sums, Var, difference, positive, sum_of, variables
 from blockplane.image.layout import Layout
 from blockplane.image.store import SnapshotStore, store_of
+from blockplane.image.terms import base_name, is_sendable, with_terms
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError, UsageError
 from blockplane.planes import Plane
@@ -168,7 +169,7 @@ class Image:
         ------
         RefusedError : the image is not a sum minus at most one base, its top is not a snapshot, or not complete.
         """
-        if not _is_sendable(self.expression):
+        if not is_sendable(self.expression):
             raise RefusedError(
                 f"the image {self} can be counted and listed, but not sent",
                 "send a sum of snapshots minus at most one base: newer + older - base",
@@ -255,14 +256,14 @@ class _Builder:
 
     def build(self, node: Expression, older: Literal["all"] | Sequence[str], with_: Sequence[str]) -> Image:
         added = [Name(name) for name in dict.fromkeys((*with_, *(older if older != "all" else ())))]
-        node = _with_terms(node, [name for name in added if name not in list(language.names(node))])
+        node = with_terms(node, [name for name in added if name not in list(language.names(node))])
         formula = self._formula(node)
         top = self._top(formula)
         if older == "all":
-            node = _with_terms(node, self._older(top, node))
+            node = with_terms(node, self._older(top, node))
             formula = self._formula(node)
         self._check_ancestors(top, formula, set(with_))
-        base = self._terms[_base_name(node)] if _base_name(node) else None
+        base = self._terms[base_name(node)] if base_name(node) else None
         order = sorted(self._terms.values(), key=lambda t: (t is top, t.age_key), reverse=True)
         numbers = {term.name: i for i, term in enumerate(order)}
         formula = _renumbered(formula, [numbers[name] for name in self._terms])
@@ -328,7 +329,7 @@ class _Builder:
         return max((terms[i] for i in positive(formula)), key=lambda term: term.age_key)
 
     def _older(self, top: Term, node: Expression) -> list[Name]:
-        base = _base_name(node)
+        base = base_name(node)
         held = {record.id for record in self._known(self._terms[base])} if base else set()
         there = {name.text for name in language.names(node)} | set(self._terms)
         return [Name(r.name) for r in self._known(top) if r.id not in held and r.name not in there]
@@ -344,35 +345,6 @@ class _Builder:
                 f"{term.name} is no ancestor of {top.name}, the newest snapshot of the image",
                 f"name it with --with {term.name} if that is meant",
             )
-
-
-def _with_terms(node: Expression, added: Sequence[Name]) -> Expression:
-    """Add names to the outer sum, before its base."""
-    if not added:
-        return node
-    terms: list[tuple[Sign, Expression]] = list(node.terms) if isinstance(node, Chain) else [("+", node)]
-    at = len(terms) - 1 if _base_name(node) else len(terms)
-    extra: list[tuple[Sign, Expression]] = [("+", name) for name in added]
-    return language.chain([*terms[:at], *extra, *terms[at:]])
-
-
-def _base_name(node: Expression) -> str:
-    if isinstance(node, Chain) and node.terms[-1][0] == "-" and isinstance(node.terms[-1][1], Name):
-        return node.terms[-1][1].text
-    return ""
-
-
-def _is_sendable(node: Expression) -> bool:
-    if not isinstance(node, Chain):
-        return isinstance(node, (Name, Span))
-    terms = node.terms[:-1] if _base_name(node) else node.terms
-    return all(sign == "+" and _is_sum(part) for sign, part in terms)
-
-
-def _is_sum(node: Expression) -> bool:
-    if isinstance(node, Chain):
-        return all(sign == "+" and _is_sum(part) for sign, part in node.terms)
-    return isinstance(node, (Name, Span))
 
 
 def _renumbered(formula: Formula, numbers: Sequence[int]) -> Formula:
