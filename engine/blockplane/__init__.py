@@ -18,9 +18,9 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # not typing's: importing blockplane costs no module that Python has not loaded
 if TYPE_CHECKING:
-    from blockplane.api import FullCheck, Volume, check
-    from blockplane.filesystem import FileSystem, GetReport, PutReport
-    from blockplane.image import Image
+    from blockplane.api import BlockUse, FileUse, FullCheck, Volume, check
+    from blockplane.filesystem import Change, Difference, FileSystem, GetReport, PutReport
+    from blockplane.image import Backup, BlockDifference, Freeing, Image, plan_levels
     from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, format_size, parse_size
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from blockplane.volume import Snapshot, State
 
 _HOMES = {
-    "blockplane.api": ("FullCheck", "Volume", "check"),
-    "blockplane.filesystem": ("FileSystem", "GetReport", "PutReport"),
-    "blockplane.image": ("Image",),
+    "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check"),
+    "blockplane.filesystem": ("Change", "Difference", "FileSystem", "GetReport", "PutReport"),
+    "blockplane.image": ("Backup", "BlockDifference", "Freeing", "Image", "plan_levels"),
     "blockplane.model": (
         "BLOCK_BYTES", "BlockplaneError", "Progress", "ProgressEvent", "errors", "format_size", "parse_size",
     ),
@@ -46,8 +46,15 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BLOCK_BYTES",
+    "Backup",
+    "BlockDifference",
+    "BlockUse",
     "BlockplaneError",
+    "Change",
+    "Difference",
     "FileSystem",
+    "FileUse",
+    "Freeing",
     "FullCheck",
     "GetReport",
     "Image",
@@ -70,6 +77,7 @@ __all__ = [
     "is_stream",
     "open_stream",
     "parse_size",
+    "plan_levels",
     "receive",
     "send",
     "stream_map",

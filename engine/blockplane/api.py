@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from blockplane import image as images
-from blockplane.filesystem import FileSystem
-from blockplane.image import Image
-from blockplane.model import BlockplaneError, VolumeDamagedError
+from blockplane.filesystem import Difference, FileSystem, compare
+from blockplane.filesystem.names import AnyPath
+from blockplane.filesystem.owners import Owner, blocks_below, owners_of
+from blockplane.image import BlockDifference, Freeing, Image
+from blockplane.model import BlockplaneError, UsageError, VolumeDamagedError
+from blockplane.planes import Plane
 from blockplane.volume import State
 from blockplane.volume import Volume as PlainVolume
 from blockplane.volume.check import check as check_volume
+from blockplane.volume.holders import ACTIVE, Holding, StateShare, holders, named_states, shares
+from blockplane.volume.runs import runs_of
 
 
 class Volume(PlainVolume):
@@ -24,14 +29,121 @@ class Volume(PlainVolume):
         *,
         older: Literal["all"] | Sequence[str] = (),
         with_: Sequence[str] = (),
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
         allow_active: bool = False,
     ) -> Image:
         """Return the storage image that an expression over snapshot names stands for; see `image.build`."""
-        return images.build(self, expression, older=older, with_=with_, allow_active=allow_active)
+        return images.build(
+            self,
+            expression,
+            older=older,
+            with_=with_,
+            include=include,
+            exclude=exclude,
+            allow_active=allow_active,
+        )
+
+    def diff(self, before: str, after: str | None = None) -> Difference:
+        """Return what changed from a snapshot to another, or to the live file system: paths and kinds of change.
+
+        Raises
+        ------
+        NoSuchSnapshotError: there is none of that name.
+
+        Notes
+        -----
+        See `filesystem.difference.compare`. Nothing can be changed or deleted meanwhile; the live file system is
+        committed first where the volume may be written.
+        """
+        with self.lock:
+            self._settle(after)
+            return compare(self.state(before), self.state(after))
+
+    def block_diff(self, before: str, after: str | None = None) -> BlockDifference:
+        """Return which blocks came and went from a snapshot to another, or to the live file system; see `diff`."""
+        with self.lock:
+            self._settle(after)
+            return images.block_difference(self, before, after)
+
+    def who(self, start: int, stop: int, owners: bool = True) -> list[BlockUse]:
+        """Return who holds VBNs start..stop, and what they are: the newest of the states that hold each is asked.
+
+        Parameters
+        ----------
+        owners : search for files; reads the inode file and all blocks of pointers of every state that is asked.
+        """
+        if not 0 <= start < stop:
+            raise UsageError(f"{start} to {stop} are no blocks", "the first is 0; the range ends behind its start")
+        with self.lock:
+            self._settle(None)
+            stop = min(stop, max(self.n_numbers, start + 1))
+            held = list(holders(self, start, stop))
+            return list(_with_owners(held, self._owners(held) if owners else {}))
+
+    @property
+    def n_numbers(self) -> int:
+        """How many VBNs there are in any state, or places."""
+        states = (state for _, state in named_states(self))
+        return max(self.geometry.n_blocks, *(state.space_blocks for state in states))
+
+    def _owners(self, held: Sequence[Holding]) -> dict[str, list[Owner]]:
+        """Return, by the newest state of each holding, what the blocks are in it."""
+        wanted: dict[str, list[tuple[int, int]]] = {}
+        for holding in held:
+            if holding.states:
+                wanted.setdefault(holding.states[-1], []).append((holding.start, holding.stop))
+        return {
+            name: owners_of(self.state(None if name == ACTIVE else name), Plane.from_extents(extents, self.n_numbers))
+            for name, extents in wanted.items()
+        }
+
+    def who_has(self, path: AnyPath, snapshot: str | None = None) -> FileUse:
+        """Return which states hold the blocks of what lies at a path; of a directory with all below it."""
+        with self.lock:
+            self._settle(snapshot)
+            source = self if snapshot is None else self.get_snapshot(snapshot)
+            number = FileSystem(source).lstat(path).st_ino
+            state = self.state(snapshot)
+            vbns = blocks_below(state, number)
+            return FileUse(Plane.from_extents(runs_of(vbns), self.n_numbers), tuple(shares(self, state, vbns)))
+
+    def _settle(self, name: str | None) -> None:
+        """Commit where the live file system is to be looked at, and may be written."""
+        if name is None and self.writable:
+            self.sync()
 
     def freed_by(self, *names: str) -> int:
         """Return how many blocks deleting these snapshots together would free; nothing changes."""
         return images.freed_blocks(self, names)
+
+    def freeing(self, *names: str) -> Freeing:
+        """Return what deleting these snapshots together would free, and each alone; nothing changes."""
+        return images.freeing(self, names)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockUse:
+    """Neighbouring blocks that the same states hold, and what they are; owners: in the newest of those states."""
+
+    holding: Holding
+    owners: tuple[Owner, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileUse:
+    """The blocks of a file or tree (VBNs), and how many of them each state has, and it alone."""
+
+    plane: Plane
+    shares: tuple[StateShare, ...]
+
+
+def _with_owners(held: Sequence[Holding], owners: dict[str, list[Owner]]) -> Iterator[BlockUse]:
+    """Yield holdings with the part of the owners that lies in each."""
+    for holding in held:
+        found = owners.get(holding.states[-1], []) if holding.states else []
+        parts = (owner.part(holding.start, holding.stop) for owner in found)
+        yield BlockUse(holding, tuple(part for part in parts if part is not None))
 
 
 @dataclass(slots=True)

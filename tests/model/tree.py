@@ -16,7 +16,8 @@ INLINE = 256
 class Node:
     """A file, directory, symbolic link or special file; hard links share one.
 
-    blocks : numbers of the blocks that were written to, all others are holes. times : what the volume said.
+    blocks : numbers of the blocks that were written to, all others are holes. times : what the volume said. serial : of
+        the node and its copies, where a test gives them. version : of the content, likewise.
     """
 
     kind: str
@@ -30,6 +31,8 @@ class Node:
     entries: dict[str, Node] = field(default_factory=dict)
     attributes: dict[str, bytes] = field(default_factory=dict)
     times: tuple[int, ...] = ()
+    serial: int = 0
+    version: int = 0
 
 
 class Tree:

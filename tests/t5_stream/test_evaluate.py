@@ -14,6 +14,7 @@ from blockplane.volume.codec import BLOCK_WORD, empty_pointers
 from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, numbers_in, set_range
 from blockplane.volume.placemap import from_pairs
 
+JOINS = {"+": set.union, "-": set.difference, "^": set.symmetric_difference}
 N_LEAVES = 300
 N_BLOCKS = N_LEAVES * LEAF_BLOCKS
 #: Leaves lie in VBNs of their own, one for each content, so that equal leaves are one block.
@@ -74,7 +75,7 @@ def formulas(n):
 
     def joined(parts):
         several = st.lists(parts, min_size=1, max_size=3)
-        signs = st.lists(st.sampled_from("+-"), min_size=3, max_size=3)
+        signs = st.lists(st.sampled_from("+-^"), min_size=3, max_size=3)
         sums = st.tuples(several, signs).map(
             lambda p: Sums(tuple(("+" if i == 0 else p[1][i], f) for i, f in enumerate(p[0])))
         )
@@ -90,7 +91,7 @@ def by_sets(formula, sets):
         return set.intersection(*(by_sets(part, sets) for part in formula.terms))
     total: set = set()
     for sign, part in formula.terms:
-        total = total | by_sets(part, sets) if sign == "+" else total - by_sets(part, sets)
+        total = JOINS[sign](total, by_sets(part, sets))
     return total
 
 

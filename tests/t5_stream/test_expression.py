@@ -17,7 +17,7 @@ def expressions():
 
     def joined(parts):
         several = st.lists(parts, min_size=2, max_size=4)
-        signs = st.lists(st.sampled_from("+-"), min_size=4, max_size=4)
+        signs = st.lists(st.sampled_from("+-^"), min_size=4, max_size=4)
         sums = st.tuples(several, signs).map(
             lambda p: chain([("+" if i == 0 else p[1][i], node) for i, node in enumerate(p[0])])
         )
@@ -37,6 +37,8 @@ def test_printing_and_parsing_are_inverse(node):
         ("june5", "june5"),
         ("  june5  -\tjune3 ", "june5 - june3"),
         ("a+b&c", "a + b & c"),
+        ("a^b&c", "a ^ b & c"),
+        ("a^(b^c)", "a ^ (b ^ c)"),
         ("(a + b) & c", "(a + b) & c"),
         ("((a)) + (b + c)", "a + (b + c)"),
         ("(a - b) + c", "a - b + c"),
@@ -53,6 +55,8 @@ def test_precedence_and_grouping():
     a, b, c = Name("a"), Name("b"), Name("c")
     assert parse("a - b + c") == Chain((("+", a), ("-", b), ("+", c)))
     assert parse("a - (b + c)") == Chain((("+", a), ("-", Chain((("+", b), ("+", c))))))
+    assert parse("a - b ^ c + a") == Chain((("+", a), ("-", b), ("^", c), ("+", a)))
+    assert parse("a ^ b & c") == Chain((("+", a), ("^", Meet((b, c)))))
     assert parse("a & (b & c)") == Meet((a, b, c))
     assert [name.text for name in names(parse("x..y & (z - x)"))] == ["x", "y", "z", "x"]
 

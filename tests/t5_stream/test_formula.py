@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from blockplane.image.formula import Common, Sums, Var, apply, needed, positive, variables
 
 N = 5
+JOINS = {"+": set.union, "-": set.difference, "^": set.symmetric_difference}
 
 
 def formulas(n=N):
@@ -16,7 +17,7 @@ def formulas(n=N):
 
     def joined(parts):
         several = st.lists(parts, min_size=1, max_size=4)
-        signs = st.lists(st.sampled_from("+-"), min_size=4, max_size=4)
+        signs = st.lists(st.sampled_from("+-^"), min_size=4, max_size=4)
         sums = st.tuples(several, signs).map(
             lambda p: Sums(tuple(("+" if i == 0 else p[1][i], f) for i, f in enumerate(p[0])))
         )
@@ -32,7 +33,7 @@ def by_sets(formula, sets):
         return set.intersection(*(by_sets(part, sets) for part in formula.terms))
     total: set[int] = set()
     for sign, part in formula.terms:
-        total = total | by_sets(part, sets) if sign == "+" else total - by_sets(part, sets)
+        total = JOINS[sign](total, by_sets(part, sets))
     return total
 
 
@@ -75,6 +76,13 @@ def test_long_sums_minus_one_of_them():
     many = Sums((*(("+", Var(i)) for i in range(40)), ("-", Var(40))))
     assert needed(many, [*(40 if i % 2 else -1 for i in range(40)), 40]) == frozenset()
     assert needed(many, [*range(40), 40])
+
+
+def test_what_is_taken_from_itself_twice_is_empty_and_once_too():
+    assert needed(Sums((("+", Var(0)), ("^", Var(1)))), [0, 0]) == frozenset()
+    assert needed(Sums((("+", Var(0)), ("^", Var(1)))), [-1, 1]) == {1}
+    assert needed(Sums((("+", Var(0)), ("^", Var(1)), ("^", Var(1)))), [0, 1]) == {0}
+    assert positive(Sums((("+", Var(0)), ("^", Var(1)), ("-", Var(2))))) == {0, 1}
 
 
 def test_positive_and_variables():

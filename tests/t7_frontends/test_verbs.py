@@ -15,8 +15,8 @@ from equality import differences, host_tree
 from places import contents
 
 VERBS = (
-    "cat", "check", "completion", "create", "demo", "get", "grow", "image", "info", "ls", "mkdir", "put", "receive",
-    "rm", "rollback", "send", "snapshot", "stat", "stream",
+    "cat", "check", "completion", "create", "demo", "diff", "get", "grow", "image", "info", "ls", "mkdir", "put",
+    "receive", "rm", "rollback", "send", "snapshot", "stat", "stream", "who",
 )  # fmt: skip
 TRANSFER_KEYS = {"n_blocks", "n_bytes", "stream_bytes", "seconds", "bytes_per_second"}
 
@@ -196,8 +196,15 @@ def test_snapshots(done, pool):
     assert listed[2]["id"] == made["id"]
     assert "july" in done("snapshot", "list", pool).out
     promised = done("image", pool, "--freed", "june1..june2", "--json").json["freed_blocks"]
+    would = done("snapshot", "delete", f"{pool}@june1..june2", "--dry-run", "--json").json
+    assert would == {
+        "deleted": ["june1", "june2"], "freed_blocks": promised, "metafile_blocks": 0, "dry_run": True,
+    }  # fmt: skip
+    before = done("info", pool, "--json").json
     gone = done("snapshot", "delete", f"{pool}@june1..june2", "--json").json
-    assert gone == {"deleted": ["june1", "june2"], "freed_blocks": promised}
+    assert (gone["deleted"], gone["freed_blocks"], gone["dry_run"]) == (["june1", "june2"], promised, False)
+    after = done("info", pool, "--json").json
+    assert after["free_blocks"] == before["free_blocks"] + promised - gone["metafile_blocks"]
     done("snapshot", "delete", f"{pool}@july")
     assert done("snapshot", "list", pool).out == "no snapshots\n"
     assert done("check", pool, "--json").json["ok"] is True
@@ -410,3 +417,18 @@ def test_a_reader_that_can_have_no_lock_says_so(pool, done, monkeypatch):
     outcome = done("ls", "pool:/")
     assert outcome.out.split() == ["later", "tree"]
     assert outcome.err.startswith("blockplane: pool could not be locked")
+
+
+def test_an_image_chooses_among_the_snapshots_of_a_range(done, blockplane, pool):
+    done("snapshot", "create", f"{pool}@june3")
+    found = done("image", pool, "june1..june3", "--exclude", "june2", "--json").json
+    assert (found["expression"], found["arriving"]) == ("june3 + june1", ["june3", "june1"])
+    assert "june2" in found["left_out"]
+    found = done("send", pool, "june1..june3", "--include", "june1,june2", "-n", "--json").json
+    assert (found["arriving"], found["top"]) == (["june2", "june1"], "june2")
+    assert blockplane("image", pool, "june3", "--exclude", "june2").status == 2
+    assert done("image", pool, "june2", "^", "june1", "--json").json["complete"] is False
+    assert blockplane("send", pool, "june2 ^ june1", "-n").status == 1
+    refused = blockplane("image", pool, "--freed", "june1", "--exclude", "june1")
+    assert refused.status == 2
+    assert blockplane("image", pool, "--freed", "june2 - june1", "--json").error["kind"] == "usage"

@@ -34,6 +34,11 @@ _TYPES = {
 }
 
 
+def type_name(mode: int) -> str:
+    """Return the word for a mode's type."""
+    return _TYPES.get(modes.S_IFMT(mode), "unknown")
+
+
 @click.command()
 @click.argument("path", metavar="VOL[@SNAP]:/PATH", type=FileName())
 @click.option("-l", "is_long", is_flag=True, help="Show type, permissions, links, owner, size, time.")
@@ -80,7 +85,7 @@ def describe_file(files: bp.FileSystem, path: str) -> dict[str, object]:
     """Return a file's attributes for programs; times in nanoseconds and as text."""
     found = files.lstat(path)
     shown: dict[str, object] = {
-        "type": _TYPES.get(modes.S_IFMT(found.st_mode), "unknown"),
+        "type": type_name(found.st_mode),
         "mode": modes.S_IMODE(found.st_mode),
         "inode": found.st_ino,
         "n_links": found.st_nlink,
@@ -174,7 +179,7 @@ def _print_stat(files: bp.FileSystem, path: str, found: StatResult, attributes: 
     mode = f"{modes.filemode(found.st_mode)} ({modes.S_IMODE(found.st_mode):04o})"
     rows = [
         ["path", printable(path) + arrow],
-        ["type", _TYPES.get(modes.S_IFMT(found.st_mode), "unknown")],
+        ["type", type_name(found.st_mode)],
         ["size", f"{found.st_size:,} bytes in {count(found.st_blocks * 512 // bp.BLOCK_BYTES, 'block')}"],
         ["inode", f"{found.st_ino}, {found.st_nlink} link{'s' * (found.st_nlink != 1)}"],
         ["mode", f"{mode}, uid {found.st_uid}, gid {found.st_gid}"],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -15,7 +17,7 @@ from blockplane.cli.completion import ExpressionWord, VolumeName
 from blockplane.cli.naming import CONFIG_NAME, open_volume, volume_only
 from blockplane.cli.options import disk_options, disks_of, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
-from blockplane.cli.text import blocks, duration, print_json, printable, rate, size
+from blockplane.cli.text import blocks, duration, print_json, print_table, printable, rate, size
 
 if TYPE_CHECKING:
     from blockplane.transfer import ReceiveReport, SendReport
@@ -38,23 +40,62 @@ class ExpressionVerb(click.Command):
 
 _OPERATOR_FIRST = re.compile(r"-[^\w-]")
 _EXPRESSION = click.argument("words", metavar="EXPR", nargs=-1, required=True, type=ExpressionWord())
-_older = click.option("--older", metavar="all|NAMES", help="Add these older snapshots, or all that the base lacks.")
-_with = click.option(
-    "--with",
-    "with_",
-    metavar="NAMES",
-    type=ExpressionWord(),
-    help="Allow these snapshots (commas), though no ancestors.",
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was said about the terms of an image beside its expression."""
+
+    older: Literal["all"] | Sequence[str] = ()
+    with_: Sequence[str] = ()
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+
+    def image(self, volume: bp.Volume, words: Sequence[str], *, allow_active: bool = False) -> bp.Image:
+        """Return the image of an expression and the choice."""
+        return volume.image(
+            _joined(words),
+            older=self.older,
+            with_=self.with_,
+            include=self.include,
+            exclude=self.exclude,
+            allow_active=allow_active,
+        )
+
+
+def choice_options(function: Callable[..., object]) -> Callable[..., object]:
+    """Add the options that choose terms; the verb takes them as `choice`."""
+
+    @functools.wraps(function)
+    def wrapped(
+        *arguments: object,
+        older: str | None,
+        with_: str | None,
+        include: str | None,
+        exclude: str | None,
+        **options: object,
+    ) -> object:
+        lists = [tuple(_names(text)) for text in (older, with_, include, exclude)]
+        choice = Choice("all" if older == "all" else lists[0], *lists[1:])
+        return function(*arguments, choice=choice, **options)
+
+    found: Callable[..., object] = wrapped
+    for names, metavar, text in reversed(_CHOICES):
+        found = click.option(*names, metavar=metavar, type=ExpressionWord(), help=text)(found)
+    return found
+
+
+_CHOICES = (
+    (("--older",), "all|NAMES", "Add these older snapshots, or all that the base lacks."),
+    (("--with", "with_"), "NAMES", "Allow these snapshots (commas), though no ancestors."),
+    (("--include",), "NAMES", "Of the ranges in EXPR take only these snapshots."),
+    (("--exclude",), "NAMES", "Of the ranges in EXPR leave these snapshots out."),
 )
 
 
 def _joined(words: Sequence[str]) -> str:
     """Return the expression that words make, unquoted or in one piece."""
     return " ".join(words).strip()
-
-
-def _older_of(text: str | None) -> Literal["all"] | Sequence[str]:
-    return "all" if text == "all" else _names(text)
 
 
 def _names(text: str | None) -> list[str]:
@@ -64,28 +105,29 @@ def _names(text: str | None) -> list[str]:
 @click.command(cls=ExpressionVerb)
 @click.argument("vol", type=VolumeName())
 @_EXPRESSION
-@_older
-@_with
+@choice_options
 @click.option("--freed", is_flag=True, help="EXPR names snapshots: what deleting all of them would free.")
 @json_option
 @wait_option
-def image(
-    vol: str, words: Sequence[str], older: str | None, with_: str | None, freed: bool, as_json: bool, wait_s: float
-) -> None:
-    """Say exactly what an image holds.
+def image(vol: str, words: Sequence[str], choice: Choice, freed: bool, as_json: bool, wait_s: float) -> None:
+    """Say exactly what an image holds; `image plan` plans levels of them.
 
-    No block of it is read.
+    No block of it is read. A volume called `plan` is ./plan.
 
     \b
     blockplane image pool 'june5 - june3'
     blockplane image pool 'june5 + june4 - june3'
+    blockplane image pool 'june5 ^ june3'              what one of the two has alone
+    blockplane image pool 'june1..june9' --exclude june3,june4
     blockplane image pool --freed june3 june4
     """
     with open_volume(volume_only(vol), "image", wait_s, writable=False) as volume:
         if freed:
+            if choice != Choice():
+                raise bp.errors.UsageError("--freed takes names and ranges alone", "leave the other options out")
             _freed(volume, words, as_json)
             return
-        found = volume.image(_joined(words), older=_older_of(older), with_=_names(with_), allow_active=True)
+        found = choice.image(volume, words, allow_active=True)
         if as_json:
             print_json(describe_image(found))
         else:
@@ -93,15 +135,38 @@ def image(
 
 
 def _freed(volume: bp.Volume, words: Sequence[str], as_json: bool) -> None:
+    found = volume.freeing(*_snapshots_in(volume, " ".join(words)))
+    if as_json:
+        print_json(describe_freeing(found))
+        return
+    print(f"deleting {', '.join(found.names)} would free {blocks(found.n_blocks)}")
+    if len(found.names) > 1:
+        print_table([[f"  {name} alone", blocks(n_blocks)] for name, n_blocks in found.alone.items()])
+    for disk, n_blocks in zip(volume.array.disks, found.blocks_per_disk, strict=True):
+        print(f"  {printable(disk.path)}: {blocks(n_blocks)}")
+
+
+def _snapshots_in(volume: bp.Volume, text: str) -> list[str]:
+    """Return the snapshots that names and ranges, joined by blanks, commas or +, stand for; each once."""
     names: list[str] = []
-    for word in _names(" ".join(words).replace("+", " ")):
+    for word in _names(text.replace("+", " ")):
+        if word in ("-", "&", "^") or "(" in word or ")" in word:
+            hint = "name snapshots, or ranges: june3 june5..june8"
+            raise bp.errors.UsageError(f"{word!r} does not say which snapshots are to go", hint)
         first, dots, last = word.partition("..")
         names += volume.snapshot_range(first, last) if dots else [word]
-    n_blocks = volume.freed_by(*names)
-    if as_json:
-        print_json({"snapshots": names, "freed_blocks": n_blocks, "freed_bytes": n_blocks * bp.BLOCK_BYTES})
-    else:
-        print(f"deleting {', '.join(names)} would free {blocks(n_blocks)}")
+    return list(dict.fromkeys(names))
+
+
+def describe_freeing(found: bp.Freeing) -> dict[str, object]:
+    """Return what programs rely on."""
+    return {
+        "snapshots": list(found.names),
+        "freed_blocks": found.n_blocks,
+        "freed_bytes": found.n_bytes,
+        "blocks_per_disk": list(found.blocks_per_disk),
+        "alone_blocks": found.alone,
+    }
 
 
 def describe_image(found: bp.Image) -> dict[str, object]:
@@ -140,8 +205,7 @@ def _print_image(volume: bp.Volume, found: bp.Image) -> None:
 @click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be sent; read and write no block.")
 @click.option("--order", type=click.Choice(["disk", "tape"]), default="disk", help="Order of the blocks (disk).")
-@_older
-@_with
+@choice_options
 @json_option
 @wait_option
 @progress_option
@@ -151,8 +215,7 @@ def send(
     output: str | None,
     dry_run: bool,
     order: str,
-    older: str | None,
-    with_: str | None,
+    choice: Choice,
     as_json: bool,
     wait_s: float,
     progress: bool | None,
@@ -168,7 +231,7 @@ def send(
     """
     sink = output if output is not None or dry_run else _standard_output()
     with open_volume(volume_only(vol), "send", wait_s, writable=False) as volume:
-        found = volume.image(_joined(words), older=_older_of(older), with_=_names(with_))
+        found = choice.image(volume, words)
         with ProgressLine(progress) as line:
             report = bp.send(found, None if dry_run else sink, progress=line, dry_run=dry_run, order=order)
     to_stderr = isinstance(sink, int)

@@ -6,10 +6,23 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import ClassVar
 
 import click
 
-from blockplane.cli import completion, copies, demo, files, images, snapshots, streams, volumes
+from blockplane.cli import (
+    completion,
+    copies,
+    demo,
+    differences,
+    files,
+    holders,
+    images,
+    plans,
+    snapshots,
+    streams,
+    volumes,
+)
 from blockplane.cli.failure import BROKEN_PIPE_STATUS, Failure, failure_of, report_failure
 from blockplane.cli.start import INTERRUPTED_STATUS
 
@@ -19,7 +32,22 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(context_settings=_CONTEXT, subcommand_metavar="VERB ...")
+class Verbs(click.Group):
+    """The verbs, and those of two words beside a verb that takes arguments itself: `image plan`, `image VOL EXPR`."""
+
+    pairs: ClassVar[dict[tuple[str, str], click.Command]] = {}
+
+    def resolve_command(
+        self, context: click.Context, words: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Take two words for a verb where they are one."""
+        verb = self.pairs.get((words[0], words[1])) if len(words) > 1 else None
+        if verb is not None:
+            return f"{words[0]} {words[1]}", verb, words[2:]
+        return super().resolve_command(context, words)
+
+
+@click.group(cls=Verbs, context_settings=_CONTEXT, subcommand_metavar="VERB ...")
 @click.version_option(package_name="blockplane")
 def cli() -> None:
     """Volumes, snapshots, and image transfer: a snapshot is a set of block numbers.
@@ -37,9 +65,10 @@ def cli() -> None:
     """
 
 
-for _module in (volumes, copies, files, snapshots, images, streams, demo, completion):
+for _module in (volumes, copies, files, snapshots, differences, holders, images, streams, demo, completion):
     for _verb in _module.VERBS:
         cli.add_command(_verb)
+Verbs.pairs |= plans.PAIRS
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 import blockplane as bp
@@ -55,23 +57,57 @@ def list_(vol: str, as_json: bool, wait_s: float) -> None:
 
 
 @snapshot.command()
-@click.argument("name", metavar="VOL@SNAP", type=SnapshotName())
+@click.argument("names", metavar="VOL@SNAP...", nargs=-1, required=True, type=SnapshotName())
+@click.option("-n", "--dry-run", is_flag=True, help="Say exactly what that would free; delete nothing.")
 @json_option
 @wait_option
-def delete(name: str, as_json: bool, wait_s: float) -> None:
-    """Delete a snapshot, or a range of them.
+def delete(names: Sequence[str], dry_run: bool, as_json: bool, wait_s: float) -> None:
+    """Delete snapshots, or ranges of them, in one commit.
 
-    VOL@FIRST..LAST are all from one to the other, as `list` shows them.
+    VOL@FIRST..LAST are all from one to the other, as `list` shows them. What becomes free is told apart from the
+    metafile blocks that the commit itself takes, or gives back.
     """
-    place, snap = snapshot_of(name)
-    with open_volume(place, "snapshot delete", wait_s, writable=True) as volume:
-        first, dots, last = snap.partition("..")
-        names = volume.snapshot_range(first, last) if dots else [snap]
-        n_freed = volume.delete_snapshot(*names)
-    if as_json:
-        print_json({"deleted": names, "freed_blocks": n_freed})
+    place, wanted = _of_one_volume(names)
+    with open_volume(place, "snapshot delete", wait_s, writable=not dry_run) as volume:
+        gone = [name for snap in wanted for name in _range_of(volume, snap)]
+        delete_snapshots(volume, list(dict.fromkeys(gone)), dry_run, as_json)
+
+
+def _of_one_volume(names: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the volume, and the snapshots or ranges named of it."""
+    found = [snapshot_of(name) for name in names]
+    places = list(dict.fromkeys(place.rstrip("/") for place, _ in found))
+    if len(places) > 1:
+        raise bp.errors.UsageError(f"{places[0]} and {places[1]} are two volumes", "delete in one at a time")
+    return found[0][0], [snap for _, snap in found]
+
+
+def _range_of(volume: bp.Volume, text: str) -> list[str]:
+    first, dots, last = text.partition("..")
+    return volume.snapshot_range(first, last) if dots else [text]
+
+
+def delete_snapshots(volume: bp.Volume, names: Sequence[str], dry_run: bool, as_json: bool) -> None:
+    """Delete snapshots and say what that freed, or would free."""
+    if dry_run:
+        n_freed, n_metafile = volume.freeing(*names).n_blocks, 0
     else:
-        print(f"deleted {', '.join(names)}: {blocks(n_freed)} freed")
+        n_before = _metafile_blocks(volume)
+        n_freed = volume.delete_snapshot(*names) if names else 0
+        n_metafile = _metafile_blocks(volume) - n_before
+    if as_json:
+        print_json({"deleted": list(names), "freed_blocks": n_freed, "metafile_blocks": n_metafile, "dry_run": dry_run})
+        return
+    if not names:
+        print("nothing to delete")
+        return
+    own = f"; the commit itself took {blocks(n_metafile)}" if n_metafile > 0 else ""
+    print(f"{'would delete' if dry_run else 'deleted'} {', '.join(names)}: {blocks(n_freed)} freed{own}")
+
+
+def _metafile_blocks(volume: bp.Volume) -> int:
+    """Return how many blocks the live state and the local tree have; of a commit without files' changes, metafiles."""
+    return volume.active.root.n_blocks + volume.local.root.n_local
 
 
 @snapshot.command()

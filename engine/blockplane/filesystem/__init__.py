@@ -3,6 +3,7 @@
 from blockplane.filesystem.check import CheckReport
 from blockplane.filesystem.copyin import PutReport
 from blockplane.filesystem.copyout import GetReport
+from blockplane.filesystem.difference import Change, Difference, compare
 from blockplane.filesystem.errors import FileSystemDamagedError, PathError
 from blockplane.filesystem.file import File
 from blockplane.filesystem.filesystem import FileSystem
@@ -14,7 +15,9 @@ __all__ = [
     "DOS_HIDDEN",
     "DOS_READ_ONLY",
     "DOS_SYSTEM",
+    "Change",
     "CheckReport",
+    "Difference",
     "DirEntry",
     "File",
     "FileSystem",
@@ -23,4 +26,5 @@ __all__ = [
     "PathError",
     "PutReport",
     "StatResult",
+    "compare",
 ]

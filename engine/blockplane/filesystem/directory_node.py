@@ -20,7 +20,7 @@ from blockplane.model import BLOCK_BYTES
 Key = tuple[int, bytes]
 
 _HEADER = struct.Struct("<HBBHHQ")
-_MAGIC = 0x4442
+MAGIC = 0x4442
 HEADER_BYTES = _HEADER.size
 CAPACITY_BYTES = BLOCK_BYTES - HEADER_BYTES
 LEAF_ENTRY_BYTES = 16
@@ -33,7 +33,7 @@ LAST_KEY: Key = (1 << 64, b"")
 _TYPE_SHIFT = 48
 _LENGTH_SHIFT = 56
 _TARGET_MASK = (1 << _LENGTH_SHIFT) - 1
-_INODE_MASK = MAX_INODE - 1
+INODE_MASK = MAX_INODE - 1
 
 
 def _blake2b_64(name: bytes) -> int:
@@ -52,7 +52,7 @@ def pack_target(inode: int, kind: int) -> int:
 
 def unpack_target(target: int) -> tuple[int, int]:
     """Return (inode number, type)."""
-    return target & _INODE_MASK, target >> _TYPE_SHIFT
+    return target & INODE_MASK, target >> _TYPE_SHIFT
 
 
 class Node:
@@ -174,7 +174,7 @@ class Node:
             columns = array("Q", self.hashes).tobytes() + array("Q", packed).tobytes()
         body = columns + b"".join(self.names)
         assert len(body) == self.used_bytes
-        header = _HEADER.pack(_MAGIC, self.level, 0, len(self.hashes), self.used_bytes, owner)
+        header = _HEADER.pack(MAGIC, self.level, 0, len(self.hashes), self.used_bytes, owner)
         return (header + body).ljust(BLOCK_BYTES, b"\0")
 
     @classmethod
@@ -186,7 +186,7 @@ class Node:
         FileSystemDamagedError: it is not a node of this directory, or its entries are not valid names in order.
         """
         magic, level, _, n, used_bytes, stored_owner = _HEADER.unpack_from(data)
-        if magic != _MAGIC or stored_owner != owner or level > MAX_LEVEL or used_bytes > CAPACITY_BYTES:
+        if magic != MAGIC or stored_owner != owner or level > MAX_LEVEL or used_bytes > CAPACITY_BYTES:
             raise damaged(f"directory {owner}: a block is not one of its nodes")
         node = cls(level)
         if n * node.entry_bytes > used_bytes:

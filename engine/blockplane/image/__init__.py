@@ -1,6 +1,21 @@
 """Storage images: sets of blocks chosen by an expression, their order, and the gather from all disks at once."""
 
+from blockplane.image.blockdiff import BlockDifference, block_difference
 from blockplane.image.expression import parse
+from blockplane.image.freeing import Freeing, freeing
 from blockplane.image.image import Image, build, freed, freed_blocks
+from blockplane.image.plan import Backup, plan_levels
 
-__all__ = ["Image", "build", "freed", "freed_blocks", "parse"]
+__all__ = [
+    "Backup",
+    "BlockDifference",
+    "Freeing",
+    "Image",
+    "block_difference",
+    "build",
+    "freed",
+    "freed_blocks",
+    "freeing",
+    "parse",
+    "plan_levels",
+]

@@ -1,14 +1,14 @@
-"""The language of image expressions: snapshot names joined by ``+ - & ..`` and parentheses.
+"""The language of image expressions: snapshot names joined by ``+ - ^ & ..`` and parentheses.
 
-``&`` binds tighter than ``+`` and ``-``, which stand alike; all go left to right. A name is the longest run of letters,
-digits and ``_ . : -`` that holds no ``..``, so ``-`` is an operator only between blanks. Parsing gives a tree of
-`Expression` nodes whose text, `str(node)`, is canonical: it parses back to an equal tree.
+``&`` binds tighter than ``+``, ``-`` and ``^``, which stand alike; all go left to right. A name is the longest run of
+letters, digits and ``_ . : -`` that holds no ``..``, so ``-`` is an operator only between blanks. Parsing gives a tree
+of `Expression` nodes whose text, `str(node)`, is canonical: it parses back to an equal tree.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -23,7 +23,8 @@ MAX_DEPTH: Final = 64
 _NAME: Final = re.compile(r"(?:[^\W]|[:-]|\.(?!\.))+")
 _SPACE: Final = re.compile(r"[ \t]+")
 
-Sign = Literal["+", "-"]
+Sign = Literal["+", "-", "^"]
+_SIGNS: Final[dict[str, Sign]] = {"+": "+", "-": "-", "^": "^"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Two or more expressions added and subtracted, left to right; the first is added. `chain` makes them."""
+    """Two or more expressions joined left to right by their signs; the first is added. `chain` makes them.
+
+    ``+`` adds, ``-`` takes away, ``^`` keeps what is in one of both alone.
+    """
 
     terms: tuple[tuple[Sign, Expression], ...]
 
@@ -75,7 +79,7 @@ Expression = Name | Span | Chain | Meet
 
 
 def chain(terms: Sequence[tuple[Sign, Expression]]) -> Expression:
-    """Join expressions by ``+`` and ``-``; the first sign is ``+``; a leading chain becomes part of this one."""
+    """Join expressions by ``+``, ``-`` and ``^``; the first sign is ``+``; a leading chain becomes part of this one."""
     (_, first), *rest = terms
     if not rest:
         return first
@@ -95,18 +99,41 @@ def is_name(text: str) -> bool:
     return bool(text) and _name_problem(text) == "" and _NAME.fullmatch(text) is not None and text != ACTIVE
 
 
-def names(node: Expression) -> Iterator[Name]:
-    """Yield every name of an expression, left to right, both ends of spans included."""
+def parts(node: Expression) -> Iterator[Name | Span]:
+    """Yield the names and spans of an expression, left to right."""
     if isinstance(node, Chain):
         for _, part in node.terms:
-            yield from names(part)
+            yield from parts(part)
     elif isinstance(node, Meet):
         for part in node.terms:
-            yield from names(part)
-    elif isinstance(node, Span):
-        yield from (node.first, node.last)
+            yield from parts(part)
     else:
         yield node
+
+
+def names(node: Expression) -> Iterator[Name]:
+    """Yield every name of an expression, left to right, both ends of spans included."""
+    for part in parts(node):
+        yield from (part.first, part.last) if isinstance(part, Span) else (part,)
+
+
+def spans(node: Expression) -> Iterator[Span]:
+    """Yield the spans of an expression."""
+    return (part for part in parts(node) if isinstance(part, Span))
+
+
+def lone_names(node: Expression) -> Iterator[Name]:
+    """Yield the names of an expression that are no ends of spans."""
+    return (part for part in parts(node) if isinstance(part, Name))
+
+
+def replaced(node: Expression, write: Callable[[Span], Expression]) -> Expression:
+    """Return an expression with something else in place of each span."""
+    if isinstance(node, Chain):
+        return chain([(sign, replaced(part, write)) for sign, part in node.terms])
+    if isinstance(node, Meet):
+        return meet([replaced(part, write) for part in node.terms])
+    return write(node) if isinstance(node, Span) else node
 
 
 def parse(text: str, *, allow_active: bool = False) -> Expression:
@@ -132,7 +159,7 @@ def parse(text: str, *, allow_active: bool = False) -> Expression:
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    kind: str  # "name", one of + - & .. ( ), or "end"
+    kind: str  # "name", one of + - ^ & .. ( ), or "end"
     text: str
     position: int
 
@@ -172,7 +199,7 @@ def _token(text: str, position: int) -> _Token:
     character = text[position]
     if text.startswith("..", position):
         return _Token("..", "..", position)
-    if character in "+&()":
+    if character in "+&^()":
         return _Token(character, character, position)
     if character == "-" and _ends_word(text, position + 1):
         return _Token("-", "-", position)
@@ -218,13 +245,13 @@ class _Parser:
         before = self._tokens[self._next - 1] if self._next else None
         if before is not None and before.kind == "name" and before.text.endswith("-"):
             return f"{before.text!r} is one name; put blanks on both sides of - to subtract"
-        return "join names with + - & or .."
+        return "join names with + - ^ & or .."
 
     def sum(self) -> Expression:
         terms: list[tuple[Sign, Expression]] = [("+", self.product())]
-        while (kind := self._peek().kind) in ("+", "-"):
+        while (sign := _SIGNS.get(self._peek().kind)) is not None:
             self._take()
-            terms.append(("+" if kind == "+" else "-", self.product()))
+            terms.append((sign, self.product()))
         return chain(terms)
 
     def product(self) -> Expression:

@@ -31,7 +31,7 @@ class Var:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Formulas added and subtracted, left to right; the first is added."""
+    """Formulas joined by signs, left to right; the first is added. ``^`` keeps what is in one of both alone."""
 
     terms: tuple[tuple[Sign, Formula], ...]
 
@@ -78,8 +78,14 @@ def apply(formula: Formula, values: Sequence[Value | None]) -> Value | None:
         if total is None:
             total = other
         else:
-            total = total | other if sign == "+" else total & ~other
+            total = _joined(total, sign, other)
     return total
+
+
+def _joined(total: Value, sign: Sign, other: Value) -> Value:
+    if sign == "+":
+        return total | other
+    return total & ~other if sign == "-" else total ^ other
 
 
 def positive(formula: Formula) -> frozenset[int]:
@@ -88,7 +94,7 @@ def positive(formula: Formula) -> frozenset[int]:
         return frozenset((formula.index,))
     if isinstance(formula, Common):
         return positive(formula.terms[0])
-    return frozenset().union(*(positive(part) for sign, part in formula.terms if sign == "+"))
+    return frozenset().union(*(positive(part) for sign, part in formula.terms if sign != "-"))
 
 
 def variables(formula: Formula) -> frozenset[int]:
@@ -140,7 +146,7 @@ def _support(formula: Formula, classes: Sequence[int]) -> frozenset[int]:
         return min((_support(part, classes) for part in formula.terms), key=len)
     found: frozenset[int] = frozenset()
     for sign, part in formula.terms:
-        if sign == "+":
+        if sign != "-":
             found |= _support(part, classes)
         else:
             found -= _whole(part, classes)

@@ -11,10 +11,11 @@ from typing import Literal
 from blockplane.image import expression as language
 from blockplane.image.conflict import is_spoilt
 from blockplane.image.evaluate import Evaluation, evaluate, is_empty
-from blockplane.image.expression import ACTIVE, Chain, Expression, Meet, Name, Sign, Span
+from blockplane.image.expression import ACTIVE, Expression, Meet, Name, Sign, Span
 from blockplane.image.formula import Common, Formula, Sums, Var, difference, positive, sum_of, variables
 from blockplane.image.layout import Layout
 from blockplane.image.store import SnapshotStore, store_of
+from blockplane.image.terms import base_name, is_sendable, with_terms
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError, UsageError
 from blockplane.planes import Plane
@@ -74,6 +75,7 @@ class Image:
         top: Term,
         base: Term | None,
         known: Sequence[SnapshotRecord],
+        kept_out: frozenset[bytes] = frozenset(),
     ) -> None:
         self.store, self.expression = store, expression
         self._terms, self._formula = list(terms), formula
@@ -83,8 +85,8 @@ class Image:
         self.space_blocks = max(store.geometry.n_blocks, *(term.operand.space_blocks for term in terms))
         self._layout: Layout | None = None
         before = sum(term.operand.blockmap.n_reads for term in terms)
-        readable = [term for term in terms if term is not base and term.record is not None and not term.is_shadow]
-        likely = [term for term in readable if self._is_whole(term)]
+        self._kept_out = kept_out
+        likely = [term for term in terms if term is not base and self._may_arrive(term) and self._is_whole(term)]
         found = self._evaluate(likely)
         owners = self._owners(found)
         candidates = [*likely, *self._others_that_arrive(known, found.planes[0])]
@@ -102,6 +104,9 @@ class Image:
         there = {record.id for record in self.arriving} | ({self.base.id} if self.base is not None else set())
         listed = {record.id: record for record in (*self.records(), *known)}
         self.left_out = [record for record in listed.values() if record.id not in there]
+
+    def _may_arrive(self, term: Term) -> bool:
+        return term.record is not None and term.record.id not in self._kept_out
 
     def _evaluate(self, arriving: Sequence[Term]) -> Evaluation:
         """Evaluate the image and, over a base, what of the base nothing that arrives holds."""
@@ -129,7 +134,7 @@ class Image:
         mine = {record.id for record in self.records()}
         near = [record for record in known if record.id not in mine and record.root.number in plane]
         terms = [Term(record.name, record, self.store.state(record.name)) for record in near]
-        return [term for term in terms if self._is_whole(term)]
+        return [term for term in terms if self._may_arrive(term) and self._is_whole(term)]
 
     @property
     def n_blocks(self) -> int:
@@ -187,7 +192,7 @@ class Image:
         ------
         RefusedError : the image is not a sum minus at most one base, its top is not a snapshot, or not complete.
         """
-        if not _is_sendable(self.expression):
+        if not is_sendable(self.expression):
             raise RefusedError(
                 f"the image {self} can be counted and listed, but not sent",
                 "send a sum of snapshots minus at most one base: newer + older - base",
@@ -215,6 +220,8 @@ def build(
     *,
     older: Literal["all"] | Sequence[str] = (),
     with_: Sequence[str] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     allow_active: bool = False,
 ) -> Image:
     """Make an image of a storage's snapshots.
@@ -225,6 +232,8 @@ def build(
     text : the expression.
     older : older snapshots to add to the sum, or all of the top's line that the base does not have.
     with_ : snapshots that may be terms although they are no ancestors of the top; added where they are missing.
+    include, exclude : of the snapshots in the expression's ranges take only these, or all but these: the others are no
+        terms, and do not arrive. Names that the expression writes by themselves stay.
     allow_active : whether ``active`` may be a term.
 
     Raises
@@ -233,7 +242,9 @@ def build(
     NoSuchSnapshotError : a name is not a regular snapshot here.
     UsageError : a term is no ancestor of the top and not among with_; a range does not go from older to newer.
     """
-    return _Builder(store_of(origin), allow_active).build(language.parse(text, allow_active=allow_active), older, with_)
+    builder = _Builder(store_of(origin), allow_active)
+    node = builder.choose(language.parse(text, allow_active=allow_active), include, exclude)
+    return builder.build(node, older, with_)
 
 
 class _Builder:
@@ -245,33 +256,54 @@ class _Builder:
         self._shadows = {record.name: record for record in store.records() if record.kind == KIND_SHADOW}
         self._all_names = {record.name: record for record in store.records()}
         self._terms: dict[str, Term] = {}
+        self._kept_out: set[bytes] = set()
+
+    def choose(self, node: Expression, include: Sequence[str], exclude: Sequence[str]) -> Expression:
+        """Write the ranges of an expression out, without those of their snapshots that are not wanted."""
+        if not include and not exclude:
+            return node
+        inside = {record.name for span in language.spans(node) for record in self._span(span)}
+        for name in (*include, *exclude):
+            if self.record(name).name not in inside:
+                raise UsageError(f"{name} lies in no range of {node}", "choose among the snapshots of a range: A..B")
+        wanted = {name for name in inside if (not include or name in include) and name not in exclude}
+        named = {name.text for name in language.lone_names(node)}
+        self._kept_out = {self.record(name).id for name in inside - wanted - named}
+        return language.replaced(node, lambda span: self._written_out(span, wanted))
+
+    def _written_out(self, span: Span, wanted: set[str]) -> Expression:
+        found: list[tuple[Sign, Expression]] = [("+", Name(ACTIVE))] if span.last.text == ACTIVE else []
+        found += [("+", Name(record.name)) for record in self._span(span) if record.name in wanted]
+        if not found:
+            raise UsageError(f"no snapshot of the range {span} is left", "include one of them, or leave the range out")
+        return language.chain(found)
 
     def build(self, node: Expression, older: Literal["all"] | Sequence[str], with_: Sequence[str]) -> Image:
         added = [Name(name) for name in dict.fromkeys((*with_, *(older if older != "all" else ())))]
-        node = _with_terms(node, [name for name in added if name not in list(language.names(node))])
+        node = with_terms(node, [name for name in added if name not in list(language.names(node))])
         formula = self._formula(node)
         self._refuse_shadows(formula)
         top = self._top(formula)
         if older == "all":
-            node = _with_terms(node, self._older(top, node))
+            node = with_terms(node, self._older(top, node))
             formula = self._formula(node)
         self._check_ancestors(top, formula, set(with_))
-        base = self._terms[_base_name(node)] if _base_name(node) else None
+        base = self._terms[base_name(node)] if base_name(node) else None
         order = sorted(self._terms.values(), key=lambda t: (t is top, t.age_key), reverse=True)
         numbers = {term.name: i for i, term in enumerate(order)}
         formula = _renumbered(formula, [numbers[name] for name in self._terms])
-        return Image(self._store, node, order, formula, top, base, self._known(top))
+        return Image(self._store, node, order, formula, top, base, self._known(top), frozenset(self._kept_out))
 
     def _term(self, name: Name) -> Var:
         if name.text not in self._terms:
-            self._terms[name.text] = self._operand(name.text)
+            self._terms[name.text] = self._operand(name)
         return Var(list(self._terms).index(name.text))
 
-    def _operand(self, name: str) -> Term:
-        if name in self._shadows:
-            return Term(name, self._shadows[name], self._store.shadow(name))
-        record = None if name == ACTIVE else self.record(name)
-        return Term(name, record, self._store.state(None if record is None else name))
+    def _operand(self, name: Name) -> Term:
+        if name.text in self._shadows:
+            return Term(name.text, self._shadows[name.text], self._store.shadow(name.text))
+        record = None if name.text == ACTIVE else self.record(name.text)
+        return Term(name.text, record, self._store.state(None if record is None else name.text))
 
     def _refuse_shadows(self, formula: Formula) -> None:
         """A shadow's blocks may have been reused: nothing can be read of it, and so nothing be summed."""
@@ -297,6 +329,7 @@ class _Builder:
         if isinstance(node, Name):
             return self._term(node)
         if isinstance(node, Span):
+            self._term(node.last)
             return Sums(tuple(("+", self._term(Name(record.name))) for record in self._span(node)))
         if isinstance(node, Meet):
             return Common(tuple(self._formula(part) for part in node.terms))
@@ -309,8 +342,7 @@ class _Builder:
             last = self.record(span.last.text)
         if first == last:
             return [first]
-        self._term(span.last)
-        line = self._known(self._terms[span.last.text])
+        line = self._known(self._operand(span.last))
         ids = [record.id for record in line]
         if first.id not in ids:
             raise UsageError(
@@ -333,7 +365,7 @@ class _Builder:
         return max((terms[i] for i in positive(formula)), key=lambda term: term.age_key)
 
     def _older(self, top: Term, node: Expression) -> list[Name]:
-        base = _base_name(node)
+        base = base_name(node)
         held = self._held_by(self._terms[base], top) if base else set()
         there = {name.text for name in language.names(node)} | set(self._terms)
         return [Name(r.name) for r in self._known(top) if r.id not in held and r.name not in there]
@@ -355,35 +387,6 @@ class _Builder:
                 f"{term.name} is no ancestor of {top.name}, the newest snapshot of the image",
                 f"name it with --with {term.name} if that is meant",
             )
-
-
-def _with_terms(node: Expression, added: Sequence[Name]) -> Expression:
-    """Add names to the outer sum, before its base."""
-    if not added:
-        return node
-    terms: list[tuple[Sign, Expression]] = list(node.terms) if isinstance(node, Chain) else [("+", node)]
-    at = len(terms) - 1 if _base_name(node) else len(terms)
-    extra: list[tuple[Sign, Expression]] = [("+", name) for name in added]
-    return language.chain([*terms[:at], *extra, *terms[at:]])
-
-
-def _base_name(node: Expression) -> str:
-    if isinstance(node, Chain) and node.terms[-1][0] == "-" and isinstance(node.terms[-1][1], Name):
-        return node.terms[-1][1].text
-    return ""
-
-
-def _is_sendable(node: Expression) -> bool:
-    if not isinstance(node, Chain):
-        return isinstance(node, (Name, Span))
-    terms = node.terms[:-1] if _base_name(node) else node.terms
-    return all(sign == "+" and _is_sum(part) for sign, part in terms)
-
-
-def _is_sum(node: Expression) -> bool:
-    if isinstance(node, Chain):
-        return all(sign == "+" and _is_sum(part) for sign, part in node.terms)
-    return isinstance(node, (Name, Span))
 
 
 def _renumbered(formula: Formula, numbers: Sequence[int]) -> Formula:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blockplane.volume.codec import Branch, SnapshotRecord
+from blockplane.volume.lines import is_on_line
 
 
 def is_in_history(branch_id: bytes, cp: int, top: SnapshotRecord, branches: Sequence[Branch]) -> bool:
@@ -14,13 +15,4 @@ def is_in_history(branch_id: bytes, cp: int, top: SnapshotRecord, branches: Sequ
     ----------
     branches : the top's branch history; each entry names the branch it left, and the last CP it shares with it.
     """
-    by_id = {branch.id: branch for branch in branches}
-    line, last_cp = top.branch_id, top.cp
-    for _ in range(len(branches) + 1):
-        if line == branch_id:
-            return cp <= last_cp
-        entry = by_id.get(line)
-        if entry is None:
-            return False
-        line, last_cp = entry.parent_id, min(entry.parent_cp, last_cp)
-    return False
+    return is_on_line(branch_id, cp, top.branch_id, top.cp, branches)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from blockplane.model.errors import RefusedError, SnapshotExistsError, UsageError
+from blockplane.planes import Plane
 from blockplane.volume import held, shadows
 from blockplane.volume.codec import (
     FORM_EMPTY,
@@ -19,11 +20,10 @@ from blockplane.volume.codec import (
     SnapshotRecord,
     TableEntry,
 )
-from blockplane.volume.leafbits import Leaf
+from blockplane.volume.leafbits import LEAF_WORDS, Leaf
 from blockplane.volume.state import State
 
 if TYPE_CHECKING:
-    from blockplane.planes import Plane
     from blockplane.volume.live import LiveVolume
 
 _NAME = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:-]*")
@@ -187,6 +187,15 @@ def freed_by(volume: LiveVolume, names: Sequence[str]) -> int:
     with volume.lock:
         entries = [volume.local.entry(name) for name in names]
         return sum(n for _, _, n in _exclusive(volume, entries))
+
+
+def freed_places(volume: LiveVolume, names: Sequence[str]) -> Plane:
+    """Return the places that deleting these snapshots together frees."""
+    with volume.lock:
+        builder = Plane.builder(volume.geometry.n_blocks)
+        for leaf, words, _ in _exclusive(volume, [volume.local.entry(name) for name in names]):
+            builder.append(leaf * LEAF_WORDS, words[: -(-volume.geometry.n_blocks // 64) - leaf * LEAF_WORDS])
+        return builder.finish()
 
 
 def _exclusive(volume: LiveVolume, gone: Sequence[TableEntry]) -> list[tuple[int, Leaf, int]]:

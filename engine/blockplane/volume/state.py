@@ -28,8 +28,8 @@ from blockplane.volume.codec import (
 from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.tree import BlockTree
+from blockplane.volume.treediff import differing_blocks
 from blockplane.volume.treeio import BlockReader
-from blockplane.volume.treeread import NODE_SHIFT
 
 CHECKS_PER_LEAF = BLOCK_BYTES // 4
 
@@ -230,39 +230,7 @@ def differing_leaves(states: Sequence[State]) -> list[int]:
 
     Cost follows what differs: below a node that all states share nothing is read.
     """
-    trees = [state.blockmap for state in states]
-    found = set(_mapped_leaves(states))
-
-    def descend(level: int, index: int) -> None:
-        first, *others = (_children(tree, level, index, mark) for mark, tree in enumerate(trees))
-        differs = np.zeros(NODE_POINTERS, np.bool_)
-        for other in others:
-            differs |= (first != other).any(axis=1)
-        for child in (np.flatnonzero(differs) + (index << NODE_SHIFT)).tolist():
-            if level == 1:
-                found.add(child)
-            else:
-                descend(level - 1, child)
-
-    descend(max(tree.root.depth for tree in trees) + 1, 0)
-    return sorted(found)
-
-
-def _children(tree: BlockTree, level: int, index: int, mark: int) -> PointerArray:
-    """Return the 256 pointers below (level, index) of a tree that may be less deep: then its root stands at index 0.
-
-    mark : tells a level that the tree does not have from every other tree's.
-    """
-    root = tree.root
-    if level <= root.depth:
-        return tree.node(level, index)
-    out = np.zeros((NODE_POINTERS, 2), np.uint64)
-    if index == 0 and root.form == FORM_TREE:
-        if level == root.depth + 1:
-            out[:ROOT_POINTERS] = root.pointers
-        else:
-            out[0] = mark + 1
-    return out
+    return sorted({*_mapped_leaves(states), *differing_blocks([state.blockmap for state in states])})
 
 
 def _mapped_leaves(states: Sequence[State]) -> Iterator[int]:

@@ -1,0 +1,57 @@
+"""`image plan`: levels, chains, exact sizes of what is there."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+KEYS = {
+    "name", "level", "expression", "base", "chain", "keep_snapshot_until", "keep_stream_until", "n_blocks", "n_bytes",
+}  # fmt: skip
+
+
+def test_a_plan_of_days_that_are_to_come(done):
+    found = done("image", "plan", "--days", 5, "--scheme", "hanoi:2", "--json").json
+    assert found["scheme"] == "hanoi:2"
+    assert [(b["name"], b["level"], b["base"]) for b in found["backups"]] == [
+        ("day1", 0, None), ("day2", 2, "day1"), ("day3", 1, "day1"), ("day4", 2, "day3"), ("day5", 1, "day1"),
+    ]  # fmt: skip
+    assert all(set(backup) == KEYS for backup in found["backups"])
+    assert {backup["n_blocks"] for backup in found["backups"]} == {None}
+    lines = done("image", "plan", "--days", 2).out.splitlines()
+    assert lines[0].split()[:3] == ["day", "level", "size"]
+    assert lines[2].endswith("day2 - day1")
+
+
+def test_a_plan_of_snapshots_says_what_each_image_holds(done, pool):
+    found = done("image", "plan", pool, "--scheme", "chain", "--days", 3, "--json").json["backups"]
+    assert [b["name"] for b in found] == ["june1", "june2", "day1"]
+    sizes = [done("image", pool, b["expression"], "--json").json["n_blocks"] for b in found[:2]]
+    assert [b["n_blocks"] for b in found] == [*sizes, None]
+    assert found[1]["n_bytes"] == sizes[1] * 4096
+    named = done("image", "plan", pool, "june1..june2", "june9", "--scheme", "full", "--json").json["backups"]
+    assert [(b["name"], b["n_blocks"] is None) for b in named] == [("june1", False), ("june2", False), ("june9", True)]
+
+
+def test_a_volume_called_plan_can_be_named(done):
+    done("create", "plan", "--disks", 1, "--size", "4MiB")
+    done("snapshot", "create", "plan@s")
+    assert done("image", "./plan", "s", "--json").json["top"] == "s"
+    assert os.path.isdir("plan")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "status"),
+    [
+        (["pool", "--scheme", "moon"], "usage", 2),
+        (["pool", "--days", "1"], "usage", 2),
+        ([], "usage", 2),
+        (["june1", "june2"], "not-a-volume", 1),
+        (["pool", "june1..absent"], "no-such-snapshot", 1),
+        (["pool", "june1", "june1"], "usage", 2),
+    ],
+)
+def test_what_plan_refuses(blockplane, pool, arguments, kind, status):
+    outcome = blockplane("image", "plan", *arguments, "--json")
+    assert (outcome.status, outcome.error["kind"]) == (status, kind)
