@@ -90,7 +90,9 @@ class Site:
             node.data = bytearray(self.fs.read_bytes(path))
             ranges = self.fs.data_ranges(path)
             node.blocks = {n for start, stop in ranges for n in range(start // 4096, -(-stop // 4096))}
-        self.model.changed()
+        self.volume.sync()
+        if self.volume.committed.pointer != self._seen.pointer:  # else it ended before anything changed
+            self.model.changed()
         self._note_times(*([path] if path else []))
         self.sync()
 
