@@ -25,7 +25,8 @@ def cli() -> None:
     """Volumes, snapshots, and image transfer: a snapshot is a set of block numbers.
 
     VOL is a volume's directory, VOL@SNAP a snapshot of it, VOL:/PATH or VOL@SNAP:/PATH a file in it,
-    FILE.bps:/PATH a file in a stream. Sizes are 4096, 256KiB, 10G.
+    FILE.bps[@SNAP]:/PATH a file in a stream, A.bps,B.bps:/PATH or FOLDER:/PATH in a chain of them.
+    Sizes are 4096, 256KiB, 10G.
 
     \b
     blockplane create pool --disks 5 --size 2G

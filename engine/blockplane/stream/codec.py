@@ -80,6 +80,12 @@ class Features:
 #: Bits that this release knows; version 0 defines none.
 KNOWN_FEATURES: Final = Features()
 
+
+def feature_names(bits: int) -> str:
+    """Return what a person is told of features that are not known here."""
+    return f"features {bits:#x} of a later release"
+
+
 _HEADER = struct.Struct("<8sIIQQQ32s16s16s16s16s16sIIQQQQ16sIHHQ8sIIIIIHHQ32s24x")
 HEADER_FIXED_BYTES: Final = 320
 _GROUP = struct.Struct("<QQQHHI")
@@ -209,7 +215,7 @@ def decode_header(data: bytes) -> Header:
 def _require_known(features: Features, block_bytes: int, check_kind: int, check_bytes: int) -> None:
     unknown = features.receiving & ~KNOWN_FEATURES.receiving
     if unknown:
-        raise StreamError(f"receiving this stream needs features {unknown:#x} of a later release", "upgrade blockplane")
+        raise StreamError(f"receiving this stream needs {feature_names(unknown)}", "upgrade blockplane")
     if block_bytes != BLOCK_BYTES or (check_kind, check_bytes) != (CHECK_CRC32C, CHECK_BYTES):
         raise StreamError(
             f"the stream has blocks of {block_bytes} bytes with checksums of kind {check_kind}, width {check_bytes}; "
@@ -417,6 +423,16 @@ def decode_trailer(payload: bytes) -> Trailer:
     return Trailer(n_frames, n_data_frames, n_blocks, stream_bytes, index_offset, n_index, digest)
 
 
-INDEX_DTYPE: Final = np.dtype([("vbn", "<i8"), ("offset", "<i8"), ("n_blocks", "<u4"), ("zero", "<u4")])
+#: frame: offset in the stream of the frame's head; first: which block of the frame the extent begins with.
+INDEX_DTYPE: Final = np.dtype([("vbn", "<i8"), ("frame", "<i8"), ("n_blocks", "<u4"), ("first", "<u4")])
 INDEX_BYTES: Final = INDEX_DTYPE.itemsize
 MAX_INDEX_ENTRIES: Final = MAX_PAYLOAD_BYTES // INDEX_BYTES
+
+
+def encode_index(extents: Extents, frame: int) -> bytes:
+    """Return the index entries of a data frame's extents (n, 2), in payload order; frame: offset of its head."""
+    entries = np.zeros(len(extents), INDEX_DTYPE)
+    counts = extents[:, 1] - extents[:, 0]
+    entries["vbn"], entries["n_blocks"], entries["frame"] = extents[:, 0], counts, frame
+    entries["first"] = np.cumsum(counts) - counts
+    return entries.tobytes()

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from blockplane.image.extents import merged, split
+from blockplane.image.extents import merged, n_blocks_in, split
 from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Extents
 from blockplane.model.checks import crc32c
 from blockplane.planes import Plane
@@ -80,24 +80,24 @@ class StreamWriter:
         buffer : (n_blocks * 4096,) uint8; may be reused once this returns.
         """
         view, buffers, at = buffer.data, list[Buffer](), 0
-        index: list[tuple[int, int, int, int]] = []
         offset = self.n_bytes
         for part in split(extents, codec.MAX_FRAME_BLOCKS):
-            n_blocks = int((part[:, 1] - part[:, 0]).sum())
+            n_blocks = n_blocks_in(part)
             head = codec.encode_data_head(self._sequence, self._header.tag, part, checks[at : at + n_blocks])
-            self._sha.update(head)
             buffers += [head, view[at * BLOCK_BYTES : (at + n_blocks) * BLOCK_BYTES]]
-            offset += len(head)
-            for start, stop in part.tolist():
-                index.append((start, offset, stop - start, 0))
-                offset += (stop - start) * BLOCK_BYTES
+            self._note_frame(head, part, offset)
+            offset += len(head) + n_blocks * BLOCK_BYTES
             at += n_blocks
-            self._sequence += 1
-            self._n_data_frames += 1
         self._write(buffers)
         self._n_blocks += at
-        self._n_index += len(index)
-        self._index.write(np.array(index, codec.INDEX_DTYPE).tobytes())
+
+    def _note_frame(self, head: bytes, extents: Extents, offset: int) -> None:
+        """Take a data frame whose head lies at an offset of the stream into the digest, the counts and the index."""
+        self._sha.update(head)
+        self._sequence += 1
+        self._n_data_frames += 1
+        self._n_index += len(extents)
+        self._index.write(codec.encode_index(extents, offset))
 
     def finish(self) -> Trailer:
         """Write index and trailer; return the trailer."""
