@@ -69,3 +69,18 @@ def test_streams_are_not_written(blockplane, pool, tree):
     for verb in (["rm", "june1.bps:/tree/hello"], ["mkdir", "june1.bps:/x"], ["put", "june1.bps:/", tree]):
         outcome = blockplane(*verb)
         assert (outcome.status, "a stream cannot be written" in outcome.err) == (1, True)
+
+
+def test_a_compressed_stream(done, blockplane, pool, tree):
+    report = done("send", pool, "june2", "-o", "packed.bps", "--compress", "zstd:5", "--json").json
+    assert report["compression"] == "zstd:5"
+    assert report["stream_bytes"] == Path("packed.bps").stat().st_size < report["n_bytes"] // 4
+    assert done("cat", "packed.bps:/tree/hello").out == "hello\n"
+    assert done("stream", "verify", "packed.bps", "--json").json["ok"]
+    done("receive", "copy", "-i", "packed.bps")
+    assert done("cat", "copy@june2:/later").out == "later" * 5000
+    done("get", "packed.bps:/tree/folder", "folder")
+    assert Path("folder/inner").read_text() == "inner\n"
+    assert "at most" in done("send", pool, "june2", "-n", "--compress", "zstd").out
+    outcome = blockplane("send", pool, "june2", "-o", "x.bps", "--compress", "lzma")
+    assert (outcome.status, "zstd:19" in outcome.err, Path("x.bps").exists()) == (2, True, False)

@@ -140,6 +140,7 @@ def _print_image(volume: bp.Volume, found: bp.Image) -> None:
 @click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be sent; read and write no block.")
 @click.option("--order", type=click.Choice(["disk", "tape"]), default="disk", help="Order of the blocks (disk).")
+@click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
 @_older
 @_with
 @json_option
@@ -151,6 +152,7 @@ def send(
     output: str | None,
     dry_run: bool,
     order: str,
+    compress: str | None,
     older: str | None,
     with_: str | None,
     as_json: bool,
@@ -170,7 +172,9 @@ def send(
     with open_volume(volume_only(vol), "send", wait_s, writable=False) as volume:
         found = volume.image(_joined(words), older=_older_of(older), with_=_names(with_))
         with ProgressLine(progress) as line:
-            report = bp.send(found, None if dry_run else sink, progress=line, dry_run=dry_run, order=order)
+            report = bp.send(
+                found, None if dry_run else sink, progress=line, dry_run=dry_run, order=order, compress=compress
+            )
     to_stderr = isinstance(sink, int)
     if as_json:
         print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
@@ -203,6 +207,7 @@ def _described(report: SendReport) -> dict[str, object]:
         "base": report.base,
         "arriving": list(report.arriving),
         "left_out": list(report.left_out),
+        "compression": report.compression,
     }
 
 
@@ -210,6 +215,7 @@ def _sent(report: SendReport, dry_run: bool) -> str:
     base = f" onto {report.base}" if report.base else ""
     stream = f"a stream of {size(report.stream_bytes)} ({report.stream_bytes:,} bytes)"
     if dry_run:
+        stream += " at most" if report.compression else ""
         return f"would send {', '.join(report.arriving)}{base}: {blocks(report.n_blocks)}, {stream}"
     return (
         f"sent {', '.join(report.arriving)}{base}: {blocks(report.n_blocks)}, {stream} "

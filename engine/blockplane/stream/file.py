@@ -1,15 +1,12 @@
 """One stream file, read at random: trailer, index, frame, block.
 
-A block is read alone, not with its frame. What the frame's head says of it, its check, goes to the caller with the
-bytes.
+A block of a frame that is not compressed is read alone, one of a compressed frame with it. What the frame's head says
+of a block, its check, goes to the caller with the bytes.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -20,6 +17,7 @@ from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Numbers
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import StreamDamagedError, StreamError, StreamTruncatedError
 from blockplane.stream import codec
+from blockplane.stream.cache import MAX_PAYLOADS, FrameCache
 from blockplane.stream.codec import (
     INDEX_BYTES,
     INDEX_DTYPE,
@@ -30,6 +28,7 @@ from blockplane.stream.codec import (
     Role,
     Trailer,
 )
+from blockplane.stream.compression import unpack
 from blockplane.stream.index import Index, IndexEntries, Pieces, Wanted
 from blockplane.stream.input import FdInput, open_path
 from blockplane.stream.reader import StreamMap, StreamReader
@@ -38,49 +37,7 @@ from blockplane.stream.reader import StreamMap, StreamReader
 _MAX_INDEX: Final = 1 << 26
 #: The longest head of a data frame, and all of one in a single read: 256 extents of a block each.
 _DATA_HEAD_BYTES: Final = codec.FRAME_FIXED_BYTES + 16 * codec.MAX_FRAME_BLOCKS
-#: Heads kept: 4 MiB at most, the heads of 1 GiB of blocks.
-_MAX_HEADS: Final = 1024
 _AGAIN: Final = "fetch the stream again"
-
-
-@dataclass(slots=True)
-class Counters:
-    """What was asked of the files since they were opened: requests, bytes, frames decompressed."""
-
-    n_requests: int = 0
-    read_bytes: int = 0
-    n_frames: int = 0
-
-
-class HeadCache:
-    """The heads of data frames used last, of all files of a chain. Thread-safe."""
-
-    def __init__(self) -> None:
-        #: guards the rest
-        self._lock = threading.Lock()
-        self._heads: OrderedDict[tuple[int, int], FrameHead] = OrderedDict()
-        self.counters = Counters()
-
-    def get(self, key: tuple[int, int]) -> FrameHead | None:
-        """Return the head at (descriptor, offset), if it is here."""
-        with self._lock:
-            head = self._heads.get(key)
-            if head is not None:
-                self._heads.move_to_end(key)
-            return head
-
-    def put(self, key: tuple[int, int], head: FrameHead) -> None:
-        """Keep a head, and forget the one not used for longest."""
-        with self._lock:
-            self._heads[key] = head
-            if len(self._heads) > _MAX_HEADS:
-                self._heads.popitem(last=False)
-
-    def count(self, n_requests: int, n_bytes: int) -> None:
-        """Note requests."""
-        with self._lock:
-            self.counters.n_requests += n_requests
-            self.counters.read_bytes += n_bytes
 
 
 class StreamFile:
@@ -95,7 +52,7 @@ class StreamFile:
     StreamError, StreamTruncatedError, StreamDamagedError : it cannot be read, is cut off, or damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str], cache: HeadCache) -> None:
+    def __init__(self, path: str | os.PathLike[str], cache: FrameCache) -> None:
         self.path = os.fspath(path)
         self._cache = cache
         self._fd = open_path(path)
@@ -203,7 +160,12 @@ class StreamFile:
             frames, which = np.unique(pieces.frame, return_inverse=True)
             heads = [self._named_head(offset) for offset in frames.tolist()]
             self._note_checks(pieces, heads, which, checks)
-            self._read_raw(pieces, np.array([head.head_bytes for head in heads], np.int64)[which], out)
+            packed = np.array([head.is_packed for head in heads])[which]
+            if not packed.all():
+                head_bytes = np.array([head.head_bytes for head in heads], np.int64)[which]
+                self._read_raw(pieces.where(~packed), head_bytes[~packed], out)
+            if packed.any():
+                self._read_packed(pieces.where(packed), out)
         return rest
 
     def _note_checks(self, pieces: Pieces, heads: list[FrameHead], which: Numbers, checks: Checks) -> None:
@@ -229,6 +191,35 @@ class StreamFile:
             raise StreamError(f"cannot read {self.path}: {error.strerror}") from error
         self._cache.count(n_requests, int(lengths.sum()))
 
+    def _read_packed(self, pieces: Pieces, out: Bytes) -> None:
+        """Decompress the frames that pieces lie in, some at a time, and copy the pieces out."""
+        order = np.argsort(pieces.frame, kind="stable")
+        frames, begins = np.unique(pieces.frame[order], return_index=True)
+        parts = np.split(order, begins[1:])
+        blocks = out.reshape(-1, BLOCK_BYTES)
+        for at in range(0, len(frames), MAX_PAYLOADS):
+            payloads = self._cache.map(self._payload, frames[at : at + MAX_PAYLOADS].tolist())
+            for payload, part in zip(payloads, parts[at : at + MAX_PAYLOADS], strict=True):
+                source = np.frombuffer(payload, np.uint8).reshape(-1, BLOCK_BYTES)
+                into = expand(pieces.position[part], pieces.n_blocks[part])
+                blocks[into] = source[expand(pieces.first[part], pieces.n_blocks[part])]
+
+    def _payload(self, offset: int) -> bytes:
+        """Return the blocks of the compressed frame at an offset, as they were kept or decompressed anew."""
+        key = (self._fd, offset)
+        payload = self._cache.payload(key)
+        if payload is None:
+            head = self._named_head(offset)
+            stored = self._read(head.payload_bytes, offset + head.head_bytes)
+            if len(stored) < head.payload_bytes:
+                raise self._truncated()
+            try:
+                payload = unpack(head, memoryview(stored))
+            except StreamError as error:
+                raise _of_file(error, self.path) from error
+            self._cache.keep_payload(key, payload)
+        return payload
+
     def _named_head(self, offset: int) -> FrameHead:
         try:
             return self._head(offset)
@@ -237,7 +228,7 @@ class StreamFile:
 
     def _head(self, offset: int) -> FrameHead:
         """Return the head of the data frame at an offset, verified."""
-        head = self._cache.get((self._fd, offset))
+        head = self._cache.head((self._fd, offset))
         if head is None:
             data = self._read(_DATA_HEAD_BYTES, offset)
             fixed = data[: codec.FRAME_FIXED_BYTES]
@@ -248,7 +239,7 @@ class StreamFile:
             head = codec.decode_frame_head(fixed, table, self.map.header.tag, head.sequence)
             if head.kind is not FrameKind.DATA:
                 raise StreamDamagedError(f"{self.path} has no blocks where its index says, at {offset}", _AGAIN)
-            self._cache.put((self._fd, offset), head)
+            self._cache.keep_head((self._fd, offset), head)
         return head
 
     def place_of(self, vbn: int) -> str:

@@ -30,6 +30,11 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.vbn)
 
+    def where(self, chosen: NDArray[np.bool_]) -> Pieces:
+        """Return some of the pieces."""
+        columns = (self.vbn, self.n_blocks, self.frame, self.first, self.position)
+        return Pieces(*(column[chosen] for column in columns))
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:

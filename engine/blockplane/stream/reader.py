@@ -173,6 +173,8 @@ class StreamReader:
             self._read_end()
             return None
         self._held = None
+        if head.is_packed and not self.header.features.receiving & codec.FEATURE_ZSTD:
+            raise StreamDamagedError(f"frame {head.sequence} is compressed, and the header knows nothing of it", _AGAIN)
         self._check_extents(head)
         self._payload_due = head.payload_bytes
         self._n_data_frames += 1
@@ -189,7 +191,7 @@ class StreamReader:
             raise StreamDamagedError(f"frame {head.sequence} holds {head.n_blocks} blocks and names others", _AGAIN)
 
     def read_payload(self, buffers: Sequence[memoryview]) -> None:
-        """Read the blocks of the data frame into buffers whose sizes add up to its payload; unverified."""
+        """Read the payload of the data frame into buffers whose sizes add up to it; unverified, and as it is stored."""
         wanted = sum(len(buffer) for buffer in buffers)
         if wanted != self._payload_due:
             raise ValueError(f"buffers of {wanted} bytes for a payload of {self._payload_due}")
@@ -313,7 +315,7 @@ def _check_roles(found: StreamMap) -> None:
 
 
 def verify_payload(head: FrameHead, payload: Bytes) -> None:
-    """Hold the blocks of a data frame against their checks.
+    """Hold the blocks of a data frame, not compressed, against their checks.
 
     Raises
     ------

@@ -19,7 +19,8 @@ from blockplane.model.addresses import Bytes, Extents
 from blockplane.model.checks import first_bad_block
 from blockplane.model.errors import NoSuchSnapshotError, StreamDamagedError, StreamError
 from blockplane.stream import codec
-from blockplane.stream.file import Counters, HeadCache, StreamFile
+from blockplane.stream.cache import Counters, FrameCache
+from blockplane.stream.file import StreamFile
 from blockplane.stream.index import Wanted
 from blockplane.stream.lineage import Lineage, Member
 from blockplane.volume.codec import SnapshotRecord
@@ -33,14 +34,14 @@ class StreamChain:
     Attributes
     ----------
     snapshots : every snapshot the streams bring, older first. snapshot : the one that is read.
-    counters : requests and bytes read since the files were opened, their maps and indexes included.
+    counters : requests, bytes and frames decompressed since the files were opened, indexes included.
 
     Notes
     -----
-    Any number of threads may read. Memory: the planes and indexes of the streams, the heads of the frames used last.
+    Any number of threads may read. Memory: the planes and indexes of the streams, the frames used last (20 MiB).
     """
 
-    def __init__(self, files: Sequence[StreamFile], cache: HeadCache, snapshot: str | None = None) -> None:
+    def __init__(self, files: Sequence[StreamFile], cache: FrameCache, snapshot: str | None = None) -> None:
         self._files, self._cache = list(files), cache
         self._lineage = Lineage([Member(file.path, file.map) for file in files])
         brought = [record for file in files for record in file.map.arriving()]
@@ -105,6 +106,7 @@ class StreamChain:
 
     def close(self) -> None:
         """Release the files."""
+        self._cache.close()
         for file in self._files:
             file.close()
 
@@ -131,7 +133,7 @@ def open_stream(*paths: str | os.PathLike[str], snapshot: str | None = None) -> 
         message names the snapshot that is missing. NoSuchSnapshotError : they do not bring that snapshot.
     """
     files: list[StreamFile] = []
-    cache = HeadCache()
+    cache = FrameCache()
     try:
         for name in stream_names(paths):
             files.append(StreamFile(name, cache))  # noqa: PERF401 - what is open must be known when one fails

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import StreamError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
+from blockplane.stream.arrival import Ring, arriving
 from blockplane.stream.codec import Role
 from blockplane.stream.input import Input, open_input
-from blockplane.stream.reader import StreamMap, StreamReader, verify_payload
+from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.transfer.receive import Claims
 
 PathLike = str | os.PathLike[str]
@@ -75,16 +73,13 @@ def verify_streams(*paths: PathLike, progress: Progress = ignore_progress) -> St
 
 def _verify(source: Input, verdict: StreamVerdict, progress: Progress, total: int, started: float) -> StreamMap:
     before = verdict.stream_bytes
-    scratch = np.empty(1 << 20, np.uint8)
     reader = StreamReader(source)
     stream = reader.read_map()
     claims = Claims(stream.image)
-    while (head := reader.next_data()) is not None:
-        claims.take(head)
-        payload = scratch[: head.n_blocks * BLOCK_BYTES]
-        reader.read_payload([payload.data])
-        verify_payload(head, payload)
-        progress(ProgressEvent("verify", before + reader.n_bytes, total, time.monotonic() - started))
+    with closing(arriving(reader, Ring())) as frames:
+        for head, _ in frames:
+            claims.take(head)
+            progress(ProgressEvent("verify", before + reader.n_bytes, total, time.monotonic() - started))
     claims.require_all()
     verdict.n_blocks += claims.n_blocks
     verdict.stream_bytes += reader.n_bytes
