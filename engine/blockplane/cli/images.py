@@ -168,7 +168,7 @@ def send(
     blockplane send pool 'june3 - june1' | ssh far blockplane receive copy
     blockplane send pool 'june3 - june1' -n
     """
-    sink = output if output is not None or dry_run else _standard_output()
+    sink = output if output is not None or dry_run else standard_output()
     with open_volume(volume_only(vol), "send", wait_s, writable=False) as volume:
         found = volume.image(_joined(words), older=_older_of(older), with_=_names(with_))
         with ProgressLine(progress) as line:
@@ -182,7 +182,8 @@ def send(
         print(_sent(report, dry_run), file=sys.stderr if to_stderr else sys.stdout)
 
 
-def _standard_output() -> int:
+def standard_output() -> int:
+    """Return the descriptor that a stream goes to; UsageError: nobody reads it there."""
     if sys.stdout is None or sys.stdout.isatty():
         what = "to a terminal" if sys.stdout is not None else "where nobody reads it: standard output is closed"
         raise bp.errors.UsageError(f"a stream is not written {what}", "say -o FILE, or pipe it on")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from blockplane.cli import completion, copies, demo, files, images, snapshots, streams, volumes
+from blockplane.cli import chains, completion, copies, demo, files, images, snapshots, streams, volumes
 from blockplane.cli.failure import BROKEN_PIPE_STATUS, Failure, failure_of, report_failure
 from blockplane.cli.start import INTERRUPTED_STATUS
 
@@ -38,7 +38,7 @@ def cli() -> None:
     """
 
 
-for _module in (volumes, copies, files, snapshots, images, streams, demo, completion):
+for _module in (volumes, copies, files, snapshots, images, streams, chains, demo, completion):
     for _verb in _module.VERBS:
         cli.add_command(_verb)
 

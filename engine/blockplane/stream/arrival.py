@@ -32,13 +32,14 @@ def _depth() -> int:
 
 
 def arriving(
-    reader: StreamReader, buffers_of: Callable[[FrameHead], Sequence[Bytes]]
-) -> Generator[tuple[FrameHead, Sequence[Bytes]]]:
+    reader: StreamReader, buffers_of: Callable[[FrameHead], Sequence[Bytes] | None]
+) -> Generator[tuple[FrameHead, Sequence[Bytes]], None, None]:
     """Read all data frames of a stream to its end; yield each once its blocks are where they should be, verified.
 
     Parameters
     ----------
-    buffers_of : called for each frame in order; says where its blocks go: buffers of whole blocks, as long as they are.
+    buffers_of : called for each frame in order; says where its blocks go: buffers of whole blocks, as long as they are;
+        None: nobody wants them, the payload is passed over and the frame not yielded.
 
     Yields
     ------
@@ -62,6 +63,9 @@ def arriving(
             if len(flying) == depth:
                 yield _landed(flying)
             buffers = buffers_of(head)
+            if buffers is None:
+                reader.skip_payload()
+                continue
             stored = scratch[n_frames % depth][: head.payload_bytes]
             n_frames += 1
             reader.read_payload([stored.data] if head.is_packed else [buffer.data for buffer in buffers])

@@ -96,6 +96,10 @@ class Lineage:
         """The members that stand on nothing."""
         return [i for i in range(len(self.members)) if i not in self._reached]
 
+    def brings(self, snapshot_id: bytes) -> bool:
+        """Tell whether a member that stands on something brings a snapshot."""
+        return snapshot_id in self._bringer
+
     def path(self, snapshot_id: bytes) -> list[int]:
         """Return the streams a snapshot is read from: the one that brings it, the one that brings its base, ...
 

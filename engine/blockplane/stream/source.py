@@ -33,6 +33,7 @@ class StreamChain:
 
     Attributes
     ----------
+    files : the streams, in the order given. lineage : how they build on each other.
     snapshots : every snapshot the streams bring, older first. snapshot : the one that is read.
     counters : requests, bytes and frames decompressed since the files were opened, indexes included.
 
@@ -41,22 +42,30 @@ class StreamChain:
     Any number of threads may read. Memory: the planes and indexes of the streams, the frames used last (20 MiB).
     """
 
-    def __init__(self, files: Sequence[StreamFile], cache: FrameCache, snapshot: str | None = None) -> None:
-        self._files, self._cache = list(files), cache
-        self._lineage = Lineage([Member(file.path, file.map) for file in files])
+    def __init__(
+        self,
+        files: Sequence[StreamFile],
+        cache: FrameCache,
+        snapshot: str | SnapshotRecord | None = None,
+        *,
+        needs_full: bool = True,
+    ) -> None:
+        self.files, self._cache = list(files), cache
+        self.lineage = Lineage([Member(file.path, file.map) for file in files], needs_full=needs_full)
+        self._needs_full = needs_full
         brought = [record for file in files for record in file.map.arriving()]
         self.snapshots = sorted({record.id: record for record in brought}.values(), key=lambda r: (r.cp, r.created_ns))
-        self.snapshot = self._choose(snapshot)
+        self.snapshot = snapshot if isinstance(snapshot, SnapshotRecord) else self._choose(snapshot)
         #: newest first: of a block that several hold the first one's is meant
-        self.path = [self._files[i] for i in self._lineage.path(self.snapshot.id)]
+        self.path = [self.files[i] for i in self.lineage.path(self.snapshot.id)]
 
     def _choose(self, name: str | None) -> SnapshotRecord:
         if name is None:
-            return self._lineage.newest.map.top
+            return self.lineage.newest.map.top
         for record in reversed(self.snapshots):
             if record.name == name:
                 return record
-        listed = {record.name for file in self._files for record, _ in file.map.snapshots}
+        listed = {record.name for file in self.files for record, _ in file.map.snapshots}
         what = "list the snapshot, and do not bring it whole" if name in listed else "bring no snapshot"
         names = ", ".join(record.name for record in self.snapshots[-8:])
         raise NoSuchSnapshotError(f"the streams {what}: {name}", f"there are {names}")
@@ -66,9 +75,9 @@ class StreamChain:
         """Requests and bytes so far."""
         return self._cache.counters
 
-    def at(self, snapshot: str) -> StreamChain:
+    def at(self, snapshot: str | SnapshotRecord) -> StreamChain:
         """Return the same streams, another snapshot being read; close either one, once."""
-        return StreamChain(self._files, self._cache, snapshot)
+        return StreamChain(self.files, self._cache, snapshot, needs_full=self._needs_full)
 
     def root_pointer(self) -> tuple[int, int]:
         """See BlockSource."""
@@ -107,7 +116,7 @@ class StreamChain:
     def close(self) -> None:
         """Release the files."""
         self._cache.close()
-        for file in self._files:
+        for file in self.files:
             file.close()
 
     def __enter__(self) -> StreamChain:
@@ -119,13 +128,14 @@ class StreamChain:
         self.close()
 
 
-def open_stream(*paths: str | os.PathLike[str], snapshot: str | None = None) -> StreamChain:
+def open_stream(*paths: str | os.PathLike[str], snapshot: str | None = None, needs_full: bool = True) -> StreamChain:
     """Open a stream, or a chain of them, in any order.
 
     Parameters
     ----------
     paths : stream files; or one folder of them.
     snapshot : which snapshot to read; by default the newest top.
+    needs_full : whether the chain must begin with a full stream; without one, blocks of its base cannot be read.
 
     Raises
     ------
@@ -137,7 +147,7 @@ def open_stream(*paths: str | os.PathLike[str], snapshot: str | None = None) -> 
     try:
         for name in stream_names(paths):
             files.append(StreamFile(name, cache))  # noqa: PERF401 - what is open must be known when one fails
-        return StreamChain(files, cache, snapshot)
+        return StreamChain(files, cache, snapshot, needs_full=needs_full)
     except BaseException:
         for file in files:
             file.close()
