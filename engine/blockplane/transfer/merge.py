@@ -241,13 +241,13 @@ class Merging:
 
 def _kept_of(file: StreamFile, keep: Plane, read: bool) -> Generator[Gathered, None, None]:
     """Read a member and yield what is kept of each of its frames, verified."""
-    ring = Ring()
+    ring, keeps_all = Ring(), len(keep) == file.map.header.image_blocks
     blank = np.zeros(MAX_FRAME_BLOCKS * BLOCK_BYTES, np.uint8)
     masks: dict[int, np.ndarray[tuple[int], np.dtype[np.bool_]]] = {}
     empty: list[Gathered] = []
 
     def wanted(head: FrameHead) -> Sequence[Bytes] | None:
-        mask = keep.contains_many(numbers_in(head.extents()))
+        mask = np.ones(head.n_blocks, np.bool_) if keeps_all else keep.contains_many(numbers_in(head.extents()))
         if not mask.any():
             return None
         if not read:
