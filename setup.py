@@ -46,6 +46,7 @@ KERNELS = (
     Kernel("parity", ("parity.h",)),
     Kernel("geometry"),
     Kernel("diskio"),
+    Kernel("segments"),
 )
 
 

@@ -25,7 +25,19 @@ if TYPE_CHECKING:
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
     from blockplane.stream import StreamChain, is_stream, open_stream
-    from blockplane.transfer import ReceiveReport, SendReport, StreamVerdict, receive, send, stream_map, verify_streams
+    from blockplane.transfer import (
+        MergeReport,
+        ReceiveReport,
+        SendReport,
+        StreamComparison,
+        StreamVerdict,
+        compare_streams,
+        merge_streams,
+        receive,
+        send,
+        stream_map,
+        verify_streams,
+    )
     from blockplane.volume import Snapshot, State
 
 _HOMES = {
@@ -38,7 +50,8 @@ _HOMES = {
     "blockplane.planes": ("Plane", "combine", "combine_count"),
     "blockplane.stream": ("StreamChain", "is_stream", "open_stream"),
     "blockplane.transfer": (
-        "ReceiveReport", "SendReport", "StreamVerdict", "receive", "send", "stream_map", "verify_streams",
+        "MergeReport", "ReceiveReport", "SendReport", "StreamComparison", "StreamVerdict", "compare_streams",
+        "merge_streams", "receive", "send", "stream_map", "verify_streams",
     ),
     "blockplane.volume": ("Snapshot", "State"),
 }  # fmt: skip
@@ -58,6 +71,7 @@ __all__ = [
     "FullCheck",
     "GetReport",
     "Image",
+    "MergeReport",
     "Plane",
     "Progress",
     "ProgressEvent",
@@ -67,14 +81,17 @@ __all__ = [
     "Snapshot",
     "State",
     "StreamChain",
+    "StreamComparison",
     "StreamVerdict",
     "Volume",
     "check",
     "combine",
     "combine_count",
+    "compare_streams",
     "errors",
     "format_size",
     "is_stream",
+    "merge_streams",
     "open_stream",
     "parse_size",
     "plan_levels",

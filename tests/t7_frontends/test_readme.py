@@ -75,7 +75,13 @@ def test_the_package_documents_its_own_first_steps(tmp_path, include, monkeypatc
 
 def test_the_api_page_names_what_exists():
     page = (ROOT / "engine" / "blockplane" / "API.md").read_text()
-    owners = {"volume": bp.Volume, "Volume": bp.Volume, "files": bp.FileSystem, "Plane": bp.Plane}
+    owners = {
+        "volume": bp.Volume,
+        "Volume": bp.Volume,
+        "files": bp.FileSystem,
+        "chain": bp.StreamChain,
+        "Plane": bp.Plane,
+    }
     called = re.findall(r"`(?:(\w+)\.)?(\w+)\(", page)
     assert len(called) > 20
     for owner, name in called:

@@ -287,8 +287,11 @@ def test_stream_info_and_verify(done, blockplane, pool):
     assert "june1" in done("stream", "info", "june2.bps").out
     assert done("stream", "verify", "june1.bps", "june2.bps", "--json").json["ok"] is True
     assert "complete chain" in done("stream", "verify", "june1.bps", "june2.bps").out
-    wrong = blockplane("stream", "verify", "june2.bps", "june1.bps", "--json")
-    assert (wrong.status, len(wrong.json["problems"])) == (1, 1)
+    found = done("stream", "verify", "june2.bps", "june1.bps", "--json").json
+    assert (found["order"], found["proved"]) == (["june1.bps", "june2.bps"], ["june1", "june2"])
+    Path("june2.bps").rename("other.bps")
+    wrong = blockplane("stream", "verify", "other.bps", "june2.bps", "--json")
+    assert (wrong.status, wrong.error["kind"]) == (1, "not-found")
 
 
 def test_grow_makes_room(done, blockplane, pool, tmp_path):

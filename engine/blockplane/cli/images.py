@@ -205,6 +205,7 @@ def _print_image(volume: bp.Volume, found: bp.Image) -> None:
 @click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be sent; read and write no block.")
 @click.option("--order", type=click.Choice(["disk", "tape"]), default="disk", help="Order of the blocks (disk).")
+@click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
 @choice_options
 @json_option
 @wait_option
@@ -215,6 +216,7 @@ def send(
     output: str | None,
     dry_run: bool,
     order: str,
+    compress: str | None,
     choice: Choice,
     as_json: bool,
     wait_s: float,
@@ -229,11 +231,13 @@ def send(
     blockplane send pool 'june3 - june1' | ssh far blockplane receive copy
     blockplane send pool 'june3 - june1' -n
     """
-    sink = output if output is not None or dry_run else _standard_output()
+    sink = output if output is not None or dry_run else standard_output()
     with open_volume(volume_only(vol), "send", wait_s, writable=False) as volume:
         found = choice.image(volume, words)
         with ProgressLine(progress) as line:
-            report = bp.send(found, None if dry_run else sink, progress=line, dry_run=dry_run, order=order)
+            report = bp.send(
+                found, None if dry_run else sink, progress=line, dry_run=dry_run, order=order, compress=compress
+            )
     to_stderr = isinstance(sink, int)
     if as_json:
         print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
@@ -241,7 +245,8 @@ def send(
         print(_sent(report, dry_run), file=sys.stderr if to_stderr else sys.stdout)
 
 
-def _standard_output() -> int:
+def standard_output() -> int:
+    """Return the descriptor that a stream goes to; UsageError: nobody reads it there."""
     if sys.stdout is None or sys.stdout.isatty():
         what = "to a terminal" if sys.stdout is not None else "where nobody reads it: standard output is closed"
         raise bp.errors.UsageError(f"a stream is not written {what}", "say -o FILE, or pipe it on")
@@ -266,6 +271,7 @@ def _described(report: SendReport) -> dict[str, object]:
         "base": report.base,
         "arriving": list(report.arriving),
         "left_out": list(report.left_out),
+        "compression": report.compression,
     }
 
 
@@ -273,6 +279,7 @@ def _sent(report: SendReport, dry_run: bool) -> str:
     base = f" onto {report.base}" if report.base else ""
     stream = f"a stream of {size(report.stream_bytes)} ({report.stream_bytes:,} bytes)"
     if dry_run:
+        stream += " at most" if report.compression else ""
         return f"would send {', '.join(report.arriving)}{base}: {blocks(report.n_blocks)}, {stream}"
     return (
         f"sent {', '.join(report.arriving)}{base}: {blocks(report.n_blocks)}, {stream} "

@@ -11,6 +11,7 @@ from typing import ClassVar
 import click
 
 from blockplane.cli import (
+    chains,
     completion,
     copies,
     demo,
@@ -53,7 +54,8 @@ def cli() -> None:
     """Volumes, snapshots, and image transfer: a snapshot is a set of block numbers.
 
     VOL is a volume's directory, VOL@SNAP a snapshot of it, VOL:/PATH or VOL@SNAP:/PATH a file in it,
-    FILE.bps:/PATH a file in a stream. Sizes are 4096, 256KiB, 10G.
+    FILE.bps[@SNAP]:/PATH a file in a stream, A.bps,B.bps:/PATH or FOLDER:/PATH in a chain of them.
+    Sizes are 4096, 256KiB, 10G.
 
     \b
     blockplane create pool --disks 5 --size 2G
@@ -65,7 +67,7 @@ def cli() -> None:
     """
 
 
-for _module in (volumes, copies, files, snapshots, differences, holders, images, streams, demo, completion):
+for _module in (volumes, copies, files, snapshots, differences, holders, images, streams, chains, demo, completion):
     for _verb in _module.VERBS:
         cli.add_command(_verb)
 Verbs.pairs |= plans.PAIRS

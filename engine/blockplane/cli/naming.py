@@ -1,7 +1,7 @@
 """What people type to name volumes, snapshots, files and streams, and how each is opened.
 
-`VOL`, `VOL@SNAP`, `VOL[@SNAP]:/PATH`, `FILE.bps[:/PATH]`, `A.bps,B.bps:/PATH`, a folder of streams. The first `:/` ends
-the volume part; `@` counts only after its last `/`.
+`VOL`, `VOL@SNAP`, `VOL[@SNAP]:/PATH`, `FILE.bps[@SNAP][:/PATH]`, `A.bps,B.bps[@SNAP]:/PATH`, a folder of streams. The
+first `:/` ends the volume part; `@` counts only after its last `/`.
 """
 
 from __future__ import annotations
@@ -89,9 +89,14 @@ def stream_paths(place: str) -> list[str]:
         )
         return [place] if is_folder else []
     if os.path.isfile(place):
-        return [place] if place.endswith(STREAM_SUFFIX) or bp.is_stream(place) else []
+        return [place] if _is_stream_file(place) else []
     parts = place.split(",")
-    return parts if len(parts) > 1 and all(os.path.isfile(part) for part in parts) else []
+    # one that is not there is named when the chain is opened
+    return parts if len(parts) > 1 and any(_is_stream_file(part) for part in parts) else []
+
+
+def _is_stream_file(path: str) -> bool:
+    return os.path.isfile(path) and (path.endswith(STREAM_SUFFIX) or bp.is_stream(path))
 
 
 @contextmanager

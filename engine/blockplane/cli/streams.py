@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,11 @@ from blockplane.cli.text import blocks, count, duration, iso, moment, print_json
 
 if TYPE_CHECKING:
     from blockplane.stream import StreamMap
+    from blockplane.transfer import StreamVerdict
+
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # generic only in later releases
 
 
 @click.group(subcommand_metavar="VERB ...")
@@ -22,15 +28,21 @@ def stream() -> None:
 
 
 @stream.command()
-@click.argument("file", metavar="FILE", type=click.Path())
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 @json_option
-def info(file: str, as_json: bool) -> None:
-    """Show what a stream says about itself: image, snapshots, base, order, source geometry."""
-    found = bp.stream_map(file)
-    if as_json:
-        print_json(_described(found))
+def info(files: Sequence[str], as_json: bool) -> None:
+    """Show what streams say about themselves: image, snapshots, base, order, compression.
+
+    --json: an object; of several streams {"streams": [...]}.
+    """
+    found = [bp.stream_map(file) for file in files]
+    if not as_json:
+        for file, its in zip(files, found, strict=True):
+            _print_map(file, its)
+    elif len(files) == 1:
+        print_json(_described(found[0]))
     else:
-        _print_map(file, found)
+        print_json({"streams": [{"file": file, **_described(its)} for file, its in zip(files, found, strict=True)]})
 
 
 def _described(found: StreamMap) -> dict[str, object]:
@@ -45,6 +57,7 @@ def _described(found: StreamMap) -> dict[str, object]:
         "dropped_blocks": header.dropped_blocks,
         "after_blocks": header.after_blocks,
         "order": header.order,
+        "compressed": _is_compressed(found),
         "created": iso(header.created_ns),
         "top": found.top.name,
         "base": found.base.name if found.base is not None else None,
@@ -55,10 +68,16 @@ def _described(found: StreamMap) -> dict[str, object]:
     }
 
 
+def _is_compressed(found: StreamMap) -> bool:
+    """Whether frames may be: with zstd, the one way there is."""
+    return bool(found.header.features.receiving)
+
+
 def _print_map(file: str, found: StreamMap) -> None:
     header = found.header
+    zstd = ", zstd" if _is_compressed(found) else ""
     print(f"stream     {printable(file)}, by {printable(header.writer)}, {moment(header.created_ns)}")
-    print(f"image      {blocks(header.image_blocks)} in {header.order} order, id {header.image_id.hex()}")
+    print(f"image      {blocks(header.image_blocks)} in {header.order} order{zstd}, id {header.image_id.hex()}")
     print(f"top        {found.top.name}")
     base = found.base
     print("base       none: a full image" if base is None else f"base       {base.name}, id {base.id.hex()}")
@@ -67,37 +86,75 @@ def _print_map(file: str, found: StreamMap) -> None:
         print(f"  {record.name}: {what}, {blocks(record.n_blocks)}, id {record.id.hex()}")
 
 
+class Part(_ParamType):
+    """K/N: the K-th of N parts, from 1."""
+
+    name = "part"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
+        """Return (k, n); anything else is a usage error."""
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value) if isinstance(value, str) else None
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            self.fail(f"{value!r} is not K/N, from 1/N to N/N", parameter, context)
+        return int(match[1]), int(match[2])
+
+
 @stream.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.option("--part", type=Part(), metavar="K/N", help="Of the blocks read only the K-th of N parts.")
 @json_option
 @progress_option
-def verify(files: Sequence[str], as_json: bool, progress: bool | None) -> int:
-    """Read streams whole and hold every byte against its checksums; of several, also that the chain is complete.
+def verify(files: Sequence[str], part: tuple[int, int] | None, as_json: bool, progress: bool | None) -> int:
+    """Read streams whole and hold every byte against its checksums.
 
-    Exit status 1 when something is wrong.
+    The FILEs, in any order, or a folder of them, are also proved to be a whole chain: every block of every snapshot
+    that they bring is in one of them. With --part the blocks of one of N parts of the bytes are read, and all else:
+    parts may be done one by one, when there is time. Exit status 1 when something is wrong.
+
+    \b
+    blockplane stream verify june1.bps june2.bps june3.bps
+    blockplane stream verify --part 3/7 backups
     """
     with ProgressLine(progress) as line:
-        verdict = bp.verify_streams(*files, progress=line)
+        verdict = bp.verify_streams(*files, part=part, progress=line)
     if as_json:
         print_json(
             {
                 "ok": verdict.ok,
                 "problems": verdict.problems,
                 "n_blocks": verdict.n_blocks,
+                "verified_blocks": verdict.verified_blocks,
+                "part": f"{part[0]}/{part[1]}" if part is not None else None,
                 "stream_bytes": verdict.stream_bytes,
                 "seconds": verdict.seconds,
                 "snapshots": verdict.snapshots,
+                "order": verdict.order,
+                "proved": verdict.proved,
             }
         )
-        return 0 if verdict.ok else 1
+    else:
+        _print_verdict(files, verdict)
+    return 0 if verdict.ok else 1
+
+
+def _print_verdict(files: Sequence[str], verdict: StreamVerdict) -> None:
     for problem in verdict.problems:
         print(sentence(problem))
-    chain = ", a complete chain" if len(files) > 1 else ""
-    print(
-        f"{'ok' + chain if verdict.ok else 'DAMAGED'}: {count(len(files), 'stream')}, {blocks(verdict.n_blocks)}, "
-        f"{size(verdict.stream_bytes)} in {duration(verdict.seconds)} ({rate(verdict.stream_bytes, verdict.seconds)})"
+    if verdict.ok and verdict.order != list(files) and len(verdict.order) > 1:
+        print(f"order      {', '.join(printable(name) for name in verdict.order)}")
+    if verdict.proved:
+        print(f"whole      {', '.join(verdict.proved)}")
+    chain = ", a complete chain" if len(verdict.order) > 1 else ""
+    part = (
+        f", {blocks(verdict.verified_blocks)} read as part {verdict.part[0]} of {verdict.part[1]}"
+        if verdict.part
+        else ""
     )
-    return 0 if verdict.ok else 1
+    print(
+        f"{'ok' + chain if verdict.ok else 'DAMAGED'}: {count(len(verdict.order), 'stream')}, "
+        f"{blocks(verdict.n_blocks)}{part}, {size(verdict.stream_bytes)} in {duration(verdict.seconds)} "
+        f"({rate(verdict.stream_bytes, verdict.seconds)})"
+    )
 
 
 VERBS = (stream,)

@@ -18,6 +18,11 @@ def numbers_in(extents: Extents) -> Numbers:
     return expand(extents[:, 0], counts)
 
 
+def extents_of(numbers: Numbers) -> Extents:
+    """Return extents of numbers, in their order."""
+    return merged(np.column_stack((numbers, numbers + 1)))
+
+
 def expand(starts: Numbers, counts: Numbers) -> Numbers:
     """Return starts[0], starts[0] + 1, ... for counts[0] numbers, then the same for starts[1], and so on."""
     ends = np.cumsum(counts)

@@ -76,9 +76,26 @@ class Features:
     reading: int = 0
     writing: int = 0
 
+    def __or__(self, other: Features) -> Features:
+        return Features(
+            self.receiving | other.receiving, self.reading | other.reading, self.writing | other.writing
+        )  # fmt: skip
 
-#: Bits that this release knows; version 0 defines none.
-KNOWN_FEATURES: Final = Features()
+
+#: Data frames may be compressed with zstd; in `receiving` and in `reading`.
+FEATURE_ZSTD: Final = 1
+ZSTD_FEATURES: Final = Features(receiving=FEATURE_ZSTD, reading=FEATURE_ZSTD)
+#: Bits that this release knows.
+KNOWN_FEATURES: Final = ZSTD_FEATURES
+_FEATURE_NAMES: Final = {FEATURE_ZSTD: "zstd compression"}
+
+
+def feature_names(bits: int) -> str:
+    """Return what a person is told of features that are not known here."""
+    named = [name for bit, name in _FEATURE_NAMES.items() if bits & bit]
+    unnamed = bits & ~sum(_FEATURE_NAMES)
+    return " and ".join([*named, *([f"features {unnamed:#x} of a later release"] if unnamed else [])])
+
 
 _HEADER = struct.Struct("<8sIIQQQ32s16s16s16s16s16sIIQQQQ16sIHHQ8sIIIIIHHQ32s24x")
 HEADER_FIXED_BYTES: Final = 320
@@ -209,7 +226,7 @@ def decode_header(data: bytes) -> Header:
 def _require_known(features: Features, block_bytes: int, check_kind: int, check_bytes: int) -> None:
     unknown = features.receiving & ~KNOWN_FEATURES.receiving
     if unknown:
-        raise StreamError(f"receiving this stream needs features {unknown:#x} of a later release", "upgrade blockplane")
+        raise StreamError(f"receiving this stream needs {feature_names(unknown)}", "upgrade blockplane")
     if block_bytes != BLOCK_BYTES or (check_kind, check_bytes) != (CHECK_CRC32C, CHECK_BYTES):
         raise StreamError(
             f"the stream has blocks of {block_bytes} bytes with checksums of kind {check_kind}, width {check_bytes}; "
@@ -253,6 +270,8 @@ def _groups(data: bytes, n_groups: int) -> tuple[GroupRecord, ...]:
 
 
 _FRAME = struct.Struct("<4sHHQIIQIII")
+#: The payload of a data frame is one frame of zstd.
+FLAG_ZSTD: Final = 1
 _HEAD_CRC_OFFSET: Final = 44
 FRAME_FIXED_BYTES: Final = 48
 _PLANE_TABLE = struct.Struct("<QQ")
@@ -275,6 +294,12 @@ class FrameHead:
     n_blocks: int
     payload_crc: int
     table: bytes = b""
+    flags: int = 0
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the payload is compressed."""
+        return bool(self.flags & FLAG_ZSTD)
 
     def extents(self) -> Extents:
         """Return a data frame's extents, (n, 2) [start, stop), in payload order."""
@@ -297,20 +322,38 @@ class FrameHead:
 
 
 def encode_frame_head(
-    kind: FrameKind, sequence: int, tag: int, table: bytes, payload_bytes: int, n_items: int, n_blocks: int, crc: int
+    kind: FrameKind,
+    sequence: int,
+    tag: int,
+    table: bytes,
+    payload_bytes: int,
+    n_items: int,
+    n_blocks: int,
+    crc: int,
+    flags: int = 0,
 ) -> bytes:
     """Return a frame head, fixed part and table."""
     head_bytes = FRAME_FIXED_BYTES + len(table)
-    fixed = _FRAME.pack(FRAME_MAGIC, kind, 0, sequence, head_bytes, payload_bytes, tag, n_items, n_blocks, crc)
+    fixed = _FRAME.pack(FRAME_MAGIC, kind, flags, sequence, head_bytes, payload_bytes, tag, n_items, n_blocks, crc)
     return fixed + _CRC.pack(crc32c(table, crc32c(fixed))) + table
 
 
-def encode_data_head(sequence: int, tag: int, extents: Extents, checks: Checks) -> bytes:
-    """Return the head of a data frame over extents (n, 2) and its blocks' checks, both in payload order."""
+def encode_data_head(
+    sequence: int, tag: int, extents: Extents, checks: Checks, packed: bytes | memoryview | None = None
+) -> bytes:
+    """Return the head of a data frame over extents (n, 2) and its blocks' checks, both in payload order.
+
+    Parameters
+    ----------
+    packed : the payload where it is compressed.
+    """
     counts = (extents[:, 1] - extents[:, 0]).astype("<u4")
     table = extents[:, 0].astype("<i8").tobytes() + counts.tobytes() + checks.astype("<u4", copy=False).tobytes()
     n_blocks = len(checks)
-    return encode_frame_head(FrameKind.DATA, sequence, tag, table, n_blocks * BLOCK_BYTES, len(extents), n_blocks, 0)
+    sizes = (n_blocks * BLOCK_BYTES if packed is None else len(packed), len(extents), n_blocks)
+    if packed is None:
+        return encode_frame_head(FrameKind.DATA, sequence, tag, table, *sizes, 0)
+    return encode_frame_head(FrameKind.DATA, sequence, tag, table, *sizes, crc32c(packed), FLAG_ZSTD)
 
 
 def encode_piece_table(first_vbn: int, count: int) -> bytes:
@@ -326,11 +369,14 @@ def decode_frame_fixed(data: bytes) -> FrameHead:
     StreamDamagedError : no frame starts here, or a length exceeds its cap.
     """
     magic, kind, flags, sequence, head_bytes, payload_bytes, tag, n_items, n_blocks, crc = _FRAME.unpack_from(data)
-    if magic != FRAME_MAGIC or not FrameKind.SNAPSHOTS <= kind <= FrameKind.TRAILER or flags:
+    known_flags = FLAG_ZSTD if kind == FrameKind.DATA else 0
+    if magic != FRAME_MAGIC or not FrameKind.SNAPSHOTS <= kind <= FrameKind.TRAILER or flags & ~known_flags:
         raise StreamDamagedError("a frame of the stream does not start with its mark", "fetch the stream again")
     if not FRAME_FIXED_BYTES <= head_bytes <= MAX_HEAD_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
         raise StreamDamagedError(f"frame {sequence} claims {head_bytes} bytes of head, {payload_bytes} of payload", "")
-    head = FrameHead(FrameKind(kind), sequence, head_bytes, payload_bytes, tag, n_items, n_blocks, crc)
+    head = FrameHead(
+        FrameKind(kind), sequence, head_bytes, payload_bytes, tag, n_items, n_blocks, crc, flags=flags
+    )  # fmt: skip
     table_bytes, body_bytes = _sizes(head)
     if head_bytes != FRAME_FIXED_BYTES + table_bytes or payload_bytes > body_bytes[1] or payload_bytes < body_bytes[0]:
         raise StreamDamagedError(f"frame {sequence} contradicts itself about its length", "fetch the stream again")
@@ -343,7 +389,9 @@ def _sizes(head: FrameHead) -> tuple[int, tuple[int, int]]:
     if head.kind is FrameKind.DATA:
         if not 0 < n <= head.n_blocks <= MAX_FRAME_BLOCKS:
             raise StreamDamagedError(f"frame {head.sequence} claims {head.n_blocks} blocks in {n} extents", "")
-        return 12 * n + 4 * head.n_blocks, (head.n_blocks * BLOCK_BYTES,) * 2
+        body_bytes = head.n_blocks * BLOCK_BYTES
+        # a compressed one is shorter, or it would not be
+        return 12 * n + 4 * head.n_blocks, (1, body_bytes - 1) if head.is_packed else (body_bytes, body_bytes)
     if head.kind in (FrameKind.IMAGE_PLANE, FrameKind.DROPPED_PLANE):
         return _PLANE_TABLE.size, (1, MAX_PAYLOAD_BYTES)
     if head.kind is FrameKind.TRAILER:
@@ -417,6 +465,16 @@ def decode_trailer(payload: bytes) -> Trailer:
     return Trailer(n_frames, n_data_frames, n_blocks, stream_bytes, index_offset, n_index, digest)
 
 
-INDEX_DTYPE: Final = np.dtype([("vbn", "<i8"), ("offset", "<i8"), ("n_blocks", "<u4"), ("zero", "<u4")])
+#: frame: offset in the stream of the frame's head; first: which block of the frame the extent begins with.
+INDEX_DTYPE: Final = np.dtype([("vbn", "<i8"), ("frame", "<i8"), ("n_blocks", "<u4"), ("first", "<u4")])
 INDEX_BYTES: Final = INDEX_DTYPE.itemsize
 MAX_INDEX_ENTRIES: Final = MAX_PAYLOAD_BYTES // INDEX_BYTES
+
+
+def encode_index(extents: Extents, frame: int) -> bytes:
+    """Return the index entries of a data frame's extents (n, 2), in payload order; frame: offset of its head."""
+    entries = np.zeros(len(extents), INDEX_DTYPE)
+    counts = extents[:, 1] - extents[:, 0]
+    entries["vbn"], entries["n_blocks"], entries["frame"] = extents[:, 0], counts, frame
+    entries["first"] = np.cumsum(counts) - counts
+    return entries.tobytes()

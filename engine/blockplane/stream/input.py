@@ -34,6 +34,10 @@ class Input(Protocol):
         """Fill all buffers in order; return the bytes read, fewer only at the end of the input."""
         ...
 
+    def skip(self, n_bytes: int) -> int:
+        """Pass over bytes; return how many, fewer only at the end of the input."""
+        ...
+
     def close(self) -> None:
         """Release."""
         ...
@@ -108,6 +112,17 @@ class FdInput:
             _advance(left, n_read)
         return total
 
+    def skip(self, n_bytes: int) -> int:
+        """See Input: a file is not read."""
+        try:
+            here = os.lseek(self._fd, 0, os.SEEK_CUR)
+            end = os.fstat(self._fd).st_size
+        except OSError:  # a pipe
+            return _read_past(self, n_bytes)
+        n_bytes = max(min(n_bytes, end - here), 0)
+        os.lseek(self._fd, n_bytes, os.SEEK_CUR)
+        return n_bytes
+
     def close(self) -> None:
         """See Input."""
         if self._owned and self._fd >= 0:
@@ -148,6 +163,10 @@ class SocketInput:
                 left = left[n_read:]
         return total
 
+    def skip(self, n_bytes: int) -> int:
+        """See Input."""
+        return _read_past(self, n_bytes)
+
     def close(self) -> None:
         """See Input: the socket is its owner's."""
 
@@ -182,5 +201,21 @@ class ObjectInput:
         out[: len(data)] = data
         return len(data)
 
+    def skip(self, n_bytes: int) -> int:
+        """See Input."""
+        return _read_past(self, n_bytes)
+
     def close(self) -> None:
         """See Input: the object is its owner's."""
+
+
+def _read_past(origin: Input, n_bytes: int) -> int:
+    """Skip by reading."""
+    scratch, done = memoryview(bytearray(min(n_bytes, 1 << 20))), 0
+    while done < n_bytes:
+        piece = scratch[: n_bytes - done]
+        n_read = origin.read_into([piece])
+        done += n_read
+        if n_read < len(piece):
+            break
+    return done

@@ -72,6 +72,8 @@ class StreamReader:
     def __init__(self, origin: Input) -> None:
         self._input = origin
         self._sha = hashlib.sha256()
+        #: over the index entries that the data frames call for, and over those that came
+        self._index_due, self._index_found = hashlib.sha256(), hashlib.sha256()
         self._sequence = 0
         self._n_data_frames = self._n_blocks = self._n_index = self._index_offset = 0
         self._held: FrameHead | None = None
@@ -173,8 +175,11 @@ class StreamReader:
             self._read_end()
             return None
         self._held = None
+        if head.is_packed and not self.header.features.receiving & codec.FEATURE_ZSTD:
+            raise StreamDamagedError(f"frame {head.sequence} is compressed, and the header knows nothing of it", _AGAIN)
         self._check_extents(head)
         self._payload_due = head.payload_bytes
+        self._index_due.update(codec.encode_index(head.extents(), self.n_bytes - head.head_bytes))
         self._n_data_frames += 1
         self._n_blocks += head.n_blocks
         return head
@@ -189,7 +194,7 @@ class StreamReader:
             raise StreamDamagedError(f"frame {head.sequence} holds {head.n_blocks} blocks and names others", _AGAIN)
 
     def read_payload(self, buffers: Sequence[memoryview]) -> None:
-        """Read the blocks of the data frame into buffers whose sizes add up to its payload; unverified."""
+        """Read the payload of the data frame into buffers whose sizes add up to it; unverified, and as it is stored."""
         wanted = sum(len(buffer) for buffer in buffers)
         if wanted != self._payload_due:
             raise ValueError(f"buffers of {wanted} bytes for a payload of {self._payload_due}")
@@ -199,12 +204,20 @@ class StreamReader:
             raise self._truncated(f"frame {self._sequence - 1}")
         self._payload_due = 0
 
+    def skip_payload(self) -> None:
+        """Pass over the payload of the data frame."""
+        n_skipped = self._input.skip(self._payload_due)
+        self.n_bytes += n_skipped
+        if n_skipped < self._payload_due:
+            raise self._truncated(f"frame {self._sequence - 1}")
+        self._payload_due = 0
+
     # --- end ---------------------------------------------------------------------------------------------------------
 
     def _read_end(self) -> None:
         while (head := self._peek()).kind is FrameKind.INDEX:
             self._index_offset = self._index_offset or self.n_bytes - head.head_bytes
-            self._take_payload(head)
+            self._index_found.update(self._take_payload(head))
             self._n_index += head.n_items
         if head.kind is not FrameKind.TRAILER:
             raise StreamOrderError(f"a frame of {head.kind.name.lower()} stands at the stream's end", _AGAIN)
@@ -216,6 +229,8 @@ class StreamReader:
         expected = Trailer(*counts)
         if found.encode_counts() != expected.encode_counts():
             raise StreamDamagedError("the stream's trailer counts other frames than the stream holds", _AGAIN)
+        if self._index_found.digest() != self._index_due.digest():
+            raise StreamDamagedError("the stream's index does not list its blocks as they lie", _AGAIN)
         self._sha.update(found.encode_counts())
         if found.digest != self._sha.digest():
             raise StreamDamagedError("the stream does not match the digest in its trailer", _AGAIN)
@@ -313,7 +328,7 @@ def _check_roles(found: StreamMap) -> None:
 
 
 def verify_payload(head: FrameHead, payload: Bytes) -> None:
-    """Hold the blocks of a data frame against their checks.
+    """Hold the blocks of a data frame, not compressed, against their checks.
 
     Raises
     ------

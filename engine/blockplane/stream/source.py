@@ -14,138 +14,18 @@ from typing import Final
 
 import numpy as np
 
-from blockplane.model.addresses import BLOCK_BYTES, Bytes, Extents
-from blockplane.model.checks import crc32c
-from blockplane.model.errors import (
-    NoSuchSnapshotError,
-    StreamDamagedError,
-    StreamError,
-    StreamMismatchError,
-    StreamTruncatedError,
-)
+from blockplane.image.extents import numbers_in
+from blockplane.model.addresses import Bytes, Extents
+from blockplane.model.checks import first_bad_block
+from blockplane.model.errors import NoSuchSnapshotError, StreamDamagedError, StreamError
 from blockplane.stream import codec
-from blockplane.stream.codec import INDEX_DTYPE, KNOWN_FEATURES, FrameHead, FrameKind, Header, Role, Trailer
-from blockplane.stream.input import FdInput, open_path
-from blockplane.stream.reader import StreamMap, StreamReader
+from blockplane.stream.cache import Counters, FrameCache
+from blockplane.stream.file import StreamFile
+from blockplane.stream.index import Wanted
+from blockplane.stream.lineage import Lineage, Member
 from blockplane.volume.codec import SnapshotRecord
 
 SUFFIX: Final = ".bps"
-#: An index of more entries than this describes more than 64 TiB in whole frames; nothing is sized by it before.
-_MAX_INDEX: Final = 1 << 26
-
-
-class StreamFile:
-    """One stream file, its map and index in memory; blocks are read by VBN.
-
-    Raises
-    ------
-    StreamError, StreamTruncatedError, StreamDamagedError : it cannot be read, is cut off, or damaged.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self._fd = open_path(path)
-        try:
-            self._n_bytes = os.fstat(self._fd).st_size
-            reader = StreamReader(FdInput(self._fd, self.path))
-            self._require_readable(reader.header)
-            self.map: StreamMap = reader.read_map()
-            self._load_index(self._trailer())
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Release the file; twice does no harm."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def _require_readable(self, header: Header) -> None:
-        unknown = header.features.reading & ~KNOWN_FEATURES.reading
-        if unknown or header.n_parts != 1:
-            what = f"features {unknown:#x} of a later release" if unknown else f"all of its {header.n_parts} parts"
-            raise StreamError(f"reading files out of {self.path} needs {what}", "it can still be received or copied")
-
-    def _trailer(self) -> Trailer:
-        offset = self._n_bytes - codec.TRAILER_FRAME_BYTES
-        head, payload = self._frame(max(offset, 0))
-        if head.kind is not FrameKind.TRAILER:
-            raise self._truncated()
-        trailer = codec.decode_trailer(payload)
-        if trailer.stream_bytes != self._n_bytes or head.sequence + 1 != trailer.n_frames:
-            raise self._truncated()
-        if trailer.n_blocks != self.map.header.image_blocks or trailer.n_index > _MAX_INDEX:
-            raise StreamDamagedError(f"the trailer of {self.path} does not fit its header", "fetch the stream again")
-        return trailer
-
-    def _truncated(self) -> StreamTruncatedError:
-        return StreamTruncatedError(f"{self.path} does not end with a trailer", "it was cut off; fetch the rest")
-
-    def _frame(self, offset: int) -> tuple[FrameHead, bytes]:
-        """Read a whole frame that is not data."""
-        fixed = os.pread(self._fd, codec.FRAME_FIXED_BYTES, offset)
-        if len(fixed) < codec.FRAME_FIXED_BYTES or not fixed.startswith(codec.FRAME_MAGIC):
-            raise self._truncated()
-        head = codec.decode_frame_fixed(fixed)
-        table = os.pread(self._fd, head.head_bytes - len(fixed), offset + len(fixed))
-        payload = os.pread(self._fd, head.payload_bytes, offset + head.head_bytes)
-        head = codec.decode_frame_head(fixed, table, self.map.header.tag, head.sequence)
-        if len(payload) != head.payload_bytes or crc32c(payload) != head.payload_crc:
-            raise StreamDamagedError(f"a frame of {self.path} does not match its checksum", "fetch the stream again")
-        return head, payload
-
-    def _load_index(self, trailer: Trailer) -> None:
-        parts: list[np.ndarray[tuple[int], np.dtype[np.void]]] = []
-        offset, n_left = trailer.index_offset, trailer.n_index
-        while n_left > 0:
-            head, payload = self._frame(offset)
-            if head.kind is not FrameKind.INDEX or head.n_items > n_left:
-                raise StreamDamagedError(f"the index of {self.path} is not where its trailer says", "fetch it again")
-            parts.append(np.frombuffer(payload, INDEX_DTYPE))
-            offset += head.head_bytes + head.payload_bytes
-            n_left -= head.n_items
-        index = np.concatenate(parts) if parts else np.empty(0, INDEX_DTYPE)
-        index = index[np.argsort(index["vbn"], kind="stable")]
-        self._starts = index["vbn"].astype(np.int64)
-        self._stops = self._starts + index["n_blocks"].astype(np.int64)
-        self._offsets = index["offset"].astype(np.int64)
-        self._require_sane(trailer)
-
-    def _require_sane(self, trailer: Trailer) -> None:
-        """Hold the index against the stream: in its space, apart, inside the file, as many blocks as the image."""
-        n_bytes = (self._stops - self._starts) * BLOCK_BYTES
-        good = (
-            (self._starts >= 0).all()
-            and (self._stops > self._starts).all()
-            and (self._stops <= self.map.header.space_blocks).all()
-            and (self._starts[1:] >= self._stops[:-1]).all()
-            and (self._offsets >= 0).all()
-            and (self._offsets <= self._n_bytes - n_bytes).all()
-            and int((self._stops - self._starts).sum()) == trailer.n_blocks
-        )
-        if not good:
-            raise StreamDamagedError(f"the index of {self.path} contradicts the stream", "fetch the stream again")
-
-    def ids(self) -> set[bytes]:
-        """Return the ids of the snapshots that the stream brings."""
-        return {record.id for record, role in self.map.snapshots if role in (Role.TOP, Role.ARRIVES)}
-
-    def read_some(self, vbn: int, n_blocks: int, out: Bytes) -> int:
-        """Read consecutive VBNs as far as they lie together here; return how many, or minus how many are not here."""
-        at = int(np.searchsorted(self._stops, vbn, side="right"))
-        if at == len(self._starts) or self._starts[at] > vbn:
-            nearest = int(self._starts[at]) - vbn if at < len(self._starts) else n_blocks
-            return -min(n_blocks, nearest)
-        take = min(n_blocks, int(self._stops[at]) - vbn)
-        offset = int(self._offsets[at]) + (vbn - int(self._starts[at])) * BLOCK_BYTES
-        view, done = out.data[: take * BLOCK_BYTES], 0
-        while done < len(view):
-            n_read = os.preadv(self._fd, [view[done:]], offset + done)
-            if not n_read:
-                raise self._truncated()
-            done += n_read
-        return take
 
 
 class StreamChain:
@@ -153,78 +33,90 @@ class StreamChain:
 
     Attributes
     ----------
+    files : the streams, in the order given. lineage : how they build on each other.
     snapshots : every snapshot the streams bring, older first. snapshot : the one that is read.
+    counters : requests, bytes and frames decompressed since the files were opened, indexes included.
+
+    Notes
+    -----
+    Any number of threads may read. Memory: the planes and indexes of the streams, the frames used last (20 MiB).
     """
 
-    def __init__(self, files: Sequence[StreamFile], snapshot: str | None = None) -> None:
-        self._files = list(files)
+    def __init__(
+        self,
+        files: Sequence[StreamFile],
+        cache: FrameCache,
+        snapshot: str | SnapshotRecord | None = None,
+        *,
+        needs_full: bool = True,
+    ) -> None:
+        self.files, self._cache = list(files), cache
+        self.lineage = Lineage([Member(file.path, file.map) for file in files], needs_full=needs_full)
+        self._needs_full = needs_full
         brought = [record for file in files for record in file.map.arriving()]
         self.snapshots = sorted({record.id: record for record in brought}.values(), key=lambda r: (r.cp, r.created_ns))
-        self.snapshot = self._choose(snapshot)
-        self._path = self._links(self.snapshot.id)
+        self.snapshot = snapshot if isinstance(snapshot, SnapshotRecord) else self._choose(snapshot)
+        #: newest first: of a block that several hold the first one's is meant
+        self.path = [self.files[i] for i in self.lineage.path(self.snapshot.id)]
 
     def _choose(self, name: str | None) -> SnapshotRecord:
         if name is None:
-            return self._files[-1].map.top
+            return self.lineage.newest.map.top
         for record in reversed(self.snapshots):
             if record.name == name:
                 return record
+        listed = {record.name for file in self.files for record, _ in file.map.snapshots}
+        what = "list the snapshot, and do not bring it whole" if name in listed else "bring no snapshot"
         names = ", ".join(record.name for record in self.snapshots[-8:])
-        raise NoSuchSnapshotError(f"the streams bring no snapshot {name}", f"there are {names}")
+        raise NoSuchSnapshotError(f"the streams {what}: {name}", f"there are {names}")
 
-    def _links(self, snapshot_id: bytes) -> list[StreamFile]:
-        """Return the stream that brings a snapshot, the one that brings its base, and so on to a full image."""
-        path: list[StreamFile] = []
-        wanted: bytes | None = snapshot_id
-        while wanted is not None:
-            file = next((f for f in reversed(self._files) if wanted in f.ids() and f not in path), None)
-            if file is None:
-                base = path[-1].map.base
-                raise StreamMismatchError(
-                    f"{path[-1].path} builds on snapshot {base.name if base else '?'}, which none of the others brings",
-                    "name the whole chain, the full stream first",
-                )
-            if path and file.map.header.space_id != path[-1].map.header.space_id:
-                raise StreamMismatchError(f"{file.path} and {path[-1].path} are of different numberings")
-            path.append(file)
-            wanted = file.map.base.id if file.map.base is not None else None
-        return path
+    @property
+    def counters(self) -> Counters:
+        """Requests and bytes so far."""
+        return self._cache.counters
 
-    def at(self, snapshot: str) -> StreamChain:
+    def at(self, snapshot: str | SnapshotRecord) -> StreamChain:
         """Return the same streams, another snapshot being read; close either one, once."""
-        return StreamChain(self._files, snapshot)
+        return StreamChain(self.files, self._cache, snapshot, needs_full=self._needs_full)
 
     def root_pointer(self) -> tuple[int, int]:
         """See BlockSource."""
         return self.snapshot.root.number, self.snapshot.root.check
 
+    def holds(self, vbn: int) -> bool:
+        """Tell whether a stream that the snapshot is read from holds a block."""
+        return any(file.index.holds(vbn) for file in self.path)
+
     def read_extents(self, extents: Extents, out: Bytes) -> None:
-        """See BlockSource.
+        """See BlockSource; every block is held against its check in the stream.
 
         Raises
         ------
-        StreamDamagedError : no stream of the chain holds a block.
+        StreamDamagedError : a block does not match its check, or no stream of the chain holds it.
         """
-        at = 0
-        for start, stop in extents.tolist():
-            self._read(start, stop, out[at * BLOCK_BYTES : (at + stop - start) * BLOCK_BYTES], 0)
-            at += stop - start
+        wanted = Wanted.one_after_another(extents)
+        numbers = numbers_in(extents)
+        checks = np.empty(len(numbers), np.uint32)
+        for file in self.path:
+            wanted = file.read(wanted, out, checks)
+            if not len(wanted):
+                break
+        if len(wanted):
+            raise StreamDamagedError(f"block {wanted.extents[0, 0]} of {self.snapshot.name} is in none of the streams")
+        bad = first_bad_block(out, numbers, checks)
+        if bad >= 0:
+            raise self._bad_block(int(numbers[bad]))
 
-    def _read(self, start: int, stop: int, out: Bytes, level: int) -> None:
-        if level == len(self._path):
-            raise StreamDamagedError(f"block {start} of {self.snapshot.name} is in none of the streams")
-        vbn = start
-        while vbn < stop:
-            rest = out[(vbn - start) * BLOCK_BYTES :]
-            n_blocks = self._path[level].read_some(vbn, stop - vbn, rest)
-            if n_blocks < 0:
-                n_blocks = -n_blocks
-                self._read(vbn, vbn + n_blocks, rest[: n_blocks * BLOCK_BYTES], level + 1)
-            vbn += n_blocks
+    def _bad_block(self, vbn: int) -> StreamDamagedError:
+        file = next(file for file in self.path if file.index.holds(vbn))
+        return StreamDamagedError(
+            f"block {vbn} in {file.place_of(vbn)} does not match its checksum", "fetch the stream again"
+        )
 
     def close(self) -> None:
         """Release the files."""
-        for file in self._files:
+        self._cache.close()
+        for file in self.files:
             file.close()
 
     def __enter__(self) -> StreamChain:
@@ -236,36 +128,40 @@ class StreamChain:
         self.close()
 
 
-def open_stream(*paths: str | os.PathLike[str], snapshot: str | None = None) -> StreamChain:
-    """Open a stream, or a chain of them.
+def open_stream(*paths: str | os.PathLike[str], snapshot: str | None = None, needs_full: bool = True) -> StreamChain:
+    """Open a stream, or a chain of them, in any order.
 
     Parameters
     ----------
-    paths : stream files, the full one first; or one folder of them.
-    snapshot : which snapshot to read; by default the top of the last stream.
+    paths : stream files; or one folder of them.
+    snapshot : which snapshot to read; by default the newest top.
+    needs_full : whether the chain must begin with a full stream; without one, blocks of its base cannot be read.
 
     Raises
     ------
-    StreamError and its kinds : a file is no stream, cut off or damaged. StreamMismatchError : they are no chain.
-    NoSuchSnapshotError : they do not bring that snapshot.
+    StreamError and its kinds : a file is no stream, cut off or damaged. StreamMismatchError : they are no chain; the
+        message names the snapshot that is missing. NoSuchSnapshotError : they do not bring that snapshot.
     """
-    names = [os.fspath(path) for path in paths]
-    in_folder = len(names) == 1 and os.path.isdir(names[0])
-    if in_folder:
-        names = sorted(str(path) for path in Path(names[0]).glob(f"*{SUFFIX}"))
-    if not names:
-        raise StreamError(f"there are no {SUFFIX} files to read", "name stream files, or a folder of them")
     files: list[StreamFile] = []
+    cache = FrameCache()
     try:
-        for name in names:
-            files.append(StreamFile(name))  # noqa: PERF401 - what is open must be known when one fails
-        if in_folder:
-            files.sort(key=lambda file: (file.map.top.cp, file.map.top.created_ns))
-        return StreamChain(files, snapshot)
+        for name in stream_names(paths):
+            files.append(StreamFile(name, cache))  # noqa: PERF401 - what is open must be known when one fails
+        return StreamChain(files, cache, snapshot, needs_full=needs_full)
     except BaseException:
         for file in files:
             file.close()
         raise
+
+
+def stream_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Return the stream files that paths name: themselves, or those in the one folder; StreamError: there are none."""
+    names = [os.fspath(path) for path in paths]
+    if len(names) == 1 and os.path.isdir(names[0]):
+        names = sorted(str(path) for path in Path(names[0]).glob(f"*{SUFFIX}"))
+    if not names:
+        raise StreamError(f"there are no {SUFFIX} files to read", "name stream files, or a folder of them")
+    return names
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:

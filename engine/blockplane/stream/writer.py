@@ -1,7 +1,7 @@
 """Writes an image stream: header, snapshots, branches, planes, data, index, trailer, in this order.
 
-One thread. Payloads are never copied: a frame is a fresh head and slices of the caller's buffer, handed to the sink in
-one call.
+One thread writes. Payloads are never copied: a frame is a fresh head and slices of the caller's buffer, handed to the
+sink in one call. Where they are to be compressed, a thread a core does so.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from blockplane.image.extents import merged, split
+from blockplane.image.extents import merged, n_blocks_in, split
 from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Extents
 from blockplane.model.checks import crc32c
 from blockplane.planes import Plane
 from blockplane.stream import codec
+from blockplane.stream.arrival import n_workers
 from blockplane.stream.codec import FrameKind, Header, Role, Trailer
+from blockplane.stream.compression import pack
 from blockplane.stream.sink import Buffer, Sink
 from blockplane.volume.codec import BRANCH_BYTES, Branch, SnapshotRecord
 
@@ -27,16 +31,37 @@ _INDEX_MEMORY_BYTES: Final = 16 << 20
 _CHUNK_EXTENTS: Final = 1 << 16
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A data frame to write.
+
+    extents : (n, 2), VBNs in payload order. checks : one a block. payload : the blocks, in one or more buffers.
+    packed : the payload compressed, where it is to be sent so.
+    """
+
+    extents: Extents
+    checks: Checks
+    payload: Sequence[Buffer]
+    packed: Buffer | None = None
+
+
 class StreamWriter:
     """One stream into one sink. Call the methods in the order they stand here.
+
+    Parameters
+    ----------
+    level : of the compression of data frames; None: they are written as they are.
 
     Notes
     -----
     The header goes out with the constructor. `n_bytes` counts what was written.
     """
 
-    def __init__(self, sink: Sink, header: Header) -> None:
+    def __init__(self, sink: Sink, header: Header, level: int | None = None) -> None:
+        if level is not None:
+            header = replace(header, features=header.features | codec.ZSTD_FEATURES)
         self._sink = sink
+        self._level = level
         self._header = header
         self._sha = hashlib.sha256()
         self._sequence = 0
@@ -46,9 +71,12 @@ class StreamWriter:
         self._sha.update(encoded)
         self._write([encoded])
         self._index = tempfile.SpooledTemporaryFile(max_size=_INDEX_MEMORY_BYTES)  # noqa: SIM115 - closed by `close`
+        self._pool = ThreadPoolExecutor(n_workers(), "blockplane compress") if level is not None else None
 
     def close(self) -> None:
-        """Release scratch; the sink is its owner's."""
+        """Release scratch and threads; the sink is its owner's."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
         self._index.close()
 
     def write_snapshots(self, records: Sequence[tuple[SnapshotRecord, Role]]) -> None:
@@ -73,31 +101,48 @@ class StreamWriter:
     def write_blocks(self, extents: Extents, checks: Checks, buffer: Bytes) -> None:
         """Write blocks as data frames of at most 1 MiB, in one call to the sink.
 
+        With a pool, payloads are compressed by its threads, and each frame goes to the sink when it is ready.
+
         Parameters
         ----------
         extents : (n, 2) VBNs in the order of the buffer; they need not ascend.
         checks : (n_blocks,) of the blocks, in the same order.
         buffer : (n_blocks * 4096,) uint8; may be reused once this returns.
         """
-        view, buffers, at = buffer.data, list[Buffer](), 0
-        index: list[tuple[int, int, int, int]] = []
-        offset = self.n_bytes
+        view, at = buffer.data, 0
+        frames: list[Frame] = []
         for part in split(extents, codec.MAX_FRAME_BLOCKS):
-            n_blocks = int((part[:, 1] - part[:, 0]).sum())
-            head = codec.encode_data_head(self._sequence, self._header.tag, part, checks[at : at + n_blocks])
-            self._sha.update(head)
-            buffers += [head, view[at * BLOCK_BYTES : (at + n_blocks) * BLOCK_BYTES]]
-            offset += len(head)
-            for start, stop in part.tolist():
-                index.append((start, offset, stop - start, 0))
-                offset += (stop - start) * BLOCK_BYTES
+            n_blocks = n_blocks_in(part)
+            payload = view[at * BLOCK_BYTES : (at + n_blocks) * BLOCK_BYTES]
+            frames.append(Frame(part, checks[at : at + n_blocks], [payload]))
             at += n_blocks
-            self._sequence += 1
-            self._n_data_frames += 1
+        if self._pool is None:
+            self.write_frames(frames)
+            return
+        packed = [self._pool.submit(pack, frame.payload[0], self._level) for frame in frames]  # type: ignore[arg-type]
+        for frame, done in zip(frames, packed, strict=True):
+            self.write_frames([replace(frame, packed=done.result())])
+
+    def write_frames(self, frames: Sequence[Frame]) -> None:
+        """Write data frames as they are, in one call to the sink; the buffers may be reused once this returns."""
+        buffers: list[Buffer] = []
+        offset = self.n_bytes
+        for frame in frames:
+            head = codec.encode_data_head(self._sequence, self._header.tag, frame.extents, frame.checks, frame.packed)
+            payload: Sequence[Buffer] = frame.payload if frame.packed is None else [frame.packed]
+            buffers += [head, *payload]
+            self._note_frame(head, frame, offset)
+            offset += len(head) + sum(len(part) for part in payload)
         self._write(buffers)
-        self._n_blocks += at
-        self._n_index += len(index)
-        self._index.write(np.array(index, codec.INDEX_DTYPE).tobytes())
+
+    def _note_frame(self, head: bytes, frame: Frame, offset: int) -> None:
+        """Take a data frame whose head lies at an offset of the stream into the digest, the counts and the index."""
+        self._sha.update(head)
+        self._sequence += 1
+        self._n_data_frames += 1
+        self._n_blocks += len(frame.checks)
+        self._n_index += len(frame.extents)
+        self._index.write(codec.encode_index(frame.extents, offset))
 
     def finish(self) -> Trailer:
         """Write index and trailer; return the trailer."""

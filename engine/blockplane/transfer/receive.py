@@ -5,21 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
-import numpy as np
-
-from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
-from blockplane.model.checks import first_bad_block
 from blockplane.model.errors import StreamDamagedError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
+from blockplane.stream.arrival import Ring, arriving
 from blockplane.stream.codec import FrameHead, Role
 from blockplane.stream.input import InputLike, open_input
-from blockplane.stream.reader import StreamMap, StreamReader, bad_block
+from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.transfer.destination import DiskWish, destination_for
 from blockplane.transfer.protocol import Destination, Landing
 from blockplane.volume.groups import DiskNames
@@ -124,20 +120,15 @@ def _land(reader: StreamReader, stream: StreamMap, landing: Landing, progress: P
     """Bring every block to where the landing wants it, verified; afterwards set(written) is what the stream claims."""
     claims = Claims(stream.image)
     total = stream.header.image_blocks * BLOCK_BYTES
-    before: Future[None] | None = None  # a frame is checked while the next is read
-    with ThreadPoolExecutor(1, "receive check") as checker:
-        while (head := reader.next_data()) is not None:
-            claims.take(head)
-            buffers = landing.buffers(head.extents())
-            reader.read_payload([buffer.data for buffer in buffers])
-            if before is not None:
-                before.result()
-                landing.landed()
-            before = checker.submit(_verify, head, buffers)
-            progress(ProgressEvent("blocks", claims.n_blocks * BLOCK_BYTES, total, time.monotonic() - started))
-        if before is not None:
-            before.result()
+
+    def place(head: FrameHead) -> Sequence[Bytes]:
+        claims.take(head)
+        return landing.buffers(head.extents())
+
+    with closing(arriving(reader, place)) as frames:
+        for _ in frames:
             landing.landed()
+            progress(ProgressEvent("blocks", claims.n_blocks * BLOCK_BYTES, total, time.monotonic() - started))
     claims.require_all()
 
 
@@ -168,21 +159,8 @@ class Claims:
             raise StreamDamagedError(f"the stream ends without {self._waiting.n_left} blocks that it claims")
 
 
-def _verify(head: FrameHead, buffers: Sequence[Bytes]) -> None:
-    """Hold the blocks in buffers against the frame's checks."""
-    numbers, checks, at = numbers_in(head.extents()), head.checks(), 0
-    for buffer in buffers:
-        n_blocks = len(buffer) // BLOCK_BYTES
-        bad = first_bad_block(buffer, numbers[at : at + n_blocks], checks[at : at + n_blocks])
-        if bad >= 0:
-            raise bad_block(head, int(numbers[at + bad]))
-        at += n_blocks
-
-
 def _drain(reader: StreamReader) -> None:
     """Read a stream that is not needed to its end, so that its sender ends well; what is wrong with it still shows."""
-    scratch = np.empty(1 << 20, np.uint8)
-    while (head := reader.next_data()) is not None:
-        payload = scratch[: head.payload_bytes]
-        reader.read_payload([payload.data])
-        _verify(head, [payload])
+    with closing(arriving(reader, Ring())) as frames:
+        for _ in frames:
+            pass

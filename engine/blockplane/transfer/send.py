@@ -21,6 +21,7 @@ from blockplane.model.errors import NoSuchSnapshotError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
 from blockplane.stream.codec import FrameKind, Header, Role
+from blockplane.stream.compression import parse_compression
 from blockplane.stream.digest import plane_digest
 from blockplane.stream.sink import Buffer, Sink, SinkLike, open_sink
 from blockplane.stream.writer import StreamWriter
@@ -34,9 +35,9 @@ WRITER: Final = "blockplane 0.1"
 class SendReport:
     """What was sent, or with `dry_run` would be.
 
-    n_blocks, n_bytes : of the image. stream_bytes : all of the stream. planning_blocks : blocks read to plan and to
-        look
-    checks up. arriving, left_out : names of snapshots.
+    n_blocks, n_bytes : of the image. stream_bytes : all of the stream; of a dry run with compression, what it would be
+        without. planning_blocks : blocks read to plan and to look checks up. arriving, left_out : names of snapshots.
+    compression : `zstd:LEVEL`, or None.
     """
 
     n_blocks: int
@@ -48,6 +49,7 @@ class SendReport:
     arriving: tuple[str, ...]
     left_out: tuple[str, ...]
     planning_blocks: int = 0
+    compression: str | None = None
 
     @property
     def bytes_per_second(self) -> float:
@@ -155,6 +157,7 @@ def send(
     progress: Progress = ignore_progress,
     dry_run: bool = False,
     order: str = DISK,
+    compress: str | None = None,
 ) -> SendReport:
     """Write an image as a stream.
 
@@ -162,9 +165,12 @@ def send(
     ----------
     sink : a path (appears under its name when complete and durable), a file object, a descriptor or a socket; not used
         by a dry run, which says exactly what would be sent.
+    compress : `zstd` or `zstd:LEVEL`: each frame that shrinks by a sixteenth is compressed, by a thread a core. The
+        stream says that its reader needs to know zstd.
 
     Raises
     ------
+    UsageError : there is no such compression.
     RefusedError : the image is not a sum minus at most one base, or its top would not be whole.
     ChecksumError, DiskError : a block could not be read.
     StreamError, NoSpaceError : the stream could not be written.
@@ -173,22 +179,28 @@ def send(
     -----
     The states are pinned while they are read. The calling thread writes; one thread a disk reads.
     """
+    level = parse_compression(compress) if compress is not None else None
     sending: Sendable = ImageSending(image, order) if isinstance(image, Image) else image
     if dry_run or sink is None:
-        return _send(sending, _Nowhere(), progress, read=False)
+        report = _send(sending, _Nowhere(), progress, None, read=False)
+        return replace(report, compression=_named(level))
     with closing(open_sink(sink)) as opened:
-        report = _send(sending, opened, progress, read=True)
+        report = _send(sending, opened, progress, level, read=True)
         started = time.monotonic()
         opened.commit()
         return replace(report, seconds=report.seconds + time.monotonic() - started)
 
 
-def _send(sending: Sendable, sink: Sink, progress: Progress, *, read: bool) -> SendReport:
+def _named(level: int | None) -> str | None:
+    return f"zstd:{level}" if level is not None else None
+
+
+def _send(sending: Sendable, sink: Sink, progress: Progress, level: int | None, *, read: bool) -> SendReport:
     started = time.monotonic()
     snapshots, branches = sending.snapshots(), sending.branches()
     header = _completed(sending, snapshots, len(branches))
     total = header.image_blocks * BLOCK_BYTES
-    with sending.windows(read=read) as gathered, closing(StreamWriter(sink, header)) as writer:
+    with sending.windows(read=read) as gathered, closing(StreamWriter(sink, header, level)) as writer:
         writer.write_snapshots(snapshots)
         writer.write_branches(branches)
         writer.write_plane(FrameKind.IMAGE_PLANE, sending.plane)
@@ -207,6 +219,7 @@ def _send(sending: Sendable, sink: Sink, progress: Progress, *, read: bool) -> S
         header.image_blocks, total, trailer.stream_bytes, time.monotonic() - started, names[Role.TOP][0],
         names[Role.BASE][0] if names[Role.BASE] else None, (*names[Role.TOP], *names[Role.ARRIVES]),
         tuple(names[Role.LEFT_OUT]), getattr(sending, "planning_blocks", 0),
+        _named(level),
     )  # fmt: skip
 
 

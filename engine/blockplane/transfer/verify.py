@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import StreamError
+from blockplane.model.addresses import Bytes
+from blockplane.model.errors import StreamError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
-from blockplane.stream.codec import Role
+from blockplane.stream.arrival import Ring, arriving
+from blockplane.stream.codec import FrameHead
 from blockplane.stream.input import Input, open_input
-from blockplane.stream.reader import StreamMap, StreamReader, verify_payload
+from blockplane.stream.reader import StreamMap, StreamReader
+from blockplane.stream.source import stream_names
+from blockplane.transfer.coverage import prove_chain
 from blockplane.transfer.receive import Claims
 
 PathLike = str | os.PathLike[str]
@@ -23,13 +24,23 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(slots=True)
 class StreamVerdict:
-    """What verifying streams found. problems: one sentence each. n_blocks, stream_bytes: of what could be read."""
+    """What verifying streams found.
+
+    problems : one sentence each. n_blocks, stream_bytes : of what could be read. verified_blocks : those whose bytes
+    were held against their checks; fewer where a part was asked for. order : the streams, in the order in which they
+    apply. snapshots : names of those they bring. proved : names of those that the streams were proved to hold whole.
+    part : (k, n), where it was asked for.
+    """
 
     problems: list[str] = field(default_factory=list)
     n_blocks: int = 0
+    verified_blocks: int = 0
     stream_bytes: int = 0
     seconds: float = 0.0
     snapshots: list[str] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+    proved: list[str] = field(default_factory=list)
+    part: tuple[int, int] | None = None
 
     @property
     def ok(self) -> bool:
@@ -48,58 +59,84 @@ def stream_map(path: PathLike) -> StreamMap:
         return StreamReader(source).read_map()
 
 
-def verify_streams(*paths: PathLike, progress: Progress = ignore_progress) -> StreamVerdict:
-    """Verify every byte of streams; of several also that they are a chain: each base is brought by one before it.
+def verify_streams(
+    *paths: PathLike, part: tuple[int, int] | None = None, progress: Progress = ignore_progress
+) -> StreamVerdict:
+    """Verify streams: every byte, and that together they hold every block of every snapshot they bring.
+
+    Parameters
+    ----------
+    paths : stream files in any order, or a folder of them. The full streams and their increments make a chain; the
+        proof is left out for an increment that is named alone.
+    part : (k, n), k from 1: of the blocks only those in the k-th of n parts of the bytes are read; all else is verified
+        as ever. All n parts, whenever each is done, verify everything.
 
     Raises
     ------
     StreamError, StreamMissingError : a file cannot be opened; none is read then. What is wrong inside one is a problem
-        in the list.
+        in the list. UsageError : there is no such part.
+
+    Notes
+    -----
+    One thread reads, one a core decompresses and holds blocks against their checks.
     """
+    if part is not None and not 1 <= part[0] <= part[1]:
+        raise UsageError(f"there is no part {part[0]} of {part[1]}", "say K/N, from 1/N to N/N")
+    names = stream_names(paths)
     started = time.monotonic()
-    verdict = StreamVerdict()
-    total = sum(os.stat(path).st_size for path in paths if os.path.isfile(path))
-    maps: list[tuple[PathLike, StreamMap]] = []
+    run = _Run(sum(os.stat(name).st_size for name in names if os.path.isfile(name)), part, progress, started)
     with ExitStack() as stack:
-        sources = [stack.enter_context(closing(open_input(path))) for path in paths]
-        for path, source in zip(paths, sources, strict=True):
-            try:
-                maps.append((path, _verify(source, verdict, progress, total, started)))
-            except StreamError as error:
-                verdict.problems.append(f"{os.fspath(path)}: {error}")
-    if len(maps) > 1 and len(maps) == len(paths):
-        _verify_chain(maps, verdict)
+        sources = [stack.enter_context(closing(open_input(name))) for name in names]
+        whole = [name for name, source in zip(names, sources, strict=True) if run.read(name, source)]
+    verdict = run.verdict
+    verdict.order = names
+    if all(os.path.isfile(name) for name in names) and whole == names:
+        proof = prove_chain(names)
+        verdict.problems += proof.problems
+        verdict.order, verdict.proved = proof.order, proof.whole
     verdict.seconds = time.monotonic() - started
     return verdict
 
 
-def _verify(source: Input, verdict: StreamVerdict, progress: Progress, total: int, started: float) -> StreamMap:
-    before = verdict.stream_bytes
-    scratch = np.empty(1 << 20, np.uint8)
-    reader = StreamReader(source)
-    stream = reader.read_map()
-    claims = Claims(stream.image)
-    while (head := reader.next_data()) is not None:
-        claims.take(head)
-        payload = scratch[: head.n_blocks * BLOCK_BYTES]
-        reader.read_payload([payload.data])
-        verify_payload(head, payload)
-        progress(ProgressEvent("verify", before + reader.n_bytes, total, time.monotonic() - started))
-    claims.require_all()
-    verdict.n_blocks += claims.n_blocks
-    verdict.stream_bytes += reader.n_bytes
-    verdict.snapshots += [record.name for record in stream.arriving()]
-    return stream
+class _Run:
+    """One verification on its way."""
 
+    def __init__(self, n_bytes: int, part: tuple[int, int] | None, progress: Progress, started: float) -> None:
+        self.verdict = StreamVerdict(part=part)
+        self._total, self._progress, self._started = n_bytes, progress, started
+        k, n = part if part is not None else (1, 1)
+        self._low, self._high = n_bytes * (k - 1) // n, n_bytes * k // n
+        self._is_all = part is None
+        self._ring = Ring()
 
-def _verify_chain(maps: Sequence[tuple[PathLike, StreamMap]], verdict: StreamVerdict) -> None:
-    """Note every stream whose base no stream before it brings, or that numbers its blocks otherwise."""
-    brought: dict[bytes, bytes] = {}
-    for path, stream in maps:
-        base, space = stream.base, stream.header.space_id
-        if base is not None and brought.get(base.id) != space:
-            verdict.problems.append(
-                f"{os.fspath(path)}: builds on snapshot {base.name}, which no stream before it brings whole"
-            )
-        for role in (Role.TOP, Role.ARRIVES):
-            brought.update((record.id, space) for record in stream.with_role(role))
+    def read(self, name: str, source: Input) -> bool:
+        """Verify one stream; return whether it is whole."""
+        verdict = self.verdict
+        try:
+            stream = self._read(source)
+        except StreamError as error:
+            verdict.problems.append(error.message if name in error.message else f"{name}: {error.message}")
+            return False
+        verdict.snapshots += [record.name for record in stream.arriving()]
+        return True
+
+    def _read(self, source: Input) -> StreamMap:
+        verdict, before = self.verdict, self.verdict.stream_bytes
+        reader = StreamReader(source)
+        stream = reader.read_map()
+        claims = Claims(stream.image)
+
+        def wanted(head: FrameHead) -> Sequence[Bytes] | None:
+            claims.take(head)
+            is_mine = self._is_all or self._low <= before + reader.n_bytes < self._high
+            return self._ring(head) if is_mine else None
+
+        with closing(arriving(reader, wanted)) as frames:
+            for head, _ in frames:
+                verdict.verified_blocks += head.n_blocks
+                done_bytes = before + reader.n_bytes
+                self._progress(ProgressEvent("verify", done_bytes, self._total, time.monotonic() - self._started))
+        claims.require_all()
+        verdict.n_blocks += claims.n_blocks
+        verdict.stream_bytes += reader.n_bytes
+        return stream

@@ -43,7 +43,7 @@ class Holding:
 
 def named_states(volume: LiveVolume) -> list[tuple[str, State]]:
     """Return the states of snapshots, older first, then the live file system's, with their names."""
-    names = [entry.record.name for entry in volume.local.entries()]
+    names = [entry.record.name for entry in volume.local.regular()]
     return [*zip(names, volume.snapshot_states(), strict=True), (ACTIVE, volume.state(None))]
 
 
@@ -137,7 +137,7 @@ def _leaves(volume: LiveVolume, leaf: int, states: Sequence[tuple[str, State]]) 
     for _, state in states:
         if state.placemap.maps_any(leaf):
             yield "taken", state.place_leaf(leaf)
-    yield "local", local.local_leaf(leaf)
+    yield "local", local.local_leaf(leaf) | local.shadowed_leaf(leaf)
 
 
 def _bits(words: Leaf, low: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -1,0 +1,8 @@
+import numpy as np
+import numpy.typing as npt
+
+_Int64s = npt.NDArray[np.int64]
+
+def read_segments(
+    fd: int, offsets: _Int64s, lengths: _Int64s, buffer: npt.NDArray[np.uint8], positions: _Int64s
+) -> int: ...

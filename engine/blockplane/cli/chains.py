@@ -1,0 +1,150 @@
+"""Chains of stream files: merge them into one, compare them with a volume."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+import blockplane as bp
+from blockplane.cli.completion import SnapshotName
+from blockplane.cli.images import standard_output
+from blockplane.cli.naming import open_volume, snapshot_of
+from blockplane.cli.options import json_option, progress_option, wait_option
+from blockplane.cli.progress import ProgressLine
+from blockplane.cli.streams import stream
+from blockplane.cli.text import blocks, duration, print_json, printable, rate, sentence, size
+
+if TYPE_CHECKING:
+    from blockplane.transfer import MergeReport, StreamComparison
+
+
+@stream.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
+@click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be written; read no block but block maps.")
+@click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
+@json_option
+@progress_option
+def merge(
+    files: Sequence[str],
+    output: str | None,
+    dry_run: bool,
+    compress: str | None,
+    as_json: bool,
+    progress: bool | None,
+) -> None:
+    """Make one stream of a chain, from the streams alone.
+
+    With the full stream the result is full, as if the newest snapshot had been sent; without, one increment onto the
+    base of the oldest. Snapshots that are not whole in it are left out, and named.
+
+    \b
+    blockplane stream merge june1.bps june2.bps june3.bps -o full3.bps
+    blockplane stream merge june2.bps june3.bps -o june1to3.bps
+    """
+    sink = output if output is not None or dry_run else standard_output()
+    with ProgressLine(progress) as line:
+        report = bp.merge_streams(*files, sink=sink, compress=compress, dry_run=dry_run, progress=line)
+    to_stderr = isinstance(sink, int)
+    if as_json:
+        print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
+    else:
+        _print_merged(report, dry_run, to_stderr)
+
+
+def _described(report: MergeReport) -> dict[str, object]:
+    sent = report.sent
+    return {
+        "n_blocks": sent.n_blocks,
+        "n_bytes": sent.n_bytes,
+        "stream_bytes": sent.stream_bytes,
+        "seconds": sent.seconds,
+        "bytes_per_second": sent.bytes_per_second,
+        "top": sent.top,
+        "base": sent.base,
+        "arriving": list(sent.arriving),
+        "left_out": list(sent.left_out),
+        "dropped_snapshots": [{"name": name, "reason": reason} for name, reason in report.dropped_snapshots],
+        "dead_blocks": report.dead_blocks,
+        "order": list(report.order),
+        "compression": sent.compression,
+    }
+
+
+def _print_merged(report: MergeReport, dry_run: bool, to_stderr: bool) -> None:
+    out, sent = sys.stderr if to_stderr else sys.stdout, report.sent
+    base = f" onto {sent.base}" if sent.base else ""
+    print(f"order      {', '.join(printable(name) for name in report.order)}", file=out)
+    for name, reason in report.dropped_snapshots:
+        print(f"left out   {name}: {sentence(reason)}", file=out)
+    did = "would merge" if dry_run else f"merged in {duration(sent.seconds)} ({rate(sent.stream_bytes, sent.seconds)})"
+    print(
+        f"{did}: {', '.join(sent.arriving)}{base}, {blocks(sent.n_blocks)} in {size(sent.stream_bytes)}, "
+        f"without {blocks(report.dead_blocks)}",
+        file=out,
+    )
+
+
+@stream.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.argument("snapshot", metavar="VOL@SNAP", type=SnapshotName())
+@json_option
+@wait_option
+@progress_option
+def compare(files: Sequence[str], snapshot: str, as_json: bool, wait_s: float, progress: bool | None) -> int:
+    """Compare a snapshot in streams with the same one of a volume, byte by byte.
+
+    Without the full stream, what the increments bring is compared. Exit status 1 when they differ.
+
+    \b
+    blockplane stream compare june1.bps june2.bps pool@june2
+    """
+    place, name = snapshot_of(snapshot)
+    with open_volume(place, "stream compare", wait_s, writable=False) as volume, ProgressLine(progress) as line:
+        found = bp.compare_streams(*files, volume=volume, snapshot=name, progress=line)
+    if as_json:
+        print_json(_compared(found))
+    else:
+        _print_compared(found)
+    return 0 if found.ok else 1
+
+
+def _compared(found: StreamComparison) -> dict[str, object]:
+    return {
+        "ok": found.ok,
+        "snapshot": found.snapshot,
+        "n_blocks": found.n_blocks,
+        "base_blocks": found.base_blocks,
+        "only_in_stream": found.only_in_stream,
+        "only_in_volume": found.only_in_volume,
+        "n_differing": found.n_differing,
+        "differing": found.differing,
+        "problems": found.problems,
+        "seconds": found.seconds,
+    }
+
+
+def _print_compared(found: StreamComparison) -> None:
+    for problem in found.problems:
+        print(sentence(problem))
+    for what, n_blocks in (
+        ("only in the stream", found.only_in_stream),
+        ("only in the volume", found.only_in_volume),
+        ("different", found.n_differing),
+    ):
+        if n_blocks:
+            print(f"{what}: {blocks(n_blocks)}")
+    if found.differing:
+        print(f"first: {', '.join(map(str, found.differing))}")
+    base = f"; {blocks(found.base_blocks)} are the base's and were not compared" if found.base_blocks else ""
+    print(
+        f"{'equal' if found.ok else 'DIFFERENT'}: {found.snapshot}, {blocks(found.n_blocks)} compared in "
+        f"{duration(found.seconds)}{base}"
+    )
+
+
+#: Verbs of the group `stream`, which is a verb of `streams`.
+VERBS: tuple[click.Command, ...] = ()

@@ -1,0 +1,255 @@
+"""One stream file, read at random: trailer, index, frame, block.
+
+A block of a frame that is not compressed is read alone, one of a compressed frame with it. What the frame's head says
+of a block, its check, goes to the caller with the bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import numpy as np
+
+from blockplane._native.segments import read_segments
+from blockplane.image.extents import expand
+from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Numbers
+from blockplane.model.checks import crc32c
+from blockplane.model.errors import StreamDamagedError, StreamError, StreamTruncatedError
+from blockplane.stream import codec
+from blockplane.stream.cache import MAX_PAYLOADS, FrameCache
+from blockplane.stream.codec import (
+    INDEX_BYTES,
+    INDEX_DTYPE,
+    KNOWN_FEATURES,
+    FrameHead,
+    FrameKind,
+    Header,
+    Role,
+    Trailer,
+)
+from blockplane.stream.compression import unpack
+from blockplane.stream.index import Index, IndexEntries, Pieces, Wanted
+from blockplane.stream.input import FdInput, open_path
+from blockplane.stream.reader import StreamMap, StreamReader
+
+#: An index of more entries than this describes more than 64 TiB in whole frames; nothing is sized by it before.
+_MAX_INDEX: Final = 1 << 26
+#: The longest head of a data frame, and all of one in a single read: 256 extents of a block each.
+_DATA_HEAD_BYTES: Final = codec.FRAME_FIXED_BYTES + 16 * codec.MAX_FRAME_BLOCKS
+_AGAIN: Final = "fetch the stream again"
+
+
+class StreamFile:
+    """One stream file, its map and index in memory.
+
+    Parameters
+    ----------
+    cache : shared by the files of a chain.
+
+    Raises
+    ------
+    StreamError, StreamTruncatedError, StreamDamagedError : it cannot be read, is cut off, or damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], cache: FrameCache) -> None:
+        self.path = os.fspath(path)
+        self._cache = cache
+        self._fd = open_path(path)
+        try:
+            self.n_bytes = os.fstat(self._fd).st_size
+            reader = StreamReader(FdInput(self._fd, self.path))
+            self._require_readable(reader.header)
+            self.map: StreamMap = reader.read_map()
+            self.index = self._load_index(self._trailer())
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_NORMAL)
+        except StreamError as error:
+            self.close()
+            raise _of_file(error, self.path) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Release the file; twice does no harm."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _require_readable(self, header: Header) -> None:
+        unknown = header.features.reading & ~KNOWN_FEATURES.reading
+        if unknown or header.n_parts != 1:
+            what = codec.feature_names(unknown) if unknown else f"all of its {header.n_parts} parts"
+            raise StreamError(f"reading files out of {self.path} needs {what}", "it can still be received or copied")
+
+    # --- opening -----------------------------------------------------------------------------------------------------
+
+    def _trailer(self) -> Trailer:
+        offset = self.n_bytes - codec.TRAILER_FRAME_BYTES
+        head, payload = self._frame(max(offset, 0))
+        if head.kind is not FrameKind.TRAILER:
+            raise self._truncated()
+        trailer = codec.decode_trailer(payload)
+        if trailer.stream_bytes != self.n_bytes or head.sequence + 1 != trailer.n_frames:
+            raise self._truncated()
+        fits = trailer.n_blocks == self.map.header.image_blocks and trailer.n_index * INDEX_BYTES < self.n_bytes
+        if not fits or trailer.n_index > _MAX_INDEX:
+            raise StreamDamagedError(f"the trailer of {self.path} does not fit its header", _AGAIN)
+        return trailer
+
+    def _truncated(self) -> StreamTruncatedError:
+        return StreamTruncatedError(f"{self.path} does not end with a trailer", "it was cut off; fetch the rest")
+
+    def _frame(self, offset: int) -> tuple[FrameHead, bytes]:
+        """Read a whole frame that is not data."""
+        fixed = self._read(codec.FRAME_FIXED_BYTES, offset)
+        if len(fixed) < codec.FRAME_FIXED_BYTES or not fixed.startswith(codec.FRAME_MAGIC):
+            raise self._truncated()
+        head = codec.decode_frame_fixed(fixed)
+        rest = self._read(head.head_bytes - len(fixed) + head.payload_bytes, offset + len(fixed))
+        table, payload = rest[: head.head_bytes - len(fixed)], rest[head.head_bytes - len(fixed) :]
+        head = codec.decode_frame_head(fixed, table, self.map.header.tag, head.sequence)
+        if len(payload) != head.payload_bytes or crc32c(payload) != head.payload_crc:
+            raise StreamDamagedError(f"frame {head.sequence} of {self.path} does not match its checksum", _AGAIN)
+        return head, payload
+
+    def _read(self, n_bytes: int, offset: int) -> bytes:
+        """Read up to n_bytes, fewer at the end of the file."""
+        try:
+            data = os.pread(self._fd, n_bytes, offset)
+        except OSError as error:
+            raise StreamError(f"cannot read {self.path}: {error.strerror}") from error
+        self._cache.count(1, len(data))
+        return data
+
+    def _load_index(self, trailer: Trailer) -> Index:
+        parts: list[IndexEntries] = []
+        offset, n_left = trailer.index_offset, trailer.n_index
+        while n_left > 0:
+            head, payload = self._frame(offset)
+            if head.kind is not FrameKind.INDEX or head.n_items > n_left:
+                raise StreamDamagedError(f"the index of {self.path} is not where its trailer says", _AGAIN)
+            parts.append(np.frombuffer(payload, INDEX_DTYPE))
+            offset += head.head_bytes + head.payload_bytes
+            n_left -= head.n_items
+        index = Index(parts)
+        if not index.is_sane(self.map.header.space_blocks, self.n_bytes) or index.n_blocks != trailer.n_blocks:
+            raise StreamDamagedError(f"the index of {self.path} contradicts the stream", _AGAIN)
+        return index
+
+    def ids(self) -> set[bytes]:
+        """Return the ids of the snapshots that the stream brings."""
+        return {record.id for record, role in self.map.snapshots if role in (Role.TOP, Role.ARRIVES)}
+
+    # --- blocks ------------------------------------------------------------------------------------------------------
+
+    def read(self, wanted: Wanted, out: Bytes, checks: Checks) -> Wanted:
+        """Read what the stream holds of the wanted blocks into their places; return what it does not hold.
+
+        Parameters
+        ----------
+        out : 4,096 bytes for each block of the caller's buffer. checks : one entry each; gets what blocks must have.
+
+        Raises
+        ------
+        StreamDamagedError : a frame's head is not whole, or is another one than the index says. The blocks themselves
+            are not verified.
+        """
+        pieces, rest = self.index.find(wanted)
+        if len(pieces):
+            frames, which = np.unique(pieces.frame, return_inverse=True)
+            heads = [self._named_head(offset) for offset in frames.tolist()]
+            self._note_checks(pieces, heads, which, checks)
+            packed = np.array([head.is_packed for head in heads])[which]
+            if not packed.all():
+                head_bytes = np.array([head.head_bytes for head in heads], np.int64)[which]
+                self._read_raw(pieces.where(~packed), head_bytes[~packed], out)
+            if packed.any():
+                self._read_packed(pieces.where(packed), out)
+        return rest
+
+    def _note_checks(self, pieces: Pieces, heads: list[FrameHead], which: Numbers, checks: Checks) -> None:
+        """Put the checks of all pieces where their blocks go."""
+        n_blocks = np.array([head.n_blocks for head in heads], np.int64)
+        if (pieces.first + pieces.n_blocks > n_blocks[which]).any():
+            raise StreamDamagedError(f"the index of {self.path} contradicts the stream", _AGAIN)
+        begins = (np.cumsum(n_blocks) - n_blocks)[which]
+        known = np.concatenate([head.checks() for head in heads])
+        checks[expand(pieces.position, pieces.n_blocks)] = known[expand(begins + pieces.first, pieces.n_blocks)]
+
+    def _read_raw(self, pieces: Pieces, head_bytes: Numbers, out: Bytes) -> None:
+        offsets = pieces.frame + head_bytes + pieces.first * BLOCK_BYTES
+        order = np.argsort(offsets, kind="stable")
+        lengths = pieces.n_blocks * BLOCK_BYTES
+        try:
+            n_requests = read_segments(
+                self._fd, offsets[order], lengths[order], out, (pieces.position * BLOCK_BYTES)[order]
+            )
+        except EOFError:
+            raise self._truncated() from None
+        except OSError as error:
+            raise StreamError(f"cannot read {self.path}: {error.strerror}") from error
+        self._cache.count(n_requests, int(lengths.sum()))
+
+    def _read_packed(self, pieces: Pieces, out: Bytes) -> None:
+        """Decompress the frames that pieces lie in, some at a time, and copy the pieces out."""
+        order = np.argsort(pieces.frame, kind="stable")
+        frames, begins = np.unique(pieces.frame[order], return_index=True)
+        parts = np.split(order, begins[1:])
+        blocks = out.reshape(-1, BLOCK_BYTES)
+        for at in range(0, len(frames), MAX_PAYLOADS):
+            payloads = self._cache.map(self._payload, frames[at : at + MAX_PAYLOADS].tolist())
+            for payload, part in zip(payloads, parts[at : at + MAX_PAYLOADS], strict=True):
+                source = np.frombuffer(payload, np.uint8).reshape(-1, BLOCK_BYTES)
+                into = expand(pieces.position[part], pieces.n_blocks[part])
+                blocks[into] = source[expand(pieces.first[part], pieces.n_blocks[part])]
+
+    def _payload(self, offset: int) -> bytes:
+        """Return the blocks of the compressed frame at an offset, as they were kept or decompressed anew."""
+        key = (self._fd, offset)
+        payload = self._cache.payload(key)
+        if payload is None:
+            head = self._named_head(offset)
+            stored = self._read(head.payload_bytes, offset + head.head_bytes)
+            if len(stored) < head.payload_bytes:
+                raise self._truncated()
+            try:
+                payload = unpack(head, memoryview(stored))
+            except StreamError as error:
+                raise _of_file(error, self.path) from error
+            self._cache.keep_payload(key, payload)
+        return payload
+
+    def _named_head(self, offset: int) -> FrameHead:
+        try:
+            return self._head(offset)
+        except StreamError as error:
+            raise _of_file(error, self.path) from error
+
+    def _head(self, offset: int) -> FrameHead:
+        """Return the head of the data frame at an offset, verified."""
+        head = self._cache.head((self._fd, offset))
+        if head is None:
+            data = self._read(_DATA_HEAD_BYTES, offset)
+            fixed = data[: codec.FRAME_FIXED_BYTES]
+            if len(fixed) < codec.FRAME_FIXED_BYTES or not fixed.startswith(codec.FRAME_MAGIC):
+                raise StreamDamagedError(f"{self.path} has no frame where its index says, at {offset}", _AGAIN)
+            head = codec.decode_frame_fixed(fixed)
+            table = data[codec.FRAME_FIXED_BYTES : head.head_bytes]
+            head = codec.decode_frame_head(fixed, table, self.map.header.tag, head.sequence)
+            if head.kind is not FrameKind.DATA:
+                raise StreamDamagedError(f"{self.path} has no blocks where its index says, at {offset}", _AGAIN)
+            self._cache.keep_head((self._fd, offset), head)
+        return head
+
+    def place_of(self, vbn: int) -> str:
+        """Return where a block of the stream lies, for a message."""
+        pieces, _ = self.index.find(Wanted(np.array([[vbn, vbn + 1]], np.int64), np.zeros(1, np.int64)))
+        return f"frame {self._head(int(pieces.frame[0])).sequence} of {self.path}" if len(pieces) else self.path
+
+
+def _of_file(error: StreamError, path: str) -> StreamError:
+    """Return an error that names the file."""
+    if path in error.message:
+        return error
+    return type(error)(f"{path}: {error.message}", error.hint)

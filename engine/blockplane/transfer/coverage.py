@@ -1,0 +1,115 @@
+"""The proof that streams are a whole chain: every block of every snapshot they bring is in one of them.
+
+Nothing but block maps is read. For each stream, what its base holds, less what it drops, and what it brings must
+contain the plane of each snapshot that arrives with it; the planes are the snapshots' own, read out of the streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from blockplane.model.errors import StreamError
+from blockplane.planes import Plane, combine
+from blockplane.stream.source import StreamChain, open_stream
+from blockplane.stream.stateplane import plane_in
+
+
+@dataclass(slots=True)
+class ChainProof:
+    """What was proved. problems : one sentence each. order : names, as they apply. whole : snapshots proved whole."""
+
+    problems: list[str] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def prove_chain(paths: Sequence[str]) -> ChainProof:
+    """Prove that streams hold every block of every snapshot they bring, each state its own.
+
+    Parameters
+    ----------
+    paths : stream files in any order. An increment alone has nothing to be proved against: its order is itself.
+
+    Notes
+    -----
+    Reads maps, indexes and block maps. Memory: the planes of the states that others build on.
+    """
+    proof = ChainProof()
+    try:
+        chain = open_stream(*paths, needs_full=False)
+    except StreamError as error:
+        proof.order, proof.problems = list(paths), [error.message]
+        return proof
+    with closing(chain):
+        _Prover(chain, proof).prove()
+    return proof
+
+
+class _Prover:
+    """Goes through the members in the order in which they apply."""
+
+    def __init__(self, chain: StreamChain, proof: ChainProof) -> None:
+        self._chain, self._lineage, self._proof = chain, chain.lineage, proof
+        #: by snapshot: the blocks of it that the streams hold; none where its block map is not whole
+        self._held: dict[bytes, Plane | None] = {}
+
+    def prove(self) -> None:
+        """Fill in the proof."""
+        members = self._lineage.members
+        self._proof.order = [members[i].name for i in self._lineage.order]
+        if len(members) > 1:
+            self._note_missing()
+        for i in self._lineage.order:
+            base = members[i].map.base
+            if base is None or self._lineage.brings(base.id):
+                self._prove_member(i)
+
+    def _note_missing(self) -> None:
+        """Name each stream that begins a chain without being full."""
+        for i, member in enumerate(self._lineage.members):
+            base = member.map.base
+            if i in self._lineage.stranded or (base is not None and not self._lineage.brings(base.id)):
+                self._proof.problems.append(self._lineage.missing(i).message)
+
+    def _prove_member(self, i: int) -> None:
+        """Prove the snapshots that a member brings, given what is held of those it builds on."""
+        member = self._lineage.members[i]
+        base, held = member.map.base, member.map.image
+        if base is not None:
+            below = self._held.get(base.id)
+            if below is None:
+                return  # nothing below is proved; what is missing there was named
+            held = combine([combine([below], minus=member.map.dropped), member.map.image])
+        for record in member.map.arriving():
+            try:
+                found = plane_in(self._chain.at(record))
+            except StreamError as error:
+                self._proof.problems.append(f"{member.name}: snapshot {record.name} is not whole: {error.message}")
+                continue
+            lacking = found.plane - held
+            if found.is_whole and not lacking:
+                self._proof.whole.append(record.name)
+            elif found.is_whole or base is None or self._is_full(i):
+                self._proof.problems.append(f"{member.name}: {_lack(record.name, lacking)}")
+            self._held[record.id] = found.plane - lacking if found.is_whole else None
+
+    def _is_full(self, i: int) -> bool:
+        """Whether the chain below a member begins with a full stream."""
+        path = self._lineage.path(self._lineage.members[i].map.top.id)
+        return self._lineage.members[path[-1]].map.base is None
+
+
+def _lack(name: str, lacking: Plane) -> str:
+    if not lacking:
+        return f"snapshot {name} is not whole: blocks of its block map are in none of the streams"
+    first = int(lacking.select(0))
+    return (
+        f"snapshot {name} is not whole: {len(lacking)} of its blocks, block {first} first, are in none of the streams"
+    )
