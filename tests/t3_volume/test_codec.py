@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from blockplane.model import BLOCK_BYTES, BlockplaneError, VolumeDamagedError
 from blockplane.volume import fsinfo
 from blockplane.volume.codec import (
+    HOLD_BYTES,
     LOCAL_MAGIC,
     STATE_MAGIC,
     Branch,
+    Hold,
     LocalRoot,
     Pointer,
     SnapshotRecord,
@@ -82,6 +84,13 @@ def test_table_entries(record, place_map, plane, n_left, when):
     assert entry.is_shadow == (record.kind == 2)
     assert same_root(entry.place_map, place_map)
     assert same_root(entry.plane, plane)
+
+
+@given(ids, st.text(min_size=1, max_size=30), i64, i64)
+def test_holds(snapshot, owner, made, expires):
+    hold = Hold(snapshot, owner, made, expires)
+    assert Hold.decode(hold.encode()) == hold
+    assert len(hold.encode()) == HOLD_BYTES
 
 
 @given(ids, ids, u64, u64, i64)

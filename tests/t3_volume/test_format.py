@@ -14,7 +14,7 @@ from blockplane.disks.label import Label, MemberState, encode_label
 from blockplane.disks.stripelog import encode_head
 from blockplane.model import BLOCK_BYTES
 from blockplane.model.checks import crc32c, fresh_checks
-from blockplane.volume.codec import Branch, LocalRoot, Pointer, SnapshotRecord, StateRoot, TableEntry, TreeRoot
+from blockplane.volume.codec import Branch, Hold, LocalRoot, Pointer, SnapshotRecord, StateRoot, TableEntry, TreeRoot
 from blockplane.volume.fsinfo import FsInfo
 from blockplane.volume.placemap import PlaceMap
 from faults.world import geometry_of
@@ -56,6 +56,7 @@ STATE = StateRoot(12, an_id(4), an_id(5), 99, 10**18, 14, 13, *ROOTS[:6])
 RECORD = SnapshotRecord(an_id(1), an_id(2), an_id(3), an_id(4), 7, -5, POINTERS[0], 9, "jüne", 1, 3)
 ENTRY = TableEntry(RECORD, ROOTS[1], ROOTS[2], 17, -18)
 BRANCH = Branch(an_id(6), an_id(7), 8, 9, -10)
+HOLD = Hold(an_id(3), "mirror", 19, -20)
 LOCAL = LocalRoot(1, 2, 3, an_id(8), 4, *ROOTS)
 LABEL = Label(
     an_id(1), an_id(3), 6, 672, 1, 1, tuple((g.first, 3, 2, 128, 640) for g in GEOMETRY.groups),
@@ -174,6 +175,10 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
             "plane": ROOTS[2].encode(),
             **fields_of(ENTRY, "n_left", "shadowed_ns"),
         },
+    ),
+    "Hold": (
+        HOLD.encode(),
+        {"n_owner": 6, "owner": b"mirror", **fields_of(HOLD, "snapshot_id", "made_ns", "expires_ns")},
     ),
     "Place map extent": (
         PlaceMap(np.array([[10, 14, 1 << 40]], np.int64)).encode(),

@@ -1,7 +1,8 @@
-"""Snapshots: create, list, delete, rename, shadow, and rollback."""
+"""Snapshots: create, list, delete, rename, shadow, hold, release, and rollback."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import click
@@ -9,14 +10,14 @@ import click
 import blockplane as bp
 from blockplane.cli.completion import SnapshotName, VolumeName
 from blockplane.cli.naming import open_volume, snapshot_of, volume_only
-from blockplane.cli.options import json_option, wait_option
+from blockplane.cli.options import Duration, json_option, wait_option
 from blockplane.cli.text import blocks, print_json, printable
 from blockplane.cli.volumes import describe_snapshot, print_snapshots
 
 
 @click.group(subcommand_metavar="VERB ...")
 def snapshot() -> None:
-    """Make, list, delete, rename and shadow snapshots.
+    """Make, list, delete, rename, shadow and hold snapshots.
 
     \b
     blockplane snapshot create pool@june1
@@ -127,6 +128,38 @@ def shadow(name: str, as_json: bool, wait_s: float) -> None:
             print_json({**describe_snapshot(volume.get_snapshot(snap)), "freed_blocks": n_freed})
         else:
             print(f"{printable(name)} is a shadow: {blocks(n_freed)} freed")
+
+
+@snapshot.command()
+@click.argument("name", metavar="VOL@SNAP", type=SnapshotName())
+@click.argument("owner", metavar="OWNER")
+@click.option("--expires", type=Duration(), metavar="TIME", help="Let it end by itself: 90s, 30m, 12h, 7d, 4w.")
+@json_option
+@wait_option
+def hold(name: str, owner: str, expires: float | None, as_json: bool, wait_s: float) -> None:
+    """Keep a snapshot from being deleted or made a shadow, until OWNER releases it.
+
+    A second hold of the same owner replaces the first.
+    """
+    place, snap = snapshot_of(name)
+    with open_volume(place, "snapshot hold", wait_s, writable=True) as volume:
+        volume.hold_snapshot(snap, owner, 0 if expires is None else time.time_ns() + int(expires * 1e9))
+        if as_json:
+            print_json(describe_snapshot(volume.get_snapshot(snap)))
+
+
+@snapshot.command()
+@click.argument("name", metavar="VOL@SNAP", type=SnapshotName())
+@click.argument("owner", metavar="OWNER")
+@json_option
+@wait_option
+def release(name: str, owner: str, as_json: bool, wait_s: float) -> None:
+    """Give OWNER's hold on a snapshot up."""
+    place, snap = snapshot_of(name)
+    with open_volume(place, "snapshot release", wait_s, writable=True) as volume:
+        volume.release_snapshot(snap, owner)
+        if as_json:
+            print_json(describe_snapshot(volume.get_snapshot(snap)))
 
 
 @snapshot.command()

@@ -181,6 +181,11 @@ def describe_snapshot(snapshot: bp.Snapshot) -> dict[str, object]:
         "n_blocks": snapshot.n_blocks,
         "exclusive_blocks": _exclusive_blocks(snapshot),
     }
+    if snapshot.volume.knows_local and (holds := snapshot.holds):
+        found["holds"] = [
+            {"owner": h.owner, "made": iso(h.made_ns), "expires": iso(h.expires_ns) if h.expires_ns else None}
+            for h in holds
+        ]
     if snapshot.shadowed_ns:
         found |= {
             "shadowed": iso(snapshot.shadowed_ns),
@@ -230,9 +235,10 @@ def print_snapshots(found: Sequence[bp.Snapshot]) -> None:
 
 
 def _kind(snapshot: bp.Snapshot) -> str:
-    """Return a snapshot's kind, and of a shadow how much is left and how fast it goes."""
+    """Return a snapshot's kind, who holds it, and of a shadow how much is left and how fast it goes."""
     if not snapshot.shadowed_ns:
-        return snapshot.kind
+        owners = [hold.owner for hold in snapshot.holds] if snapshot.volume.knows_local else []
+        return f"{snapshot.kind}, held by {', '.join(owners)}" if owners else snapshot.kind
     share = snapshot.n_blocks / max(snapshot.was_blocks, 1)
     return f"{snapshot.kind}, {share:.1%} left, -{size(int(snapshot.lost_per_s * 86400 * bp.BLOCK_BYTES))}/day"
 

@@ -301,6 +301,34 @@ class Branch:
         return cls(*_BRANCH.unpack_from(data))
 
 
+_HOLD = struct.Struct("<16sqqB127s")
+HOLD_BYTES = 192
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Somebody wants a snapshot kept (192 bytes); expires_ns is 0 where that has no end."""
+
+    snapshot_id: bytes
+    owner: str
+    made_ns: int
+    expires_ns: int = 0
+
+    def encode(self) -> bytes:
+        """Return the 192 bytes."""
+        owner = self.owner.encode()
+        return _HOLD.pack(self.snapshot_id, self.made_ns, self.expires_ns, len(owner), owner).ljust(HOLD_BYTES, b"\0")
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview) -> Hold:
+        """Read 192 bytes; VolumeDamagedError: the owner is not a name."""
+        snapshot_id, made_ns, expires_ns, n_owner, owner = _HOLD.unpack_from(data)
+        try:
+            return cls(snapshot_id, owner[:n_owner].decode(), made_ns, expires_ns)
+        except UnicodeDecodeError:
+            raise VolumeDamagedError(f"the owner of a hold is not UTF-8: {owner[:n_owner]!r}", "") from None
+
+
 _LOCAL = struct.Struct("<8sIIQQQ16sQ")
 _LOCAL_TREES = 9
 
@@ -309,7 +337,7 @@ _LOCAL_TREES = 9
 class LocalRoot:
     """The local root: what belongs to this set of disks only. Counts are of places.
 
-    table, held, local, place_map (of the active state), shadowed are used now; marks, copied, holds and logs are
+    table, held, local, place_map (of the active state), holds, shadowed are used now; marks, copied and logs are
     reserved.
     """
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from blockplane.model.checks import fresh_checks
 from blockplane.model.errors import NoSuchSnapshotError
-from blockplane.volume.codec import ENTRY_BYTES, LocalRoot, Pointer, TableEntry, TreeRoot
+from blockplane.volume.codec import ENTRY_BYTES, HOLD_BYTES, Hold, LocalRoot, Pointer, TableEntry, TreeRoot
 from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, clear_numbers, count, set_range
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Block, Placer
@@ -43,6 +43,7 @@ class LocalTree:
         self.held = BlockTree(reader, root.held, writer)
         self.local = BlockTree(reader, root.local, writer)
         self._map_tree = BlockTree(reader, root.place_map, writer)
+        self._holds = BlockTree(reader, root.holds, writer)
         self._shadowed = BlockTree(reader, root.shadowed, writer)
         self.shadows = Shadows(self, reader, writes=placer is not None)
         self._entries: list[TableEntry] | None = None
@@ -105,7 +106,7 @@ class LocalTree:
     @property
     def trees(self) -> tuple[BlockTree, ...]:
         """The trees that stand in the local root."""
-        return self.table, self.held, self._map_tree, self._shadowed, self.local
+        return self.table, self.held, self._map_tree, self._holds, self._shadowed, self.local
 
     def entry_maps(self) -> list[BlockTree]:
         """Return the place maps of snapshots as trees."""
@@ -123,7 +124,18 @@ class LocalTree:
         """Return which places hold blocks of shadows' planes in what was a state; do not write to it."""
         return self._shadowed.read_block(leaf).view(np.uint64)
 
+    def holds(self) -> list[Hold]:
+        """Return the holds on snapshots, older first, those that expired included."""
+        data = read_all(self._holds)
+        return [Hold.decode(data[at : at + HOLD_BYTES]) for at in range(0, len(data), HOLD_BYTES)]
+
     # --- changing ----------------------------------------------------------------------------------------------------
+
+    def set_holds(self, holds: list[Hold]) -> None:
+        """Replace the holds; those on snapshots that are gone are left out."""
+        known = {entry.record.id for entry in self.entries()}
+        write_all(self._holds, b"".join(hold.encode() for hold in holds if hold.snapshot_id in known))
+        self.is_dirty = True
 
     def set_shadowed_leaf(self, leaf: int, words: Leaf) -> None:
         """Replace a leaf of the shadowed plane."""

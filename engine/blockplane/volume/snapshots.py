@@ -17,9 +17,11 @@ from blockplane.volume.codec import (
     KIND_NAMES,
     KIND_SHADOW,
     NAME_BYTES,
+    Hold,
     SnapshotRecord,
     TableEntry,
 )
+from blockplane.volume.holds import holds_of, refuse_needed
 from blockplane.volume.leafbits import LEAF_WORDS, Leaf
 from blockplane.volume.state import State
 
@@ -79,6 +81,11 @@ class Snapshot:
             if self.entry.is_shadow:
                 return self.volume.plane(shadows.find(self.volume, self.name))
         return self.volume.plane(self.state)
+
+    @property
+    def holds(self) -> list[Hold]:
+        """Who wants it kept, older first; expired ones do not count."""
+        return holds_of(self.volume, self.entry.record.id)
 
     @property
     def was_blocks(self) -> int:
@@ -222,15 +229,11 @@ def delete(volume: LiveVolume, names: Sequence[str]) -> int:
 
     Raises
     ------
-    NoSuchSnapshotError: one does not exist; none was deleted. RefusedError: one is being read.
+    NoSuchSnapshotError: one does not exist; none was deleted. RefusedError: one is being read, or held.
     """
     with volume.lock:
         gone = [volume.local.entry(name) for name in dict.fromkeys(names)]
-        for entry in gone:
-            if volume.is_pinned(entry.record.id):
-                raise RefusedError(
-                    f"snapshot {entry.record.name!r} is being read", "wait until the reader has finished"
-                )
+        refuse_needed(volume, gone)
         volume.commit()
         n_freed = _drop(volume, gone)
         volume.commit()
@@ -253,6 +256,7 @@ def _drop(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
     for entry in rest:
         entry.record = replace(entry.record, parent_id=held.surviving(entry.record.parent_id, parents))
     local.set_entries(rest)
+    local.set_holds(local.holds())
     local.set_parent(held.surviving(local.root.parent_id, parents))
     for entry in gone:
         volume.forget_state(entry.record.id)
@@ -264,7 +268,7 @@ def demote(volume: LiveVolume, name: str) -> int:
 
     Raises
     ------
-    NoSuchSnapshotError: it does not exist. RefusedError: it is being read, or is a shadow already.
+    NoSuchSnapshotError: it does not exist. RefusedError: it is being read or held, or is a shadow already.
 
     Notes
     -----
@@ -274,8 +278,7 @@ def demote(volume: LiveVolume, name: str) -> int:
         entry = volume.local.entry(name)
         if entry.is_shadow:
             raise RefusedError(f"{name} is a shadow already")
-        if volume.is_pinned(entry.record.id):
-            raise RefusedError(f"snapshot {name!r} is being read", "wait until the reader has finished")
+        refuse_needed(volume, [entry])
         volume.commit()
         n_freed = _make_shadow(volume, entry)
         volume.commit()
@@ -327,8 +330,8 @@ def rollback(
         target = volume.local.entry(name)
         volume.snapshot_state(target)  # a shadow is refused before anything changes
         later = [e for e in volume.local.entries() if target in volume.local.ancestors(e.record.id)[:-1]]
-        if drop_later and (pinned := [e.record.name for e in later if volume.is_pinned(e.record.id)]):
-            raise RefusedError(f"snapshot {pinned[0]!r} is being read", "wait until the reader has finished")
+        if drop_later:
+            refuse_needed(volume, later)
         volume.commit()
         kept = None
         if not drop_changes and changed_since_newest(volume):

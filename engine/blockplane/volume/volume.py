@@ -15,7 +15,8 @@ from blockplane.disks.geometry import Geometry, GroupRecord
 from blockplane.disks.label import make_labels, mend_labels, settle_labels, write_labels
 from blockplane.model.errors import NotAVolumeError
 from blockplane.planes import Plane
-from blockplane.volume import snapshots
+from blockplane.volume import holds, snapshots
+from blockplane.volume.codec import Hold
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, VolumeConfig, read_config, write_config
 from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
 from blockplane.volume.groups import DiskNames, GroupWish, blank_ends
@@ -199,6 +200,14 @@ class Volume(LiveVolume):
     def shadow_snapshot(self, name: str) -> int:
         """Make a snapshot a shadow; return how many blocks that frees; see `snapshots.demote`."""
         return snapshots.demote(self, name)
+
+    def hold_snapshot(self, name: str, owner: str, expires_ns: int = 0) -> Hold:
+        """Keep a snapshot from being deleted or made a shadow until its owner releases it; see `holds.hold`."""
+        return holds.hold(self, name, owner, expires_ns)
+
+    def release_snapshot(self, name: str, owner: str) -> None:
+        """Give a hold up; see `holds.release`."""
+        holds.release(self, name, owner)
 
     def rename_snapshot(self, name: str, new: str) -> None:
         """Give a snapshot another name."""

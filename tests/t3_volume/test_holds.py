@@ -1,0 +1,116 @@
+"""Holds: snapshots that somebody wants kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+
+from blockplane.model import NoSuchSnapshotError, RefusedError, UsageError
+from blockplane.volume import Volume
+from faults.inline import inline_workers
+from faults.world import FileClient, again, geometry_of, make_volume, verdict
+
+HOUR_NS = 3600 * 10**9
+
+
+@pytest.fixture(autouse=True)
+def _inline() -> Iterator[None]:
+    with inline_workers():
+        yield
+
+
+@pytest.fixture
+def volume() -> Volume:
+    made = make_volume(geometry_of(3, 1, 256))
+    FileClient(made).write(1, 0, range(10))
+    made.snapshot("one")
+    made.snapshot("two")
+    return made
+
+
+def test_what_is_held_stays(volume):
+    volume.hold_snapshot("two", "mirror:b")
+    for attempt in (
+        lambda: volume.delete_snapshot("two"),
+        lambda: volume.delete_snapshot("one", "two"),
+        lambda: volume.shadow_snapshot("two"),
+        lambda: volume.rollback("one", drop_later=True),
+    ):
+        with pytest.raises(RefusedError, match=r"'two' is held by mirror:b$") as refusal:
+            attempt()
+        assert "snapshot release nowhere@two mirror:b" in refusal.value.hint
+    assert [s.name for s in volume.snapshots] == ["one", "two"]
+    assert volume.get_snapshot("two").kind == "regular"
+    verdict(volume)
+
+
+def test_a_hold_outlives_the_process_and_follows_the_snapshot(volume):
+    volume.hold_snapshot("one", "me")
+    volume.rename_snapshot("one", "first")
+    volume = again(volume)
+    with pytest.raises(RefusedError, match="held by me"):
+        volume.delete_snapshot("first")
+    volume.release_snapshot("first", "me")
+    volume.delete_snapshot("first")
+    assert again(volume).local.holds() == []
+
+
+def test_several_owners(volume):
+    volume.hold_snapshot("one", "a")
+    volume.hold_snapshot("one", "b", time.time_ns() + HOUR_NS)
+    made = volume.hold_snapshot("one", "a", time.time_ns() + 2 * HOUR_NS)
+    assert [hold.owner for hold in volume.get_snapshot("one").holds] == ["b", "a"]
+    assert volume.get_snapshot("one").holds[1] == made
+    assert volume.get_snapshot("two").holds == []
+    volume.release_snapshot("one", "a")
+    with pytest.raises(RefusedError, match=r"held by b until \d{4}-\d\d-\d\d \d\d:\d\d UTC"):
+        volume.delete_snapshot("one")
+    with pytest.raises(RefusedError, match="a does not hold one") as refusal:
+        volume.release_snapshot("one", "a")
+    assert refusal.value.hint == "it is held by b"
+    verdict(volume)
+
+
+def test_a_hold_ends_by_itself(volume):
+    volume.hold_snapshot("one", "a", time.time_ns() + HOUR_NS)
+    later = time.time_ns() + 2 * HOUR_NS
+    with mock.patch("time.time_ns", return_value=later):
+        assert volume.get_snapshot("one").holds == []
+        volume.delete_snapshot("one")
+    assert volume.local.holds() == []
+
+
+def test_a_shadow_may_be_held(volume):
+    volume.shadow_snapshot("one")
+    volume.hold_snapshot("one", "mirror")
+    with pytest.raises(RefusedError, match="held by mirror"):
+        volume.delete_snapshot("one")
+    verdict(volume)
+
+
+@pytest.mark.parametrize("owner", ["", "a b", "-x", "\x1b[1m", "x" * 128, "ö"])
+def test_what_cannot_own_a_hold(volume, owner):
+    with pytest.raises(UsageError):
+        volume.hold_snapshot("one", owner)
+
+
+def test_what_cannot_be_held(volume):
+    with pytest.raises(NoSuchSnapshotError):
+        volume.hold_snapshot("three", "me")
+    with pytest.raises(UsageError, match="ended before it began"):
+        volume.hold_snapshot("one", "me", 1)
+    assert volume.local.holds() == []
+
+
+def test_more_holds_than_a_block_has_room_for(volume):
+    for number in range(60):
+        volume.hold_snapshot("one", f"owner{number}")
+    volume = again(volume)
+    assert [hold.owner for hold in volume.get_snapshot("one").holds] == [f"owner{number}" for number in range(60)]
+    for number in range(60):
+        volume.release_snapshot("one", f"owner{number}")
+    volume.delete_snapshot("one")
+    verdict(volume)
