@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         stream_map,
         verify_streams,
     )
-    from blockplane.volume import Snapshot, State
+    from blockplane.volume import Policy, PruneReport, Snapshot, State
 
 _HOMES = {
     "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check"),
@@ -53,7 +53,7 @@ _HOMES = {
         "MergeReport", "ReceiveReport", "SendReport", "StreamComparison", "StreamVerdict", "compare_streams",
         "merge_streams", "receive", "send", "stream_map", "verify_streams",
     ),
-    "blockplane.volume": ("Snapshot", "State"),
+    "blockplane.volume": ("Policy", "PruneReport", "Snapshot", "State"),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -73,8 +73,10 @@ __all__ = [
     "Image",
     "MergeReport",
     "Plane",
+    "Policy",
     "Progress",
     "ProgressEvent",
+    "PruneReport",
     "PutReport",
     "ReceiveReport",
     "SendReport",

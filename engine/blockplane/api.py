@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import tzinfo
 from typing import Literal
 
 from blockplane import image as images
@@ -13,10 +14,11 @@ from blockplane.filesystem.owners import Owner, blocks_below, owners_of
 from blockplane.image import BlockDifference, Freeing, Image
 from blockplane.model import BlockplaneError, UsageError, VolumeDamagedError
 from blockplane.planes import Plane
-from blockplane.volume import State
+from blockplane.volume import State, retention
 from blockplane.volume import Volume as PlainVolume
 from blockplane.volume.check import check as check_volume
 from blockplane.volume.holders import ACTIVE, Holding, StateShare, holders, named_states, shares
+from blockplane.volume.retention import Policy, PruneReport
 from blockplane.volume.runs import runs_of
 
 
@@ -43,6 +45,10 @@ class Volume(PlainVolume):
             exclude=exclude,
             allow_active=allow_active,
         )
+
+    def prune(self, policy: Policy, *, dry_run: bool = False, zone: tzinfo | None = None) -> PruneReport:
+        """Delete the snapshots that a policy judges and does not keep; see `volume.retention`."""
+        return retention.prune(self, policy, dry_run=dry_run, zone=zone)
 
     def diff(self, before: str, after: str | None = None) -> Difference:
         """Return what changed from a snapshot to another, or to the live file system: paths and kinds of change.

@@ -15,8 +15,8 @@ from equality import differences, host_tree
 from places import contents
 
 VERBS = (
-    "cat", "check", "completion", "create", "demo", "diff", "get", "grow", "image", "info", "ls", "mkdir", "put",
-    "receive", "rm", "rollback", "send", "snapshot", "stat", "stream", "who",
+    "cat", "check", "completion", "create", "demo", "diff", "get", "grow", "image", "info", "ls", "mkdir", "mv",
+    "prune", "put", "receive", "rm", "rollback", "send", "snapshot", "stat", "stream", "who",
 )  # fmt: skip
 TRANSFER_KEYS = {"n_blocks", "n_bytes", "stream_bytes", "seconds", "bytes_per_second"}
 

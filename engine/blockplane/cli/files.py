@@ -1,4 +1,4 @@
-"""Files in a volume, a snapshot or a stream: ls, cat, stat, rm, mkdir."""
+"""Files in a volume, a snapshot or a stream: ls, cat, stat, rm, mv, mkdir."""
 
 from __future__ import annotations
 
@@ -224,6 +224,49 @@ def _remove(files: bp.FileSystem, target: Target, recursive: bool, force: bool) 
 
 
 @click.command()
+@click.argument("paths", metavar="VOL:/SRC... VOL:/DEST", nargs=-1, required=True, type=FileName())
+@click.option("-n", "no_clobber", is_flag=True, help="Leave alone what would replace something.")
+@json_option
+@wait_option
+def mv(paths: Sequence[str], no_clobber: bool, as_json: bool, wait_s: float) -> None:
+    """Move or rename within a volume.
+
+    Into DEST where that is a directory, else to DEST itself, which a file replaces. All of it, or nothing.
+
+    
+    blockplane mv pool:/draft pool:/final
+    blockplane mv pool:/a pool:/b pool:/folder
+    """
+    if len(paths) < 2:
+        raise bp.errors.UsageError("mv needs a source and a destination", "write VOL:/SRC VOL:/DEST")
+    *sources, dest = (live_file_of(path) for path in paths)
+    for source in sources:
+        if source.place.rstrip("/") != dest.place.rstrip("/"):
+            hint = "copy from one to the other with get and put"
+            raise bp.errors.UsageError(f"{source.place} and {dest.place} are two volumes", hint)
+    with open_volume(dest.place, "mv", wait_s, writable=True) as volume:
+        found = _moves(bp.FileSystem(volume), [s.path or "/" for s in sources], dest.path or "/", no_clobber)
+    if as_json:
+        print_json({"moved": [{"from": old, "to": new} for old, new in found]})
+
+
+def _moves(files: bp.FileSystem, sources: Sequence[str], dest: str, no_clobber: bool) -> list[tuple[str, str]]:
+    """Move files; return from where to where."""
+    is_folder = files.is_dir(dest)
+    if len(sources) > 1 and not is_folder:
+        raise bp.errors.UsageError(f"{dest} is no directory", "several things move into a directory only")
+    moved = []
+    for source in sources:
+        name = source.rstrip("/").rpartition("/")[2]
+        target = f"{dest.rstrip('/')}/{name}" if is_folder else dest
+        if no_clobber and files.lexists(target):
+            continue
+        files.rename(source, target)
+        moved.append((source, target))
+    return moved
+
+
+@click.command()
 @click.argument("paths", metavar="VOL:/PATH...", nargs=-1, required=True, type=FileName())
 @click.option("-p", "parents", is_flag=True, help="Make those above it too; do not mind one that is there.")
 @json_option
@@ -241,4 +284,4 @@ def mkdir(paths: Sequence[str], parents: bool, as_json: bool, wait_s: float) -> 
         print_json({"made": list(paths)})
 
 
-VERBS = (ls, cat, stat_, rm, mkdir)
+VERBS = (ls, cat, stat_, rm, mv, mkdir)

@@ -20,6 +20,7 @@ from blockplane.cli import (
     holders,
     images,
     plans,
+    retention,
     snapshots,
     streams,
     volumes,
@@ -67,7 +68,11 @@ def cli() -> None:
     """
 
 
-for _module in (volumes, copies, files, snapshots, differences, holders, images, streams, chains, demo, completion):
+_MODULES = (
+    volumes, copies, files, snapshots, retention, differences, holders, images, plans, streams, chains, demo,
+    completion,
+)  # fmt: skip
+for _module in _MODULES:
     for _verb in _module.VERBS:
         cli.add_command(_verb)
 Verbs.pairs |= plans.PAIRS

@@ -117,5 +117,5 @@ def _describe(backup: bp.Backup, n_blocks: int | None) -> dict[str, object]:
     }
 
 
-VERBS = ()
+VERBS: tuple[click.Command, ...] = ()
 PAIRS = {("image", "plan"): plan}

@@ -1,10 +1,22 @@
 """Volumes: labels, roots, trees, allocation, consistency points, snapshots, place maps."""
 
 from blockplane.volume.codec import SnapshotRecord, StateRoot, TreeRoot
+from blockplane.volume.retention import Policy, PruneReport
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.state import State
 from blockplane.volume.tree import BlockTree
 from blockplane.volume.treeio import Span
 from blockplane.volume.volume import Volume
 
-__all__ = ["BlockTree", "Snapshot", "SnapshotRecord", "Span", "State", "StateRoot", "TreeRoot", "Volume"]
+__all__ = [
+    "BlockTree",
+    "Policy",
+    "PruneReport",
+    "Snapshot",
+    "SnapshotRecord",
+    "Span",
+    "State",
+    "StateRoot",
+    "TreeRoot",
+    "Volume",
+]

@@ -1,0 +1,151 @@
+"""Retention: which snapshots a policy keeps, and why; the others may go.
+
+Of each period (hour, day, ISO week, month, year) the newest snapshot stays, for as many of the newest periods that have
+any as the policy says. Rules add up: a snapshot goes only if none keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final
+
+from blockplane.model.errors import RefusedError, UsageError
+from blockplane.volume import snapshots
+from blockplane.volume.codec import KIND_REGULAR, SnapshotRecord
+
+if TYPE_CHECKING:
+    from blockplane.volume.live import LiveVolume
+
+#: As a number of periods: all of them.
+ALL: Final = -1
+
+Period = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How many to keep: the last ones, and the newest of so many hours, days, weeks, months, years; -1 is all.
+
+    within_s : all that are at most so old, counted back from the newest. names : patterns of names that stay.
+    only : patterns of the names that are judged at all; others stay and count for nothing.
+    """
+
+    last: int = 0
+    hourly: int = 0
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    yearly: int = 0
+    within_s: int = 0
+    names: tuple[str, ...] = ()
+    only: tuple[str, ...] = ("*",)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A snapshot that was judged. reasons : the rules that keep it; none: it goes."""
+
+    name: str
+    created_ns: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What pruning deleted, or would: verdicts newest first, and how many blocks that freed."""
+
+    verdicts: tuple[Verdict, ...]
+    freed_blocks: int
+    is_dry: bool
+
+    @property
+    def kept(self) -> list[str]:
+        """Names that stay, newest first."""
+        return [verdict.name for verdict in self.verdicts if verdict.reasons]
+
+    @property
+    def deleted(self) -> list[str]:
+        """Names that went, newest first."""
+        return [verdict.name for verdict in self.verdicts if not verdict.reasons]
+
+
+_PERIODS: Final[tuple[tuple[str, Callable[[datetime], Period]], ...]] = (
+    ("hourly", lambda at: (at.year, at.month, at.day, at.hour)),
+    ("daily", lambda at: (at.year, at.month, at.day)),
+    ("weekly", lambda at: tuple(at.isocalendar()[:2])),
+    ("monthly", lambda at: (at.year, at.month)),
+    ("yearly", lambda at: (at.year,)),
+)
+
+
+def judge(records: Sequence[SnapshotRecord], policy: Policy, zone: tzinfo | None = None) -> list[Verdict]:
+    """Return what a policy says of each snapshot it judges, newest first.
+
+    Parameters
+    ----------
+    zone : in which days begin; the machine's where None.
+
+    Raises
+    ------
+    UsageError : the policy says nothing, or something impossible.
+    """
+    _check(policy)
+    judged = [r for r in records if r.kind == KIND_REGULAR and any(fnmatchcase(r.name, p) for p in policy.only)]
+    newest_first = sorted(enumerate(judged), key=lambda item: (item[1].created_ns, item[0]), reverse=True)
+    ordered = [record for _, record in newest_first]
+    reasons: list[list[str]] = [[] for _ in ordered]
+    for at, record in enumerate(ordered):
+        if policy.last == ALL or at < policy.last:
+            reasons[at].append("last")
+        if policy.within_s and ordered[0].created_ns - record.created_ns <= policy.within_s * 10**9:
+            reasons[at].append("within")
+        if any(fnmatchcase(record.name, pattern) for pattern in policy.names):
+            reasons[at].append("name")
+    times = [datetime.fromtimestamp(record.created_ns // 10**9, zone) for record in ordered]
+    for rule, period_of in _PERIODS:
+        for at in _newest_of_each([period_of(time) for time in times], getattr(policy, rule)):
+            reasons[at].append(rule)
+    return [Verdict(r.name, r.created_ns, tuple(why)) for r, why in zip(ordered, reasons, strict=True)]
+
+
+def _newest_of_each(periods: Sequence[Period], n_periods: int) -> list[int]:
+    """Return which snapshots, newest first, are the first of their period, for so many periods."""
+    first: dict[Period, int] = {}
+    for at, period in enumerate(periods):
+        first.setdefault(period, at)
+    found = list(first.values())
+    return found if n_periods == ALL else found[:n_periods]
+
+
+def _check(policy: Policy) -> None:
+    counts = {rule: getattr(policy, rule) for rule in ("last", *(rule for rule, _ in _PERIODS))}
+    for rule, n in counts.items():
+        if n < ALL:
+            raise UsageError(f"keep {rule} {n}", "say how many to keep, or -1 for all")
+    if policy.within_s < 0:
+        raise UsageError(f"keep what is within {policy.within_s} s", "say a time that is not negative")
+    if not (any(counts.values()) or policy.within_s or policy.names):
+        raise UsageError("the policy does not say what to keep", "say for example --keep-daily 7 --keep-weekly 4")
+
+
+def prune(volume: LiveVolume, policy: Policy, *, dry_run: bool = False, zone: tzinfo | None = None) -> PruneReport:
+    """Delete, in one commit, the snapshots that a policy judges and does not keep.
+
+    Raises
+    ------
+    RefusedError : the policy keeps none of those it judges, or one that would go is being read; none was deleted.
+    """
+    with volume.lock:
+        verdicts = judge([entry.record for entry in volume.local.entries()], policy, zone)
+        gone = [verdict.name for verdict in verdicts if not verdict.reasons]
+        if verdicts and len(gone) == len(verdicts):
+            raise RefusedError(
+                f"the policy keeps none of {len(gone)} snapshots",
+                "keep one at least; `snapshot delete` deletes by name",
+            )
+        if dry_run or not gone:
+            return PruneReport(tuple(verdicts), snapshots.freed_by(volume, gone) if gone else 0, dry_run)
+        return PruneReport(tuple(verdicts), snapshots.delete(volume, gone), dry_run)
