@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import stat
 import struct
@@ -13,13 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockplane.filesystem import FileSystem
+from blockplane.filesystem import FileSystem, compare
 from blockplane.filesystem.attributes import decode_attributes
 from blockplane.filesystem.directory import Directory, Entry
 from blockplane.filesystem.directory_node import FIRST_KEY, Node
 from blockplane.filesystem.errors import FileSystemDamagedError
 from blockplane.filesystem.inode import INODE_BYTES, Inode
+from blockplane.filesystem.owners import blocks_below, owners_of
 from blockplane.model import BlockplaneError, VolumeDamagedError
+from blockplane.planes import Plane
 from blockplane.volume import Volume
 from blockplane.volume.codec import FORM_INLINE, TreeRoot
 
@@ -174,6 +177,65 @@ def test_a_spoilt_file_system_gives_errors_only(tmp_path: Path, seed: int) -> No
         fs.store.reload()
         use_everything(fs, tmp_path / "out")
         volume.abandon()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_comparing_and_searching_a_spoilt_state_gives_errors_only(tmp_path: Path, seed: int) -> None:
+    rnd = random.Random(seed)
+    with Volume.create(tmp_path / "vol", disks=1, size="32M") as volume:
+        fs = FileSystem(volume)
+        fs.makedirs("/d/e")
+        for i in range(300):
+            fs.write_bytes(f"/d/f{i}", rnd.randbytes(rnd.choice([10, 300, 80_000])))
+            fs.setxattr(f"/d/f{i}", "user.x", b"y" * rnd.choice([5, 500]))
+        fs.link("/d/f1", "/d/e/link")
+        volume.snapshot("whole")
+        fs.store.reload()
+        spoil(fs, rnd)
+        volume.active.is_dirty = True
+        volume.snapshot("spoilt")
+        whole, spoilt = volume.state("whole"), volume.state("spoilt")
+        everything = Plane.from_extents([[0, volume.n_blocks]], volume.n_blocks)
+        for call in (
+            lambda: compare(whole, spoilt), lambda: compare(spoilt, whole), lambda: owners_of(spoilt, everything),
+            lambda: blocks_below(spoilt, 1),
+        ):  # fmt: skip
+            with contextlib.suppress(BlockplaneError):
+                assert call() is not None
+        assert compare(whole, whole).changes == []
+        volume.abandon()
+
+
+@pytest.mark.parametrize("path", ["/file", "/d"])
+def test_a_tree_without_end_ends(volume: Volume, path: str) -> None:
+    """Five levels of pointers that all lead to one block of the next: 256 to the fifth if they were followed."""
+    fs = FileSystem(volume)
+    fs.mkdir("/d")
+    for name in ("/d/f", "/file", "/level0"):
+        fs.write_bytes(name, b"x" * 4096)
+    volume.snapshot("whole")
+    for level in range(6):
+        volume.sync()
+        root = fs.resolver.find(f"/level{level}").root
+        assert root is not None
+        word, check = root.pointers[0].tolist()
+        fs.write_bytes(f"/level{level + 1}", struct.pack("<QII", word, check, 0) * 256)
+    number = fs.stat(path).st_ino
+    block = fs.store.state.inode_file.edit_block(number // 8)
+    record = block[number % 8 * INODE_BYTES :][:INODE_BYTES]
+    record[1] = 5
+    struct.pack_into("<QII", record, 16, word, check, 0)
+    volume.active.is_dirty = True
+    volume.snapshot("spoilt")
+    whole, spoilt = volume.state("whole"), volume.state("spoilt")
+    with pytest.raises(VolumeDamagedError, match="more blocks than"):
+        owners_of(spoilt, Plane.from_extents([[0, volume.n_blocks]], volume.n_blocks))
+    if path == "/d":
+        with pytest.raises(VolumeDamagedError, match="more blocks than"):
+            compare(whole, spoilt)
+    else:
+        assert path in {c.path for c in compare(whole, spoilt).changes}
+    volume.abandon()
 
 
 def test_an_entry_that_leads_nowhere(volume: Volume) -> None:

@@ -203,6 +203,12 @@ def test_completion_completes_verbs_and_options():
         ("ls june1.bps:/tr", {"plain,june1.bps:/tree/"}),
         ("ls pool@", {"plain,pool@june1", "plain,pool@june2"}),
         ("put pool:/ tr", {"file,tr"}),
+        ("diff pool@june1 pool@", {"plain,pool@june1", "plain,pool@june2"}),
+        ("who pool:/la", {"plain,pool:/later"}),
+        ("mv pool:/la", {"plain,pool:/later"}),
+        ("prune po", {"dir,po"}),
+        ("image plan po", {"dir,po"}),
+        ("image plan pool ju", {"plain,june1", "plain,june2"}),
     ],
 )
 def test_completion_knows_snapshots_and_files(pool, line, expected):

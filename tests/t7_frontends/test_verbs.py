@@ -420,18 +420,3 @@ def test_a_reader_that_can_have_no_lock_says_so(pool, done, monkeypatch):
     outcome = done("ls", "pool:/")
     assert outcome.out.split() == ["later", "tree"]
     assert outcome.err.startswith("blockplane: pool could not be locked")
-
-
-def test_an_image_chooses_among_the_snapshots_of_a_range(done, blockplane, pool):
-    done("snapshot", "create", f"{pool}@june3")
-    found = done("image", pool, "june1..june3", "--exclude", "june2", "--json").json
-    assert (found["expression"], found["arriving"]) == ("june3 + june1", ["june3", "june1"])
-    assert "june2" in found["left_out"]
-    found = done("send", pool, "june1..june3", "--include", "june1,june2", "-n", "--json").json
-    assert (found["arriving"], found["top"]) == (["june2", "june1"], "june2")
-    assert blockplane("image", pool, "june3", "--exclude", "june2").status == 2
-    assert done("image", pool, "june2", "^", "june1", "--json").json["complete"] is False
-    assert blockplane("send", pool, "june2 ^ june1", "-n").status == 1
-    refused = blockplane("image", pool, "--freed", "june1", "--exclude", "june1")
-    assert refused.status == 2
-    assert blockplane("image", pool, "--freed", "june2 - june1", "--json").error["kind"] == "usage"

@@ -8,12 +8,13 @@ inode names as its parent. A file is the same in both states where number and ge
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blockplane.filesystem.entryscan import Link, pointers_of
 from blockplane.filesystem.errors import damaged
@@ -24,6 +25,7 @@ from blockplane.filesystem.whereabouts import Whereabouts, n_names
 from blockplane.volume.codec import PointerArray
 from blockplane.volume.lines import descends_from
 from blockplane.volume.state import State
+from blockplane.volume.tree import BlockTree
 from blockplane.volume.treediff import differing_blocks
 
 Kind = Literal["content", "attributes", "links"]
@@ -100,6 +102,7 @@ class _Comparison:
             if y is not None:
                 self._fresh[number] = y
         removed, added = self._links()
+        self._take_unchanged({link.inode for link in removed | added})
         self._learn(removed, added)
         changes = list(self._changes(_by_inode(removed), _by_inode(added)))
         return Difference(sorted(changes), self._a.n_reads + self._b.n_reads)
@@ -108,13 +111,23 @@ class _Comparison:
 
     def _differing_inodes(self) -> Iterator[tuple[int, Inode | None, Inode | None]]:
         a, b = self._a.records, self._b.records
-        maps = [state.placemap for state in self._states]
-        blocks = np.array(differing_blocks([state.inode_file for state in self._states], maps), np.int64)
+        blocks = self._differing([state.inode_file for state in self._states])
         for (part, before), (_, after) in zip(a.rows(blocks), b.rows(blocks), strict=True):
             for at, slot in np.argwhere((before != after).any(axis=2)).tolist():
                 number = int(part[at]) * INODES_PER_BLOCK + slot
                 x, y = a.decode(number, before[at, slot]), b.decode(number, after[at, slot])
                 yield number, _named(x), _named(y)
+
+    def _differing(self, trees: Sequence[BlockTree]) -> NDArray[np.int64]:
+        """Return the blocks that a tree does not have in common with its other state."""
+        maps = [state.placemap for state in self._states]
+        most_blocks = 8 + sum(state.root.n_blocks for state in self._states)
+        return np.array(differing_blocks(trees, maps, most_blocks), np.int64)
+
+    def _take_unchanged(self, linked: set[int]) -> None:
+        """Take inodes whose entries changed and whose records are as they were."""
+        for number in linked - self._gone.keys() - self._fresh.keys() - self._kept.keys():
+            self._kept[number] = self._a.records.get(number), self._b.records.get(number)
 
     def _is_same(self, x: Inode, y: Inode) -> bool:
         if x.number == ROOT_INODE:
@@ -135,12 +148,11 @@ class _Comparison:
     def _changed_nodes(self) -> tuple[list[tuple[int, PointerArray]], list[tuple[int, PointerArray]]]:
         """Return the nodes of directories in both states that the two do not share."""
         found: tuple[list[tuple[int, PointerArray]], list[tuple[int, PointerArray]]] = ([], [])
-        maps = [state.placemap for state in self._states]
         for number, pair in self._kept.items():
             if not pair[0].is_directory:
                 continue
             trees = [state.tree(inode.tree_root()) for state, inode in zip(self._states, pair, strict=True)]
-            differing = np.array(differing_blocks(trees, maps), np.int64)
+            differing = self._differing(trees)
             for nodes, state, inode in zip(found, self._states, pair, strict=True):
                 pointers = pointers_of(state, inode)
                 pointers = pointers[differing[differing < len(pointers)]]

@@ -79,11 +79,15 @@ class _Search:
     def __init__(self, state: State, wanted: Plane | None) -> None:
         self._state, self._wanted = state, wanted
         self.rows: list[Numbers] = []
+        self._n_met = 0
 
     def walk(self, pointers: PointerArray, owners: Numbers, indexes: Numbers, level: int) -> None:
         """Meet blocks (n) of one level, whose owners and indexes at that level are given, and all below them."""
         present = np.flatnonzero(pointers[:, 0])
         pointers, owners, indexes = pointers[present], owners[present], indexes[present]
+        self._n_met += len(present)
+        if self._n_met > self._state.root.n_blocks:
+            raise damaged("the trees of a state have more blocks than it")
         numbers = (pointers[:, 0] & np.uint64(NUMBER_MASK)).astype(np.int64)
         hits = slice(None) if self._wanted is None else self._wanted.contains_many(numbers)
         rows = np.column_stack((numbers, owners, np.full(len(numbers), level), indexes * NODE_POINTERS**level))

@@ -16,7 +16,7 @@ from blockplane.image.expression import Expression, Name, Sign, chain, is_name
 from blockplane.model.errors import UsageError
 
 #: Longer plans are refused: nobody reads them, and their chains grow with the square.
-MAX_DAYS: Final = 10_000
+MAX_DAYS: Final = 2_000
 MAX_LEVELS: Final = 32
 
 Levels = Iterator[int]
@@ -63,13 +63,8 @@ def plan_levels(
     bases = _bases(levels)
     chains = [_chain(bases, day) for day in range(len(names))]
     carried = [range(base + 1, day) if carry and base is not None else range(0) for day, base in enumerate(bases)]
-    used: list[int] = list(range(len(names)))  # the last day whose image names each
-    through = list(used)  # the last day that is restored through each
-    for day, base in enumerate(bases):
-        for i in (*carried[day], *([base] if base is not None else [])):
-            used[i] = day
-        for i in chains[day]:
-            through[i] = day
+    used = _last_uses([(*carried[day], *chains[day][-2:]) for day in range(len(names))])
+    through = _last_uses(chains)
     return [
         Backup(
             names[day],
@@ -82,6 +77,15 @@ def plan_levels(
         )
         for day, base in enumerate(bases)
     ]
+
+
+def _last_uses(used: Sequence[Sequence[int]]) -> list[int]:
+    """Return for each day the last one that uses it, given what each uses."""
+    last = list(range(len(used)))
+    for day, days in enumerate(used):
+        for i in days:
+            last[i] = day
+    return last
 
 
 def _expression(names: Sequence[str], day: int, since: Sequence[int], base: int | None) -> Expression:
