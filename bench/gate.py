@@ -26,7 +26,7 @@ from yardstick.tree import MIB, TreeSize, make_tree
 from yardstick.world import Source, disk_bytes_for, make_source
 
 from blockplane.disks import DiskCounters
-from blockplane.filesystem import FileSystem
+from blockplane.filesystem import FileSystem, compare
 from blockplane.image.image import build
 from blockplane.transfer.receive import receive
 from blockplane.transfer.send import send
@@ -173,6 +173,8 @@ def gate_volume(gate: Gate, source: Source) -> None:
     did = counted(volume, lambda: volume.snapshot("gate"))
     gate.most("snapshot create: blocks written", did.written_bytes / 4096, 35)
     gate.most("snapshot create: blocks read", did.read_bytes / 4096, 8)
+    found = compare(volume.state("june1"), volume.state("june2"))
+    gate.most("diff: metadata blocks read / changed path", found.n_reads / len(found.changes), 6)
 
 
 def gate_system_calls(gate: Gate, source: Source) -> None:

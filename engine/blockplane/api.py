@@ -19,7 +19,6 @@ from blockplane.volume import Volume as PlainVolume
 from blockplane.volume.check import check as check_volume
 from blockplane.volume.holders import ACTIVE, Holding, StateShare, holders, named_states, shares
 from blockplane.volume.retention import Policy, PruneReport
-from blockplane.volume.runs import runs_of
 
 
 class Volume(PlainVolume):
@@ -112,7 +111,9 @@ class Volume(PlainVolume):
             number = FileSystem(source).lstat(path).st_ino
             state = self.state(snapshot)
             vbns = blocks_below(state, number)
-            return FileUse(Plane.from_extents(runs_of(vbns), self.n_numbers), tuple(shares(self, state, vbns)))
+            plane = Plane.empty(self.n_numbers)
+            plane.add_many(vbns)
+            return FileUse(plane, tuple(shares(self, state, vbns)))
 
     def _settle(self, name: str | None) -> None:
         """Commit where the live file system is to be looked at, and may be written."""

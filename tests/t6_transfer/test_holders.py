@@ -214,6 +214,12 @@ def test_the_states_that_have_a_files_blocks(volume, path):
         assert [(share.name, share.n_blocks, share.exclusive_blocks) for share in found.shares] == expected
 
 
+def test_a_file_that_lies_in_its_inode_has_no_blocks(plain):
+    bp.FileSystem(plain).write_bytes("/tiny", b"tiny")
+    found = plain.who_has("/tiny")
+    assert (len(found.plane), found.shares) == (0, ())
+
+
 def test_ranges_that_are_none(plain):
     for start, stop in ((5, 5), (-1, 4), (9, 2)):
         with pytest.raises(UsageError, match="are no blocks"):
