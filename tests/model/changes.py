@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from blockplane.filesystem import FileSystem
 from model.tree import Node, Tree
 
 Link = tuple[int, str]
@@ -24,8 +24,8 @@ class View:
     times: dict[int, tuple[int, int]]
 
 
-def view_of(tree: Tree, fs: FileSystem) -> View:
-    """Look at a tree beside the volume's."""
+def view_of(tree: Tree, lstat: Callable[[str], os.stat_result]) -> View:
+    """Look at a tree; lstat says what the volume says of a path."""
     view = View({}, {}, {}, {}, {})
     parents = {"/": 0}
     for path, node in tree.walk():
@@ -36,7 +36,7 @@ def view_of(tree: Tree, fs: FileSystem) -> View:
         view.nodes[node.serial] = node
         view.paths[link] = path
         view.links.setdefault(node.serial, set()).add(link)
-        found = fs.lstat(path)
+        found = lstat(path)
         view.status[node.serial] = (
             found.st_mode, found.st_uid, found.st_gid, found.st_atime_ns, found.st_birthtime_ns, found.dos_attributes,
         )  # fmt: skip

@@ -9,7 +9,8 @@ from unittest import mock
 import pytest
 
 from blockplane.model import NoSuchSnapshotError, RefusedError, UsageError
-from blockplane.volume import Volume
+from blockplane.volume import Policy, Volume
+from blockplane.volume.retention import prune
 from faults.inline import inline_workers
 from faults.world import FileClient, again, geometry_of, make_volume, verdict
 
@@ -114,3 +115,13 @@ def test_more_holds_than_a_block_has_room_for(volume):
         volume.release_snapshot("one", f"owner{number}")
     volume.delete_snapshot("one")
     verdict(volume)
+
+
+def test_pruning_keeps_what_is_held(volume):
+    volume.snapshot("three")
+    volume.hold_snapshot("one", "mirror")
+    report = prune(volume, Policy(last=1))
+    assert [(verdict.name, verdict.reasons) for verdict in report.verdicts] == [
+        ("three", ("last",)), ("two", ()), ("one", ("held",)),
+    ]  # fmt: skip
+    assert [s.name for s in volume.snapshots] == ["one", "three"]

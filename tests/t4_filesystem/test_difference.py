@@ -166,7 +166,7 @@ class Pair:
     def snapshot(self, name: str) -> None:
         self.volume.snapshot(name)
         self.trees[name] = self.tree.copy()
-        self.views[name] = view_of(self.trees[name], FileSystem(self.volume.get_snapshot(name)))
+        self.views[name] = view_of(self.trees[name], FileSystem(self.volume.get_snapshot(name)).lstat)
 
     def roll_back(self, name: str) -> None:
         self.volume.rollback(name, drop_changes=True)
@@ -176,7 +176,7 @@ class Pair:
         self.volume.sync()
         found = compare(self.volume.state(before), self.volume.state(after))
         a = self.views[before]
-        b = self.views[after] if after is not None else view_of(self.tree.copy(), self.fs)
+        b = self.views[after] if after is not None else view_of(self.tree.copy(), self.fs.lstat)
         source = FileSystem(self.volume.get_snapshot(after)) if after is not None else self.fs
         written = {change.inode for change in found.changes if "content" in change.kinds}
 

@@ -7,7 +7,7 @@ any as the policy says. Rules add up: a snapshot goes only if none keeps it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume import snapshots
 from blockplane.volume.codec import KIND_REGULAR, SnapshotRecord
+from blockplane.volume.holds import holds_of
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
@@ -132,14 +133,14 @@ def _check(policy: Policy) -> None:
 
 
 def prune(volume: LiveVolume, policy: Policy, *, dry_run: bool = False, zone: tzinfo | None = None) -> PruneReport:
-    """Delete, in one commit, the snapshots that a policy judges and does not keep.
+    """Delete, in one commit, the snapshots that a policy judges and does not keep, and that nobody holds.
 
     Raises
     ------
     RefusedError : the policy keeps none of those it judges, or one that would go is being read; none was deleted.
     """
     with volume.lock:
-        verdicts = judge([entry.record for entry in volume.local.entries()], policy, zone)
+        verdicts = [_unless_held(volume, verdict) for verdict in judge(_records(volume), policy, zone)]
         gone = [verdict.name for verdict in verdicts if not verdict.reasons]
         if verdicts and len(gone) == len(verdicts):
             raise RefusedError(
@@ -149,3 +150,14 @@ def prune(volume: LiveVolume, policy: Policy, *, dry_run: bool = False, zone: tz
         if dry_run or not gone:
             return PruneReport(tuple(verdicts), snapshots.freed_by(volume, gone) if gone else 0, dry_run)
         return PruneReport(tuple(verdicts), snapshots.delete(volume, gone), dry_run)
+
+
+def _records(volume: LiveVolume) -> list[SnapshotRecord]:
+    return [entry.record for entry in volume.local.entries()]
+
+
+def _unless_held(volume: LiveVolume, verdict: Verdict) -> Verdict:
+    """Keep what would go where somebody holds it."""
+    if verdict.reasons or not holds_of(volume, volume.local.entry(verdict.name).record.id):
+        return verdict
+    return replace(verdict, reasons=("held",))
