@@ -295,6 +295,7 @@ class FrameHead:
     payload_crc: int
     table: bytes = b""
     flags: int = 0
+    _extents: list[Extents] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def is_packed(self) -> bool:
@@ -302,10 +303,14 @@ class FrameHead:
         return bool(self.flags & FLAG_ZSTD)
 
     def extents(self) -> Extents:
-        """Return a data frame's extents, (n, 2) [start, stop), in payload order."""
-        vbns = np.frombuffer(self.table, "<i8", self.n_items)
-        counts = np.frombuffer(self.table, "<u4", self.n_items, 8 * self.n_items)
-        return np.stack((vbns, vbns + counts), axis=1)
+        """Return a data frame's extents, (n, 2) [start, stop), in payload order: worked out once, not to be changed."""
+        if not self._extents:
+            extents = np.empty((self.n_items, 2), np.int64)
+            extents[:, 0] = np.frombuffer(self.table, "<i8", self.n_items)
+            extents[:, 1] = extents[:, 0] + np.frombuffer(self.table, "<u4", self.n_items, 8 * self.n_items)
+            extents.flags.writeable = False
+            self._extents.append(extents)
+        return self._extents[0]
 
     def checks(self) -> Checks:
         """Return the checks of a data frame's blocks, in payload order."""
@@ -421,7 +426,7 @@ def decode_frame_head(fixed: bytes, table: bytes, tag: int, sequence: int) -> Fr
             f"frame {head.sequence} comes where frame {sequence} belongs: frames are missing, doubled or out of order",
             "fetch the stream again",
         )
-    return replace(head, table=table)
+    return replace(head, table=table, _extents=[])
 
 
 _TRAILER = struct.Struct("<QQQQQQQQ")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from blockplane.image.extents import extents_of, numbers_in
 from blockplane.image.gather import Gathered
@@ -28,11 +30,13 @@ from blockplane.stream.reader import StreamReader
 from blockplane.stream.sink import SinkLike
 from blockplane.stream.source import StreamChain, open_stream, stream_names
 from blockplane.stream.stateplane import plane_in
+from blockplane.transfer.receive import Claims
 from blockplane.transfer.send import WRITER, SendReport, send
 from blockplane.volume.codec import NO_ID, Branch, SnapshotRecord
 
 #: The name of the order in which blocks of a merged stream come: that of its members, oldest first.
-CHAIN: str = "chain"
+CHAIN: Final = "chain"
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,31 +245,52 @@ class Merging:
 
 def _kept_of(file: StreamFile, keep: Plane, read: bool) -> Generator[Gathered, None, None]:
     """Read a member and yield what is kept of each of its frames, verified."""
-    ring, keeps_all = Ring(), len(keep) == file.map.header.image_blocks
-    blank = np.zeros(MAX_FRAME_BLOCKS * BLOCK_BYTES, np.uint8)
-    masks: dict[int, np.ndarray[tuple[int], np.dtype[np.bool_]]] = {}
-    empty: list[Gathered] = []
+    with closing(open_input(file.path)) as source:
+        reader = StreamReader(source)
+        claims = Claims(reader.read_map().image)
+        with closing(_arriving_of(reader, keep, claims) if read else _planned_of(reader, keep, claims)) as windows:
+            yield from windows
+        claims.require_all()
+
+
+def _arriving_of(reader: StreamReader, keep: Plane, claims: Claims) -> Generator[Gathered, None, None]:
+    """Read the frames of which something is kept."""
+    ring, masks = Ring(), dict[int, Mask]()
+    mask_of = _mask_of(reader, keep)
 
     def wanted(head: FrameHead) -> Sequence[Bytes] | None:
-        mask = np.ones(head.n_blocks, np.bool_) if keeps_all else keep.contains_many(numbers_in(head.extents()))
+        claims.take(head)
+        mask = mask_of(head)
         if not mask.any():
-            return None
-        if not read:
-            empty.append(_chosen(head, blank[: head.n_blocks * BLOCK_BYTES], mask))
             return None
         masks[head.sequence] = mask
         return ring(head)
 
-    with closing(open_input(file.path)) as source:
-        reader = StreamReader(source)
-        reader.read_map()
-        with closing(arriving(reader, wanted)) as frames:
-            for head, (buffer,) in frames:
-                yield _chosen(head, buffer, masks.pop(head.sequence))
-    yield from empty
+    with closing(arriving(reader, wanted)) as frames:
+        for head, (buffer,) in frames:
+            yield _chosen(head, buffer, masks.pop(head.sequence))
 
 
-def _chosen(head: FrameHead, buffer: Bytes, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Gathered:
+def _planned_of(reader: StreamReader, keep: Plane, claims: Claims) -> Generator[Gathered, None, None]:
+    """Pass over all frames; the bytes of what is yielded mean nothing."""
+    blank = np.zeros(MAX_FRAME_BLOCKS * BLOCK_BYTES, np.uint8)
+    mask_of = _mask_of(reader, keep)
+    while (head := reader.next_data()) is not None:
+        claims.take(head)
+        reader.skip_payload()
+        mask = mask_of(head)
+        if mask.any():
+            yield _chosen(head, blank[: head.n_blocks * BLOCK_BYTES], mask)
+
+
+def _mask_of(reader: StreamReader, keep: Plane) -> Callable[[FrameHead], Mask]:
+    """Return what tells which blocks of a frame are kept; a stream of which all is kept is not looked into."""
+    if len(keep) == reader.header.image_blocks:
+        return lambda head: np.ones(head.n_blocks, np.bool_)
+    return lambda head: keep.contains_many(numbers_in(head.extents()))
+
+
+def _chosen(head: FrameHead, buffer: Bytes, mask: Mask) -> Gathered:
     """Return the blocks of a frame that a mask chooses: the buffer itself where that is all."""
     if mask.all():
         return Gathered(head.extents(), head.checks(), buffer)
