@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import tzinfo
@@ -146,10 +147,14 @@ class FileUse:
 
 
 def _with_owners(held: Sequence[Holding], owners: dict[str, list[Owner]]) -> Iterator[BlockUse]:
-    """Yield holdings with the part of the owners that lies in each."""
+    """Yield holdings with the part of the owners, which ascend and do not overlap, that lies in each."""
+    starts = {name: [owner.start for owner in found] for name, found in owners.items()}
+    stops = {name: [owner.stop for owner in found] for name, found in owners.items()}
     for holding in held:
-        found = owners.get(holding.states[-1], []) if holding.states else []
-        parts = (owner.part(holding.start, holding.stop) for owner in found)
+        name = holding.states[-1] if holding.states else ""
+        first = bisect_right(stops.get(name, ()), holding.start)
+        last = bisect_left(starts.get(name, ()), holding.stop)
+        parts = (owner.part(holding.start, holding.stop) for owner in owners.get(name, [])[first:last])
         yield BlockUse(holding, tuple(part for part in parts if part is not None))
 
 
