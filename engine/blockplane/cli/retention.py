@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import click
@@ -10,21 +9,10 @@ import click
 import blockplane as bp
 from blockplane.cli.completion import VolumeName
 from blockplane.cli.naming import open_volume, volume_only
-from blockplane.cli.options import json_option, wait_option
+from blockplane.cli.options import Duration, json_option, wait_option
 from blockplane.cli.text import blocks, count, iso, moment, print_json, print_table
 
-_SECONDS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 _keep = click.IntRange(-1)
-
-
-def _within(text: str | None) -> int:
-    """Return seconds of 12h, 7d, 4w; 0 where nothing was said."""
-    if text is None:
-        return 0
-    match = re.fullmatch(r"([0-9]{1,6})([hdw])", text)
-    if match is None:
-        raise bp.errors.UsageError(f"{text!r} is no time", "write hours, days or weeks: 12h, 7d, 4w")
-    return int(match[1]) * _SECONDS[match[2]]
 
 
 @click.command()
@@ -35,7 +23,13 @@ def _within(text: str | None) -> int:
 @click.option("--keep-weekly", default=0, type=_keep, metavar="N", help="The newest of each of the last N weeks.")
 @click.option("--keep-monthly", default=0, type=_keep, metavar="N", help="The newest of each of the last N months.")
 @click.option("--keep-yearly", default=0, type=_keep, metavar="N", help="The newest of each of the last N years.")
-@click.option("--keep-within", metavar="12h|7d|4w", help="All that are at most so much older than the newest.")
+@click.option(
+    "--keep-within",
+    type=Duration(),
+    default="0s",
+    metavar="12h|7d|4w",
+    help="All that are at most so much older than the newest.",
+)
 @click.option("--keep-name", multiple=True, metavar="PATTERN", help="Names with * and ? that stay; repeat.")
 @click.option("--only", multiple=True, metavar="PATTERN", help="Judge only names that match; others stay; repeat.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be deleted, and what that would free.")
@@ -49,7 +43,7 @@ def prune(
     keep_weekly: int,
     keep_monthly: int,
     keep_yearly: int,
-    keep_within: str | None,
+    keep_within: float,
     keep_name: Sequence[str],
     only: Sequence[str],
     dry_run: bool,
@@ -72,7 +66,7 @@ def prune(
         keep_weekly,
         keep_monthly,
         keep_yearly,
-        _within(keep_within),
+        int(keep_within),
         tuple(keep_name),
         tuple(only) or ("*",),
     )
