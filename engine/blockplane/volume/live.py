@@ -356,9 +356,11 @@ class LiveVolume(Roots):
             return
         for leaf in entered:
             shadows.cleared(leaf, self.active.plane_leaf(leaf) & ~before.plane_leaf(leaf))
-        snapshots = [self.known_state(entry) for entry in self.local.regular()]
-        for leaf, words in held.let_go(self.local, snapshots, shadows.store()):
-            self.space.release_words(leaf, words, count(words))
+        given_up = shadows.store()
+        if given_up:
+            snapshots = [self.known_state(entry) for entry in self.local.regular()]
+            for leaf, words in held.let_go(self.local, snapshots, given_up):
+                self.space.release_words(leaf, words, count(words))
 
     def _pass_on(self) -> None:
         """After the root is durable: the committed states move up, and what two CPs have passed becomes free."""
