@@ -52,6 +52,13 @@ def test_random_inodes(data: bytes) -> None:
         Inode.decode(5, data)
 
 
+def test_a_device_number_that_no_host_has() -> None:
+    inode = Inode(5, stat.S_IFREG | 0o644, 1, 1)
+    inode.nlink, inode.rdev = 1, 1 << 63
+    with pytest.raises(FileSystemDamagedError, match="device number"):
+        Inode.decode(5, inode.encode())
+
+
 def test_an_inode_whose_inline_size_lies() -> None:
     data = bytearray(an_inode())
     assert TreeRoot.decode(bytes(data)).form == FORM_INLINE

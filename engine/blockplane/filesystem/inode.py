@@ -162,7 +162,7 @@ class Inode:
             return f"size {self.size_bytes} with {len(self.inline)} bytes inline"
         if kind in _WITHOUT_DATA and (self.size_bytes or self.root is not None):
             return "a fifo, socket or device has data"
-        if kind in (stat.S_IFCHR, stat.S_IFBLK) and self.rdev & 0x80000000_80000000:
+        if self.rdev & 0x80000000_80000000:
             return f"device number {self.rdev:#x} is impossible"
         if kind == stat.S_IFDIR and (self.inline or self.size_bytes % 4096):
             return "a directory's size is impossible"

@@ -1,0 +1,247 @@
+"""F16, F17: streams and volumes whose checksums are right and whose fields are anything, through every door.
+
+What comes out is one error of ours or a result that is whole; the destination is the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import resource
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from blockplane import check
+from blockplane.filesystem import FileSystem
+from blockplane.image.image import build
+from blockplane.model import BlockplaneError
+from blockplane.stream import open_stream
+from blockplane.stream.codec import HEADER_FIXED_BYTES
+from blockplane.transfer import compare_streams, merge_streams, receive, send, verify_streams
+from blockplane.volume import Volume
+from faults.inline import inline_workers
+from forging import VALUES, head_bytes, is_data, parts_of, sealed
+from rig.memory import Shape, make_volume
+
+#: Of the deep run, all parts together.
+N_STREAMS, N_VOLUMES = 100_000, 20_000
+CI_STREAMS, CI_VOLUMES = 400, 80
+#: Nothing may take so long; a machine that others use may be slow by itself.
+HANG_S = 60
+MAX_GROWN_KIB = 256 << 10
+SHAPES = [Shape(2, 1, 64, 512)]
+
+
+@pytest.fixture(autouse=True)
+def _inline() -> Iterator[None]:
+    with inline_workers():
+        yield
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Interrupt what does not end."""
+
+    def late(signum: int, frame: object) -> None:
+        raise TimeoutError(f"still at work after {HANG_S} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(HANG_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def fill(volume: Volume, rng: np.random.Generator) -> FileSystem:
+    files = FileSystem(volume)
+    files.mkdir("/folder")
+    for number in range(20):
+        files.write_bytes(f"/folder/file{number}", rng.integers(0, 4, int(rng.integers(1, 30_000)), np.uint8).tobytes())
+    files.symlink("folder/file1", "/link")
+    files.link("/folder/file2", "/other")
+    files.setxattr("/folder/file3", "user.a", b"b" * 300)
+    return files
+
+
+def sources(rng: np.random.Generator, compress: str | None) -> tuple[bytes, bytes]:
+    """A full stream and an increment on it, of real files."""
+    volume = make_volume(SHAPES, "source")
+    files = fill(volume, rng)
+    volume.snapshot("one")
+    files.write_bytes("/folder/new", bytes(50_000))
+    files.unlink("/folder/file5")
+    volume.snapshot("two")
+    streams = []
+    for text in ("one", "two - one"):
+        out = io.BytesIO()
+        send(build(volume, text), out, compress=compress)
+        streams.append(out.getvalue())
+    volume.close()
+    return streams[0], streams[1]
+
+
+def forged(stream: bytes, rng: np.random.Generator) -> bytes:
+    """Change one to three fields, or bytes of a payload; every checksum and the digest are put right."""
+    parts = [bytearray(part) for part in parts_of(stream)]
+    for _ in range(int(rng.integers(1, 4))):
+        part = parts[int(rng.integers(len(parts)))]
+        end = HEADER_FIXED_BYTES if part is parts[0] else len(part)
+        if part is not parts[0] and is_data(part) and rng.integers(4):
+            end = head_bytes(part)
+        width = int(rng.choice([1, 2, 4, 8]))
+        at = int(rng.integers(max(end - width, 1)))
+        value = VALUES[int(rng.integers(len(VALUES)))] if rng.integers(4) else int(rng.integers(1 << 62))
+        part[at : at + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
+    if not rng.integers(8):
+        first, second = rng.integers(1, len(parts), 2)
+        parts[first], parts[second] = parts[second], parts[first]
+    if not rng.integers(8):
+        del parts[int(rng.integers(1, len(parts)))]
+    return sealed(parts) if parts[0] and len(parts) > 2 else b"".join(parts)
+
+
+def look_at(files: FileSystem) -> None:
+    """Read everything that can be reached."""
+    for top, _, names in files.walk("/"):
+        for name in names:
+            path = f"{top.rstrip('/')}/{name}"
+            status = files.lstat(path)
+            if stat.S_ISREG(status.st_mode) and status.st_size < 1 << 24:
+                files.read_bytes(path)
+            files.listxattr(path, follow_symlinks=False)
+
+
+def peak_kib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Doors:
+    """Everything that takes a stream."""
+
+    def __init__(self, folder: Path, full: bytes, increment: bytes) -> None:
+        self.full, self.bad = folder / "full.bps", folder / "bad.bps"
+        self.full.write_bytes(full)
+        self.target = make_volume(SHAPES, "target")
+        receive(io.BytesIO(full), self.target)
+        self.fresh: Volume | None = None
+        self.n_refused = self.n_taken = 0
+        self.names: dict[str, Callable[[bytes], object]] = {
+            "receive": self._receive,
+            "files": lambda stream: self._read(self.full, self.bad),
+            "alone": lambda stream: self._read(self.bad),
+            "verify": lambda stream: verify_streams(self.full, self.bad),
+            "merge": lambda stream: merge_streams(self.full, self.bad, sink=io.BytesIO()),
+            "compare": lambda stream: compare_streams(self.full, self.bad, volume=self.target, snapshot="one"),
+        }
+
+    def _receive(self, stream: bytes) -> None:
+        before = self.target.committed.pointer
+        try:
+            receive(io.BytesIO(stream), self.target)
+        except BlockplaneError:
+            assert self.target.committed.pointer == before
+            assert [s.name for s in self.target.snapshots] == ["one"]
+            raise
+        if len(self.target.snapshots) > 1:
+            check(self.target)  # whatever was in the files: it ends
+            self.target.rollback("one", drop_changes=True, drop_later=True)
+
+    def _read(self, *paths: Path) -> None:
+        with open_stream(*paths) as chain:
+            look_at(FileSystem(chain))
+
+    def through(self, name: str, stream: bytes) -> None:
+        self.bad.write_bytes(stream)
+        refusal: BlockplaneError | None = None
+        with bounded():
+            try:
+                self.names[name](stream)
+            except BlockplaneError as error:
+                refusal = error
+        if refusal is None:
+            self.n_taken += 1
+        else:
+            assert refusal.message.isprintable()
+            self.n_refused += 1
+
+
+def share_of(total: int, part: tuple[int, int]) -> int:
+    number, n_parts = part
+    return (number + 1) * total // n_parts - number * total // n_parts
+
+
+@pytest.mark.parametrize("compress", [None, "zstd"])
+def test_forged_streams_through_every_door(tmp_path, rng, is_deep, part, compress, record_property):
+    full, increment = sources(rng, compress)
+    doors, before = Doors(tmp_path, full, increment), peak_kib()
+    names = list(doors.names)
+    n_streams = share_of(N_STREAMS // 2, part) if is_deep else CI_STREAMS
+    for number in range(n_streams):
+        stream = forged(full if names[number % len(names)] == "alone" else increment, rng)
+        doors.through(names[number % len(names)], stream)
+    record_property(
+        "summary",
+        f"forged streams, {compress or 'plain'}: {n_streams}, {doors.n_refused} refused, {doors.n_taken} taken, "
+        f"{(peak_kib() - before) >> 10} MiB more at the peak",
+    )
+    assert doors.n_refused + doors.n_taken == n_streams
+    assert doors.n_refused > n_streams // 4
+    assert peak_kib() - before < MAX_GROWN_KIB
+    for problem in check(doors.target).problems:
+        pytest.fail(problem)
+
+
+def disfigure(volume: Volume, rng: np.random.Generator) -> None:
+    """Write anything into metadata, through the trees, so that every checksum is right."""
+    active = volume.active
+    trees = [active.inode_file, active.inode_file, active.snapshot_list, active.blockmap]
+    for _ in range(int(rng.integers(1, 4))):
+        tree = trees[int(rng.integers(len(trees)))]
+        leaves = [leaf for start, stop in tree.data_extents().tolist() for leaf in range(start, stop)]
+        if not leaves:
+            continue
+        block = tree.edit_block(leaves[int(rng.integers(len(leaves)))])
+        width = int(rng.choice([1, 2, 4, 8]))
+        at = int(rng.integers(len(block) // 2)) // width * width
+        value = VALUES[int(rng.integers(len(VALUES)))]
+        block[at : at + width] = np.frombuffer((value % (1 << 8 * width)).to_bytes(width, "little"), np.uint8)
+    active.is_dirty = True
+
+
+def test_disfigured_volumes_as_streams(tmp_path, rng, is_deep, part, record_property):
+    n_volumes = share_of(N_VOLUMES, part) if is_deep else CI_VOLUMES
+    before, outcomes = peak_kib(), {"refused": 0, "sent": 0, "taken": 0, "whole": 0}
+    path = tmp_path / "bad.bps"
+    for _ in range(n_volumes):
+        volume, target = make_volume(SHAPES, "source"), make_volume(SHAPES, "target")
+        fill(volume, rng)
+        volume.sync()
+        with bounded():
+            try:
+                disfigure(volume, rng)
+                volume.snapshot("bad")
+                send(build(volume, "bad"), path)
+                outcomes["sent"] += 1
+                with contextlib.suppress(BlockplaneError), open_stream(path) as chain:
+                    look_at(FileSystem(chain))
+                with contextlib.suppress(BlockplaneError):
+                    verify_streams(path)
+                receive(path, target)
+                outcomes["taken"] += 1
+                outcomes["whole"] += check(target).ok
+                look_at(FileSystem(target.get_snapshot("bad")))
+            except BlockplaneError:
+                outcomes["refused"] += 1
+        path.unlink(missing_ok=True)
+        for each in (volume, target):
+            each.abandon()
+    record_property("summary", f"disfigured volumes: {n_volumes}, {outcomes}, {(peak_kib() - before) >> 10} MiB more")
+    assert outcomes["sent"] > n_volumes // 4
+    assert peak_kib() - before < MAX_GROWN_KIB
