@@ -11,7 +11,7 @@ import blockplane as bp
 from blockplane.filesystem.records import Records
 from blockplane.model import UsageError
 from blockplane.volume.codec import NUMBER_MASK
-from blockplane.volume.leafbits import LEAF_BLOCKS
+from blockplane.volume.leafbits import LEAF_BLOCKS, numbers_in
 from rig.sets import pairs, used_places
 
 
@@ -119,8 +119,6 @@ def test_what_a_place_is_in_use_for_where_no_state_has_the_number(volume):
 
 
 def local_places(volume):
-    from blockplane.volume.leafbits import numbers_in
-
     local = volume.committed_local
     n_leaves = -(-volume.geometry.n_blocks // LEAF_BLOCKS)
     return {int(n) for leaf in range(n_leaves) for n in numbers_in(local.local_leaf(leaf), leaf * LEAF_BLOCKS)}

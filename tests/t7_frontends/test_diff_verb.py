@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import blockplane as bp
@@ -73,8 +74,6 @@ def test_diff_by_block_where_place_maps_are(done, pool):
 
 
 def _pairs(plane, state):
-    import numpy as np
-
     vbns = np.concatenate([np.arange(start, stop) for start, stop in plane.extents().tolist()])
     return set(zip(vbns.tolist(), state.placemap.to_places(vbns).tolist(), strict=True))
 
