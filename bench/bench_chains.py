@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from yardstick.caches import make_cold, warm
 from yardstick.pairs import run_pairs
+from yardstick.raw import copy_file
 from yardstick.world import Source
 
 from blockplane.filesystem import FileSystem
@@ -32,17 +32,6 @@ def chain(source: Source, folder: Path) -> list[Path]:
         made.append(folder / f"{name}.bps")
         send(build(source.volume, expression), made[-1])
     return made
-
-
-def copy_file(origin: Path, target: Path) -> int:
-    """Copy through 1 MiB of memory and sync, as a stream is written."""
-    buffer, done = memoryview(bytearray(MIB)), 0
-    with open(origin, "rb", buffering=0) as reader, open(target, "wb", buffering=0) as writer:
-        while n_read := reader.readinto(buffer):
-            writer.write(buffer[:n_read])
-            done += n_read
-        os.fsync(writer.fileno())
-    return done
 
 
 @pytest.mark.parametrize("kind", ["full", "increment"])

@@ -15,19 +15,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from yardstick.caches import make_cold, warm
 from yardstick.pairs import Pairs
-from yardstick.raw import extents_of, like_in, read_raw, write_raw
+from yardstick.raw import copy_file, extents_of, like_in, read_raw, write_raw
 from yardstick.tree import MIB, TreeSize, make_tree
 from yardstick.world import Source, disk_bytes_for, make_source
 
 from blockplane.disks import DiskCounters
 from blockplane.filesystem import FileSystem, compare
 from blockplane.image.image import build
+from blockplane.stream import open_stream
+from blockplane.transfer.merge import merge_streams
 from blockplane.transfer.receive import receive
 from blockplane.transfer.send import send
 from blockplane.volume import Volume
@@ -124,6 +127,35 @@ def gate_receive(gate: Gate, source: Source, folder: Path) -> None:
     gate.most("receive june1: CPU s / GiB", pairs.cpu_s / image.n_bytes * (1 << 30), 3.0)
 
 
+def gate_chains(gate: Gate, source: Source, folder: Path) -> None:
+    """Reading in place: bytes and frames for 1 MiB of a file. Merging: beside copying the result."""
+    wanted = slice(8 * MIB, 9 * MIB)
+    with FileSystem(source.volume.get_snapshot("june2")).open("/tree/large.bin") as file:
+        expected = file.read()[wanted]
+    for compress in (None, "zstd"):
+        chain = [folder / f"{name}-{compress}.bps" for name in ("full", "step")]
+        for path, expression in zip(chain, ("june1", "june2 - june1"), strict=True):
+            send(build(source.volume, expression), path, compress=compress)
+        with open_stream(*chain) as opened, FileSystem(opened).open("/tree/large.bin") as file:
+            before = replace(opened.counters)
+            file.seek(wanted.start)
+            assert file.read(MIB) == expected
+            did = opened.counters
+        name = f"1 MiB read out of a chain, {compress or 'plain'}"
+        gate.most(f"{name}: MiB read", (did.read_bytes - before.read_bytes) / MIB, 3)
+        gate.most(f"{name}: frames decompressed", did.n_frames - before.n_frames, 12)
+    chain = [folder / f"{name}-None.bps" for name in ("full", "step")]
+    merged, copied = folder / "merged.bps", folder / "copied.bps"
+    n_bytes = merge_streams(*chain, sink=merged).sent.stream_bytes
+    pairs = pairs_of(
+        lambda: merge_streams(*chain, sink=merged),
+        lambda: copy_file(merged, copied),
+        lambda: warm(merged),
+    )
+    assert copied.stat().st_size == n_bytes
+    gate.least("merge: share of a copy's speed", pairs.speed, 0.15)
+
+
 def gate_files(gate: Gate, tree: Path, source: Source, folder: Path) -> None:
     """Counts and speed of put and get beside cp -a."""
     pool, out, plain = folder / "pool", folder / "out", folder / "plain"
@@ -208,6 +240,7 @@ def main() -> int:
         with source.volume:
             gate_send(gate, source)
             gate_receive(gate, source, folder)
+            gate_chains(gate, source, folder)
             gate_files(gate, folder / "tree", source, folder)
             gate_volume(gate, source)
             gate_system_calls(gate, source)

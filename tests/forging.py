@@ -7,7 +7,7 @@ import struct
 
 from blockplane.model.checks import crc32c
 from blockplane.stream import codec
-from blockplane.stream.codec import FrameKind
+from blockplane.stream.codec import FLAG_ZSTD, FrameKind
 
 VALUES = [0, 1, 2, 3, 255, 2**16, 2**31, 2**32 - 1, 2**56, 2**63, 2**64 - 1]
 
@@ -37,7 +37,7 @@ def sealed(parts: list[bytearray]) -> bytes:
     digest = hashlib.sha256(header)
     for frame in frames:
         n = head_bytes(frame)
-        if not is_data(frame):
+        if not is_data(frame) or struct.unpack_from("<H", frame, 6)[0] & FLAG_ZSTD:
             struct.pack_into("<I", frame, 40, crc32c(frame[n:]))
         struct.pack_into("<I", frame, 44, crc32c(frame[48:n], crc32c(frame[:44])))
         digest.update(frame[:n] if is_data(frame) else frame)

@@ -122,3 +122,14 @@ def write_raw(disks: Sequence[DiskExtents], disk_bytes: int, *, huge: bool = Fal
             os.close(fd)
 
     return _in_threads(write, disks)
+
+
+def copy_file(origin: Path, target: Path) -> int:
+    """Copy through 1 MiB of memory and sync, as a stream is written."""
+    buffer, done = memoryview(bytearray(1 << 20)), 0
+    with open(origin, "rb", buffering=0) as reader, open(target, "wb", buffering=0) as writer:
+        while n_read := reader.readinto(buffer):
+            writer.write(buffer[:n_read])
+            done += n_read
+        os.fsync(writer.fileno())
+    return done

@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import os
 
+import numpy as np
+import pytest
+
 from blockplane.model import BlockplaneError
-from blockplane.transfer import receive, send
+from blockplane.stream import open_stream
+from blockplane.transfer import merge_streams, receive, send, verify_streams
 from forging import VALUES, head_bytes, is_data, parts_of, sealed
 from streams.storage import DictSending, DictStorage, pair
 
@@ -40,3 +44,40 @@ def test_forged_streams(rng):
             assert target.blocks == before
     assert n_refused + n_received == N_STREAMS
     assert n_refused > N_STREAMS // 4
+
+
+def test_forged_streams_in_place(tmp_path, rng):
+    """Opened, read at random, verified and merged: an error of ours, or the blocks the stream has (F16)."""
+    source, old, new = pair()
+    out = {}
+    for name, sending in (("old", DictSending(source, old)), ("new", DictSending(source, new, old, window_blocks=3))):
+        sink = io.BytesIO()
+        send(sending, sink, compress="zstd" if name == "new" else None)
+        out[name] = sink.getvalue()
+        (tmp_path / f"{name}.bps").write_bytes(out[name])
+    n_refused = n_read = 0
+    for _ in range(N_STREAMS // 2):
+        name = str(rng.choice(["old", "new"]))
+        parts = [bytearray(part) for part in parts_of(out[name])]
+        part = parts[int(rng.integers(len(parts)))]
+        end = head_bytes(part) if part is not parts[0] and is_data(part) else len(part)
+        width = int(rng.choice([1, 2, 4, 8]))
+        at = int(rng.integers(max(end - width, 1)))
+        value = VALUES[int(rng.integers(len(VALUES)))] if rng.integers(4) else int(rng.integers(1 << 62))
+        part[at : at + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
+        (tmp_path / "forged.bps").write_bytes(sealed(parts))
+        paths = [tmp_path / "forged.bps" if each == name else tmp_path / f"{each}.bps" for each in ("old", "new")]
+        verify_streams(*paths)
+        with pytest.raises(BlockplaneError):  # the blocks of a dictionary are no block map
+            merge_streams(*paths, sink=tmp_path / "merged.bps")
+        try:
+            with open_stream(*paths, snapshot="new") as chain:
+                data = np.zeros(4096, np.uint8)
+                for vbn in (0, 4, 20, 24):
+                    chain.read_extents(np.array([[vbn, vbn + 1]], np.int64), data)
+                    assert data.tobytes() == source.blocks[vbn]
+            n_read += 1
+        except BlockplaneError:
+            n_refused += 1
+    assert n_refused + n_read == N_STREAMS // 2
+    assert min(n_refused, n_read) > N_STREAMS // 40

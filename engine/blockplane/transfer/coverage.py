@@ -6,6 +6,7 @@ contain the plane of each snapshot that arrives with it; the planes are the snap
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ def prove_chain(paths: Sequence[str]) -> ChainProof:
 
     Notes
     -----
-    Reads maps, indexes and block maps. Memory: the planes of the states that others build on.
+    Reads maps, indexes and block maps. Memory: the planes of the streams, and of the states that others still build on.
     """
     proof = ChainProof()
     try:
@@ -57,7 +58,9 @@ class _Prover:
 
     def __init__(self, chain: StreamChain, proof: ChainProof) -> None:
         self._chain, self._lineage, self._proof = chain, chain.lineage, proof
-        #: by snapshot: the blocks of it that the streams hold; none where its block map is not whole
+        #: by snapshot: how many members that build on it are still to be proved
+        self._awaited = Counter(m.map.base.id for m in self._lineage.members if m.map.base is not None)
+        #: by snapshot that is awaited: the blocks of it that the streams hold; none where its block map is not whole
         self._held: dict[bytes, Plane | None] = {}
 
     def prove(self) -> None:
@@ -84,6 +87,9 @@ class _Prover:
         base, held = member.map.base, member.map.image
         if base is not None:
             below = self._held.get(base.id)
+            self._awaited[base.id] -= 1
+            if not self._awaited[base.id]:
+                self._held.pop(base.id, None)
             if below is None:
                 return  # nothing below is proved; what is missing there was named
             held = combine([combine([below], minus=member.map.dropped), member.map.image])
@@ -98,7 +104,8 @@ class _Prover:
                 self._proof.whole.append(record.name)
             elif found.is_whole or base is None or self._is_full(i):
                 self._proof.problems.append(f"{member.name}: {_lack(record.name, lacking)}")
-            self._held[record.id] = found.plane - lacking if found.is_whole else None
+            if self._awaited[record.id]:
+                self._held[record.id] = found.plane - lacking if found.is_whole else None
 
     def _is_full(self, i: int) -> bool:
         """Whether the chain below a member begins with a full stream."""
