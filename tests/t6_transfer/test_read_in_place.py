@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from blockplane.model import (
 )
 from blockplane.stream import open_stream
 from blockplane.stream.codec import ZSTD_FEATURES
-from blockplane.transfer import receive, send, stream_map
+from blockplane.transfer import receive, send, stream_map, verify_streams
 from streams.storage import SPACE_ID, DictSending, DictStorage, pair
 
 
@@ -258,3 +259,22 @@ def test_what_is_forged_in_the_index_is_refused(chain, rng):
         except BlockplaneError as error:
             assert isinstance(error, StreamError)  # noqa: PT017 - the kind, of whatever was raised
     assert n_right < 100
+
+
+@pytest.mark.parametrize("value", [1, 2**31, 2**63 - 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("field", range(6))
+def test_any_number_in_a_trailer(chain, field, value):
+    """Under a right CRC: refused when the stream is opened, whatever the count or offset."""
+    from blockplane.model.checks import crc32c
+    from blockplane.stream import codec
+
+    raw = bytearray(Path(chain[0][0]).read_bytes())
+    at = len(raw) - codec.TRAILER_BYTES
+    raw[at + 8 * field : at + 8 * field + 8] = value.to_bytes(8, "little")
+    raw[at - 8 : at - 4] = crc32c(bytes(raw[at:])).to_bytes(4, "little")
+    raw[at - 4 : at] = crc32c(bytes(raw[at - 48 : at - 4])).to_bytes(4, "little")
+    Path(chain[0][0]).write_bytes(raw)
+    is_looked_at = field != 1  # how many data frames there are matters to who reads them in order alone
+    with pytest.raises(StreamError) if is_looked_at else nullcontext():
+        open_stream(chain[0][0]).close()
+    assert not verify_streams(chain[0][0]).ok

@@ -93,7 +93,7 @@ class StreamFile:
         if trailer.stream_bytes != self.n_bytes or head.sequence + 1 != trailer.n_frames:
             raise self._truncated()
         fits = trailer.n_blocks == self.map.header.image_blocks and trailer.n_index * INDEX_BYTES < self.n_bytes
-        if not fits or trailer.n_index > _MAX_INDEX or trailer.index_offset > self.n_bytes:
+        if not fits or trailer.n_index > _MAX_INDEX or trailer.index_offset >= self.n_bytes:
             raise StreamDamagedError(f"the trailer of {self.path} does not fit its header", _AGAIN)
         return trailer
 
