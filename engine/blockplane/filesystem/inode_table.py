@@ -28,6 +28,7 @@ from blockplane.filesystem.inode import (
     Inode,
 )
 from blockplane.model import BLOCK_BYTES
+from blockplane.volume.codec import FORM_EMPTY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,7 +64,7 @@ class InodeTable:
         self._dirty: dict[int, Inode] = {}
         self._dirty_blocks: set[int] = set()
         self._ahead: dict[int, NDArray[np.uint8]] = {}  # blocks as they are on the disks; gone with the first change
-        self.is_new = inode_file.size_bytes == 0
+        self.is_new = inode_file.root.form == FORM_EMPTY
         self._record = self._new_record() if self.is_new else self._read(TABLE_INODE)
         if not self._record.flags & FLAG_TABLE:
             raise damaged("inode 0 is not the table's record")
@@ -269,6 +270,8 @@ class InodeTable:
 
     def write_back(self) -> None:
         """Encode dirty inodes, whose trees are flushed, into blocks of the inode file."""
+        if self.is_new:
+            return  # an inode file that was never written has no size: a later table would read holes
         block, data = -1, None
         for inode in self.dirty:
             index, slot = divmod(inode.number, INODES_PER_BLOCK)
