@@ -119,6 +119,36 @@ def test_a_shadow_is_no_file_system_and_no_summand(volume, client):
     verdict(volume)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "d & a", "d - a - b", "(d - a) - b", "d - (a + b)", "(d + c) - (a + b)", "d + (c - a)", "d - (c - a)",
+        "d - (a - b)", "d - (a & b)", "d - (a & c)", "d & (a + b)", "(c ^ d) - a",
+    ],
+)  # fmt: skip
+def test_shadows_anywhere_but_in_a_sum(volume, client, text):
+    for name, start in (("a", 0), ("b", 10), ("c", 20), ("d", 30)):
+        client.write(1, start, range(start * 100, start * 100 + 20))
+        volume.snapshot(name)
+    planes = {name: members(volume.get_snapshot(name).plane) for name in "abcd"}
+    volume.shadow_snapshot("a")
+    volume.shadow_snapshot("b")
+    image = build(volume, text)
+    expected = eval(text.replace("+", "|"), {}, planes)  # with these parentheses Python reads it as we do
+    assert members(image.plane) == expected
+    assert sum(image.blocks_per_disk) == len(expected)
+
+
+@pytest.mark.parametrize("text", ["a..c - a", "a..c", "c - a..b"])
+def test_a_range_with_a_shadow_at_its_end(volume, client, text):
+    for name in "abc":
+        client.write(1, 0, range(20))
+        volume.snapshot(name)
+    volume.shadow_snapshot("a")
+    with pytest.raises(RefusedError, match="a is a shadow: no range begins or ends with one"):
+        build(volume, text)
+
+
 def test_what_is_read_is_not_shadowed(volume, client):
     client.write(1, 0, range(4))
     one = volume.snapshot("one")

@@ -106,7 +106,7 @@ class Image:
         self.left_out = [record for record in listed.values() if record.id not in there]
 
     def _may_arrive(self, term: Term) -> bool:
-        return term.record is not None and term.record.id not in self._kept_out
+        return term.record is not None and not term.is_shadow and term.record.id not in self._kept_out
 
     def _evaluate(self, arriving: Sequence[Term]) -> Evaluation:
         """Evaluate the image and, over a base, what of the base nothing that arrives holds."""
@@ -121,9 +121,8 @@ class Image:
     def _owners(self, found: Evaluation) -> list[tuple[State, Plane]]:
         """Return the states that blocks are read from, the top first."""
         parts = zip(self._terms, found.owned, strict=False)
-        owners = [
-            (term.state, owned) for term, owned in parts if len(owned) or term is self._top
-        ]  # no shadow: a summand
+        # no shadow: every block of the result is in a summand, and those come first
+        owners = [(term.state, owned) for term, owned in parts if len(owned) or term is self._top]
         return sorted(owners, key=lambda owner: owner[0] is not self._top.state)
 
     def _others_that_arrive(self, known: Sequence[SnapshotRecord], plane: Plane) -> list[Term]:
@@ -289,7 +288,7 @@ class _Builder:
             formula = self._formula(node)
         self._check_ancestors(top, formula, set(with_))
         base = self._terms[base_name(node)] if base_name(node) else None
-        order = sorted(self._terms.values(), key=lambda t: (t is top, t.age_key), reverse=True)
+        order = sorted(self._terms.values(), key=lambda t: (t is top, not t.is_shadow, t.age_key), reverse=True)
         numbers = {term.name: i for i, term in enumerate(order)}
         formula = _renumbered(formula, [numbers[name] for name in self._terms])
         return Image(self._store, node, order, formula, top, base, self._known(top), frozenset(self._kept_out))
@@ -319,6 +318,11 @@ class _Builder:
         record = self._records.get(name)
         if record is not None:
             return record
+        if name in self._shadows:
+            raise RefusedError(
+                f"{name} is a shadow: no range begins or ends with one, and nothing can be read of it",
+                f"begin the range with a later snapshot, and subtract it: later..newest - {name}",
+            )
         if name in self._all_names:
             raise NoSuchSnapshotError(f"{name} is not a regular snapshot", "only regular snapshots hold their blocks")
         near = difflib.get_close_matches(name, self._records, 1)
