@@ -15,7 +15,7 @@ from blockplane.filesystem.owners import Owner, blocks_below, owners_of
 from blockplane.image import BlockDifference, Freeing, Image
 from blockplane.model import BlockplaneError, UsageError, VolumeDamagedError
 from blockplane.planes import Plane
-from blockplane.volume import State, retention
+from blockplane.volume import State, retention, snapshots
 from blockplane.volume import Volume as PlainVolume
 from blockplane.volume.check import check as check_volume
 from blockplane.volume.holders import ACTIVE, Holding, StateShare, holders, named_states, shares
@@ -123,7 +123,7 @@ class Volume(PlainVolume):
 
     def freed_by(self, *names: str) -> int:
         """Return how many blocks deleting these snapshots together would free; nothing changes."""
-        return images.freed_blocks(self, names)
+        return snapshots.freed_by(self, names)
 
     def freeing(self, *names: str) -> Freeing:
         """Return what deleting these snapshots together would free, and each alone; nothing changes."""

@@ -95,3 +95,24 @@ def test_info_of_several(done, pool):
         ("june1.bps", "june1", None), ("june2.bps", "june2", "june1"),
     ]  # fmt: skip
     assert done("stream", "info", "june1.bps", "june2.bps").out.count("top  ") == 2
+
+
+def test_merge_does_not_replace_what_it_reads(done, blockplane, pool):
+    before = Path("june2.bps").read_bytes()
+    Path("alias.bps").symlink_to("june2.bps")
+    for name in ("june2.bps", "alias.bps"):
+        outcome = blockplane("stream", "merge", "june1.bps", "june2.bps", "-o", name)
+        assert outcome.status == 2
+        assert "june2.bps would be replaced" in outcome.err
+    assert Path("june2.bps").read_bytes() == before
+
+
+def test_an_output_that_is_full(pool):
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "blockplane", "snapshot", "list", pool, "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert found.returncode == 1
+    assert "No space left on device" in found.stderr
+    assert "Traceback" not in found.stderr

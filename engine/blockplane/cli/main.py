@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -114,6 +115,10 @@ def _fail(failure: Failure, arguments: Sequence[str]) -> int:
         report_failure(failure, arguments)
     except BrokenPipeError:
         _give_up_output()
+    except OSError as error:  # the output is full, say: what is wrong goes where it can be read
+        _give_up_output()
+        with contextlib.suppress(OSError):
+            print(f"blockplane: {failure.message} (and it cannot be printed: {error.strerror})", file=sys.stderr)
     return failure.exit_status
 
 

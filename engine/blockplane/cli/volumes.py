@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from blockplane.disks import GroupRecord
 
 _MAX_SHOWN_PROBLEMS = 50
+
+#: A rate of less than an hour says nothing about a day.
+_RATE_AFTER_NS = 3600 * 10**9
 
 
 @click.command()
@@ -239,8 +243,10 @@ def _kind(snapshot: bp.Snapshot) -> str:
     if not snapshot.shadowed_ns:
         owners = [hold.owner for hold in snapshot.holds] if snapshot.volume.knows_local else []
         return f"{snapshot.kind}, held by {', '.join(owners)}" if owners else snapshot.kind
-    share = snapshot.n_blocks / max(snapshot.was_blocks, 1)
-    return f"{snapshot.kind}, {share:.1%} left, -{size(int(snapshot.lost_per_s * 86400 * bp.BLOCK_BYTES))}/day"
+    left = f"{snapshot.kind}, {snapshot.n_blocks / max(snapshot.was_blocks, 1):.1%} left"
+    if time.time_ns() - snapshot.shadowed_ns < _RATE_AFTER_NS:
+        return left
+    return f"{left}, -{size(int(snapshot.lost_per_s * 86400 * bp.BLOCK_BYTES))}/day"
 
 
 @click.command()

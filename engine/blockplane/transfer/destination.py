@@ -111,7 +111,17 @@ class VolumeDestination:
             "receive into a new volume, send an increment onto a common snapshot, or say --discard",
         )
 
+    def _refuse_shadowed(self, base: SnapshotRecord) -> None:
+        """Nothing is built on a shadow: its blocks may be others by now."""
+        for entry in self._entries():
+            if entry.is_shadow and entry.record.id == base.id:
+                raise StreamMismatchError(
+                    f"the stream builds on snapshot {base.name}, of which {self.name} has only a shadow",
+                    "receive onto a volume that holds it whole, or receive a full stream into a new one",
+                )
+
     def _accept_increment(self, stream: StreamMap, base: SnapshotRecord, discard: bool) -> None:
+        self._refuse_shadowed(base)
         if self._find(base) is None:
             mine = {entry.record.id for entry in self._entries()}
             common = [record.name for record, role in stream.snapshots if role is Role.LEFT_OUT and record.id in mine]

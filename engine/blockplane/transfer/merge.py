@@ -19,7 +19,7 @@ import numpy.typing as npt
 from blockplane.image.extents import extents_of, numbers_in
 from blockplane.image.gather import Gathered
 from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Numbers
-from blockplane.model.errors import StreamMismatchError
+from blockplane.model.errors import StreamMismatchError, UsageError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.planes import Plane, combine
 from blockplane.stream.arrival import Ring, arriving
@@ -70,6 +70,7 @@ def merge_streams(
 
     Raises
     ------
+    UsageError : the result would replace one of the streams.
     StreamMismatchError : they are no one chain, or a block of the top is in none of them; nothing is written.
     StreamError and its kinds : a stream cannot be read, is damaged or cut off.
 
@@ -77,12 +78,17 @@ def merge_streams(
     -----
     Reads the members once, in order. Memory: a plane a member, and the frames on their way.
     """
-    with closing(open_stream(*stream_names(paths), needs_full=False)) as chain:
+    names = stream_names(paths)
+    if isinstance(sink, (str, os.PathLike)) and os.path.exists(sink) and not dry_run:
+        for name in names:
+            if os.path.exists(name) and os.path.samefile(name, sink):
+                raise UsageError(f"{name} would be replaced by what is merged from it", "name another file with -o")
+    with closing(open_stream(*names, needs_full=False)) as chain:
         merging = Merging(chain)
         report = send(merging, sink, compress=compress, dry_run=dry_run, progress=progress)
         n_brought = sum(file.map.header.image_blocks for file in chain.path)
-        names = tuple(file.path for file in reversed(chain.path))
-        return MergeReport(report, names, tuple(merging.dropped_snapshots), n_brought - len(merging.plane))
+        order = tuple(file.path for file in reversed(chain.path))
+        return MergeReport(report, order, tuple(merging.dropped_snapshots), n_brought - len(merging.plane))
 
 
 @dataclass(slots=True)
