@@ -105,3 +105,18 @@ def test_a_report_counts(fs: FileSystem) -> None:
         4,
         100,
     )
+
+
+def test_a_table_that_counts_more_inodes_than_the_file_has(volume: Volume) -> None:
+    """It ends at once, however many are counted."""
+    fs = FileSystem(volume)
+    fs.write_bytes("/f", b"1")
+    volume.sync()
+    inode = Inode.decode(0, volume.active.inode_file.read_block(0)[:512].tobytes())
+    inode.rdev = 1 << 30
+    volume.active.inode_file.edit_block(0)[:512] = list(inode.encode())
+    volume.active.is_dirty = True
+    volume.unregister_client(fs.store)
+    volume.sync()
+    problems = FileSystem(volume.committed).check().problems
+    assert any("counts up to 1073741823, and the inode file ends before" in problem for problem in problems)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from blockplane.filesystem.directory import Entry
 from blockplane.filesystem.directory_node import hash_name
-from blockplane.filesystem.inode import FLAG_ATTRIBUTES, FLAG_FREE, ROOT_INODE, Inode
+from blockplane.filesystem.inode import FLAG_ATTRIBUTES, FLAG_FREE, INODES_PER_BLOCK, ROOT_INODE, Inode
 from blockplane.filesystem.names import name_is_valid, path_text
 from blockplane.filesystem.store import Store
 from blockplane.model import BLOCK_BYTES, BlockplaneError, VolumeDamagedError
@@ -137,6 +137,21 @@ class _Check:
         elif self._homes.get(entry.inode) != -1:
             self._homeless.add(entry.inode)
 
+    def _numbers(self) -> Iterator[int]:
+        """Yield the numbers of inodes that have a place in the inode file; of a committed state a hole is damage."""
+        store, stop = self._store, self._store.inodes.stop
+        if store.volume is not None or store.inodes.is_new:
+            yield from range(ROOT_INODE, stop)
+            return
+        at = 0
+        for start, end in (store.state.inode_file.data_extents() * INODES_PER_BLOCK).tolist():
+            if at < min(start, stop):
+                self.report.add(f"inodes {at} to {min(start, stop) - 1} lie in a hole of the inode file")
+            yield from range(max(start, ROOT_INODE), min(end, stop))
+            at = end
+        if at < stop:
+            self.report.add(f"the inode table counts up to {stop - 1}, and the inode file ends before {at}")
+
     def _check_inodes(self) -> None:
         store, report = self._store, self.report
         free = store.inodes.free_numbers()
@@ -145,7 +160,7 @@ class _Check:
             report.add(f"inode {number} names a parent that does not hold it")
         n_used = 0
         holders: dict[int, int] = {}
-        for number in range(ROOT_INODE, store.inodes.stop):
+        for number in self._numbers():
             try:
                 inode = store.inodes.peek(number)
             except BlockplaneError as error:
