@@ -73,7 +73,7 @@ class DictLanding:
         self.done: list[tuple[int, np.ndarray]] = []
         self.aborted = False
 
-    def buffers(self, extents: np.ndarray) -> list[np.ndarray]:
+    def buffers(self, extents: np.ndarray, checks: np.ndarray) -> list[np.ndarray]:
         # in pieces of odd sizes, so that a reader cannot count on one buffer per extent
         handed = [
             (vbn, np.zeros(min(3, stop - vbn) * 4096, np.uint8))
@@ -95,6 +95,10 @@ class DictLanding:
         now = frozenset(held - set(members(self.stream.dropped)) | set(members(self.stream.image)))
         for record in arriving:
             self.storage.snapshots[record.id] = (record, now)
+
+    def suspend(self) -> int:
+        self.abort()
+        return 0
 
     def abort(self) -> None:
         self.aborted = True

@@ -16,6 +16,7 @@ from blockplane.model import BLOCK_BYTES
 from blockplane.model.checks import crc32c, fresh_checks
 from blockplane.volume.codec import Branch, Hold, LocalRoot, Pointer, SnapshotRecord, StateRoot, TableEntry, TreeRoot
 from blockplane.volume.fsinfo import FsInfo
+from blockplane.volume.incoming import IncomingEntry
 from blockplane.volume.placemap import PlaceMap
 from faults.world import geometry_of
 
@@ -57,6 +58,7 @@ RECORD = SnapshotRecord(an_id(1), an_id(2), an_id(3), an_id(4), 7, -5, POINTERS[
 ENTRY = TableEntry(RECORD, ROOTS[1], ROOTS[2], 17, -18)
 BRANCH = Branch(an_id(6), an_id(7), 8, 9, -10)
 HOLD = Hold(an_id(3), "mirror", 19, -20)
+INCOMING = IncomingEntry(an_id(1), an_id(2), an_id(3), an_id(4), an_id(5), 6, 7, 8, -9, "june3", 1, *ROOTS[:3])
 LOCAL = LocalRoot(1, 2, 3, an_id(8), 4, *ROOTS)
 LABEL = Label(
     an_id(1), an_id(3), 6, 672, 1, 1, tuple((g.first, 3, 2, 128, 640) for g in GEOMETRY.groups),
@@ -180,6 +182,27 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
         HOLD.encode(),
         {"n_owner": 6, "owner": b"mirror", **fields_of(HOLD, "snapshot_id", "made_ns", "expires_ns")},
     ),
+    "Incoming image": (
+        INCOMING.encode(),
+        {
+            "name_bytes": 5,
+            "top_name": b"june3",
+            **fields_of(
+                INCOMING,
+                "landing_id",
+                "image_id",
+                "space_id",
+                "top_id",
+                "base_id",
+                "n_image",
+                "n_landed",
+                "space_blocks",
+                "began_ns",
+                "flags",
+            ),
+            **{name: getattr(INCOMING, name).encode() for name in ("places", "landed", "place_map")},
+        },
+    ),
     "Place map extent": (
         PlaceMap(np.array([[10, 14, 1 << 40]], np.int64)).encode(),
         {"vbn_start": 10, "vbn_stop": 14, "place_start": 1 << 40},
@@ -192,7 +215,7 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
             **fields_of(LOCAL, "n_held", "n_local", "n_entries", "parent_id", "n_shadows"),
             **dict(
                 zip(
-                    ("table", "held", "local", "place_map", "marks", "copied", "holds", "logs", "shadowed"),
+                    ("table", "held", "local", "place_map", "marks", "incoming", "holds", "logs", "shadowed"),
                     (root.encode() for root in LOCAL.trees()),
                     strict=True,
                 )

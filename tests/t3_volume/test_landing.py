@@ -19,8 +19,7 @@ from blockplane.model import (
 )
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.planes import Plane
-from blockplane.volume import Volume, held, landing_bands
-from blockplane.volume import landing as landing_module
+from blockplane.volume import Volume, arrivals, held, landing_bands
 from blockplane.volume.state import differing_leaves
 from faults.inline import inline_workers
 from faults.world import (
@@ -207,7 +206,7 @@ def test_what_a_used_buffer_held_reaches_no_disk_and_no_parity(shape):
 
 def test_a_state_that_differs_in_more_leaves_than_are_fetched_at_once(monkeypatch):
     """Every group is a leaf of its own: planes are compared, and held worked out, a few leaves at a time."""
-    for module in (held, landing_module):
+    for module in (held, arrivals):
         monkeypatch.setattr(module, "FETCH_BLOCKS", 3)
     shape = geometry_of(1, 0, 64, n_groups=8)
     source, target = make_volume(shape, reserve_blocks=24), make_volume(shape, reserve_blocks=24)

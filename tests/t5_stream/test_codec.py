@@ -17,7 +17,7 @@ from blockplane.model import StreamDamagedError, StreamError
 from blockplane.model.checks import crc32c
 from blockplane.stream import codec
 from blockplane.stream.codec import FrameKind, Header, Role
-from blockplane.stream.digest import plane_digest
+from blockplane.stream.digest import image_id, plane_digest
 from blockplane.stream.input import ObjectInput
 from blockplane.stream.reader import StreamReader, verify_payload
 from blockplane.stream.sink import ObjectSink
@@ -35,9 +35,10 @@ def worked_example() -> bytes:
     check = crc32c((5).to_bytes(8, "little"), crc32c(data.tobytes()))
     record = SnapshotRecord(b"s" * 16, b"n" * 16, NO_ID, NO_ID, 1, 0, Pointer(5, check), 1, "s")
     image, dropped = plane_of(frozenset({5})), plane_of(frozenset())
+    planes = plane_digest(image, dropped)
     header = Header(
-        "example", b"0123456789abcdef", b"i" * 16, b"n" * 16, b"s" * 16, 65_536, 1, Pointer(5, check), after_blocks=1,
-        n_snapshots=1, plane_digest=plane_digest(image, dropped),
+        "example", b"0123456789abcdef", image_id(b"n" * 16, b"s" * 16, NO_ID, planes), b"n" * 16, b"s" * 16, 65_536, 1,
+        Pointer(5, check), after_blocks=1, n_snapshots=1, plane_digest=planes,
     )  # fmt: skip
     out = io.BytesIO()
     writer = StreamWriter(ObjectSink(out), header)
@@ -75,15 +76,15 @@ def table(title: str) -> dict[str, tuple[int, int]]:
 def test_header_fields_lie_where_format_md_says():
     header = Header(
         "w" * 32, b"S" * 16, b"I" * 16, b"P" * 16, b"T" * 16, 1 << 40, 7, Pointer(9, 10), b"B" * 16, 1, 3, 11, 12,
-        "tape", 1, 77, 5, 6, codec.Locations.IMPLICIT, 99, b"D" * 32, (), codec.Features(0, 0x22, 0x33),
+        "tape", 1, 77, 5, 6, codec.Locations.IMPLICIT, 99, b"D" * 32, (), codec.Features(2, 0x22, 0x33), 4,
     )  # fmt: skip
     raw, fields = header.encode(), table("Header")
     number = {k: int.from_bytes(raw[o : o + s], "little") for k, (o, s) in fields.items() if s <= 8}
     expected = {
-        "version": 0, "header_bytes": len(raw), "receiving": 0, "reading": 0x22, "writing": 0x33, "part": 1,
+        "version": 0, "header_bytes": len(raw), "receiving": 2, "reading": 0x22, "writing": 0x33, "part": 1,
         "n_parts": 3, "space_blocks": 1 << 40, "image_blocks": 7, "after_blocks": 11, "dropped_blocks": 12,
         "block_bytes": 4096, "check_kind": 1, "check_bytes": 4, "order_version": 1, "window_blocks": 77,
-        "n_snapshots": 5, "n_branches": 6, "n_groups": 0, "locations": 2, "created_ns": 99,
+        "n_snapshots": 5, "n_branches": 6, "n_groups": 0, "locations": 2, "created_ns": 99, "part_blocks": 4,
     }  # fmt: skip
     assert {key: number[key] for key in expected} == expected
     for name, value in {"stream_id": b"S", "image_id": b"I", "space_id": b"P", "top_id": b"T", "base_id": b"B"}.items():
@@ -154,6 +155,8 @@ def test_every_number_of_a_header_may_be_anything(field, value):
         ({"part": 1, "n_parts": 1}, StreamDamagedError, "for its part"),
         ({"root": Pointer(65_536, 0)}, StreamDamagedError, "outside its space"),
         ({"n_snapshots": 1 << 21}, StreamDamagedError, "snapshot list"),
+        ({"part_blocks": 1}, StreamDamagedError, "without being a part"),
+        ({"part_blocks": 8, "features": codec.PART_FEATURES}, StreamDamagedError, "8 for its part plane"),
     ],
 )
 def test_headers_that_are_refused(change, kind, words):

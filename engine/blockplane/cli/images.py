@@ -17,6 +17,7 @@ from blockplane.cli.completion import ExpressionWord, VolumeName
 from blockplane.cli.naming import CONFIG_NAME, open_volume, volume_only
 from blockplane.cli.options import disk_options, disks_of, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
+from blockplane.cli.resuming import give_up, print_token
 from blockplane.cli.text import blocks, duration, print_json, print_table, printable, rate, size
 
 if TYPE_CHECKING:
@@ -206,6 +207,13 @@ def _print_image(volume: bp.Volume, found: bp.Image) -> None:
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be sent; read and write no block.")
 @click.option("--order", type=click.Choice(["disk", "tape"]), default="disk", help="Order of the blocks (disk).")
 @click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
+@click.option(
+    "--resume",
+    metavar="[TOKEN]",
+    is_flag=False,
+    flag_value="",
+    help="Go on with an interrupted transfer: by its destination's token, or with the half-written FILE of -o.",
+)
 @choice_options
 @json_option
 @wait_option
@@ -217,6 +225,7 @@ def send(
     dry_run: bool,
     order: str,
     compress: str | None,
+    resume: str | None,
     choice: Choice,
     as_json: bool,
     wait_s: float,
@@ -230,14 +239,20 @@ def send(
     blockplane send pool june1 -o june1.bps
     blockplane send pool 'june3 - june1' | ssh far blockplane receive copy
     blockplane send pool 'june3 - june1' -n
+    blockplane send pool june1 -o june1.bps --resume
+
+    An interrupted receive keeps what came; only the rest is sent with its token:
+
+    
+    ssh far blockplane receive copy --have > token
+    blockplane send pool june1 --resume token | ssh far blockplane receive copy
     """
     sink = output if output is not None or dry_run else standard_output()
     with open_volume(volume_only(vol), "send", wait_s, writable=False) as volume:
         found = choice.image(volume, words)
+        begun = bp.read_token(resume) if resume else resume is not None
         with ProgressLine(progress) as line:
-            report = bp.send(
-                found, None if dry_run else sink, progress=line, dry_run=dry_run, order=order, compress=compress
-            )
+            report = bp.send(found, sink, progress=line, dry_run=dry_run, order=order, compress=compress, resume=begun)
     to_stderr = isinstance(sink, int)
     if as_json:
         print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
@@ -272,12 +287,15 @@ def _described(report: SendReport) -> dict[str, object]:
         "arriving": list(report.arriving),
         "left_out": list(report.left_out),
         "compression": report.compression,
+        "n_blocks_before": report.n_blocks_before,
     }
 
 
 def _sent(report: SendReport, dry_run: bool) -> str:
     base = f" onto {report.base}" if report.base else ""
     stream = f"a stream of {size(report.stream_bytes)} ({report.stream_bytes:,} bytes)"
+    if report.n_blocks_before:
+        base += f", all but {blocks(report.n_blocks_before)} that were sent before"
     if dry_run:
         stream += " at most" if report.compression else ""
         return f"would send {', '.join(report.arriving)}{base}: {blocks(report.n_blocks)}, {stream}"
@@ -291,6 +309,8 @@ def _sent(report: SendReport, dry_run: bool) -> str:
 @click.argument("vol", type=VolumeName())
 @click.option("-i", "--input", "origin", type=click.Path(), metavar="FILE", help="The stream file (standard input).")
 @click.option("--discard", is_flag=True, help="Give up changes that the stream would replace.")
+@click.option("--have", is_flag=True, help="Write a token of what an interrupted receive has, for send --resume.")
+@click.option("--abort", "gives_up", is_flag=True, help="Give up what an interrupted receive has.")
 @disk_options
 @json_option
 @wait_option
@@ -299,6 +319,8 @@ def receive(
     vol: str,
     origin: str | None,
     discard: bool,
+    have: bool,
+    gives_up: bool,
     n_disks: int | None,
     size: int | None,
     disk: Sequence[str],
@@ -314,7 +336,8 @@ def receive(
     A full one makes VOL, an incremental one goes onto the base it names.
 
     The disk options are for a volume that is made; by default it gets the source's geometry. FILE holds one stream
-    alone; of standard input no more is read than the stream.
+    alone; of standard input no more is read than the stream. A receive that was interrupted keeps what came, and the
+    next one of the same image goes on from there.
 
     \b
     blockplane receive copy -i june1.bps
@@ -322,6 +345,11 @@ def receive(
     blockplane send pool 'june3 - june1' | blockplane receive copy
     """
     place = volume_only(vol)
+    if have and gives_up:
+        raise bp.errors.UsageError("--have and --abort do not go together", "say one of them")
+    if have or gives_up:
+        (print_token if have else give_up)(place, wait_s, as_json)
+        return
     wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
     source = origin if origin is not None else _standard_input()
     is_plain = wish.disks is None and wish.size is None and wish.parity is None and wish.chunk is None

@@ -54,6 +54,7 @@ def _described(found: StreamMap) -> dict[str, object]:
         "space_blocks": header.space_blocks,
         "n_blocks": header.image_blocks,
         "n_bytes": header.image_blocks * bp.BLOCK_BYTES,
+        "following_blocks": header.following_blocks,
         "dropped_blocks": header.dropped_blocks,
         "after_blocks": header.after_blocks,
         "order": header.order,
@@ -70,7 +71,7 @@ def _described(found: StreamMap) -> dict[str, object]:
 
 def _is_compressed(found: StreamMap) -> bool:
     """Whether frames may be: with zstd, the one way there is."""
-    return bool(found.header.features.receiving)
+    return found.header.may_be_compressed
 
 
 def _print_map(file: str, found: StreamMap) -> None:
@@ -78,6 +79,8 @@ def _print_map(file: str, found: StreamMap) -> None:
     zstd = ", zstd" if _is_compressed(found) else ""
     print(f"stream     {printable(file)}, by {printable(header.writer)}, {moment(header.created_ns)}")
     print(f"image      {blocks(header.image_blocks)} in {header.order} order{zstd}, id {header.image_id.hex()}")
+    if header.is_part:
+        print(f"follows    {blocks(header.following_blocks)}: the rest of an interrupted transfer")
     print(f"top        {found.top.name}")
     base = found.base
     print("base       none: a full image" if base is None else f"base       {base.name}, id {base.id.hex()}")

@@ -13,6 +13,7 @@ from blockplane.cli.completion import VolumeName
 from blockplane.cli.naming import open_volume, volume_only
 from blockplane.cli.options import disk_options, disks_of, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
+from blockplane.cli.resuming import describe_interrupted
 from blockplane.cli.text import blocks, count, iso, moment, print_json, print_table, printable, sentence, size
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ def describe_volume(volume: bp.Volume) -> dict[str, object]:
         "cp": live.cp if live is not None else None,
         "generation": volume.info.generation,
         "snapshots": [describe_snapshot(snapshot) for snapshot in snapshots],
+        "incoming": describe_interrupted(volume) if volume.knows_local else None,
         "damage": damage,
     }
 
@@ -223,6 +225,10 @@ def _print_volume(volume: bp.Volume) -> None:
     for problem in damage:
         print(f"DAMAGED    {sentence(problem)}")
     print_snapshots(snapshots)
+    for its in bp.interrupted_receives(volume) if volume.knows_local else ():
+        print(
+            f"incoming   {its.top_name}: {its.n_landed:,} of {blocks(its.n_image)} are here; `receive` goes on with it"
+        )
 
 
 def print_snapshots(found: Sequence[bp.Snapshot]) -> None:

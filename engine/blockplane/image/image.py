@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -81,7 +80,6 @@ class Image:
         self._terms, self._formula = list(terms), formula
         self._top, self._base = top, base
         self.top, self.base = top.record, base.record if base is not None else None
-        self.image_id = os.urandom(16)
         self.space_blocks = max(store.geometry.n_blocks, *(term.operand.space_blocks for term in terms))
         self._layout: Layout | None = None
         before = sum(term.operand.blockmap.n_reads for term in terms)

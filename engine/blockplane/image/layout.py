@@ -7,6 +7,7 @@ volume, so the owners' places never collide.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 
@@ -37,6 +38,17 @@ class Layout:
         self._by_place = rows[np.argsort(rows[:, 2])]
         self._by_vbn = PlaceMap(rows[np.argsort(rows[:, 0])])
         self.places = plane if not len(rows) and plane.n_blocks == n_places else _places(plane, rows, n_places)
+
+    def within(self, part: Plane) -> Layout:
+        """Return the layout of a part of the image, given by its VBNs; fresh."""
+        found = copy(self)
+        rows = self._by_vbn.extents
+        found.places = (
+            part
+            if not len(rows) and part.n_blocks == self.places.n_blocks
+            else _places(part, _moved(self._by_vbn, part), self.places.n_blocks)
+        )
+        return found
 
     def to_vbns(self, places: Extents) -> tuple[Extents, Numbers]:
         """Return VBN extents for extents of places, cut where the way back has borders.

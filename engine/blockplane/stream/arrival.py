@@ -13,6 +13,7 @@ import numpy as np
 from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
 from blockplane.model.checks import first_bad_block
+from blockplane.model.errors import StreamTruncatedError
 from blockplane.stream.codec import MAX_PAYLOAD_BYTES, FrameHead
 from blockplane.stream.compression import unpack
 from blockplane.stream.reader import StreamReader, bad_block
@@ -47,7 +48,8 @@ def arriving(
 
     Raises
     ------
-    StreamError and its kinds : as `StreamReader`; StreamDamagedError too where a block does not match its check.
+    StreamError and its kinds : as `StreamReader`; StreamDamagedError too where a block does not match its check. Of a
+    stream that is cut off every whole frame is yielded first.
 
     Notes
     -----
@@ -59,19 +61,25 @@ def arriving(
     scratch = [np.empty(MAX_PAYLOAD_BYTES, np.uint8) for _ in range(depth)]
     n_frames = 0
     with ThreadPoolExecutor(n_workers(), "blockplane frames") as pool:
-        while (head := reader.next_data()) is not None:
-            if len(flying) == depth:
-                yield _landed(flying)
-            buffers = buffers_of(head)
-            if buffers is None:
-                reader.skip_payload()
-                continue
-            stored = scratch[n_frames % depth][: head.payload_bytes]
-            n_frames += 1
-            reader.read_payload([stored.data] if head.is_packed else [buffer.data for buffer in buffers])
-            flying.append((head, buffers, pool.submit(_take, head, stored, buffers)))
+        end: StreamTruncatedError | None = None
+        try:
+            while (head := reader.next_data()) is not None:
+                if len(flying) == depth:
+                    yield _landed(flying)
+                buffers = buffers_of(head)
+                if buffers is None:
+                    reader.skip_payload()
+                    continue
+                stored = scratch[n_frames % depth][: head.payload_bytes]
+                n_frames += 1
+                reader.read_payload([stored.data] if head.is_packed else [buffer.data for buffer in buffers])
+                flying.append((head, buffers, pool.submit(_take, head, stored, buffers)))
+        except StreamTruncatedError as error:  # what came whole before counts
+            end = error
         while flying:
             yield _landed(flying)
+        if end is not None:
+            raise end
 
 
 def _landed(

@@ -41,7 +41,7 @@ PIECE_BLOCKS: Final = 64 << 16
 
 
 class FrameKind(IntEnum):
-    """What a frame holds. In a stream the kinds never descend."""
+    """What a frame holds. In a stream the kinds never descend, but that the part plane stands before the data."""
 
     SNAPSHOTS = 1
     BRANCHES = 2
@@ -50,6 +50,11 @@ class FrameKind(IntEnum):
     DATA = 5
     INDEX = 6
     TRAILER = 7
+    PART_PLANE = 8
+
+
+_KINDS: Final = frozenset(FrameKind)
+_PLANES: Final = (FrameKind.IMAGE_PLANE, FrameKind.DROPPED_PLANE, FrameKind.PART_PLANE)
 
 
 class Role(IntEnum):
@@ -85,9 +90,12 @@ class Features:
 #: Data frames may be compressed with zstd; in `receiving` and in `reading`.
 FEATURE_ZSTD: Final = 1
 ZSTD_FEATURES: Final = Features(receiving=FEATURE_ZSTD, reading=FEATURE_ZSTD)
+#: Only the blocks of the part plane follow; in `receiving` and in `reading`.
+FEATURE_PART: Final = 2
+PART_FEATURES: Final = Features(receiving=FEATURE_PART, reading=FEATURE_PART)
 #: Bits that this release knows.
-KNOWN_FEATURES: Final = ZSTD_FEATURES
-_FEATURE_NAMES: Final = {FEATURE_ZSTD: "zstd compression"}
+KNOWN_FEATURES: Final = ZSTD_FEATURES | PART_FEATURES
+_FEATURE_NAMES: Final = {FEATURE_ZSTD: "zstd compression", FEATURE_PART: "parts of images"}
 
 
 def feature_names(bits: int) -> str:
@@ -97,7 +105,7 @@ def feature_names(bits: int) -> str:
     return " and ".join([*named, *([f"features {unnamed:#x} of a later release"] if unnamed else [])])
 
 
-_HEADER = struct.Struct("<8sIIQQQ32s16s16s16s16s16sIIQQQQ16sIHHQ8sIIIIIHHQ32s24x")
+_HEADER = struct.Struct("<8sIIQQQ32s16s16s16s16s16sIIQQQQ16sIHHQ8sIIIIIHHQ32sQ16x")
 HEADER_FIXED_BYTES: Final = 320
 _GROUP = struct.Struct("<QQQHHI")
 GROUP_BYTES: Final = _GROUP.size
@@ -109,7 +117,8 @@ class Header:
     """The head of a stream: what it holds, where it fits, and what its reader must know.
 
     after_blocks counts what the destination holds of this image afterwards; plane_digest is `PlaneDigest` over the
-    image plane and the dropped plane; base_id is zeros in a full image.
+    image plane and the dropped plane; base_id is zeros in a full image. part_blocks counts the part plane, and is 0
+    where there is none: all of the image follows.
     """
 
     writer: str
@@ -135,6 +144,22 @@ class Header:
     plane_digest: bytes = bytes(32)
     groups: tuple[GroupRecord, ...] = ()
     features: Features = field(default_factory=Features)
+    part_blocks: int = 0
+
+    @property
+    def is_part(self) -> bool:
+        """Whether only the blocks of a part plane follow."""
+        return bool(self.features.receiving & FEATURE_PART)
+
+    @property
+    def may_be_compressed(self) -> bool:
+        """Whether data frames may be."""
+        return bool(self.features.receiving & FEATURE_ZSTD)
+
+    @property
+    def following_blocks(self) -> int:
+        """How many blocks follow."""
+        return self.part_blocks if self.is_part else self.image_blocks
 
     @property
     def is_full(self) -> bool:
@@ -156,7 +181,7 @@ class Header:
             self.space_blocks, self.image_blocks, self.after_blocks, self.dropped_blocks, self.root.encode(),
             BLOCK_BYTES, CHECK_CRC32C, CHECK_BYTES, 0, self.order.encode(), self.order_version, self.window_blocks,
             self.n_snapshots, self.n_branches, len(self.groups), self.locations, 0, self.created_ns,
-            self.plane_digest,
+            self.plane_digest, self.part_blocks,
         )  # fmt: skip
         groups = b"".join(
             _GROUP.pack(g.first, g.disk_blocks, g.chunk_blocks, g.n_data, g.n_parity, 0) for g in self.groups
@@ -199,7 +224,7 @@ def decode_header(data: bytes) -> Header:
         _, _, _, receiving, reading, writing, writer, stream_id, image_id, space_id, top_id, base_id, part, n_parts,
         space_blocks, image_blocks, after_blocks, dropped_blocks, root, block_bytes, check_kind, check_bytes, zero,
         order, order_version, window_blocks, n_snapshots, n_branches, n_groups, locations, _, created_ns,
-        plane_digest,
+        plane_digest, part_blocks,
     ) = _HEADER.unpack_from(data)  # fmt: skip
     features = Features(receiving, reading, writing)
     _require_known(features, block_bytes, check_kind, check_bytes)
@@ -208,18 +233,22 @@ def decode_header(data: bytes) -> Header:
         ("after plane", after_blocks, space_blocks), ("dropped plane", dropped_blocks, space_blocks),
         ("window", window_blocks, 1 << 20), ("snapshot list", n_snapshots, MAX_SNAPSHOTS),
         ("branch history", n_branches, MAX_BRANCHES), ("group table", n_groups, MAX_GROUPS),
-        ("part", part + 1, n_parts),
+        ("part", part + 1, n_parts), ("part plane", part_blocks, image_blocks),
     ]  # fmt: skip
     for name, value, most in within:
         if value > most:
             raise StreamDamagedError(f"the stream's header claims {value} for its {name}; at most {most} can be", "")
+    if part_blocks and not features.receiving & FEATURE_PART:
+        raise StreamDamagedError(
+            f"the stream's header claims a part plane of {part_blocks} blocks without being a part", ""
+        )
     if HEADER_FIXED_BYTES + GROUP_BYTES * n_groups + _CRC.size != len(data) or zero:
         raise StreamDamagedError(f"the stream's header of {len(data)} bytes claims {n_groups} RAID groups", "")
     return Header(
         _text(writer), stream_id, image_id, space_id, top_id, space_blocks, image_blocks, _root(root, space_blocks),
         base_id, part, n_parts, after_blocks, dropped_blocks, _text(order), order_version, window_blocks, n_snapshots,
         n_branches, _locations(locations), created_ns, plane_digest,
-        _groups(data, n_groups), features,
+        _groups(data, n_groups), features, part_blocks,
     )  # fmt: skip
 
 
@@ -375,7 +404,7 @@ def decode_frame_fixed(data: bytes) -> FrameHead:
     """
     magic, kind, flags, sequence, head_bytes, payload_bytes, tag, n_items, n_blocks, crc = _FRAME.unpack_from(data)
     known_flags = FLAG_ZSTD if kind == FrameKind.DATA else 0
-    if magic != FRAME_MAGIC or not FrameKind.SNAPSHOTS <= kind <= FrameKind.TRAILER or flags & ~known_flags:
+    if magic != FRAME_MAGIC or kind not in _KINDS or flags & ~known_flags:
         raise StreamDamagedError("a frame of the stream does not start with its mark", "fetch the stream again")
     if not FRAME_FIXED_BYTES <= head_bytes <= MAX_HEAD_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
         raise StreamDamagedError(f"frame {sequence} claims {head_bytes} bytes of head, {payload_bytes} of payload", "")
@@ -397,7 +426,7 @@ def _sizes(head: FrameHead) -> tuple[int, tuple[int, int]]:
         body_bytes = head.n_blocks * BLOCK_BYTES
         # a compressed one is shorter, or it would not be
         return 12 * n + 4 * head.n_blocks, (1, body_bytes - 1) if head.is_packed else (body_bytes, body_bytes)
-    if head.kind in (FrameKind.IMAGE_PLANE, FrameKind.DROPPED_PLANE):
+    if head.kind in _PLANES:
         return _PLANE_TABLE.size, (1, MAX_PAYLOAD_BYTES)
     if head.kind is FrameKind.TRAILER:
         return 0, (TRAILER_BYTES,) * 2

@@ -40,6 +40,17 @@ class PlaneDigest:
         return self._sha.digest()
 
 
+def image_id(space_id: bytes, top_id: bytes, base_id: bytes, planes: bytes) -> bytes:
+    """Return the 16 bytes that name an image: equal ones mean the same blocks with the same bytes.
+
+    Parameters
+    ----------
+    planes : `plane_digest` over the image plane and the dropped plane. The ids are those of snapshots, whose blocks
+        never change.
+    """
+    return hashlib.sha256(space_id + top_id + base_id + planes).digest()[:16]
+
+
 def plane_digest(*planes: Plane) -> bytes:
     """Return the digest over planes, in this order."""
     digest = PlaneDigest()

@@ -78,6 +78,11 @@ class StreamFile:
 
     def _require_readable(self, header: Header) -> None:
         unknown = header.features.reading & ~KNOWN_FEATURES.reading
+        if header.is_part:
+            raise StreamError(
+                f"{self.path} holds only the rest of an interrupted transfer",
+                "receive it where the first part went; read files there, or out of a stream that is whole",
+            )
         if unknown or header.n_parts != 1:
             what = codec.feature_names(unknown) if unknown else f"all of its {header.n_parts} parts"
             raise StreamError(f"reading files out of {self.path} needs {what}", "it can still be received or copied")

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Sequence
 from typing import IO, Final, Protocol
 
-from blockplane.model.errors import StreamError, StreamMissingError
+from blockplane.model.errors import StreamError, StreamMissingError, StreamTruncatedError
 
 InputLike = str | os.PathLike[str] | int | IO[bytes] | socket.socket
 #: readv takes at most IOV_MAX (1,024) buffers.
@@ -105,7 +105,7 @@ class FdInput:
             try:
                 n_read = os.readv(self._fd, left[:_MAX_BUFFERS])
             except OSError as error:
-                raise StreamError(f"cannot read {self.name}: {error.strerror}") from error
+                raise StreamTruncatedError(f"cannot read {self.name}: {error.strerror}") from error
             if not n_read:
                 break
             total += n_read
@@ -156,7 +156,7 @@ class SocketInput:
                 try:
                     n_read = self._socket.recv_into(left)
                 except OSError as error:
-                    raise StreamError(f"cannot read {self.name}: {error.strerror or error}") from error
+                    raise StreamTruncatedError(f"cannot read {self.name}: {error.strerror or error}") from error
                 if not n_read:
                     return total
                 total += n_read

@@ -21,10 +21,10 @@ from blockplane.model.errors import (
     StreamOrderError,
     StreamTruncatedError,
 )
-from blockplane.planes import Plane, PlaneFormatError
+from blockplane.planes import Plane, PlaneFormatError, combine_count
 from blockplane.stream import codec
 from blockplane.stream.codec import FrameHead, FrameKind, Header, Locations, Role, Trailer
-from blockplane.stream.digest import PlaneDigest
+from blockplane.stream.digest import PlaneDigest, image_id
 from blockplane.stream.input import Input
 from blockplane.volume.codec import BRANCH_BYTES, RECORD_BYTES, Branch, SnapshotRecord
 
@@ -37,8 +37,9 @@ class StreamMap:
     """All that stands before the data.
 
     snapshots : the records and what becomes of each, top first.
-    image : the VBNs whose blocks follow.
+    image : the VBNs of the image.
     dropped : the VBNs of the base that the destination holds no longer.
+    part : of a stream that brings a part of its image, the VBNs whose blocks follow; else None.
     """
 
     header: Header
@@ -46,6 +47,12 @@ class StreamMap:
     branches: tuple[Branch, ...]
     image: Plane
     dropped: Plane
+    part: Plane | None = None
+
+    @property
+    def following(self) -> Plane:
+        """The VBNs whose blocks follow."""
+        return self.image if self.part is None else self.part
 
     @property
     def top(self) -> SnapshotRecord:
@@ -104,10 +111,23 @@ class StreamReader:
         dropped = self._plane(FrameKind.DROPPED_PLANE, self.header.dropped_blocks, digest)
         if digest.digest() != self.header.plane_digest:
             raise StreamDamagedError("the planes of the stream do not match their digest", _AGAIN)
+        header = self.header
+        if header.image_id != image_id(header.space_id, header.top_id, header.base_id, header.plane_digest):
+            raise StreamDamagedError("the stream's image id is not that of its snapshots and planes", _AGAIN)
+        part = self._part(image)
         snapshots = tuple((_record(raw), _role(role)) for raw, role in records)
-        found = StreamMap(self.header, snapshots, tuple(Branch.decode(raw) for raw, _ in branches), image, dropped)
+        found = StreamMap(header, snapshots, tuple(Branch.decode(raw) for raw, _ in branches), image, dropped, part)
         _check_roles(found)
         return found
+
+    def _part(self, image: Plane) -> Plane | None:
+        """Return the part plane, where there is one: some of the image."""
+        if not self.header.is_part:
+            return None
+        part = self._plane(FrameKind.PART_PLANE, self.header.part_blocks, PlaneDigest())
+        if combine_count([part], minus=image):
+            raise StreamDamagedError("the stream claims to bring blocks that are not in its image", _AGAIN)
+        return part
 
     def _records(self, kind: FrameKind, n_records: int) -> list[tuple[bytes, int]]:
         size = RECORD_BYTES if kind is FrameKind.SNAPSHOTS else BRANCH_BYTES
@@ -141,6 +161,11 @@ class StreamReader:
             raise StreamDamagedError(f"the stream claims {n_blocks} blocks for its {name} and lists {total}", _AGAIN)
         digest.end_plane()
         return builder.finish()
+
+    def data_start(self) -> tuple[int, int]:
+        """Return where the first frame behind the planes begins, in bytes, and its number; after `read_map`."""
+        head = self._peek()
+        return self.n_bytes - head.head_bytes, head.sequence
 
     # --- data --------------------------------------------------------------------------------------------------------
 

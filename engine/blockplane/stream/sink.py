@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
-import secrets
 import socket
 import stat
 from collections.abc import Sequence
@@ -43,13 +43,14 @@ class Sink(Protocol):
         ...
 
 
-def open_sink(target: SinkLike) -> Sink:
+def open_sink(target: SinkLike, goes_on: bool = False) -> Sink:
     """Return the sink for whatever the caller has.
 
     Parameters
     ----------
     target : a path (written beside it and renamed at the end), a file descriptor, a socket, or a file object opened
         for writing bytes. Descriptors, sockets and objects stay open.
+    goes_on : of a path, take up what an interrupted stream left beside it.
     """
     if isinstance(target, int):
         return FdSink(target, f"file descriptor {target}")
@@ -59,7 +60,7 @@ def open_sink(target: SinkLike) -> Sink:
         path = Path(target)
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             return _device(path)
-        return FileSink(path)
+        return FileSink(path, goes_on)
     return _file_object(target)
 
 
@@ -118,18 +119,90 @@ def write_error(name: str, error: OSError) -> BlockplaneError:
     return StreamError(f"cannot write {name}: {error.strerror or error}")
 
 
-class FileSink(FdSink):
-    """A new file: written as NAME.partial-XXXX beside it, synced and renamed by `commit`."""
+PARTIAL: Final = ".partial"
+#: Less than this is not kept when a stream is not finished: it holds little beside its planes.
+_WORTH_BYTES: Final = 1 << 20
 
-    def __init__(self, path: Path) -> None:
+
+class FileSink(FdSink):
+    """A new file: written as NAME.partial beside it, synced and renamed by `commit`.
+
+    Parameters
+    ----------
+    goes_on : take up the NAME.partial that an interrupted one left, if there is one, as it is.
+
+    Raises
+    ------
+    StreamError : it cannot be written, or another process writes it.
+
+    Attributes
+    ----------
+    is_old : whether there was one to take up.
+    """
+
+    def __init__(self, path: Path, goes_on: bool = False) -> None:
         self._path = path
-        self._partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._partial = path.with_name(path.name + PARTIAL)
         try:
-            fd = os.open(self._partial, flags, 0o666)
+            fd, self.is_old = self._open(goes_on)
+        except BlockingIOError:
+            raise StreamError(f"{self._partial} is being written by another process", "wait for its end") from None
         except OSError as error:
             raise StreamError(f"cannot write {path}: {error.strerror}", "name a file in an existing folder") from error
         super().__init__(fd, str(path), owned=True)
+        self._start = -1
+        self._stays = self.is_old  # as it is, until something is written
+
+    def _open(self, goes_on: bool) -> tuple[int, bool]:
+        """Return a locked descriptor, and whether the file was there: another's is never written through."""
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        while True:
+            try:
+                fd, is_old = os.open(self._partial, flags), True
+            except FileNotFoundError:
+                fd, is_old = os.open(self._partial, flags | os.O_CREAT | os.O_EXCL, 0o666), False
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = os.fstat(fd)
+                if is_old and not self._is_still(mine):
+                    os.close(fd)
+                    continue
+                if not is_old or (goes_on and stat.S_ISREG(mine.st_mode) and mine.st_uid == os.geteuid()):
+                    return fd, is_old
+                os.unlink(self._partial)
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+    def _is_still(self, mine: os.stat_result) -> bool:
+        """Whether the name still means the file that was opened: another process may have finished it."""
+        try:
+            now = os.lstat(self._partial)
+        except FileNotFoundError:
+            return False
+        return (now.st_dev, now.st_ino) == (mine.st_dev, mine.st_ino)
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, for reading what is there."""
+        return self._fd
+
+    def go_on_from(self, offset: int) -> None:
+        """Have what is written next stand behind offset bytes; the first write cuts off what stood there."""
+        self._start = offset
+
+    def write_all(self, buffers: Sequence[Buffer]) -> None:
+        """See Sink."""
+        self._stays = False
+        if self._start >= 0:
+            try:
+                os.ftruncate(self._fd, self._start)
+                os.lseek(self._fd, self._start, os.SEEK_SET)
+            except OSError as error:
+                raise write_error(self.name, error) from error
+            self._start = -1
+        super().write_all(buffers)
 
     def commit(self) -> None:
         """See Sink: durable under its own name on return."""
@@ -137,14 +210,25 @@ class FileSink(FdSink):
             os.fsync(self._fd)
             os.rename(self._partial, self._path)
             _sync_directory(self._path.parent)
+            self._stays = True
         except OSError as error:
             raise write_error(self.name, error) from error
 
+    def suspend(self) -> str:
+        """Keep what is written, where it is worth that, to be gone on with; return the name it is kept under, or ""."""
+        with contextlib.suppress(OSError):
+            if not self._stays and os.fstat(self._fd).st_size >= _WORTH_BYTES:
+                os.fsync(self._fd)
+                self._stays = True
+                return str(self._partial)
+        return ""
+
     def close(self) -> None:
         """See Sink."""
+        if self._fd >= 0 and not self._stays:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._partial)
         super().close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._partial)
 
 
 def _sync_directory(path: Path) -> None:

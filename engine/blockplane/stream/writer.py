@@ -7,7 +7,6 @@ sink in one call. Where they are to be compressed, a thread a core does so.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,10 +23,9 @@ from blockplane.stream.arrival import n_workers
 from blockplane.stream.codec import FrameKind, Header, Role, Trailer
 from blockplane.stream.compression import pack
 from blockplane.stream.sink import Buffer, Sink
+from blockplane.stream.written import Written, new_index
 from blockplane.volume.codec import BRANCH_BYTES, Branch, SnapshotRecord
 
-#: An index larger than this waits in a temporary file: 16 MiB of it describe at least 700,000 extents.
-_INDEX_MEMORY_BYTES: Final = 16 << 20
 _CHUNK_EXTENTS: Final = 1 << 16
 
 
@@ -51,26 +49,27 @@ class StreamWriter:
     Parameters
     ----------
     level : of the compression of data frames; None: they are written as they are.
+    written : what of this stream the sink has already; nothing before the data is written then. The writer owns it.
 
     Notes
     -----
     The header goes out with the constructor. `n_bytes` counts what was written.
     """
 
-    def __init__(self, sink: Sink, header: Header, level: int | None = None) -> None:
+    def __init__(self, sink: Sink, header: Header, level: int | None = None, written: Written | None = None) -> None:
         if level is not None:
             header = replace(header, features=header.features | codec.ZSTD_FEATURES)
         self._sink = sink
         self._level = level
         self._header = header
-        self._sha = hashlib.sha256()
-        self._sequence = 0
-        self._n_data_frames = self._n_blocks = self._n_index = 0
         self.n_bytes = 0
-        encoded = header.encode()
-        self._sha.update(encoded)
-        self._write([encoded])
-        self._index = tempfile.SpooledTemporaryFile(max_size=_INDEX_MEMORY_BYTES)  # noqa: SIM115 - closed by `close`
+        if written is None:
+            encoded = header.encode()
+            self._write([encoded])
+            written = Written(header, hashlib.sha256(encoded), new_index(), 0, self.n_bytes)
+        self.n_bytes = written.n_bytes
+        self._sha, self._index, self._sequence = written.sha, written.index, written.sequence
+        self._n_data_frames, self._n_blocks, self._n_index = written.n_data_frames, written.n_blocks, written.n_index
         self._pool = ThreadPoolExecutor(n_workers(), "blockplane compress") if level is not None else None
 
     def close(self) -> None:

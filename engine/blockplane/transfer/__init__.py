@@ -1,20 +1,34 @@
 """Sending images as streams, and receiving them; verifying, merging and comparing stream files."""
 
 from blockplane.transfer.compare import StreamComparison, compare_streams
+from blockplane.transfer.destination import abort_receive
 from blockplane.transfer.merge import MergeReport, merge_streams
 from blockplane.transfer.receive import ReceiveReport, receive
+from blockplane.transfer.resume import (
+    InterruptedReceive,
+    ResumeToken,
+    interrupted_receives,
+    read_token,
+    resume_token,
+)
 from blockplane.transfer.send import SendReport, send
 from blockplane.transfer.verify import StreamVerdict, stream_map, verify_streams
 
 __all__ = [
+    "InterruptedReceive",
     "MergeReport",
     "ReceiveReport",
+    "ResumeToken",
     "SendReport",
     "StreamComparison",
     "StreamVerdict",
+    "abort_receive",
     "compare_streams",
+    "interrupted_receives",
     "merge_streams",
+    "read_token",
     "receive",
+    "resume_token",
     "send",
     "stream_map",
     "verify_streams",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,15 +14,17 @@ from typing import Final
 from blockplane.disks import HEAD_BLOCKS, TAIL_BLOCKS, GroupRecord
 from blockplane.image.store import VolumeStore
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import NotAVolumeError, RefusedError, StreamMismatchError, UsageError
+from blockplane.model.errors import BlockplaneError, NotAVolumeError, RefusedError, StreamMismatchError, UsageError
 from blockplane.stream.codec import Role
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.history import is_in_history
 from blockplane.transfer.protocol import Destination
+from blockplane.transfer.resume import drop_incoming, made_by_receive
 from blockplane.volume import landing
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord, TableEntry
-from blockplane.volume.config import CONFIG_NAME, DISKS_DIR
+from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, read_config
 from blockplane.volume.groups import DiskNames, give_back
+from blockplane.volume.incoming import FLAG_MADE_VOLUME, IncomingEntry
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.snapshots import check_name
 from blockplane.volume.volume import LOCK_NAME, Volume
@@ -49,8 +52,9 @@ class DiskWish:
 class VolumeDestination:
     """A volume that receives."""
 
-    def __init__(self, volume: LiveVolume) -> None:
+    def __init__(self, volume: LiveVolume, *, is_made: bool = False) -> None:
         self.volume = volume
+        self._is_made = is_made
 
     @property
     def name(self) -> str:
@@ -145,7 +149,14 @@ class VolumeDestination:
         base = stream.base
         entry = self._find(base) if base is not None else None
         with VolumeStore(self.volume).pin(entry.record.id if entry is not None else NO_ID):
-            yield landing.Landing(self.volume, stream.image, entry)
+            yield landing.Landing(self.volume, stream.image, entry, self._incoming(stream), stream.part)
+
+    def _incoming(self, stream: StreamMap) -> IncomingEntry:
+        header, flags = stream.header, FLAG_MADE_VOLUME if self._is_made else 0
+        return IncomingEntry(
+            os.urandom(16), header.image_id, header.space_id, header.top_id, header.base_id, header.image_blocks, 0,
+            header.space_blocks, time.time_ns(), stream.top.name, flags,
+        )  # fmt: skip
 
 
 def is_blank(volume: LiveVolume) -> bool:
@@ -176,9 +187,18 @@ def destination_for(
     path = Path(target)
     if _is_vacant(path):
         return _made(path, stream, wish)
-    if not wish.is_default:
+    if not wish.is_default and not _is_half_made(path):
         raise UsageError(f"{path} is there already: its disks are what they are", "leave the disk options out")
     return _opened(path)
+
+
+def _is_half_made(path: Path) -> bool:
+    """Whether a receive that was interrupted made the volume: disk options may be given again with its command."""
+    try:
+        with Volume.open(path, writable=False, verb="receive") as volume:
+            return made_by_receive(volume)
+    except BlockplaneError:
+        return False
 
 
 def _is_vacant(path: Path) -> bool:
@@ -213,9 +233,12 @@ def _made(path: Path, stream: StreamMap, wish: DiskWish) -> Iterator[Destination
     new_disks = [disk for disk in named if disk not in old_disks]
     volume = _create(path, stream, wish)
     try:
-        yield VolumeDestination(volume)
+        yield VolumeDestination(volume, is_made=True)
         volume.close()
     except BaseException:
+        if volume.local.incoming.images():  # it was interrupted, and can go on
+            volume.close()
+            raise
         volume.abandon()
         _remove(path, new_disks, existed)
         for disk in old_disks:
@@ -275,6 +298,30 @@ def _size_for(groups: Sequence[GroupRecord], n_data: int, like: GroupRecord) -> 
     return (-(-per_disk // chunk) * chunk + HEAD_BLOCKS + TAIL_BLOCKS) * BLOCK_BYTES
 
 
+def abort_receive(path: str | os.PathLike[str], wait_s: float = 0.0) -> int:
+    """Give up what interrupted receives have left in a volume; one that such a receive made is removed.
+
+    Returns
+    -------
+    how many blocks were reserved.
+
+    Raises
+    ------
+    RefusedError : no receive was interrupted here.
+    """
+    directory = Path(path)
+    with Volume.open(directory, wait_s=wait_s, verb="receive --abort") as volume:
+        is_made = made_by_receive(volume)
+        n_blocks = drop_incoming(volume)
+    if is_made:
+        names = read_config(directory).disks
+        _remove(directory, [], existed=False)
+        for name in names:
+            if Path(directory, name).exists():
+                give_back(str(Path(directory, name)))
+    return n_blocks
+
+
 def _remove(path: Path, new_disks: Sequence[Path], existed: bool) -> None:
     """Undo `_create`: only names that it made."""
     for disk in new_disks:
@@ -283,4 +330,5 @@ def _remove(path: Path, new_disks: Sequence[Path], existed: bool) -> None:
     for name in (CONFIG_NAME, LOCK_NAME):
         (path / name).unlink(missing_ok=True)
     if not existed and not any(path.iterdir()):
-        path.rmdir()
+        with suppress(OSError):  # somebody mounted it
+            path.rmdir()

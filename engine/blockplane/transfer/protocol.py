@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from blockplane.image.gather import Gathered
-from blockplane.model.addresses import Bytes, Extents
+from blockplane.model.addresses import Bytes, Checks, Extents
 from blockplane.planes import Plane
 from blockplane.stream.codec import Header, Role
 from blockplane.stream.reader import StreamMap
@@ -55,8 +55,13 @@ class Sendable(Protocol):
 class Landing(Protocol):
     """One image on its way into a storage. Nothing is visible before `commit`; `abort` leaves no trace."""
 
-    def buffers(self, extents: Extents) -> Sequence[Bytes]:
-        """Return where the bytes of extents of VBNs go: buffers of whole blocks, in order."""
+    def buffers(self, extents: Extents, checks: Checks) -> Sequence[Bytes] | None:
+        """Return where the bytes of extents of VBNs go: buffers of whole blocks, in order; None: all of it is there.
+
+        Parameters
+        ----------
+        checks : one a block, as the stream has them.
+        """
         ...
 
     def landed(self) -> None:
@@ -65,6 +70,10 @@ class Landing(Protocol):
 
     def commit(self, arriving: Sequence[SnapshotRecord]) -> None:
         """Make the last of the records the live state, and all of them snapshots: durable on return."""
+        ...
+
+    def suspend(self) -> int:
+        """Leave it to be continued; return how many blocks of the image stay here, 0 where that cannot be."""
         ...
 
     def abort(self) -> None:

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
-from blockplane.model.errors import StreamDamagedError
+from blockplane.model.errors import StreamDamagedError, StreamTruncatedError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
 from blockplane.stream.arrival import Ring, arriving
@@ -103,10 +103,15 @@ def _receive(
                 _land(reader, stream, landing, progress, started)
                 progress(ProgressEvent("commit", reader.n_bytes, reader.n_bytes, time.monotonic() - started))
                 landing.commit(stream.arriving())
+            except StreamTruncatedError as error:
+                raise _kept(error, landing.suspend(), stream, destination) from error
+            except KeyboardInterrupt:
+                landing.suspend()
+                raise
             except BaseException:
                 landing.abort()
                 raise
-    n_blocks = 0 if already_there else stream.header.image_blocks
+    n_blocks = 0 if already_there else stream.header.following_blocks
     base = stream.base
     return ReceiveReport(
         n_blocks, n_blocks * BLOCK_BYTES, reader.n_bytes, time.monotonic() - started, stream.top.name,
@@ -116,14 +121,28 @@ def _receive(
     )  # fmt: skip
 
 
+def _kept(
+    error: StreamTruncatedError, n_blocks: int, stream: StreamMap, destination: Destination
+) -> StreamTruncatedError:
+    """Return the error, saying what stays and how to go on."""
+    if not n_blocks:
+        return error
+    name, n_image = destination.name, stream.header.image_blocks
+    return StreamTruncatedError(
+        f"{error.message}; {n_blocks} of {n_image} blocks of {stream.top.name} are kept in {name}",
+        f"receive the stream again: what is there is passed over; or send only the rest, with the token that "
+        f"`blockplane receive {name} --have` prints; `blockplane receive {name} --abort` gives it up",
+    )
+
+
 def _land(reader: StreamReader, stream: StreamMap, landing: Landing, progress: Progress, started: float) -> None:
     """Bring every block to where the landing wants it, verified; afterwards set(written) is what the stream claims."""
-    claims = Claims(stream.image)
-    total = stream.header.image_blocks * BLOCK_BYTES
+    claims = Claims(stream.following)
+    total = stream.header.following_blocks * BLOCK_BYTES
 
-    def place(head: FrameHead) -> Sequence[Bytes]:
+    def place(head: FrameHead) -> Sequence[Bytes] | None:
         claims.take(head)
-        return landing.buffers(head.extents())
+        return landing.buffers(head.extents(), head.checks())
 
     with closing(arriving(reader, place)) as frames:
         for _ in frames:

@@ -17,15 +17,17 @@ from blockplane.image.gather import Gathered, gathering
 from blockplane.image.image import Image
 from blockplane.image.order import DISK, VERSION, WINDOW_BLOCKS, Window, windows
 from blockplane.model.addresses import BLOCK_BYTES, Checks, Numbers
-from blockplane.model.errors import NoSuchSnapshotError
+from blockplane.model.errors import BlockplaneError, NoSuchSnapshotError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
 from blockplane.stream.codec import FrameKind, Header, Role
-from blockplane.stream.compression import parse_compression
-from blockplane.stream.digest import plane_digest
-from blockplane.stream.sink import Buffer, Sink, SinkLike, open_sink
+from blockplane.stream.compression import DEFAULT_LEVEL, parse_compression
+from blockplane.stream.digest import image_id, plane_digest
+from blockplane.stream.sink import Buffer, FileSink, Sink, SinkLike, open_sink
 from blockplane.stream.writer import StreamWriter
+from blockplane.transfer.began import Began, began_beside, began_in
 from blockplane.transfer.protocol import Sendable
+from blockplane.transfer.resume import ResumeToken
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, Branch, SnapshotRecord
 
 WRITER: Final = "blockplane 0.1"
@@ -37,7 +39,7 @@ class SendReport:
 
     n_blocks, n_bytes : of the image. stream_bytes : all of the stream; of a dry run with compression, what it would be
         without. planning_blocks : blocks read to plan and to look checks up. arriving, left_out : names of snapshots.
-    compression : `zstd:LEVEL`, or None.
+    compression : `zstd:LEVEL`, or None. n_blocks_before : of the image, that were sent before; not counted elsewhere.
     """
 
     n_blocks: int
@@ -50,6 +52,7 @@ class SendReport:
     left_out: tuple[str, ...]
     planning_blocks: int = 0
     compression: str | None = None
+    n_blocks_before: int = 0
 
     @property
     def bytes_per_second(self) -> float:
@@ -58,12 +61,18 @@ class SendReport:
 
 
 class ImageSending:
-    """A volume's image as a Sendable."""
+    """A volume's image as a Sendable.
+
+    Attributes
+    ----------
+    part : the VBNs that are to be read; None: all of the image.
+    """
 
     def __init__(self, image: Image, order: str = DISK, window_blocks: int = WINDOW_BLOCKS) -> None:
         self.image, self._order, self._window_blocks = image, order, window_blocks
         self._top = image.require_sendable()
         self._checks: ExpectedChecks | None = None
+        self.part: Plane | None = None
 
     @property
     def plane(self) -> Plane:
@@ -84,7 +93,7 @@ class ImageSending:
         """See Sendable."""
         image = self.image
         return Header(
-            WRITER, os.urandom(16), image.image_id, self._top.space_id, self._top.id, image.space_blocks,
+            WRITER, os.urandom(16), NO_ID, self._top.space_id, self._top.id, image.space_blocks,
             len(image.plane), self._top.root, image.base.id if image.base is not None else NO_ID,
             order=self._order, order_version=VERSION, window_blocks=self._window_blocks,
             groups=image.store.geometry.groups, after_blocks=image.after_blocks,
@@ -106,7 +115,10 @@ class ImageSending:
     def windows(self, *, read: bool = True) -> Iterator[Iterator[Gathered]]:
         """See Sendable."""
         image, store = self.image, self.image.store
-        planned = windows(image.layout, image.plane, store.geometry, self._order, self._window_blocks)
+        plane, layout = image.plane, image.layout
+        if self.part is not None:
+            plane, layout = self.part, layout.within(self.part)
+        planned = windows(layout, plane, store.geometry, self._order, self._window_blocks)
         if not read:
             yield self._blank(planned)
             return
@@ -158,6 +170,7 @@ def send(
     dry_run: bool = False,
     order: str = DISK,
     compress: str | None = None,
+    resume: ResumeToken | bool = False,
 ) -> SendReport:
     """Write an image as a stream.
 
@@ -167,27 +180,51 @@ def send(
         by a dry run, which says exactly what would be sent.
     compress : `zstd` or `zstd:LEVEL`: each frame that shrinks by a sixteenth is compressed, by a thread a core. The
         stream says that its reader needs to know zstd.
+    resume : a token: only what the destination that gave it lacks is sent. True: the file that an interrupted send left
+        beside the path is gone on with, where there is one.
 
     Raises
     ------
-    UsageError : there is no such compression.
-    RefusedError : the image is not a sum minus at most one base, or its top would not be whole.
+    UsageError : there is no such compression, or nothing that could be gone on with.
+    RefusedError : the image is not a sum minus at most one base, or its top would not be whole; or what was begun is
+        another image.
     ChecksumError, DiskError : a block could not be read.
     StreamError, NoSpaceError : the stream could not be written.
 
     Notes
     -----
-    The states are pinned while they are read. The calling thread writes; one thread a disk reads.
+    The states are pinned while they are read. The calling thread writes; one thread a disk reads. What an interrupted
+    send has written to a path stays beside it as NAME.partial, where it is a mebibyte or more.
     """
     level = parse_compression(compress) if compress is not None else None
     sending: Sendable = ImageSending(image, order) if isinstance(image, Image) else image
+    began = Began()
+    if resume and not isinstance(sending, ImageSending):
+        raise UsageError("what is merged from streams is not gone on with", "merge again")
+    if isinstance(resume, ResumeToken):
+        began = Began(token=resume)
     if dry_run or sink is None:
-        report = _send(sending, _Nowhere(), progress, None, read=False)
+        if resume is True and isinstance(sink, (str, os.PathLike)):
+            began = began_beside(sink)
+        with closing(began):
+            report = _send(sending, _Nowhere(), progress, None, began, read=False)
         return replace(report, compression=_named(level))
-    with closing(open_sink(sink)) as opened:
-        report = _send(sending, opened, progress, level, read=True)
-        started = time.monotonic()
-        opened.commit()
+    if resume is True and not isinstance(sink, (str, os.PathLike)):
+        raise UsageError("only a file is gone on with by itself", "give the token that `receive --have` wrote")
+    with closing(open_sink(sink, resume is True)) as opened, ExitStack() as stack:
+        try:
+            if isinstance(opened, FileSink) and opened.is_old and resume is True:
+                began = began_in(opened)
+                stack.callback(began.close)
+            report = _send(sending, opened, progress, level, began, read=True)
+            started = time.monotonic()
+            opened.commit()
+        except BaseException as error:
+            kept = opened.suspend() if isinstance(opened, FileSink) else ""
+            if kept and isinstance(error, BlockplaneError):
+                more = f"what is written is kept in {kept}: go on with --resume, or delete it"
+                error.hint = f"{error.hint}; {more}" if error.hint else more
+            raise
         return replace(report, seconds=report.seconds + time.monotonic() - started)
 
 
@@ -195,17 +232,27 @@ def _named(level: int | None) -> str | None:
     return f"zstd:{level}" if level is not None else None
 
 
-def _send(sending: Sendable, sink: Sink, progress: Progress, level: int | None, *, read: bool) -> SendReport:
+def _send(
+    sending: Sendable, sink: Sink, progress: Progress, level: int | None, began: Began, *, read: bool
+) -> SendReport:
     started = time.monotonic()
     snapshots, branches = sending.snapshots(), sending.branches()
-    header = _completed(sending, snapshots, len(branches))
-    total = header.image_blocks * BLOCK_BYTES
-    with sending.windows(read=read) as gathered, closing(StreamWriter(sink, header, level)) as writer:
-        writer.write_snapshots(snapshots)
-        writer.write_branches(branches)
-        writer.write_plane(FrameKind.IMAGE_PLANE, sending.plane)
-        writer.write_plane(FrameKind.DROPPED_PLANE, sending.dropped)
-        done = 0
+    header, rest = began.rest_of(_completed(sending, snapshots, len(branches)), sending.plane)
+    if isinstance(sending, ImageSending):
+        sending.part = rest
+    n_following = len(sending.plane if rest is None else rest)
+    total, written = n_following * BLOCK_BYTES, began.written
+    if written is not None:
+        level = (level or DEFAULT_LEVEL) if header.may_be_compressed else None
+    with sending.windows(read=read) as gathered, closing(StreamWriter(sink, header, level, written)) as writer:
+        if written is None:
+            writer.write_snapshots(snapshots)
+            writer.write_branches(branches)
+            writer.write_plane(FrameKind.IMAGE_PLANE, sending.plane)
+            writer.write_plane(FrameKind.DROPPED_PLANE, sending.dropped)
+            if header.is_part and rest is not None:
+                writer.write_plane(FrameKind.PART_PLANE, rest)
+        done, n_before = 0, writer.n_bytes if written is not None else 0
         for window in gathered:
             writer.write_blocks(window.extents, window.checks, window.buffer)
             done += n_blocks_in(window.extents) * BLOCK_BYTES
@@ -216,10 +263,10 @@ def _send(sending: Sendable, sink: Sink, progress: Progress, level: int | None, 
     for record, role in snapshots:
         names[role].append(record.name)
     return SendReport(
-        header.image_blocks, total, trailer.stream_bytes, time.monotonic() - started, names[Role.TOP][0],
+        n_following, total, trailer.stream_bytes - n_before, time.monotonic() - started, names[Role.TOP][0],
         names[Role.BASE][0] if names[Role.BASE] else None, (*names[Role.TOP], *names[Role.ARRIVES]),
         tuple(names[Role.LEFT_OUT]), getattr(sending, "planning_blocks", 0),
-        _named(level),
+        _named(level), header.image_blocks - n_following,
     )  # fmt: skip
 
 
@@ -228,12 +275,14 @@ def _completed(sending: Sendable, snapshots: Sequence[tuple[SnapshotRecord, Role
     plane, dropped = sending.plane, sending.dropped
     header = sending.header()
     base_blocks = sum(record.n_blocks for record, role in snapshots if role is Role.BASE)
+    planes = plane_digest(plane, dropped)
     return replace(
         header,
+        image_id=image_id(header.space_id, header.top_id, header.base_id, planes),
         image_blocks=len(plane),
         dropped_blocks=len(dropped),
         after_blocks=header.after_blocks or len(plane) + base_blocks - len(dropped),
-        plane_digest=plane_digest(plane, dropped),
+        plane_digest=planes,
         n_snapshots=len(snapshots),
         n_branches=n_branches,
         created_ns=time.time_ns(),

@@ -124,7 +124,7 @@ class _Run:
         verdict, before = self.verdict, self.verdict.stream_bytes
         reader = StreamReader(source)
         stream = reader.read_map()
-        claims = Claims(stream.image)
+        claims = Claims(stream.following)
 
         def wanted(head: FrameHead) -> Sequence[Bytes] | None:
             claims.take(head)

@@ -20,7 +20,9 @@ from blockplane.volume.mending import Members
 from blockplane.volume.runs import mask_runs
 
 if TYPE_CHECKING:
+    from blockplane.disks.array import DiskArray
     from blockplane.disks.band import Band
+    from blockplane.disks.pending import Pending
     from blockplane.volume.live import LiveVolume
 
 Mask = NDArray[np.bool_]
@@ -41,7 +43,7 @@ class BesideWriter:
         self.checks = LiveChecks(volume)
         self.log = StripeLog(volume.array, volume.info.volume_id)
 
-    def write(self, band: Band, before: SlotChecks | None = None) -> None:
+    def write(self, band: Band, before: SlotChecks | None = None) -> list[Pending]:
         """Send out what a band says is written, of stripes whose other blocks stay; the band is gone for the caller.
 
         The areas are declared. What is not written is read from the disks here.
@@ -49,6 +51,10 @@ class BesideWriter:
         Parameters
         ----------
         before : checks of slots of the same stripes that were written earlier, and that no state refers to yet.
+
+        Returns
+        -------
+        what is with the disks now: all done, and the band is written.
 
         Raises
         ------
@@ -61,9 +67,8 @@ class BesideWriter:
                 self.verify(band)
                 if before is not None:
                     before.refuse_bad(band)
-                self._write_logged(band, self.checks.stays(band) & ~band.written)
-            else:
-                self._array.write_band(band)
+                return self._write_logged(band, self.checks.stays(band) & ~band.written)
+            return [self._array.write_band(band)]
 
     def sound(self, group: int, word: int) -> Mask:
         """Return which of 64 stripes, (64,), can be written to: each live block is whole, or its stripe explains it.
@@ -96,15 +101,7 @@ class BesideWriter:
 
     def _read_rest(self, band: Band) -> None:
         """Fill the slots that are not written from the disks: they keep what is there, and parity counts it."""
-        missing = band.touched & ~band.written
-        reads = []
-        for disk in np.flatnonzero(missing.any(axis=1)).tolist():
-            runs = np.array(mask_runs(missing[disk]), np.int64).reshape(-1, 2)
-            at = runs[:, 0] + disk * band.n_stripes
-            member, counts = band.record.disks[disk], runs[:, 1] - runs[:, 0]
-            reads.append(self._array.submit_disk_read(member, runs[:, 0] + band.dbn_start, counts, band.buffer, at))
-        for read in reads:
-            read.wait()
+        read_slots(self._array, band, band.touched & ~band.written)
 
     def verify(self, band: Band) -> None:
         """Compare the blocks that stay in the stripes a band touches with their checks.
@@ -139,20 +136,20 @@ class BesideWriter:
                 "run `blockplane check` to see what it belongs to; restore it from a snapshot or a stream",
             )
 
-    def _write_logged(self, band: Band, stays: Mask) -> None:
+    def _write_logged(self, band: Band, stays: Mask) -> list[Pending]:
         """Log the stripes in which something stays, then write; in rounds where the log is smaller than the band."""
         stripes = np.flatnonzero(stays.any(axis=0) & band.touched)
         most = self.log.capacity(band.group)
-        generation = self._volume.info.generation
+        generation, sent = self._volume.info.generation, []
         while len(stripes) > most:
             self.log.protect(band, stripes[:most], stays, generation)
-            self._write_part(band, stripes[:most])
+            sent.append(self._write_part(band, stripes[:most]))
             stripes = stripes[most:]
         if len(stripes):
             self.log.protect(band, stripes, stays, generation)
-        self._array.write_band(band)
+        return [*sent, self._array.write_band(band)]
 
-    def _write_part(self, band: Band, stripes: Numbers) -> None:
+    def _write_part(self, band: Band, stripes: Numbers) -> Pending:
         """Write some stripes of a band, in a copy: the others follow in the band itself."""
         part = self._array.new_band(band.group, band.dbn_start, band.n_stripes, zero=False)
         part.data[:] = band.data
@@ -162,4 +159,16 @@ class BesideWriter:
         part.touched[:] = chosen
         band.written &= ~chosen
         band.touched &= ~chosen
-        self._array.write_band(part)
+        return self._array.write_band(part)
+
+
+def read_slots(array: DiskArray, band: Band, chosen: Mask) -> None:
+    """Fill chosen slots, (n_data, n_stripes), of a band from the disks."""
+    reads = []
+    for disk in np.flatnonzero(chosen.any(axis=1)).tolist():
+        runs = np.array(mask_runs(chosen[disk]), np.int64).reshape(-1, 2)
+        at = runs[:, 0] + disk * band.n_stripes
+        member, counts = band.record.disks[disk], runs[:, 1] - runs[:, 0]
+        reads.append(array.submit_disk_read(member, runs[:, 0] + band.dbn_start, counts, band.buffer, at))
+    for read in reads:
+        read.wait()

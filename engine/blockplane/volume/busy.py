@@ -32,7 +32,7 @@ class BusyPlane:
         words = volume.active.place_leaf(leaf) | self._cp_leaf(volume.committed, volume.committed_local, leaf)
         with contextlib.suppress(ChecksumError):  # then that CP is not whole any more, and not worth keeping
             words = words | self._cp_leaf(volume.previous, volume.previous_local, leaf)
-        words = words | self.kept_leaf(leaf) | volume.local.local_leaf(leaf) | volume.incoming.get(leaf, EMPTY_LEAF)
+        words = words | self.kept_leaf(leaf) | volume.local.local_leaf(leaf) | volume.incoming.leaf(leaf)
         return words | self._no_place_leaf(leaf)
 
     def _cp_leaf(self, state: State, local: LocalTree, leaf: int) -> Leaf:
@@ -77,4 +77,4 @@ class BusyPlane:
         """Whether a receive brings blocks to 64 stripes of a group."""
         incoming = self._volume.incoming
         words = self._volume.space.words_of_stripes(group, word).tolist() if incoming else []
-        return any(incoming.get(at // LEAF_WORDS, EMPTY_LEAF)[at % LEAF_WORDS] for at in words)
+        return any(incoming.leaf(at // LEAF_WORDS)[at % LEAF_WORDS] for at in words)

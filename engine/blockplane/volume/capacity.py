@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from blockplane.disks.geometry import Geometry
 from blockplane.model.errors import NoSpaceError
 
 if TYPE_CHECKING:
     from blockplane.volume.active import ActiveState
     from blockplane.volume.fsinfo import FsInfo
-    from blockplane.volume.leafbits import Leaf
+    from blockplane.volume.incoming import IncomingPlane
     from blockplane.volume.local import LocalTree
     from blockplane.volume.space import Space
 
@@ -32,7 +30,7 @@ class Capacity:
     space: Space
     active: ActiveState
     local: LocalTree
-    incoming: dict[int, Leaf]
+    incoming: IncomingPlane
     _claimed: int = 0
     _dipping: int = 0
 
@@ -67,8 +65,8 @@ class Capacity:
 
     @property
     def n_incoming(self) -> int:
-        """Places a receive in progress occupies."""
-        return sum(int(np.bitwise_count(words).sum()) for words in self.incoming.values())
+        """Places that receives, under way or interrupted, have reserved."""
+        return self.incoming.n_blocks
 
     def _claim(self, n_blocks: int) -> None:
         self._require_writable()

@@ -29,7 +29,8 @@ from blockplane.volume.codec import (
 )
 from blockplane.volume.copies import bad_labels, bad_records
 from blockplane.volume.held import union_leaf
-from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, count, numbers_in, set_numbers
+from blockplane.volume.incoming import IncomingImage, leaves_of
+from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, Leaf, by_leaf, count, numbers_in, set_numbers
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.liveparity import LiveParity
 from blockplane.volume.runs import runs_of
@@ -321,11 +322,15 @@ def _check_local(volume: LiveVolume, report: CheckReport) -> None:
         volume.place_reader(), volume.geometry.n_blocks, name, report, lambda n: np.zeros(len(n), np.bool_)
     )
     walker.root(volume.info.local)
-    whats = "table", "held plane", "local plane", "place map", "marks", "copied", "holds", "logs", "shadowed plane"
+    whats = "table", "held plane", "local plane", "place map", "marks", "incoming", "holds", "logs", "shadowed plane"
     for tree, what in zip(local.root.trees(), whats, strict=True):
         walker.tree(tree, f"the {what}")
     for entry in local.entries():
         walker.tree(entry.place_map, f"the place map of {entry.record.name!r}")
+    for image in local.incoming.images():
+        for part in image.trees:
+            walker.tree(part.root, f"what is incoming of {image.entry.top_name!r}")
+        _check_incoming(volume, image, report)
     _check_shadows(volume, walker.reach, report)
     planes = _leaves_of(local.local_leaf, volume.geometry.n_blocks)
     _compare(
@@ -339,6 +344,27 @@ def _check_local(volume: LiveVolume, report: CheckReport) -> None:
     n_local = sum(count(words) for words in planes.values())
     if n_local != local.root.n_local:
         report.add(f"{name}: the local plane holds {n_local} places, its root says {local.root.n_local}")
+
+
+def _check_incoming(volume: LiveVolume, image: IncomingImage, report: CheckReport) -> None:
+    """Count what an interrupted receive has reserved and brought, and hold it against what anything else has."""
+    name, n_reserved, n_landed = f"what is incoming of {image.entry.top_name!r}", 0, 0
+    landed = dict(leaves_of(image.landed))
+    for leaf, words in leaves_of(image.places):
+        mine = landed.pop(leaf, EMPTY_LEAF)
+        n_reserved, n_landed = n_reserved + count(words), n_landed + count(mine & words)
+        if (words & volume.live_leaf(leaf)).any():
+            place = int(numbers_in(words & volume.live_leaf(leaf), leaf * LEAF_BLOCKS)[0])
+            report.add(f"{name}: place {place} is reserved for it, and in use")
+        if (mine & ~words).any():
+            report.add(f"{name}: blocks landed where nothing is reserved, in leaf {leaf}")
+    if landed:
+        report.add(f"{name}: blocks landed where nothing is reserved, in leaf {min(landed)}")
+    if (n_reserved, n_landed) != (image.entry.n_image, image.entry.n_landed):
+        report.add(
+            f"{name}: {n_reserved} places are reserved and {n_landed} landed, its entry says "
+            f"{image.entry.n_image} and {image.entry.n_landed}"
+        )
 
 
 def _check_shadows(volume: LiveVolume, reach: _Reach, report: CheckReport) -> None:

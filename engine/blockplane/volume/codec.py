@@ -337,7 +337,7 @@ _LOCAL_TREES = 9
 class LocalRoot:
     """The local root: what belongs to this set of disks only. Counts are of places.
 
-    table, held, local, place_map (of the active state), holds, shadowed are used now; marks, copied and logs are
+    table, held, local, place_map (of the active state), incoming, holds, shadowed are used now; marks and logs are
     reserved.
     """
 
@@ -351,7 +351,7 @@ class LocalRoot:
     local: TreeRoot = field(default_factory=TreeRoot)
     place_map: TreeRoot = field(default_factory=TreeRoot)
     marks: TreeRoot = field(default_factory=TreeRoot)
-    copied: TreeRoot = field(default_factory=TreeRoot)
+    incoming: TreeRoot = field(default_factory=TreeRoot)
     holds: TreeRoot = field(default_factory=TreeRoot)
     logs: TreeRoot = field(default_factory=TreeRoot)
     shadowed: TreeRoot = field(default_factory=TreeRoot)
@@ -359,7 +359,7 @@ class LocalRoot:
     def trees(self) -> tuple[TreeRoot, ...]:
         """Return the tree roots in the order of the format."""
         return (
-            self.table, self.held, self.local, self.place_map, self.marks, self.copied, self.holds, self.logs,
+            self.table, self.held, self.local, self.place_map, self.marks, self.incoming, self.holds, self.logs,
             self.shadowed,
         )  # fmt: skip
 

@@ -69,7 +69,7 @@ def add_group(volume: LiveVolume, group: GroupRecord, disks: Sequence[Disk], nam
     DiskError: a write failed; opening the volume anew shows the old volume or the grown one.
     """
     with volume.lock:
-        if volume.incoming:
+        if volume.incoming.is_running:
             raise RefusedError("a receive is under way", "grow the volume when it has ended")
         volume.commit(clean=True)
         geometry = Geometry((*volume.geometry.groups, group))

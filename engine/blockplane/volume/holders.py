@@ -132,8 +132,7 @@ def _leaves(volume: LiveVolume, leaf: int, states: Sequence[tuple[str, State]]) 
     """Yield uses and a leaf of places each, a stronger use after a weaker one."""
     before, local = volume.previous, volume.committed_local
     yield "kept", before.place_leaf(leaf) | volume.previous_local.local_leaf(leaf)
-    if leaf in volume.incoming:
-        yield "incoming", volume.incoming[leaf]
+    yield "incoming", volume.incoming.leaf(leaf)
     for _, state in states:
         if state.placemap.maps_any(leaf):
             yield "taken", state.place_leaf(leaf)

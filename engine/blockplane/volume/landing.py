@@ -9,39 +9,48 @@ until the one commit.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blockplane.disks.array import spread
 from blockplane.model.errors import (
+    BlockplaneError,
     NoSpaceError,
     RefusedError,
     SnapshotExistsError,
     StreamDamagedError,
+    StreamMismatchError,
 )
-from blockplane.planes import Plane
+from blockplane.planes import Plane, combine, combine_count
 from blockplane.volume import held
-from blockplane.volume.codec import NO_ID, ROOT_POINTERS, SnapshotRecord, TableEntry
+from blockplane.volume.arrivals import Arrivals
+from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
+from blockplane.volume.incoming import IncomingEntry, IncomingImage, leaves_of
+from blockplane.volume.journal import LandedSlots
+from blockplane.volume.landed import LandedBlocks
 from blockplane.volume.landing_bands import LandingBands
 from blockplane.volume.leafbits import (
     EMPTY_LEAF,
     LEAF_BLOCKS,
     LEAF_WORDS,
     Leaf,
-    count,
     numbers_in,
     words_of,
 )
 from blockplane.volume.live import LiveVolume
-from blockplane.volume.placemap import PlaceMap, from_pairs, union
-from blockplane.volume.readers import PlaceReader
-from blockplane.volume.state import State, differing_leaves
-from blockplane.volume.treeread import FETCH_BLOCKS, NODE_SHIFT
+from blockplane.volume.placemap import PlaceMap, from_pairs
+from blockplane.volume.state import State
 from blockplane.volume.waiting import Waiting, plane_leaf
 
+# For less a volume that a receive made does not stay when the receive is interrupted: 1 MiB.
+WORTH_BLOCKS = 256
+
 Block = NDArray[np.uint8]
+Checks = NDArray[np.uint32]
 
 
 class Landing:
@@ -49,31 +58,88 @@ class Landing:
 
     Parameters
     ----------
-    image : the VBNs that will come.
+    image : the VBNs of the image.
     base : the snapshot the image builds on, a regular one of this volume; None for a full image.
+    entry : which image it is, so that the receive can go on after it was interrupted; None: it cannot.
+    following : the VBNs that will come, where those are not all; the others landed before.
+
+    Attributes
+    ----------
+    placemap : where the image's blocks lie that are not at home.
+    copied : the VBNs that landed before and are not wanted again.
 
     Raises
     ------
-    RefusedError: a VBN has no place on this volume. NoSpaceError: the blocks do not fit; nothing changed.
+    RefusedError: a VBN has no place on this volume. NoSpaceError: the blocks do not fit. StreamMismatchError: blocks
+    are neither here nor to come. Nothing changed.
     """
 
-    def __init__(self, volume: LiveVolume, image: Plane, base: TableEntry | None = None) -> None:
+    def __init__(
+        self,
+        volume: LiveVolume,
+        image: Plane,
+        base: TableEntry | None = None,
+        entry: IncomingEntry | None = None,
+        following: Plane | None = None,
+    ) -> None:
         self._volume = volume
         self._image = image
         self._base = base
-        self._bands = LandingBands(volume, self._incoming_words)
-        self._waiting = Waiting(image)
         self._incoming: dict[int, Leaf] = {}
         self._is_over = False
+        self._kept: LandedBlocks | None = None
+        self._bands: LandingBands | None = None
         try:
             with volume.lock:
                 volume.commit()
                 self._live = volume.committed.pointer
-                self._refuse_misfit()
-                self.placemap = self._assign()
+                self._begin(entry)
+                self._require_all_to_come(following)
         except BaseException:
-            self.abort()
+            self.abandon()
             raise
+
+    def _begin(self, entry: IncomingEntry | None) -> None:
+        """Reserve places, or take up what an interrupted receive of the same image left."""
+        before = self._interrupted(entry.image_id) if entry is not None else None
+        if before is None:
+            self._refuse_misfit()
+            self.placemap = self._assign()
+        else:
+            entry, self.placemap = before.entry, before.placemap()
+            for leaf, words in leaves_of(before.places):
+                self._reserve(leaf, words)
+        if entry is not None:
+            self._kept = LandedBlocks(self._volume, entry, self._incoming, self.placemap, before)
+            self._volume.incoming.start(entry.landing_id)
+        kept = self._kept
+        n_unsaved = kept.max_unsaved if kept is not None else len(self._image)
+        self._bands = LandingBands(self._volume, self._due_words, self._saved, n_unsaved)
+        if before is not None and kept is not None:
+            kept.recall(self._bands.adopt)
+        self.copied = kept.plane() if before is not None and kept is not None else Plane.empty(self._image.n_blocks)
+        self._waiting = Waiting(combine([self._image], minus=self.copied))
+
+    def _interrupted(self, image_id: bytes) -> IncomingImage | None:
+        for image in self._volume.local.incoming.images():
+            if image.entry.image_id == image_id:
+                if self._volume.incoming.runs(image.entry.landing_id):
+                    raise RefusedError(
+                        f"a receive of {image.entry.top_name} into {self._volume.path} is under way", "wait for its end"
+                    )
+                return image
+        return None
+
+    def _require_all_to_come(self, following: Plane | None) -> None:
+        if following is None:
+            return
+        n_missing = combine_count([self._image], minus=combine([following, self.copied]))
+        if n_missing:
+            raise StreamMismatchError(
+                f"the stream brings the rest of an interrupted transfer, and {n_missing} blocks of its first part are "
+                f"not in {self._volume.path}",
+                "ask for a token with `blockplane receive --have` and send again with it",
+            )
 
     # --- where blocks go ---------------------------------------------------------------------------------------------
 
@@ -119,7 +185,7 @@ class Landing:
 
     def _reserve(self, leaf: int, words: Leaf) -> None:
         self._incoming[leaf] = self._incoming.get(leaf, EMPTY_LEAF) | words
-        self._volume.incoming[leaf] = self._volume.incoming.get(leaf, EMPTY_LEAF) | words
+        self._volume.incoming.reserve(leaf, words)
         self._volume.space.leaf(leaf)[:] |= words
 
     def _places_elsewhere(self, n_blocks: int) -> NDArray[np.int64]:
@@ -143,24 +209,59 @@ class Landing:
 
     # --- blocks ------------------------------------------------------------------------------------------------------
 
-    def buffers(self, extents: NDArray[np.int64]) -> list[Block]:
-        """Return where the bytes of extents of VBNs go: buffers of whole blocks, in order.
+    def buffers(self, extents: NDArray[np.int64], checks: Checks | None = None) -> list[Block] | None:
+        """Return where the bytes of extents of VBNs go: buffers of whole blocks, in order; None: all are there already.
+
+        Parameters
+        ----------
+        checks : one a block, bound to VBNs; not needed where the receive cannot be continued.
 
         Raises
         ------
         StreamDamagedError: a block was not announced, or came before.
         """
+        if checks is None:
+            checks = np.zeros(int((extents[:, 1] - extents[:, 0]).sum()), np.uint32)
+        wanted = self._wanted(extents)
+        if wanted is not None:
+            if not wanted.any():
+                return None
+            vbns = spread(extents[:, 0], extents[:, 1] - extents[:, 0])[wanted]
+            heads = np.concatenate(([True], np.diff(vbns) != 1))
+            starts = vbns[heads]
+            extents = np.column_stack((starts, starts + np.diff(np.append(np.flatnonzero(heads), len(vbns)))))
+            checks = checks[wanted]
         bad = self._waiting.take(extents)
         if bad >= 0:
             raise StreamDamagedError(f"block {bad} was not announced, or came before", hint="fetch the stream again")
-        return self._bands.buffers(self.placemap.extents_to_places(extents))
+        return self.bands.buffers(self.placemap.extents_to_places(extents), checks, wanted)
+
+    def _wanted(self, extents: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Return which blocks of extents are not here yet; None: all are wanted."""
+        if not len(self.copied):
+            return None
+        wanted: NDArray[np.bool_] = ~self.copied.contains_many(spread(extents[:, 0], extents[:, 1] - extents[:, 0]))
+        return None if wanted.all() else wanted
+
+    @property
+    def bands(self) -> LandingBands:
+        """The bands of this receive."""
+        assert self._bands is not None
+        return self._bands
 
     def landed(self) -> None:
         """Note that the buffers handed out longest ago are filled and verified."""
-        self._bands.landed()
+        self.bands.landed()
 
-    def _incoming_words(self, first: int, n_words: int) -> NDArray[np.uint64]:
-        return words_of(lambda leaf: self._incoming.get(leaf, EMPTY_LEAF), first, n_words)
+    def _due_words(self, first: int, n_words: int) -> NDArray[np.uint64]:
+        due = words_of(lambda leaf: self._incoming.get(leaf, EMPTY_LEAF), first, n_words)
+        if self._kept is not None:
+            due &= ~words_of(self._kept.leaf, first, n_words)
+        return due
+
+    def _saved(self, slots: LandedSlots) -> None:
+        if self._kept is not None:
+            self._kept.saved(slots)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -184,63 +285,16 @@ class Landing:
         if self.n_waiting:
             raise StreamDamagedError(f"{self.n_waiting} announced blocks did not come", hint="fetch the stream again")
         volume = self._volume
-        self._bands.finish()
+        self.bands.finish()
         with volume.lock:
             volume.commit()
             self._refuse_changed()
             entries = self._entries(arriving)
-            states = [self._arrived(entry.record) for entry in entries]
+            arrivals = Arrivals(volume, self._image, self._base, self.placemap)
+            states = [arrivals.state(entry.record) for entry in entries]
             self._flip(states, entries, volume.committed)
-
-    def _arrived(self, record: SnapshotRecord) -> State:
-        """Return the state of a snapshot that came, its map cut to its plane; every block of it must be here."""
-        volume = self._volume
-        base = volume.snapshot_state(self._base) if self._base is not None else None
-        candidate = self.placemap
-        if base is not None and not base.placemap.is_empty:
-            kept = _without_plane(base.placemap, self._image)
-            candidate = union([kept, self.placemap])
-        state = State.read(PlaceReader(volume.array, candidate), record.root, candidate)
-        self._require_whole(state, base, record)
-        trimmed = _cut_to_plane(candidate, state)
-        return State.read(PlaceReader(volume.array, trimmed), record.root, trimmed)
-
-    def _require_whole(self, state: State, base: State | None, record: SnapshotRecord) -> None:
-        """Hold a snapshot's plane against what came and its base; leaves that it shares with that are whole."""
-        self._refuse_boundless(state, record)
-        n_blocks = base.root.n_blocks if base is not None else 0
-        leaves = differing_leaves([state, base]) if base is not None else list(state.leaf_numbers())
-        for at, leaf in enumerate(leaves):
-            if at % FETCH_BLOCKS == 0:
-                for each in (state, base) if base is not None else (state,):
-                    each.blockmap.fetch_blocks(leaves[at : at + FETCH_BLOCKS])
-            words, there = state.plane_leaf(leaf), plane_leaf(self._image, leaf)
-            if base is not None:
-                there |= base.plane_leaf(leaf)
-                n_blocks -= count(base.plane_leaf(leaf))
-            if (words & ~there).any():
-                missing = int(numbers_in(words & ~there, leaf * LEAF_BLOCKS)[0])
-                raise StreamDamagedError(
-                    f"snapshot {record.name!r} would not be whole: block {missing} is not in the stream or its base",
-                    hint="fetch the stream again; if that does not help, its sender is at fault",
-                )
-            n_blocks += count(words)
-        if n_blocks != record.n_blocks or state.root.n_blocks != n_blocks:
-            raise StreamDamagedError(
-                f"snapshot {record.name!r} holds {n_blocks} blocks, and its record says {record.n_blocks}",
-                hint="its sender is at fault",
-            )
-
-    def _refuse_boundless(self, state: State, record: SnapshotRecord) -> None:
-        """Refuse a blockmap whose size or depth is not the numbering's: walking it could take for ever."""
-        n_leaves, depth = -(-self._image.n_blocks // LEAF_BLOCKS), 0
-        while ROOT_POINTERS << (NODE_SHIFT * depth) < n_leaves:
-            depth += 1
-        if state.n_leaves > n_leaves or state.blockmap.root.depth > depth:
-            raise StreamDamagedError(
-                f"snapshot {record.name!r} has a blockmap of {state.n_leaves} leaves, and its numbering has {n_leaves}",
-                hint="its sender is at fault",
-            )
+        if self._kept is not None:
+            self._kept.forget()
 
     def _entries(self, arriving: Sequence[SnapshotRecord]) -> list[TableEntry]:
         """Return table entries, older first, for what arrived and is not here yet.
@@ -296,15 +350,15 @@ class Landing:
         for leaf, words in self._incoming.items():
             volume.local.shadows.cleared(leaf, words)
         self._forget_incoming()
+        if self._kept is not None:
+            self._kept.remove()
         volume.commit()
 
     def _forget_incoming(self) -> None:
         for leaf, words in self._incoming.items():
-            rest = self._volume.incoming.get(leaf, EMPTY_LEAF) & ~words
-            if rest.any():
-                self._volume.incoming[leaf] = rest
-            else:
-                self._volume.incoming.pop(leaf, None)
+            self._volume.incoming.give_up(leaf, words)
+        if self._kept is not None:
+            self._volume.incoming.stop(self._kept.entry.landing_id)
         self._incoming = {}
         self._volume.space.forget()
         self._is_over = True
@@ -313,18 +367,39 @@ class Landing:
         """Give everything up: the volume is as it was."""
         if self._is_over:
             return
-        self._bands.drop()
+        kept = self._kept
+        self.abandon()
+        if kept is not None:
+            with contextlib.suppress(BlockplaneError), self._volume.lock:  # a volume that stopped keeps its entry
+                kept.remove()
+                self._volume.commit()
+                kept.forget()
+
+    def suspend(self) -> int:
+        """Leave it to be continued, by this process or another; return how many blocks of the image are durable here.
+
+        Nothing is left where nothing landed, or where this receive cannot be continued; nor of a volume that it made,
+        where less than a mebibyte landed: that is removed as after any failure.
+        """
+        kept = self._kept
+        if self._is_over or kept is None:
+            self.abort()
+            return 0
+        self.bands.finish()
+        n_landed = len(kept.plane())
+        if not n_landed or (kept.entry.made_volume and n_landed < WORTH_BLOCKS):
+            self.abort()
+            return 0
+        kept.suspend()
         with self._volume.lock:
             self._forget_incoming()
+        return n_landed
 
-
-def _without_plane(placemap: PlaceMap, plane: Plane) -> PlaceMap:
-    """Return a map less the VBNs of a plane."""
-    vbns = placemap.vbns()
-    return placemap.without(vbns[plane.contains_many(vbns)])
-
-
-def _cut_to_plane(placemap: PlaceMap, state: State) -> PlaceMap:
-    """Return a map less the VBNs that a state does not hold."""
-    vbns = placemap.vbns()
-    return placemap.without(vbns[~state.holds(vbns)]) if len(vbns) else placemap
+    def abandon(self) -> None:
+        """Give up what is in memory, and leave what the local tree knows of it."""
+        if self._is_over:
+            return
+        if self._bands is not None:
+            self._bands.drop()
+        with self._volume.lock:
+            self._forget_incoming()

@@ -26,6 +26,7 @@ from blockplane.volume.beside import BesideWriter
 from blockplane.volume.busy import BusyPlane
 from blockplane.volume.codec import FORM_EMPTY, Branch, LocalRoot, StateRoot, TableEntry, TreeRoot
 from blockplane.volume.fsinfo import MAX_AREAS, MEMBER_OK, ROLE_LINE, ROLE_REPLICA, FsInfo
+from blockplane.volume.incoming import IncomingPlane
 from blockplane.volume.leafbits import LEAF_WORDS, Leaf, count
 from blockplane.volume.local import LocalTree
 from blockplane.volume.pins import Pins
@@ -96,7 +97,7 @@ class LiveVolume(Roots):
         self._n_forget = 0  # commits to come after which the busy plane is worked out anew
         self._pins = Pins()
         self.recovery = Recovery()
-        self.incoming: dict[int, Leaf] = {}
+        self.incoming = IncomingPlane(lambda: self.local)
         self._load()
 
     def _load(self) -> None:

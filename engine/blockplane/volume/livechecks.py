@@ -247,7 +247,7 @@ class LiveChecks:
         local = self._volume.committed_local
         if self._local_of is not local:
             self._local.follow(local.trees, is_next=self._local_of is self._volume.previous_local)
-            self._local_maps.follow(local.entry_maps(), is_next=False)
+            self._local_maps.follow([*local.entry_maps(), *local.incoming.trees()], is_next=False)
             self._shadows = {}
             self._local_of = local
         return [self._local, self._local_maps]

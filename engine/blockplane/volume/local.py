@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from blockplane.model.checks import fresh_checks
 from blockplane.model.errors import NoSuchSnapshotError
 from blockplane.volume.codec import ENTRY_BYTES, HOLD_BYTES, Hold, LocalRoot, Pointer, TableEntry, TreeRoot
+from blockplane.volume.incoming import Incoming
 from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, clear_numbers, count, set_range
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Block, Placer
@@ -29,7 +30,7 @@ class LocalTree:
     ----------
     root : the decoded local root.
     is_dirty : whether the open CP must write it.
-    shadows : the planes of shadow snapshots.
+    shadows : the planes of shadow snapshots. incoming : images that receives have not finished.
     """
 
     def __init__(self, reader: BlockReader, root: LocalRoot, placer: Placer | None = None,
@@ -46,6 +47,7 @@ class LocalTree:
         self._holds = BlockTree(reader, root.holds, writer)
         self._shadowed = BlockTree(reader, root.shadowed, writer)
         self.shadows = Shadows(self, reader, writes=placer is not None)
+        self.incoming = Incoming(self, reader, writes=placer is not None)
         self._entries: list[TableEntry] | None = None
         self._entries_changed = False
         self._old_maps: list[BlockTree] = []
@@ -106,7 +108,7 @@ class LocalTree:
     @property
     def trees(self) -> tuple[BlockTree, ...]:
         """The trees that stand in the local root."""
-        return self.table, self.held, self._map_tree, self._holds, self._shadowed, self.local
+        return self.table, self.held, self._map_tree, self._holds, self._shadowed, self.incoming.table, self.local
 
     def entry_maps(self) -> list[BlockTree]:
         """Return the place maps of snapshots as trees."""
@@ -204,6 +206,7 @@ class LocalTree:
         """Write what changed and return the pointer to the new local root; previous is the old one's."""
         if self._entries_changed:
             self._store_entries()
+        self.incoming.store()
         if previous.exists:
             self.release(np.array([previous.number], np.int64))
         place, slot = self.allocate_block()

@@ -35,7 +35,7 @@ Take = Callable[[Area], tuple[int, int] | None]
 class Beside(Protocol):
     """What writes to stripes that hold live blocks (volume/beside.py)."""
 
-    def write(self, band: Band) -> None:
+    def write(self, band: Band) -> object:
         """Send out a band of whose stripes only some slots are written; what stays is read, verified and logged."""
         ...
 

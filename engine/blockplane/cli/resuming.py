@@ -1,0 +1,60 @@
+"""Interrupted transfers: the token that says what is there, and giving it up."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import blockplane as bp
+from blockplane.cli.naming import open_volume
+from blockplane.cli.text import blocks, count, print_json, printable
+
+
+def print_token(place: str, wait_s: float, as_json: bool) -> None:
+    """Write the token of the receive that was interrupted last to standard output; --json says what it holds."""
+    if not as_json and (sys.stdout is None or sys.stdout.isatty()):
+        raise bp.errors.UsageError("a token is not written to a terminal", "redirect it: receive VOL --have > TOKEN")
+    with open_volume(place, "receive --have", wait_s, writable=True) as volume:
+        token = bp.resume_token(volume)
+    if as_json:
+        print_json(
+            {
+                "top": token.top_name,
+                "image_id": token.image_id.hex(),
+                "n_blocks": token.n_image,
+                "copied_blocks": len(token.copied),
+                "left_blocks": token.n_left,
+                "left_bytes": token.n_left * bp.BLOCK_BYTES,
+            }
+        )
+        return
+    data = memoryview(token.encode())
+    while data:
+        data = data[os.write(sys.stdout.fileno(), data) :]
+    has = f"{printable(place)} has {count(len(token.copied), 'block')} of {token.top_name}"
+    print(f"{has}; {blocks(token.n_left)} are left", file=sys.stderr)
+
+
+def give_up(place: str, wait_s: float, as_json: bool) -> None:
+    """Give up what interrupted receives have left."""
+    n_blocks = bp.abort_receive(place, wait_s)
+    if as_json:
+        print_json({"freed_blocks": n_blocks, "removed_volume": not os.path.exists(place)})
+    elif not os.path.exists(place):
+        print(f"{printable(place)} is gone: an interrupted receive had made it")
+    else:
+        print(f"gave up what was incoming: {blocks(n_blocks)} are free again")
+
+
+def describe_interrupted(volume: bp.Volume) -> list[dict[str, object]]:
+    """Return the interrupted receives as JSON shows them."""
+    return [
+        {
+            "top": its.top_name,
+            "image_id": its.image_id.hex(),
+            "n_blocks": its.n_image,
+            "landed_blocks": its.n_landed,
+            "running": its.is_running,
+        }
+        for its in bp.interrupted_receives(volume)
+    ]

@@ -1,0 +1,83 @@
+"""What was sent of an image before: by a token of its destination, or in a half-written file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from blockplane.model.errors import RefusedError
+from blockplane.planes import Plane, combine
+from blockplane.stream.codec import PART_FEATURES, Header
+from blockplane.stream.partial import PartialStream, read_partial
+from blockplane.stream.sink import PARTIAL, FileSink
+from blockplane.stream.written import Written
+from blockplane.transfer.resume import ResumeToken
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """What an image's sending goes on from; nothing, where neither is given.
+
+    token : what its destination has. partial : what its file holds, and name, the file.
+    """
+
+    token: ResumeToken | None = None
+    partial: PartialStream | None = None
+    name: str = ""
+
+    @property
+    def written(self) -> Written | None:
+        """What the writer goes on from."""
+        return self.partial.written if self.partial is not None else None
+
+    def close(self) -> None:
+        """Release scratch."""
+        if self.partial is not None:
+            self.partial.written.index.close()
+
+    def rest_of(self, header: Header, plane: Plane) -> tuple[Header, Plane | None]:
+        """Return the header of the stream to write, and the VBNs still to be sent; None: all.
+
+        Raises
+        ------
+        RefusedError : what was begun is another image.
+        """
+        if self.partial is not None:
+            old = self.partial.map.header
+            if old.image_id != header.image_id:
+                raise RefusedError(
+                    f"{self.name} is a stream of {self.partial.map.top.name}: another image than the one asked for",
+                    "name the same snapshots, or send without --resume, which begins anew",
+                )
+            return old, combine([self.partial.map.following], minus=self.partial.copied)
+        if self.token is None:
+            return header, None
+        if self.token.image_id != header.image_id:
+            raise RefusedError(
+                f"the token is for an image of {self.token.top_name}, and not for the one asked for",
+                "name the same snapshots as before",
+            )
+        rest = combine([plane], minus=self.token.copied)
+        return replace(header, features=header.features | PART_FEATURES, part_blocks=len(rest)), rest
+
+
+def began_in(sink: FileSink) -> Began:
+    """Return what a file that is gone on with holds, and place its writer behind that.
+
+    Raises
+    ------
+    StreamError : it is no stream.
+    """
+    partial = read_partial(sink.fd, sink.name + PARTIAL)
+    sink.go_on_from(partial.written.n_bytes if partial is not None else 0)
+    return Began(partial=partial, name=sink.name + PARTIAL)
+
+
+def began_beside(path: str | os.PathLike[str]) -> Began:
+    """Return what an interrupted send has left beside a path; nothing is changed."""
+    name = os.fspath(path) + PARTIAL
+    try:
+        with open(name, "rb") as file:
+            return Began(partial=read_partial(file.fileno(), name), name=name)
+    except FileNotFoundError:
+        return Began()

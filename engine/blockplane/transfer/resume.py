@@ -1,0 +1,191 @@
+"""Going on with an interrupted transfer: what its destination has, as a token that its source understands."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from blockplane.image.expression import is_name
+from blockplane.model.checks import crc32c
+from blockplane.model.errors import RefusedError, StreamDamagedError, StreamError, StreamMissingError
+from blockplane.planes import Plane, PlaneFormatError
+from blockplane.volume.incoming import IncomingImage, leaves_of
+from blockplane.volume.landed import LandedBlocks
+from blockplane.volume.live import LiveVolume
+
+#: As the stream's magic, but for one letter.
+MAGIC: Final = b"\x89BPR\r\n\x1a\n"
+VERSION: Final = 0
+_HEAD = struct.Struct("<8sI16s16s16s16sQQQqB127s")
+_CRC = struct.Struct("<I")
+#: A token of so many bytes describes any plane of a volume of 64 TiB.
+MAX_BYTES: Final = 1 << 31
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeToken:
+    """What a destination has of an image.
+
+    image_id : of the image, which follows from its snapshots and planes. n_image : its blocks. copied : the VBNs whose
+    blocks are durable there.
+    """
+
+    image_id: bytes
+    space_id: bytes
+    top_id: bytes
+    base_id: bytes
+    n_image: int
+    top_name: str
+    copied: Plane
+    made_ns: int = 0
+
+    @property
+    def n_left(self) -> int:
+        """How many blocks are still to come."""
+        return self.n_image - len(self.copied)
+
+    def encode(self) -> bytes:
+        """Return the token: a head, the copied plane in the portable form of Roaring, a CRC32C."""
+        name, plane = self.top_name.encode(), self.copied.serialize()
+        head = _HEAD.pack(
+            MAGIC, VERSION, self.image_id, self.space_id, self.top_id, self.base_id, self.n_image,
+            self.copied.n_blocks, len(plane), self.made_ns, len(name), name,
+        )  # fmt: skip
+        body = head + plane
+        return body + _CRC.pack(crc32c(body))
+
+    @classmethod
+    def decode(cls, data: bytes) -> ResumeToken:
+        """Read a token.
+
+        Raises
+        ------
+        StreamError, StreamDamagedError : it is none, or it is damaged.
+        """
+        if not data.startswith(MAGIC) or len(data) < _HEAD.size + _CRC.size:
+            raise StreamError(
+                f"this is not a token of an interrupted receive: it starts with {data[:8]!r}",
+                "give what `blockplane receive VOL --have` wrote",
+            )
+        _, version, *ids, n_image, space_blocks, n_plane, made_ns, n_name, name = _HEAD.unpack_from(data)
+        if version != VERSION:
+            raise StreamError(f"the token has format version {version}; this release reads {VERSION}", "")
+        body, crc = data[: -_CRC.size], _CRC.unpack_from(data, len(data) - _CRC.size)[0]
+        if len(body) != _HEAD.size + n_plane or crc32c(body) != crc or space_blocks > 1 << 56:
+            raise StreamDamagedError("the token does not match its checksum", "write it again, or copy it again")
+        try:
+            top_name = name[:n_name].decode()
+            copied = Plane.deserialize(body[_HEAD.size :], space_blocks)
+        except (PlaneFormatError, ValueError) as error:
+            raise StreamDamagedError(f"the token's plane cannot be read: {error}", "write it again") from error
+        if not is_name(top_name):
+            raise StreamDamagedError(f"the token names the snapshot {top_name!r}", "write it again")
+        return cls(ids[0], ids[1], ids[2], ids[3], n_image, top_name, copied, made_ns)
+
+
+def read_token(path: str | os.PathLike[str]) -> ResumeToken:
+    """Read a token from a file.
+
+    Raises
+    ------
+    StreamMissingError, StreamError, StreamDamagedError : there is none, or it cannot be read.
+    """
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES)
+    except FileNotFoundError as error:
+        raise StreamMissingError(f"{name}: no such token", "write it: blockplane receive VOL --have > TOKEN") from error
+    except OSError as error:
+        raise StreamError(f"cannot read {name}: {error.strerror}") from error
+    return ResumeToken.decode(data)
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptedReceive:
+    """A receive into a volume that began and did not end.
+
+    n_image, n_landed : blocks of the image, and of those that are durable. is_full : it has no base. is_running : it is
+    under way in this process.
+    """
+
+    top_name: str
+    image_id: bytes
+    n_image: int
+    n_landed: int
+    began_ns: int
+    is_full: bool
+    is_running: bool
+
+
+def interrupted_receives(volume: LiveVolume) -> Sequence[InterruptedReceive]:
+    """Return the receives that a volume keeps blocks of, older first."""
+    with volume.lock:
+        return [
+            InterruptedReceive(
+                entry.top_name, entry.image_id, entry.n_image, entry.n_landed, entry.began_ns, entry.is_full,
+                volume.incoming.runs(entry.landing_id),
+            )
+            for entry in (image.entry for image in volume.local.incoming.images())
+        ]  # fmt: skip
+
+
+def resume_token(volume: LiveVolume) -> ResumeToken:
+    """Return what a volume has of the image whose receive was interrupted last; durable on return.
+
+    Raises
+    ------
+    RefusedError : no receive was interrupted here.
+    """
+    with volume.lock:
+        image = _latest(volume)
+        entry = image.entry
+        kept = LandedBlocks(volume, entry, dict(leaves_of(image.places)), image.placemap(), image)
+        kept.recall(lambda _: None)
+        copied = kept.plane()
+        volume.array.flush()
+    return ResumeToken(
+        entry.image_id, entry.space_id, entry.top_id, entry.base_id, entry.n_image, entry.top_name, copied,
+        time.time_ns(),
+    )  # fmt: skip
+
+
+def drop_incoming(volume: LiveVolume) -> int:
+    """Give up what interrupted receives have left; return how many blocks that frees. Durable on return.
+
+    Raises
+    ------
+    RefusedError : no receive was interrupted here.
+    """
+    with volume.lock:
+        _latest(volume)
+        n_freed = 0
+        for image in list(volume.local.incoming.images()):
+            if volume.incoming.runs(image.entry.landing_id):
+                continue
+            n_freed += image.entry.n_image
+            kept = LandedBlocks(volume, image.entry, {}, image.placemap(), None)
+            kept.remove()
+            volume.commit()
+            kept.forget()
+        volume.space.forget()
+    return n_freed
+
+
+def _latest(volume: LiveVolume) -> IncomingImage:
+    waiting = [i for i in volume.local.incoming.images() if not volume.incoming.runs(i.entry.landing_id)]
+    if not waiting:
+        raise RefusedError(
+            f"no receive into {volume.path} was interrupted: there is nothing to go on with", "receive the stream whole"
+        )
+    return waiting[-1]
+
+
+def made_by_receive(volume: LiveVolume) -> bool:
+    """Tell whether a volume holds nothing but what a receive, which made it, has begun."""
+    with volume.lock:
+        return not volume.was_written and any(image.entry.made_volume for image in volume.local.incoming.images())

@@ -1,0 +1,92 @@
+"""Holding the snapshots that an image brings against what came: each must be whole before anybody sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockplane.model.errors import StreamDamagedError
+from blockplane.planes import Plane
+from blockplane.volume.codec import ROOT_POINTERS, SnapshotRecord, TableEntry
+from blockplane.volume.leafbits import LEAF_BLOCKS, count, numbers_in
+from blockplane.volume.placemap import PlaceMap, union
+from blockplane.volume.readers import PlaceReader
+from blockplane.volume.state import State, differing_leaves
+from blockplane.volume.treeread import FETCH_BLOCKS, NODE_SHIFT
+from blockplane.volume.waiting import plane_leaf
+
+if TYPE_CHECKING:
+    from blockplane.volume.live import LiveVolume
+
+
+class Arrivals:
+    """The snapshots of an image that landed.
+
+    Parameters
+    ----------
+    placemap : where the image's blocks lie. base : what it builds on here.
+    """
+
+    def __init__(self, volume: LiveVolume, image: Plane, base: TableEntry | None, placemap: PlaceMap) -> None:
+        self._volume, self._image, self._base, self.placemap = volume, image, base, placemap
+
+    def state(self, record: SnapshotRecord) -> State:
+        """Return the state of a snapshot that came, its map cut to its plane; every block of it must be here."""
+        volume = self._volume
+        base = volume.snapshot_state(self._base) if self._base is not None else None
+        candidate = self.placemap
+        if base is not None and not base.placemap.is_empty:
+            kept = _without_plane(base.placemap, self._image)
+            candidate = union([kept, self.placemap])
+        state = State.read(PlaceReader(volume.array, candidate), record.root, candidate)
+        self._require_whole(state, base, record)
+        trimmed = _cut_to_plane(candidate, state)
+        return State.read(PlaceReader(volume.array, trimmed), record.root, trimmed)
+
+    def _require_whole(self, state: State, base: State | None, record: SnapshotRecord) -> None:
+        """Hold a snapshot's plane against what came and its base; leaves that it shares with that are whole."""
+        self._refuse_boundless(state, record)
+        n_blocks = base.root.n_blocks if base is not None else 0
+        leaves = differing_leaves([state, base]) if base is not None else list(state.leaf_numbers())
+        for at, leaf in enumerate(leaves):
+            if at % FETCH_BLOCKS == 0:
+                for each in (state, base) if base is not None else (state,):
+                    each.blockmap.fetch_blocks(leaves[at : at + FETCH_BLOCKS])
+            words, there = state.plane_leaf(leaf), plane_leaf(self._image, leaf)
+            if base is not None:
+                there |= base.plane_leaf(leaf)
+                n_blocks -= count(base.plane_leaf(leaf))
+            if (words & ~there).any():
+                missing = int(numbers_in(words & ~there, leaf * LEAF_BLOCKS)[0])
+                raise StreamDamagedError(
+                    f"snapshot {record.name!r} would not be whole: block {missing} is not in the stream or its base",
+                    hint="fetch the stream again; if that does not help, its sender is at fault",
+                )
+            n_blocks += count(words)
+        if n_blocks != record.n_blocks or state.root.n_blocks != n_blocks:
+            raise StreamDamagedError(
+                f"snapshot {record.name!r} holds {n_blocks} blocks, and its record says {record.n_blocks}",
+                hint="its sender is at fault",
+            )
+
+    def _refuse_boundless(self, state: State, record: SnapshotRecord) -> None:
+        """Refuse a blockmap whose size or depth is not the numbering's: walking it could take for ever."""
+        n_leaves, depth = -(-self._image.n_blocks // LEAF_BLOCKS), 0
+        while ROOT_POINTERS << (NODE_SHIFT * depth) < n_leaves:
+            depth += 1
+        if state.n_leaves > n_leaves or state.blockmap.root.depth > depth:
+            raise StreamDamagedError(
+                f"snapshot {record.name!r} has a blockmap of {state.n_leaves} leaves, and its numbering has {n_leaves}",
+                hint="its sender is at fault",
+            )
+
+
+def _without_plane(placemap: PlaceMap, plane: Plane) -> PlaceMap:
+    """Return a map less the VBNs of a plane."""
+    vbns = placemap.vbns()
+    return placemap.without(vbns[plane.contains_many(vbns)])
+
+
+def _cut_to_plane(placemap: PlaceMap, state: State) -> PlaceMap:
+    """Return a map less the VBNs that a state does not hold."""
+    vbns = placemap.vbns()
+    return placemap.without(vbns[~state.holds(vbns)]) if len(vbns) else placemap

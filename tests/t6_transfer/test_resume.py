@@ -1,0 +1,337 @@
+"""Transfers that are interrupted and go on: cut streams, tokens, half-written files; in one process."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import blockplane as bp
+from blockplane.image.extents import numbers_in
+from blockplane.model.errors import (
+    RefusedError,
+    StreamDamagedError,
+    StreamError,
+    StreamMismatchError,
+    StreamTruncatedError,
+)
+from blockplane.stream.input import ObjectInput
+from blockplane.stream.partial import read_partial
+from blockplane.stream.reader import StreamReader
+from equality import differences, volume_tree
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A volume with two snapshots, 12 MiB and 7 MiB of change."""
+    root = tmp_path_factory.mktemp("source")
+    random_bytes = random.Random(11).randbytes
+    with bp.Volume.create(root / "pool", disks=5, size="40M", parity=1) as volume:
+        files = bp.FileSystem(volume)
+        for i in range(6):
+            files.write_bytes(f"/f{i}", random_bytes(2 * MIB))
+        volume.snapshot("june1")
+        for i in range(3):
+            files.write_bytes(f"/f{i}", random_bytes(2 * MIB + i))
+        files.unlink("/f5")
+        files.write_bytes("/new", random_bytes(MIB))
+        volume.snapshot("june2")
+        yield volume
+
+
+@pytest.fixture(scope="module")
+def streams(source):
+    """By expression, the whole stream of each image."""
+    return {text: stream_of(source, text) for text in ("june1", "june2 - june1")}
+
+
+def stream_of(volume, text, **options) -> bytes:
+    sink = io.BytesIO()
+    bp.send(volume.image(text), sink, **options)
+    return sink.getvalue()
+
+
+def whole_frames(stream: bytes) -> list[tuple[int, np.ndarray]]:
+    """Of each data frame: the offset of its end, and its VBNs."""
+    reader, ends = StreamReader(ObjectInput(io.BytesIO(stream))), []
+    reader.read_map()
+    while (head := reader.next_data()) is not None:
+        reader.skip_payload()
+        ends.append((reader.n_bytes, numbers_in(head.extents())))
+    return ends
+
+
+def received_before(stream: bytes, n_bytes: int) -> set[int]:
+    return {int(vbn) for end, vbns in whole_frames(stream) if end <= n_bytes for vbn in vbns}
+
+
+def cut_into(target, stream: bytes, n_bytes: int, **options) -> StreamTruncatedError:
+    with pytest.raises(StreamTruncatedError) as caught:
+        bp.receive(io.BytesIO(stream[:n_bytes]), target, **options)
+    return caught.value
+
+
+def tree_of(volume, snapshot: str):
+    return volume_tree(bp.FileSystem(volume.get_snapshot(snapshot)))
+
+
+def require_equal(source, path: Path, snapshot: str) -> None:
+    with bp.Volume.open(path, writable=False) as volume:
+        report = bp.check(volume)
+        assert (report.ok, report.problems) == (True, [])
+        assert bp.interrupted_receives(volume) == []
+        mine, theirs = volume_tree(bp.FileSystem(volume.get_snapshot(snapshot))), tree_of(source, snapshot)
+        assert differences(mine, theirs) == []
+    assert sorted(os.listdir(path)) in (["disks", "lock", "volume.toml"], ["disks", "volume.toml"])
+
+
+GEOMETRIES = {
+    "the same": {},
+    "chunk is the disk": {"disks": 3, "size": "100M", "chunk": "disk"},
+    "one": {"disks": 1, "size": "200M"},
+}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_a_cut_receive_goes_on_with_a_token(source, streams, tmp_path, geometry, rng):
+    """Two cuts of each image, the rest of the rest too: what was whole does not travel again."""
+    for text, stream in streams.items():
+        top = text.split()[0]
+        options = GEOMETRIES[geometry] if top == "june1" else {}
+        first, second = sorted(rng.integers(len(stream) // 4, len(stream) - 5000, 2).tolist())
+        error = cut_into(tmp_path / "copy", stream, first, **options)
+        copied = received_before(stream, first)
+        assert f"{len(copied)} of " in error.message
+        with bp.Volume.open(tmp_path / "copy") as volume:
+            token = bp.resume_token(volume)
+        assert {int(v) for v in numbers_in(token.copied.extents())} == copied
+        rest = stream_of(source, text, resume=bp.ResumeToken.decode(token.encode()))
+        assert len(rest) <= len(stream) - len(copied) * 4096 + 65536
+        again = int(len(rest) * ((second - first) / (len(stream) - first)))
+        cut_into(tmp_path / "copy", rest, again)
+        with bp.Volume.open(tmp_path / "copy") as volume:
+            token = bp.resume_token(volume)
+        both = copied | received_before(rest, again)
+        assert {int(v) for v in numbers_in(token.copied.extents())} == both
+        last = stream_of(source, text, resume=token)
+        report = bp.receive(io.BytesIO(last), tmp_path / "copy")
+        assert report.n_blocks == token.n_left == source.image(text).n_blocks - len(both)
+        require_equal(source, tmp_path / "copy", top)
+
+
+def test_a_cut_receive_goes_on_with_the_whole_stream(source, streams, tmp_path):
+    stream = streams["june1"]
+    cut_into(tmp_path / "copy", stream, len(stream) // 2)
+    (tmp_path / "june1.bps").write_bytes(stream)
+    bp.receive(tmp_path / "june1.bps", tmp_path / "copy")
+    require_equal(source, tmp_path / "copy", "june1")
+
+
+def test_a_stream_sent_again_is_the_same_image(source, streams, tmp_path):
+    """Another stream of the same snapshots has the same image id: what came of the one counts for the other."""
+    cut_into(tmp_path / "copy", streams["june1"], len(streams["june1"]) // 2)
+    other = stream_of(source, "june1", compress="zstd", order="tape")
+    bp.receive(io.BytesIO(other), tmp_path / "copy")
+    require_equal(source, tmp_path / "copy", "june1")
+
+
+def test_the_volume_can_be_used_while_an_increment_is_incomplete(source, streams, tmp_path):
+    """What is incoming is reserved: a snapshot, a full check and deletions leave it as it is."""
+    bp.receive(io.BytesIO(streams["june1"]), tmp_path / "copy")
+    cut_into(tmp_path / "copy", streams["june2 - june1"], len(streams["june2 - june1"]) // 2)
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        volume.snapshot("mine")
+        volume.delete_snapshot("mine")
+        for _ in range(4):
+            volume.commit(force=True)
+        assert bp.check(volume).problems == []
+        used = volume.available_blocks
+        n_image = bp.interrupted_receives(volume)[0].n_image
+        assert volume.incoming.n_blocks == n_image
+        assert used + n_image <= volume.n_blocks
+    bp.receive(io.BytesIO(streams["june2 - june1"]), tmp_path / "copy")
+    require_equal(source, tmp_path / "copy", "june2")
+
+
+def settled_room(path: Path) -> int:
+    """The blocks available when nothing is pending any more."""
+    with bp.Volume.open(path) as volume:
+        for _ in range(4):
+            volume.commit(force=True)
+        return volume.available_blocks
+
+
+def test_giving_up_frees_what_was_reserved(source, streams, tmp_path):
+    bp.receive(io.BytesIO(streams["june1"]), tmp_path / "copy")
+    before = settled_room(tmp_path / "copy")
+    cut_into(tmp_path / "copy", streams["june2 - june1"], len(streams["june2 - june1"]) // 2)
+    n_image = source.image("june2 - june1").n_blocks
+    assert bp.abort_receive(tmp_path / "copy") == n_image
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        assert bp.interrupted_receives(volume) == []
+        assert bp.check(volume).problems == []
+    assert settled_room(tmp_path / "copy") == before
+    with pytest.raises(RefusedError, match="no receive"):
+        bp.abort_receive(tmp_path / "copy")
+    require_equal(source, tmp_path / "copy", "june1")
+
+
+def test_giving_up_removes_a_volume_that_the_receive_made(streams, tmp_path):
+    cut_into(tmp_path / "copy", streams["june1"], len(streams["june1"]) // 2)
+    assert (tmp_path / "copy").is_dir()
+    bp.abort_receive(tmp_path / "copy")
+    assert os.listdir(tmp_path) == []
+
+
+def test_little_of_a_first_image_leaves_nothing(streams, tmp_path):
+    """Below a mebibyte a volume made for it is not worth finding there later; above, it stays."""
+    ends = [end for end, _ in whole_frames(streams["june1"])]
+    cut_into(tmp_path / "copy", streams["june1"], ends[0] - 1)
+    assert os.listdir(tmp_path) == []
+    cut_into(tmp_path / "copy", streams["june1"], ends[1])
+    assert os.listdir(tmp_path) == ["copy"]
+
+
+def test_damage_leaves_nothing(streams, tmp_path):
+    """What a damaged stream brought is given up: nobody knows what else is wrong with it."""
+    stream = bytearray(streams["june1"])
+    stream[len(stream) // 2] ^= 1
+    with pytest.raises(StreamDamagedError):
+        bp.receive(io.BytesIO(bytes(stream)), tmp_path / "copy")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_rest_goes_nowhere_but_to_its_first_part(source, streams, tmp_path):
+    cut_into(tmp_path / "copy", streams["june1"], len(streams["june1"]) // 2)
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        token = bp.resume_token(volume)
+    rest = stream_of(source, "june1", resume=token)
+    with pytest.raises(StreamMismatchError, match="rest of an interrupted transfer"):
+        bp.receive(io.BytesIO(rest), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    (tmp_path / "rest.bps").write_bytes(rest)
+    with pytest.raises(StreamError, match="rest of an interrupted transfer"):
+        bp.open_stream(tmp_path / "rest.bps")
+    bp.abort_receive(tmp_path / "copy")
+    cut_into(tmp_path / "copy", streams["june1"], len(streams["june1"]) // 4)
+    with pytest.raises(StreamMismatchError, match="blocks of its first part are not in"):
+        bp.receive(tmp_path / "rest.bps", tmp_path / "copy")
+
+
+def test_a_token_is_for_its_image_alone(source, streams, tmp_path):
+    cut_into(tmp_path / "copy", streams["june1"], len(streams["june1"]) // 2)
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        token = bp.resume_token(volume)
+    with pytest.raises(RefusedError, match="token is for an image of june1"):
+        stream_of(source, "june2 - june1", resume=token)
+
+
+def test_tokens_of_all_kinds_of_bad(streams, tmp_path, rng):
+    cut_into(tmp_path / "copy", streams["june1"], len(streams["june1"]) // 2)
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        raw = bp.resume_token(volume).encode()
+    for length in range(len(raw)):
+        with pytest.raises(StreamError):
+            bp.ResumeToken.decode(raw[:length])
+    for at in range(len(raw)):
+        bad = bytearray(raw)
+        bad[at] ^= 1 << int(rng.integers(8))
+        with pytest.raises(StreamError):
+            bp.ResumeToken.decode(bytes(bad))
+
+
+class BreakError(Exception):
+    """Ends a send in its middle."""
+
+
+def broken_send(volume, text: str, path: Path, at: float, **options) -> None:
+    """A send whose progress callback fails after a share of the image."""
+
+    def progress(event):
+        if event.phase == "blocks" and event.done_bytes >= at * event.total_bytes:
+            raise BreakError
+
+    with pytest.raises(BreakError):
+        bp.send(volume.image(text), path, progress=progress, **options)
+
+
+@pytest.mark.parametrize("compress", [None, "zstd"])
+@pytest.mark.parametrize("order", ["disk", "tape"])
+def test_a_half_written_file_is_gone_on_with(source, tmp_path, compress, order, rng):
+    """Broken off twice, torn at the end by a crash: the file in the end is one whole stream, like any."""
+    path, partial = tmp_path / "june1.bps", tmp_path / "june1.bps.partial"
+    options = {"compress": compress, "order": order}
+    small = 1 << 9
+    broken_send(source, "june1", path, 0.4, **options)
+    assert (path.exists(), partial.stat().st_size > MIB) == (False, True)
+    with partial.open("r+b") as file:  # what a power cut leaves
+        file.truncate(partial.stat().st_size - int(rng.integers(small, 300_000)))
+        file.seek(0, os.SEEK_END)
+        file.write(bytes(70_000))
+    with partial.open("rb") as file:
+        found = read_partial(file.fileno(), "it")
+        n_there = len(found.copied)
+        found.written.index.close()
+    dry = bp.send(source.image("june1"), path, dry_run=True, resume=True)
+    assert dry.n_blocks_before == n_there
+    n_image = source.image("june1").n_blocks
+    report = bp.send(source.image("june1"), path, resume=True, **options)
+    assert (report.n_blocks_before, report.n_blocks) == (n_there, n_image - n_there)
+    assert 0 < n_there < n_image
+    assert (path.exists(), partial.exists()) == (True, False)
+    assert bp.verify_streams(path).problems == []
+    bp.receive(path, tmp_path / "copy")
+    require_equal(source, tmp_path / "copy", "june1")
+    with bp.open_stream(path) as chain:
+        assert differences(volume_tree(bp.FileSystem(chain)), tree_of(source, "june1")) == []
+
+
+def test_a_half_written_file_of_another_image_stays_as_it_is(source, tmp_path):
+    path, partial = tmp_path / "x.bps", tmp_path / "x.bps.partial"
+    broken_send(source, "june1", path, 0.4)
+    before = partial.read_bytes()
+    with pytest.raises(RefusedError, match="another image than the one asked for"):
+        bp.send(source.image("june2 - june1"), path, resume=True)
+    assert partial.read_bytes() == before
+    partial.write_bytes(b"notes of my own")
+    with pytest.raises(StreamError, match="not an image stream"):
+        bp.send(source.image("june1"), path, resume=True)
+    assert partial.read_bytes() == b"notes of my own"
+
+
+def test_without_resume_a_half_written_file_is_begun_anew(source, streams, tmp_path):
+    path = tmp_path / "x.bps"
+    broken_send(source, "june1", path, 0.4)
+    report = bp.send(source.image("june1"), path)
+    assert (report.n_blocks_before, sorted(os.listdir(tmp_path))) == (0, ["x.bps"])
+    assert bp.verify_streams(path).ok
+
+
+def test_resume_where_nothing_began_sends_all(source, tmp_path):
+    report = bp.send(source.image("june1"), tmp_path / "x.bps", resume=True)
+    assert (report.n_blocks_before, bp.verify_streams(tmp_path / "x.bps").ok) == (0, True)
+
+
+def test_a_file_that_another_process_writes_is_left_alone(source, tmp_path):
+    with (tmp_path / "x.bps.partial").open("wb") as file:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for resume in (True, False):
+            with pytest.raises(StreamError, match="being written by another process"):
+                bp.send(source.image("june1"), tmp_path / "x.bps", resume=resume)
+    assert os.listdir(tmp_path) == ["x.bps.partial"]
+
+
+def test_a_link_in_the_place_of_the_half_written_file_is_not_followed(source, tmp_path):
+    (tmp_path / "mine").write_bytes(b"precious")
+    (tmp_path / "x.bps.partial").symlink_to(tmp_path / "mine")
+    with pytest.raises(StreamError, match="cannot write"):
+        bp.send(source.image("june1"), tmp_path / "x.bps")
+    assert (tmp_path / "mine").read_bytes() == b"precious"
