@@ -32,7 +32,7 @@ from blockplane.model import (
 from blockplane.stream import open_stream
 from blockplane.stream import sink as sinks
 from blockplane.transfer import receive, send
-from blockplane.transfer.resume import drop_incoming
+from blockplane.transfer.resume import drop_incoming, interrupted_receives
 from blockplane.volume import Volume
 from blockplane.volume.check import check
 from blockplane.volume.snapshots import freed_by
@@ -486,7 +486,8 @@ def test_cut_and_flipped_streams_leave_a_volume_as_it_was(tmp_path, source, rng)
         before = everything(copy)
         used = copy.used_blocks
         cut = [error_of(increment[:place], copy) for place in rng.integers(0, len(increment), 200).tolist()]
-        drop_incoming(copy)  # what came whole would not be looked at again
+        if interrupted_receives(copy):  # what came whole would not be looked at again
+            drop_incoming(copy)
         flipped = []
         for place in rng.integers(0, len(increment), 1000).tolist():
             bad = bytearray(increment)
