@@ -14,7 +14,7 @@ import click
 
 import blockplane as bp
 from blockplane.cli.completion import ExpressionWord, VolumeName
-from blockplane.cli.naming import CONFIG_NAME, open_volume, volume_only
+from blockplane.cli.naming import CONFIG_NAME, MARK_NAME, open_volume, volume_only
 from blockplane.cli.options import disk_options, disks_of, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.resuming import give_up, print_token
@@ -354,7 +354,8 @@ def receive(
     source = origin if origin is not None else _standard_input()
     is_plain = wish.disks is None and wish.size is None and wish.parity is None and wish.chunk is None
     with ProgressLine(progress) as line:
-        if is_plain and os.path.exists(os.path.join(place, CONFIG_NAME)):
+        is_volume = os.path.exists(os.path.join(place, CONFIG_NAME))
+        if is_plain and is_volume and not os.path.exists(os.path.join(place, MARK_NAME)):
             with open_volume(place, "receive", wait_s, writable=True) as volume:
                 report = bp.receive(source, volume, discard=discard, progress=line)
         else:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from blockplane.stream import StreamChain
 
 CONFIG_NAME = "volume.toml"
+#: As in `volume.making`.
+MARK_NAME = "making"
 STREAM_SUFFIX = ".bps"
 
 

@@ -14,20 +14,28 @@ from typing import Final
 from blockplane.disks import HEAD_BLOCKS, TAIL_BLOCKS, GroupRecord
 from blockplane.image.store import VolumeStore
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import BlockplaneError, NotAVolumeError, RefusedError, StreamMismatchError, UsageError
+from blockplane.model.errors import (
+    BlockplaneError,
+    NotAVolumeError,
+    RefusedError,
+    StreamMismatchError,
+    UsageError,
+    VolumeInUseError,
+)
 from blockplane.stream.codec import Role
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.history import is_in_history
 from blockplane.transfer.protocol import Destination
 from blockplane.transfer.resume import drop_incoming, made_by_receive
-from blockplane.volume import landing
+from blockplane.volume import landing, making
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord, TableEntry
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, read_config
 from blockplane.volume.groups import DiskNames, give_back
 from blockplane.volume.incoming import FLAG_MADE_VOLUME, IncomingEntry
 from blockplane.volume.live import LiveVolume
+from blockplane.volume.making import LOCK_NAME
 from blockplane.volume.snapshots import check_name
-from blockplane.volume.volume import LOCK_NAME, Volume
+from blockplane.volume.volume import Volume
 
 #: A stream's own word for its geometry makes at most this many disk files; who wants more says so.
 _MAX_DISKS: Final = 1024
@@ -185,11 +193,27 @@ def destination_for(
     if not isinstance(target, (str, os.PathLike)):
         return _as_it_is(target)
     path = Path(target)
+    _clear_half_made(path)
     if _is_vacant(path):
         return _made(path, stream, wish)
     if not wish.is_default and not _is_half_made(path):
         raise UsageError(f"{path} is there already: its disks are what they are", "leave the disk options out")
     return _opened(path)
+
+
+def _clear_half_made(path: Path) -> None:
+    """Remove a volume whose receive was killed before it had anything that could be gone on with."""
+    if not making.is_marked(path):
+        return
+    try:
+        with Volume.open(path, writable=False, verb="receive") as volume:
+            if volume.was_written or volume.local.incoming.images():
+                return
+    except VolumeInUseError:
+        raise
+    except BlockplaneError:  # not even a volume
+        pass
+    making.clear(path)
 
 
 def _is_half_made(path: Path) -> bool:
@@ -232,12 +256,15 @@ def _made(path: Path, stream: StreamMap, wish: DiskWish) -> Iterator[Destination
     old_disks = [disk for disk in named if disk.exists()]
     new_disks = [disk for disk in named if disk not in old_disks]
     volume = _create(path, stream, wish)
+    making.mark(path)
     try:
         yield VolumeDestination(volume, is_made=True)
         volume.close()
+        making.unmark(path)
     except BaseException:
         if volume.local.incoming.images():  # it was interrupted, and can go on
             volume.close()
+            making.unmark(path)
             raise
         volume.abandon()
         _remove(path, new_disks, existed)
@@ -327,7 +354,7 @@ def _remove(path: Path, new_disks: Sequence[Path], existed: bool) -> None:
     for disk in new_disks:
         disk.unlink(missing_ok=True)
     shutil.rmtree(path / DISKS_DIR, ignore_errors=True)
-    for name in (CONFIG_NAME, LOCK_NAME):
+    for name in (CONFIG_NAME, LOCK_NAME, making.MARK_NAME):
         (path / name).unlink(missing_ok=True)
     if not existed and not any(path.iterdir()):
         with suppress(OSError):  # somebody mounted it

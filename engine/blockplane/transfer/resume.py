@@ -147,7 +147,7 @@ def resume_token(volume: LiveVolume) -> ResumeToken:
         kept = LandedBlocks(volume, entry, dict(leaves_of(image.places)), image.placemap(), image)
         kept.recall(lambda _: None)
         copied = kept.plane()
-        volume.array.flush()
+        kept.close()
     return ResumeToken(
         entry.image_id, entry.space_id, entry.top_id, entry.base_id, entry.n_image, entry.top_name, copied,
         time.time_ns(),

@@ -134,6 +134,10 @@ class LandedBlocks:
     def suspend(self) -> None:
         """Leave it to be continued: everything saved is durable."""
         self.store()
+        self.close()
+
+    def close(self) -> None:
+        """Release the journal."""
         self._journal.close()
 
     def remove(self) -> None:
@@ -149,7 +153,7 @@ class LandedBlocks:
     # --- going on ----------------------------------------------------------------------------------------------------
 
     def recall(self, adopt: Callable[[Band], None]) -> None:
-        """Take up what the journal of an earlier process says, as far as the disks agree.
+        """Take up what the journal of an earlier process says, as far as the disks agree; durable on return.
 
         Parameters
         ----------
@@ -165,6 +169,7 @@ class LandedBlocks:
                         adopt(band)
             finally:
                 self._volume.array.drop_band(band)
+        self.store()
 
     def _journaled(self) -> Iterator[LandedSlots]:
         """Yield what the journal has, the records of a band as one."""

@@ -401,5 +401,7 @@ class Landing:
             return
         if self._bands is not None:
             self._bands.drop()
+        if self._kept is not None:
+            self._kept.close()
         with self._volume.lock:
             self._forget_incoming()

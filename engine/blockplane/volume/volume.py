@@ -13,9 +13,9 @@ from blockplane.disks.assembly import Assembly, assemble
 from blockplane.disks.disk import Disk
 from blockplane.disks.geometry import Geometry, GroupRecord
 from blockplane.disks.label import make_labels, mend_labels, settle_labels, write_labels
-from blockplane.model.errors import NotAVolumeError
+from blockplane.model.errors import BlockplaneError, NotAVolumeError, VolumeInUseError
 from blockplane.planes import Plane
-from blockplane.volume import holds, snapshots
+from blockplane.volume import holds, making, snapshots
 from blockplane.volume.codec import Hold
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, VolumeConfig, read_config, write_config
 from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
@@ -24,11 +24,10 @@ from blockplane.volume.grow import grow, record_for
 from blockplane.volume.landing import Landing
 from blockplane.volume.live import LiveVolume, reserve_for
 from blockplane.volume.lock import VolumeLock
+from blockplane.volume.making import LOCK_NAME
 from blockplane.volume.rootslots import read_newest, successor, write_record
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.timer import CommitTimer
-
-LOCK_NAME = "lock"
 
 
 class Volume(LiveVolume):
@@ -66,6 +65,7 @@ class Volume(LiveVolume):
         files: list[str] = []
         try:
             lock = VolumeLock(directory / LOCK_NAME, "create")
+            making.mark(directory)
             names = wish.names(directory, first=0)
             wish.open_disks(directory, names, opened, files)
             geometry = Geometry((wish.group(opened, first=0, first_disk=0),))
@@ -77,6 +77,7 @@ class Volume(LiveVolume):
                             member_states=bytes([MEMBER_OK]) * len(opened))  # fmt: skip
             write_config(directory, VolumeConfig(volume_id, tuple(names)))
             volume = cls.on_disks(directory, geometry, opened, record)
+            making.unmark(directory)
         except BaseException:
             for disk in opened:
                 disk.close()
@@ -125,6 +126,22 @@ class Volume(LiveVolume):
         NotAVolumeError, DiskError: there is no volume, or not all of it. VolumeInUseError: another process has it.
         """
         directory = Path(path)
+        try:
+            volume = cls._open(directory, writable, wait_s, verb)
+        except VolumeInUseError:
+            raise
+        except BlockplaneError as error:
+            if making.is_marked(directory):
+                raise NotAVolumeError(
+                    f"{directory} was being made when its maker was stopped", "make it again, or remove it"
+                ) from error
+            raise
+        if writable:
+            making.unmark(directory)
+        return volume
+
+    @classmethod
+    def _open(cls, directory: Path, writable: bool, wait_s: float, verb: str) -> Self:
         config = read_config(directory)
         lock = VolumeLock(directory / LOCK_NAME, verb, wait_s, shared=not writable)
         try:
@@ -247,6 +264,8 @@ def _make_directory(directory: Path) -> bool:
 
 
 def _refuse_taken(directory: Path) -> None:
+    if making.is_marked(directory):
+        making.clear(directory)
     if (directory / CONFIG_NAME).exists():
         raise NotAVolumeError(f"{directory} is a volume already", "take another name, or remove it first")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -258,7 +277,7 @@ def _unmake_directory(directory: Path, made: bool, files: Sequence[str]) -> None
     for file in files:
         Path(file).unlink(missing_ok=True)
     shutil.rmtree(directory / DISKS_DIR, ignore_errors=True)
-    for name in (CONFIG_NAME, LOCK_NAME):
+    for name in (CONFIG_NAME, LOCK_NAME, making.MARK_NAME):
         (directory / name).unlink(missing_ok=True)
     if made:
         directory.rmdir()

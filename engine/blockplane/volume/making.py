@@ -1,0 +1,45 @@
+"""A mark in a volume's directory while the volume is being made: what a maker that was killed left is nobody's.
+
+The first writer that opens the volume takes the mark away; from then on the directory is a volume like any.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+from blockplane.volume.config import CONFIG_NAME, DISKS_DIR
+from blockplane.volume.lock import VolumeLock
+
+MARK_NAME: Final = "making"
+LOCK_NAME: Final = "lock"
+
+
+def mark(directory: Path) -> None:
+    """Say that the volume is being made."""
+    os.close(os.open(directory / MARK_NAME, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+
+
+def unmark(directory: Path) -> None:
+    """Say that it is made."""
+    (directory / MARK_NAME).unlink(missing_ok=True)
+
+
+def is_marked(directory: Path) -> bool:
+    """Whether the volume is being made, or its maker stopped before the end."""
+    return (directory / MARK_NAME).is_file()
+
+
+def clear(directory: Path) -> None:
+    """Remove what a maker left that stopped: what is in the directory, not disks that lie elsewhere.
+
+    Raises
+    ------
+    VolumeInUseError: it is at work.
+    """
+    with VolumeLock(directory / LOCK_NAME, "clearing"):
+        shutil.rmtree(directory / DISKS_DIR, ignore_errors=True)
+        for name in (CONFIG_NAME, CONFIG_NAME + ".new", LOCK_NAME, MARK_NAME):
+            (directory / name).unlink(missing_ok=True)
