@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         StreamVerdict,
         abort_receive,
         compare_streams,
+        held,
         interrupted_receives,
         merge_streams,
         read_token,
@@ -57,8 +58,8 @@ _HOMES = {
     "blockplane.stream": ("StreamChain", "is_stream", "open_stream"),
     "blockplane.transfer": (
         "InterruptedReceive", "MergeReport", "ReceiveReport", "ResumeToken", "SendReport", "StreamComparison",
-        "StreamVerdict", "abort_receive", "compare_streams", "interrupted_receives", "merge_streams", "read_token",
-        "receive", "resume_token", "send", "stream_map", "verify_streams",
+        "StreamVerdict", "abort_receive", "compare_streams", "held", "interrupted_receives", "merge_streams",
+        "read_token", "receive", "resume_token", "send", "stream_map", "verify_streams",
     ),
     "blockplane.volume": ("Policy", "PruneReport", "Snapshot", "State"),
 }  # fmt: skip
@@ -102,6 +103,7 @@ __all__ = [
     "compare_streams",
     "errors",
     "format_size",
+    "held",
     "interrupted_receives",
     "is_stream",
     "merge_streams",

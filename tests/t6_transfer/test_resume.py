@@ -335,3 +335,42 @@ def test_a_link_in_the_place_of_the_half_written_file_is_not_followed(source, tm
     with pytest.raises(StreamError, match="cannot write"):
         bp.send(source.image("june1"), tmp_path / "x.bps")
     assert (tmp_path / "mine").read_bytes() == b"precious"
+
+
+def test_the_base_is_held_until_the_increment_is_whole(source, streams, tmp_path):
+    bp.receive(io.BytesIO(streams["june1"]), tmp_path / "copy")
+    cut_into(tmp_path / "copy", streams["june2 - june1"], len(streams["june2 - june1"]) // 2)
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        (hold,) = volume.get_snapshot("june1").holds
+        assert (hold.owner.startswith("receive:june2:"), hold.expires_ns > hold.made_ns) == (True, True)
+        with pytest.raises(RefusedError, match="is held by receive:june2"):
+            volume.delete_snapshot("june1")
+    bp.receive(io.BytesIO(streams["june2 - june1"]), tmp_path / "copy")
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        assert volume.get_snapshot("june1").holds == []
+
+
+def test_without_its_base_an_increment_cannot_go_on(source, streams, tmp_path):
+    bp.receive(io.BytesIO(streams["june1"]), tmp_path / "copy")
+    cut_into(tmp_path / "copy", streams["june2 - june1"], len(streams["june2 - june1"]) // 2)
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        (hold,) = volume.get_snapshot("june1").holds
+        volume.release_snapshot("june1", hold.owner)
+        volume.delete_snapshot("june1")
+        with pytest.raises(StreamMismatchError, match="builds on snapshot june1"):
+            bp.receive(io.BytesIO(streams["june2 - june1"]), volume)
+        assert bp.check(volume).problems == []
+    assert bp.abort_receive(tmp_path / "copy") > 0
+
+
+def test_a_send_that_fails_leaves_its_hold(tmp_path):
+    with bp.Volume.create(tmp_path / "pool", disks=3, size="16M") as volume:
+        bp.FileSystem(volume).write_bytes("/f", bytes(range(256)) * 8192)
+        volume.snapshot("june1")
+        image = volume.image("june1")
+        with pytest.raises(BreakError), bp.held(volume, image, 3600):
+            raise BreakError
+        assert [hold.owner for hold in volume.get_snapshot("june1").holds] == ["send:june1"]
+        with bp.held(volume, image, 3600):
+            bp.send(image, tmp_path / "june1.bps")
+        assert volume.get_snapshot("june1").holds == []

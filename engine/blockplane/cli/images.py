@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +16,7 @@ import click
 import blockplane as bp
 from blockplane.cli.completion import ExpressionWord, VolumeName
 from blockplane.cli.naming import CONFIG_NAME, MARK_NAME, open_volume, volume_only
-from blockplane.cli.options import disk_options, disks_of, json_option, progress_option, wait_option
+from blockplane.cli.options import Duration, disk_options, disks_of, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.resuming import give_up, print_token
 from blockplane.cli.text import blocks, duration, print_json, print_table, printable, rate, size
@@ -214,6 +215,7 @@ def _print_image(volume: bp.Volume, found: bp.Image) -> None:
     flag_value="",
     help="Go on with an interrupted transfer: by its destination's token, or with the half-written FILE of -o.",
 )
+@click.option("--hold", type=Duration(), metavar="TIME", help="Should it fail, keep its snapshots so long (7d).")
 @choice_options
 @json_option
 @wait_option
@@ -226,6 +228,7 @@ def send(
     order: str,
     compress: str | None,
     resume: str | None,
+    hold: float | None,
     choice: Choice,
     as_json: bool,
     wait_s: float,
@@ -248,8 +251,10 @@ def send(
     blockplane send pool june1 --resume token | ssh far blockplane receive copy
     """
     sink = output if output is not None or dry_run else standard_output()
-    with open_volume(volume_only(vol), "send", wait_s, writable=False) as volume:
+    with open_volume(volume_only(vol), "send", wait_s, writable=hold is not None) as volume, ExitStack() as stack:
         found = choice.image(volume, words)
+        if hold is not None and not dry_run:
+            stack.enter_context(bp.held(volume, found, hold))
         begun = bp.read_token(resume) if resume else resume is not None
         with ProgressLine(progress) as line:
             report = bp.send(found, sink, progress=line, dry_run=dry_run, order=order, compress=compress, resume=begun)

@@ -7,6 +7,7 @@ from blockplane.transfer.receive import ReceiveReport, receive
 from blockplane.transfer.resume import (
     InterruptedReceive,
     ResumeToken,
+    held,
     interrupted_receives,
     read_token,
     resume_token,
@@ -24,6 +25,7 @@ __all__ = [
     "StreamVerdict",
     "abort_receive",
     "compare_streams",
+    "held",
     "interrupted_receives",
     "merge_streams",
     "read_token",

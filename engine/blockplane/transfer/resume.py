@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from blockplane.image.expression import is_name
+from blockplane.image.image import Image
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import RefusedError, StreamDamagedError, StreamError, StreamMissingError
 from blockplane.planes import Plane, PlaneFormatError
+from blockplane.volume.codec import KIND_REGULAR, NAME_BYTES
+from blockplane.volume.holds import hold_by_id, release_all
 from blockplane.volume.incoming import IncomingImage, leaves_of
 from blockplane.volume.landed import LandedBlocks
 from blockplane.volume.live import LiveVolume
@@ -174,6 +178,26 @@ def drop_incoming(volume: LiveVolume) -> int:
             kept.forget()
         volume.space.forget()
     return n_freed
+
+
+@contextmanager
+def held(volume: LiveVolume, image: Image, seconds: float) -> Iterator[None]:
+    """Keep the snapshots that an image is made of while it is sent; where that fails, so many seconds from its start.
+
+    What is sent again with a token, or into a half-written file, must still be there. A later send of the same image,
+    held too, gives the hold up when it is done.
+    """
+    records = [record for record in image.records() if record.kind == KIND_REGULAR]
+    top, base = image.top, image.base
+    owner = f"send:{top.name if top is not None else ''}{f'-{base.name}' if base is not None else ''}"[:NAME_BYTES]
+    with volume.lock:
+        for record in records:
+            hold_by_id(volume, record.id, owner, time.time_ns() + int(seconds * 1e9))
+        volume.commit()
+    yield
+    with volume.lock:
+        release_all(volume, owner)
+        volume.commit()
 
 
 def _latest(volume: LiveVolume) -> IncomingImage:

@@ -72,6 +72,19 @@ def release(volume: LiveVolume, name: str, owner: str) -> None:
         volume.commit()
 
 
+def hold_by_id(volume: LiveVolume, snapshot_id: bytes, owner: str, expires_ns: int = 0) -> None:
+    """Keep a snapshot, known by its id, in the open CP: durable with its commit. The volume's lock is held."""
+    rest = [old for old in volume.local.holds() if (old.snapshot_id, old.owner) != (snapshot_id, owner)]
+    volume.local.set_holds([*rest, Hold(snapshot_id, owner, time.time_ns(), expires_ns)])
+
+
+def release_all(volume: LiveVolume, owner: str) -> None:
+    """Give up whatever an owner holds, in the open CP. The volume's lock is held."""
+    kept = [hold for hold in volume.local.holds() if hold.owner != owner]
+    if len(kept) < len(volume.local.holds()):
+        volume.local.set_holds(kept)
+
+
 def refuse_needed(volume: LiveVolume, entries: Iterable[TableEntry]) -> None:
     """Refuse to give up snapshots that something reads, or that somebody holds.
 

@@ -19,6 +19,8 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.checks import fresh_checks
 from blockplane.planes import Plane
 from blockplane.volume.beside import read_slots
+from blockplane.volume.codec import NAME_BYTES
+from blockplane.volume.holds import hold_by_id, release_all
 from blockplane.volume.incoming import IncomingEntry, IncomingImage, leaves_of
 from blockplane.volume.journal import LandedSlots, LandingJournal, read_journal
 from blockplane.volume.leafbits import (
@@ -41,6 +43,8 @@ STORE_BLOCKS: Final = (1 << 30) // BLOCK_BYTES
 STORE_S: Final = 10.0
 # An image up to this size is brought again whole: 16 MiB.
 SMALL_BLOCKS: Final = 4096
+# How long an interrupted receive keeps its base from being deleted: 30 days.
+HOLD_NS: Final = 30 * 86_400 * 10**9
 # A journal is not written anew for less.
 MIN_RESTART_BYTES: Final = 1 << 20
 
@@ -118,6 +122,7 @@ class LandedBlocks:
             if image is None:
                 image = volume.local.incoming.add(self.entry)
                 image.fill(self._places, self._placemap)
+                self._hold_base()
                 self._is_stored = True
             for leaf, words in self._unstored.items():
                 image.add_landed(leaf, words)
@@ -127,6 +132,16 @@ class LandedBlocks:
         self._n_since, self._stored_s = 0, time.monotonic()
         if not self._journal.is_open or self._journal.n_bytes > max(2 * self._partial_bytes(), MIN_RESTART_BYTES):
             self._journal.restart(slots for parts in self._partial.values() for slots in parts)
+
+    @property
+    def _owner(self) -> str:
+        """Who holds the base, as `snapshot list` shows it."""
+        return f"receive:{self.entry.top_name}:{self.entry.landing_id.hex()[:8]}"[:NAME_BYTES]
+
+    def _hold_base(self) -> None:
+        """Keep the base until the receive ends, or is not gone on with for long."""
+        if not self.entry.is_full:
+            hold_by_id(self._volume, self.entry.base_id, self._owner, time.time_ns() + HOLD_NS)
 
     def _partial_bytes(self) -> int:
         return sum(slots.written.size // 8 + 4 * slots.n_blocks for parts in self._partial.values() for slots in parts)
@@ -145,6 +160,7 @@ class LandedBlocks:
         image = self._volume.local.incoming.find(self.entry.landing_id)
         if image is not None:
             self._volume.local.incoming.remove(image)
+            release_all(self._volume, self._owner)
 
     def forget(self) -> None:
         """Take the journal away, once no consistency point has the entry."""
