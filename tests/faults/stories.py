@@ -7,8 +7,12 @@ import random
 import numpy as np
 
 from blockplane.disks.geometry import Geometry
+from blockplane.planes import Plane
 from blockplane.volume import Volume
 from blockplane.volume.codec import NUMBER_MASK
+from blockplane.volume.incoming import IncomingEntry
+from blockplane.volume.landed import LandedBlocks
+from blockplane.volume.landing import Landing
 from faults.explore import Models, Watch
 from faults.world import FileClient, fill, geometry_of, image_plane, make_volume, root_of
 
@@ -192,6 +196,47 @@ class IncrementStory(_LandingStory):
         volume.delete_snapshot("s1")
 
 
+class InterruptedStory(_LandingStory):
+    """An increment is interrupted and goes on, the volume is used in between; another image is given up."""
+
+    name = "interrupted"
+
+    def prepare(self, volume: Volume, client: FileClient) -> None:
+        super().prepare(volume, client)
+        self.land(volume, client, "s1", None)
+
+    def begin(self, volume: Volume, base: str | None) -> tuple[Landing, Plane]:
+        plane, record = image_plane(self.source, "s2", base), self.source.get_snapshot("s2").record
+        entry = IncomingEntry(
+            bytes([len(volume.local.incoming.images())] * 16), bytes([base is None]) * 16, record.space_id, record.id,
+            volume.get_snapshot(base).record.id if base else bytes(16), len(plane), 0, plane.n_blocks, 0, "s2",
+        )  # fmt: skip
+        return Landing(volume, plane, volume.get_snapshot(base).entry if base else None, entry), plane
+
+    def act(self, volume: Volume, client: FileClient) -> None:
+        landing, plane = self.begin(volume, "s1")
+        fill(landing, self.source, "s2", plane, piece=3, most=3)
+        landing.suspend()
+        volume.delete_snapshot("own")
+        landing, plane = self.begin(volume, None)
+        fill(landing, self.source, "s2", plane, piece=3, most=3)
+        landing.suspend()
+        drop_incoming_of(volume, bytes([1]) * 16)
+        landing, plane = self.begin(volume, "s1")
+        fill(landing, self.source, "s2", plane, reverse=True, piece=5)
+        landing.commit([self.source.get_snapshot("s2").record])
+        client.edit(1, 0, 4)
+        volume.sync()
+
+
+def drop_incoming_of(volume: Volume, image_id: bytes) -> None:
+    """Give one incoming image up."""
+    with volume.lock:
+        (image,) = (image for image in volume.local.incoming.images() if image.entry.image_id == image_id)
+        LandedBlocks(volume, image.entry, {}, image.placemap(), None).remove()
+        volume.commit()
+
+
 class NearlyFullStory(_Story):
     """No stripe is wholly free: parity is written beside live blocks."""
 
@@ -242,5 +287,6 @@ STORIES: tuple[type[_Story], ...] = (
     ShadowStory,
     FullStory,
     IncrementStory,
+    InterruptedStory,
     NearlyFullStory,
 )

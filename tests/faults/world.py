@@ -17,6 +17,7 @@ from blockplane.disks.assembly import assemble_disks
 from blockplane.disks.disk import HEAD_BLOCKS, TAIL_BLOCKS, Disk
 from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry
 from blockplane.model import BLOCK_BYTES
+from blockplane.model.checks import fresh_checks
 from blockplane.planes import Plane
 from blockplane.volume import State, TreeRoot, Volume
 from blockplane.volume.check import CheckReport, check
@@ -232,18 +233,22 @@ def read_blocks(volume: Volume, name: str, start: int, stop: int) -> np.ndarray:
     return out
 
 
-def fill(landing, source: Volume, top: str, plane: Plane, reverse: bool = False, piece: int = 7) -> None:
-    """Hand the blocks of an image to a landing, in pieces."""
+def fill(
+    landing, source: Volume, top: str, plane: Plane, reverse: bool = False, piece: int = 7, most: int | None = None
+) -> None:
+    """Hand the blocks of an image to a landing, in pieces, at most so many of them."""
     pieces = [
         (at, min(at + piece, stop)) for start, stop in plane.extents().tolist() for at in range(start, stop, piece)
     ]
-    for start, stop in reversed(pieces) if reverse else pieces:
+    for start, stop in (pieces[::-1] if reverse else pieces)[:most]:
         data = read_blocks(source, top, start, stop)
-        at = 0
-        for buffer in landing.buffers(np.array([[start, stop]], np.int64)):
+        at, checks = 0, fresh_checks(data, np.arange(start, stop))
+        buffers = landing.buffers(np.array([[start, stop]], np.int64), checks)
+        for buffer in buffers or ():
             buffer[:] = data[at : at + len(buffer)]
             at += len(buffer)
-        landing.landed()
+        if buffers is not None:
+            landing.landed()
 
 
 def receive(source: Volume, target: Volume, top: str, base: str | None = None, reverse: bool = False) -> None:

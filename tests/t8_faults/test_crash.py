@@ -25,12 +25,13 @@ LEAST_STATES = {
     "shadows": 1900,
     "full": 550,
     "increment": 750,
+    "interrupted": 1100,
     "nearly full": 1250,
 }
 #: The deep run repeats every story in so many variations, with more torn writes and subsets.
 DEEP_VARIATIONS = 14
 #: Stories that write beside live blocks: a lost disk on top of the cut would need the log in some of their states.
-LOGGED = {"full", "increment", "nearly full"}
+LOGGED = {"full", "increment", "interrupted", "nearly full"}
 CI_PLAN = Plan(n_random=20, max_pairs=30, n_torn=2)
 
 
