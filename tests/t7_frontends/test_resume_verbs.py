@@ -1,0 +1,108 @@
+"""receive --have and --abort, send --resume and --hold on the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import blockplane as bp
+
+COMMAND = [sys.executable, "-m", "blockplane"]
+
+
+@pytest.fixture
+def big(done) -> str:
+    """A volume of 6 MiB in june1, and its stream, cut in the middle."""
+    with bp.Volume.create("big", disks=3, size="16MiB") as volume:
+        bp.FileSystem(volume).write_bytes("/data", os.urandom(6 << 20))
+        volume.snapshot("june1")
+    done("send", "big", "june1", "-o", "whole.bps")
+    whole = Path("whole.bps").read_bytes()
+    Path("cut.bps").write_bytes(whole[: len(whole) * 2 // 3])
+    return "big"
+
+
+def write_token(vol: str) -> str:
+    with open("token", "wb") as file:
+        subprocess.run([*COMMAND, "receive", vol, "--have"], stdout=file, stderr=subprocess.DEVNULL, check=True)
+    return "token"
+
+
+def test_the_whole_way(done, blockplane, big):
+    cut = blockplane("receive", "copy", "-i", "cut.bps", "--json")
+    error = cut.error
+    assert (error["kind"], "are kept in copy" in error["message"]) == ("stream-truncated", True)
+    assert "--have" in error["hint"]
+    (incoming,) = done("info", "copy", "--json").json["incoming"]
+    assert (incoming["top"], incoming["running"]) == ("june1", False)
+    assert "incoming   june1: " in done("info", "copy").out
+    have = done("receive", "copy", "--have", "--json").json
+    assert have["left_blocks"] == have["n_blocks"] - have["copied_blocks"]
+    token = write_token("copy")
+    dry = done("send", big, "june1", "--resume", token, "-n", "--json").json
+    assert (dry["n_blocks"], dry["n_blocks_before"]) == (have["left_blocks"], have["copied_blocks"])
+    sent = done("send", big, "june1", "--resume", token, "-o", "rest.bps", "--json").json
+    assert (sent["stream_bytes"], sent["stream_bytes"]) == (dry["stream_bytes"], Path("rest.bps").stat().st_size)
+    shown = done("stream", "info", "rest.bps").out
+    assert "the rest of an interrupted transfer" in shown
+    assert done("stream", "info", "rest.bps", "--json").json["following_blocks"] == have["left_blocks"]
+    assert done("stream", "verify", "rest.bps", "--json").json["problems"] == []
+    report = done("receive", "copy", "-i", "rest.bps", "--json").json
+    assert report["n_blocks"] == have["left_blocks"]
+    assert done("info", "copy", "--json").json["incoming"] == []
+    assert done("check", "copy", "--json").json["ok"] is True
+    done("get", "copy:/data", "mine")
+    done("get", f"{big}:/data", "theirs")
+    assert Path("mine").read_bytes() == Path("theirs").read_bytes()
+
+
+def test_disk_options_may_be_given_again(done, blockplane, big):
+    assert blockplane("receive", "copy", "-i", "cut.bps", "--disks", 2, "--size", "24M").status == 1
+    done("receive", "copy", "-i", "whole.bps", "--disks", 2, "--size", "24M")
+    assert len(done("info", "copy", "--json").json["disks"]) == 2
+
+
+def test_giving_up(done, blockplane, big):
+    blockplane("receive", "copy", "-i", "cut.bps")
+    assert "copy is gone" in done("receive", "copy", "--abort").out
+    assert not Path("copy").exists()
+    done("create", "copy", "--disks", 3, "--size", "16MiB")
+    blockplane("receive", "copy", "-i", "cut.bps")
+    given_up = done("receive", "copy", "--abort", "--json").json
+    assert (given_up["freed_blocks"] > 0, given_up["removed_volume"]) == (True, False)
+    again = blockplane("receive", "copy", "--abort", "--json")
+    assert (again.error["kind"], "no receive" in again.error["message"]) == ("refused", True)
+    assert blockplane("receive", "copy", "--have", "--abort").status == 2
+
+
+def test_what_is_no_token(blockplane, big):
+    Path("notes").write_text("not a token at all, but long enough to hold one" * 20)
+    assert (
+        "not a token" in blockplane("send", big, "june1", "--resume", "notes", "-o", "x.bps", "--json").error["message"]
+    )
+    missing = blockplane("send", big, "june1", "--resume", "nowhere", "-o", "x.bps", "--json").error
+    assert "no such token" in missing["message"]
+    assert not Path("x.bps").exists()
+
+
+def test_a_send_that_is_held(done, big):
+    done("send", big, "june1", "-o", "held.bps", "--hold", "7d")
+    (snapshot,) = done("info", big, "--json").json["snapshots"]
+    assert "holds" not in snapshot
+
+
+def test_a_half_written_file(done, big):
+    half = Path("whole.bps").read_bytes()[: 3 << 20]
+    Path("again.bps.partial").write_bytes(half)
+    dry = done("send", big, "june1", "-o", "again.bps", "--resume", "-n", "--json").json
+    assert 0 < dry["n_blocks_before"] < dry["n_blocks_before"] + dry["n_blocks"]
+    assert Path("again.bps.partial").read_bytes() == half
+    report = done("send", big, "june1", "-o", "again.bps", "--resume", "--json").json
+    assert report["n_blocks_before"] == dry["n_blocks_before"]
+    assert Path("again.bps").stat().st_size == Path("whole.bps").stat().st_size
+    assert not Path("again.bps.partial").exists()
+    assert done("stream", "verify", "again.bps", "--json").json["problems"] == []
