@@ -90,7 +90,7 @@ def verify_streams(
         whole = [name for name, source in zip(names, sources, strict=True) if run.read(name, source)]
     verdict = run.verdict
     verdict.order = names
-    if all(os.path.isfile(name) for name in names) and whole == names:
+    if all(os.path.isfile(name) for name in names) and whole == names and not run.is_part_alone:
         proof = prove_chain(names)
         verdict.problems += proof.problems
         verdict.order, verdict.proved = proof.order, proof.whole
@@ -108,6 +108,12 @@ class _Run:
         self._low, self._high = n_bytes * (k - 1) // n, n_bytes * k // n
         self._is_all = part is None
         self._ring = Ring()
+        self._n_parts = self._n_streams = 0
+
+    @property
+    def is_part_alone(self) -> bool:
+        """Whether all there is is the rest of an interrupted transfer: by itself that proves nothing."""
+        return self._n_parts == self._n_streams == 1
 
     def read(self, name: str, source: Input) -> bool:
         """Verify one stream; return whether it is whole."""
@@ -124,6 +130,8 @@ class _Run:
         verdict, before = self.verdict, self.verdict.stream_bytes
         reader = StreamReader(source)
         stream = reader.read_map()
+        self._n_streams += 1
+        self._n_parts += stream.part is not None
         claims = Claims(stream.following)
 
         def wanted(head: FrameHead) -> Sequence[Bytes] | None:
