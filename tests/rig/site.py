@@ -35,7 +35,7 @@ class Site:
         self.model = ModelVolume()
         self.volume = make_volume(shapes, name)
         self._take_up(self.volume)
-        self.n_full = 0
+        self.n_full = self.n_interrupted = 0
         self._adopt_root()
 
     def _adopt_root(self) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
+from unittest import mock
 
 import pytest
 
 from blockplane.image.image import Image, build
-from blockplane.model import NoSpaceError, RefusedError, StreamMismatchError
+from blockplane.model import NoSpaceError, RefusedError, StreamMismatchError, StreamTruncatedError
+from blockplane.stream import codec
 from blockplane.transfer.receive import ReceiveReport, receive
+from blockplane.transfer.resume import drop_incoming, interrupted_receives, resume_token
 from blockplane.transfer.send import send
 from model import ModelSnapshot
 from rig.sets import numbers, pairs
@@ -27,6 +32,48 @@ class Wish:
     @property
     def text(self) -> str:
         return " + ".join((self.top, *self.beside)) + (f" - {self.base}" if self.base else "")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a transfer is interrupted: after how many hundredths of its stream, with a crash or not; how it goes on."""
+
+    at: int
+    crash: bool
+    how: Literal["again", "token", "abort"]
+
+
+def small_frames() -> AbstractContextManager[object]:
+    """Have streams written in frames of few blocks: what is cut leaves whole ones before."""
+    return mock.patch.object(codec, "MAX_FRAME_BLOCKS", 2)
+
+
+def interrupt(source: Site, target: Site, image: Image, stream: bytes, cut: Cut, *, discard: bool) -> bytes:
+    """Receive a part of a stream; return the stream to go on with."""
+    n_bytes = len(stream) * cut.at // 100
+    try:
+        receive(io.BytesIO(stream[:n_bytes]), target.volume, discard=discard)
+    except (NoSpaceError, RefusedError):
+        return stream
+    except StreamTruncatedError:
+        pass
+    target.reopen(crash=cut.crash)
+    there = interrupted_receives(target.volume)
+    assert len(there) <= 1
+    target.n_interrupted += len(there)
+    if not there or cut.how == "again":
+        return stream
+    assert (there[0].n_image, there[0].top_name) == (image.n_blocks, image.top.name if image.top else "")
+    if cut.how == "abort":
+        drop_incoming(target.volume)
+        return stream
+    token = resume_token(target.volume)
+    assert numbers(token.copied.extents()) <= numbers(image.plane.extents())
+    rest = io.BytesIO()
+    with small_frames():
+        report = send(image, rest, resume=token)
+    assert report.n_blocks == token.n_left
+    return rest.getvalue()
 
 
 def checked_image(source: Site, wish: Wish) -> tuple[Image, list[ModelSnapshot]]:
@@ -64,7 +111,9 @@ def checked_image(source: Site, wish: Wish) -> tuple[Image, list[ModelSnapshot]]
     return image, [model.snapshots[i] for i in order]
 
 
-def transfer(source: Site, target: Site, wish: Wish, *, discard: bool = False) -> ReceiveReport | None:
+def transfer(
+    source: Site, target: Site, wish: Wish, *, discard: bool = False, cut: Cut | None = None
+) -> ReceiveReport | None:
     """Send and receive; None where that was refused, as it had to be."""
     source.sync()
     target.sync()
@@ -72,7 +121,8 @@ def transfer(source: Site, target: Site, wish: Wish, *, discard: bool = False) -
     if image.base is not None and not image.complete:
         return None
     stream = io.BytesIO()
-    report = send(image, stream)
+    with small_frames() if cut is not None else nullcontext():
+        report = send(image, stream)
     assert report.n_blocks == image.n_blocks
     stream.seek(0)
     base = source.model.named(wish.base) if wish.base else None
@@ -82,6 +132,8 @@ def transfer(source: Site, target: Site, wish: Wish, *, discard: bool = False) -
             receive(stream, target.volume, discard=discard)
         target.sync()
         return None
+    if cut is not None:
+        stream = io.BytesIO(interrupt(source, target, image, stream.getvalue(), cut, discard=discard))
     try:
         received = receive(stream, target.volume, discard=discard)
     except NoSpaceError:
