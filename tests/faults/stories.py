@@ -28,6 +28,17 @@ SHAPES = (
 )
 
 
+#: For a story whose local tree holds more.
+ROOMY = (
+    geometry_of(2, 1, 128),
+    geometry_of(3, 2, 128),
+    geometry_of(1, 0, 384),
+    geometry_of(4, 1, 128),
+    geometry_of(2, 1, 192, chunk_blocks=192),
+    geometry_of(2, 2, 128, n_groups=2),
+)
+
+
 class _Story:
     """A story with a variation: shape of the disks, and random choices."""
 
@@ -200,6 +211,10 @@ class InterruptedStory(_LandingStory):
     """An increment is interrupted and goes on, the volume is used in between; another image is given up."""
 
     name = "interrupted"
+
+    def __init__(self, variation: int = 0) -> None:
+        super().__init__(variation)
+        self.geometry = ROOMY[variation % len(ROOMY)]
 
     def prepare(self, volume: Volume, client: FileClient) -> None:
         super().prepare(volume, client)

@@ -228,7 +228,7 @@ def _is_half_made(path: Path) -> bool:
 def _is_vacant(path: Path) -> bool:
     if path.is_symlink() and not path.exists():
         raise NotAVolumeError(f"{path} is a symbolic link that leads nowhere", "name the directory itself")
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    return not path.exists() or (path.is_dir() and making.is_vacant(path))
 
 
 @contextmanager

@@ -32,8 +32,13 @@ def is_marked(directory: Path) -> bool:
     return (directory / MARK_NAME).is_file()
 
 
+def is_vacant(directory: Path) -> bool:
+    """Whether a directory holds nothing, or a lock alone: a maker had no time for more, or has it now."""
+    return all(entry.name == LOCK_NAME for entry in directory.iterdir())
+
+
 def clear(directory: Path) -> None:
-    """Remove what a maker left that stopped: what is in the directory, not disks that lie elsewhere.
+    """Remove what a maker left that stopped: what is in the directory but the lock, not disks that lie elsewhere.
 
     Raises
     ------
@@ -41,5 +46,5 @@ def clear(directory: Path) -> None:
     """
     with VolumeLock(directory / LOCK_NAME, "clearing"):
         shutil.rmtree(directory / DISKS_DIR, ignore_errors=True)
-        for name in (CONFIG_NAME, CONFIG_NAME + ".new", LOCK_NAME, MARK_NAME):
+        for name in (CONFIG_NAME, CONFIG_NAME + ".new", MARK_NAME):
             (directory / name).unlink(missing_ok=True)

@@ -61,10 +61,10 @@ class Volume(LiveVolume):
         directory = Path(path)
         wish = GroupWish(disks, size, parity, chunk, wipe)
         made = _make_directory(directory)
+        lock = VolumeLock(directory / LOCK_NAME, "create")
         opened: list[Disk] = []
         files: list[str] = []
         try:
-            lock = VolumeLock(directory / LOCK_NAME, "create")
             making.mark(directory)
             names = wish.names(directory, first=0)
             wish.open_disks(directory, names, opened, files)
@@ -82,6 +82,7 @@ class Volume(LiveVolume):
             for disk in opened:
                 disk.close()
             _unmake_directory(directory, made, files)
+            lock.release()
             raise
         volume.close_with(lock)
         volume.close_with(CommitTimer(volume.commit_if_due).__enter__())
@@ -268,7 +269,7 @@ def _refuse_taken(directory: Path) -> None:
         making.clear(directory)
     if (directory / CONFIG_NAME).exists():
         raise NotAVolumeError(f"{directory} is a volume already", "take another name, or remove it first")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and not (directory.is_dir() and making.is_vacant(directory)):
         raise NotAVolumeError(f"{directory} is not empty", "name a directory that is empty or does not exist")
 
 
