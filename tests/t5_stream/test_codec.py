@@ -25,7 +25,7 @@ from blockplane.stream.writer import StreamWriter
 from blockplane.volume.codec import NO_ID, Pointer, SnapshotRecord
 from streams.storage import plane_of
 
-FORMAT = (Path(codec.__file__).with_name("FORMAT.md")).read_text()
+FORMAT = (Path(codec.__file__).parents[1] / "FORMAT.md").read_text()
 GOLDEN = Path(__file__).with_name("golden") / "one-block.sha256"
 
 
