@@ -112,6 +112,34 @@ def test_frame_and_trailer_fields_lie_where_format_md_says():
     assert len(counts) == codec.TRAILER_BYTES == sum(where["digest"])
 
 
+def test_an_encrypted_stream_lies_as_format_md_says():
+    section = FORMAT.split("\n## Encryption\n")[1].split("\n## ")[0]
+    begin, frame = section.split("| offset | size | field of a sealed frame")
+    rows = [re.findall(r"^\| (\d+) \| (\d+) \| (\w+) \|", part, re.MULTILINE) for part in (begin, frame)]
+    header = base_header(features=codec.SEALED_FEATURES).encode()
+    clear = codec.encode_clear(header, b"K" * 16, b"S" * 32)
+    raw = codec.encode_envelope(clear, b"X" * (len(header) + 16))
+    number = {name: int.from_bytes(raw[int(o) : int(o) + int(s)], "little") for o, s, name in rows[0]}
+    assert (
+        number.items() >= {"cipher": 1, "zero": 0, "header_bytes": len(raw), "sealed_bytes": len(header) + 16}.items()
+    )
+    assert all(not any(raw[int(o) : int(o) + int(s)]) for o, s, name in rows[0] if name == "zero")
+    assert (raw[336:352], raw[352:384], raw[384:386], len(clear)) == (b"K" * 16, b"S" * 32, b"XX", 384)
+    assert "| 384 | | sealed |" in begin
+    shown = codec.decode_envelope(raw)
+    assert (shown.key_id, shown.salt, shown.clear, shown.sealed[:2]) == (b"K" * 16, b"S" * 32, clear, b"XX")
+    head = codec.SealedHead(3, 115, 40, 4, 5, 6, 0)
+    wire = head.encode(b"Y" * 67)
+    found = {
+        name: int.from_bytes(wire[int(o) : int(o) + int(s)], "little") for o, s, name in rows[1] if name != "magic"
+    }
+    assert found == {
+        "zero": 0, "sequence": 3, "head_bytes": 115, "payload_bytes": 40, "tag": 4, "run": 5, "payload_crc": 6,
+        "head_crc": crc32c(b"Y" * 67, crc32c(wire[:44])),
+    }  # fmt: skip
+    assert (wire[:4], wire[48:], head.authenticated()) == (b"BPse", b"Y" * 67, wire[:40])
+
+
 def test_reading_gives_back_what_was_written():
     reader = StreamReader(ObjectInput(io.BytesIO(worked_example())))
     stream = reader.read_map()
@@ -149,7 +177,7 @@ def test_every_number_of_a_header_may_be_anything(field, value):
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        ({"features": codec.Features(4, 0, 0)}, StreamError, "needs features 0x4"),
+        ({"features": codec.Features(8, 0, 0)}, StreamError, "needs features 0x8"),
         ({"image_blocks": 65_537}, StreamDamagedError, "65537 for its image"),
         ({"space_blocks": (1 << 56) + 1}, StreamDamagedError, "for its space"),
         ({"part": 1, "n_parts": 1}, StreamDamagedError, "for its part"),

@@ -25,7 +25,9 @@ from blockplane.planes import Plane, PlaneFormatError, combine_count
 from blockplane.stream import codec
 from blockplane.stream.codec import FrameHead, FrameKind, Header, Locations, Role, Trailer
 from blockplane.stream.digest import PlaneDigest, image_id
+from blockplane.stream.encryption import framing_of
 from blockplane.stream.input import Input
+from blockplane.stream.keyfile import Key
 from blockplane.volume.codec import BRANCH_BYTES, RECORD_BYTES, Branch, SnapshotRecord
 
 _HEADER_PREFIX_BYTES: Final = 16
@@ -74,11 +76,17 @@ class StreamMap:
 
 
 class StreamReader:
-    """One stream from one input: `read_map`, then `next_data` and `read_payload` in turns, then `trailer`."""
+    """One stream from one input: `read_map`, then `next_data` and `read_payload` in turns, then `trailer`.
 
-    def __init__(self, origin: Input) -> None:
+    Parameters
+    ----------
+    keys : those at hand, for a stream that is encrypted.
+    """
+
+    def __init__(self, origin: Input, keys: Sequence[Key] = ()) -> None:
         self._input = origin
-        self._sha = hashlib.sha256()
+        self._keys = keys
+        self._sha = self._sha_before = hashlib.sha256()
         #: over the index entries that the data frames call for, and over those that came
         self._index_due, self._index_found = hashlib.sha256(), hashlib.sha256()
         self._sequence = 0
@@ -92,10 +100,11 @@ class StreamReader:
     # --- header, snapshots, planes -----------------------------------------------------------------------------------
 
     def _read_header(self) -> Header:
-        prefix = self._exactly(_HEADER_PREFIX_BYTES, "its header")
-        rest = self._exactly(codec.header_length(prefix) - len(prefix), "its header")
-        self._sha.update(prefix + rest)
-        return codec.decode_header(prefix + rest)
+        data = read_header(self._input)
+        self.n_bytes = len(data)
+        self.framing, header = framing_of(data, self._keys, self._input.name)
+        self._sha.update(header)
+        return codec.decode_header(header)
 
     def read_map(self) -> StreamMap:
         """Read what stands before the data.
@@ -162,10 +171,10 @@ class StreamReader:
         digest.end_plane()
         return builder.finish()
 
-    def data_start(self) -> tuple[int, int]:
-        """Return where the first frame behind the planes begins, in bytes, and its number; after `read_map`."""
+    def data_start(self) -> tuple[int, int, hashlib._Hash]:
+        """Return where the first frame behind the planes begins, its number, the digest so far; after `read_map`."""
         head = self._peek()
-        return self.n_bytes - head.head_bytes, head.sequence
+        return self.n_bytes - head.stored_head_bytes, head.sequence, self._sha_before
 
     # --- data --------------------------------------------------------------------------------------------------------
 
@@ -203,8 +212,8 @@ class StreamReader:
         if head.is_packed and not self.header.features.receiving & codec.FEATURE_ZSTD:
             raise StreamDamagedError(f"frame {head.sequence} is compressed, and the header knows nothing of it", _AGAIN)
         self._check_extents(head)
-        self._payload_due = head.payload_bytes
-        self._index_due.update(codec.encode_index(head.extents(), self.n_bytes - head.head_bytes))
+        self._payload_due = head.stored_bytes
+        self._index_due.update(codec.encode_index(head.extents(), self.n_bytes - head.stored_head_bytes))
         self._n_data_frames += 1
         self._n_blocks += head.n_blocks
         return head
@@ -241,7 +250,7 @@ class StreamReader:
 
     def _read_end(self) -> None:
         while (head := self._peek()).kind is FrameKind.INDEX:
-            self._index_offset = self._index_offset or self.n_bytes - head.head_bytes
+            self._index_offset = self._index_offset or self.n_bytes - head.stored_head_bytes
             self._index_found.update(self._take_payload(head))
             self._n_index += head.n_items
         if head.kind is not FrameKind.TRAILER:
@@ -272,12 +281,12 @@ class StreamReader:
         """Return the head of the next frame, reading it if need be."""
         if self._held is None:
             fixed = self._exactly(codec.FRAME_FIXED_BYTES, f"frame {self._sequence}")
-            table_bytes = codec.decode_frame_fixed(fixed).head_bytes - codec.FRAME_FIXED_BYTES
-            table = self._exactly(table_bytes, f"frame {self._sequence}")
-            self._held = codec.decode_frame_head(fixed, table, self.header.tag, self._sequence)
+            rest = self._exactly(self.framing.rest_bytes(fixed), f"frame {self._sequence}")
+            self._held, head = self.framing.head(fixed, rest, self.header.tag, self._sequence)
             self._sequence += 1
+            self._sha_before = self._sha.copy()
             if self._held.kind is not FrameKind.TRAILER:
-                self._sha.update(fixed + table)
+                self._sha.update(head)
         return self._held
 
     def _take_payload(self, head: FrameHead) -> bytes:
@@ -288,7 +297,8 @@ class StreamReader:
 
     def _payload(self, head: FrameHead) -> bytes:
         self._held = None
-        payload = self._exactly(head.payload_bytes, f"frame {head.sequence}")
+        stored = self._exactly(head.stored_bytes, f"frame {head.sequence}")
+        payload = stored if head.sealing is None else head.sealing.open(memoryview(stored))
         if crc32c(payload) != head.payload_crc:
             raise StreamDamagedError(f"frame {head.sequence} does not match its checksum", _AGAIN)
         return payload
@@ -302,10 +312,31 @@ class StreamReader:
         return bytes(buffer)
 
     def _truncated(self, where: str) -> StreamTruncatedError:
-        return StreamTruncatedError(
-            f"the stream {self._input.name} ends after {self.n_bytes} bytes, in {where}",
-            "it was cut off; send it again or fetch the rest",
-        )
+        return _cut_off(self._input, self.n_bytes, where)
+
+
+def read_header(origin: Input) -> bytes:
+    """Read the header of the stream that an input begins with; nothing of it was decoded.
+
+    Raises
+    ------
+    StreamError and its kinds : it is no stream, of another version, or cut off.
+    """
+    data = b""
+    for n_bytes in (_HEADER_PREFIX_BYTES, None):
+        buffer = bytearray((codec.header_length(data) if n_bytes is None else n_bytes) - len(data))
+        n_read = origin.read_into([memoryview(buffer)])
+        data += buffer[:n_read]
+        if n_read < len(buffer):
+            raise _cut_off(origin, len(data), "its header")
+    return data
+
+
+def _cut_off(origin: Input, n_bytes: int, where: str) -> StreamTruncatedError:
+    return StreamTruncatedError(
+        f"the stream {origin.name} ends after {n_bytes} bytes, in {where}",
+        "it was cut off; send it again or fetch the rest",
+    )
 
 
 def _piece(payload: bytes, n_blocks: int, count: int) -> Plane:

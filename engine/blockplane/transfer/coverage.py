@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from blockplane.model.errors import StreamError
 from blockplane.planes import Plane, combine
+from blockplane.stream.keyfile import Key
 from blockplane.stream.source import StreamChain, open_stream
 from blockplane.stream.stateplane import plane_in
 
@@ -31,12 +32,13 @@ class ChainProof:
         return not self.problems
 
 
-def prove_chain(paths: Sequence[str]) -> ChainProof:
+def prove_chain(paths: Sequence[str], keys: Sequence[Key] = ()) -> ChainProof:
     """Prove that streams hold every block of every snapshot they bring, each state its own.
 
     Parameters
     ----------
     paths : stream files in any order. An increment alone has nothing to be proved against: its order is itself.
+    keys : for those that are encrypted.
 
     Notes
     -----
@@ -44,7 +46,7 @@ def prove_chain(paths: Sequence[str]) -> ChainProof:
     """
     proof = ChainProof()
     try:
-        chain = open_stream(*paths, needs_full=False)
+        chain = open_stream(*paths, needs_full=False, key=keys)
     except StreamError as error:
         proof.order, proof.problems = list(paths), [error.message]
         return proof

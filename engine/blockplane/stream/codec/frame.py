@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -36,6 +37,15 @@ _PLANES: Final = (FrameKind.IMAGE_PLANE, FrameKind.DROPPED_PLANE, FrameKind.PART
 
 
 @dataclass(frozen=True, slots=True)
+class Sealing:
+    """How a frame of an encrypted stream lies there: bytes of head and payload, and what opens the payload."""
+
+    head_bytes: int
+    payload_bytes: int
+    open: Callable[[memoryview], bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class FrameHead:
     """The head of a frame. `n_items` and `n_blocks` size the table that follows the fixed part.
 
@@ -53,12 +63,28 @@ class FrameHead:
     payload_crc: int
     table: bytes = b""
     flags: int = 0
+    sealing: Sealing | None = field(default=None, compare=False, repr=False)
     _extents: list[Extents] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def is_packed(self) -> bool:
         """Whether the payload is compressed."""
         return bool(self.flags & FLAG_ZSTD)
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the payload lies in the stream as it is: neither compressed nor encrypted."""
+        return not self.flags & FLAG_ZSTD and self.sealing is None
+
+    @property
+    def stored_head_bytes(self) -> int:
+        """Bytes of the head in the stream."""
+        return self.head_bytes if self.sealing is None else self.sealing.head_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the payload in the stream."""
+        return self.payload_bytes if self.sealing is None else self.sealing.payload_bytes
 
     def extents(self) -> Extents:
         """Return a data frame's extents, (n, 2) [start, stop), in payload order: worked out once, not to be changed."""

@@ -12,6 +12,7 @@ from blockplane.model.checks import crc32c
 from blockplane.model.errors import StreamDamagedError, StreamError
 from blockplane.stream.codec.words import (
     FEATURE_PART,
+    FEATURE_SEALED,
     FEATURE_ZSTD,
     KNOWN_FEATURES,
     MAGIC,
@@ -72,6 +73,11 @@ class Header:
     def is_part(self) -> bool:
         """Whether only the blocks of a part plane follow."""
         return bool(self.features.receiving & FEATURE_PART)
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the stream is encrypted."""
+        return bool(self.features.receiving & FEATURE_SEALED)
 
     @property
     def may_be_compressed(self) -> bool:
@@ -149,7 +155,8 @@ def decode_header(data: bytes) -> Header:
         plane_digest, part_blocks,
     ) = _HEADER.unpack_from(data)  # fmt: skip
     features = Features(receiving, reading, writing)
-    _require_known(features, block_bytes, check_kind, check_bytes)
+    require_known(features)
+    _require_kinds(block_bytes, check_kind, check_bytes)
     within = [
         ("space", space_blocks, MAX_SPACE_BLOCKS), ("image", image_blocks, space_blocks),
         ("after plane", after_blocks, space_blocks), ("dropped plane", dropped_blocks, space_blocks),
@@ -167,17 +174,21 @@ def decode_header(data: bytes) -> Header:
     if HEADER_FIXED_BYTES + GROUP_BYTES * n_groups + _CRC.size != len(data) or zero:
         raise StreamDamagedError(f"the stream's header of {len(data)} bytes claims {n_groups} RAID groups", "")
     return Header(
-        _text(writer), stream_id, image_id, space_id, top_id, space_blocks, image_blocks, _root(root, space_blocks),
-        base_id, part, n_parts, after_blocks, dropped_blocks, _text(order), order_version, window_blocks, n_snapshots,
+        text_of(writer), stream_id, image_id, space_id, top_id, space_blocks, image_blocks, _root(root, space_blocks),
+        base_id, part, n_parts, after_blocks, dropped_blocks, text_of(order), order_version, window_blocks, n_snapshots,
         n_branches, _locations(locations), created_ns, plane_digest,
         _groups(data, n_groups), features, part_blocks,
     )  # fmt: skip
 
 
-def _require_known(features: Features, block_bytes: int, check_kind: int, check_bytes: int) -> None:
+def require_known(features: Features) -> None:
+    """Raise StreamError where receiving needs what this release does not know."""
     unknown = features.receiving & ~KNOWN_FEATURES.receiving
     if unknown:
         raise StreamError(f"receiving this stream needs {feature_names(unknown)}", "upgrade blockplane")
+
+
+def _require_kinds(block_bytes: int, check_kind: int, check_bytes: int) -> None:
     if block_bytes != BLOCK_BYTES or (check_kind, check_bytes) != (CHECK_CRC32C, CHECK_BYTES):
         raise StreamError(
             f"the stream has blocks of {block_bytes} bytes with checksums of kind {check_kind}, width {check_bytes}; "
@@ -186,7 +197,7 @@ def _require_known(features: Features, block_bytes: int, check_kind: int, check_
         )
 
 
-def _text(raw: bytes) -> str:
+def text_of(raw: bytes) -> str:
     """Return a NUL-padded text; what cannot be shown safely becomes a question mark."""
     text = raw.rstrip(b"\0").decode("utf-8", "replace")
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -84,9 +84,16 @@ ZSTD_FEATURES: Final = Features(receiving=FEATURE_ZSTD, reading=FEATURE_ZSTD)
 #: Only the blocks of the part plane follow; in `receiving` and in `reading`.
 FEATURE_PART: Final = 2
 PART_FEATURES: Final = Features(receiving=FEATURE_PART, reading=FEATURE_PART)
+#: All but a part of the header is encrypted; in `receiving` and in `reading`.
+FEATURE_SEALED: Final = 4
+SEALED_FEATURES: Final = Features(receiving=FEATURE_SEALED, reading=FEATURE_SEALED)
 #: Bits that this release knows.
-KNOWN_FEATURES: Final = ZSTD_FEATURES | PART_FEATURES
-_FEATURE_NAMES: Final = {FEATURE_ZSTD: "zstd compression", FEATURE_PART: "parts of images"}
+KNOWN_FEATURES: Final = ZSTD_FEATURES | PART_FEATURES | SEALED_FEATURES
+_FEATURE_NAMES: Final = {
+    FEATURE_ZSTD: "zstd compression",
+    FEATURE_PART: "parts of images",
+    FEATURE_SEALED: "encryption",
+}
 
 
 def feature_names(bits: int) -> str:
