@@ -8,7 +8,7 @@ import random
 import pytest
 
 import blockplane as bp
-from blockplane.model import StreamKeyError, StreamTruncatedError, UsageError
+from blockplane.model import StreamError, StreamKeyError, StreamTruncatedError, UsageError
 from blockplane.stream import Key, codec
 
 KEY, OTHER = Key(bytes(range(32))), Key(bytes(32))
@@ -77,3 +77,24 @@ def test_a_cut_receive_goes_on_with_a_token(source, tmp_path):
     with bp.Volume.open(tmp_path / "copy") as volume:
         assert bp.FileSystem(volume).read_bytes("/large") == random.Random(3).randbytes(9 << 20)
         assert bp.check(volume).ok
+
+
+@pytest.mark.parametrize("order", ["disk", "tape"])
+def test_the_rest_of_an_implicit_stream(source, tmp_path, order):
+    """A part has an order of its own: that of the blocks that follow."""
+    whole = stream_of(source, locations="implicit", order=order)
+    with pytest.raises(StreamTruncatedError, match="are kept in"):
+        bp.receive(io.BytesIO(whole[: 6 << 20]), tmp_path / "copy")
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        token = bp.resume_token(volume)
+    rest = stream_of(source, locations="implicit", order=order, resume=token)
+    bp.receive(io.BytesIO(rest), tmp_path / "copy")
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        assert bp.FileSystem(volume).read_bytes("/large") == random.Random(3).randbytes(9 << 20)
+        assert bp.check(volume).ok
+
+
+def test_a_half_written_implicit_file_is_not_gone_on_with(source, tmp_path):
+    (tmp_path / "s.bps.partial").write_bytes(stream_of(source, locations="implicit")[: 4 << 20])
+    with pytest.raises(StreamError, match="cannot be gone on with"):
+        bp.send(source.image("june1"), tmp_path / "s.bps", locations="implicit", resume=True)

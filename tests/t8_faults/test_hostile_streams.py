@@ -32,7 +32,7 @@ from rig.memory import Shape, make_volume
 KEY = Key(bytes(range(32)))
 #: Of the deep run, all parts together.
 N_STREAMS, N_VOLUMES = 100_000, 20_000
-CI_STREAMS, CI_VOLUMES = 240, 80
+CI_STREAMS, CI_VOLUMES = 200, 80
 #: Nothing may take so long; a machine that others use may be slow by itself.
 HANG_S = 60
 MAX_GROWN_KIB = 256 << 10
@@ -42,6 +42,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "zstd": {"compress": "zstd"},
     "encrypted": {"key": KEY},
     "zstd, encrypted": {"compress": "zstd", "key": KEY},
+    "implicit": {"locations": "implicit"},
+    "implicit, tape, encrypted": {"locations": "implicit", "order": "tape", "key": KEY},
 }
 SHAPES = [Shape(2, 1, 64, 512)]
 

@@ -215,6 +215,12 @@ def _print_image(volume: bp.Volume, found: bp.Image) -> None:
 @click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be sent; read and write no block.")
 @click.option("--order", type=click.Choice(["disk", "tape"]), default="disk", help="Order of the blocks (disk).")
+@click.option(
+    "--locations",
+    type=click.Choice(["explicit", "implicit"]),
+    default="explicit",
+    help="Whether the stream lists where blocks belong, or its order says it (explicit).",
+)
 @click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
 @click.option("--encrypt", type=click.Path(), metavar="KEYFILE", help="Encrypt with a key that `key create` made.")
 @click.option(
@@ -235,6 +241,7 @@ def send(
     output: str | None,
     dry_run: bool,
     order: str,
+    locations: str,
     compress: str | None,
     encrypt: str | None,
     resume: str | None,
@@ -269,8 +276,9 @@ def send(
         begun = bp.read_token(resume) if resume else resume is not None
         with ProgressLine(progress) as line:
             report = bp.send(
-                found, sink, progress=line, dry_run=dry_run, order=order, compress=compress, key=encrypt, resume=begun
-            )
+                found, sink, progress=line, dry_run=dry_run, order=order, locations=locations, compress=compress,
+                key=encrypt, resume=begun,
+            )  # fmt: skip
     to_stderr = isinstance(sink, int)
     if as_json:
         print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)

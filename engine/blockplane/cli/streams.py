@@ -96,6 +96,7 @@ def _described_map(found: StreamMap) -> dict[str, object]:
         "dropped_blocks": header.dropped_blocks,
         "after_blocks": header.after_blocks,
         "order": header.order,
+        "locations": header.locations.name.lower(),
         "compressed": _is_compressed(found),
         "created": iso(header.created_ns),
         "top": found.top.name,
@@ -126,9 +127,11 @@ def _print_one(file: str, look: _Look) -> None:
 
 def _print_map(file: str, found: StreamMap) -> None:
     header = found.header
+    implicit = ", locations implicit" if header.locations.name == "IMPLICIT" else ""
     zstd = ", zstd" if _is_compressed(found) else ""
     print(f"stream     {printable(file)}, by {printable(header.writer)}, {moment(header.created_ns)}")
-    print(f"image      {blocks(header.image_blocks)} in {header.order} order{zstd}, id {header.image_id.hex()}")
+    form = f"{header.order} order{implicit}{zstd}"
+    print(f"image      {blocks(header.image_blocks)} in {form}, id {header.image_id.hex()}")
     if header.is_part:
         print(f"follows    {blocks(header.following_blocks)}: the rest of an interrupted transfer")
     print(f"top        {found.top.name}")

@@ -28,6 +28,7 @@ from blockplane.stream.digest import PlaneDigest, image_id
 from blockplane.stream.encryption import framing_of
 from blockplane.stream.input import Input
 from blockplane.stream.keyfile import Key
+from blockplane.stream.locations import ImplicitLocations
 from blockplane.volume.codec import BRANCH_BYTES, RECORD_BYTES, Branch, SnapshotRecord
 
 _HEADER_PREFIX_BYTES: Final = 16
@@ -92,6 +93,7 @@ class StreamReader:
         self._sequence = 0
         self._n_data_frames = self._n_blocks = self._n_index = self._index_offset = 0
         self._held: FrameHead | None = None
+        self._locations: ImplicitLocations | None = None
         self._payload_due = 0
         self.n_bytes = 0
         self.header = self._read_header()
@@ -127,6 +129,8 @@ class StreamReader:
         snapshots = tuple((_record(raw), _role(role)) for raw, role in records)
         found = StreamMap(header, snapshots, tuple(Branch.decode(raw) for raw, _ in branches), image, dropped, part)
         _check_roles(found)
+        if self.header.locations is Locations.IMPLICIT:
+            self._locations = ImplicitLocations(header, found.following)
         return found
 
     def _part(self, image: Plane) -> Plane | None:
@@ -183,13 +187,11 @@ class StreamReader:
 
         Raises
         ------
-        StreamError : the stream is a part of an image, or does not say where its blocks belong.
+        StreamError : the stream is a part of an image.
         """
         header = self.header
         if header.n_parts != 1:
             raise StreamError(f"the stream is part {header.part + 1} of {header.n_parts}", "send the image whole")
-        if header.locations is not Locations.EXPLICIT:
-            raise StreamError("the stream does not list its blocks' locations", "send it with --locations explicit")
 
     def next_data(self) -> FrameHead | None:
         """Read the head of the next data frame; None after the last, when index and trailer have been read too.
@@ -211,6 +213,10 @@ class StreamReader:
         self._held = None
         if head.is_packed and not self.header.features.receiving & codec.FEATURE_ZSTD:
             raise StreamDamagedError(f"frame {head.sequence} is compressed, and the header knows nothing of it", _AGAIN)
+        if head.is_located is (self._locations is not None):
+            raise StreamDamagedError(f"frame {head.sequence} and the header differ about locations", _AGAIN)
+        if self._locations is not None:
+            head = self._locations.take(head)
         self._check_extents(head)
         self._payload_due = head.stored_bytes
         self._index_due.update(codec.encode_index(head.extents(), self.n_bytes - head.stored_head_bytes))

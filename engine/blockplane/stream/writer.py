@@ -143,7 +143,10 @@ class StreamWriter:
     def _prepare(self, sequence: int, frame: Frame) -> _Ready:
         """Compress and encrypt, as was asked for; in any thread."""
         packed = pack(frame.payload, self._level) if self._level is not None else None
-        head = codec.encode_data_head(sequence, self._header.tag, frame.extents, frame.checks, packed)
+        implicit = self._header.locations is codec.Locations.IMPLICIT
+        head = codec.encode_data_head(
+            sequence, self._header.tag, frame.extents, frame.checks, packed, implicit=implicit
+        )
         payload = frame.payload if packed is None else packed
         return _Ready(frame, head, self._framing.wire(sequence, self._header.tag, head, [payload]))
 

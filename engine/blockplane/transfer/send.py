@@ -20,7 +20,7 @@ from blockplane.model.addresses import BLOCK_BYTES, Checks, Numbers
 from blockplane.model.errors import BlockplaneError, NoSuchSnapshotError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
-from blockplane.stream.codec import FrameKind, Header, Role
+from blockplane.stream.codec import FrameKind, Header, Locations, Role
 from blockplane.stream.compression import DEFAULT_LEVEL, parse_compression
 from blockplane.stream.digest import image_id, plane_digest
 from blockplane.stream.keyfile import Key, KeyLike, key_of
@@ -32,6 +32,7 @@ from blockplane.transfer.resume import ResumeToken
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, Branch, SnapshotRecord
 
 WRITER: Final = "blockplane 0.1"
+EXPLICIT: Final = "explicit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +72,17 @@ class ImageSending:
     part : the VBNs that are to be read; None: all of the image.
     """
 
-    def __init__(self, image: Image, order: str = DISK, window_blocks: int = WINDOW_BLOCKS) -> None:
+    def __init__(
+        self, image: Image, order: str = DISK, window_blocks: int = WINDOW_BLOCKS, locations: str = EXPLICIT
+    ) -> None:
         self.image, self._order, self._window_blocks = image, order, window_blocks
         self._top = image.require_sendable()
+        self._locations = _locations(locations)
+        if self._locations is Locations.IMPLICIT and order == DISK and not image.layout.is_home:
+            raise UsageError(
+                "blocks of the image lie elsewhere than at their numbers: no reader can work out their disk order",
+                "say --order tape, or --locations explicit",
+            )
         self._checks: ExpectedChecks | None = None
         self.part: Plane | None = None
 
@@ -99,7 +108,7 @@ class ImageSending:
             WRITER, os.urandom(16), NO_ID, self._top.space_id, self._top.id, image.space_blocks,
             len(image.plane), self._top.root, image.base.id if image.base is not None else NO_ID,
             order=self._order, order_version=VERSION, window_blocks=self._window_blocks,
-            groups=image.store.geometry.groups, after_blocks=image.after_blocks,
+            groups=image.store.geometry.groups, after_blocks=image.after_blocks, locations=self._locations,
         )  # fmt: skip
 
     def snapshots(self) -> Sequence[tuple[SnapshotRecord, Role]]:
@@ -150,6 +159,13 @@ class ImageSending:
             raise NoSuchSnapshotError(f"snapshot {gone[0]} was deleted meanwhile", "plan the image again")
 
 
+def _locations(text: str) -> Locations:
+    try:
+        return Locations[text.upper()]
+    except KeyError:
+        raise UsageError(f"there are no locations {text!r}", "take explicit or implicit") from None
+
+
 class _Nowhere:
     """A sink that counts."""
 
@@ -172,6 +188,7 @@ def send(
     progress: Progress = ignore_progress,
     dry_run: bool = False,
     order: str = DISK,
+    locations: str = EXPLICIT,
     compress: str | None = None,
     key: KeyLike | None = None,
     resume: ResumeToken | bool = False,
@@ -182,6 +199,9 @@ def send(
     ----------
     sink : a path (appears under its name when complete and durable), a file object, a descriptor or a socket; not used
         by a dry run, which says exactly what would be sent.
+    order : `disk`, which keeps all disks busy, or `tape`, by block number.
+    locations : `explicit`: each frame lists where its blocks belong; `implicit`: readers work it out from the planes,
+        the order and the source's RAID groups. Only of an image: another Sendable says it in its header.
     compress : `zstd` or `zstd:LEVEL`: each frame that shrinks by a sixteenth is compressed, by a thread a core. The
         stream says that its reader needs to know zstd.
     key : a key or its file: the stream is encrypted with it, names, planes and index too. The stream shows ids, who
@@ -191,7 +211,8 @@ def send(
 
     Raises
     ------
-    UsageError : there is no such compression, or nothing that could be gone on with.
+    UsageError : there is no such compression or order, no reader could work the order out, or there is nothing that
+        could be gone on with.
     KeyFileError : the key file cannot be used.
     RefusedError : the image is not a sum minus at most one base, or its top would not be whole; or what was begun is
         another image.
@@ -205,7 +226,7 @@ def send(
     """
     level = parse_compression(compress) if compress is not None else None
     secret = key_of(key) if key is not None else None
-    sending: Sendable = ImageSending(image, order) if isinstance(image, Image) else image
+    sending: Sendable = ImageSending(image, order, locations=locations) if isinstance(image, Image) else image
     began = Began()
     if resume and not isinstance(sending, ImageSending):
         raise UsageError("what is merged from streams is not gone on with", "merge again")

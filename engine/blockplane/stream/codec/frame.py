@@ -96,6 +96,16 @@ class FrameHead:
             self._extents.append(extents)
         return self._extents[0]
 
+    @property
+    def is_located(self) -> bool:
+        """Whether a data frame lists where its blocks belong."""
+        return self.n_items > 0
+
+    def located(self, extents: Extents) -> FrameHead:
+        """Return the head of a frame that lists no extents, with those that its place in the stream gives it."""
+        extents.flags.writeable = False
+        return replace(self, _extents=[extents])
+
     def checks(self) -> Checks:
         """Return the checks of a data frame's blocks, in payload order."""
         return np.frombuffer(self.table, "<u4", self.n_blocks, 12 * self.n_items)
@@ -128,14 +138,22 @@ def encode_frame_head(
 
 
 def encode_data_head(
-    sequence: int, tag: int, extents: Extents, checks: Checks, packed: bytes | memoryview | None = None
+    sequence: int,
+    tag: int,
+    extents: Extents,
+    checks: Checks,
+    packed: bytes | memoryview | None = None,
+    *,
+    implicit: bool = False,
 ) -> bytes:
     """Return the head of a data frame over extents (n, 2) and its blocks' checks, both in payload order.
 
     Parameters
     ----------
-    packed : the payload where it is compressed.
+    packed : the payload where it is compressed. implicit : the extents are left out.
     """
+    if implicit:
+        extents = extents[:0]
     counts = (extents[:, 1] - extents[:, 0]).astype("<u4")
     table = extents[:, 0].astype("<i8").tobytes() + counts.tobytes() + checks.astype("<u4", copy=False).tobytes()
     n_blocks = len(checks)
@@ -176,7 +194,7 @@ def _sizes(head: FrameHead) -> tuple[int, tuple[int, int]]:
     """Return the bytes of a frame's table, and the least and most of its payload."""
     n = head.n_items
     if head.kind is FrameKind.DATA:
-        if not 0 < n <= head.n_blocks <= MAX_FRAME_BLOCKS:
+        if not (n <= head.n_blocks and 0 < head.n_blocks <= MAX_FRAME_BLOCKS):
             raise StreamDamagedError(f"frame {head.sequence} claims {head.n_blocks} blocks in {n} extents", "")
         body_bytes = head.n_blocks * BLOCK_BYTES
         # a compressed one is shorter, or it would not be
