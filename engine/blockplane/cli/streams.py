@@ -101,6 +101,7 @@ def _described_map(found: StreamMap) -> dict[str, object]:
         "created": iso(header.created_ns),
         "top": found.top.name,
         "base": found.base.name if found.base is not None else None,
+        "sections": list(found.sections),
         "snapshots": [
             {"name": record.name, "id": record.id.hex(), "role": role.name.lower(), "n_blocks": record.n_blocks}
             for record, role in found.snapshots
@@ -137,6 +138,8 @@ def _print_map(file: str, found: StreamMap) -> None:
     print(f"top        {found.top.name}")
     base = found.base
     print("base       none: a full image" if base is None else f"base       {base.name}, id {base.id.hex()}")
+    for name in found.sections:
+        print(f"section    {name}, which this release does not know and does without")
     for record, role in found.snapshots:
         what = role.name.lower().replace("_", " ")
         print(f"  {record.name}: {what}, {blocks(record.n_blocks)}, id {record.id.hex()}")

@@ -147,10 +147,13 @@ class StreamFile:
         offset, n_left = trailer.index_offset, trailer.n_index
         while n_left > 0:
             head, payload = self._frame(offset)
+            if head.kind is FrameKind.SECTION:
+                offset += head.stored_head_bytes + head.stored_bytes
+                continue
             if head.kind is not FrameKind.INDEX or head.n_items > n_left:
                 raise StreamDamagedError(f"the index of {self.path} is not where its trailer says", _AGAIN)
             parts.append(np.frombuffer(payload, INDEX_DTYPE))
-            offset += head.head_bytes + head.payload_bytes
+            offset += head.stored_head_bytes + head.stored_bytes
             n_left -= head.n_items
         index = Index(parts)
         if not index.is_sane(self.map.header.space_blocks, self.n_bytes) or index.n_blocks != trailer.n_blocks:

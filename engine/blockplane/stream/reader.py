@@ -33,6 +33,8 @@ from blockplane.volume.codec import BRANCH_BYTES, RECORD_BYTES, Branch, Snapshot
 
 _HEADER_PREFIX_BYTES: Final = 16
 _AGAIN: Final = "fetch the stream again"
+#: So many names of sections are kept.
+_MAX_SECTIONS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class StreamMap:
     image : the VBNs of the image.
     dropped : the VBNs of the base that the destination holds no longer.
     part : of a stream that brings a part of its image, the VBNs whose blocks follow; else None.
+    sections : names of what stood before the data that this release does not know, and does without.
     """
 
     header: Header
@@ -51,6 +54,7 @@ class StreamMap:
     image: Plane
     dropped: Plane
     part: Plane | None = None
+    sections: tuple[str, ...] = ()
 
     @property
     def following(self) -> Plane:
@@ -95,6 +99,7 @@ class StreamReader:
         self._held: FrameHead | None = None
         self._locations: ImplicitLocations | None = None
         self._payload_due = 0
+        self._sections: dict[str, None] = {}
         self.n_bytes = 0
         self.header = self._read_header()
         self.trailer: Trailer | None = None
@@ -127,7 +132,8 @@ class StreamReader:
             raise StreamDamagedError("the stream's image id is not that of its snapshots and planes", _AGAIN)
         part = self._part(image)
         snapshots = tuple((_record(raw), _role(role)) for raw, role in records)
-        found = StreamMap(header, snapshots, tuple(Branch.decode(raw) for raw, _ in branches), image, dropped, part)
+        line = tuple(Branch.decode(raw) for raw, _ in branches)
+        found = StreamMap(header, snapshots, line, image, dropped, part, tuple(self._sections))
         _check_roles(found)
         if self.header.locations is Locations.IMPLICIT:
             self._locations = ImplicitLocations(header, found.following)
@@ -284,8 +290,8 @@ class StreamReader:
     # --- frames ------------------------------------------------------------------------------------------------------
 
     def _peek(self) -> FrameHead:
-        """Return the head of the next frame, reading it if need be."""
-        if self._held is None:
+        """Return the head of the next frame, reading it if need be; sections are passed over."""
+        while self._held is None:
             fixed = self._exactly(codec.FRAME_FIXED_BYTES, f"frame {self._sequence}")
             rest = self._exactly(self.framing.rest_bytes(fixed), f"frame {self._sequence}")
             self._held, head = self.framing.head(fixed, rest, self.header.tag, self._sequence)
@@ -293,6 +299,10 @@ class StreamReader:
             self._sha_before = self._sha.copy()
             if self._held.kind is not FrameKind.TRAILER:
                 self._sha.update(head)
+            if self._held.kind is FrameKind.SECTION:
+                if len(self._sections) < _MAX_SECTIONS:
+                    self._sections[self._held.name()] = None
+                self._take_payload(self._held)
         return self._held
 
     def _take_payload(self, head: FrameHead) -> bytes:

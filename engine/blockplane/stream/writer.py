@@ -115,6 +115,10 @@ class StreamWriter:
         for first, count, payload in plane_pieces(plane):
             self._record_frame(kind, codec.encode_piece_table(first, count), payload, 0)
 
+    def write_section(self, name: str, payload: bytes) -> None:
+        """Write what a reader may do without, before the trailer; who does not know it passes it over."""
+        self._record_frame(FrameKind.SECTION, name.encode("ascii"), payload, 0)
+
     def write_blocks(self, extents: Extents, checks: Checks, buffer: Bytes) -> None:
         """Write blocks as data frames of at most 1 MiB, in one call to the sink.
 

@@ -12,6 +12,7 @@ import numpy as np
 from blockplane.model.addresses import BLOCK_BYTES, Checks, Extents
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import StreamDamagedError, StreamOrderError
+from blockplane.stream.codec.header import text_of
 from blockplane.stream.codec.words import (
     FRAME_FIXED_BYTES,
     FRAME_MAGIC,
@@ -19,6 +20,8 @@ from blockplane.stream.codec.words import (
     MAX_FRAME_BLOCKS,
     MAX_HEAD_BYTES,
     MAX_PAYLOAD_BYTES,
+    MAX_SECTION_NAME_BYTES,
+    OPTIONAL_KIND,
     TRAILER_BYTES,
     FrameKind,
 )
@@ -114,6 +117,10 @@ class FrameHead:
         """Return a snapshot frame's roles."""
         return [int(role) for role in np.frombuffer(self.table, "<u4", self.n_items)]
 
+    def name(self) -> str:
+        """Return a section's name, fit to be shown."""
+        return text_of(self.table)
+
     def piece(self) -> tuple[int, int]:
         """Return a plane frame's first VBN and how many blocks the piece holds."""
         first, count = _PLANE_TABLE.unpack(self.table)
@@ -177,6 +184,8 @@ def decode_frame_fixed(data: bytes) -> FrameHead:
     """
     magic, kind, flags, sequence, head_bytes, payload_bytes, tag, n_items, n_blocks, crc = _FRAME.unpack_from(data)
     known_flags = FLAG_ZSTD if kind == FrameKind.DATA else 0
+    if kind & OPTIONAL_KIND:
+        kind, known_flags = FrameKind.SECTION, 0xFFFF
     if magic != FRAME_MAGIC or kind not in _KINDS or flags & ~known_flags:
         raise StreamDamagedError("a frame of the stream does not start with its mark", "fetch the stream again")
     if not FRAME_FIXED_BYTES <= head_bytes <= MAX_HEAD_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
@@ -201,6 +210,11 @@ def _sizes(head: FrameHead) -> tuple[int, tuple[int, int]]:
         return 12 * n + 4 * head.n_blocks, (1, body_bytes - 1) if head.is_packed else (body_bytes, body_bytes)
     if head.kind in _PLANES:
         return _PLANE_TABLE.size, (1, MAX_PAYLOAD_BYTES)
+    if head.kind is FrameKind.SECTION:
+        n_name = head.head_bytes - FRAME_FIXED_BYTES
+        if not 0 < n_name <= MAX_SECTION_NAME_BYTES:
+            raise StreamDamagedError(f"frame {head.sequence} has a name of {n_name} bytes", "")
+        return n_name, (1, MAX_PAYLOAD_BYTES)
     if head.kind is FrameKind.TRAILER:
         return 0, (TRAILER_BYTES,) * 2
     record_bytes = {FrameKind.SNAPSHOTS: RECORD_BYTES, FrameKind.BRANCHES: BRANCH_BYTES, FrameKind.INDEX: INDEX_BYTES}

@@ -36,7 +36,7 @@ TRAILER_BYTES: Final = 128
 
 
 class FrameKind(IntEnum):
-    """What a frame holds. In a stream the kinds never descend, but that the part plane stands before the data."""
+    """What a frame holds. Kinds never descend, but that the part plane stands before the data, and sections anywhere."""
 
     SNAPSHOTS = 1
     BRANCHES = 2
@@ -46,6 +46,13 @@ class FrameKind(IntEnum):
     INDEX = 6
     TRAILER = 7
     PART_PLANE = 8
+    #: What a reader may do without: any kind with the bit OPTIONAL_KIND that it does not know. It stands anywhere.
+    SECTION = 0x8000
+
+
+#: The bit of kinds that a reader may pass over, and the longest name that such a frame gives.
+OPTIONAL_KIND: Final = 0x8000
+MAX_SECTION_NAME_BYTES: Final = 64
 
 
 class Role(IntEnum):
