@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from blockplane.model.errors import StreamError
 from blockplane.planes import Plane, combine
 from blockplane.stream.keyfile import Key
+from blockplane.stream.reader import StreamMap
 from blockplane.stream.source import StreamChain, open_stream
 from blockplane.stream.stateplane import plane_in
 
@@ -55,6 +56,11 @@ def prove_chain(paths: Sequence[str], keys: Sequence[Key] = ()) -> ChainProof:
     return proof
 
 
+def held_after(base: Plane, stream: StreamMap) -> Plane:
+    """Return what is held of a base once a stream was applied: what it drops goes first, then what it brings comes."""
+    return combine([combine([base], minus=stream.dropped), stream.image])
+
+
 class _Prover:
     """Goes through the members in the order in which they apply."""
 
@@ -94,7 +100,7 @@ class _Prover:
                 self._held.pop(base.id, None)
             if below is None:
                 return  # nothing below is proved; what is missing there was named
-            held = combine([combine([below], minus=member.map.dropped), member.map.image])
+            held = held_after(below, member.map)
         for record in member.map.arriving():
             try:
                 found = plane_in(self._chain.at(record))

@@ -36,7 +36,7 @@ TRAILER_BYTES: Final = 128
 
 
 class FrameKind(IntEnum):
-    """What a frame holds. Kinds never descend, but that the part plane stands before the data, and sections anywhere."""
+    """What a frame holds. Kinds never descend; but the part plane stands before the data, and sections anywhere."""
 
     SNAPSHOTS = 1
     BRANCHES = 2
