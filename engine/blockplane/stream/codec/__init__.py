@@ -1,4 +1,4 @@
-"""Byte layout of the image stream, version 0; FORMAT.md beside this folder is its description.
+"""Byte layout of the image stream, version 1; FORMAT.md beside this folder is its description.
 
 The one place that knows these offsets. All integers are little-endian. Nothing here reads or writes a stream; decoding
 checks every field against its cap before anything is sized by it.
