@@ -10,18 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from blockplane.image.expression import is_name
 from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
 from blockplane.model.checks import crc32c, first_bad_block
 from blockplane.model.errors import (
-    BlockplaneError,
     StreamDamagedError,
     StreamError,
     StreamOrderError,
     StreamTruncatedError,
 )
-from blockplane.planes import Plane, PlaneFormatError, combine_count
+from blockplane.planes import Plane, combine_count
 from blockplane.stream import codec
 from blockplane.stream.codec import FrameHead, FrameKind, Header, Locations, Role, Trailer
 from blockplane.stream.digest import PlaneDigest, image_id
@@ -29,6 +27,7 @@ from blockplane.stream.encryption import framing_of
 from blockplane.stream.input import Input
 from blockplane.stream.keyfile import Key
 from blockplane.stream.locations import ImplicitLocations
+from blockplane.stream.records import piece_of, record_of, role_of
 from blockplane.volume.codec import BRANCH_BYTES, RECORD_BYTES, Branch, SnapshotRecord
 
 _HEADER_PREFIX_BYTES: Final = 16
@@ -131,7 +130,7 @@ class StreamReader:
         if header.image_id != image_id(header.space_id, header.top_id, header.base_id, header.plane_digest):
             raise StreamDamagedError("the stream's image id is not that of its snapshots and planes", _AGAIN)
         part = self._part(image)
-        snapshots = tuple((_record(raw), _role(role)) for raw, role in records)
+        snapshots = tuple((record_of(raw), role_of(role)) for raw, role in records)
         line = tuple(Branch.decode(raw) for raw, _ in branches)
         found = StreamMap(header, snapshots, line, image, dropped, part, tuple(self._sections))
         _check_roles(found)
@@ -169,7 +168,7 @@ class StreamReader:
             first, count = head.piece()
             if first % codec.PIECE_BLOCKS or first < next_first or first >= space:
                 raise StreamDamagedError(f"a plane piece of the stream starts at block {first}", _AGAIN)
-            piece = _piece(self._take_payload(head), min(codec.PIECE_BLOCKS, space - first), count)
+            piece = piece_of(self._take_payload(head), min(codec.PIECE_BLOCKS, space - first), count)
             total, next_first = total + count, first + codec.PIECE_BLOCKS
             if total > n_blocks:
                 break
@@ -353,35 +352,6 @@ def _cut_off(origin: Input, n_bytes: int, where: str) -> StreamTruncatedError:
         f"the stream {origin.name} ends after {n_bytes} bytes, in {where}",
         "it was cut off; send it again or fetch the rest",
     )
-
-
-def _piece(payload: bytes, n_blocks: int, count: int) -> Plane:
-    """Return a plane piece; StreamDamagedError: it is none, or reaches too far."""
-    try:
-        piece = Plane.deserialize(payload, n_blocks)
-    except (PlaneFormatError, ValueError) as error:
-        raise StreamDamagedError(f"a plane piece of the stream is not a Roaring bitmap: {error}", _AGAIN) from error
-    if len(piece) != count or not count:
-        raise StreamDamagedError(f"a plane piece of the stream claims {count} blocks and lists {len(piece)}", _AGAIN)
-    return piece
-
-
-def _record(raw: bytes) -> SnapshotRecord:
-    try:
-        record = SnapshotRecord.decode(raw)
-    except BlockplaneError as error:
-        raise StreamDamagedError(f"a snapshot of the stream cannot be: {error}", _AGAIN) from error
-    if not is_name(record.name):
-        # names go into messages and tables: whoever forged one gets no control characters through
-        raise StreamDamagedError(f"a snapshot of the stream is named {record.name!r}", _AGAIN)
-    return record
-
-
-def _role(value: int) -> Role:
-    try:
-        return Role(value)
-    except ValueError:
-        raise StreamError(f"a snapshot of the stream has the unknown role {value}", "upgrade blockplane") from None
 
 
 def _check_roles(found: StreamMap) -> None:
