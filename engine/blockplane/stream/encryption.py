@@ -98,8 +98,9 @@ class SealedFraming:
 
     Notes
     -----
-    Any number of threads; the GIL is released. Measured on one core over payloads of 1 MiB: 7.6 GB/s, on two 11 GB/s;
-    ChaCha20-Poly1305 has 3.5 GB/s there.
+    Any number of threads; the GIL is released. Measured over payloads of 1 MiB, the cipher alone: 7.6 GB/s on one core,
+    11 on two; ChaCha20-Poly1305 3.5 on one. A stream of noise in all, on two cores: sent to nowhere at 560 MB/s,
+    verified at 600 (plain: 1,500 and 2,200); what it takes more is memory that is fresh for every frame.
     """
 
     magic = codec.SEALED_MAGIC
