@@ -41,9 +41,7 @@ MOST_SNAPSHOTS = 7
 index = st.integers(0, 1 << 16)
 skips = st.sampled_from([0, 0, 0, 1000])
 routes = st.sampled_from(ROUTES)
-cuts = st.none() | st.builds(
-    Cut, st.integers(1, 99), st.booleans(), st.sampled_from(["again", "token", "abort"])
-)
+cuts = st.none() | st.builds(Cut, st.integers(1, 99), st.booleans(), st.sampled_from(["again", "token", "abort"]))
 sites = st.sampled_from(["source", "source", "source", "left", "left", "right", "behind"])
 
 

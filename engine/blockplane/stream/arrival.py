@@ -15,7 +15,7 @@ from blockplane.model.addresses import BLOCK_BYTES, Bytes
 from blockplane.model.checks import first_bad_block
 from blockplane.model.errors import StreamTruncatedError
 from blockplane.stream.codec import MAX_PAYLOAD_BYTES, SEAL_TAG_BYTES, FrameHead
-from blockplane.stream.payload import contents
+from blockplane.stream.payload import passing_contents
 from blockplane.stream.reader import StreamReader, bad_block
 
 #: Never the stream's to say. More threads than this wait for the one that reads.
@@ -94,7 +94,7 @@ def _landed(
 def _take(head: FrameHead, stored: Bytes, buffers: Sequence[Bytes]) -> None:
     """Bring the blocks of a frame that does not lie bare to their buffers; hold those of any against their checks."""
     if not head.is_bare:
-        spread(contents(head, stored.data), buffers)
+        spread(passing_contents(head, stored.data), buffers)
     numbers, checks, at = numbers_in(head.extents()), head.checks(), 0
     for buffer in buffers:
         n_blocks = len(buffer) // BLOCK_BYTES
@@ -104,7 +104,7 @@ def _take(head: FrameHead, stored: Bytes, buffers: Sequence[Bytes]) -> None:
         at += n_blocks
 
 
-def spread(data: bytes, buffers: Sequence[Bytes]) -> None:
+def spread(data: bytes | memoryview, buffers: Sequence[Bytes]) -> None:
     """Copy bytes to buffers, one after the other."""
     source, at = np.frombuffer(data, np.uint8), 0
     for buffer in buffers:

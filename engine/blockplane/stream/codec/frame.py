@@ -41,11 +41,16 @@ _PLANES: Final = (FrameKind.IMAGE_PLANE, FrameKind.DROPPED_PLANE, FrameKind.PART
 
 @dataclass(frozen=True, slots=True)
 class Sealing:
-    """How a frame of an encrypted stream lies there: bytes of head and payload, and what opens the payload."""
+    """How a frame of an encrypted stream lies there.
+
+    head_bytes, payload_bytes : of it there. open : returns the payload, decrypted; into : the same into a buffer that
+    has room for the payload, and returns its length.
+    """
 
     head_bytes: int
     payload_bytes: int
     open: Callable[[memoryview], bytes]
+    into: Callable[[memoryview, memoryview], int]
 
 
 @dataclass(frozen=True, slots=True)
