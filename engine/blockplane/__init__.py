@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, format_size, parse_size
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
-    from blockplane.stream import StreamChain, is_stream, open_stream
+    from blockplane.stream import Key, StreamChain, create_key, is_stream, open_stream, read_key, stream_envelope
     from blockplane.transfer import (
         InterruptedReceive,
         MergeReport,
@@ -55,7 +55,9 @@ _HOMES = {
         "BLOCK_BYTES", "BlockplaneError", "Progress", "ProgressEvent", "errors", "format_size", "parse_size",
     ),
     "blockplane.planes": ("Plane", "combine", "combine_count"),
-    "blockplane.stream": ("StreamChain", "is_stream", "open_stream"),
+    "blockplane.stream": (
+        "Key", "StreamChain", "create_key", "is_stream", "open_stream", "read_key", "stream_envelope",
+    ),
     "blockplane.transfer": (
         "InterruptedReceive", "MergeReport", "ReceiveReport", "ResumeToken", "SendReport", "StreamComparison",
         "StreamVerdict", "abort_receive", "compare_streams", "held", "interrupted_receives", "merge_streams",
@@ -80,6 +82,7 @@ __all__ = [
     "GetReport",
     "Image",
     "InterruptedReceive",
+    "Key",
     "MergeReport",
     "Plane",
     "Policy",
@@ -101,6 +104,7 @@ __all__ = [
     "combine",
     "combine_count",
     "compare_streams",
+    "create_key",
     "errors",
     "format_size",
     "held",
@@ -110,10 +114,12 @@ __all__ = [
     "open_stream",
     "parse_size",
     "plan_levels",
+    "read_key",
     "read_token",
     "receive",
     "resume_token",
     "send",
+    "stream_envelope",
     "stream_map",
     "verify_streams",
 ]

@@ -13,7 +13,7 @@ from blockplane.image.gather import Gathered
 from blockplane.model import RefusedError, StreamMismatchError
 from blockplane.model.checks import fresh_checks
 from blockplane.planes import Plane
-from blockplane.stream.codec import Header, Role
+from blockplane.stream.codec import Header, Locations, Role
 from blockplane.stream.reader import StreamMap
 from blockplane.volume.codec import NO_ID, Branch, Pointer, SnapshotRecord
 
@@ -119,6 +119,7 @@ class DictSending:
     stream_id: bytes = b"stream-of-a-test"
     left_out: tuple[SnapshotRecord, ...] = ()
     history: tuple[Branch, ...] = ()
+    locations: Locations = Locations.EXPLICIT
 
     def _sets(self) -> tuple[frozenset[int], frozenset[int]]:
         base = self.storage.snapshots[self.base.id][1] if self.base is not None else frozenset()
@@ -138,7 +139,7 @@ class DictSending:
         base_id = self.base.id if self.base is not None else NO_ID
         return Header(
             "tests", self.stream_id, b"image".ljust(16, b"\0"), SPACE_ID, self.top.id, SPACE_BLOCKS, 0, self.top.root,
-            base_id, order="tape", window_blocks=self.window_blocks,
+            base_id, order="tape", window_blocks=self.window_blocks, locations=self.locations,
         )  # fmt: skip
 
     def snapshots(self) -> list[tuple[SnapshotRecord, Role]]:

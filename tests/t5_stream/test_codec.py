@@ -25,7 +25,7 @@ from blockplane.stream.writer import StreamWriter
 from blockplane.volume.codec import NO_ID, Pointer, SnapshotRecord
 from streams.storage import plane_of
 
-FORMAT = (Path(codec.__file__).with_name("FORMAT.md")).read_text()
+FORMAT = (Path(codec.__file__).parents[1] / "FORMAT.md").read_text()
 GOLDEN = Path(__file__).with_name("golden") / "one-block.sha256"
 
 
@@ -81,7 +81,7 @@ def test_header_fields_lie_where_format_md_says():
     raw, fields = header.encode(), table("Header")
     number = {k: int.from_bytes(raw[o : o + s], "little") for k, (o, s) in fields.items() if s <= 8}
     expected = {
-        "version": 0, "header_bytes": len(raw), "receiving": 2, "reading": 0x22, "writing": 0x33, "part": 1,
+        "version": 1, "header_bytes": len(raw), "receiving": 2, "reading": 0x22, "writing": 0x33, "part": 1,
         "n_parts": 3, "space_blocks": 1 << 40, "image_blocks": 7, "after_blocks": 11, "dropped_blocks": 12,
         "block_bytes": 4096, "check_kind": 1, "check_bytes": 4, "order_version": 1, "window_blocks": 77,
         "n_snapshots": 5, "n_branches": 6, "n_groups": 0, "locations": 2, "created_ns": 99, "part_blocks": 4,
@@ -110,6 +110,34 @@ def test_frame_and_trailer_fields_lie_where_format_md_says():
     assert {k: int.from_bytes(counts[slice(where[k][0], sum(where[k]))], "little") for k in expected} == expected
     assert counts[96:128] == b"X" * 32
     assert len(counts) == codec.TRAILER_BYTES == sum(where["digest"])
+
+
+def test_an_encrypted_stream_lies_as_format_md_says():
+    section = FORMAT.split("\n## Encryption\n")[1].split("\n## ")[0]
+    begin, frame = section.split("| offset | size | field of a sealed frame")
+    rows = [re.findall(r"^\| (\d+) \| (\d+) \| (\w+) \|", part, re.MULTILINE) for part in (begin, frame)]
+    header = base_header(features=codec.SEALED_FEATURES).encode()
+    clear = codec.encode_clear(header, b"K" * 16, b"S" * 32)
+    raw = codec.encode_envelope(clear, b"X" * (len(header) + 16))
+    number = {name: int.from_bytes(raw[int(o) : int(o) + int(s)], "little") for o, s, name in rows[0]}
+    assert (
+        number.items() >= {"cipher": 1, "zero": 0, "header_bytes": len(raw), "sealed_bytes": len(header) + 16}.items()
+    )
+    assert all(not any(raw[int(o) : int(o) + int(s)]) for o, s, name in rows[0] if name == "zero")
+    assert (raw[336:352], raw[352:384], raw[384:386], len(clear)) == (b"K" * 16, b"S" * 32, b"XX", 384)
+    assert "| 384 | | sealed |" in begin
+    shown = codec.decode_envelope(raw)
+    assert (shown.key_id, shown.salt, shown.clear, shown.sealed[:2]) == (b"K" * 16, b"S" * 32, clear, b"XX")
+    head = codec.SealedHead(3, 115, 40, 4, 5, 6, 0)
+    wire = head.encode(b"Y" * 67)
+    found = {
+        name: int.from_bytes(wire[int(o) : int(o) + int(s)], "little") for o, s, name in rows[1] if name != "magic"
+    }
+    assert found == {
+        "zero": 0, "sequence": 3, "head_bytes": 115, "payload_bytes": 40, "tag": 4, "run": 5, "payload_crc": 6,
+        "head_crc": crc32c(b"Y" * 67, crc32c(wire[:44])),
+    }  # fmt: skip
+    assert (wire[:4], wire[48:], head.authenticated()) == (b"BPse", b"Y" * 67, wire[:40])
 
 
 def test_reading_gives_back_what_was_written():
@@ -149,7 +177,7 @@ def test_every_number_of_a_header_may_be_anything(field, value):
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        ({"features": codec.Features(4, 0, 0)}, StreamError, "needs features 0x4"),
+        ({"features": codec.Features(8, 0, 0)}, StreamError, "needs features 0x8"),
         ({"image_blocks": 65_537}, StreamDamagedError, "65537 for its image"),
         ({"space_blocks": (1 << 56) + 1}, StreamDamagedError, "for its space"),
         ({"part": 1, "n_parts": 1}, StreamDamagedError, "for its part"),
@@ -166,7 +194,7 @@ def test_headers_that_are_refused(change, kind, words):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"part": 1, "n_parts": 3}, "part 2 of 3"), ({"locations": codec.Locations.IMPLICIT}, "locations")],
+    [({"part": 1, "n_parts": 3}, "part 2 of 3")],
 )
 def test_what_is_read_but_not_received(change, words):
     reader = StreamReader(ObjectInput(io.BytesIO(base_header(**change).encode())))
@@ -178,9 +206,11 @@ def test_what_is_no_stream_or_of_another_version_says_so():
     with pytest.raises(StreamError, match="not an image stream"):
         codec.header_length(b"PK\x03\x04" + bytes(12))
     raw = bytearray(base_header().encode())
-    raw[8] = 1
-    with pytest.raises(StreamError, match="format version 1"):
-        codec.header_length(bytes(raw))
+    for version, hint in ((0, "send it again"), (2, "upgrade"), (1 << 31, "upgrade")):
+        raw[8:12] = version.to_bytes(4, "little")
+        with pytest.raises(StreamError, match=f"format version {version}; this release reads 1") as caught:
+            codec.header_length(bytes(raw))
+        assert hint in caught.value.hint
 
 
 def test_digest_of_planes_is_independent_of_how_they_come_in_pieces():

@@ -244,7 +244,7 @@ def test_an_increment_compressed(rng):
 
 def test_a_reader_without_it_refuses_by_name(monkeypatch):
     stream, _ = streams()
-    monkeypatch.setattr(codec, "KNOWN_FEATURES", codec.Features())
+    monkeypatch.setattr(codec.header, "KNOWN_FEATURES", codec.Features())
     with pytest.raises(StreamError, match="receiving this stream needs zstd compression"):
         receive(io.BytesIO(stream), DictStorage())
 

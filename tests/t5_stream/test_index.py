@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blockplane.model import StreamDamagedError
+from blockplane.stream.cache import FrameCache
 from blockplane.stream.codec import INDEX_DTYPE
 from blockplane.stream.index import Index, Wanted
 
@@ -56,3 +62,27 @@ def test_sanity():
     assert not sane((0, 5000, 5, 0))
     assert not sane((0, -1, 5, 0))
     assert not sane((0, 10, 0, 0))
+
+
+def test_closing_waits_for_threads_that_still_count():
+    """One of the frames asked for together is damaged; another is still being read when the chain is closed."""
+    cache, is_begun, is_closing = FrameCache(), threading.Event(), threading.Event()
+
+    def work(number: int) -> bytes:
+        if not number:
+            is_begun.wait(1)  # one core: the other waits for this one
+            raise StreamDamagedError("this one is damaged")
+        is_begun.set()
+        is_closing.wait(10)
+        cache.count(1, 4096)
+        return b""
+
+    with pytest.raises(StreamDamagedError):
+        list(cache.map(work, [0, 1]))
+    closing = threading.Thread(target=cache.close, daemon=True)
+    closing.start()
+    time.sleep(0.05)
+    is_closing.set()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert cache.counters.n_requests == int(is_begun.is_set())

@@ -22,8 +22,8 @@ from blockplane.model import (
     StreamMissingError,
     StreamTruncatedError,
 )
-from blockplane.stream import open_stream
-from blockplane.stream.codec import ZSTD_FEATURES
+from blockplane.stream import Key, open_stream
+from blockplane.stream.codec import Features
 from blockplane.transfer import receive, send, stream_map, verify_streams
 from streams.storage import SPACE_ID, DictSending, DictStorage, pair
 
@@ -152,11 +152,14 @@ def test_a_base_that_is_itself(tmp_path):
         open_stream(first, second)
 
 
-@pytest.fixture(scope="module", params=[None, "zstd"])
+KEY = Key(bytes(range(32)))
+
+
+@pytest.fixture(scope="module", params=[(None, None), ("zstd", None), (None, KEY), ("zstd", KEY)])
 def backups(request, tmp_path_factory):
     """A chain of three of a volume of files, and what the files hold in each state; half of the bytes shrink."""
     folder = tmp_path_factory.mktemp("backups")
-    compress = request.param
+    compress, key = request.param
     rng = np.random.default_rng(11)
     expected: dict[str, dict[str, bytes]] = {}
     with bp.Volume.create(folder / "pool", disks=5, size="24MiB", parity=1) as volume:
@@ -176,20 +179,20 @@ def backups(request, tmp_path_factory):
             volume.snapshot(name)
             expected[name] = {path: files.read_bytes(f"/d/{path}") for path in files.listdir("/d")}
         (folder / "chain").mkdir()
-        bp.send(volume.image("june1"), folder / "chain" / "1.bps", compress=compress)
-        bp.send(volume.image("june2 - june1"), folder / "chain" / "2.bps", compress=compress)
-        bp.send(volume.image("june3 - june2"), folder / "chain" / "3.bps", compress=compress)
+        bp.send(volume.image("june1"), folder / "chain" / "1.bps", compress=compress, key=key)
+        bp.send(volume.image("june2 - june1"), folder / "chain" / "2.bps", compress=compress, key=key)
+        bp.send(volume.image("june3 - june2"), folder / "chain" / "3.bps", compress=compress, key=key)
     return folder / "chain", expected
 
 
-def compress_of(folder) -> bool:
-    """Whether the first stream says that it is compressed."""
-    return stream_map(folder / "1.bps").header.features == ZSTD_FEATURES
+def is_bare(folder) -> bool:
+    """Whether the blocks of the first stream lie there as they are: neither compressed nor encrypted."""
+    return stream_map(folder / "1.bps", key=KEY).header.features == Features()
 
 
 def test_files_of_every_state(backups):
     folder, expected = backups
-    with bp.open_stream(folder) as opened:
+    with bp.open_stream(folder, key=KEY) as opened:
         for name, contents in expected.items():
             files = bp.FileSystem(opened.at(name))
             assert {path: files.read_bytes(f"/d/{path}") for path in files.listdir("/d")} == contents
@@ -199,23 +202,20 @@ def test_files_of_every_state(backups):
 def test_a_file_costs_little_more_than_its_blocks(backups):
     """1 MiB out of an open chain: at most 3 MiB read, at most 12 frames decompressed, metadata and all."""
     folder, expected = backups
-    with bp.open_stream(*sorted(folder.iterdir())) as opened:
+    with bp.open_stream(*sorted(folder.iterdir()), key=KEY) as opened:
         before = dataclasses.replace(opened.counters)
         assert bp.FileSystem(opened).read_bytes("/d/large") == expected["june3"]["large"]
         n_bytes = opened.counters.read_bytes - before.read_bytes
         n_frames = opened.counters.n_frames
-    assert n_bytes <= 3 << 20
-    assert (1 <= n_frames <= 12) if compress_of(folder) else (n_frames == 0 and n_bytes >= 1 << 20)
+    assert n_bytes <= (3 << 20 if is_bare(folder) else 12 << 20)
+    assert (n_frames == 0 and n_bytes >= 1 << 20) if is_bare(folder) else (1 <= n_frames <= 12)
 
 
 def test_reading_touches_single_blocks(backups):
     """A block is read alone, not its frame: one request of 4,096 bytes once the head is known."""
     folder, _ = backups
-    if compress_of(folder):
-        expected = (0, 0)  # the frame is there, decompressed
-    else:
-        expected = (4096, 1)
-    with bp.open_stream(folder) as opened:
+    expected = (4096, 1) if is_bare(folder) else (0, 0)  # the frame is there, decrypted and decompressed
+    with bp.open_stream(folder, key=KEY) as opened:
         root = opened.root_pointer()[0]
         blocks_of(opened, [root])
         before = dataclasses.replace(opened.counters)
@@ -227,8 +227,8 @@ def test_reading_touches_single_blocks(backups):
 def test_a_restored_volume_is_what_the_chain_says(backups, tmp_path):
     folder, expected = backups
     for path in sorted(folder.iterdir()):
-        receive(path, tmp_path / "copy")
-    with bp.Volume.open(tmp_path / "copy", writable=False) as copy, bp.open_stream(folder) as opened:
+        receive(path, tmp_path / "copy", key=KEY)
+    with bp.Volume.open(tmp_path / "copy", writable=False) as copy, bp.open_stream(folder, key=KEY) as opened:
         here, there = bp.FileSystem(copy.get_snapshot("june3")), bp.FileSystem(opened)
         assert list(here.walk("/")) == list(there.walk("/"))
         assert {path: here.read_bytes(f"/d/{path}") for path in expected["june3"]} == expected["june3"]

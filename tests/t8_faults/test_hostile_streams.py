@@ -12,6 +12,7 @@ import signal
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,20 +21,30 @@ from blockplane import check
 from blockplane.filesystem import FileSystem
 from blockplane.image.image import build
 from blockplane.model import BlockplaneError
-from blockplane.stream import open_stream
+from blockplane.stream import Key, codec, open_stream
 from blockplane.stream.codec import HEADER_FIXED_BYTES
 from blockplane.transfer import compare_streams, merge_streams, receive, send, verify_streams
 from blockplane.volume import Volume
 from faults.inline import inline_workers
-from forging import VALUES, head_bytes, is_data, parts_of, sealed
+from forging import VALUES, encrypted, head_bytes, is_data, opened_parts, parts_of, sealed, sealed_parts
 from rig.memory import Shape, make_volume
 
+KEY = Key(bytes(range(32)))
 #: Of the deep run, all parts together.
 N_STREAMS, N_VOLUMES = 100_000, 20_000
-CI_STREAMS, CI_VOLUMES = 400, 80
+CI_STREAMS, CI_VOLUMES = 200, 80
 #: Nothing may take so long; a machine that others use may be slow by itself.
 HANG_S = 60
 MAX_GROWN_KIB = 256 << 10
+#: How streams are written.
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "zstd": {"compress": "zstd"},
+    "encrypted": {"key": KEY},
+    "zstd, encrypted": {"compress": "zstd", "key": KEY},
+    "implicit": {"locations": "implicit"},
+    "implicit, tape, encrypted": {"locations": "implicit", "order": "tape", "key": KEY},
+}
 SHAPES = [Shape(2, 1, 64, 512)]
 
 
@@ -70,7 +81,7 @@ def fill(volume: Volume, rng: np.random.Generator) -> FileSystem:
     return files
 
 
-def sources(rng: np.random.Generator, compress: str | None) -> tuple[bytes, bytes]:
+def sources(rng: np.random.Generator, form: dict[str, Any]) -> tuple[bytes, bytes]:
     """A full stream and an increment on it, of real files."""
     volume = make_volume(SHAPES, "source")
     files = fill(volume, rng)
@@ -81,15 +92,19 @@ def sources(rng: np.random.Generator, compress: str | None) -> tuple[bytes, byte
     streams = []
     for text in ("one", "two - one"):
         out = io.BytesIO()
-        send(build(volume, text), out, compress=compress)
+        send(build(volume, text), out, **form)
         streams.append(out.getvalue())
     volume.close()
     return streams[0], streams[1]
 
 
 def forged(stream: bytes, rng: np.random.Generator) -> bytes:
-    """Change one to three fields, or bytes of a payload; every checksum and the digest are put right."""
-    parts = [bytearray(part) for part in parts_of(stream)]
+    """Change one to three fields, or bytes of a payload; every checksum and the digest are put right.
+
+    Of an encrypted stream before it is encrypted: whoever does so has the key.
+    """
+    is_sealed = codec.is_sealed(stream)
+    parts = [bytearray(part) for part in (opened_parts(stream, KEY) if is_sealed else parts_of(stream))]
     for _ in range(int(rng.integers(1, 4))):
         part = parts[int(rng.integers(len(parts)))]
         end = HEADER_FIXED_BYTES if part is parts[0] else len(part)
@@ -104,7 +119,9 @@ def forged(stream: bytes, rng: np.random.Generator) -> bytes:
         parts[first], parts[second] = parts[second], parts[first]
     if not rng.integers(8):
         del parts[int(rng.integers(1, len(parts)))]
-    return sealed(parts) if parts[0] and len(parts) > 2 else b"".join(parts)
+    if len(parts) < 3:
+        return b"".join(parts)
+    return encrypted(sealed_parts(parts), KEY) if is_sealed else sealed(parts)
 
 
 def look_at(files: FileSystem) -> None:
@@ -129,22 +146,22 @@ class Doors:
         self.full, self.bad = folder / "full.bps", folder / "bad.bps"
         self.full.write_bytes(full)
         self.target = make_volume(SHAPES, "target")
-        receive(io.BytesIO(full), self.target)
+        receive(io.BytesIO(full), self.target, key=KEY)
         self.fresh: Volume | None = None
         self.n_refused = self.n_taken = 0
         self.names: dict[str, Callable[[bytes], object]] = {
             "receive": self._receive,
             "files": lambda stream: self._read(self.full, self.bad),
             "alone": lambda stream: self._read(self.bad),
-            "verify": lambda stream: verify_streams(self.full, self.bad),
-            "merge": lambda stream: merge_streams(self.full, self.bad, sink=io.BytesIO()),
-            "compare": lambda stream: compare_streams(self.full, self.bad, volume=self.target, snapshot="one"),
+            "verify": lambda stream: verify_streams(self.full, self.bad, key=KEY),
+            "merge": lambda stream: merge_streams(self.full, self.bad, sink=io.BytesIO(), key=KEY, encrypt=KEY),
+            "compare": lambda stream: compare_streams(self.full, self.bad, volume=self.target, snapshot="one", key=KEY),
         }
 
     def _receive(self, stream: bytes) -> None:
         before = self.target.committed.pointer
         try:
-            receive(io.BytesIO(stream), self.target)
+            receive(io.BytesIO(stream), self.target, key=KEY)
         except BlockplaneError:
             assert self.target.committed.pointer == before
             assert [s.name for s in self.target.snapshots] == ["one"]
@@ -154,7 +171,7 @@ class Doors:
             self.target.rollback("one", drop_changes=True, drop_later=True)
 
     def _read(self, *paths: Path) -> None:
-        with open_stream(*paths) as chain:
+        with open_stream(*paths, key=KEY) as chain:
             look_at(FileSystem(chain))
 
     def through(self, name: str, stream: bytes) -> None:
@@ -177,18 +194,18 @@ def share_of(total: int, part: tuple[int, int]) -> int:
     return (number + 1) * total // n_parts - number * total // n_parts
 
 
-@pytest.mark.parametrize("compress", [None, "zstd"])
-def test_forged_streams_through_every_door(tmp_path, rng, is_deep, part, compress, record_property):
-    full, increment = sources(rng, compress)
+@pytest.mark.parametrize("form", FORMS)
+def test_forged_streams_through_every_door(tmp_path, rng, is_deep, part, form, record_property):
+    full, increment = sources(rng, FORMS[form])
     doors, before = Doors(tmp_path, full, increment), peak_kib()
     names = list(doors.names)
-    n_streams = share_of(N_STREAMS // 2, part) if is_deep else CI_STREAMS
+    n_streams = share_of(N_STREAMS // len(FORMS), part) if is_deep else CI_STREAMS
     for number in range(n_streams):
         stream = forged(full if names[number % len(names)] == "alone" else increment, rng)
         doors.through(names[number % len(names)], stream)
     record_property(
         "summary",
-        f"forged streams, {compress or 'plain'}: {n_streams}, {doors.n_refused} refused, {doors.n_taken} taken, "
+        f"forged streams, {form}: {n_streams}, {doors.n_refused} refused, {doors.n_taken} taken, "
         f"{(peak_kib() - before) >> 10} MiB more at the peak",
     )
     assert doors.n_refused + doors.n_taken == n_streams

@@ -10,13 +10,18 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from blockplane import check
 from blockplane.disks.disk import HEAD_BLOCKS, aligned_buffer
 from blockplane.disks.stripelog import StripeLog
+from blockplane.filesystem import FileSystem
 from blockplane.image import build
 from blockplane.image.expected import ExpectedChecks
 from blockplane.model import BLOCK_BYTES, ChecksumError
-from blockplane.transfer.send import send
-from blockplane.volume import held, live
+from blockplane.planes import Plane, combine
+from blockplane.stream import StreamMap
+from blockplane.transfer import compare_streams, coverage, merge_streams, receive, stream_map, verify_streams
+from blockplane.transfer.send import ImageSending, send
+from blockplane.volume import Volume, held, live
 from blockplane.volume.beside import BesideWriter
 from blockplane.volume.landing import Landing
 from blockplane.volume.leafbits import EMPTY_LEAF
@@ -252,3 +257,43 @@ def test_the_checksum_file_of_a_state_that_does_not_hold_the_block():
     plant = mock.patch.object(ExpectedChecks, "of", check_of_the_top)
     with plant, pytest.raises(ChecksumError):
         send_two_branches(io.BytesIO())
+
+
+# --- the set of deallocated blocks applied after the blocks that came (law: first drop, then add) ---------------------
+
+
+class Reusing(ImageSending):
+    """Says of blocks that it brings, too, that the base's of these numbers are gone: they are, and are used again."""
+
+    @property
+    def dropped(self) -> Plane:
+        return combine([super().dropped, self.plane])
+
+
+def dropped_at_the_end(base: Plane, stream: StreamMap) -> Plane:
+    return combine([base, stream.image], minus=stream.dropped)
+
+
+def test_a_deallocated_set_applied_after_the_blocks(tmp_path):
+    with Volume.create(tmp_path / "pool", disks=3, size="8MiB") as volume:
+        files = FileSystem(volume)
+        files.write_bytes("/one", b"1" * 300_000)
+        volume.snapshot("one")
+        files.write_bytes("/two", b"2" * 300_000)
+        files.unlink("/one")
+        volume.snapshot("two")
+        send(build(volume, "one"), tmp_path / "one.bps")
+        send(Reusing(build(volume, "two - one")), tmp_path / "two.bps")
+        paths = [tmp_path / "one.bps", tmp_path / "two.bps"]
+        verdict = verify_streams(*paths)
+        assert (verdict.problems, verdict.proved) == ([], ["one", "two"])
+        assert compare_streams(*paths, volume=volume, snapshot="two").ok
+        merge_streams(*paths, sink=tmp_path / "merged.bps")
+        assert stream_map(tmp_path / "merged.bps").image == build(volume, "two").plane
+        for path in paths:
+            receive(path, tmp_path / "copy")
+        with Volume.open(tmp_path / "copy") as copy:
+            assert FileSystem(copy).read_bytes("/two") == b"2" * 300_000
+            assert check(copy).ok
+        with mock.patch.object(coverage, "held_after", dropped_at_the_end):
+            assert "snapshot two is not whole" in verify_streams(*paths).problems[0]

@@ -12,7 +12,7 @@ import blockplane as bp
 from blockplane.cli.completion import SnapshotName
 from blockplane.cli.images import standard_output
 from blockplane.cli.naming import open_volume, snapshot_of
-from blockplane.cli.options import json_option, progress_option, wait_option
+from blockplane.cli.options import json_option, key_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.streams import stream
 from blockplane.cli.text import blocks, duration, print_json, printable, rate, sentence, size
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be written; read no block but block maps.")
 @click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
+@key_option
+@click.option("--encrypt", type=click.Path(), metavar="KEYFILE", help="Encrypt the result with this key.")
+@click.option("--plain", is_flag=True, help="Do not encrypt the result, although a FILE is encrypted.")
 @json_option
 @progress_option
 def merge(
@@ -33,6 +36,9 @@ def merge(
     output: str | None,
     dry_run: bool,
     compress: str | None,
+    keys: Sequence[str],
+    encrypt: str | None,
+    plain: bool,
     as_json: bool,
     progress: bool | None,
 ) -> None:
@@ -45,9 +51,14 @@ def merge(
     blockplane stream merge june1.bps june2.bps june3.bps -o full3.bps
     blockplane stream merge june2.bps june3.bps -o june1to3.bps
     """
+    if plain and encrypt is not None:
+        raise bp.errors.UsageError("--encrypt and --plain contradict each other", "say one of them")
     sink = output if output is not None or dry_run else standard_output()
     with ProgressLine(progress) as line:
-        report = bp.merge_streams(*files, sink=sink, compress=compress, dry_run=dry_run, progress=line)
+        report = bp.merge_streams(
+            *files, sink=sink, compress=compress, key=keys, encrypt=False if plain else encrypt, dry_run=dry_run,
+            progress=line,
+        )  # fmt: skip
     to_stderr = isinstance(sink, int)
     if as_json:
         print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
@@ -71,6 +82,7 @@ def _described(report: MergeReport) -> dict[str, object]:
         "dead_blocks": report.dead_blocks,
         "order": list(report.order),
         "compression": sent.compression,
+        "encrypted": sent.encrypted,
     }
 
 
@@ -91,10 +103,13 @@ def _print_merged(report: MergeReport, dry_run: bool, to_stderr: bool) -> None:
 @stream.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 @click.argument("snapshot", metavar="VOL@SNAP", type=SnapshotName())
+@key_option
 @json_option
 @wait_option
 @progress_option
-def compare(files: Sequence[str], snapshot: str, as_json: bool, wait_s: float, progress: bool | None) -> int:
+def compare(
+    files: Sequence[str], snapshot: str, keys: Sequence[str], as_json: bool, wait_s: float, progress: bool | None
+) -> int:
     """Compare a snapshot in streams with the same one of a volume, byte by byte.
 
     Without the full stream, what the increments bring is compared. Exit status 1 when they differ.
@@ -104,7 +119,7 @@ def compare(files: Sequence[str], snapshot: str, as_json: bool, wait_s: float, p
     """
     place, name = snapshot_of(snapshot)
     with open_volume(place, "stream compare", wait_s, writable=False) as volume, ProgressLine(progress) as line:
-        found = bp.compare_streams(*files, volume=volume, snapshot=name, progress=line)
+        found = bp.compare_streams(*files, volume=volume, snapshot=name, key=keys, progress=line)
     if as_json:
         print_json(_compared(found))
     else:

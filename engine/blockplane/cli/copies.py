@@ -12,7 +12,7 @@ import click
 import blockplane as bp
 from blockplane.cli.completion import FileName
 from blockplane.cli.naming import file_of, live_file_of, open_files, open_volume
-from blockplane.cli.options import json_option, progress_option, wait_option
+from blockplane.cli.options import json_option, key_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import count, duration, print_json, printable, rate, sentence, size
 
@@ -79,10 +79,11 @@ def put(
 @click.command()
 @click.argument("source", metavar="VOL[@SNAP]:/PATH", type=FileName())
 @click.argument("dest", metavar="DEST", type=click.Path())
+@key_option
 @json_option
 @wait_option
 @progress_option
-def get(source: str, dest: str, as_json: bool, wait_s: float, progress: bool | None) -> int:
+def get(source: str, dest: str, keys: Sequence[str], as_json: bool, wait_s: float, progress: bool | None) -> int:
     """Copy a file or tree out.
 
     Out of a volume, a snapshot or a stream, with all its attributes; names as `cp -a` does.
@@ -92,7 +93,7 @@ def get(source: str, dest: str, as_json: bool, wait_s: float, progress: bool | N
     blockplane get june1.bps:/include/stdio.h .
     """
     target = file_of(source)
-    with open_files(target, "get", wait_s) as files, ProgressLine(progress) as line:
+    with open_files(target, "get", wait_s, keys) as files, ProgressLine(progress) as line:
         report = files.get(target.path or "/", dest, progress=line)
     if as_json:
         print_json(_shown(report))

@@ -13,7 +13,7 @@ import click
 import blockplane as bp
 from blockplane.cli.completion import FileName
 from blockplane.cli.naming import Target, file_of, live_file_of, open_files, open_volume, parse_target
-from blockplane.cli.options import json_option, wait_option
+from blockplane.cli.options import json_option, key_option, wait_option
 from blockplane.cli.text import count, iso, moment, print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ def type_name(mode: int) -> str:
 @click.option("-l", "is_long", is_flag=True, help="Show type, permissions, links, owner, size, time.")
 @click.option("-d", "itself", is_flag=True, help="Show a directory itself, not what is in it.")
 @json_option
+@key_option
 @wait_option
-def ls(path: str, is_long: bool, itself: bool, as_json: bool, wait_s: float) -> None:
+def ls(path: str, is_long: bool, itself: bool, as_json: bool, keys: Sequence[str], wait_s: float) -> None:
     """List a directory.
 
     Of a volume, a snapshot or a stream.
@@ -55,7 +56,7 @@ def ls(path: str, is_long: bool, itself: bool, as_json: bool, wait_s: float) -> 
     blockplane ls june1.bps:/
     """
     target = parse_target(path)
-    with open_files(target, "ls", wait_s) as files:
+    with open_files(target, "ls", wait_s, keys) as files:
         names = _names(files, target.path or "/", itself)
         if as_json:
             print_json({"path": target.path or "/", "entries": [_entry(files, name, full) for name, full in names]})
@@ -126,14 +127,15 @@ def _extent(found: StatResult) -> str:
 
 @click.command()
 @click.argument("paths", metavar="VOL[@SNAP]:/PATH...", nargs=-1, required=True, type=FileName())
+@key_option
 @wait_option
-def cat(paths: Sequence[str], wait_s: float) -> None:
+def cat(paths: Sequence[str], keys: Sequence[str], wait_s: float) -> None:
     """Write files to standard output."""
     if sys.stdout is None:
         raise bp.errors.UsageError("standard output is closed", "send it somewhere")
     for path in paths:
         target = file_of(path)
-        with open_files(target, "cat", wait_s) as files, files.open(target.path or "/", "rb") as source:
+        with open_files(target, "cat", wait_s, keys) as files, files.open(target.path or "/", "rb") as source:
             while piece := source.read(_COPY_BYTES):
                 sys.stdout.buffer.write(piece)
     sys.stdout.buffer.flush()
@@ -142,11 +144,12 @@ def cat(paths: Sequence[str], wait_s: float) -> None:
 @click.command("stat")
 @click.argument("path", metavar="VOL[@SNAP]:/PATH", type=FileName())
 @json_option
+@key_option
 @wait_option
-def stat_(path: str, as_json: bool, wait_s: float) -> None:
+def stat_(path: str, as_json: bool, keys: Sequence[str], wait_s: float) -> None:
     """Show all attributes of a file."""
     target = file_of(path)
-    with open_files(target, "stat", wait_s) as files:
+    with open_files(target, "stat", wait_s, keys) as files:
         name = target.path or "/"
         found = files.lstat(name)
         attributes = {key: files.getxattr(name, key, follow_symlinks=False) for key in _xattrs(files, name)}

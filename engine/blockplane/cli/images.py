@@ -16,7 +16,15 @@ import click
 import blockplane as bp
 from blockplane.cli.completion import ExpressionWord, VolumeName
 from blockplane.cli.naming import CONFIG_NAME, MARK_NAME, open_volume, volume_only
-from blockplane.cli.options import Duration, disk_options, disks_of, json_option, progress_option, wait_option
+from blockplane.cli.options import (
+    Duration,
+    disk_options,
+    disks_of,
+    json_option,
+    key_option,
+    progress_option,
+    wait_option,
+)
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.resuming import give_up, print_token
 from blockplane.cli.text import blocks, duration, print_json, print_table, printable, rate, size
@@ -207,7 +215,14 @@ def _print_image(volume: bp.Volume, found: bp.Image) -> None:
 @click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be sent; read and write no block.")
 @click.option("--order", type=click.Choice(["disk", "tape"]), default="disk", help="Order of the blocks (disk).")
+@click.option(
+    "--locations",
+    type=click.Choice(["explicit", "implicit"]),
+    default="explicit",
+    help="Whether the stream lists where blocks belong, or its order says it (explicit).",
+)
 @click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
+@click.option("--encrypt", type=click.Path(), metavar="KEYFILE", help="Encrypt with a key that `key create` made.")
 @click.option(
     "--resume",
     metavar="[TOKEN]",
@@ -226,7 +241,9 @@ def send(
     output: str | None,
     dry_run: bool,
     order: str,
+    locations: str,
     compress: str | None,
+    encrypt: str | None,
     resume: str | None,
     hold: float | None,
     choice: Choice,
@@ -242,11 +259,12 @@ def send(
     blockplane send pool june1 -o june1.bps
     blockplane send pool 'june3 - june1' | ssh far blockplane receive copy
     blockplane send pool 'june3 - june1' -n
+    blockplane key create backup.key; blockplane send pool june1 -o june1.bps --encrypt backup.key
     blockplane send pool june1 -o june1.bps --resume
 
     An interrupted receive keeps what came; only the rest is sent with its token:
 
-    
+    \b
     ssh far blockplane receive copy --have > token
     blockplane send pool june1 --resume token | ssh far blockplane receive copy
     """
@@ -257,7 +275,10 @@ def send(
             stack.enter_context(bp.held(volume, found, hold))
         begun = bp.read_token(resume) if resume else resume is not None
         with ProgressLine(progress) as line:
-            report = bp.send(found, sink, progress=line, dry_run=dry_run, order=order, compress=compress, resume=begun)
+            report = bp.send(
+                found, sink, progress=line, dry_run=dry_run, order=order, locations=locations, compress=compress,
+                key=encrypt, resume=begun,
+            )  # fmt: skip
     to_stderr = isinstance(sink, int)
     if as_json:
         print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
@@ -293,6 +314,7 @@ def _described(report: SendReport) -> dict[str, object]:
         "left_out": list(report.left_out),
         "compression": report.compression,
         "n_blocks_before": report.n_blocks_before,
+        "encrypted": report.encrypted,
     }
 
 
@@ -316,6 +338,7 @@ def _sent(report: SendReport, dry_run: bool) -> str:
 @click.option("--discard", is_flag=True, help="Give up changes that the stream would replace.")
 @click.option("--have", is_flag=True, help="Write a token of what an interrupted receive has, for send --resume.")
 @click.option("--abort", "gives_up", is_flag=True, help="Give up what an interrupted receive has.")
+@key_option
 @disk_options
 @json_option
 @wait_option
@@ -326,6 +349,7 @@ def receive(
     discard: bool,
     have: bool,
     gives_up: bool,
+    keys: Sequence[str],
     n_disks: int | None,
     size: int | None,
     disk: Sequence[str],
@@ -362,7 +386,7 @@ def receive(
         is_volume = os.path.exists(os.path.join(place, CONFIG_NAME))
         if is_plain and is_volume and not os.path.exists(os.path.join(place, MARK_NAME)):
             with open_volume(place, "receive", wait_s, writable=True) as volume:
-                report = bp.receive(source, volume, discard=discard, progress=line)
+                report = bp.receive(source, volume, discard=discard, key=keys, progress=line)
         else:
             report = bp.receive(
                 source,
@@ -373,6 +397,7 @@ def receive(
                 chunk=wish.chunk,
                 wipe=wish.wipe,
                 discard=discard,
+                key=keys,
                 progress=line,
             )
     if as_json:

@@ -20,6 +20,7 @@ from blockplane.cli import (
     files,
     holders,
     images,
+    keys,
     plans,
     retention,
     snapshots,
@@ -70,7 +71,7 @@ def cli() -> None:
 
 
 _MODULES = (
-    volumes, copies, files, snapshots, retention, differences, holders, images, plans, streams, chains, demo,
+    volumes, copies, files, snapshots, retention, differences, holders, images, plans, streams, chains, keys, demo,
     completion,
 )  # fmt: skip
 for _module in _MODULES:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -111,12 +111,15 @@ def open_volume(place: str, verb: str, wait_s: float, *, writable: bool) -> Iter
 
 
 @contextmanager
-def open_files(target: Target, verb: str, wait_s: float) -> Iterator[bp.FileSystem]:
-    """Open what a target names for reading: the live file system, a snapshot (pinned), a stream or chain."""
+def open_files(target: Target, verb: str, wait_s: float, keys: Sequence[str] = ()) -> Iterator[bp.FileSystem]:
+    """Open what a target names for reading: the live file system, a snapshot (pinned), a stream or chain.
+
+    keys : key files, for streams that are encrypted.
+    """
     paths = stream_paths(target.place)
     with ExitStack() as stack:
         if paths:
-            chain: StreamChain = stack.enter_context(bp.open_stream(*paths, snapshot=target.snapshot))
+            chain: StreamChain = stack.enter_context(bp.open_stream(*paths, snapshot=target.snapshot, key=keys))
             yield bp.FileSystem(chain)
             return
         volume = stack.enter_context(open_volume(target.place, verb, wait_s, writable=False))

@@ -66,6 +66,15 @@ wait_option = click.option(
     metavar="S",
     help="Seconds to wait for a volume in use.",
 )
+key_option = click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    type=click.Path(),
+    metavar="KEYFILE",
+    envvar="BLOCKPLANE_KEY_FILE",
+    help="Key file for encrypted streams; repeat for several (or BLOCKPLANE_KEY_FILE).",
+)
 progress_option = click.option(
     "--progress/--no-progress", default=None, help="Show progress on standard error (default: on a terminal)."
 )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import blockplane as bp
-from blockplane.cli.options import json_option, progress_option
+from blockplane.cli.options import json_option, key_option, progress_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import blocks, count, duration, iso, moment, print_json, printable, rate, sentence, size
 
 if TYPE_CHECKING:
-    from blockplane.stream import StreamMap
+    from blockplane.stream import Envelope, StreamMap
     from blockplane.transfer import StreamVerdict
 
     _ParamType = click.ParamType[Any]
@@ -29,23 +31,59 @@ def stream() -> None:
 
 @stream.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@key_option
 @json_option
-def info(files: Sequence[str], as_json: bool) -> None:
+def info(files: Sequence[str], keys: Sequence[str], as_json: bool) -> None:
     """Show what streams say about themselves: image, snapshots, base, order, compression.
+
+    Of an encrypted one without its key: ids, who wrote it, and the id of the key.
 
     --json: an object; of several streams {"streams": [...]}.
     """
-    found = [bp.stream_map(file) for file in files]
+    found = [_looked_into(file, keys) for file in files]
     if not as_json:
         for file, its in zip(files, found, strict=True):
-            _print_map(file, its)
+            _print_one(file, its)
     elif len(files) == 1:
         print_json(_described(found[0]))
     else:
         print_json({"streams": [{"file": file, **_described(its)} for file, its in zip(files, found, strict=True)]})
 
 
-def _described(found: StreamMap) -> dict[str, object]:
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is known of a stream.
+
+    shown : what an encrypted one shows without its key. map : None where the key was not named.
+    """
+
+    shown: Envelope | None
+    map: StreamMap | None
+
+
+def _looked_into(file: str, keys: Sequence[str]) -> _Look:
+    shown = bp.stream_envelope(file) if os.path.isfile(file) else None  # a pipe is read once
+    return _Look(shown, None if shown is not None and not keys else bp.stream_map(file, key=keys))
+
+
+def _described(look: _Look) -> dict[str, object]:
+    key_id = look.shown.key_id.hex() if look.shown is not None else None
+    if look.map is not None:
+        return {**_described_map(look.map), "encrypted": key_id is not None, "key_id": key_id}
+    shown = look.shown
+    assert shown is not None, "a stream that is not encrypted has a map"
+    return {
+        "writer": shown.writer,
+        "space_id": shown.space_id.hex(),
+        "top_id": shown.top_id.hex(),
+        "base_id": shown.base_id.hex() if any(shown.base_id) else None,
+        "created": iso(shown.created_ns),
+        "encrypted": True,
+        "key_id": key_id,
+    }
+
+
+def _described_map(found: StreamMap) -> dict[str, object]:
     header = found.header
     return {
         "writer": header.writer,
@@ -58,10 +96,12 @@ def _described(found: StreamMap) -> dict[str, object]:
         "dropped_blocks": header.dropped_blocks,
         "after_blocks": header.after_blocks,
         "order": header.order,
+        "locations": header.locations.name.lower(),
         "compressed": _is_compressed(found),
         "created": iso(header.created_ns),
         "top": found.top.name,
         "base": found.base.name if found.base is not None else None,
+        "sections": list(found.sections),
         "snapshots": [
             {"name": record.name, "id": record.id.hex(), "role": role.name.lower(), "n_blocks": record.n_blocks}
             for record, role in found.snapshots
@@ -74,16 +114,32 @@ def _is_compressed(found: StreamMap) -> bool:
     return found.header.may_be_compressed
 
 
+def _print_one(file: str, look: _Look) -> None:
+    if look.map is not None:
+        _print_map(file, look.map)
+    elif look.shown is not None:
+        shown = look.shown
+        print(f"stream     {printable(file)}, by {printable(shown.writer)}, {moment(shown.created_ns)}")
+        print(f"top        id {shown.top_id.hex()}")
+        print(f"base       id {shown.base_id.hex()}" if any(shown.base_id) else "base       none: a full image")
+    if look.shown is not None:
+        print(f"encrypted  with the key of id {look.shown.key_id.hex()}")
+
+
 def _print_map(file: str, found: StreamMap) -> None:
     header = found.header
+    implicit = ", locations implicit" if header.locations.name == "IMPLICIT" else ""
     zstd = ", zstd" if _is_compressed(found) else ""
     print(f"stream     {printable(file)}, by {printable(header.writer)}, {moment(header.created_ns)}")
-    print(f"image      {blocks(header.image_blocks)} in {header.order} order{zstd}, id {header.image_id.hex()}")
+    form = f"{header.order} order{implicit}{zstd}"
+    print(f"image      {blocks(header.image_blocks)} in {form}, id {header.image_id.hex()}")
     if header.is_part:
         print(f"follows    {blocks(header.following_blocks)}: the rest of an interrupted transfer")
     print(f"top        {found.top.name}")
     base = found.base
     print("base       none: a full image" if base is None else f"base       {base.name}, id {base.id.hex()}")
+    for name in found.sections:
+        print(f"section    {name}, which this release does not know and does without")
     for record, role in found.snapshots:
         what = role.name.lower().replace("_", " ")
         print(f"  {record.name}: {what}, {blocks(record.n_blocks)}, id {record.id.hex()}")
@@ -105,9 +161,12 @@ class Part(_ParamType):
 @stream.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 @click.option("--part", type=Part(), metavar="K/N", help="Of the blocks read only the K-th of N parts.")
+@key_option
 @json_option
 @progress_option
-def verify(files: Sequence[str], part: tuple[int, int] | None, as_json: bool, progress: bool | None) -> int:
+def verify(
+    files: Sequence[str], part: tuple[int, int] | None, keys: Sequence[str], as_json: bool, progress: bool | None
+) -> int:
     """Read streams whole and hold every byte against its checksums.
 
     The FILEs, in any order, or a folder of them, are also proved to be a whole chain: every block of every snapshot
@@ -119,7 +178,7 @@ def verify(files: Sequence[str], part: tuple[int, int] | None, as_json: bool, pr
     blockplane stream verify --part 3/7 backups
     """
     with ProgressLine(progress) as line:
-        verdict = bp.verify_streams(*files, part=part, progress=line)
+        verdict = bp.verify_streams(*files, part=part, key=keys, progress=line)
     if as_json:
         print_json(
             {

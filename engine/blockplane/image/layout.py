@@ -6,20 +6,23 @@ volume, so the owners' places never collide.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 
 import numpy as np
 
 from blockplane.disks.geometry import Geometry
 from blockplane.model.addresses import Extents, Numbers
-from blockplane.planes import Plane
+from blockplane.planes import Form, Plane
+from blockplane.planes.runs import join_touching
 from blockplane.volume.placemap import MapExtents, PlaceMap
 
 #: Extents are worked on in pieces of this many: bounds memory.
 _CHUNK_EXTENTS = 1 << 16
 #: Blocks counted at a time when counting per disk: 512 KiB of words.
 _COUNT_BLOCKS = 1 << 22
+#: With fewer blocks than one in so many, extents are counted and not words: cost follows what is there.
+_SPARSE = 4096
 
 
 class Layout:
@@ -30,6 +33,10 @@ class Layout:
     plane : the image's VBNs.
     parts : for each owning state its map and the VBNs it owns; they partition the plane.
     n_places : the size of the volume's numbering of places.
+
+    Attributes
+    ----------
+    is_home : whether every block lies at the place of its number.
     """
 
     def __init__(self, plane: Plane, parts: Sequence[tuple[PlaceMap, Plane]], n_places: int) -> None:
@@ -37,6 +44,7 @@ class Layout:
         rows = np.concatenate([*moved, np.empty((0, 3), np.int64)])
         self._by_place = rows[np.argsort(rows[:, 2])]
         self._by_vbn = PlaceMap(rows[np.argsort(rows[:, 0])])
+        self.is_home = not len(rows)
         self.places = plane if not len(rows) and plane.n_blocks == n_places else _places(plane, rows, n_places)
 
     def within(self, part: Plane) -> Layout:
@@ -88,8 +96,9 @@ class Layout:
         counts = [0] * geometry.n_disks
         for group in geometry.groups:
             row_blocks = group.chunk_blocks * group.n_data
-            if row_blocks > _COUNT_BLOCKS:
-                _count_whole_chunks(self.places, geometry, counts, group.first, group.stop)
+            n_members = count_within(self.places, group.first, group.stop)
+            if row_blocks > _COUNT_BLOCKS or n_members * _SPARSE < group.n_blocks:
+                _count_by_extents(self.places, geometry, counts, group.first, group.stop)
                 continue
             step = _COUNT_BLOCKS // row_blocks * row_blocks
             for first in range(group.first, group.stop, step):
@@ -102,9 +111,52 @@ class Layout:
         return counts
 
 
-def _count_whole_chunks(places: Plane, geometry: Geometry, counts: list[int], start: int, stop: int) -> None:
-    """Count a group whose chunks are large: by extents, cut at chunk borders."""
-    for extents in places.iter_extents(_CHUNK_EXTENTS, start, stop):
+def count_within(places: Plane, start: int, stop: int) -> int:
+    """Return how many places of a range are in; it may reach past the plane."""
+    return places.count(start, min(stop, places.n_blocks)) if start < places.n_blocks else 0
+
+
+def next_place(places: Plane, start: int, stop: int) -> int | None:
+    """Return the first place of a range, which may reach past the plane; in a Roaring plane, however far it is."""
+    stop = min(stop, places.n_blocks)
+    if start >= stop:
+        return None
+    if places.form is Form.DENSE:
+        return next((int(extents[0, 0]) for extents in places.iter_extents(1, start, stop) if len(extents)), None)
+    n_before = places.rank(start)
+    if n_before == len(places):
+        return None
+    place = int(places.select(n_before))
+    return place if place < stop else None
+
+
+def present_extents(places: Plane, start: int, stop: int) -> Iterator[Extents]:
+    """Yield the extents of a range, which may reach past the plane, some at a time.
+
+    Notes
+    -----
+    Cost follows what is there: a Roaring plane's empty stretches are passed over.
+    """
+    if places.form is Form.DENSE:
+        if start < min(stop, places.n_blocks):
+            yield from places.iter_extents(_CHUNK_EXTENTS, start, min(stop, places.n_blocks))
+        return
+    yield from join_touching(_windows_of(places, start, min(stop, places.n_blocks)))
+
+
+def _windows_of(places: Plane, start: int, stop: int) -> Iterator[Extents]:
+    while start < stop:
+        extents = places.extents(start, min(start + _COUNT_BLOCKS, stop))
+        if len(extents):
+            yield extents
+            start += _COUNT_BLOCKS
+        else:
+            start = next_place(places, start, stop) or stop
+
+
+def _count_by_extents(places: Plane, geometry: Geometry, counts: list[int], start: int, stop: int) -> None:
+    """Count a group whose chunks are large, or nearly empty: by extents, cut at chunk borders."""
+    for extents in present_extents(places, start, stop):
         pieces = geometry.split(extents)
         for disk, n in enumerate(np.bincount(pieces.disk, pieces.n_blocks, geometry.n_disks).tolist()):
             counts[disk] += int(n)

@@ -10,6 +10,7 @@ Tape order, version 1: blocks ascend in VBN, W of them a window.
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 
 from blockplane.disks.geometry import Geometry, GroupRecord
 from blockplane.image.extents import merged, n_blocks_in, split
-from blockplane.image.layout import Layout
+from blockplane.image.layout import Layout, count_within, next_place, present_extents
 from blockplane.model.addresses import Extents, Numbers
 from blockplane.model.errors import UsageError
 from blockplane.planes import Plane
@@ -35,7 +36,6 @@ WINDOW_BLOCKS: Final = 4096
 _SPAN_STRIPES: Final = 1 << 16
 #: Decoded spans kept a group: disks that advance together share them.
 _SPANS_KEPT: Final = 3
-_CHUNK_EXTENTS: Final = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,24 @@ def windows(layout: Layout, plane: Plane, geometry: Geometry, order: str, window
     raise UsageError(f"there is no order {order!r}", "take disk or tape")
 
 
+def locations(plane: Plane, geometry: Geometry, order: str, window_blocks: int) -> Iterator[Extents]:
+    """Yield the VBNs of each window of an image all of whose blocks lie at home, given its plane alone.
+
+    Notes
+    -----
+    Cost follows the blocks, not the numbering: groups may be of any size.
+
+    Raises
+    ------
+    UsageError : no such order.
+    """
+    if order == TAPE:
+        return _tape_portions(plane, window_blocks)
+    return (
+        window.extents for window in windows(Layout(plane, [], plane.n_blocks), plane, geometry, order, window_blocks)
+    )
+
+
 def window_count(n_blocks: int, window_blocks: int) -> int:
     """Return how many windows an image has."""
     return -(-n_blocks // window_blocks)
@@ -107,19 +125,26 @@ def shares_of_first(counts: Sequence[int], k: int) -> list[int]:
     # every block whose turn is at most k / total, then back or on to exactly k, turn by turn
     shares = [(2 * count * k + total) // (2 * total) for count in counts]
     excess = sum(shares) - k
-    for _ in range(excess):
-        shares[max(_turns(counts, shares, -1))[1]] -= 1
-    for _ in range(-excess):
-        shares[min(_turns(counts, shares, 1))[1]] += 1
+    if excess:
+        _adjust(counts, shares, abs(excess), -1 if excess > 0 else 1)
     return shares
 
 
-def _turns(counts: Sequence[int], shares: Sequence[int], side: Literal[-1, 1]) -> list[tuple[Fraction, int]]:
-    """Return (twice the turn, disk) of each disk's last block taken, or of its first not taken."""
-    near = enumerate(zip(counts, shares, strict=True))
-    if side < 0:
-        return [(Fraction(2 * share - 1, count), disk) for disk, (count, share) in near if share]
-    return [(Fraction(2 * share + 1, count), disk) for disk, (count, share) in near if share < count]
+def _adjust(counts: Sequence[int], shares: list[int], n_blocks: int, side: Literal[-1, 1]) -> None:
+    """Give back the blocks taken last (side -1), or take the next ones (1), turn by turn."""
+
+    def turn(disk: int) -> tuple[Fraction, int]:
+        """Twice the turn of the disk's last block taken, or of its first not taken, so that what is due is least."""
+        return side * Fraction(2 * shares[disk] + side, counts[disk]), side * disk
+
+    has_more = [bool(share) if side < 0 else share < count for share, count in zip(shares, counts, strict=True)]
+    due = [turn(disk) for disk, more in enumerate(has_more) if more]
+    heapq.heapify(due)
+    for _ in range(n_blocks):
+        disk = side * heapq.heappop(due)[1]
+        shares[disk] += side
+        if shares[disk] if side < 0 else shares[disk] < counts[disk]:
+            heapq.heappush(due, turn(disk))
 
 
 class _Spans:
@@ -139,6 +164,22 @@ class _Spans:
         if self._striped:
             return self._rows(span)[position]
         return self._column(span, position)
+
+    def next_span(self, span: int, position: int) -> int:
+        """Return the first span, from this one on, in which the disk may have blocks: what is empty costs nothing."""
+        group, dbn = self.group, span * self.stripes
+        if self._striped:
+            place = next_place(self._places, group.first + dbn * group.n_data, group.stop)
+            return self.n_spans if place is None else (place - group.first) // group.n_data // self.stripes
+        chunk = group.chunk_blocks
+        row, inside = divmod(dbn, chunk)
+        low = group.first + (row * group.n_data + position) * chunk + inside
+        place = next_place(self._places, low, group.stop)
+        if place is None:
+            return self.n_spans
+        if place < low + chunk - inside:
+            return (dbn + place - low) // self.stripes
+        return max(row + 1, (place - group.first) // chunk // group.n_data) * chunk // self.stripes
 
     def _rows(self, span: int) -> list[Numbers]:
         found = self._kept.get(span)
@@ -166,7 +207,7 @@ class _Spans:
         return np.concatenate(parts)
 
     def _decode(self, place: int, n_blocks: int) -> list[Numbers]:
-        if not self._places.count(place, place + n_blocks):
+        if not count_within(self._places, place, place + n_blocks):
             return [_NOTHING] * self.group.n_data
         words = np.ascontiguousarray(self._places.word_range(place // 64, n_blocks // 64))
         disks = self._geometry.window_extents(self._index, place, words, merge=False)
@@ -189,6 +230,8 @@ class _Cursor:
         parts: list[Numbers] = []
         while n_blocks:
             if not len(self._extents):
+                if self._next < self._spans.n_spans:
+                    self._next = self._spans.next_span(self._next, self._position)
                 if self._next == self._spans.n_spans:
                     raise ValueError("a disk has fewer blocks of the image than were counted")
                 self._extents = self._spans.read(self._next, self._position)
@@ -213,14 +256,18 @@ class _Cursor:
 
 
 def _tape_windows(layout: Layout, plane: Plane, geometry: Geometry, window_blocks: int) -> Iterator[Window]:
+    for extents in _tape_portions(plane, window_blocks):
+        yield _tape_window(layout, geometry, extents)
+
+
+def _tape_portions(plane: Plane, window_blocks: int) -> Iterator[Extents]:
     pending = np.empty((0, 2), np.int64)
-    for chunk in plane.iter_extents(_CHUNK_EXTENTS):
+    for chunk in present_extents(plane, 0, plane.n_blocks):
         pending = np.concatenate((pending, chunk))
         *full, pending = _portions(pending, window_blocks)
-        for extents in full:
-            yield _tape_window(layout, geometry, extents)
+        yield from full
     if len(pending):
-        yield _tape_window(layout, geometry, pending)
+        yield pending
 
 
 def _portions(extents: Extents, most_blocks: int) -> list[Extents]:

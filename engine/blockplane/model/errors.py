@@ -200,3 +200,15 @@ class StreamMismatchError(StreamError):
     """The stream is whole but does not fit this destination: other base, other space, other history."""
 
     kind = "stream-mismatch"
+
+
+class StreamKeyError(StreamError):
+    """The stream is encrypted, and its key is not at hand."""
+
+    kind = "stream-key"
+
+
+class KeyFileError(BlockplaneError):
+    """A key file cannot be made, or used."""
+
+    kind = "key-file"

@@ -1,8 +1,23 @@
-"""Image streams: FORMAT.md, its codec, writer, reader, and stream files as block sources."""
+"""Image streams: FORMAT.md, its codec, writer, reader, keys, and stream files as block sources."""
 
-from blockplane.stream.codec import Header, Role
+from blockplane.stream.codec import Envelope, Header, Role
+from blockplane.stream.keyfile import Key, create_key, read_key
 from blockplane.stream.reader import StreamMap, StreamReader
-from blockplane.stream.source import StreamChain, is_stream, open_stream
+from blockplane.stream.source import StreamChain, is_stream, open_stream, stream_envelope
 from blockplane.stream.writer import StreamWriter
 
-__all__ = ["Header", "Role", "StreamChain", "StreamMap", "StreamReader", "StreamWriter", "is_stream", "open_stream"]
+__all__ = [
+    "Envelope",
+    "Header",
+    "Key",
+    "Role",
+    "StreamChain",
+    "StreamMap",
+    "StreamReader",
+    "StreamWriter",
+    "create_key",
+    "is_stream",
+    "open_stream",
+    "read_key",
+    "stream_envelope",
+]

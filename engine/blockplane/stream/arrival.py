@@ -1,4 +1,4 @@
-"""Frames on their way in: read in order, decompressed and verified by threads, handed on in order."""
+"""Frames on their way in: read in order, decrypted, decompressed and verified by threads, handed on in order."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
 from blockplane.model.checks import first_bad_block
 from blockplane.model.errors import StreamTruncatedError
-from blockplane.stream.codec import MAX_PAYLOAD_BYTES, FrameHead
-from blockplane.stream.compression import unpack
+from blockplane.stream.codec import MAX_PAYLOAD_BYTES, SEAL_TAG_BYTES, FrameHead
+from blockplane.stream.payload import passing_contents
 from blockplane.stream.reader import StreamReader, bad_block
 
 #: Never the stream's to say. More threads than this wait for the one that reads.
@@ -53,12 +53,13 @@ def arriving(
 
     Notes
     -----
-    Blocks that are not compressed are read straight to where they go. To be closed (`contextlib.closing`): threads
-    work on the buffers until then. Memory: 1 MiB for each frame on its way that is compressed.
+    Blocks that are neither compressed nor encrypted are read straight to where they go. To be closed
+    (`contextlib.closing`): threads work on the buffers until then. Memory: 2 MiB for each frame on its way
+    that is not.
     """
     depth = _depth()
     flying: deque[tuple[FrameHead, Sequence[Bytes], Future[None]]] = deque()
-    scratch = [np.empty(MAX_PAYLOAD_BYTES, np.uint8) for _ in range(depth)]
+    scratch = [np.empty(MAX_PAYLOAD_BYTES + SEAL_TAG_BYTES, np.uint8) for _ in range(depth)]
     n_frames = 0
     with ThreadPoolExecutor(n_workers(), "blockplane frames") as pool:
         end: StreamTruncatedError | None = None
@@ -70,9 +71,9 @@ def arriving(
                 if buffers is None:
                     reader.skip_payload()
                     continue
-                stored = scratch[n_frames % depth][: head.payload_bytes]
+                stored = scratch[n_frames % depth][: head.stored_bytes]
                 n_frames += 1
-                reader.read_payload([stored.data] if head.is_packed else [buffer.data for buffer in buffers])
+                reader.read_payload([buffer.data for buffer in buffers] if head.is_bare else [stored.data])
                 flying.append((head, buffers, pool.submit(_take, head, stored, buffers)))
         except StreamTruncatedError as error:  # what came whole before counts
             end = error
@@ -91,9 +92,9 @@ def _landed(
 
 
 def _take(head: FrameHead, stored: Bytes, buffers: Sequence[Bytes]) -> None:
-    """Bring a compressed frame's blocks to their buffers; hold the blocks of any against their checks."""
-    if head.is_packed:
-        spread(unpack(head, stored.data), buffers)
+    """Bring the blocks of a frame that does not lie bare to their buffers; hold those of any against their checks."""
+    if not head.is_bare:
+        spread(passing_contents(head, stored.data), buffers)
     numbers, checks, at = numbers_in(head.extents()), head.checks(), 0
     for buffer in buffers:
         n_blocks = len(buffer) // BLOCK_BYTES
@@ -103,7 +104,7 @@ def _take(head: FrameHead, stored: Bytes, buffers: Sequence[Bytes]) -> None:
         at += n_blocks
 
 
-def spread(data: bytes, buffers: Sequence[Bytes]) -> None:
+def spread(data: bytes | memoryview, buffers: Sequence[Bytes]) -> None:
     """Copy bytes to buffers, one after the other."""
     source, at = np.frombuffer(data, np.uint8), 0
     for buffer in buffers:

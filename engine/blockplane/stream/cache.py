@@ -97,8 +97,8 @@ class FrameCache:
         return self._pool.map(work, items)
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Let the threads go: what they have begun they finish, and take the lock for it."""
         with self._lock:
-            if self._pool is not None:
-                self._pool.shutdown(cancel_futures=True)
-                self._pool = None
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)

@@ -1,12 +1,13 @@
 """One stream file, read at random: trailer, index, frame, block.
 
-A block of a frame that is not compressed is read alone, one of a compressed frame with it. What the frame's head says
-of a block, its check, goes to the caller with the bytes.
+A block of a frame that lies bare is read alone, one of a compressed or encrypted frame with it. What the frame's head
+says of a block, its check, goes to the caller with the bytes.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -28,9 +29,10 @@ from blockplane.stream.codec import (
     Role,
     Trailer,
 )
-from blockplane.stream.compression import unpack
 from blockplane.stream.index import Index, IndexEntries, Pieces, Wanted
 from blockplane.stream.input import FdInput, open_path
+from blockplane.stream.keyfile import Key
+from blockplane.stream.payload import contents
 from blockplane.stream.reader import StreamMap, StreamReader
 
 #: An index of more entries than this describes more than 64 TiB in whole frames; nothing is sized by it before.
@@ -46,19 +48,22 @@ class StreamFile:
     Parameters
     ----------
     cache : shared by the files of a chain.
+    keys : those at hand, for streams that are encrypted.
 
     Raises
     ------
     StreamError, StreamTruncatedError, StreamDamagedError : it cannot be read, is cut off, or damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str], cache: FrameCache) -> None:
+    def __init__(self, path: str | os.PathLike[str], cache: FrameCache, keys: Sequence[Key] = ()) -> None:
         self.path = os.fspath(path)
+        self.keys = keys
         self._cache = cache
         self._fd = open_path(path)
         try:
             self.n_bytes = os.fstat(self._fd).st_size
-            reader = StreamReader(FdInput(self._fd, self.path))
+            reader = StreamReader(FdInput(self._fd, self.path), keys)
+            self._framing = reader.framing
             self._require_readable(reader.header)
             self.map: StreamMap = reader.read_map()
             self.index = self._load_index(self._trailer())
@@ -90,7 +95,7 @@ class StreamFile:
     # --- opening -----------------------------------------------------------------------------------------------------
 
     def _trailer(self) -> Trailer:
-        offset = self.n_bytes - codec.TRAILER_FRAME_BYTES
+        offset = self.n_bytes - self._framing.trailer_bytes
         head, payload = self._frame(max(offset, 0))
         if head.kind is not FrameKind.TRAILER:
             raise self._truncated()
@@ -107,16 +112,26 @@ class StreamFile:
 
     def _frame(self, offset: int) -> tuple[FrameHead, bytes]:
         """Read a whole frame that is not data."""
-        fixed = self._read(codec.FRAME_FIXED_BYTES, offset)
-        if len(fixed) < codec.FRAME_FIXED_BYTES or not fixed.startswith(codec.FRAME_MAGIC):
+        head, follows = self._head_at(offset, self._truncated())
+        stored = follows[: head.stored_bytes]
+        if len(stored) < head.stored_bytes:
+            stored += self._read(head.stored_bytes - len(stored), offset + head.stored_head_bytes + len(stored))
+        if len(stored) < head.stored_bytes:
             raise self._truncated()
-        head = codec.decode_frame_fixed(fixed)
-        rest = self._read(head.head_bytes - len(fixed) + head.payload_bytes, offset + len(fixed))
-        table, payload = rest[: head.head_bytes - len(fixed)], rest[head.head_bytes - len(fixed) :]
-        head = codec.decode_frame_head(fixed, table, self.map.header.tag, head.sequence)
-        if len(payload) != head.payload_bytes or crc32c(payload) != head.payload_crc:
+        payload = stored if head.sealing is None else head.sealing.open(memoryview(stored))
+        if crc32c(payload) != head.payload_crc:
             raise StreamDamagedError(f"frame {head.sequence} of {self.path} does not match its checksum", _AGAIN)
         return head, payload
+
+    def _head_at(self, offset: int, absent: StreamError) -> tuple[FrameHead, bytes]:
+        """Return the head of the frame at an offset, verified, and what was read behind it; `absent` where none is."""
+        data = self._read(_DATA_HEAD_BYTES + self._framing.extra_head_bytes, offset)
+        fixed = data[: codec.FRAME_FIXED_BYTES]
+        if len(fixed) < codec.FRAME_FIXED_BYTES or not fixed.startswith(self._framing.magic):
+            raise absent
+        n_head = codec.FRAME_FIXED_BYTES + self._framing.rest_bytes(fixed)
+        head, _ = self._framing.head(fixed, data[codec.FRAME_FIXED_BYTES : n_head], self.map.header.tag, None)
+        return head, data[n_head:]
 
     def _read(self, n_bytes: int, offset: int) -> bytes:
         """Read up to n_bytes, fewer at the end of the file."""
@@ -132,15 +147,23 @@ class StreamFile:
         offset, n_left = trailer.index_offset, trailer.n_index
         while n_left > 0:
             head, payload = self._frame(offset)
+            if head.kind is FrameKind.SECTION:
+                offset += head.stored_head_bytes + head.stored_bytes
+                continue
             if head.kind is not FrameKind.INDEX or head.n_items > n_left:
                 raise StreamDamagedError(f"the index of {self.path} is not where its trailer says", _AGAIN)
             parts.append(np.frombuffer(payload, INDEX_DTYPE))
-            offset += head.head_bytes + head.payload_bytes
+            offset += head.stored_head_bytes + head.stored_bytes
             n_left -= head.n_items
         index = Index(parts)
         if not index.is_sane(self.map.header.space_blocks, self.n_bytes) or index.n_blocks != trailer.n_blocks:
             raise StreamDamagedError(f"the index of {self.path} contradicts the stream", _AGAIN)
         return index
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether it is encrypted."""
+        return self.map.header.is_sealed
 
     def ids(self) -> set[bytes]:
         """Return the ids of the snapshots that the stream brings."""
@@ -165,7 +188,7 @@ class StreamFile:
             frames, which = np.unique(pieces.frame, return_inverse=True)
             heads = [self._named_head(offset) for offset in frames.tolist()]
             self._note_checks(pieces, heads, which, checks)
-            packed = np.array([head.is_packed for head in heads])[which]
+            packed = np.array([not head.is_bare for head in heads])[which]
             if not packed.all():
                 head_bytes = np.array([head.head_bytes for head in heads], np.int64)[which]
                 self._read_raw(pieces.where(~packed), head_bytes[~packed], out)
@@ -197,7 +220,7 @@ class StreamFile:
         self._cache.count(n_requests, int(lengths.sum()))
 
     def _read_packed(self, pieces: Pieces, out: Bytes) -> None:
-        """Decompress the frames that pieces lie in, some at a time, and copy the pieces out."""
+        """Bring out the frames that pieces lie in, some at a time, and copy the pieces."""
         order = np.argsort(pieces.frame, kind="stable")
         frames, begins = np.unique(pieces.frame[order], return_index=True)
         parts = np.split(order, begins[1:])
@@ -210,16 +233,16 @@ class StreamFile:
                 blocks[into] = source[expand(pieces.first[part], pieces.n_blocks[part])]
 
     def _payload(self, offset: int) -> bytes:
-        """Return the blocks of the compressed frame at an offset, as they were kept or decompressed anew."""
+        """Return the blocks of a frame that does not lie bare, as they were kept or brought out anew."""
         key = (self._fd, offset)
         payload = self._cache.payload(key)
         if payload is None:
             head = self._named_head(offset)
-            stored = self._read(head.payload_bytes, offset + head.head_bytes)
-            if len(stored) < head.payload_bytes:
+            stored = self._read(head.stored_bytes, offset + head.stored_head_bytes)
+            if len(stored) < head.stored_bytes:
                 raise self._truncated()
             try:
-                payload = unpack(head, memoryview(stored))
+                payload = contents(head, memoryview(stored))
             except StreamError as error:
                 raise _of_file(error, self.path) from error
             self._cache.keep_payload(key, payload)
@@ -235,13 +258,8 @@ class StreamFile:
         """Return the head of the data frame at an offset, verified."""
         head = self._cache.head((self._fd, offset))
         if head is None:
-            data = self._read(_DATA_HEAD_BYTES, offset)
-            fixed = data[: codec.FRAME_FIXED_BYTES]
-            if len(fixed) < codec.FRAME_FIXED_BYTES or not fixed.startswith(codec.FRAME_MAGIC):
-                raise StreamDamagedError(f"{self.path} has no frame where its index says, at {offset}", _AGAIN)
-            head = codec.decode_frame_fixed(fixed)
-            table = data[codec.FRAME_FIXED_BYTES : head.head_bytes]
-            head = codec.decode_frame_head(fixed, table, self.map.header.tag, head.sequence)
+            absent = StreamDamagedError(f"{self.path} has no frame where its index says, at {offset}", _AGAIN)
+            head, _ = self._head_at(offset, absent)
             if head.kind is not FrameKind.DATA:
                 raise StreamDamagedError(f"{self.path} has no blocks where its index says, at {offset}", _AGAIN)
             self._cache.keep_head((self._fd, offset), head)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blockplane.model.errors import StreamMismatchError
+from blockplane.stream.kinship import kinship
 from blockplane.stream.reader import StreamMap
 from blockplane.volume.codec import SnapshotRecord
 
@@ -131,9 +132,11 @@ class Lineage:
             assert base is not None, "a full stream stands on nothing"
             below = [j for j, m in enumerate(self.members) if any(r.id == base.id for r in m.map.arriving())]
             if not below:
+                brought = [record for j, m in enumerate(self.members) if j != i for record in m.map.arriving()]
+                how = kinship(self.members[i].map, base, brought, "of theirs")
                 return StreamMismatchError(
                     f"{self.members[i].name} builds on snapshot {base.name} (id {base.id.hex()}), "
-                    f"and {self._nobody()} brings it",
+                    f"and {self._nobody()} brings it" + (f": {how}" if how else ""),
                     "name the whole chain, the full stream and every increment up to this one",
                 )
             if not any(self._fits(i, r) for j in below for r in self.members[j].map.arriving() if r.id == base.id):

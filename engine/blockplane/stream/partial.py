@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
@@ -15,12 +14,11 @@ from blockplane.model.errors import StreamDamagedError, StreamError, StreamOrder
 from blockplane.planes import Plane
 from blockplane.stream import codec
 from blockplane.stream.codec import FrameHead, FrameKind, Locations
-from blockplane.stream.compression import unpack
 from blockplane.stream.input import FdInput
+from blockplane.stream.keyfile import Key
+from blockplane.stream.payload import contents
 from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.stream.written import Written, new_index
-
-_READ_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +30,12 @@ class PartialStream:
     copied: Plane
 
 
-def read_partial(fd: int, name: str) -> PartialStream | None:
+def read_partial(fd: int, name: str, keys: Sequence[Key] = ()) -> PartialStream | None:
     """Read a half-written stream from its start, every byte held against its checksums, up to its last whole frame.
 
     Parameters
     ----------
-    fd : open for reading, a regular file; read from its start.
+    fd : open for reading, a regular file; read from its start. keys : those at hand, where it is encrypted.
 
     Returns
     -------
@@ -45,21 +43,22 @@ def read_partial(fd: int, name: str) -> PartialStream | None:
 
     Raises
     ------
-    StreamError : the file is no stream, is of another version, or cannot be gone on with.
+    StreamError : the file is no stream, is of another version, or cannot be gone on with. StreamKeyError : it is
+        encrypted with another key.
     """
     os.lseek(fd, 0, os.SEEK_SET)
     start = os.pread(fd, len(codec.MAGIC), 0)
     if start != codec.MAGIC[: len(start)]:
         raise StreamError(f"{name} is not an image stream: it starts with {start!r}", "move it out of the way")
     try:
-        reader = StreamReader(FdInput(fd, name))
+        reader = StreamReader(FdInput(fd, name), keys)
         stream = reader.read_map()
-        offset, sequence = reader.data_start()
+        offset, sequence, sha = reader.data_start()
     except (StreamTruncatedError, StreamDamagedError, StreamOrderError):
         return None
     if stream.header.locations is not Locations.EXPLICIT:
         raise StreamError(f"{name} does not list its blocks' locations, and cannot be gone on with", "send it anew")
-    written = Written(stream.header, _digest(fd, offset), new_index(), sequence, offset)
+    written = Written(stream.header, reader.framing, sha, new_index(), sequence, offset)
     partial = PartialStream(stream, written, Plane.empty(stream.header.space_blocks))
     try:
         while (found := _whole_frame(fd, partial)) is not None:
@@ -70,16 +69,6 @@ def read_partial(fd: int, name: str) -> PartialStream | None:
     return partial
 
 
-def _digest(fd: int, n_bytes: int) -> hashlib._Hash:
-    """Return the digest over what stands before the data: all of it counts."""
-    sha, at = hashlib.sha256(), 0
-    while at < n_bytes:
-        part = os.pread(fd, min(_READ_BYTES, n_bytes - at), at)
-        sha.update(part)
-        at += len(part)
-    return sha
-
-
 def _whole_frame(fd: int, partial: PartialStream) -> tuple[FrameHead, bytes] | None:
     """Return the next data frame's head if it is whole, and brings blocks of the image that did not come before."""
     written = partial.written
@@ -87,27 +76,27 @@ def _whole_frame(fd: int, partial: PartialStream) -> tuple[FrameHead, bytes] | N
     if len(fixed) < codec.FRAME_FIXED_BYTES:
         return None
     try:
-        n_table = codec.decode_frame_fixed(fixed).head_bytes - len(fixed)
-        table = os.pread(fd, n_table, written.n_bytes + len(fixed))
-        if len(table) < n_table:
+        n_rest = written.framing.rest_bytes(fixed)
+        rest = os.pread(fd, n_rest, written.n_bytes + len(fixed))
+        if len(rest) < n_rest:
             return None
-        head = codec.decode_frame_head(fixed, table, written.header.tag, written.sequence)
-        stored = os.pread(fd, head.payload_bytes, written.n_bytes + head.head_bytes)
+        head, raw = written.framing.head(fixed, rest, written.header.tag, written.sequence)
+        stored = os.pread(fd, head.stored_bytes, written.n_bytes + head.stored_head_bytes)
         is_good = head.kind is FrameKind.DATA and _is_good(head, stored, partial)
     except (StreamDamagedError, StreamOrderError):
         return None
-    return (head, fixed + table) if is_good else None
+    return (head, raw) if is_good else None
 
 
 def _is_good(head: FrameHead, stored: bytes, partial: PartialStream) -> bool:
     numbers = numbers_in(head.extents())
-    if len(stored) < head.payload_bytes or len(numbers) != head.n_blocks:
+    if len(stored) < head.stored_bytes or len(numbers) != head.n_blocks:
         return False
     if (numbers < 0).any() or (numbers >= partial.map.image.n_blocks).any():
         return False
     if not partial.map.following.contains_many(numbers).all() or partial.copied.contains_many(numbers).any():
         return False
-    blocks = np.frombuffer(unpack(head, memoryview(stored)) if head.is_packed else stored, np.uint8)
+    blocks = np.frombuffer(stored if head.is_bare else contents(head, memoryview(stored)), np.uint8)
     return first_bad_block(blocks, numbers, head.checks()) < 0
 
 
@@ -120,4 +109,4 @@ def _note(partial: PartialStream, head: FrameHead, raw: bytes) -> None:
     written.n_data_frames += 1
     written.n_blocks += head.n_blocks
     written.n_index += len(extents)
-    written.n_bytes += head.head_bytes + head.payload_bytes
+    written.n_bytes += head.stored_head_bytes + head.stored_bytes

@@ -10,26 +10,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from blockplane.image.expression import is_name
 from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
 from blockplane.model.checks import crc32c, first_bad_block
 from blockplane.model.errors import (
-    BlockplaneError,
     StreamDamagedError,
     StreamError,
     StreamOrderError,
     StreamTruncatedError,
 )
-from blockplane.planes import Plane, PlaneFormatError, combine_count
+from blockplane.planes import Plane, combine_count
 from blockplane.stream import codec
 from blockplane.stream.codec import FrameHead, FrameKind, Header, Locations, Role, Trailer
 from blockplane.stream.digest import PlaneDigest, image_id
+from blockplane.stream.encryption import framing_of
 from blockplane.stream.input import Input
+from blockplane.stream.keyfile import Key
+from blockplane.stream.locations import ImplicitLocations
+from blockplane.stream.records import piece_of, record_of, role_of
 from blockplane.volume.codec import BRANCH_BYTES, RECORD_BYTES, Branch, SnapshotRecord
 
 _HEADER_PREFIX_BYTES: Final = 16
 _AGAIN: Final = "fetch the stream again"
+#: So many names of sections are kept.
+_MAX_SECTIONS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class StreamMap:
     image : the VBNs of the image.
     dropped : the VBNs of the base that the destination holds no longer.
     part : of a stream that brings a part of its image, the VBNs whose blocks follow; else None.
+    sections : names of what stood before the data that this release does not know, and does without.
     """
 
     header: Header
@@ -48,6 +53,7 @@ class StreamMap:
     image: Plane
     dropped: Plane
     part: Plane | None = None
+    sections: tuple[str, ...] = ()
 
     @property
     def following(self) -> Plane:
@@ -74,17 +80,25 @@ class StreamMap:
 
 
 class StreamReader:
-    """One stream from one input: `read_map`, then `next_data` and `read_payload` in turns, then `trailer`."""
+    """One stream from one input: `read_map`, then `next_data` and `read_payload` in turns, then `trailer`.
 
-    def __init__(self, origin: Input) -> None:
+    Parameters
+    ----------
+    keys : those at hand, for a stream that is encrypted.
+    """
+
+    def __init__(self, origin: Input, keys: Sequence[Key] = ()) -> None:
         self._input = origin
-        self._sha = hashlib.sha256()
+        self._keys = keys
+        self._sha = self._sha_before = hashlib.sha256()
         #: over the index entries that the data frames call for, and over those that came
         self._index_due, self._index_found = hashlib.sha256(), hashlib.sha256()
         self._sequence = 0
         self._n_data_frames = self._n_blocks = self._n_index = self._index_offset = 0
         self._held: FrameHead | None = None
+        self._locations: ImplicitLocations | None = None
         self._payload_due = 0
+        self._sections: dict[str, None] = {}
         self.n_bytes = 0
         self.header = self._read_header()
         self.trailer: Trailer | None = None
@@ -92,10 +106,11 @@ class StreamReader:
     # --- header, snapshots, planes -----------------------------------------------------------------------------------
 
     def _read_header(self) -> Header:
-        prefix = self._exactly(_HEADER_PREFIX_BYTES, "its header")
-        rest = self._exactly(codec.header_length(prefix) - len(prefix), "its header")
-        self._sha.update(prefix + rest)
-        return codec.decode_header(prefix + rest)
+        data = read_header(self._input)
+        self.n_bytes = len(data)
+        self.framing, header = framing_of(data, self._keys, self._input.name)
+        self._sha.update(header)
+        return codec.decode_header(header)
 
     def read_map(self) -> StreamMap:
         """Read what stands before the data.
@@ -115,9 +130,12 @@ class StreamReader:
         if header.image_id != image_id(header.space_id, header.top_id, header.base_id, header.plane_digest):
             raise StreamDamagedError("the stream's image id is not that of its snapshots and planes", _AGAIN)
         part = self._part(image)
-        snapshots = tuple((_record(raw), _role(role)) for raw, role in records)
-        found = StreamMap(header, snapshots, tuple(Branch.decode(raw) for raw, _ in branches), image, dropped, part)
+        snapshots = tuple((record_of(raw), role_of(role)) for raw, role in records)
+        line = tuple(Branch.decode(raw) for raw, _ in branches)
+        found = StreamMap(header, snapshots, line, image, dropped, part, tuple(self._sections))
         _check_roles(found)
+        if self.header.locations is Locations.IMPLICIT:
+            self._locations = ImplicitLocations(header, found.following)
         return found
 
     def _part(self, image: Plane) -> Plane | None:
@@ -150,7 +168,7 @@ class StreamReader:
             first, count = head.piece()
             if first % codec.PIECE_BLOCKS or first < next_first or first >= space:
                 raise StreamDamagedError(f"a plane piece of the stream starts at block {first}", _AGAIN)
-            piece = _piece(self._take_payload(head), min(codec.PIECE_BLOCKS, space - first), count)
+            piece = piece_of(self._take_payload(head), min(codec.PIECE_BLOCKS, space - first), count)
             total, next_first = total + count, first + codec.PIECE_BLOCKS
             if total > n_blocks:
                 break
@@ -162,10 +180,10 @@ class StreamReader:
         digest.end_plane()
         return builder.finish()
 
-    def data_start(self) -> tuple[int, int]:
-        """Return where the first frame behind the planes begins, in bytes, and its number; after `read_map`."""
+    def data_start(self) -> tuple[int, int, hashlib._Hash]:
+        """Return where the first frame behind the planes begins, its number, the digest so far; after `read_map`."""
         head = self._peek()
-        return self.n_bytes - head.head_bytes, head.sequence
+        return self.n_bytes - head.stored_head_bytes, head.sequence, self._sha_before
 
     # --- data --------------------------------------------------------------------------------------------------------
 
@@ -174,13 +192,11 @@ class StreamReader:
 
         Raises
         ------
-        StreamError : the stream is a part of an image, or does not say where its blocks belong.
+        StreamError : the stream is a part of an image.
         """
         header = self.header
         if header.n_parts != 1:
             raise StreamError(f"the stream is part {header.part + 1} of {header.n_parts}", "send the image whole")
-        if header.locations is not Locations.EXPLICIT:
-            raise StreamError("the stream does not list its blocks' locations", "send it with --locations explicit")
 
     def next_data(self) -> FrameHead | None:
         """Read the head of the next data frame; None after the last, when index and trailer have been read too.
@@ -202,9 +218,13 @@ class StreamReader:
         self._held = None
         if head.is_packed and not self.header.features.receiving & codec.FEATURE_ZSTD:
             raise StreamDamagedError(f"frame {head.sequence} is compressed, and the header knows nothing of it", _AGAIN)
+        if head.is_located is (self._locations is not None):
+            raise StreamDamagedError(f"frame {head.sequence} and the header differ about locations", _AGAIN)
+        if self._locations is not None:
+            head = self._locations.take(head)
         self._check_extents(head)
-        self._payload_due = head.payload_bytes
-        self._index_due.update(codec.encode_index(head.extents(), self.n_bytes - head.head_bytes))
+        self._payload_due = head.stored_bytes
+        self._index_due.update(codec.encode_index(head.extents(), self.n_bytes - head.stored_head_bytes))
         self._n_data_frames += 1
         self._n_blocks += head.n_blocks
         return head
@@ -241,7 +261,7 @@ class StreamReader:
 
     def _read_end(self) -> None:
         while (head := self._peek()).kind is FrameKind.INDEX:
-            self._index_offset = self._index_offset or self.n_bytes - head.head_bytes
+            self._index_offset = self._index_offset or self.n_bytes - head.stored_head_bytes
             self._index_found.update(self._take_payload(head))
             self._n_index += head.n_items
         if head.kind is not FrameKind.TRAILER:
@@ -269,15 +289,19 @@ class StreamReader:
     # --- frames ------------------------------------------------------------------------------------------------------
 
     def _peek(self) -> FrameHead:
-        """Return the head of the next frame, reading it if need be."""
-        if self._held is None:
+        """Return the head of the next frame, reading it if need be; sections are passed over."""
+        while self._held is None:
             fixed = self._exactly(codec.FRAME_FIXED_BYTES, f"frame {self._sequence}")
-            table_bytes = codec.decode_frame_fixed(fixed).head_bytes - codec.FRAME_FIXED_BYTES
-            table = self._exactly(table_bytes, f"frame {self._sequence}")
-            self._held = codec.decode_frame_head(fixed, table, self.header.tag, self._sequence)
+            rest = self._exactly(self.framing.rest_bytes(fixed), f"frame {self._sequence}")
+            self._held, head = self.framing.head(fixed, rest, self.header.tag, self._sequence)
             self._sequence += 1
+            self._sha_before = self._sha.copy()
             if self._held.kind is not FrameKind.TRAILER:
-                self._sha.update(fixed + table)
+                self._sha.update(head)
+            if self._held.kind is FrameKind.SECTION:
+                if len(self._sections) < _MAX_SECTIONS:
+                    self._sections[self._held.name()] = None
+                self._take_payload(self._held)
         return self._held
 
     def _take_payload(self, head: FrameHead) -> bytes:
@@ -288,7 +312,8 @@ class StreamReader:
 
     def _payload(self, head: FrameHead) -> bytes:
         self._held = None
-        payload = self._exactly(head.payload_bytes, f"frame {head.sequence}")
+        stored = self._exactly(head.stored_bytes, f"frame {head.sequence}")
+        payload = stored if head.sealing is None else head.sealing.open(memoryview(stored))
         if crc32c(payload) != head.payload_crc:
             raise StreamDamagedError(f"frame {head.sequence} does not match its checksum", _AGAIN)
         return payload
@@ -302,39 +327,31 @@ class StreamReader:
         return bytes(buffer)
 
     def _truncated(self, where: str) -> StreamTruncatedError:
-        return StreamTruncatedError(
-            f"the stream {self._input.name} ends after {self.n_bytes} bytes, in {where}",
-            "it was cut off; send it again or fetch the rest",
-        )
+        return _cut_off(self._input, self.n_bytes, where)
 
 
-def _piece(payload: bytes, n_blocks: int, count: int) -> Plane:
-    """Return a plane piece; StreamDamagedError: it is none, or reaches too far."""
-    try:
-        piece = Plane.deserialize(payload, n_blocks)
-    except (PlaneFormatError, ValueError) as error:
-        raise StreamDamagedError(f"a plane piece of the stream is not a Roaring bitmap: {error}", _AGAIN) from error
-    if len(piece) != count or not count:
-        raise StreamDamagedError(f"a plane piece of the stream claims {count} blocks and lists {len(piece)}", _AGAIN)
-    return piece
+def read_header(origin: Input) -> bytes:
+    """Read the header of the stream that an input begins with; nothing of it was decoded.
+
+    Raises
+    ------
+    StreamError and its kinds : it is no stream, of another version, or cut off.
+    """
+    data = b""
+    for n_bytes in (_HEADER_PREFIX_BYTES, None):
+        buffer = bytearray((codec.header_length(data) if n_bytes is None else n_bytes) - len(data))
+        n_read = origin.read_into([memoryview(buffer)])
+        data += buffer[:n_read]
+        if n_read < len(buffer):
+            raise _cut_off(origin, len(data), "its header")
+    return data
 
 
-def _record(raw: bytes) -> SnapshotRecord:
-    try:
-        record = SnapshotRecord.decode(raw)
-    except BlockplaneError as error:
-        raise StreamDamagedError(f"a snapshot of the stream cannot be: {error}", _AGAIN) from error
-    if not is_name(record.name):
-        # names go into messages and tables: whoever forged one gets no control characters through
-        raise StreamDamagedError(f"a snapshot of the stream is named {record.name!r}", _AGAIN)
-    return record
-
-
-def _role(value: int) -> Role:
-    try:
-        return Role(value)
-    except ValueError:
-        raise StreamError(f"a snapshot of the stream has the unknown role {value}", "upgrade blockplane") from None
+def _cut_off(origin: Input, n_bytes: int, where: str) -> StreamTruncatedError:
+    return StreamTruncatedError(
+        f"the stream {origin.name} ends after {n_bytes} bytes, in {where}",
+        "it was cut off; send it again or fetch the rest",
+    )
 
 
 def _check_roles(found: StreamMap) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -22,7 +23,10 @@ from blockplane.stream import codec
 from blockplane.stream.cache import Counters, FrameCache
 from blockplane.stream.file import StreamFile
 from blockplane.stream.index import Wanted
+from blockplane.stream.input import open_input
+from blockplane.stream.keyfile import Keys, keys_of
 from blockplane.stream.lineage import Lineage, Member
+from blockplane.stream.reader import read_header
 from blockplane.volume.codec import SnapshotRecord
 
 SUFFIX: Final = ".bps"
@@ -128,7 +132,9 @@ class StreamChain:
         self.close()
 
 
-def open_stream(*paths: str | os.PathLike[str], snapshot: str | None = None, needs_full: bool = True) -> StreamChain:
+def open_stream(
+    *paths: str | os.PathLike[str], snapshot: str | None = None, needs_full: bool = True, key: Keys = None
+) -> StreamChain:
     """Open a stream, or a chain of them, in any order.
 
     Parameters
@@ -136,17 +142,19 @@ def open_stream(*paths: str | os.PathLike[str], snapshot: str | None = None, nee
     paths : stream files; or one folder of them.
     snapshot : which snapshot to read; by default the newest top.
     needs_full : whether the chain must begin with a full stream; without one, blocks of its base cannot be read.
+    key : a key, a key file, or several, for streams that are encrypted.
 
     Raises
     ------
-    StreamError and its kinds : a file is no stream, cut off or damaged. StreamMismatchError : they are no chain; the
+    StreamError and its kinds : a file is no stream, cut off or damaged. StreamKeyError : it is encrypted with a key
+        that is not among those named. StreamMismatchError : they are no chain; the
         message names the snapshot that is missing. NoSuchSnapshotError : they do not bring that snapshot.
     """
     files: list[StreamFile] = []
-    cache = FrameCache()
+    cache, keys = FrameCache(), keys_of(key)
     try:
         for name in stream_names(paths):
-            files.append(StreamFile(name, cache))  # noqa: PERF401 - what is open must be known when one fails
+            files.append(StreamFile(name, cache, keys))  # noqa: PERF401 - what is open must be known when one fails
         return StreamChain(files, cache, snapshot, needs_full=needs_full)
     except BaseException:
         for file in files:
@@ -171,3 +179,15 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
             return file.read(len(codec.MAGIC)) == codec.MAGIC
     except OSError:
         return False
+
+
+def stream_envelope(path: str | os.PathLike[str]) -> codec.Envelope | None:
+    """Return what an encrypted stream shows without its key; None: it is not encrypted.
+
+    Raises
+    ------
+    StreamError and its kinds : it is no stream, cut off or damaged.
+    """
+    with closing(open_input(path)) as origin:
+        header = read_header(origin)
+    return codec.decode_envelope(header) if codec.is_sealed(header) else None

@@ -1,7 +1,7 @@
 """Writes an image stream: header, snapshots, branches, planes, data, index, trailer, in this order.
 
 One thread writes. Payloads are never copied: a frame is a fresh head and slices of the caller's buffer, handed to the
-sink in one call. Where they are to be compressed, a thread a core does so.
+sink in one call. Where they are to be compressed or encrypted, a thread a core does so.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from blockplane.stream import codec
 from blockplane.stream.arrival import n_workers
 from blockplane.stream.codec import FrameKind, Header, Role, Trailer
 from blockplane.stream.compression import pack
+from blockplane.stream.encryption import framing_for
+from blockplane.stream.keyfile import Key
 from blockplane.stream.sink import Buffer, Sink
 from blockplane.stream.written import Written, new_index
 from blockplane.volume.codec import BRANCH_BYTES, Branch, SnapshotRecord
@@ -33,14 +35,21 @@ _CHUNK_EXTENTS: Final = 1 << 16
 class Frame:
     """A data frame to write.
 
-    extents : (n, 2), VBNs in payload order. checks : one a block. payload : the blocks, in one or more buffers.
-    packed : the payload compressed, where it is to be sent so.
+    extents : (n, 2), VBNs in payload order. checks : one a block. payload : the blocks.
     """
 
     extents: Extents
     checks: Checks
-    payload: Sequence[Buffer]
-    packed: Buffer | None = None
+    payload: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A data frame as the digest takes it, its head, and as it goes out."""
+
+    frame: Frame
+    head: bytes
+    wire: list[Buffer]
 
 
 class StreamWriter:
@@ -50,27 +59,36 @@ class StreamWriter:
     ----------
     level : of the compression of data frames; None: they are written as they are.
     written : what of this stream the sink has already; nothing before the data is written then. The writer owns it.
+    key : what the stream is encrypted with; None: it is not.
 
     Notes
     -----
     The header goes out with the constructor. `n_bytes` counts what was written.
     """
 
-    def __init__(self, sink: Sink, header: Header, level: int | None = None, written: Written | None = None) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        header: Header,
+        level: int | None = None,
+        key: Key | None = None,
+        written: Written | None = None,
+    ) -> None:
         if level is not None:
             header = replace(header, features=header.features | codec.ZSTD_FEATURES)
         self._sink = sink
         self._level = level
-        self._header = header
         self.n_bytes = 0
         if written is None:
-            encoded = header.encode()
-            self._write([encoded])
-            written = Written(header, hashlib.sha256(encoded), new_index(), 0, self.n_bytes)
+            framing, header, begin = framing_for(header, key)
+            self._write([begin])
+            written = Written(header, framing, hashlib.sha256(header.encode()), new_index(), 0, self.n_bytes)
+        self._header, self._framing = header, written.framing
         self.n_bytes = written.n_bytes
         self._sha, self._index, self._sequence = written.sha, written.index, written.sequence
         self._n_data_frames, self._n_blocks, self._n_index = written.n_data_frames, written.n_blocks, written.n_index
-        self._pool = ThreadPoolExecutor(n_workers(), "blockplane compress") if level is not None else None
+        is_work = level is not None or key is not None
+        self._pool = ThreadPoolExecutor(n_workers(), "blockplane frames") if is_work else None
 
     def close(self) -> None:
         """Release scratch and threads; the sink is its owner's."""
@@ -97,10 +115,14 @@ class StreamWriter:
         for first, count, payload in plane_pieces(plane):
             self._record_frame(kind, codec.encode_piece_table(first, count), payload, 0)
 
+    def write_section(self, name: str, payload: bytes) -> None:
+        """Write what a reader may do without, before the trailer; who does not know it passes it over."""
+        self._record_frame(FrameKind.SECTION, name.encode("ascii"), payload, 0)
+
     def write_blocks(self, extents: Extents, checks: Checks, buffer: Bytes) -> None:
         """Write blocks as data frames of at most 1 MiB, in one call to the sink.
 
-        With a pool, payloads are compressed by its threads, and each frame goes to the sink when it is ready.
+        With a pool its threads compress and encrypt, and each frame goes to the sink when it is ready.
 
         Parameters
         ----------
@@ -113,26 +135,32 @@ class StreamWriter:
         for part in split(extents, codec.MAX_FRAME_BLOCKS):
             n_blocks = n_blocks_in(part)
             payload = view[at * BLOCK_BYTES : (at + n_blocks) * BLOCK_BYTES]
-            frames.append(Frame(part, checks[at : at + n_blocks], [payload]))
+            frames.append(Frame(part, checks[at : at + n_blocks], payload))
             at += n_blocks
+        first = self._sequence
         if self._pool is None:
-            self.write_frames(frames)
+            self._put([self._prepare(first + i, frame) for i, frame in enumerate(frames)])
             return
-        packed = [self._pool.submit(pack, frame.payload[0], self._level) for frame in frames]  # type: ignore[arg-type]
-        for frame, done in zip(frames, packed, strict=True):
-            self.write_frames([replace(frame, packed=done.result())])
+        for done in [self._pool.submit(self._prepare, first + i, frame) for i, frame in enumerate(frames)]:
+            self._put([done.result()])
 
-    def write_frames(self, frames: Sequence[Frame]) -> None:
-        """Write data frames as they are, in one call to the sink; the buffers may be reused once this returns."""
-        buffers: list[Buffer] = []
+    def _prepare(self, sequence: int, frame: Frame) -> _Ready:
+        """Compress and encrypt, as was asked for; in any thread."""
+        packed = pack(frame.payload, self._level) if self._level is not None else None
+        implicit = self._header.locations is codec.Locations.IMPLICIT
+        head = codec.encode_data_head(
+            sequence, self._header.tag, frame.extents, frame.checks, packed, implicit=implicit
+        )
+        payload = frame.payload if packed is None else packed
+        return _Ready(frame, head, self._framing.wire(sequence, self._header.tag, head, [payload]))
+
+    def _put(self, ready: Sequence[_Ready]) -> None:
+        """Write data frames in one call to the sink; their buffers may be reused once this returns."""
         offset = self.n_bytes
-        for frame in frames:
-            head = codec.encode_data_head(self._sequence, self._header.tag, frame.extents, frame.checks, frame.packed)
-            payload: Sequence[Buffer] = frame.payload if frame.packed is None else [frame.packed]
-            buffers += [head, *payload]
-            self._note_frame(head, frame, offset)
-            offset += len(head) + sum(len(part) for part in payload)
-        self._write(buffers)
+        for one in ready:
+            self._note_frame(one.head, one.frame, offset)
+            offset += sum(len(part) for part in one.wire)
+        self._write([part for one in ready for part in one.wire])
 
     def _note_frame(self, head: bytes, frame: Frame, offset: int) -> None:
         """Take a data frame whose head lies at an offset of the stream into the digest, the counts and the index."""
@@ -149,7 +177,7 @@ class StreamWriter:
         self._index.seek(0)
         while part := self._index.read(codec.MAX_INDEX_ENTRIES * codec.INDEX_BYTES):
             self._record_frame(FrameKind.INDEX, b"", part, len(part) // codec.INDEX_BYTES)
-        stream_bytes = self.n_bytes + codec.TRAILER_FRAME_BYTES
+        stream_bytes = self.n_bytes + self._framing.trailer_bytes
         counts = (self._sequence + 1, self._n_data_frames, self._n_blocks, stream_bytes, index_offset, self._n_index)
         self._sha.update(Trailer(*counts).encode_counts())
         trailer = Trailer(*counts, digest=self._sha.digest())
@@ -166,8 +194,9 @@ class StreamWriter:
         if digested:
             self._sha.update(head)
             self._sha.update(payload)
+        wire = self._framing.wire(self._sequence, tag, head, [payload])
         self._sequence += 1
-        self._write([head, payload])
+        self._write(wire)
 
     def _write(self, buffers: list[Buffer]) -> None:
         self._sink.write_all(buffers)

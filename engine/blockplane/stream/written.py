@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import IO, Final
 
 from blockplane.stream.codec import Header
+from blockplane.stream.encryption import Framing
 
 #: An index larger than this waits in a temporary file: 16 MiB of it describe at least 700,000 extents.
 INDEX_MEMORY_BYTES: Final = 16 << 20
@@ -22,10 +23,12 @@ def new_index() -> IO[bytes]:
 class Written:
     """What of a stream has been written: what its writer needs to go on.
 
+    framing : how frames lie, keys included.
     sha : over what the digest covers so far. index : the entries so far; the writer closes it.
     """
 
     header: Header
+    framing: Framing
     sha: hashlib._Hash
     index: IO[bytes]
     sequence: int

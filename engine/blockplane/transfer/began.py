@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-from blockplane.model.errors import RefusedError
+from blockplane.model.errors import RefusedError, UsageError
 from blockplane.planes import Plane, combine
 from blockplane.stream.codec import PART_FEATURES, Header
+from blockplane.stream.keyfile import Key
 from blockplane.stream.partial import PartialStream, read_partial
 from blockplane.stream.sink import PARTIAL, FileSink
 from blockplane.stream.written import Written
@@ -61,23 +62,35 @@ class Began:
         return replace(header, features=header.features | PART_FEATURES, part_blocks=len(rest)), rest
 
 
-def began_in(sink: FileSink) -> Began:
+def began_in(sink: FileSink, key: Key | None = None) -> Began:
     """Return what a file that is gone on with holds, and place its writer behind that.
+
+    Parameters
+    ----------
+    key : what the file is to be encrypted with, and is as far as it goes.
 
     Raises
     ------
-    StreamError : it is no stream.
+    StreamError : it is no stream. StreamKeyError, UsageError : it is encrypted otherwise, or not at all.
     """
-    partial = read_partial(sink.fd, sink.name + PARTIAL)
+    partial = _read(sink.fd, sink.name + PARTIAL, key)
     sink.go_on_from(partial.written.n_bytes if partial is not None else 0)
     return Began(partial=partial, name=sink.name + PARTIAL)
 
 
-def began_beside(path: str | os.PathLike[str]) -> Began:
+def began_beside(path: str | os.PathLike[str], key: Key | None = None) -> Began:
     """Return what an interrupted send has left beside a path; nothing is changed."""
     name = os.fspath(path) + PARTIAL
     try:
         with open(name, "rb") as file:
-            return Began(partial=read_partial(file.fileno(), name), name=name)
+            return Began(partial=_read(file.fileno(), name, key), name=name)
     except FileNotFoundError:
         return Began()
+
+
+def _read(fd: int, name: str, key: Key | None) -> PartialStream | None:
+    partial = read_partial(fd, name, [key] if key is not None else [])
+    if partial is not None and key is not None and not partial.map.header.is_sealed:
+        partial.written.index.close()
+        raise UsageError(f"{name} is not encrypted", "send without --encrypt, or without --resume, which begins anew")
+    return partial

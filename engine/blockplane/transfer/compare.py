@@ -16,6 +16,7 @@ from blockplane.model.addresses import BLOCK_BYTES, Bytes, Numbers
 from blockplane.model.errors import ChecksumError, StreamError, StreamMismatchError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane, combine
+from blockplane.stream.keyfile import Keys
 from blockplane.stream.source import StreamChain, open_stream
 from blockplane.stream.stateplane import HeldPlane, plane_in
 from blockplane.transfer.send import ImageSending
@@ -51,7 +52,11 @@ class StreamComparison:
 
 
 def compare_streams(
-    *paths: str | os.PathLike[str], volume: LiveVolume, snapshot: str, progress: Progress = ignore_progress
+    *paths: str | os.PathLike[str],
+    volume: LiveVolume,
+    snapshot: str,
+    key: Keys = None,
+    progress: Progress = ignore_progress,
 ) -> StreamComparison:
     """Compare a snapshot in streams with the same one of a volume: which blocks, and every byte of them.
 
@@ -59,6 +64,7 @@ def compare_streams(
     ----------
     paths : a stream or the streams of a chain, or a folder. Without a full one, what the increments bring is compared.
     snapshot : its name in the volume; the streams must bring the one of the same id.
+    key : a key, a key file, or several, for streams that are encrypted.
 
     Raises
     ------
@@ -70,7 +76,7 @@ def compare_streams(
     """
     started = time.monotonic()
     image = build(volume, snapshot)
-    with closing(open_stream(*paths, needs_full=False)) as opened:
+    with closing(open_stream(*paths, needs_full=False, key=key)) as opened:
         chain = _at_same(opened, image)
         held = plane_in(chain)
         found = StreamComparison(snapshot)

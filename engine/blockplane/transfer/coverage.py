@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from blockplane.model.errors import StreamError
 from blockplane.planes import Plane, combine
+from blockplane.stream.keyfile import Key
+from blockplane.stream.reader import StreamMap
 from blockplane.stream.source import StreamChain, open_stream
 from blockplane.stream.stateplane import plane_in
 
@@ -31,12 +33,13 @@ class ChainProof:
         return not self.problems
 
 
-def prove_chain(paths: Sequence[str]) -> ChainProof:
+def prove_chain(paths: Sequence[str], keys: Sequence[Key] = ()) -> ChainProof:
     """Prove that streams hold every block of every snapshot they bring, each state its own.
 
     Parameters
     ----------
     paths : stream files in any order. An increment alone has nothing to be proved against: its order is itself.
+    keys : for those that are encrypted.
 
     Notes
     -----
@@ -44,13 +47,18 @@ def prove_chain(paths: Sequence[str]) -> ChainProof:
     """
     proof = ChainProof()
     try:
-        chain = open_stream(*paths, needs_full=False)
+        chain = open_stream(*paths, needs_full=False, key=keys)
     except StreamError as error:
         proof.order, proof.problems = list(paths), [error.message]
         return proof
     with closing(chain):
         _Prover(chain, proof).prove()
     return proof
+
+
+def held_after(base: Plane, stream: StreamMap) -> Plane:
+    """Return what is held of a base once a stream was applied: what it drops goes first, then what it brings comes."""
+    return combine([combine([base], minus=stream.dropped), stream.image])
 
 
 class _Prover:
@@ -92,7 +100,7 @@ class _Prover:
                 self._held.pop(base.id, None)
             if below is None:
                 return  # nothing below is proved; what is missing there was named
-            held = combine([combine([below], minus=member.map.dropped), member.map.image])
+            held = held_after(below, member.map)
         for record in member.map.arriving():
             try:
                 found = plane_in(self._chain.at(record))

@@ -23,6 +23,7 @@ from blockplane.model.errors import (
     VolumeInUseError,
 )
 from blockplane.stream.codec import Role
+from blockplane.stream.kinship import kinship
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.history import is_in_history
 from blockplane.transfer.protocol import Destination
@@ -137,8 +138,11 @@ class VolumeDestination:
         if self._find(base) is None:
             mine = {entry.record.id for entry in self._entries()}
             common = [record.name for record, role in stream.snapshots if role is Role.LEFT_OUT and record.id in mine]
+            whole = [entry.record for entry in self._entries() if entry.record.kind == KIND_REGULAR]
+            how = kinship(stream, base, whole, "here")
             raise StreamMismatchError(
-                f"the stream builds on snapshot {base.name} (id {base.id.hex()}), which {self.name} does not hold",
+                f"the stream builds on snapshot {base.name} (id {base.id.hex()}), which {self.name} does not hold"
+                + (f": {how}" if how else ""),
                 f"send {stream.top.name} - {common[0]}" if common else "receive the stream that brings it first",
             )
         with self.volume.lock:

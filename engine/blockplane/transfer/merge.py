@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from blockplane.stream.arrival import Ring, arriving
 from blockplane.stream.codec import MAX_FRAME_BLOCKS, FrameHead, Header, Role
 from blockplane.stream.file import StreamFile
 from blockplane.stream.input import open_input
+from blockplane.stream.keyfile import KeyLike, Keys
 from blockplane.stream.reader import StreamReader
 from blockplane.stream.sink import SinkLike
 from blockplane.stream.source import StreamChain, open_stream, stream_names
@@ -57,6 +58,8 @@ def merge_streams(
     *paths: str | os.PathLike[str],
     sink: SinkLike | None,
     compress: str | None = None,
+    key: Keys = None,
+    encrypt: KeyLike | Literal[False] | None = None,
     dry_run: bool = False,
     progress: Progress = ignore_progress,
 ) -> MergeReport:
@@ -67,10 +70,12 @@ def merge_streams(
     paths : the streams of one chain in any order, or a folder of them. With a full one the result is full, as if the
         top had been sent; without, it is an increment of the top onto the base of the oldest.
     sink, compress, dry_run : as for `send`.
+    key : a key, a key file, or several, for streams that are encrypted.
+    encrypt : the key that the result is encrypted with, or False: it is not. To be said where a stream is encrypted.
 
     Raises
     ------
-    UsageError : the result would replace one of the streams.
+    UsageError : the result would replace one of the streams, or show what they keep secret.
     StreamMismatchError : they are no one chain, or a block of the top is in none of them; nothing is written.
     StreamError and its kinds : a stream cannot be read, is damaged or cut off.
 
@@ -83,12 +88,22 @@ def merge_streams(
         for name in names:
             if os.path.exists(name) and os.path.samefile(name, sink):
                 raise UsageError(f"{name} would be replaced by what is merged from it", "name another file with -o")
-    with closing(open_stream(*names, needs_full=False)) as chain:
+    with closing(open_stream(*names, needs_full=False, key=key)) as chain:
+        secret = _secret(chain, encrypt)
         merging = Merging(chain)
-        report = send(merging, sink, compress=compress, dry_run=dry_run, progress=progress)
+        report = send(merging, sink, compress=compress, key=secret, dry_run=dry_run, progress=progress)
         n_brought = sum(file.map.header.image_blocks for file in chain.path)
         order = tuple(file.path for file in reversed(chain.path))
         return MergeReport(report, order, tuple(merging.dropped_snapshots), n_brought - len(merging.plane))
+
+
+def _secret(chain: StreamChain, encrypt: KeyLike | Literal[False] | None) -> KeyLike | None:
+    """Return what the result is encrypted with; UsageError: nobody said, and a stream is."""
+    sealed = [file.path for file in chain.files if file.is_sealed]
+    if encrypt is None and sealed:
+        message = f"{sealed[0]} is encrypted, and the merged stream would not be"
+        raise UsageError(message, "say --encrypt KEYFILE, or --plain")
+    return None if encrypt is False else encrypt
 
 
 @dataclass(slots=True)
@@ -252,7 +267,7 @@ class Merging:
 def _kept_of(file: StreamFile, keep: Plane, read: bool) -> Generator[Gathered, None, None]:
     """Read a member and yield what is kept of each of its frames, verified."""
     with closing(open_input(file.path)) as source:
-        reader = StreamReader(source)
+        reader = StreamReader(source, file.keys)
         claims = Claims(reader.read_map().image)
         with closing(_arriving_of(reader, keep, claims) if read else _planned_of(reader, keep, claims)) as windows:
             yield from windows

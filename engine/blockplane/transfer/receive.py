@@ -15,6 +15,7 @@ from blockplane.planes import Plane
 from blockplane.stream.arrival import Ring, arriving
 from blockplane.stream.codec import FrameHead, Role
 from blockplane.stream.input import InputLike, open_input
+from blockplane.stream.keyfile import Keys, keys_of
 from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.transfer.destination import DiskWish, destination_for
 from blockplane.transfer.protocol import Destination, Landing
@@ -57,6 +58,7 @@ def receive(
     chunk: int | str | None = None,
     wipe: bool = False,
     discard: bool = False,
+    key: Keys = None,
     progress: Progress = ignore_progress,
 ) -> ReceiveReport:
     """Take a stream in.
@@ -67,10 +69,12 @@ def receive(
     target : a volume or its directory. Absent, or an empty folder: a volume is made there, and removed on failure.
     disks, size, parity, chunk, wipe : of a volume that is made, as for `Volume.create`; by default the source's.
     discard : give up what the stream would replace and no snapshot holds.
+    key : a key, a key file, or several, for a stream that is encrypted.
 
     Raises
     ------
     RefusedError : something would be lost; nothing changed.
+    StreamKeyError : the stream is encrypted with another key; nothing changed.
     StreamMismatchError : the base is not here, or the history is another; nothing changed.
     StreamTruncatedError, StreamDamagedError, StreamOrderError : the stream is bad; the volume is as it was.
     NoSpaceError : the image does not fit; the volume is as it was.
@@ -81,7 +85,7 @@ def receive(
     write pipeline and two planes.
     """
     with closing(open_input(origin)) as source:
-        reader = StreamReader(source)
+        reader = StreamReader(source, keys_of(key))
         reader.require_receivable()
         stream = reader.read_map()
         wish = DiskWish(disks, size, parity, chunk, wipe)

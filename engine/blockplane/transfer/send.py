@@ -20,9 +20,10 @@ from blockplane.model.addresses import BLOCK_BYTES, Checks, Numbers
 from blockplane.model.errors import BlockplaneError, NoSuchSnapshotError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
-from blockplane.stream.codec import FrameKind, Header, Role
+from blockplane.stream.codec import FrameKind, Header, Locations, Role
 from blockplane.stream.compression import DEFAULT_LEVEL, parse_compression
 from blockplane.stream.digest import image_id, plane_digest
+from blockplane.stream.keyfile import Key, KeyLike, key_of
 from blockplane.stream.sink import Buffer, FileSink, Sink, SinkLike, open_sink
 from blockplane.stream.writer import StreamWriter
 from blockplane.transfer.began import Began, began_beside, began_in
@@ -31,6 +32,7 @@ from blockplane.transfer.resume import ResumeToken
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, Branch, SnapshotRecord
 
 WRITER: Final = "blockplane 0.1"
+EXPLICIT: Final = "explicit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class SendReport:
     n_blocks, n_bytes : of the image. stream_bytes : all of the stream; of a dry run with compression, what it would be
         without. planning_blocks : blocks read to plan and to look checks up. arriving, left_out : names of snapshots.
     compression : `zstd:LEVEL`, or None. n_blocks_before : of the image, that were sent before; not counted elsewhere.
+    encrypted : whether the stream is.
     """
 
     n_blocks: int
@@ -53,6 +56,7 @@ class SendReport:
     planning_blocks: int = 0
     compression: str | None = None
     n_blocks_before: int = 0
+    encrypted: bool = False
 
     @property
     def bytes_per_second(self) -> float:
@@ -68,9 +72,17 @@ class ImageSending:
     part : the VBNs that are to be read; None: all of the image.
     """
 
-    def __init__(self, image: Image, order: str = DISK, window_blocks: int = WINDOW_BLOCKS) -> None:
+    def __init__(
+        self, image: Image, order: str = DISK, window_blocks: int = WINDOW_BLOCKS, locations: str = EXPLICIT
+    ) -> None:
         self.image, self._order, self._window_blocks = image, order, window_blocks
         self._top = image.require_sendable()
+        self._locations = _locations(locations)
+        if self._locations is Locations.IMPLICIT and order == DISK and not image.layout.is_home:
+            raise UsageError(
+                "blocks of the image lie elsewhere than at their numbers: no reader can work out their disk order",
+                "say --order tape, or --locations explicit",
+            )
         self._checks: ExpectedChecks | None = None
         self.part: Plane | None = None
 
@@ -96,7 +108,7 @@ class ImageSending:
             WRITER, os.urandom(16), NO_ID, self._top.space_id, self._top.id, image.space_blocks,
             len(image.plane), self._top.root, image.base.id if image.base is not None else NO_ID,
             order=self._order, order_version=VERSION, window_blocks=self._window_blocks,
-            groups=image.store.geometry.groups, after_blocks=image.after_blocks,
+            groups=image.store.geometry.groups, after_blocks=image.after_blocks, locations=self._locations,
         )  # fmt: skip
 
     def snapshots(self) -> Sequence[tuple[SnapshotRecord, Role]]:
@@ -147,6 +159,13 @@ class ImageSending:
             raise NoSuchSnapshotError(f"snapshot {gone[0]} was deleted meanwhile", "plan the image again")
 
 
+def _locations(text: str) -> Locations:
+    try:
+        return Locations[text.upper()]
+    except KeyError:
+        raise UsageError(f"there are no locations {text!r}", "take explicit or implicit") from None
+
+
 class _Nowhere:
     """A sink that counts."""
 
@@ -169,7 +188,9 @@ def send(
     progress: Progress = ignore_progress,
     dry_run: bool = False,
     order: str = DISK,
+    locations: str = EXPLICIT,
     compress: str | None = None,
+    key: KeyLike | None = None,
     resume: ResumeToken | bool = False,
 ) -> SendReport:
     """Write an image as a stream.
@@ -178,14 +199,21 @@ def send(
     ----------
     sink : a path (appears under its name when complete and durable), a file object, a descriptor or a socket; not used
         by a dry run, which says exactly what would be sent.
+    order : `disk`, which keeps all disks busy, or `tape`, by block number.
+    locations : `explicit`: each frame lists where its blocks belong; `implicit`: readers work it out from the planes,
+        the order and the source's RAID groups. Only of an image: another Sendable says it in its header.
     compress : `zstd` or `zstd:LEVEL`: each frame that shrinks by a sixteenth is compressed, by a thread a core. The
         stream says that its reader needs to know zstd.
+    key : a key or its file: the stream is encrypted with it, names, planes and index too. The stream shows ids, who
+        wrote it and when, how long its frames are, and the key's id.
     resume : a token: only what the destination that gave it lacks is sent. True: the file that an interrupted send left
         beside the path is gone on with, where there is one.
 
     Raises
     ------
-    UsageError : there is no such compression, or nothing that could be gone on with.
+    UsageError : there is no such compression or order, no reader could work the order out, or there is nothing that
+        could be gone on with.
+    KeyFileError : the key file cannot be used.
     RefusedError : the image is not a sum minus at most one base, or its top would not be whole; or what was begun is
         another image.
     ChecksumError, DiskError : a block could not be read.
@@ -197,7 +225,8 @@ def send(
     send has written to a path stays beside it as NAME.partial, where it is a mebibyte or more.
     """
     level = parse_compression(compress) if compress is not None else None
-    sending: Sendable = ImageSending(image, order) if isinstance(image, Image) else image
+    secret = key_of(key) if key is not None else None
+    sending: Sendable = ImageSending(image, order, locations=locations) if isinstance(image, Image) else image
     began = Began()
     if resume and not isinstance(sending, ImageSending):
         raise UsageError("what is merged from streams is not gone on with", "merge again")
@@ -205,18 +234,18 @@ def send(
         began = Began(token=resume)
     if dry_run or sink is None:
         if resume is True and isinstance(sink, (str, os.PathLike)):
-            began = began_beside(sink)
+            began = began_beside(sink, secret)
         with closing(began):
-            report = _send(sending, _Nowhere(), progress, None, began, read=False)
+            report = _send(sending, StreamForm(None, secret), _Nowhere(), progress, began, read=False)
         return replace(report, compression=_named(level))
     if resume is True and not isinstance(sink, (str, os.PathLike)):
         raise UsageError("only a file is gone on with by itself", "give the token that `receive --have` wrote")
     with closing(open_sink(sink, resume is True)) as opened, ExitStack() as stack:
         try:
             if isinstance(opened, FileSink) and opened.is_old and resume is True:
-                began = began_in(opened)
+                began = began_in(opened, secret)
                 stack.callback(began.close)
-            report = _send(sending, opened, progress, level, began, read=True)
+            report = _send(sending, StreamForm(level, secret), opened, progress, began, read=True)
             started = time.monotonic()
             opened.commit()
         except BaseException as error:
@@ -232,8 +261,16 @@ def _named(level: int | None) -> str | None:
     return f"zstd:{level}" if level is not None else None
 
 
+@dataclass(frozen=True, slots=True)
+class StreamForm:
+    """How frames are written: the level of compression, the key; None: without."""
+
+    level: int | None
+    key: Key | None
+
+
 def _send(
-    sending: Sendable, sink: Sink, progress: Progress, level: int | None, began: Began, *, read: bool
+    sending: Sendable, form: StreamForm, sink: Sink, progress: Progress, began: Began, *, read: bool
 ) -> SendReport:
     started = time.monotonic()
     snapshots, branches = sending.snapshots(), sending.branches()
@@ -241,10 +278,13 @@ def _send(
     if isinstance(sending, ImageSending):
         sending.part = rest
     n_following = len(sending.plane if rest is None else rest)
-    total, written = n_following * BLOCK_BYTES, began.written
+    total, written, level = n_following * BLOCK_BYTES, began.written, form.level
     if written is not None:
         level = (level or DEFAULT_LEVEL) if header.may_be_compressed else None
-    with sending.windows(read=read) as gathered, closing(StreamWriter(sink, header, level, written)) as writer:
+    with (
+        sending.windows(read=read) as gathered,
+        closing(StreamWriter(sink, header, level, form.key, written)) as writer,
+    ):
         if written is None:
             writer.write_snapshots(snapshots)
             writer.write_branches(branches)
@@ -266,7 +306,7 @@ def _send(
         n_following, total, trailer.stream_bytes - n_before, time.monotonic() - started, names[Role.TOP][0],
         names[Role.BASE][0] if names[Role.BASE] else None, (*names[Role.TOP], *names[Role.ARRIVES]),
         tuple(names[Role.LEFT_OUT]), getattr(sending, "planning_blocks", 0),
-        _named(level), header.image_blocks - n_following,
+        _named(level), header.image_blocks - n_following, form.key is not None,
     )  # fmt: skip
 
 

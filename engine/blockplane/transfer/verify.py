@@ -9,12 +9,14 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 from blockplane.model.addresses import Bytes
-from blockplane.model.errors import StreamError, UsageError
+from blockplane.model.errors import StreamError, StreamKeyError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.stream.arrival import Ring, arriving
 from blockplane.stream.codec import FrameHead
+from blockplane.stream.encryption import framing_of
 from blockplane.stream.input import Input, open_input
-from blockplane.stream.reader import StreamMap, StreamReader
+from blockplane.stream.keyfile import Key, Keys, keys_of
+from blockplane.stream.reader import StreamMap, StreamReader, read_header
 from blockplane.stream.source import stream_names
 from blockplane.transfer.coverage import prove_chain
 from blockplane.transfer.receive import Claims
@@ -48,19 +50,24 @@ class StreamVerdict:
         return not self.problems
 
 
-def stream_map(path: PathLike) -> StreamMap:
+def stream_map(path: PathLike, key: Keys = None) -> StreamMap:
     """Read what stands before a stream's data: header, snapshots, planes.
+
+    Parameters
+    ----------
+    key : a key, a key file, or several, for a stream that is encrypted.
 
     Raises
     ------
+    StreamKeyError : it is encrypted with another key.
     StreamError and its kinds : it is no stream, is cut off before its data, or damaged.
     """
     with closing(open_input(path)) as source:
-        return StreamReader(source).read_map()
+        return StreamReader(source, keys_of(key)).read_map()
 
 
 def verify_streams(
-    *paths: PathLike, part: tuple[int, int] | None = None, progress: Progress = ignore_progress
+    *paths: PathLike, part: tuple[int, int] | None = None, key: Keys = None, progress: Progress = ignore_progress
 ) -> StreamVerdict:
     """Verify streams: every byte, and that together they hold every block of every snapshot they bring.
 
@@ -70,6 +77,7 @@ def verify_streams(
         proof is left out for an increment that is named alone.
     part : (k, n), k from 1: of the blocks only those in the k-th of n parts of the bytes are read; all else is verified
         as ever. All n parts, whenever each is done, verify everything.
+    key : a key, a key file, or several, for streams that are encrypted.
 
     Raises
     ------
@@ -82,27 +90,44 @@ def verify_streams(
     """
     if part is not None and not 1 <= part[0] <= part[1]:
         raise UsageError(f"there is no part {part[0]} of {part[1]}", "say K/N, from 1/N to N/N")
-    names = stream_names(paths)
+    names, keys = stream_names(paths), keys_of(key)
+    _require_keys(names, keys)
     started = time.monotonic()
-    run = _Run(sum(os.stat(name).st_size for name in names if os.path.isfile(name)), part, progress, started)
+    run = _Run(sum(os.stat(name).st_size for name in names if os.path.isfile(name)), part, keys, progress, started)
     with ExitStack() as stack:
         sources = [stack.enter_context(closing(open_input(name))) for name in names]
         whole = [name for name, source in zip(names, sources, strict=True) if run.read(name, source)]
     verdict = run.verdict
     verdict.order = names
     if all(os.path.isfile(name) for name in names) and whole == names and not run.is_part_alone:
-        proof = prove_chain(names)
+        proof = prove_chain(names, keys)
         verdict.problems += proof.problems
         verdict.order, verdict.proved = proof.order, proof.whole
     verdict.seconds = time.monotonic() - started
     return verdict
 
 
+def _require_keys(names: Sequence[str], keys: Sequence[Key]) -> None:
+    """Raise StreamKeyError where the key of a stream is not at hand: before any is read."""
+    for name in names:
+        if os.path.isfile(name):
+            with closing(open_input(name)) as source:
+                try:
+                    framing_of(read_header(source), keys, name)
+                except StreamKeyError:
+                    raise
+                except StreamError:
+                    continue  # a problem of the list, later
+
+
 class _Run:
     """One verification on its way."""
 
-    def __init__(self, n_bytes: int, part: tuple[int, int] | None, progress: Progress, started: float) -> None:
+    def __init__(
+        self, n_bytes: int, part: tuple[int, int] | None, keys: Sequence[Key], progress: Progress, started: float
+    ) -> None:
         self.verdict = StreamVerdict(part=part)
+        self._keys = keys
         self._total, self._progress, self._started = n_bytes, progress, started
         k, n = part if part is not None else (1, 1)
         self._low, self._high = n_bytes * (k - 1) // n, n_bytes * k // n
@@ -128,7 +153,7 @@ class _Run:
 
     def _read(self, source: Input) -> StreamMap:
         verdict, before = self.verdict, self.verdict.stream_bytes
-        reader = StreamReader(source)
+        reader = StreamReader(source, self._keys)
         stream = reader.read_map()
         self._n_streams += 1
         self._n_parts += stream.part is not None

@@ -1,0 +1,48 @@
+"""How the base of a stream stands to snapshots that are there: for whoever must find the stream between.
+
+A stream lists the snapshots of its top's line, those left out too, and the line's branches; that is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blockplane.stream.reader import StreamMap
+from blockplane.volume.codec import SnapshotRecord
+from blockplane.volume.lines import is_on_line
+
+
+def kinship(stream: StreamMap, base: SnapshotRecord, held: Sequence[SnapshotRecord], whose: str) -> str:
+    """Return how a stream's base stands to snapshots, in words; nothing where none of them is of its line.
+
+    Parameters
+    ----------
+    held : snapshots that are there whole. whose : who has them, as in "the newest WHOSE".
+    """
+    line = [record for record, _ in stream.snapshots if _is_of(stream, record, stream.top)]
+    older = [record for record in held if _is_of(stream, record, base)]
+    if older:
+        newest = max(older, key=_age)
+        n = len({record.id for record in line if _age(newest) < _age(record) <= _age(base)})
+        return f"{base.name} is {_snapshots(n)} after {newest.name}, the newest {whose} that it descends from"
+    newer = [record for record in held if _age(record) > _age(base) and _is_of(stream, record, stream.top)]
+    if newer:
+        oldest = min(newer, key=_age)
+        n = len({record.id for record in line if _age(base) <= _age(record) < _age(oldest)})
+        return f"{base.name} is {_snapshots(n)} before {oldest.name}, the oldest {whose} of its line"
+    return ""
+
+
+def _is_of(stream: StreamMap, record: SnapshotRecord, later: SnapshotRecord) -> bool:
+    """Whether a snapshot is one that a later one descends from, or that itself."""
+    if record.space_id != later.space_id:
+        return False
+    return is_on_line(record.branch_id, record.cp, later.branch_id, later.cp, stream.branches)
+
+
+def _age(record: SnapshotRecord) -> tuple[int, int]:
+    return record.cp, record.created_ns
+
+
+def _snapshots(n: int) -> str:
+    return "one snapshot" if n == 1 else f"{n} snapshots"
