@@ -66,6 +66,9 @@ wait_option = click.option(
     metavar="S",
     help="Seconds to wait for a volume in use.",
 )
+defer_option = click.option(
+    "--defer", is_flag=True, help="What is being read, or held, goes when it no longer is; until then it is `deleting`."
+)
 progress_option = click.option(
     "--progress/--no-progress", default=None, help="Show progress on standard error (default: on a terminal)."
 )

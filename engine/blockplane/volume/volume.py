@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from blockplane.disks.geometry import Geometry, GroupRecord
 from blockplane.disks.label import make_labels, mend_labels, settle_labels, write_labels
 from blockplane.model.errors import BlockplaneError, NotAVolumeError, VolumeInUseError
 from blockplane.planes import Plane
-from blockplane.volume import holds, making, snapshots
+from blockplane.volume import deferred, holds, making, snapshots
 from blockplane.volume.codec import Hold
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, VolumeConfig, read_config, write_config
 from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
@@ -84,7 +85,7 @@ class Volume(LiveVolume):
             _unmake_directory(directory, made, files)
             raise
         volume.close_with(lock)
-        volume.close_with(CommitTimer(volume.commit_if_due).__enter__())
+        volume.close_with(CommitTimer(volume._on_time).__enter__())
         return volume
 
     @staticmethod
@@ -157,8 +158,9 @@ class Volume(LiveVolume):
         if not (lock.is_held or any(getattr(disk, "is_locked", False) for disk in assembly.disks)):
             volume.warnings.append(f"{directory} could not be locked: what another process writes now may look damaged")
         volume.close_with(lock)
+        volume.pins.verb = verb
         if writable:
-            volume.close_with(CommitTimer(volume.commit_if_due).__enter__())
+            volume.close_with(CommitTimer(volume._on_time).__enter__())
         return volume
 
     @classmethod
@@ -176,6 +178,8 @@ class Volume(LiveVolume):
         volume = cls(directory, array, record_for(record, assembly), writable)
         if writable and not (record.clean and everywhere):
             volume.recover()
+        if writable:
+            deferred.reap(volume)
         return volume
 
     def grow(
@@ -205,9 +209,9 @@ class Volume(LiveVolume):
         with self.lock:
             return Snapshot(self, self.local.entry(name))
 
-    def delete_snapshot(self, *names: str) -> int:
-        """Delete snapshots; return how many blocks that freed."""
-        return snapshots.delete(self, names)
+    def delete_snapshot(self, *names: str, defer: bool = False) -> int:
+        """Delete snapshots; return how many blocks that freed; see `snapshots.delete`."""
+        return snapshots.delete(self, names, defer)
 
     def snapshot_range(self, first: str, last: str) -> list[str]:
         """Return the names of the snapshots from first to last, as `snapshots` orders them."""
@@ -223,18 +227,37 @@ class Volume(LiveVolume):
         return holds.hold(self, name, owner, expires_ns)
 
     def release_snapshot(self, name: str, owner: str) -> None:
-        """Give a hold up; see `holds.release`."""
+        """Give a hold up; see `holds.release`. A snapshot that only waited for it is deleted."""
         holds.release(self, name, owner)
+        deferred.reap(self)
+
+    def _unpinned(self, snapshot_id: bytes) -> None:
+        """Delete what waited for its reader. What goes wrong stops the volume, whose next caller hears of it."""
+        with contextlib.suppress(BlockplaneError, OSError), self.lock:
+            if self.writable and not self._failure:
+                deferred.reap(self)
+
+    def _on_time(self) -> float:
+        """Delete what waited for a hold that has expired, commit what is due; return in how many seconds to ask."""
+        with self.lock:
+            if not self._failure:
+                deferred.reap(self)
+        return self.commit_if_due()
 
     def rename_snapshot(self, name: str, new: str) -> None:
         """Give a snapshot another name."""
         snapshots.rename(self, name, new)
 
     def rollback(
-        self, name: str, keep_as: str | None = None, drop_later: bool = False, drop_changes: bool = False
+        self,
+        name: str,
+        keep_as: str | None = None,
+        drop_later: bool = False,
+        drop_changes: bool = False,
+        defer: bool = False,
     ) -> str | None:
         """Make a snapshot the live file system; see `snapshots.rollback`."""
-        return snapshots.rollback(self, name, keep_as, drop_later, drop_changes)
+        return snapshots.rollback(self, name, keep_as, drop_later, drop_changes, defer)
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
