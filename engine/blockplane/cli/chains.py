@@ -48,7 +48,7 @@ def merge(
     sink = output if output is not None or dry_run else standard_output()
     with ProgressLine(progress) as line:
         report = bp.merge_streams(*files, sink=sink, compress=compress, dry_run=dry_run, progress=line)
-    to_stderr = isinstance(sink, int)
+    to_stderr = not isinstance(sink, str) and sink is not None
     if as_json:
         print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
     else:

@@ -232,6 +232,36 @@ class FileDisk:
             raise DiskError(f"{path}: cannot be created: {error.strerror}", path) from error
         return cls.open(path, direct=direct)
 
+    def take_for_writing(self) -> None:
+        """Go over from reading to writing, and to a lock of one's own; what reads the disk meanwhile goes on.
+
+        Raises
+        ------
+        DiskError : it cannot be written; it stays open for reading.
+        VolumeInUseError : someone else reads it.
+        """
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | (os.O_DIRECT if self.direct else 0)
+        try:
+            is_device = _is_block_device(self.path)
+            fd = os.open(f"/proc/self/fd/{self._fd}", flags | (os.O_EXCL if is_device else 0))
+            try:
+                if is_device:
+                    _refuse_read_only(fd, self.path)
+                os.dup2(fd, self._fd, inheritable=False)
+            finally:
+                os.close(fd)
+            self.is_locked = _lock(self._fd, shared=False, timeout_s=_WATCHER_TIMEOUT_S if is_device else 0.0)
+        except OSError as error:
+            if error.errno in (errno.EBUSY, errno.EWOULDBLOCK):
+                self.share()
+                raise VolumeInUseError(f"{self.path}: in use by another process") from error
+            raise DiskError(f"{self.path}: cannot be written: {error.strerror}", self.path) from error
+
+    def share(self) -> None:
+        """Go back to a lock that other readers may have beside this one."""
+        with contextlib.suppress(OSError):
+            self.is_locked = _lock(self._fd, shared=True, timeout_s=0.0)
+
     def read_plan(
         self,
         blocks: Numbers,
