@@ -17,7 +17,6 @@ require_wanted: Callable[[], None] = lambda: None  # noqa: E731
 
 _NAMES = ("stdin", "stdout", "stderr")
 _lock = threading.Lock()
-_plain: dict[str, Any] = {}
 _n_users = 0
 
 
@@ -32,11 +31,13 @@ class RoutedStream:
 
     def __init__(self, name: str, plain: Any) -> None:
         self._name = name
-        self._plain = plain
+        self.plain = plain
 
     def __getattr__(self, attribute: str) -> Any:
         streams = streams_of()
-        return getattr(self._plain if streams is None else getattr(streams, self._name), attribute)
+        if streams is not None:
+            return getattr(getattr(streams, self._name), attribute)
+        return getattr(self.plain if self.plain is not None else _nowhere(), attribute)
 
 
 @functools.cache
@@ -51,17 +52,27 @@ def routed() -> Iterator[None]:
     global _n_users
     with _lock:
         _n_users += 1
-        if _n_users == 1:
-            for name in _NAMES:
-                _plain[name] = getattr(sys, name)
-                setattr(sys, name, RoutedStream(name, _plain[name] if _plain[name] is not None else _nowhere()))
+    route()
     try:
         yield
     finally:
         with _lock:
             _n_users -= 1
             if _n_users == 0:
-                for name in _NAMES:
-                    if isinstance(getattr(sys, name), RoutedStream):  # nobody put something else there
-                        setattr(sys, name, _plain[name])
-                _plain.clear()
+                _restore()
+
+
+def route() -> None:
+    """Route the standard streams, where somebody put others there too."""
+    with _lock:
+        for name in _NAMES:
+            plain = getattr(sys, name)
+            if not isinstance(plain, RoutedStream):
+                setattr(sys, name, RoutedStream(name, plain))
+
+
+def _restore() -> None:
+    for name in _NAMES:
+        stream = getattr(sys, name)
+        if isinstance(stream, RoutedStream):  # what somebody put there is theirs to take away
+            setattr(sys, name, stream.plain)

@@ -21,7 +21,7 @@ from typing import Final
 import blockplane as bp
 from blockplane.cli import console
 from blockplane.cli.elsewhere import ElsewhereError
-from blockplane.cli.main import run_verb
+from blockplane.cli.main import run_served
 from blockplane.cli.text import sentence
 from blockplane.cli.verbtable import ALONE, KINDS, verb_of
 from blockplane.model.errors import RefusedError, UsageError, VolumeInUseError
@@ -47,6 +47,7 @@ class Host:
 
     volume: bp.Volume
     activities: Activities
+    directory: Path
 
 
 _hosts: dict[DirectoryKey, Host] = {}
@@ -93,6 +94,7 @@ def _as_guest(
 ) -> Iterator[bp.Volume]:
     """Work on a volume that this process has open; what the verb changed is durable when it ends."""
     with host.activities.going_on(kind, verb, session.pid, wait_s, session.require_alive):
+        host.volume.path = host.directory  # whole: from here on threads work in several directories
         if writable:
             host.volume.take_for_writing(max(wait_s, _GRACE_S))
         yield host.volume
@@ -175,8 +177,8 @@ def _hosting(volume: bp.Volume, verb: str, kind: Kind, settle_s: float = SETTLE_
     if key is None or key in _hosts:
         yield
         return
-    host = Host(volume, Activities(str(volume.path)))
-    server = ControlServer(volume.path, _host_verb, RELEASE, verb, settle_s, _warn)
+    host = Host(volume, Activities(str(volume.path)), Path(os.path.abspath(volume.path)))
+    server = ControlServer(host.directory, _host_verb, RELEASE, verb, settle_s, _warn)
     with ExitStack() as stack:
         stack.enter_context(console.routed())
         _hosts[key] = host
@@ -204,8 +206,9 @@ def _host_verb(session: Session) -> int:
     if verb not in KINDS:
         raise UsageError(f"{verb[:40]!r} is no verb")
     with session.entered(verb):
+        console.route()
         try:
-            return run_verb(session.arguments)
+            return run_served(session.arguments)
         except Exception:  # noqa: BLE001 - asked for: BLOCKPLANE_TRACEBACK
             traceback.print_exc()
             return 1

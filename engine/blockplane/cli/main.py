@@ -95,6 +95,19 @@ def run(arguments: Sequence[str]) -> int:
     return run_verb(arguments, lambda: run_there(contact, arguments))
 
 
+def run_served(arguments: Sequence[str]) -> int:
+    """As `run`, for another process, in a thread: without what `click` does to a whole process at a broken pipe."""
+
+    def act() -> object:
+        try:
+            with cli.make_context("blockplane", list(arguments)) as context:
+                return cli.invoke(context)
+        except click.exceptions.Exit as end:
+            return end.exit_code
+
+    return run_verb(arguments, act)
+
+
 def run_verb(arguments: Sequence[str], act: Callable[[], object] | None = None) -> int:
     """Run a verb, or what stands for it, and return the exit status however it ends."""
     try:

@@ -242,7 +242,7 @@ class FileDisk:
         """
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | (os.O_DIRECT if self.direct else 0)
         try:
-            is_device = _is_block_device(self.path)
+            is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
             fd = os.open(f"/proc/self/fd/{self._fd}", flags | (os.O_EXCL if is_device else 0))
             try:
                 if is_device:

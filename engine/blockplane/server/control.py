@@ -59,7 +59,7 @@ class ControlServer:
     ) -> None:
         self._path, self._run, self._warn = path, run, warn
         self._greeting = {"protocol": PROTOCOL, "release": release, "pid": os.getpid(), "verb": verb}
-        self._settle_s = settle_s
+        self._settle_s, self._bind_at = settle_s, float("inf")
         self._listener: socket.socket | None = None
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         #: guards the four below; sessions that end are not in the list any more, and counted till they have
@@ -72,8 +72,9 @@ class ControlServer:
     # --- beginning and end -------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
+        self._bind_at = time.monotonic() + self._settle_s
         if self._settle_s <= 0:
-            self._bind()
+            self._bind_if_due()
         self._thread.start()
         return self
 
@@ -128,14 +129,16 @@ class ControlServer:
 
     def _serve(self) -> None:
         """Accept, and watch for clients that go; bind when it is time."""
-        bind_at = time.monotonic() + self._settle_s
         while not self._is_over:
-            if self._listener is None and time.monotonic() >= bind_at:
-                bind_at = time.monotonic() + _BIND_EVERY_S if self._bind() else float("inf")
-            left_s = bind_at - time.monotonic() if self._listener is None else float("inf")
+            self._bind_if_due()
+            left_s = self._bind_at - time.monotonic()
             self._watch(None if left_s == float("inf") else max(left_s, 0.0) * 1000 + 1)
         if self._listener is not None:
             socketfile.remove(self._path, self._listener)
+
+    def _bind_if_due(self) -> None:
+        if time.monotonic() >= self._bind_at:
+            self._bind_at = time.monotonic() + _BIND_EVERY_S if self._bind() else float("inf")
 
     def _bind(self) -> bool:
         """Make the socket; return whether to try again where another process has it."""

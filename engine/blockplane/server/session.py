@@ -60,7 +60,8 @@ class Session:
         self._directory_fd = fds[0]
         self._cancel_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_cancelled = threading.Event()
-        self.input, self.output, self.error = (ClientFile(fd, self._cancel_fd) for fd in fds[1:])
+        self.input = ClientFile(fds[1], self._cancel_fd, writes=False)
+        self.output, self.error = (ClientFile(fd, self._cancel_fd, writes=True) for fd in fds[2:])
         text: dict[str, Any] = {"encoding": encoding, "errors": "backslashreplace"}
         self.stdin = io.TextIOWrapper(io.BufferedReader(self.input), encoding=encoding, errors="surrogateescape")
         self.stdout = io.TextIOWrapper(io.BufferedWriter(self.output), line_buffering=self.output.isatty(), **text)
@@ -160,14 +161,14 @@ class ClientFile(io.RawIOBase):
     What it refers to is shared with the client and others, and so its flags are left alone.
     """
 
-    def __init__(self, fd: int, cancel_fd: int) -> None:
+    def __init__(self, fd: int, cancel_fd: int, *, writes: bool) -> None:
         super().__init__()
         self._fd, self._cancel_fd = fd, cancel_fd
         self.name = f"file descriptor {fd}"
         mode = os.fstat(fd).st_mode
         self._socket = socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(mode) else None
         self._piece_bytes = _PLAIN_BYTES if stat.S_ISREG(mode) else _PIPE_BYTES
-        self._out_fd = self._own_pipe(fd) if stat.S_ISFIFO(mode) else -1
+        self._out_fd = self._own_pipe(fd) if writes and stat.S_ISFIFO(mode) else -1
 
     @staticmethod
     def _own_pipe(fd: int) -> int:

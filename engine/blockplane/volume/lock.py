@@ -77,7 +77,7 @@ class VolumeLock:
         ------
         VolumeInUseError: others read; the shared lock is had again. DiskError: somebody wrote in between.
         """
-        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)  # the thread's directory may be another's
         try:
             self._shared = False
             try:
@@ -106,7 +106,7 @@ class VolumeLock:
             ) from None
 
     def _describe(self) -> str:
-        volume, holders = self._path.parent, self._holders() - {os.getpid()}
+        volume, holders = self._path.parent, self._holders()
         try:
             owner = json.loads(os.pread(self._fd, 4096, 0))
             pid, verb = int(owner["pid"]), str(owner["verb"])[:40]
@@ -137,7 +137,7 @@ class VolumeLock:
         """Give the volume up."""
         if self._fd >= 0 and not self._shared:
             with contextlib.suppress(OSError):
-                os.truncate(self._path, 0)
+                os.truncate(f"/proc/self/fd/{self._fd}", 0)
         self._close()
 
     def _close(self) -> None:
