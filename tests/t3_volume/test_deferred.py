@@ -23,7 +23,9 @@ from faults.recording import Recorder
 from faults.world import (
     FileClient,
     again,
+    fill,
     geometry_of,
+    image_plane,
     make_volume,
     open_volume,
     raw_blocks,
@@ -326,3 +328,21 @@ def test_a_pin_that_is_not_honoured_is_found(where, what, bug):
 def test_a_pin_whose_end_is_not_noticed_is_found():
     with mock.patch.object(Volume, "_unpinned"), pytest.raises(AssertionError):
         test_a_deferred_snapshot_goes_with_its_last_reader(three_snapshots())
+
+
+def test_a_snapshot_beside_a_receive_that_it_would_fail_is_refused(volume):
+    copy = make_volume(geometry_of(3, 1, 256))
+    FileClient(copy).write(1, 0, range(3))
+    plane = image_plane(volume, "one")
+    landing = copy.landing(plane)
+    with pytest.raises(RefusedError, match="is receiving what replaces its live file system"):
+        copy.snapshot("mine")
+    fill(landing, volume, "one", plane)
+    landing.commit([volume.get_snapshot("one").record])
+    assert kinds(copy) == {"one": "regular"}
+    receiving = copy.landing(image_plane(volume, "two", "one"), copy.get_snapshot("one"))
+    copy.snapshot("beside")  # of a replica: nothing of the live state changes
+    fill(receiving, volume, "two", image_plane(volume, "two", "one"))
+    receiving.commit([volume.get_snapshot("two").record])
+    assert kinds(copy) == {"one": "regular", "beside": "regular", "two": "regular"}
+    verdict(copy)

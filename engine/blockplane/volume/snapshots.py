@@ -141,8 +141,18 @@ def create(volume: LiveVolume, name: str) -> Snapshot:
     check_name(name)
     with volume.lock:
         _refuse_existing(volume, name)
+        _refuse_beside_receive(volume)
         volume.commit()
         return _retain(volume, name)
+
+
+def _refuse_beside_receive(volume: LiveVolume) -> None:
+    """A snapshot of what was written here is listed in the live state, and a receive that replaces that would fail."""
+    if volume.incoming and not volume.is_replica:
+        raise RefusedError(
+            f"{volume.path} is receiving what replaces its live file system, and a snapshot would be a change to that",
+            "make it when the receive has ended",
+        )
 
 
 def _refuse_existing(volume: LiveVolume, name: str) -> None:
