@@ -28,7 +28,7 @@ from blockplane.model.errors import RefusedError, UsageError, VolumeInUseError
 from blockplane.server import Activities, Contact, ControlServer, Kind, Session, contact, current
 from blockplane.server.control import SETTLE_S
 from blockplane.transfer.send import WRITER
-from blockplane.volume.volume import LOCK_NAME
+from blockplane.volume.making import LOCK_NAME
 
 #: Verbs are one with their release: what one prints and takes is not another's.
 RELEASE: Final = WRITER
@@ -113,7 +113,7 @@ def _from_disks(place: str, verb: str, wait_s: float, writable: bool) -> bp.Volu
             return bp.Volume.open(place, writable=writable, verb=verb, answers=True)
         except VolumeInUseError as error:
             problem = error
-        if verb in KINDS:
+        if verb.partition(" --")[0] in KINDS:
             try:
                 _go_there(place)
             except VolumeInUseError as error:

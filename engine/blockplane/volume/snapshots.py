@@ -96,7 +96,7 @@ class Snapshot:
 
     @property
     def pins(self) -> list[Pin]:
-        """What reads it now, older first, as far as that goes through this process."""
+        """What reads it now through this process, older first."""
         return self.volume.pins.of(self.entry.record.id)
 
     @property
@@ -148,7 +148,7 @@ def create(volume: LiveVolume, name: str) -> Snapshot:
 
 def _refuse_beside_receive(volume: LiveVolume) -> None:
     """A snapshot of what was written here is listed in the live state, and a receive that replaces that would fail."""
-    if volume.incoming and not volume.is_replica:
+    if volume.incoming.is_running and not volume.is_replica:
         raise RefusedError(
             f"{volume.path} is receiving what replaces its live file system, and a snapshot would be a change to that",
             "make it when the receive has ended",
