@@ -19,6 +19,7 @@ from importlib import import_module
 TYPE_CHECKING = False  # not typing's: importing blockplane costs no module that Python has not loaded
 if TYPE_CHECKING:
     from blockplane.api import BlockUse, FileUse, FullCheck, Volume, check
+    from blockplane.cli.hosting import serve_control
     from blockplane.filesystem import Change, Difference, FileSystem, GetReport, PutReport
     from blockplane.image import Backup, BlockDifference, Freeing, Image, plan_levels
     from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, format_size, parse_size
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check"),
+    "blockplane.cli.hosting": ("serve_control",),
     "blockplane.filesystem": ("Change", "Difference", "FileSystem", "GetReport", "PutReport"),
     "blockplane.image": ("Backup", "BlockDifference", "Freeing", "Image", "plan_levels"),
     "blockplane.model": (
@@ -119,6 +121,7 @@ __all__ = [
     "receive",
     "resume_token",
     "send",
+    "serve_control",
     "stream_envelope",
     "stream_map",
     "verify_streams",

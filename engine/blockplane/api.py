@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from typing import Literal
@@ -13,10 +14,10 @@ from blockplane.filesystem import Difference, FileSystem, compare
 from blockplane.filesystem.names import AnyPath
 from blockplane.filesystem.owners import Owner, blocks_below, owners_of
 from blockplane.image import BlockDifference, Freeing, Image
-from blockplane.model import BlockplaneError, UsageError, VolumeDamagedError
+from blockplane.model import BlockplaneError, NoSuchSnapshotError, UsageError, VolumeDamagedError
 from blockplane.planes import Plane
-from blockplane.volume import State, retention, snapshots
 from blockplane.volume import Volume as PlainVolume
+from blockplane.volume import retention, snapshots
 from blockplane.volume.check import check as check_volume
 from blockplane.volume.holders import ACTIVE, Holding, StateShare, holders, named_states, shares
 from blockplane.volume.retention import Policy, PruneReport
@@ -46,9 +47,11 @@ class Volume(PlainVolume):
             allow_active=allow_active,
         )
 
-    def prune(self, policy: Policy, *, dry_run: bool = False, zone: tzinfo | None = None) -> PruneReport:
+    def prune(
+        self, policy: Policy, *, dry_run: bool = False, zone: tzinfo | None = None, defer: bool = False
+    ) -> PruneReport:
         """Delete the snapshots that a policy judges and does not keep; see `volume.retention`."""
-        return retention.prune(self, policy, dry_run=dry_run, zone=zone)
+        return retention.prune(self, policy, dry_run=dry_run, zone=zone, defer=defer)
 
     def diff(self, before: str, after: str | None = None) -> Difference:
         """Return what changed from a snapshot to another, or to the live file system: paths and kinds of change.
@@ -208,7 +211,10 @@ def _states(volume: PlainVolume) -> list[str | None]:
 
 def _check_files(volume: PlainVolume, name: str | None, where: str, report: FullCheck) -> None:
     try:
-        files = FileSystem(_state(volume, name)).check()
+        with _reading(volume, name):
+            files = FileSystem(volume.state(name)).check()
+    except NoSuchSnapshotError:  # deleted since the snapshots were listed
+        return
     except BlockplaneError as error:
         report.problems.append(f"{where}: {error}")
         return
@@ -218,5 +224,6 @@ def _check_files(volume: PlainVolume, name: str | None, where: str, report: Full
     report.n_directories += files.n_directories
 
 
-def _state(volume: PlainVolume, name: str | None) -> State:
-    return volume.state(name)
+def _reading(volume: PlainVolume, name: str | None) -> AbstractContextManager[None]:
+    """Pin a snapshot while it is read; the live file system needs none: its last two states stay."""
+    return volume.pin(volume.get_snapshot(name).record.id) if name is not None else nullcontext()

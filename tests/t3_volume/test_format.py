@@ -59,7 +59,7 @@ ENTRY = TableEntry(RECORD, ROOTS[1], ROOTS[2], 17, -18)
 BRANCH = Branch(an_id(6), an_id(7), 8, 9, -10)
 HOLD = Hold(an_id(3), "mirror", 19, -20)
 INCOMING = IncomingEntry(an_id(1), an_id(2), an_id(3), an_id(4), an_id(5), 6, 7, 8, -9, "june3", 1, *ROOTS[:3])
-LOCAL = LocalRoot(1, 2, 3, an_id(8), 4, *ROOTS)
+LOCAL = LocalRoot(1, 2, 3, an_id(8), 4, *ROOTS, n_deleting=6)
 LABEL = Label(
     an_id(1), an_id(3), 6, 672, 1, 1, tuple((g.first, 3, 2, 128, 640) for g in GEOMETRY.groups),
     tuple(an_id(n) for n in (2, 3, 4, 5, 6)), (MemberState.IN,) * 5,
@@ -212,7 +212,7 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
         {
             "magic": b"BPLOCAL\0",
             "version": 0,
-            **fields_of(LOCAL, "n_held", "n_local", "n_entries", "parent_id", "n_shadows"),
+            **fields_of(LOCAL, "n_held", "n_local", "n_entries", "n_deleting", "parent_id", "n_shadows"),
             **dict(
                 zip(
                     ("table", "held", "local", "place_map", "marks", "incoming", "holds", "logs", "shadowed"),

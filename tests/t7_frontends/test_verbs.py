@@ -198,7 +198,7 @@ def test_snapshots(done, pool):
     promised = done("image", pool, "--freed", "june1..june2", "--json").json["freed_blocks"]
     would = done("snapshot", "delete", f"{pool}@june1..june2", "--dry-run", "--json").json
     assert would == {
-        "deleted": ["june1", "june2"], "freed_blocks": promised, "metafile_blocks": 0, "dry_run": True,
+        "deleted": ["june1", "june2"], "deferred": [], "freed_blocks": promised, "metafile_blocks": 0, "dry_run": True,
     }  # fmt: skip
     before = done("info", pool, "--json").json
     gone = done("snapshot", "delete", f"{pool}@june1..june2", "--json").json

@@ -59,7 +59,7 @@ def merge(
             *files, sink=sink, compress=compress, key=keys, encrypt=False if plain else encrypt, dry_run=dry_run,
             progress=line,
         )  # fmt: skip
-    to_stderr = isinstance(sink, int)
+    to_stderr = not isinstance(sink, str) and sink is not None
     if as_json:
         print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
     else:

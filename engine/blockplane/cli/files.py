@@ -6,13 +6,14 @@ import os
 import stat as modes
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
 
 import blockplane as bp
 from blockplane.cli.completion import FileName
-from blockplane.cli.naming import Target, file_of, live_file_of, open_files, open_volume, parse_target
+from blockplane.cli.naming import Target, file_of, live_file_of, open_files, open_volume, open_volumes, parse_target
 from blockplane.cli.options import json_option, key_option, wait_option
 from blockplane.cli.text import count, iso, moment, print_json, print_table, printable
 
@@ -133,11 +134,16 @@ def cat(paths: Sequence[str], keys: Sequence[str], wait_s: float) -> None:
     """Write files to standard output."""
     if sys.stdout is None:
         raise bp.errors.UsageError("standard output is closed", "send it somewhere")
-    for path in paths:
-        target = file_of(path)
-        with open_files(target, "cat", wait_s, keys) as files, files.open(target.path or "/", "rb") as source:
-            while piece := source.read(_COPY_BYTES):
-                sys.stdout.buffer.write(piece)
+    with ExitStack() as stack:
+        opened: dict[tuple[str, str | None], bp.FileSystem] = {}  # all of them before anything is written
+        for target in [file_of(path) for path in paths]:
+            if (target.place, target.snapshot) not in opened:
+                files = stack.enter_context(open_files(target, "cat", wait_s, keys))
+                opened[target.place, target.snapshot] = files
+        for target in [file_of(path) for path in paths]:
+            with opened[target.place, target.snapshot].open(target.path or "/", "rb") as source:
+                while piece := source.read(_COPY_BYTES):
+                    sys.stdout.buffer.write(piece)
     sys.stdout.buffer.flush()
 
 
@@ -207,9 +213,10 @@ def _precise(ns: int) -> str:
 @wait_option
 def rm(paths: Sequence[str], recursive: bool, force: bool, as_json: bool, wait_s: float) -> None:
     """Remove files; snapshots keep what they hold."""
-    for target in [live_file_of(path) for path in paths]:
-        with open_volume(target.place, "rm", wait_s, writable=True) as volume:
-            _remove(bp.FileSystem(volume), target, recursive, force)
+    targets = [live_file_of(path) for path in paths]
+    with open_volumes([target.place for target in targets], "rm", wait_s) as volumes:
+        for target in targets:
+            _remove(bp.FileSystem(volumes[target.place]), target, recursive, force)
     if as_json:
         print_json({"removed": list(paths)})
 
@@ -276,9 +283,10 @@ def _moves(files: bp.FileSystem, sources: Sequence[str], dest: str, no_clobber: 
 @wait_option
 def mkdir(paths: Sequence[str], parents: bool, as_json: bool, wait_s: float) -> None:
     """Make directories."""
-    for target in [live_file_of(path) for path in paths]:
-        with open_volume(target.place, "mkdir", wait_s, writable=True) as volume:
-            files = bp.FileSystem(volume)
+    targets = [live_file_of(path) for path in paths]
+    with open_volumes([target.place for target in targets], "mkdir", wait_s) as volumes:
+        for target in targets:
+            files = bp.FileSystem(volumes[target.place])
             if parents:
                 files.makedirs(target.path or "/", umask=_UMASK, exist_ok=True)
             else:

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import click
 
 import blockplane as bp
+from blockplane.cli import console
 from blockplane.cli.completion import ExpressionWord, VolumeName
 from blockplane.cli.naming import CONFIG_NAME, MARK_NAME, open_volume, volume_only
 from blockplane.cli.options import (
@@ -279,26 +280,26 @@ def send(
                 found, sink, progress=line, dry_run=dry_run, order=order, locations=locations, compress=compress,
                 key=encrypt, resume=begun,
             )  # fmt: skip
-    to_stderr = isinstance(sink, int)
+    to_stderr = not isinstance(sink, str) and sink is not None
     if as_json:
         print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
     else:
         print(_sent(report, dry_run), file=sys.stderr if to_stderr else sys.stdout)
 
 
-def standard_output() -> int:
-    """Return the descriptor that a stream goes to; UsageError: nobody reads it there."""
+def standard_output() -> int | IO[bytes]:
+    """Return what a stream goes to: a descriptor, or another process's; UsageError: nobody reads it there."""
     if sys.stdout is None or sys.stdout.isatty():
         what = "to a terminal" if sys.stdout is not None else "where nobody reads it: standard output is closed"
         raise bp.errors.UsageError(f"a stream is not written {what}", "say -o FILE, or pipe it on")
-    return sys.stdout.fileno()
+    return console.raw("output") or sys.stdout.fileno()
 
 
-def _standard_input() -> int:
+def _standard_input() -> int | IO[bytes]:
     if sys.stdin is None or sys.stdin.isatty():
         what = "from a terminal" if sys.stdin is not None else "from nowhere: standard input is closed"
         raise bp.errors.UsageError(f"a stream is not read {what}", "say -i FILE, or pipe it in")
-    return sys.stdin.fileno()
+    return console.raw("input") or sys.stdin.fileno()
 
 
 def _described(report: SendReport) -> dict[str, object]:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import click
@@ -27,6 +27,7 @@ from blockplane.cli import (
     streams,
     volumes,
 )
+from blockplane.cli.elsewhere import ElsewhereError
 from blockplane.cli.failure import BROKEN_PIPE_STATUS, Failure, failure_of, report_failure
 from blockplane.cli.start import INTERRUPTED_STATUS
 
@@ -87,7 +88,31 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = cli.main(list(arguments), prog_name="blockplane", standalone_mode=False)
+        return run_verb(arguments)
+    except ElsewhereError as found:
+        from blockplane.cli.hosting import run_there  # loaded by what raised this
+
+        contact = found.contact
+    return run_verb(arguments, lambda: run_there(contact, arguments))
+
+
+def run_served(arguments: Sequence[str]) -> int:
+    """As `run`, for another process, in a thread: without what `click` does to a whole process at a broken pipe."""
+
+    def act() -> object:
+        try:
+            with cli.make_context("blockplane", list(arguments)) as context:
+                return cli.invoke(context)
+        except click.exceptions.Exit as end:
+            return end.exit_code
+
+    return run_verb(arguments, act)
+
+
+def run_verb(arguments: Sequence[str], act: Callable[[], object] | None = None) -> int:
+    """Run a verb, or what stands for it, and return the exit status however it ends."""
+    try:
+        status = act() if act is not None else cli.main(list(arguments), prog_name="blockplane", standalone_mode=False)
         print(end="", flush=True)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED_STATUS
@@ -131,3 +156,4 @@ def _give_up_output() -> None:
             stream.flush()
         except BrokenPipeError:
             os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

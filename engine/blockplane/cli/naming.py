@@ -7,14 +7,12 @@ first `:/` ends the volume part; `@` counts only after its last `/`.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import blockplane as bp
-from blockplane.cli.text import sentence
 
 if TYPE_CHECKING:
     from blockplane.stream import StreamChain
@@ -103,11 +101,26 @@ def _is_stream_file(path: str) -> bool:
 
 @contextmanager
 def open_volume(place: str, verb: str, wait_s: float, *, writable: bool) -> Iterator[bp.Volume]:
-    """Open a volume for a verb."""
-    with bp.Volume.open(place, writable=writable, wait_s=wait_s, verb=verb) as volume:
-        for warning in volume.warnings:
-            print(f"blockplane: {sentence(warning)}", file=sys.stderr)
+    """Open a volume for a verb; ElsewhereError: another process has it, and will run the verb."""
+    from blockplane.cli.hosting import opened  # not above: it loads all that help and completion do without
+
+    with opened(place, verb, wait_s, writable=writable) as volume:
         yield volume
+
+
+@contextmanager
+def open_volumes(places: Iterable[str], verb: str, wait_s: float) -> Iterator[dict[str, bp.Volume]]:
+    """Open volumes for a verb that writes, each once, and all before anything is done; by the places that name them."""
+    with ExitStack() as stack:
+        found: dict[str, bp.Volume] = {}
+        for place in places:
+            known = next((found[other] for other in found if _is_same(place, other)), None)
+            found[place] = known or stack.enter_context(open_volume(place, verb, wait_s, writable=True))
+        yield found
+
+
+def _is_same(one: str, other: str) -> bool:
+    return one == other or (os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other))
 
 
 @contextmanager

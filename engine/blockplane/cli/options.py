@@ -75,6 +75,9 @@ key_option = click.option(
     envvar="BLOCKPLANE_KEY_FILE",
     help="Key file for encrypted streams; repeat for several (or BLOCKPLANE_KEY_FILE).",
 )
+defer_option = click.option(
+    "--defer", is_flag=True, help="What is being read, or held, goes when it no longer is; until then it is `deleting`."
+)
 progress_option = click.option(
     "--progress/--no-progress", default=None, help="Show progress on standard error (default: on a terminal)."
 )

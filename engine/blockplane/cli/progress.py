@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from blockplane.cli import console
 from blockplane.cli.text import duration, rate, size
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ class ProgressLine:
         self._width = 0
 
     def __call__(self, event: bp.ProgressEvent) -> None:
-        """Take an event."""
+        """Take an event; ends the verb here where whoever asked for it is gone."""
+        console.require_wanted()
         self._show(describe(event), event.seconds)
 
     def phase(self, name: str) -> None:
         """Take the name of what is under way where nobody counts bytes."""
+        console.require_wanted()
         self._show(name, time.monotonic() - self._started_s)
 
     def _show(self, text: str, seconds: float) -> None:

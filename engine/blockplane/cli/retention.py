@@ -9,7 +9,7 @@ import click
 import blockplane as bp
 from blockplane.cli.completion import VolumeName
 from blockplane.cli.naming import open_volume, volume_only
-from blockplane.cli.options import Duration, json_option, wait_option
+from blockplane.cli.options import Duration, defer_option, json_option, wait_option
 from blockplane.cli.text import blocks, count, iso, moment, print_json, print_table
 
 _keep = click.IntRange(-1)
@@ -33,6 +33,7 @@ _keep = click.IntRange(-1)
 @click.option("--keep-name", multiple=True, metavar="PATTERN", help="Names with * and ? that stay; repeat.")
 @click.option("--only", multiple=True, metavar="PATTERN", help="Judge only names that match; others stay; repeat.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be deleted, and what that would free.")
+@defer_option
 @json_option
 @wait_option
 def prune(
@@ -47,6 +48,7 @@ def prune(
     keep_name: Sequence[str],
     only: Sequence[str],
     dry_run: bool,
+    defer: bool,
     as_json: bool,
     wait_s: float,
 ) -> None:
@@ -71,7 +73,7 @@ def prune(
         tuple(only) or ("*",),
     )
     with open_volume(volume_only(vol), "prune", wait_s, writable=not dry_run) as volume:
-        found = volume.prune(policy, dry_run=dry_run)
+        found = volume.prune(policy, dry_run=dry_run, defer=defer)
     if as_json:
         print_json(_describe(found))
     else:
@@ -83,6 +85,7 @@ def _describe(found: bp.PruneReport) -> dict[str, object]:
     return {
         "kept": [verdict for verdict in verdicts if verdict["reasons"]],
         "deleted": found.deleted,
+        "deferred": list(found.deferred),
         "freed_blocks": found.freed_blocks,
         "freed_bytes": found.freed_blocks * bp.BLOCK_BYTES,
         "dry_run": found.is_dry,
@@ -92,12 +95,17 @@ def _describe(found: bp.PruneReport) -> dict[str, object]:
 def _print(found: bp.PruneReport) -> None:
     verb = "goes" if found.is_dry else "gone"
     rows = [
-        [v.name, moment(v.created_ns), "stays" if v.reasons else verb, ", ".join(v.reasons)] for v in found.verdicts
+        [v.name, moment(v.created_ns), "stays" if v.reasons else _fate(found, v.name, verb), ", ".join(v.reasons)]
+        for v in found.verdicts
     ]
     print_table(rows)
     would = "would be " if found.is_dry else ""
     freed = f"{count(len(found.deleted), 'snapshot')} {would}deleted, {blocks(found.freed_blocks)} {would}freed"
     print(f"{count(len(found.kept), 'snapshot')} kept, {freed}")
+
+
+def _fate(found: bp.PruneReport, name: str, verb: str) -> str:
+    return "deferred" if name in found.deferred else verb
 
 
 VERBS = (prune,)

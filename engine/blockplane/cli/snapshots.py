@@ -10,7 +10,7 @@ import click
 import blockplane as bp
 from blockplane.cli.completion import SnapshotName, VolumeName
 from blockplane.cli.naming import open_volume, snapshot_of, volume_only
-from blockplane.cli.options import Duration, json_option, wait_option
+from blockplane.cli.options import Duration, defer_option, json_option, wait_option
 from blockplane.cli.text import blocks, print_json, printable
 from blockplane.cli.volumes import describe_snapshot, print_snapshots
 
@@ -60,9 +60,10 @@ def list_(vol: str, as_json: bool, wait_s: float) -> None:
 @snapshot.command()
 @click.argument("names", metavar="VOL@SNAP...", nargs=-1, required=True, type=SnapshotName())
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what that would free; delete nothing.")
+@defer_option
 @json_option
 @wait_option
-def delete(names: Sequence[str], dry_run: bool, as_json: bool, wait_s: float) -> None:
+def delete(names: Sequence[str], dry_run: bool, defer: bool, as_json: bool, wait_s: float) -> None:
     """Delete snapshots, or ranges of them, in one commit.
 
     VOL@FIRST..LAST are all from one to the other, as `list` shows them. What becomes free is told apart from the
@@ -71,7 +72,7 @@ def delete(names: Sequence[str], dry_run: bool, as_json: bool, wait_s: float) ->
     place, wanted = _of_one_volume(names)
     with open_volume(place, "snapshot delete", wait_s, writable=not dry_run) as volume:
         gone = [name for snap in wanted for name in _range_of(volume, snap)]
-        delete_snapshots(volume, list(dict.fromkeys(gone)), dry_run, as_json)
+        delete_snapshots(volume, list(dict.fromkeys(gone)), dry_run, defer, as_json)
 
 
 def _of_one_volume(names: Sequence[str]) -> tuple[str, list[str]]:
@@ -88,22 +89,35 @@ def _range_of(volume: bp.Volume, text: str) -> list[str]:
     return volume.snapshot_range(first, last) if dots else [text]
 
 
-def delete_snapshots(volume: bp.Volume, names: Sequence[str], dry_run: bool, as_json: bool) -> None:
+def delete_snapshots(volume: bp.Volume, names: Sequence[str], dry_run: bool, defer: bool, as_json: bool) -> None:
     """Delete snapshots and say what that freed, or would free."""
+    waiting: list[str] = []
     if dry_run:
         n_freed, n_metafile = volume.freeing(*names).n_blocks, 0
     else:
         n_before = _metafile_blocks(volume)
-        n_freed = volume.delete_snapshot(*names) if names else 0
+        n_freed = volume.delete_snapshot(*names, defer=defer) if names else 0
         n_metafile = _metafile_blocks(volume) - n_before
+        waiting = [snap.name for snap in volume.snapshots if snap.name in names and snap.kind == "deleting"]
+    gone = [name for name in names if name not in waiting]
     if as_json:
-        print_json({"deleted": list(names), "freed_blocks": n_freed, "metafile_blocks": n_metafile, "dry_run": dry_run})
+        print_json(
+            {
+                "deleted": gone,
+                "deferred": waiting,
+                "freed_blocks": n_freed,
+                "metafile_blocks": n_metafile,
+                "dry_run": dry_run,
+            }
+        )
         return
     if not names:
         print("nothing to delete")
-        return
-    own = f"; the commit itself took {blocks(n_metafile)}" if n_metafile > 0 else ""
-    print(f"{'would delete' if dry_run else 'deleted'} {', '.join(names)}: {blocks(n_freed)} freed{own}")
+    if gone:
+        own = f"; the commit itself took {blocks(n_metafile)}" if n_metafile > 0 else ""
+        print(f"{'would delete' if dry_run else 'deleted'} {', '.join(gone)}: {blocks(n_freed)} freed{own}")
+    if waiting:
+        print(f"deferred {', '.join(waiting)}: until nothing reads or holds what is to go")
 
 
 def _metafile_blocks(volume: bp.Volume) -> int:
@@ -185,10 +199,11 @@ def rename(name: str, new: str, as_json: bool, wait_s: float) -> None:
 @click.option("--keep-as", metavar="NAME", help="Name of the snapshot that keeps changes since the newest.")
 @click.option("--drop-later", is_flag=True, help="Delete the snapshots made after it.")
 @click.option("--drop-changes", is_flag=True, help="Give up changes that no snapshot has.")
+@defer_option
 @json_option
 @wait_option
 def rollback(
-    name: str, keep_as: str | None, drop_later: bool, drop_changes: bool, as_json: bool, wait_s: float
+    name: str, keep_as: str | None, drop_later: bool, drop_changes: bool, defer: bool, as_json: bool, wait_s: float
 ) -> None:
     """Make a snapshot the live file system.
 
@@ -196,9 +211,11 @@ def rollback(
     """
     if keep_as and drop_changes:
         raise bp.errors.UsageError("--keep-as and --drop-changes contradict each other", "say one of them")
+    if defer and not drop_later:
+        raise bp.errors.UsageError("--defer says when snapshots go, and none is to go", "say --drop-later too")
     place, snap = snapshot_of(name)
     with open_volume(place, "rollback", wait_s, writable=True) as volume:
-        kept = volume.rollback(snap, keep_as, drop_later, drop_changes)
+        kept = volume.rollback(snap, keep_as, drop_later, drop_changes, defer)
     if as_json:
         print_json({"live": snap, "kept_as": kept})
     else:

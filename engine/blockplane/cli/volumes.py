@@ -162,8 +162,18 @@ def describe_volume(volume: bp.Volume) -> dict[str, object]:
         "generation": volume.info.generation,
         "snapshots": [describe_snapshot(snapshot) for snapshot in snapshots],
         "incoming": describe_interrupted(volume) if volume.knows_local else None,
+        "pins": _pins(snapshots),
         "damage": damage,
     }
+
+
+def _pins(snapshots: Sequence[bp.Snapshot]) -> list[dict[str, object]]:
+    """Return what reads which snapshot now."""
+    return [
+        {"snapshot": snapshot.name, "verb": pin.verb, "pid": pin.pid, "since": iso(pin.since_ns)}
+        for snapshot in snapshots
+        for pin in snapshot.pins
+    ]
 
 
 def _readable_snapshots(volume: bp.Volume) -> tuple[list[bp.Snapshot], list[str]]:
@@ -187,11 +197,18 @@ def describe_snapshot(snapshot: bp.Snapshot) -> dict[str, object]:
         "n_blocks": snapshot.n_blocks,
         "exclusive_blocks": _exclusive_blocks(snapshot),
     }
-    if snapshot.volume.knows_local and (holds := snapshot.holds):
+    if snapshot.volume.knows_local and (holds := [*snapshot.holds, *snapshot.expired_holds]):
         found["holds"] = [
-            {"owner": h.owner, "made": iso(h.made_ns), "expires": iso(h.expires_ns) if h.expires_ns else None}
+            {
+                "owner": h.owner,
+                "made": iso(h.made_ns),
+                "expires": iso(h.expires_ns) if h.expires_ns else None,
+                "expired": h.has_expired,
+            }
             for h in holds
         ]
+    if pins := snapshot.pins:
+        found["pins"] = [{"verb": pin.verb, "pid": pin.pid, "since": iso(pin.since_ns)} for pin in pins]
     if snapshot.shadowed_ns:
         found |= {
             "shadowed": iso(snapshot.shadowed_ns),
@@ -245,14 +262,23 @@ def print_snapshots(found: Sequence[bp.Snapshot]) -> None:
 
 
 def _kind(snapshot: bp.Snapshot) -> str:
-    """Return a snapshot's kind, who holds it, and of a shadow how much is left and how fast it goes."""
+    """Return a snapshot's kind, who holds and who reads it, and of a shadow how much is left and how fast it goes."""
     if not snapshot.shadowed_ns:
-        owners = [hold.owner for hold in snapshot.holds] if snapshot.volume.knows_local else []
-        return f"{snapshot.kind}, held by {', '.join(owners)}" if owners else snapshot.kind
+        return ", ".join([snapshot.kind, *_needs(snapshot)])
     left = f"{snapshot.kind}, {snapshot.n_blocks / max(snapshot.was_blocks, 1):.1%} left"
     if time.time_ns() - snapshot.shadowed_ns < _RATE_AFTER_NS:
         return left
     return f"{left}, -{size(int(snapshot.lost_per_s * 86400 * bp.BLOCK_BYTES))}/day"
+
+
+def _needs(snapshot: bp.Snapshot) -> list[str]:
+    found = []
+    if snapshot.volume.knows_local:
+        owners = [hold.owner for hold in snapshot.holds]
+        owners += [f"{hold.owner} (expired)" for hold in snapshot.expired_holds]
+        found = [f"held by {', '.join(owners)}"] if owners else []
+    readers = [f"{pin.verb} (process {pin.pid})" for pin in snapshot.pins]
+    return [*found, f"read by {', '.join(readers)}"] if readers else found
 
 
 @click.command()

@@ -23,7 +23,6 @@ import mmap
 import os
 import stat
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -31,6 +30,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from blockplane._native import diskio
+from blockplane.disks.disklock import WATCHER_TIMEOUT_S, lock_disk
 from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Numbers
 from blockplane.model.errors import DiskError, DiskMissingError, DiskShortError, VolumeInUseError
 
@@ -41,9 +41,6 @@ FSINFO_HEAD_BLOCK: Final = 1
 #: One request; larger ones gained nothing on an NVMe disk and a virtio disk. Turn it down for latency.
 MAX_REQUEST_BLOCKS: Final = 256
 _HUGE_PAGE_BYTES: Final = 2 << 20
-#: A device's own watchers lock it while they look at what was written last, some tenths of a second.
-_WATCHER_TIMEOUT_S: Final = 2.0
-_WATCHER_POLL_S: Final = 0.02
 _BLKROGET: Final = 0x125E
 
 
@@ -202,7 +199,7 @@ class FileDisk:
             fd, is_direct = _open_direct(path, flags) if direct else (os.open(path, flags), False)
             if is_device and writable:
                 _refuse_read_only(fd, path)
-            is_locked = lock and _lock(fd, shared=not writable, timeout_s=_WATCHER_TIMEOUT_S if is_device else 0.0)
+            is_locked = lock and lock_disk(fd, shared=not writable, timeout_s=WATCHER_TIMEOUT_S if is_device else 0.0)
             return cls(path, fd, os.lseek(fd, 0, os.SEEK_END) // BLOCK_BYTES, direct=is_direct, locked=is_locked)
         except (OSError, DiskError) as error:
             if fd >= 0:
@@ -231,6 +228,36 @@ class FileDisk:
         except OSError as error:
             raise DiskError(f"{path}: cannot be created: {error.strerror}", path) from error
         return cls.open(path, direct=direct)
+
+    def take_for_writing(self) -> None:
+        """Go over from reading to writing, and to a lock of one's own; what reads the disk meanwhile goes on.
+
+        Raises
+        ------
+        DiskError : it cannot be written; it stays open for reading.
+        VolumeInUseError : someone else reads it.
+        """
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | (os.O_DIRECT if self.direct else 0)
+        try:
+            is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
+            fd = os.open(f"/proc/self/fd/{self._fd}", flags | (os.O_EXCL if is_device else 0))
+            try:
+                if is_device:
+                    _refuse_read_only(fd, self.path)
+                os.dup2(fd, self._fd, inheritable=False)
+            finally:
+                os.close(fd)
+            self.is_locked = lock_disk(self._fd, shared=False, timeout_s=WATCHER_TIMEOUT_S if is_device else 0.0)
+        except OSError as error:
+            if error.errno in (errno.EBUSY, errno.EWOULDBLOCK):
+                self.share()
+                raise VolumeInUseError(f"{self.path}: in use by another process") from error
+            raise DiskError(f"{self.path}: cannot be written: {error.strerror}", self.path) from error
+
+    def share(self) -> None:
+        """Go back to a lock that other readers may have beside this one."""
+        with contextlib.suppress(OSError):
+            self.is_locked = lock_disk(self._fd, shared=True, timeout_s=0.0)
 
     def read_plan(
         self,
@@ -337,23 +364,6 @@ def _aligned_copy(buffer: Bytes, position: int, n_blocks: int) -> Bytes:
     copy = aligned_buffer(n_blocks * BLOCK_BYTES)
     copy[:] = buffer[position * BLOCK_BYTES : (position + n_blocks) * BLOCK_BYTES]
     return copy
-
-
-def _lock(fd: int, *, shared: bool, timeout_s: float) -> bool:
-    """Lock a disk; a reader goes on without where the file system keeps no locks."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(_WATCHER_POLL_S)
-        except OSError:
-            if not shared:
-                raise
-            return False
 
 
 def _refuse_read_only(fd: int, path: str) -> None:

@@ -74,6 +74,7 @@ class Store:
         self.lock: threading.RLock = self.volume.lock if self.volume is not None else threading.RLock()
         self.state = _state_of(source)
         self.epoch = 0
+        self._open_pins: list[contextlib.AbstractContextManager[None]] = []
         with self.lock:
             self._load()
         if self.volume is not None:
@@ -344,7 +345,10 @@ class Store:
         self.inodes.free(inode)
 
     def opened(self, inode: Inode) -> None:
-        """Count an open file on the inode."""
+        """Count an open file on the inode; a snapshot is pinned while a file of it is open."""
+        pin = self.pinned()
+        pin.__enter__()
+        self._open_pins.append(pin)
         inode.n_open += 1
 
     def closed(self, inode: Inode) -> None:
@@ -355,6 +359,7 @@ class Store:
                 self.inodes.remove_orphan(inode)
                 self.destroy(inode)
                 self.changed()
+        self._open_pins.pop().__exit__(None, None, None)
 
     # --- attributes ---
 

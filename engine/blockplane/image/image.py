@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +19,7 @@ from blockplane.image.terms import base_name, is_sendable, with_terms
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError, UsageError
 from blockplane.planes import Plane
-from blockplane.volume.codec import KIND_REGULAR, KIND_SHADOW, SnapshotRecord
+from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, KIND_SHADOW, SnapshotRecord
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.shadows import ShadowPlane
 from blockplane.volume.state import State
@@ -289,7 +290,11 @@ class _Builder:
         order = sorted(self._terms.values(), key=lambda t: (t is top, not t.is_shadow, t.age_key), reverse=True)
         numbers = {term.name: i for i, term in enumerate(order)}
         formula = _renumbered(formula, [numbers[name] for name in self._terms])
-        return Image(self._store, node, order, formula, top, base, self._known(top), frozenset(self._kept_out))
+        with ExitStack() as reading:
+            for term in order:
+                if term.record is not None:
+                    reading.enter_context(self._store.pin(term.record.id))
+            return Image(self._store, node, order, formula, top, base, self._known(top), frozenset(self._kept_out))
 
     def _term(self, name: Name) -> Var:
         if name.text not in self._terms:
@@ -322,6 +327,10 @@ class _Builder:
                 f"begin the range with a later snapshot, and subtract it: later..newest - {name}",
             )
         if name in self._all_names:
+            if self._all_names[name].kind == KIND_DELETING:
+                raise RefusedError(
+                    f"{name} is being deleted: it is no part of new images", "it waits only for what reads or holds it"
+                )
             raise NoSuchSnapshotError(f"{name} is not a regular snapshot", "only regular snapshots hold their blocks")
         near = difflib.get_close_matches(name, self._records, 1)
         hint = f"did you mean {near[0]}?" if near else "`blockplane snapshot list` shows those there are"
@@ -421,7 +430,7 @@ def freed_blocks(origin: SnapshotStore | LiveVolume, names: Sequence[str]) -> in
 
 def _exclusive(origin: SnapshotStore | LiveVolume, names: Sequence[str]) -> Evaluation:
     store = store_of(origin)
-    records = [record for record in store.records() if record.kind == KIND_REGULAR]
+    records = [record for record in store.records() if record.kind != KIND_SHADOW]
     builder = _Builder(store, allow_active=False)
     going = {builder.record(name).id for name in names}
     states = [store.state(record.name) for record in records]

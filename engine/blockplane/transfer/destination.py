@@ -106,7 +106,13 @@ class VolumeDestination:
                     f"delete the shadow first: blockplane snapshot delete {self.name}@{shadows[record.id]}",
                 )
         mine = {entry.record.name: entry.record for entry in self._entries()}
+        going = {entry.record.id for entry in self._entries() if entry.is_deleting}
         for record in stream.arriving():
+            if record.id in going:
+                raise RefusedError(
+                    f"the stream brings snapshot {record.name}, which is being deleted here",
+                    "receive it when it is gone: nothing may read it, and nobody hold it",
+                )
             other = mine.get(record.name)
             if other is not None and other.id != record.id:
                 raise RefusedError(

@@ -7,6 +7,7 @@ file.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -271,6 +272,11 @@ class TableEntry:
         return cls(record, place_map, plane, *_ENTRY_LEFT.unpack_from(data, _ENTRY_PLANE + TREE_ROOT_BYTES))
 
     @property
+    def is_deleting(self) -> bool:
+        """Whether it goes as soon as nothing reads or holds it; until then it holds its blocks."""
+        return self.record.kind == KIND_DELETING
+
+    @property
     def is_shadow(self) -> bool:
         """Whether its blocks may be reused; any other kind, known or not, holds them."""
         return self.record.kind == KIND_SHADOW
@@ -314,6 +320,11 @@ class Hold:
     made_ns: int
     expires_ns: int = 0
 
+    @property
+    def has_expired(self) -> bool:
+        """Whether it means nothing any more."""
+        return bool(self.expires_ns) and self.expires_ns <= time.time_ns()
+
     def encode(self) -> bytes:
         """Return the 192 bytes."""
         owner = self.owner.encode()
@@ -344,6 +355,7 @@ class LocalRoot:
     n_held: int = 0
     n_local: int = 0
     n_entries: int = 0
+    n_deleting: int = field(default=0, kw_only=True)
     parent_id: bytes = NO_ID
     n_shadows: int = 0
     table: TreeRoot = field(default_factory=TreeRoot)
@@ -366,13 +378,14 @@ class LocalRoot:
     def encode(self) -> bytes:
         """Return the block."""
         counts = self.n_held, self.n_local, self.n_entries
-        head = _LOCAL.pack(LOCAL_MAGIC, VERSION, 0, *counts, self.parent_id, self.n_shadows)
+        head = _LOCAL.pack(LOCAL_MAGIC, VERSION, self.n_deleting, *counts, self.parent_id, self.n_shadows)
         return _root_block(head, self.trees())
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> LocalRoot:
         """Read a block; VolumeDamagedError: not a local root of this version."""
-        magic, version, _, n_held, n_local, n_entries, parent, n_shadows = _LOCAL.unpack_from(data)
+        magic, version, n_deleting, n_held, n_local, n_entries, parent, n_shadows = _LOCAL.unpack_from(data)
         if magic != LOCAL_MAGIC or version != VERSION:
             raise VolumeDamagedError(f"a local root has magic {magic!r}, version {version}", "")
-        return cls(n_held, n_local, n_entries, parent, n_shadows, *_root_trees(data, _LOCAL_TREES))
+        trees = _root_trees(data, _LOCAL_TREES)
+        return cls(n_held, n_local, n_entries, parent, n_shadows, *trees, n_deleting=n_deleting)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from blockplane.model.errors import RefusedError, UsageError
-from blockplane.volume.codec import NAME_BYTES, Hold, TableEntry
+from blockplane.volume.codec import KIND_DELETING, NAME_BYTES, Hold, TableEntry
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
@@ -22,10 +23,13 @@ _OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@-]*")
 
 def holds_of(volume: LiveVolume, snapshot_id: bytes) -> list[Hold]:
     """Return the holds on a snapshot that have not expired, older first."""
-    now = time.time_ns()
+    return [hold for hold in all_of(volume, snapshot_id) if not hold.has_expired]
+
+
+def all_of(volume: LiveVolume, snapshot_id: bytes) -> list[Hold]:
+    """Return the holds on a snapshot, older first, and those that expired and that no change has cleared away yet."""
     with volume.lock:
-        found = [hold for hold in volume.local.holds() if hold.snapshot_id == snapshot_id]
-    return [hold for hold in found if not hold.expires_ns or hold.expires_ns > now]
+        return [hold for hold in volume.local.holds() if hold.snapshot_id == snapshot_id]
 
 
 def hold(volume: LiveVolume, name: str, owner: str, expires_ns: int = 0) -> Hold:
@@ -39,6 +43,7 @@ def hold(volume: LiveVolume, name: str, owner: str, expires_ns: int = 0) -> Hold
     Raises
     ------
     NoSuchSnapshotError: it does not exist. UsageError: not an owner, or the moment is past.
+    RefusedError: it is being deleted.
     """
     if not _OWNER.fullmatch(owner) or len(owner.encode()) > NAME_BYTES:
         raise UsageError(
@@ -48,8 +53,14 @@ def hold(volume: LiveVolume, name: str, owner: str, expires_ns: int = 0) -> Hold
     if expires_ns and expires_ns <= now:
         raise UsageError("the hold would have ended before it began", "let it end later")
     with volume.lock:
-        made = Hold(volume.local.entry(name).record.id, owner, now, expires_ns)
-        rest = [old for old in volume.local.holds() if (old.snapshot_id, old.owner) != (made.snapshot_id, owner)]
+        entry = volume.local.entry(name)
+        refuse_deleting(entry)
+        made = Hold(entry.record.id, owner, now, expires_ns)
+        rest = [
+            old
+            for old in volume.local.holds()
+            if (old.snapshot_id, old.owner) != (made.snapshot_id, owner) and not old.has_expired
+        ]
         volume.local.set_holds([*rest, made])
         volume.commit()
         return made
@@ -61,6 +72,10 @@ def release(volume: LiveVolume, name: str, owner: str) -> None:
     Raises
     ------
     NoSuchSnapshotError: the snapshot does not exist. RefusedError: that owner has no hold on it.
+
+    Notes
+    -----
+    Holds that have expired, on whatever snapshot, are cleared away with it.
     """
     with volume.lock:
         snapshot_id = volume.local.entry(name).record.id
@@ -68,7 +83,7 @@ def release(volume: LiveVolume, name: str, owner: str) -> None:
         if len(kept) == len(volume.local.holds()):
             owners = ", ".join(hold.owner for hold in holds_of(volume, snapshot_id))
             raise RefusedError(f"{owner} does not hold {name}", f"it is held by {owners}" if owners else "nobody does")
-        volume.local.set_holds(kept)
+        volume.local.set_holds([hold for hold in kept if not hold.has_expired])
         volume.commit()
 
 
@@ -85,20 +100,57 @@ def release_all(volume: LiveVolume, owner: str) -> None:
         volume.local.set_holds(kept)
 
 
-def refuse_needed(volume: LiveVolume, entries: Iterable[TableEntry]) -> None:
+def refuse_deleting(entry: TableEntry) -> None:
+    """Refuse to do anything lasting with a snapshot that is being deleted.
+
+    Raises
+    ------
+    RefusedError: it is.
+    """
+    if entry.is_deleting:
+        raise RefusedError(
+            f"snapshot {entry.record.name!r} is being deleted",
+            "it goes as soon as nothing reads it and nobody holds it",
+        )
+
+
+def needs(volume: LiveVolume, entry: TableEntry) -> Iterator[tuple[str, str]]:
+    """Yield what keeps a snapshot from going, in words, and what to do about it."""
+    for pin in volume.pins.of(entry.record.id):
+        yield f"is being read by {pin}", "wait until that has ended"
+    for held in holds_of(volume, entry.record.id):
+        until = (
+            time.strftime(" until %Y-%m-%d %H:%M UTC", time.gmtime(held.expires_ns / 1e9)) if held.expires_ns else ""
+        )
+        release_it = f"blockplane snapshot release {volume.path}@{entry.record.name} {held.owner}"
+        yield f"is held by {held.owner}{until}", f"if it is needed no longer: {release_it}"
+
+
+def refuse_needed(volume: LiveVolume, entries: Iterable[TableEntry], may_defer: bool = False) -> None:
     """Refuse to give up snapshots that something reads, or that somebody holds.
+
+    Parameters
+    ----------
+    may_defer : say that deleting can be deferred.
 
     Raises
     ------
     RefusedError: names the first, who needs it, and until when.
     """
     for entry in entries:
-        name = entry.record.name
-        if volume.is_pinned(entry.record.id):
-            raise RefusedError(f"snapshot {name!r} is being read", "wait until the reader has finished")
-        for held in holds_of(volume, entry.record.id):
-            until = time.strftime(" until %Y-%m-%d %H:%M UTC", time.gmtime(held.expires_ns / 1e9))
-            raise RefusedError(
-                f"snapshot {name!r} is held by {held.owner}{until if held.expires_ns else ''}",
-                f"if it is needed no longer: blockplane snapshot release {volume.path}@{name} {held.owner}",
-            )
+        for need, hint in needs(volume, entry):
+            later = "; or have it deleted when nothing needs it any more: --defer" if may_defer else ""
+            raise RefusedError(f"snapshot {entry.record.name!r} {need}", hint + later)
+
+
+def defer_needed(volume: LiveVolume, entries: Iterable[TableEntry]) -> list[TableEntry]:
+    """Mark those of the snapshots that are needed as being deleted; return them. The caller commits.
+
+    From then on they are no part of new images, cannot be held, and go when nothing needs them (`deferred`).
+    """
+    found = [entry for entry in entries if any(needs(volume, entry))]
+    for entry in found:
+        entry.record = replace(entry.record, kind=KIND_DELETING)
+    if found:
+        volume.local.rewrite_entries()
+    return found

@@ -95,7 +95,7 @@ class LiveVolume(Roots):
         self._states: dict[bytes, State] = {}
         self._before: State | None = None  # what held was last in line with, where not the committed state
         self._n_forget = 0  # commits to come after which the busy plane is worked out anew
-        self._pins = Pins()
+        self.pins = Pins(gone=self._unpinned)
         self.recovery = Recovery()
         self.incoming = IncomingPlane(lambda: self.local)
         self._load()
@@ -427,11 +427,14 @@ class LiveVolume(Roots):
 
     def pin(self, snapshot_id: bytes) -> contextlib.AbstractContextManager[None]:
         """Keep a snapshot from being deleted while it is read (law 12)."""
-        return self._pins.hold(snapshot_id)
+        return self.pins.hold(snapshot_id)
 
     def is_pinned(self, snapshot_id: bytes) -> bool:
         """Whether something reads the snapshot."""
-        return self._pins.has(snapshot_id)
+        return self.pins.has(snapshot_id)
+
+    def _unpinned(self, snapshot_id: bytes) -> None:
+        """Note that nothing reads a snapshot any more."""
 
     def forget_state(self, snapshot_id: bytes) -> None:
         """Drop the cached state of a snapshot that is gone."""

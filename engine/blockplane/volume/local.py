@@ -198,6 +198,7 @@ class LocalTree:
                 tree.flush()
         write_all(self.table, b"".join(entry.encode() for entry in entries))
         self.root.n_entries = len(entries)
+        self.root.n_deleting = sum(entry.is_deleting for entry in entries)
         self._entries_changed = False
 
     # --- commit ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from blockplane.model.errors import VolumeInUseError
+from blockplane.model.errors import DiskError, VolumeInUseError
 
 _POLL_S = 0.05
 #: What a file system says that keeps no locks, such as some network mounts.
@@ -22,12 +22,18 @@ class VolumeLock:
 
     A writer's file holds who it is, for people; the kernel's lock is what counts, so that it dies with its process.
 
+    Parameters
+    ----------
+    answers : the file says that the process will answer a control socket (`server`) if it has the volume for long.
+
     Attributes
     ----------
     is_held : whether there is one; a reader goes on without where none can be had.
     """
 
-    def __init__(self, path: Path, verb: str, wait_s: float = 0.0, *, shared: bool = False) -> None:
+    def __init__(
+        self, path: Path, verb: str, wait_s: float = 0.0, *, shared: bool = False, answers: bool = False
+    ) -> None:
         self._path = path
         self._shared = shared
         self.is_held = False
@@ -37,8 +43,7 @@ class VolumeLock:
             self._fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
             self._acquire(wait_s)
             if not shared:
-                os.ftruncate(self._fd, 0)
-                os.pwrite(self._fd, json.dumps({"pid": os.getpid(), "verb": verb}).encode(), 0)
+                self._say(self._fd, {"pid": os.getpid(), "verb": verb, "answers": answers})
         except OSError as error:
             self._close()
             if not (shared and (error.errno in _NO_LOCKS or isinstance(error, (FileNotFoundError, PermissionError)))):
@@ -59,6 +64,46 @@ class VolumeLock:
             if time.monotonic() >= deadline:
                 raise VolumeInUseError(self._describe(), "wait for it with --wait SECONDS, or stop it")
             time.sleep(_POLL_S)
+
+    @staticmethod
+    def _say(fd: int, owner: dict[str, object]) -> None:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(owner).encode(), 0)
+
+    def take(self, verb: str, wait_s: float = 0.0) -> None:
+        """Go over from a shared lock to one's own.
+
+        Raises
+        ------
+        VolumeInUseError: others read; the shared lock is had again. DiskError: somebody wrote in between.
+        """
+        fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)  # the thread's directory may be another's
+        try:
+            self._shared = False
+            try:
+                self._acquire(wait_s)
+            except VolumeInUseError:
+                self.share()
+                raise
+            self._say(fd, {"pid": os.getpid(), "verb": verb, "answers": True})
+        finally:
+            os.close(fd)
+
+    def share(self) -> None:
+        """Go back to a shared lock.
+
+        Raises
+        ------
+        DiskError: another process took the volume for writing between the two.
+        """
+        self._shared = True
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.is_held = False
+            raise DiskError(
+                f"{self._path.parent} was taken by a writer while it was being read", hint="run it again"
+            ) from None
 
     def _describe(self) -> str:
         volume, holders = self._path.parent, self._holders()
@@ -91,7 +136,8 @@ class VolumeLock:
     def release(self) -> None:
         """Give the volume up."""
         if self._fd >= 0 and not self._shared:
-            os.ftruncate(self._fd, 0)
+            with contextlib.suppress(OSError):
+                os.truncate(f"/proc/self/fd/{self._fd}", 0)
         self._close()
 
     def _close(self) -> None:

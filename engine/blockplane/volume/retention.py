@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume import snapshots
-from blockplane.volume.codec import KIND_REGULAR, SnapshotRecord
+from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, SnapshotRecord
 from blockplane.volume.holds import holds_of
 
 if TYPE_CHECKING:
@@ -56,11 +56,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class PruneReport:
-    """What pruning deleted, or would: verdicts newest first, and how many blocks that freed."""
+    """What pruning deleted, or would: verdicts newest first, and how many blocks that freed.
+
+    deferred : names of those that are being read, and go when they no longer are.
+    """
 
     verdicts: tuple[Verdict, ...]
     freed_blocks: int
     is_dry: bool
+    deferred: tuple[str, ...] = ()
 
     @property
     def kept(self) -> list[str]:
@@ -69,7 +73,7 @@ class PruneReport:
 
     @property
     def deleted(self) -> list[str]:
-        """Names that went, newest first."""
+        """Names that went, newest first, or are deferred."""
         return [verdict.name for verdict in self.verdicts if not verdict.reasons]
 
 
@@ -132,8 +136,14 @@ def _check(policy: Policy) -> None:
         raise UsageError("the policy does not say what to keep", "say for example --keep-daily 7 --keep-weekly 4")
 
 
-def prune(volume: LiveVolume, policy: Policy, *, dry_run: bool = False, zone: tzinfo | None = None) -> PruneReport:
+def prune(
+    volume: LiveVolume, policy: Policy, *, dry_run: bool = False, zone: tzinfo | None = None, defer: bool = False
+) -> PruneReport:
     """Delete, in one commit, the snapshots that a policy judges and does not keep, and that nobody holds.
+
+    Parameters
+    ----------
+    defer : one that would go and is being read goes when it no longer is.
 
     Raises
     ------
@@ -149,7 +159,9 @@ def prune(volume: LiveVolume, policy: Policy, *, dry_run: bool = False, zone: tz
             )
         if dry_run or not gone:
             return PruneReport(tuple(verdicts), snapshots.freed_by(volume, gone) if gone else 0, dry_run)
-        return PruneReport(tuple(verdicts), snapshots.delete(volume, gone), dry_run)
+        n_freed = snapshots.delete(volume, gone, defer)
+        waiting = {record.name for record in _records(volume) if record.kind == KIND_DELETING}
+        return PruneReport(tuple(verdicts), n_freed, False, tuple(name for name in gone if name in waiting))
 
 
 def _records(volume: LiveVolume) -> list[SnapshotRecord]:

@@ -21,8 +21,10 @@ from blockplane.volume.codec import (
     SnapshotRecord,
     TableEntry,
 )
-from blockplane.volume.holds import holds_of, refuse_needed
+from blockplane.volume.holds import all_of as all_holds_of
+from blockplane.volume.holds import defer_needed, holds_of, refuse_deleting, refuse_needed
 from blockplane.volume.leafbits import LEAF_WORDS, Leaf
+from blockplane.volume.pins import Pin
 from blockplane.volume.state import State
 
 if TYPE_CHECKING:
@@ -88,6 +90,16 @@ class Snapshot:
         return holds_of(self.volume, self.entry.record.id)
 
     @property
+    def expired_holds(self) -> list[Hold]:
+        """Holds that mean nothing any more, and go with the next change to any hold."""
+        return [hold for hold in all_holds_of(self.volume, self.entry.record.id) if hold.has_expired]
+
+    @property
+    def pins(self) -> list[Pin]:
+        """What reads it now through this process, older first."""
+        return self.volume.pins.of(self.entry.record.id)
+
+    @property
     def was_blocks(self) -> int:
         """How many blocks it held when it was made; of a regular snapshot, what it holds."""
         return self.entry.record.n_blocks
@@ -129,8 +141,18 @@ def create(volume: LiveVolume, name: str) -> Snapshot:
     check_name(name)
     with volume.lock:
         _refuse_existing(volume, name)
+        _refuse_beside_receive(volume)
         volume.commit()
         return _retain(volume, name)
+
+
+def _refuse_beside_receive(volume: LiveVolume) -> None:
+    """A snapshot of what was written here is listed in the live state, and a receive that replaces that would fail."""
+    if volume.incoming.is_running and not volume.is_replica:
+        raise RefusedError(
+            f"{volume.path} is receiving what replaces its live file system, and a snapshot would be a change to that",
+            "make it when the receive has ended",
+        )
 
 
 def _refuse_existing(volume: LiveVolume, name: str) -> None:
@@ -170,6 +192,7 @@ def rename(volume: LiveVolume, name: str, new: str) -> None:
     check_name(new)
     with volume.lock:
         found = volume.local.entry(name)
+        refuse_deleting(found)
         _refuse_existing(volume, new)
         _replace_record(volume, found, found.record.renamed(new))
         volume.commit()
@@ -224,8 +247,12 @@ def _beside(volume: LiveVolume, going: Sequence[TableEntry], may_narrow: bool = 
     return [volume.known_state(entry) for entry in rest]
 
 
-def delete(volume: LiveVolume, names: Sequence[str]) -> int:
+def delete(volume: LiveVolume, names: Sequence[str], defer: bool = False) -> int:
     """Delete snapshots in one commit; return how many blocks that freed.
+
+    Parameters
+    ----------
+    defer : those that are being read, or held, go when they no longer are; until then they are of the kind `deleting`.
 
     Raises
     ------
@@ -233,15 +260,22 @@ def delete(volume: LiveVolume, names: Sequence[str]) -> int:
     """
     with volume.lock:
         gone = [volume.local.entry(name) for name in dict.fromkeys(names)]
-        refuse_needed(volume, gone)
+        if not defer:
+            refuse_needed(volume, gone, may_defer=True)
         volume.commit()
-        n_freed = _drop(volume, gone)
+        n_freed = _drop_or_defer(volume, gone)
         volume.commit()
         return n_freed
 
 
-def _drop(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
-    """Take snapshots out of the table and what only they held out of held."""
+def _drop_or_defer(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
+    """Drop what nothing needs, and mark the others as being deleted; return how many blocks that frees."""
+    waiting = {entry.record.id for entry in defer_needed(volume, gone)}
+    return drop(volume, [entry for entry in gone if entry.record.id not in waiting])
+
+
+def drop(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
+    """Take snapshots out of the table and what only they held out of held; the caller commits before and after."""
     local, n_freed = volume.local, 0
     exclusive = _exclusive(volume, gone)
     local.shadows.remove(gone, local.shadows.given_up_by(gone))
@@ -278,6 +312,7 @@ def demote(volume: LiveVolume, name: str) -> int:
         entry = volume.local.entry(name)
         if entry.is_shadow:
             raise RefusedError(f"{name} is a shadow already")
+        refuse_deleting(entry)
         refuse_needed(volume, [entry])
         volume.commit()
         n_freed = _make_shadow(volume, entry)
@@ -313,14 +348,20 @@ def changed_since_newest(volume: LiveVolume) -> bool:
 
 
 def rollback(
-    volume: LiveVolume, name: str, keep_as: str | None = None, drop_later: bool = False, drop_changes: bool = False
+    volume: LiveVolume,
+    name: str,
+    keep_as: str | None = None,
+    drop_later: bool = False,
+    drop_changes: bool = False,
+    defer: bool = False,
 ) -> str | None:
     """Make a snapshot the live file system.
 
     Parameters
     ----------
     keep_as : name of the snapshot that keeps changes since the newest; made up where None.
-    drop_later : delete the snapshots made after it. drop_changes : give up what no snapshot has.
+    drop_later : delete the snapshots made after it; defer : those that are needed when they no longer are.
+    drop_changes : give up what no snapshot has.
 
     Returns
     -------
@@ -328,10 +369,11 @@ def rollback(
     """
     with volume.lock:
         target = volume.local.entry(name)
+        refuse_deleting(target)
         volume.snapshot_state(target)  # a shadow is refused before anything changes
         later = [e for e in volume.local.entries() if target in volume.local.ancestors(e.record.id)[:-1]]
-        if drop_later:
-            refuse_needed(volume, later)
+        if drop_later and not defer:
+            refuse_needed(volume, later, may_defer=True)
         volume.commit()
         kept = None
         if not drop_changes and changed_since_newest(volume):
@@ -340,7 +382,7 @@ def rollback(
             _refuse_existing(volume, kept)
             _retain(volume, kept)
         if drop_later:
-            _drop(volume, [entry for entry in later if entry.record.name != kept])
+            _drop_or_defer(volume, [entry for entry in later if entry.record.name != kept])
         _go_back(volume, target)
         return kept
 

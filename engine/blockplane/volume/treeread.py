@@ -59,7 +59,7 @@ NodeKey = tuple[int, int]
 
 
 class TreeReader:
-    """See the module. Not thread-safe for writing; reads of distinct trees may run side by side."""
+    """See the module. Not thread-safe for writing; a tree that nobody changes may be read by several threads."""
 
     def __init__(self, reader: BlockReader, root: TreeRoot | None = None, writer: BlockWriter | None = None) -> None:
         self.root = root if root is not None else TreeRoot()
@@ -117,7 +117,7 @@ class TreeReader:
 
     def adopt_clean(self, other: TreeReader) -> None:
         """Take over the cached blocks of a tree that has just been committed as this one; both keep them, unchanged."""
-        for key, node in other._nodes.items():
+        for key, node in list(other._nodes.items()):
             if not node.dirty:
                 node.data.flags.writeable = False
                 self._nodes[key] = Node(node.data)
@@ -188,9 +188,9 @@ class TreeReader:
 
     def _evict(self) -> None:
         """Forget the older half of the clean leaves and nodes."""
-        clean = [key for key, node in self._nodes.items() if not node.dirty]
+        clean = [key for key, node in list(self._nodes.items()) if not node.dirty]
         for key in clean[: len(clean) // 2 + 1]:
-            del self._nodes[key]
+            self._nodes.pop(key, None)  # another reader may have been here first
 
     def _read_verified(self, pointers: PointerArray, out: Block) -> None:
         """Read the blocks that pointers (n, 2), none a hole, name, and compare their checks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -10,12 +11,12 @@ from typing import Self
 
 from blockplane.disks.array import DiskArray
 from blockplane.disks.assembly import Assembly, assemble
-from blockplane.disks.disk import Disk
+from blockplane.disks.disk import Disk, FileDisk
 from blockplane.disks.geometry import Geometry, GroupRecord
 from blockplane.disks.label import make_labels, mend_labels, settle_labels, write_labels
-from blockplane.model.errors import BlockplaneError, NotAVolumeError, VolumeInUseError
+from blockplane.model.errors import BlockplaneError, NotAVolumeError, ReadOnlyError, VolumeInUseError
 from blockplane.planes import Plane
-from blockplane.volume import holds, making, snapshots
+from blockplane.volume import deferred, holds, making, snapshots
 from blockplane.volume.codec import Hold
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, VolumeConfig, read_config, write_config
 from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
@@ -32,6 +33,10 @@ from blockplane.volume.timer import CommitTimer
 
 class Volume(LiveVolume):
     """A volume on disk files or block devices, named by its directory."""
+
+    _volume_lock: VolumeLock | None = None
+    #: whether the disks agreed with each other when it was opened
+    _was_settled = False
 
     # --- making and opening ------------------------------------------------------------------------------------------
 
@@ -85,7 +90,7 @@ class Volume(LiveVolume):
             lock.release()
             raise
         volume.close_with(lock)
-        volume.close_with(CommitTimer(volume.commit_if_due).__enter__())
+        volume.close_with(CommitTimer(volume._on_time).__enter__())
         return volume
 
     @staticmethod
@@ -113,7 +118,12 @@ class Volume(LiveVolume):
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], writable: bool = True, wait_s: float = 0.0, verb: str = "a program"
+        cls,
+        path: str | os.PathLike[str],
+        writable: bool = True,
+        wait_s: float = 0.0,
+        verb: str = "a program",
+        answers: bool = False,
     ) -> Self:
         """Open a volume; reads its roots and nothing that grows with it.
 
@@ -121,6 +131,7 @@ class Volume(LiveVolume):
         ----------
         writable : if not, nothing is written, be it a lock's file; others may read beside it. `warnings` says what was
             to be had only in part.
+        answers : tell others that a control socket will answer (`server`), if it is open for long.
 
         Raises
         ------
@@ -128,7 +139,7 @@ class Volume(LiveVolume):
         """
         directory = Path(path)
         try:
-            volume = cls._open(directory, writable, wait_s, verb)
+            volume = cls._open(directory, writable, wait_s, verb, answers)
         except VolumeInUseError:
             raise
         except BlockplaneError as error:
@@ -142,9 +153,9 @@ class Volume(LiveVolume):
         return volume
 
     @classmethod
-    def _open(cls, directory: Path, writable: bool, wait_s: float, verb: str) -> Self:
+    def _open(cls, directory: Path, writable: bool, wait_s: float, verb: str, answers: bool) -> Self:
         config = read_config(directory)
-        lock = VolumeLock(directory / LOCK_NAME, verb, wait_s, shared=not writable)
+        lock = VolumeLock(directory / LOCK_NAME, verb, wait_s, shared=not writable, answers=answers)
         try:
             assembly = assemble(config.paths(directory), volume_id=config.volume_id or None, writable=writable)
             try:
@@ -158,8 +169,9 @@ class Volume(LiveVolume):
         if not (lock.is_held or any(getattr(disk, "is_locked", False) for disk in assembly.disks)):
             volume.warnings.append(f"{directory} could not be locked: what another process writes now may look damaged")
         volume.close_with(lock)
+        volume._volume_lock, volume.pins.verb = lock, verb
         if writable:
-            volume.close_with(CommitTimer(volume.commit_if_due).__enter__())
+            volume.close_with(CommitTimer(volume._on_time).__enter__())
         return volume
 
     @classmethod
@@ -177,7 +189,45 @@ class Volume(LiveVolume):
         volume = cls(directory, array, record_for(record, assembly), writable)
         if writable and not (record.clean and everywhere):
             volume.recover()
+        volume._was_settled = everywhere and assembly.labels_are_settled
+        if writable:
+            deferred.reap(volume)
         return volume
+
+    def take_for_writing(self, wait_s: float = 1.0) -> None:
+        """Go over from reading to writing; what is being read meanwhile goes on.
+
+        Parameters
+        ----------
+        wait_s : how long to wait for other readers.
+
+        Raises
+        ------
+        VolumeInUseError: other processes read it too, or it has to be put right before anything is written.
+        DiskError, ReadOnlyError: it cannot be written. It stays open for reading.
+        """
+        with self.lock:
+            if self.writable:
+                return
+            disks, lock = [disk for disk in self.array.disks if isinstance(disk, FileDisk)], self._volume_lock
+            if len(disks) < len(self.array.disks) or lock is None or not lock.is_held:
+                raise ReadOnlyError(f"{self.path} was opened for reading", "wait until that has ended")
+            if self.damage or not (self._was_settled and self.info.clean):
+                raise VolumeInUseError(
+                    f"{self.path} is being read, and has to be put right before anything is written to it",
+                    "wait until that has ended: opening it for writing puts it right",
+                )
+            lock.take(self.pins.verb, wait_s)
+            try:
+                for disk in disks:
+                    disk.take_for_writing()
+            except BaseException:
+                for disk in disks:
+                    disk.share()
+                lock.share()
+                raise
+            self.writable = True
+            self.close_with(CommitTimer(self._on_time).__enter__())
 
     def grow(
         self,
@@ -206,9 +256,9 @@ class Volume(LiveVolume):
         with self.lock:
             return Snapshot(self, self.local.entry(name))
 
-    def delete_snapshot(self, *names: str) -> int:
-        """Delete snapshots; return how many blocks that freed."""
-        return snapshots.delete(self, names)
+    def delete_snapshot(self, *names: str, defer: bool = False) -> int:
+        """Delete snapshots; return how many blocks that freed; see `snapshots.delete`."""
+        return snapshots.delete(self, names, defer)
 
     def snapshot_range(self, first: str, last: str) -> list[str]:
         """Return the names of the snapshots from first to last, as `snapshots` orders them."""
@@ -224,18 +274,37 @@ class Volume(LiveVolume):
         return holds.hold(self, name, owner, expires_ns)
 
     def release_snapshot(self, name: str, owner: str) -> None:
-        """Give a hold up; see `holds.release`."""
+        """Give a hold up; see `holds.release`. A snapshot that only waited for it is deleted."""
         holds.release(self, name, owner)
+        deferred.reap(self)
+
+    def _unpinned(self, snapshot_id: bytes) -> None:
+        """Delete what waited for its reader. What goes wrong stops the volume, whose next caller hears of it."""
+        with contextlib.suppress(BlockplaneError, OSError), self.lock:
+            if self.writable and not self._failure:
+                deferred.reap(self)
+
+    def _on_time(self) -> float:
+        """Delete what waited for a hold that has expired, commit what is due; return in how many seconds to ask."""
+        with self.lock:
+            if not self._failure:
+                deferred.reap(self)
+        return self.commit_if_due()
 
     def rename_snapshot(self, name: str, new: str) -> None:
         """Give a snapshot another name."""
         snapshots.rename(self, name, new)
 
     def rollback(
-        self, name: str, keep_as: str | None = None, drop_later: bool = False, drop_changes: bool = False
+        self,
+        name: str,
+        keep_as: str | None = None,
+        drop_later: bool = False,
+        drop_changes: bool = False,
+        defer: bool = False,
     ) -> str | None:
         """Make a snapshot the live file system; see `snapshots.rollback`."""
-        return snapshots.rollback(self, name, keep_as, drop_later, drop_changes)
+        return snapshots.rollback(self, name, keep_as, drop_later, drop_changes, defer)
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 

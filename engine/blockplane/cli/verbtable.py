@@ -1,0 +1,55 @@
+"""What each verb does to a volume that others use: a kind of `server.activity`; or why it is not run by its owner.
+
+A volume's owner looks here before it runs a verb of another process; a test holds the table against the parsers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: verb -> kind when it writes, and when it only reads (a dry run) it is READS.
+KINDS: Final[dict[str, str]] = {
+    "cat": "READS",
+    "check": "CHECKS",
+    "diff": "READS",
+    "get": "READS",
+    "grow": "DISKS",
+    "image": "READS",
+    "image plan": "READS",
+    "info": "READS",
+    "ls": "READS",
+    "mkdir": "FILES",
+    "mv": "FILES",
+    "prune": "SNAPSHOTS",
+    "put": "FILES",
+    "receive": "LIVE",
+    "rm": "FILES",
+    "rollback": "LIVE",
+    "send": "READS",
+    "snapshot create": "SNAPSHOTS",
+    "snapshot delete": "SNAPSHOTS",
+    "snapshot hold": "SNAPSHOTS",
+    "snapshot list": "READS",
+    "snapshot release": "SNAPSHOTS",
+    "snapshot rename": "SNAPSHOTS",
+    "snapshot shadow": "SNAPSHOTS",
+    "stat": "READS",
+    "stream compare": "READS",
+    "who": "READS",
+}
+
+#: Verbs that open no volume there is.
+ALONE: Final[dict[str, str]] = {
+    "completion": "it needs no volume",
+    "create": "it makes a volume of its own",
+    "demo": "it makes volumes of its own",
+    "stream info": "it needs no volume",
+    "stream merge": "it needs no volume",
+    "stream verify": "it needs no volume",
+}
+
+
+def verb_of(arguments: list[str]) -> str:
+    """Return the verb that words begin with: two of them where they are one."""
+    pair = " ".join(arguments[:2])
+    return pair if pair in KINDS or pair in ALONE else (arguments[0] if arguments else "")
