@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from blockplane.api import BlockUse, FileUse, FullCheck, Volume, check
     from blockplane.cli.hosting import serve_control
     from blockplane.filesystem import Change, Difference, FileSystem, GetReport, PutReport
-    from blockplane.image import Backup, BlockDifference, Freeing, Image, plan_levels
+    from blockplane.image import Backup, BlockDifference, Freeing, Image, PlaneFile, SavedImage, plan_levels
     from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, format_size, parse_size
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
         stream_map,
         verify_streams,
     )
-    from blockplane.volume import Policy, PruneReport, Snapshot, State
+    from blockplane.volume import Destination, Policy, Position, PruneReport, Snapshot, State
 
 _HOMES = {
     "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check"),
     "blockplane.cli.hosting": ("serve_control",),
     "blockplane.filesystem": ("Change", "Difference", "FileSystem", "GetReport", "PutReport"),
-    "blockplane.image": ("Backup", "BlockDifference", "Freeing", "Image", "plan_levels"),
+    "blockplane.image": ("Backup", "BlockDifference", "Freeing", "Image", "PlaneFile", "SavedImage", "plan_levels"),
     "blockplane.model": (
         "BLOCK_BYTES", "BlockplaneError", "Progress", "ProgressEvent", "errors", "format_size", "parse_size",
     ),
@@ -65,7 +65,7 @@ _HOMES = {
         "StreamVerdict", "abort_receive", "compare_streams", "held", "interrupted_receives", "merge_streams",
         "read_token", "receive", "resume_token", "send", "stream_map", "verify_streams",
     ),
-    "blockplane.volume": ("Policy", "PruneReport", "Snapshot", "State"),
+    "blockplane.volume": ("Destination", "Policy", "Position", "PruneReport", "Snapshot", "State"),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -76,6 +76,7 @@ __all__ = [
     "BlockUse",
     "BlockplaneError",
     "Change",
+    "Destination",
     "Difference",
     "FileSystem",
     "FileUse",
@@ -87,13 +88,16 @@ __all__ = [
     "Key",
     "MergeReport",
     "Plane",
+    "PlaneFile",
     "Policy",
+    "Position",
     "Progress",
     "ProgressEvent",
     "PruneReport",
     "PutReport",
     "ReceiveReport",
     "ResumeToken",
+    "SavedImage",
     "SendReport",
     "Snapshot",
     "State",

@@ -13,7 +13,9 @@ from blockplane import image as images
 from blockplane.filesystem import Difference, FileSystem, compare
 from blockplane.filesystem.names import AnyPath
 from blockplane.filesystem.owners import Owner, blocks_below, owners_of
-from blockplane.image import BlockDifference, Freeing, Image
+from blockplane.image import BlockDifference, Freeing, Image, saved
+from blockplane.image.planefiles import PlaneFile, plane_file, plane_files
+from blockplane.image.saved import SavedImage
 from blockplane.model import BlockplaneError, NoSuchSnapshotError, UsageError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume import Volume as PlainVolume
@@ -46,6 +48,28 @@ class Volume(PlainVolume):
             exclude=exclude,
             allow_active=allow_active,
         )
+
+    @property
+    def planes(self) -> list[PlaneFile]:
+        """The planes that can be read as files: of snapshots, shadows, marks, stored images; see `image.planefiles`."""
+        return plane_files(self)
+
+    def plane_file(self, name: str) -> PlaneFile:
+        """Return one of `planes` by its name; RefusedError: there is none."""
+        return plane_file(self, name)
+
+    def save_image(self, name: str, expression: str, *, with_: Sequence[str] = ()) -> None:
+        """Store an image under a name that stands for its definition in expressions; see `image.saved.save`."""
+        saved.save(self, name, expression, with_)
+
+    @property
+    def saved_images(self) -> list[SavedImage]:
+        """The stored images as they are now, older first."""
+        return saved.saved(self)
+
+    def delete_image(self, name: str) -> None:
+        """Drop a stored image; see `image.saved.delete`."""
+        saved.delete(self, name)
 
     def prune(
         self, policy: Policy, *, dry_run: bool = False, zone: tzinfo | None = None, defer: bool = False

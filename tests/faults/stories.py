@@ -7,6 +7,7 @@ import random
 import numpy as np
 
 from blockplane.disks.geometry import Geometry
+from blockplane.image.saved import delete, save
 from blockplane.planes import Plane
 from blockplane.volume import Volume
 from blockplane.volume.codec import NUMBER_MASK
@@ -144,6 +145,39 @@ class ShadowStory(_Story):
         volume.delete_snapshot("a")
         client.write(6, 0, range(800, 812))
         volume.sync()
+
+
+class MarkStory(_Story):
+    """Positions begin and go between writes, deletions, a shadow, rollbacks; destinations move; images are stored."""
+
+    name = "marks"
+
+    def prepare(self, volume: Volume, client: FileClient) -> None:
+        super().prepare(volume, client)
+        volume.snapshot("a", mark=True)
+        client.write(1, 2, range(200, 210))
+        volume.sync()
+
+    def act(self, volume: Volume, client: FileClient) -> None:
+        rng = self.rng()
+        volume.snapshot("b", mark=True)
+        client.write(4, rng.randrange(4), range(500, 512))
+        volume.destinations.begin("far", "b")
+        client.punch(1, 0, 6)
+        volume.destinations.succeed("far")
+        volume.snapshot("c")
+        client.remove(4)
+        volume.destinations.begin("far", "c")
+        volume.shadow_snapshot("a")
+        volume.rollback("b", drop_changes=True)
+        client.write(5, 0, range(700, 710))
+        volume.destinations.fail("far")
+        volume.mark("c")
+        save(volume, "kept", "c & alloc(b)")
+        volume.unmark("a")
+        client.edit(2, 3, 9)
+        delete(volume, "kept")
+        volume.delete_snapshot("a")
 
 
 class _LandingStory(_Story):
@@ -300,6 +334,7 @@ STORIES: tuple[type[_Story], ...] = (
     SnapshotStory,
     RollbackStory,
     ShadowStory,
+    MarkStory,
     FullStory,
     IncrementStory,
     InterruptedStory,

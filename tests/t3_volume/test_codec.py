@@ -26,6 +26,8 @@ from blockplane.volume.codec import (
     TreeRoot,
 )
 from blockplane.volume.fsinfo import FsInfo
+from blockplane.volume.imagetable import StoredImage
+from blockplane.volume.markcodec import DestinationRecord, IntervalRecord
 from faults.world import geometry_of
 
 u64 = st.integers(0, 2**64 - 1)
@@ -99,6 +101,43 @@ def test_branches(own, parent, first, last, when):
     assert Branch.decode(branch.encode()) == branch
 
 
+@given(ids, u32, u64, u64, i64, tree_roots(), tree_roots())
+def test_marked_intervals(snapshot_id, flags, n_alloc, n_dealloc, when, alloc, dealloc):
+    made = IntervalRecord(snapshot_id, flags, n_alloc, n_dealloc, when, alloc, dealloc)
+    found = IntervalRecord.decode(made.encode())
+    assert found.encode() == made.encode()
+    assert (found.snapshot_id, found.flags, found.begun_ns) == (snapshot_id, flags, when)
+    assert (found.n_alloc, found.n_dealloc) == (n_alloc, n_dealloc)
+    assert same_root(found.alloc, alloc)
+    assert same_root(found.dealloc, dealloc)
+
+
+texts = st.text(st.characters(blacklist_categories=("Cs",)), max_size=900)
+
+
+@given(ids, names, texts, texts, u64, i64, tree_roots())
+def test_stored_images(own, name, definition, written, n_blocks, when, plane):
+    made = StoredImage(own, name, definition, written, n_blocks, when, plane)
+    found = StoredImage.decode(made.encode())
+    assert found.encode() == made.encode()
+    assert (found.id, found.name, found.definition, found.written) == (own, name, definition, written)
+    assert (found.n_blocks, found.made_ns) == (n_blocks, when)
+    assert same_root(found.plane, plane)
+
+
+@given(names.filter(lambda name: len(name.encode()) <= 119), ids, ids, u32, i64, i64)
+def test_destinations(name, acknowledged, under_way, status, acknowledged_ns, begun_ns):
+    made = DestinationRecord(name, acknowledged, under_way, status, acknowledged_ns, begun_ns)
+    assert DestinationRecord.decode(made.encode()) == made
+
+
+def test_a_destination_whose_name_is_not_text_is_refused():
+    data = bytearray(DestinationRecord("far").encode())
+    data[57] = 0xFF
+    with pytest.raises(VolumeDamagedError, match="not UTF-8"):
+        DestinationRecord.decode(bytes(data))
+
+
 @given(st.lists(tree_roots(), min_size=6, max_size=6), u64, ids, ids, u64, u64)
 def test_state_roots(roots, cp, space, branch, n_blocks, when):
     root = StateRoot(cp, space, branch, n_blocks, when, 3, 4, *roots)
@@ -108,7 +147,7 @@ def test_state_roots(roots, cp, space, branch, n_blocks, when):
     assert all(same_root(a, b) for a, b in zip(found.trees(), roots, strict=True))
 
 
-@given(st.lists(tree_roots(), min_size=9, max_size=9), u64, u64, ids, u64)
+@given(st.lists(tree_roots(), min_size=11, max_size=11), u64, u64, ids, u64)
 def test_local_roots(roots, n_held, n_local, parent, n_shadows):
     root = LocalRoot(n_held, n_local, 5, parent, n_shadows, *roots)
     found = LocalRoot.decode(root.encode())

@@ -16,7 +16,9 @@ from blockplane.model import BLOCK_BYTES
 from blockplane.model.checks import crc32c, fresh_checks
 from blockplane.volume.codec import Branch, Hold, LocalRoot, Pointer, SnapshotRecord, StateRoot, TableEntry, TreeRoot
 from blockplane.volume.fsinfo import FsInfo
+from blockplane.volume.imagetable import StoredImage
 from blockplane.volume.incoming import IncomingEntry
+from blockplane.volume.markcodec import DestinationRecord, IntervalRecord
 from blockplane.volume.placemap import PlaceMap
 from faults.world import geometry_of
 
@@ -47,7 +49,7 @@ def a_root(seed: int) -> TreeRoot:
 
 
 GEOMETRY = geometry_of(3, 2, 640, chunk_blocks=128, n_groups=2)
-ROOTS = [a_root(seed) for seed in range(9)]
+ROOTS = [a_root(seed) for seed in range(11)]
 POINTERS = [Pointer(number, check) for number, check in ((0x1234_5678_9ABC, 77), (3, 4), (5, 6), (7, 8))]
 INFO = FsInfo(
     an_id(1), GEOMETRY, 9, an_id(2), an_id(3), (0, 0, 0), True, 1, *POINTERS, 1024, 55, 66, 77, bytes([1] * 10),
@@ -57,6 +59,9 @@ STATE = StateRoot(12, an_id(4), an_id(5), 99, 10**18, 14, 13, *ROOTS[:6])
 RECORD = SnapshotRecord(an_id(1), an_id(2), an_id(3), an_id(4), 7, -5, POINTERS[0], 9, "jüne", 1, 3)
 ENTRY = TableEntry(RECORD, ROOTS[1], ROOTS[2], 17, -18)
 BRANCH = Branch(an_id(6), an_id(7), 8, 9, -10)
+INTERVAL = IntervalRecord(an_id(5), 3, 11, 12, -13, ROOTS[3], ROOTS[4])
+DESTINATION = DestinationRecord("tåpe", an_id(6), an_id(7), 2, -14, -15)
+IMAGE = StoredImage(an_id(8), "week", "s:1", "june1", 21, -22, ROOTS[5])
 HOLD = Hold(an_id(3), "mirror", 19, -20)
 INCOMING = IncomingEntry(an_id(1), an_id(2), an_id(3), an_id(4), an_id(5), 6, 7, 8, -9, "june3", 1, *ROOTS[:3])
 LOCAL = LocalRoot(1, 2, 3, an_id(8), 4, *ROOTS, n_deleting=6)
@@ -182,6 +187,35 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
         HOLD.encode(),
         {"n_owner": 6, "owner": b"mirror", **fields_of(HOLD, "snapshot_id", "made_ns", "expires_ns")},
     ),
+    "Marked interval": (
+        INTERVAL.encode(),
+        {
+            "alloc": ROOTS[3].encode(),
+            "dealloc": ROOTS[4].encode(),
+            **fields_of(INTERVAL, "snapshot_id", "flags", "n_alloc", "n_dealloc", "begun_ns"),
+        },
+    ),
+    "Stored image": (
+        IMAGE.encode(),
+        {
+            "n_definition": 3,
+            "n_written": 5,
+            "n_name": 4,
+            "name": b"week",
+            "definition": b"s:1",
+            "written": b"june1",
+            "plane": ROOTS[5].encode(),
+            **fields_of(IMAGE, "id", "made_ns", "n_blocks"),
+        },
+    ),
+    "Destination": (
+        DESTINATION.encode(),
+        {
+            "n_name": 5,
+            "name": "tåpe".encode(),
+            **fields_of(DESTINATION, "acknowledged", "under_way", "status", "acknowledged_ns", "begun_ns"),
+        },
+    ),
     "Incoming image": (
         INCOMING.encode(),
         {
@@ -215,7 +249,19 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
             **fields_of(LOCAL, "n_held", "n_local", "n_entries", "n_deleting", "parent_id", "n_shadows"),
             **dict(
                 zip(
-                    ("table", "held", "local", "place_map", "marks", "incoming", "holds", "logs", "shadowed"),
+                    (
+                        "table",
+                        "held",
+                        "local",
+                        "place_map",
+                        "marks",
+                        "incoming",
+                        "holds",
+                        "logs",
+                        "shadowed",
+                        "destinations",
+                        "images",
+                    ),
                     (root.encode() for root in LOCAL.trees()),
                     strict=True,
                 )

@@ -23,6 +23,7 @@ LEAST_STATES = {
     "snapshots": 900,
     "rollback": 1500,
     "shadows": 1900,
+    "marks": 1600,
     "full": 550,
     "increment": 750,
     "interrupted": 1100,

@@ -11,8 +11,9 @@ import click
 
 import blockplane as bp
 from blockplane.cli.completion import FileName
-from blockplane.cli.naming import file_of, live_file_of, open_files, open_volume
+from blockplane.cli.naming import file_of, live_file_of, open_files, open_volume, plane_name
 from blockplane.cli.options import json_option, key_option, progress_option, wait_option
+from blockplane.cli.planefiles import get_planes, said
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import count, duration, print_json, printable, rate, sentence, size
 
@@ -93,6 +94,10 @@ def get(source: str, dest: str, keys: Sequence[str], as_json: bool, wait_s: floa
     blockplane get june1.bps:/include/stdio.h .
     """
     target = file_of(source)
+    if (plane := plane_name(target)) is not None:
+        got = get_planes(target, plane, dest, wait_s)
+        print_json({"n_planes": got[0], "n_bytes": got[1]}) if as_json else print(f"got {said(*got)}")
+        return 0
     with open_files(target, "get", wait_s, keys) as files, ProgressLine(progress) as line:
         report = files.get(target.path or "/", dest, progress=line)
     if as_json:

@@ -13,8 +13,18 @@ import click
 
 import blockplane as bp
 from blockplane.cli.completion import FileName
-from blockplane.cli.naming import Target, file_of, live_file_of, open_files, open_volume, open_volumes, parse_target
+from blockplane.cli.naming import (
+    Target,
+    file_of,
+    live_file_of,
+    open_files,
+    open_volume,
+    open_volumes,
+    parse_target,
+    plane_name,
+)
 from blockplane.cli.options import json_option, key_option, wait_option
+from blockplane.cli.planefiles import list_planes, read_plane, show_plane
 from blockplane.cli.text import count, iso, moment, print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -55,8 +65,12 @@ def ls(path: str, is_long: bool, itself: bool, as_json: bool, keys: Sequence[str
     \b
     blockplane ls -l pool@june1:/include
     blockplane ls june1.bps:/
+    blockplane ls -l pool:/.planes                    snapshots, shadows and marks as bitmaps
     """
     target = parse_target(path)
+    if (plane := plane_name(target)) is not None:
+        list_planes(target, plane, is_long, as_json, wait_s)
+        return
     with open_files(target, "ls", wait_s, keys) as files:
         names = _names(files, target.path or "/", itself)
         if as_json:
@@ -134,13 +148,17 @@ def cat(paths: Sequence[str], keys: Sequence[str], wait_s: float) -> None:
     """Write files to standard output."""
     if sys.stdout is None:
         raise bp.errors.UsageError("standard output is closed", "send it somewhere")
+    targets = [file_of(path) for path in paths]
     with ExitStack() as stack:
         opened: dict[tuple[str, str | None], bp.FileSystem] = {}  # all of them before anything is written
-        for target in [file_of(path) for path in paths]:
-            if (target.place, target.snapshot) not in opened:
+        for target in targets:
+            if plane_name(target) is None and (target.place, target.snapshot) not in opened:
                 files = stack.enter_context(open_files(target, "cat", wait_s, keys))
                 opened[target.place, target.snapshot] = files
-        for target in [file_of(path) for path in paths]:
+        for target in targets:
+            if (plane := plane_name(target)) is not None:
+                sys.stdout.buffer.write(read_plane(target, plane, "cat", wait_s)[2])
+                continue
             with opened[target.place, target.snapshot].open(target.path or "/", "rb") as source:
                 while piece := source.read(_COPY_BYTES):
                     sys.stdout.buffer.write(piece)
@@ -155,6 +173,9 @@ def cat(paths: Sequence[str], keys: Sequence[str], wait_s: float) -> None:
 def stat_(path: str, as_json: bool, keys: Sequence[str], wait_s: float) -> None:
     """Show all attributes of a file."""
     target = file_of(path)
+    if (plane := plane_name(target)) is not None:
+        show_plane(target, plane, as_json, wait_s)
+        return
     with open_files(target, "stat", wait_s, keys) as files:
         name = target.path or "/"
         found = files.lstat(name)

@@ -121,9 +121,9 @@ def _names(text: str | None) -> list[str]:
 @json_option
 @wait_option
 def image(vol: str, words: Sequence[str], choice: Choice, freed: bool, as_json: bool, wait_s: float) -> None:
-    """Say exactly what an image holds; `image plan` plans levels of them.
+    """Say exactly what an image holds; `image save`, `list`, `delete` store images, `image plan` plans levels of them.
 
-    No block of it is read. A volume called `plan` is ./plan.
+    No block of it is read. A volume called `plan` is ./plan, and so on.
 
     \b
     blockplane image pool 'june5 - june3'

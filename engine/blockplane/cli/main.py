@@ -24,6 +24,7 @@ from blockplane.cli import (
     plans,
     retention,
     snapshots,
+    stored,
     streams,
     volumes,
 )
@@ -78,7 +79,7 @@ _MODULES = (
 for _module in _MODULES:
     for _verb in _module.VERBS:
         cli.add_command(_verb)
-Verbs.pairs |= plans.PAIRS
+Verbs.pairs |= plans.PAIRS | stored.PAIRS
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from blockplane.stream import StreamChain
 
 CONFIG_NAME = "volume.toml"
+PLANES_DIRECTORY = "/.planes"
 #: As in `volume.making`.
 MARK_NAME = "making"
 STREAM_SUFFIX = ".bps"
@@ -78,7 +79,23 @@ def live_file_of(text: str) -> Target:
     if target.snapshot is not None or stream_paths(target.place):
         what = f"snapshot {target.snapshot}" if target.snapshot is not None else "a stream"
         raise bp.errors.ReadOnlyError(f"{text!r}: {what} cannot be written", "name the live file system: VOL:/PATH")
+    if plane_name(target) is not None:
+        raise bp.errors.ReadOnlyError(
+            f"{text!r}: the planes of the volume are shown there, and cannot be written",
+            f"take another name; {target.place}:/.{PLANES_DIRECTORY} is a file of the volume called so",
+        )
     return target
+
+
+def plane_name(target: Target) -> str | None:
+    """Return the name of the plane that a target means, empty for all of them; None where it means a file.
+
+    The volume part of a name alone has them: `VOL@SNAP:/.planes` and `VOL:/./.planes` are files as any other.
+    """
+    path = (target.path or "").rstrip("/")
+    if target.snapshot is not None or (path != PLANES_DIRECTORY and not path.startswith(f"{PLANES_DIRECTORY}/")):
+        return None
+    return None if stream_paths(target.place) else path[len(PLANES_DIRECTORY) + 1 :]
 
 
 def stream_paths(place: str) -> list[str]:

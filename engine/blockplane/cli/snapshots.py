@@ -1,4 +1,4 @@
-"""Snapshots: create, list, delete, rename, shadow, hold, release, and rollback."""
+"""Snapshots: create, list, delete, rename, shadow, mark, unmark, hold, release, and rollback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from blockplane.cli.volumes import describe_snapshot, print_snapshots
 
 @click.group(subcommand_metavar="VERB ...")
 def snapshot() -> None:
-    """Make, list, delete, rename, shadow and hold snapshots.
+    """Make, list, delete, rename, shadow, mark and hold snapshots.
 
     \b
     blockplane snapshot create pool@june1
@@ -28,13 +28,14 @@ def snapshot() -> None:
 
 @snapshot.command()
 @click.argument("name", metavar="VOL@SNAP", type=SnapshotName())
+@click.option("--mark", is_flag=True, help="Note from now on what enters and leaves the volume: alloc(SNAP).")
 @json_option
 @wait_option
-def create(name: str, as_json: bool, wait_s: float) -> None:
+def create(name: str, mark: bool, as_json: bool, wait_s: float) -> None:
     """Retain the live file system under a name."""
     place, snap = snapshot_of(name)
     with open_volume(place, "snapshot create", wait_s, writable=True) as volume:
-        made = volume.snapshot(snap)
+        made = volume.snapshot(snap, mark)
         if as_json:
             print_json(describe_snapshot(made))
         else:
@@ -142,6 +143,37 @@ def shadow(name: str, as_json: bool, wait_s: float) -> None:
             print_json({**describe_snapshot(volume.get_snapshot(snap)), "freed_blocks": n_freed})
         else:
             print(f"{printable(name)} is a shadow: {blocks(n_freed)} freed")
+
+
+@snapshot.command()
+@click.argument("name", metavar="VOL@SNAP", type=SnapshotName())
+@json_option
+@wait_option
+def mark(name: str, as_json: bool, wait_s: float) -> None:
+    """Keep marks from a snapshot on: which blocks entered and left the volume.
+
+    They are operands of images: `june5 & alloc(june3)`; `cat VOL:/.planes/alloc-june3` reads them. What entered since
+    is found by comparing; what left before marking is known only where an older snapshot is marked. `snapshot create
+    --mark` knows both.
+    """
+    place, snap = snapshot_of(name)
+    with open_volume(place, "snapshot mark", wait_s, writable=True) as volume:
+        volume.mark(snap)
+        if as_json:
+            print_json(describe_snapshot(volume.get_snapshot(snap)))
+
+
+@snapshot.command()
+@click.argument("name", metavar="VOL@SNAP", type=SnapshotName())
+@json_option
+@wait_option
+def unmark(name: str, as_json: bool, wait_s: float) -> None:
+    """Keep marks from a snapshot on no longer; those of older snapshots lose nothing."""
+    place, snap = snapshot_of(name)
+    with open_volume(place, "snapshot unmark", wait_s, writable=True) as volume:
+        volume.unmark(snap)
+        if as_json:
+            print_json(describe_snapshot(volume.get_snapshot(snap)))
 
 
 @snapshot.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -161,6 +162,7 @@ def describe_volume(volume: bp.Volume) -> dict[str, object]:
         "cp": live.cp if live is not None else None,
         "generation": volume.info.generation,
         "snapshots": [describe_snapshot(snapshot) for snapshot in snapshots],
+        **_describe_marks(volume),
         "incoming": describe_interrupted(volume) if volume.knows_local else None,
         "pins": _pins(snapshots),
         "damage": damage,
@@ -174,6 +176,33 @@ def _pins(snapshots: Sequence[bp.Snapshot]) -> list[dict[str, object]]:
         for snapshot in snapshots
         for pin in snapshot.pins
     ]
+
+
+def _describe_marks(volume: bp.Volume) -> dict[str, object]:
+    """Return what is marked, and where destinations stand; nothing where that cannot be read."""
+    try:
+        marks, destinations = volume.positions, volume.destinations.list()
+    except bp.errors.VolumeDamagedError:
+        return {"marks": None, "destinations": None}
+    shown = [{**dataclasses.asdict(mark), "begun": iso(mark.begun_ns)} for mark in marks]
+    return {"marks": shown, "destinations": [dataclasses.asdict(destination) for destination in destinations]}
+
+
+def _print_marks(volume: bp.Volume) -> None:
+    try:
+        marks, destinations = volume.positions, volume.destinations.list()
+    except bp.errors.VolumeDamagedError as error:
+        print(f"DAMAGED    {sentence(f'the marks cannot be read: {error}')}")
+        return
+    rows = [["marked", "since", "entered", "left"]]
+    for mark in marks:
+        known = (mark.n_alloc if mark.alloc_known else None, mark.n_dealloc if mark.dealloc_known else None)
+        rows.append([mark.name, moment(mark.begun_ns), *("unknown" if n is None else f"{n:,}" for n in known)])
+    if marks:
+        print_table(rows, right=(2, 3))
+    for d in destinations:
+        going = f", {d.under_way} is {d.status}" if d.under_way else ""
+        print(f"{printable(d.name)} has {d.acknowledged or 'nothing yet'}{going}")
 
 
 def _readable_snapshots(volume: bp.Volume) -> tuple[list[bp.Snapshot], list[str]]:
@@ -242,6 +271,7 @@ def _print_volume(volume: bp.Volume) -> None:
     for problem in damage:
         print(f"DAMAGED    {sentence(problem)}")
     print_snapshots(snapshots)
+    _print_marks(volume)
     for its in bp.interrupted_receives(volume) if volume.knows_local else ():
         print(
             f"incoming   {its.top_name}: {its.n_landed:,} of {blocks(its.n_image)} are here; `receive` goes on with it"

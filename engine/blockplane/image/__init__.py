@@ -5,12 +5,16 @@ from blockplane.image.expression import parse
 from blockplane.image.freeing import Freeing, freeing
 from blockplane.image.image import Image, build, freed, freed_blocks
 from blockplane.image.plan import Backup, plan_levels
+from blockplane.image.planefiles import PlaneFile
+from blockplane.image.saved import SavedImage
 
 __all__ = [
     "Backup",
     "BlockDifference",
     "Freeing",
     "Image",
+    "PlaneFile",
+    "SavedImage",
     "block_difference",
     "build",
     "freed",

@@ -22,6 +22,7 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.planes import Plane, PlaneBuilder
 from blockplane.volume.codec import NODE_POINTERS, NUMBER_MASK, ROOT_POINTERS
 from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS
+from blockplane.volume.markplane import MarkPlane, SumTree
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.tree import BlockTree
 
@@ -36,7 +37,7 @@ class Operand(Protocol):
     """A state as a set of blocks."""
 
     @property
-    def blockmap(self) -> BlockTree:
+    def blockmap(self) -> BlockTree | SumTree:
         """Its plane."""
         ...
 
@@ -305,7 +306,10 @@ class _Group:
         bits = [self._bits[i][leaf] for i in range(len(self._operands))]
         found = []
         for mine, own in zip(places, bits, strict=True):
-            same = [_pack(other == mine) & b for other, b in zip(places, bits, strict=True)]
+            same = [
+                b if isinstance(operand, MarkPlane) else _pack(other == mine) & b  # a mark means a VBN at any place
+                for operand, other, b in zip(self._operands, places, bits, strict=True)
+            ]
             value = apply(formula, same)
             found.append(value & own if value is not None else np.zeros(LEAF_WORDS, np.uint64))
         return found

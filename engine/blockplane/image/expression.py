@@ -24,6 +24,8 @@ _NAME: Final = re.compile(r"(?:[^\W]|[:-]|\.(?!\.))+")
 _SPACE: Final = re.compile(r"[ \t]+")
 
 Sign = Literal["+", "-", "^"]
+MarkKind = Literal["alloc", "dealloc"]
+_FUNCTIONS: Final[dict[str, MarkKind]] = {"alloc": "alloc", "dealloc": "dealloc"}
 _SIGNS: Final[dict[str, Sign]] = {"+": "+", "-": "-", "^": "^"}
 
 
@@ -75,7 +77,18 @@ class Meet:
         return " & ".join(f"({node})" if isinstance(node, Chain) else str(node) for node in self.terms)
 
 
-Expression = Name | Span | Chain | Meet
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """What entered (`alloc`) or left (`dealloc`) the volume since a marked snapshot."""
+
+    kind: MarkKind
+    name: Name
+
+    def __str__(self) -> str:
+        return f"{self.kind}({self.name})"
+
+
+Expression = Name | Span | Chain | Meet | Marked
 
 
 def chain(terms: Sequence[tuple[Sign, Expression]]) -> Expression:
@@ -100,14 +113,14 @@ def is_name(text: str) -> bool:
 
 
 def parts(node: Expression) -> Iterator[Name | Span]:
-    """Yield the names and spans of an expression, left to right."""
+    """Yield the names and spans of an expression, left to right; those of marks are none."""
     if isinstance(node, Chain):
         for _, part in node.terms:
             yield from parts(part)
     elif isinstance(node, Meet):
         for part in node.terms:
             yield from parts(part)
-    else:
+    elif not isinstance(node, Marked):
         yield node
 
 
@@ -134,6 +147,43 @@ def replaced(node: Expression, write: Callable[[Span], Expression]) -> Expressio
     if isinstance(node, Meet):
         return meet([replaced(part, write) for part in node.terms])
     return write(node) if isinstance(node, Span) else node
+
+
+def every_name(node: Expression) -> Iterator[Name]:
+    """Yield every name, left to right: those of spans and of marks too."""
+    if isinstance(node, Chain):
+        for _, part in node.terms:
+            yield from every_name(part)
+    elif isinstance(node, Meet):
+        for part in node.terms:
+            yield from every_name(part)
+    elif isinstance(node, Span):
+        yield from (node.first, node.last)
+    else:
+        yield node.name if isinstance(node, Marked) else node
+
+
+def with_names(node: Expression, write: Callable[[Name], Expression]) -> Expression:
+    """Return an expression with something else in place of each name.
+
+    Raises
+    ------
+    ExpressionError : an end of a range, or what is marked, would be no name any more.
+    """
+    if isinstance(node, Chain):
+        return chain([(sign, with_names(part, write)) for sign, part in node.terms])
+    if isinstance(node, Meet):
+        return meet([with_names(part, write) for part in node.terms])
+    if isinstance(node, Span):
+        return Span(_name_for(node.first, write), _name_for(node.last, write))
+    return Marked(node.kind, _name_for(node.name, write)) if isinstance(node, Marked) else write(node)
+
+
+def _name_for(name: Name, write: Callable[[Name], Expression]) -> Name:
+    found = write(name)
+    if not isinstance(found, Name):
+        raise ExpressionError(f"{name} stands for {found}, and here one snapshot is meant", name.position)
+    return found
 
 
 def parse(text: str, *, allow_active: bool = False) -> Expression:
@@ -268,7 +318,7 @@ class _Parser:
         if token.kind != "name":
             raise self._error(token, f"a snapshot name was expected, not {token.describe()}")
         if self._peek().kind == "(":
-            raise self._function(token)
+            return self._function(token)
         first = self._name(token)
         if self._peek().kind != "..":
             return first
@@ -294,11 +344,19 @@ class _Parser:
         self._depth -= 1
         return node
 
-    def _function(self, token: _Token) -> ExpressionError:
-        if token.text != "alloc":
-            return self._error(token, f"there is no function {token.text}()", "the only function is alloc(SNAPSHOT)")
-        hint = "subtract snapshots instead: newer - older is what was written between them"
-        return self._error(token, "alloc() needs allocation marks, which this release does not keep yet", hint)
+    def _function(self, token: _Token) -> Marked:
+        kind = _FUNCTIONS.get(token.text)
+        if kind is None:
+            hint = "there are alloc(SNAPSHOT) and dealloc(SNAPSHOT): what entered and left the volume since"
+            raise self._error(token, f"there is no function {token.text}()", hint)
+        self._take()
+        name = self._take()
+        if name.kind != "name" or name.text == ACTIVE:
+            raise self._error(name, f"{kind}() needs the name of a marked snapshot, not {name.describe()}")
+        closing = self._take() if self._peek().kind != "end" else self._peek()
+        if closing.kind != ")":
+            raise self._error(closing, f"{kind}() takes one name, and ')' behind it", f"write {kind}({name.text})")
+        return Marked(kind, Name(name.text, name.position))
 
     def _name(self, token: _Token) -> Name:
         if token.text == ACTIVE and not self._allow_active:

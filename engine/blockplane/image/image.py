@@ -10,8 +10,9 @@ from typing import Literal
 
 from blockplane.image import expression as language
 from blockplane.image.conflict import is_spoilt
+from blockplane.image.definition import expanded
 from blockplane.image.evaluate import Evaluation, evaluate, is_empty
-from blockplane.image.expression import ACTIVE, Expression, Meet, Name, Sign, Span
+from blockplane.image.expression import ACTIVE, Expression, Marked, Meet, Name, Sign, Span
 from blockplane.image.formula import Common, Formula, Sums, Var, difference, positive, sum_of, variables
 from blockplane.image.layout import Layout
 from blockplane.image.store import SnapshotStore, store_of
@@ -21,17 +22,18 @@ from blockplane.model.errors import NoSuchSnapshotError, RefusedError, UsageErro
 from blockplane.planes import Plane
 from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, KIND_SHADOW, SnapshotRecord
 from blockplane.volume.live import LiveVolume
+from blockplane.volume.markplane import MarkPlane
 from blockplane.volume.shadows import ShadowPlane
 from blockplane.volume.state import State
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """An operand of an image: a snapshot's record (none for the live file system) and its state, or its shadow."""
+    """An operand of an image: a snapshot's record and its state, or its shadow; the live file system; marks."""
 
     name: str
     record: SnapshotRecord | None
-    operand: State | ShadowPlane
+    operand: State | ShadowPlane | MarkPlane
 
     @property
     def state(self) -> State:
@@ -43,6 +45,11 @@ class Term:
     def is_shadow(self) -> bool:
         """Whether it can only be subtracted."""
         return isinstance(self.operand, ShadowPlane)
+
+    @property
+    def is_mark(self) -> bool:
+        """Whether it is what entered or left."""
+        return isinstance(self.operand, MarkPlane)
 
     @property
     def age_key(self) -> tuple[int, int]:
@@ -98,6 +105,8 @@ class Image:
         self.plane = found.planes[0]
         self.dropped = found.planes[1] - self.plane if base is not None else Plane.empty(self.space_blocks)
         self.owners = self._owners(found)
+        marks = [(term, owned) for term, owned in zip(terms, found.owned, strict=False) if term.is_mark]
+        self._marked = [(term.operand.placemap, owned) for term, owned in marks]
         self.complete = top in arriving
         self.arriving = [term.record for term in arriving if term.record is not None]
         there = {record.id for record in self.arriving} | ({self.base.id} if self.base is not None else set())
@@ -109,17 +118,18 @@ class Image:
 
     def _evaluate(self, arriving: Sequence[Term]) -> Evaluation:
         """Evaluate the image and, over a base, what of the base nothing that arrives holds."""
-        extra = [term.state for term in arriving if term not in self._terms]
+        after = list(arriving) or [self._top]
+        extra = [term.state for term in after if term not in self._terms]
         operands = [*(term.operand for term in self._terms), *extra]
         formulas = [self._formula]
         if self._base is not None:
-            after = [term.state for term in arriving] or [self._top.state]
-            formulas.append(sum_of([self._terms.index(self._base)], [operands.index(state) for state in after]))
+            states = [operands.index(term.state) for term in after]
+            formulas.append(sum_of([self._terms.index(self._base)], states))
         return evaluate(formulas, operands, self.space_blocks)
 
     def _owners(self, found: Evaluation) -> list[tuple[State, Plane]]:
         """Return the states that blocks are read from, the top first."""
-        parts = zip(self._terms, found.owned, strict=False)
+        parts = [part for part in zip(self._terms, found.owned, strict=False) if not part[0].is_mark]
         # no shadow: every block of the result is in a summand, and those come first
         owners = [(term.state, owned) for term, owned in parts if len(owned) or term is self._top]
         return sorted(owners, key=lambda owner: owner[0] is not self._top.state)
@@ -148,7 +158,7 @@ class Image:
     def layout(self) -> Layout:
         """Where the blocks lie."""
         if self._layout is None:
-            parts = [(state.placemap, owned) for state, owned in self.owners]
+            parts = [*((state.placemap, owned) for state, owned in self.owners), *self._marked]
             self._layout = Layout(self.plane, parts, self.store.geometry.n_blocks)
         return self._layout
 
@@ -241,7 +251,8 @@ def build(
     UsageError : a term is no ancestor of the top and not among with_; a range does not go from older to newer.
     """
     builder = _Builder(store_of(origin), allow_active)
-    node = builder.choose(language.parse(text, allow_active=allow_active), include, exclude)
+    node = builder.expand(language.parse(text, allow_active=allow_active))
+    node = builder.choose(node, include, exclude)
     return builder.build(node, older, with_)
 
 
@@ -255,6 +266,11 @@ class _Builder:
         self._all_names = {record.name: record for record in store.records()}
         self._terms: dict[str, Term] = {}
         self._kept_out: set[bytes] = set()
+        self._accepted: set[str] = set()
+
+    def expand(self, node: Expression) -> Expression:
+        """Write the definitions of stored images for their names."""
+        return expanded(self._store, node, self._accepted)
 
     def choose(self, node: Expression, include: Sequence[str], exclude: Sequence[str]) -> Expression:
         """Write the ranges of an expression out, without those of their snapshots that are not wanted."""
@@ -285,9 +301,11 @@ class _Builder:
         if older == "all":
             node = with_terms(node, self._older(top, node))
             formula = self._formula(node)
-        self._check_ancestors(top, formula, set(with_))
+        self._check_ancestors(top, formula, {*with_, *self._accepted})
         base = self._terms[base_name(node)] if base_name(node) else None
-        order = sorted(self._terms.values(), key=lambda t: (t is top, not t.is_shadow, t.age_key), reverse=True)
+        order = sorted(
+            self._terms.values(), key=lambda t: (t is top, not t.is_mark, not t.is_shadow, t.age_key), reverse=True
+        )
         numbers = {term.name: i for i, term in enumerate(order)}
         formula = _renumbered(formula, [numbers[name] for name in self._terms])
         with ExitStack() as reading:
@@ -300,6 +318,12 @@ class _Builder:
         if name.text not in self._terms:
             self._terms[name.text] = self._operand(name)
         return Var(list(self._terms).index(name.text))
+
+    def _marks(self, node: Marked) -> Var:
+        text = str(node)
+        if text not in self._terms:
+            self._terms[text] = Term(text, None, self._store.marks(node.kind, node.name.text))
+        return Var(list(self._terms).index(text))
 
     def _operand(self, name: Name) -> Term:
         if name.text in self._shadows:
@@ -339,11 +363,14 @@ class _Builder:
     def _formula(self, node: Expression) -> Formula:
         if isinstance(node, Name):
             return self._term(node)
+        if isinstance(node, Marked):
+            return self._marks(node)
         if isinstance(node, Span):
             self._term(node.last)
             return Sums(tuple(("+", self._term(Name(record.name))) for record in self._span(node)))
         if isinstance(node, Meet):
-            return Common(tuple(self._formula(part) for part in node.terms))
+            ordered = sorted(node.terms, key=lambda part: isinstance(part, Marked))  # blocks are read from states
+            return Common(tuple(self._formula(part) for part in ordered))
         return Sums(tuple((sign, self._formula(part)) for sign, part in node.terms))
 
     def _span(self, span: Span) -> list[SnapshotRecord]:
@@ -372,8 +399,11 @@ class _Builder:
         return sorted(listed, key=lambda record: (record.cp, record.created_ns), reverse=True)
 
     def _top(self, formula: Formula) -> Term:
+        """Return the newest state of the sum; where that is marks alone, the live one."""
         terms = list(self._terms.values())
-        return max((terms[i] for i in positive(formula)), key=lambda term: term.age_key)
+        states = [terms[i] for i in positive(formula) if not terms[i].is_mark]
+        live = None if states else Term(ACTIVE, None, self._store.state(None))
+        return max(states, key=lambda term: term.age_key) if live is None else self._terms.get(ACTIVE, live)
 
     def _older(self, top: Term, node: Expression) -> list[Name]:
         base = base_name(node)
@@ -392,7 +422,12 @@ class _Builder:
         terms = list(self._terms.values())
         for i in sorted(variables(formula)):
             term = terms[i]
-            if term is top or term.name in allowed or (term.record is not None and term.record.id in line):
+            if (
+                term is top
+                or term.is_mark
+                or term.name in allowed
+                or (term.record is not None and term.record.id in line)
+            ):
                 continue
             raise UsageError(
                 f"{term.name} is no ancestor of {top.name}, the newest snapshot of the image",

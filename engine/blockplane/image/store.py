@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Literal, Protocol
 
 from blockplane.disks import DiskArray, Geometry
 from blockplane.volume.codec import SnapshotRecord
+from blockplane.volume.imagetable import StoredImage
 from blockplane.volume.live import LiveVolume
+from blockplane.volume.markplane import MarkPlane
+from blockplane.volume.positions import mark_plane
 from blockplane.volume.shadows import ShadowPlane, find
 from blockplane.volume.state import State
 
@@ -36,6 +39,14 @@ class SnapshotStore(Protocol):
 
     def shadow(self, name: str) -> ShadowPlane:
         """Return what is left of a shadow snapshot."""
+        ...
+
+    def marks(self, kind: Literal["alloc", "dealloc"], name: str) -> MarkPlane:
+        """Return what entered or left since a marked snapshot; RefusedError: that is not known."""
+        ...
+
+    def stored_images(self) -> Sequence[StoredImage]:
+        """Return the stored images, whose names stand for their definitions."""
         ...
 
     def pin(self, snapshot_id: bytes) -> AbstractContextManager[None]:
@@ -72,6 +83,16 @@ class VolumeStore:
         """See SnapshotStore."""
         with self.volume.lock:
             return find(self.volume, name)
+
+    def marks(self, kind: Literal["alloc", "dealloc"], name: str) -> MarkPlane:
+        """See SnapshotStore."""
+        with self.volume.lock:
+            return mark_plane(self.volume, kind, name)
+
+    def stored_images(self) -> Sequence[StoredImage]:
+        """See SnapshotStore."""
+        with self.volume.lock:
+            return self.volume.committed_local.images.all()
 
     def pin(self, snapshot_id: bytes) -> AbstractContextManager[None]:
         """See SnapshotStore."""

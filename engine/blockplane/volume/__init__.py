@@ -1,6 +1,8 @@
 """Volumes: labels, roots, trees, allocation, consistency points, snapshots, place maps."""
 
 from blockplane.volume.codec import SnapshotRecord, StateRoot, TreeRoot
+from blockplane.volume.destinations import Destination
+from blockplane.volume.positions import Position
 from blockplane.volume.retention import Policy, PruneReport
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.state import State
@@ -10,7 +12,9 @@ from blockplane.volume.volume import Volume
 
 __all__ = [
     "BlockTree",
+    "Destination",
     "Policy",
+    "Position",
     "PruneReport",
     "Snapshot",
     "SnapshotRecord",

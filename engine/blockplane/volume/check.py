@@ -33,6 +33,7 @@ from blockplane.volume.incoming import IncomingImage, leaves_of
 from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, Leaf, by_leaf, count, numbers_in, set_numbers
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.liveparity import LiveParity
+from blockplane.volume.positions import problems as mark_problems
 from blockplane.volume.runs import runs_of
 from blockplane.volume.shadows import LOCAL_FLAG
 from blockplane.volume.state import State
@@ -203,7 +204,7 @@ def _comparable(volume: LiveVolume) -> tuple[Callable[[LiveVolume, CheckReport],
     """Return what can be held against each other: without its root a tree says nothing about the others."""
     if not volume.knows_local:
         return ()
-    return (_check_local, _check_held) if volume.knows_live else (_check_local,)
+    return (_check_local, _check_held, _check_marks) if volume.knows_live else (_check_local,)
 
 
 def _states(volume: LiveVolume, report: CheckReport) -> list[tuple[str, State]]:
@@ -322,11 +323,16 @@ def _check_local(volume: LiveVolume, report: CheckReport) -> None:
         volume.place_reader(), volume.geometry.n_blocks, name, report, lambda n: np.zeros(len(n), np.bool_)
     )
     walker.root(volume.info.local)
-    whats = "table", "held plane", "local plane", "place map", "marks", "incoming", "holds", "logs", "shadowed plane"
+    whats = (
+        "table", "held plane", "local plane", "place map", "marks", "incoming", "holds", "logs", "shadowed plane",
+        "destinations", "stored images",
+    )  # fmt: skip
     for tree, what in zip(local.root.trees(), whats, strict=True):
         walker.tree(tree, f"the {what}")
     for entry in local.entries():
         walker.tree(entry.place_map, f"the place map of {entry.record.name!r}")
+    for plane in local.plane_trees():
+        walker.tree(plane.root, "marks and stored planes")
     for image in local.incoming.images():
         for part in image.trees:
             walker.tree(part.root, f"what is incoming of {image.entry.top_name!r}")
@@ -384,6 +390,12 @@ def _check_shadows(volume: LiveVolume, reach: _Reach, report: CheckReport) -> No
             report.add(f"{name}: its plane holds {n_left} blocks, its entry says {plane.n_left}")
     planes = _leaves_of(local.shadowed_leaf, volume.geometry.n_blocks)
     _compare(planes, reached, "shadows", "shadowed and in no shadow's plane", "in a plane and not shadowed", report)
+
+
+def _check_marks(volume: LiveVolume, report: CheckReport) -> None:
+    """Hold the marks against subtraction."""
+    for problem in mark_problems(volume):
+        report.add(problem)
 
 
 def _leaves_of(leaf_of: Callable[[int], Leaf], n_blocks: int) -> dict[int, Leaf]:

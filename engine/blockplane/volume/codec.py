@@ -341,15 +341,14 @@ class Hold:
 
 
 _LOCAL = struct.Struct("<8sIIQQQ16sQ")
-_LOCAL_TREES = 9
+_LOCAL_TREES = 11
 
 
 @dataclass(slots=True)
 class LocalRoot:
     """The local root: what belongs to this set of disks only. Counts are of places.
 
-    table, held, local, place_map (of the active state), incoming, holds, shadowed are used now; marks and logs are
-    reserved.
+    logs is reserved.
     """
 
     n_held: int = 0
@@ -367,12 +366,14 @@ class LocalRoot:
     holds: TreeRoot = field(default_factory=TreeRoot)
     logs: TreeRoot = field(default_factory=TreeRoot)
     shadowed: TreeRoot = field(default_factory=TreeRoot)
+    destinations: TreeRoot = field(default_factory=TreeRoot)
+    images: TreeRoot = field(default_factory=TreeRoot)
 
     def trees(self) -> tuple[TreeRoot, ...]:
         """Return the tree roots in the order of the format."""
         return (
             self.table, self.held, self.local, self.place_map, self.marks, self.incoming, self.holds, self.logs,
-            self.shadowed,
+            self.shadowed, self.destinations, self.images,
         )  # fmt: skip
 
     def encode(self) -> bytes:

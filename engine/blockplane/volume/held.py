@@ -143,6 +143,21 @@ def exclusive_leaves(
                     yield leaf, words, n_blocks
 
 
+def leaving_leaves(
+    local: LocalTree, gone: Sequence[State | None], rest: Sequence[State | None]
+) -> Iterator[tuple[int, Leaf]]:
+    """Yield (leaf, places) of what leaves the volume with states that go: as `exclusive_leaves`, shadowed or not."""
+    for start, stop in local.held.data_extents().tolist():
+        for leaf in range(start, stop):
+            if len(gone) == 1 and any(_share_leaf(gone[0], state, leaf) for state in rest):
+                continue
+            words = local.held_leaf(leaf) & may_hold_leaf(gone, leaf)
+            if words.any():
+                words = words & ~may_hold_leaf(rest, leaf)
+                if words.any():
+                    yield leaf, words
+
+
 def _share_leaf(a: State | None, b: State | None, leaf: int) -> bool:
     if a is None or b is None or a.placemap.maps_any(leaf) or b.placemap.maps_any(leaf):
         return False

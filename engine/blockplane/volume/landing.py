@@ -26,7 +26,7 @@ from blockplane.model.errors import (
     StreamMismatchError,
 )
 from blockplane.planes import Plane, combine, combine_count
-from blockplane.volume import held
+from blockplane.volume import held, marking
 from blockplane.volume.arrivals import Arrivals
 from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
 from blockplane.volume.incoming import IncomingEntry, IncomingImage, leaves_of
@@ -327,11 +327,17 @@ class Landing:
 
     def _refuse_names(self, new: Sequence[SnapshotRecord]) -> None:
         names = {entry.record.name for entry in self._volume.local.entries()}
+        images = {image.name for image in self._volume.local.images.all()}
         for record in new:
             if record.name in names:
                 raise SnapshotExistsError(
                     f"the stream brings a snapshot named {record.name!r}, and another of that name is here",
                     "rename the one that is here",
+                )
+            if record.name in images:
+                raise SnapshotExistsError(
+                    f"the stream brings a snapshot named {record.name!r}, and a stored image here is named so",
+                    "delete the image, and save it under another name",
                 )
             names.add(record.name)
 
@@ -345,6 +351,7 @@ class Landing:
         n_before = volume.active.root.n_blocks + volume.local.root.n_held
         volume.exchange(top, entries[-1].record.id)
         held.rebuild(volume.local, volume.snapshot_states(), top, [old, *states[:-1]])
+        marking.exchanged(volume, old, top, states[:-1])
         n_after = volume.active.root.n_blocks + volume.local.root.n_held
         volume.space.n_freed_open += max(n_before + len(self._image) - n_after, 0)
         for leaf, words in self._incoming.items():

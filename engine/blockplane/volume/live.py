@@ -20,7 +20,7 @@ from blockplane.disks.geometry import Geometry
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import ChecksumError, DiskError, ReadOnlyError, RefusedError, VolumeDamagedError
 from blockplane.planes import Plane
-from blockplane.volume import held
+from blockplane.volume import held, marking
 from blockplane.volume.active import ActiveState
 from blockplane.volume.beside import BesideWriter
 from blockplane.volume.busy import BusyPlane
@@ -328,10 +328,11 @@ class LiveVolume(Roots):
         state = self.active.commit(time.time_ns()) if self.active.is_dirty else self.active.pointer
         self.active.placemap = self.active.take_unmapped()
         self.local.set_active_map(self.active.placemap)
-        self._newly_held = held.update_for_commit(
-            self.local, self._neighbours(), self._before or self.committed, self.active, self.space.freed_leaves()
-        )
-        self._clear_shadows()
+        before, neighbours = self._before or self.committed, self._neighbours()
+        entered, freed = self.active.take_entered(), self.space.freed_leaves()
+        self._newly_held = held.update_for_commit(self.local, neighbours, before, self.active, freed)
+        marking.written(self, before, entered, freed, neighbours)
+        self._clear_shadows(before, entered)
         local = self.local.commit(self.info.local) if self.local.is_dirty else self.info.local
         return {
             "role": ROLE_REPLICA if self.is_replica else ROLE_LINE,
@@ -349,10 +350,9 @@ class LiveVolume(Roots):
             entries = entries[-1:]
         return [self.known_state(entry) for entry in entries]
 
-    def _clear_shadows(self) -> None:
+    def _clear_shadows(self, before: State, entered: list[int]) -> None:
         """Clear the bits of what got new content since the last CP out of every shadow."""
-        before, shadows = self._before or self.committed, self.local.shadows
-        entered = self.active.take_entered()
+        shadows = self.local.shadows
         if not self.local.root.n_shadows:
             return
         for leaf in entered:

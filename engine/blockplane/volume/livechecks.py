@@ -47,7 +47,7 @@ class PointerTable:
     def follow(self, trees: Sequence[BlockTree], is_next: bool) -> None:
         """Go over to other trees; is_next: those before are still whole, and what both share is not read."""
         numbers, checks = self._numbers, self._checks
-        if is_next and len(trees) == len(self._trees):
+        if is_next and trees and len(trees) == len(self._trees):
             pairs = list(zip(self._trees, trees, strict=True))
             gone = np.concatenate([_pointers([before, after])[0] for before, after in pairs])
             come = [_pointers([after, before]) for before, after in pairs]
@@ -137,6 +137,7 @@ class LiveChecks:
         self._own_of: State | None = None
         self._local = PointerTable()
         self._local_maps = PointerTable()
+        self._planes = PointerTable()
         self._shadows: dict[bytes, PointerTable] = {}
         self._local_of: LocalTree | None = None
         self._snapshots: dict[bytes, PointerTable] = {}
@@ -246,11 +247,13 @@ class LiveChecks:
     def _local_tables(self) -> list[PointerTable]:
         local = self._volume.committed_local
         if self._local_of is not local:
-            self._local.follow(local.trees, is_next=self._local_of is self._volume.previous_local)
+            is_next = self._local_of is self._volume.previous_local
+            self._local.follow(local.trees, is_next)
+            self._planes.follow(local.plane_trees(), is_next)
             self._local_maps.follow([*local.entry_maps(), *local.incoming.trees()], is_next=False)
             self._shadows = {}
             self._local_of = local
-        return [self._local, self._local_maps]
+        return [self._local, self._local_maps, self._planes]
 
     def _shadow_table(self, plane: ShadowPlane) -> PointerTable:
         """The pointers of a shadow's tree; followed with the other tables of the local tree."""

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from blockplane.model.checks import fresh_checks
 from blockplane.model.errors import NoSuchSnapshotError
 from blockplane.volume.codec import ENTRY_BYTES, HOLD_BYTES, Hold, LocalRoot, Pointer, TableEntry, TreeRoot
+from blockplane.volume.imagetable import ImageTable
 from blockplane.volume.incoming import Incoming
 from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, clear_numbers, count, set_range
+from blockplane.volume.markcodec import DESTINATION_BYTES, DestinationRecord
+from blockplane.volume.marks import Marks
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Block, Placer
 from blockplane.volume.shadows import Shadows
@@ -31,6 +34,7 @@ class LocalTree:
     root : the decoded local root.
     is_dirty : whether the open CP must write it.
     shadows : the planes of shadow snapshots. incoming : images that receives have not finished.
+    marks : what entered and left, by intervals. images : stored images.
     """
 
     def __init__(self, reader: BlockReader, root: LocalRoot, placer: Placer | None = None,
@@ -46,7 +50,12 @@ class LocalTree:
         self._map_tree = BlockTree(reader, root.place_map, writer)
         self._holds = BlockTree(reader, root.holds, writer)
         self._shadowed = BlockTree(reader, root.shadowed, writer)
+        self._marks = BlockTree(reader, root.marks, writer)
+        self._destinations = BlockTree(reader, root.destinations, writer)
+        self._images = BlockTree(reader, root.images, writer)
         self.shadows = Shadows(self, reader, writes=placer is not None)
+        self.marks = Marks(self._marks, reader, writer, self._note)
+        self.images = ImageTable(self._images, reader, writer, self._note)
         self.incoming = Incoming(self, reader, writes=placer is not None)
         self._entries: list[TableEntry] | None = None
         self._entries_changed = False
@@ -105,10 +114,17 @@ class LocalTree:
             self._active_map = self.map_of(self.root.place_map)
         return self._active_map
 
+    def plane_trees(self) -> list[BlockTree]:
+        """Return the planes of marked intervals and of stored images."""
+        return [*self.marks.trees(), *self.images.trees()]
+
     @property
     def trees(self) -> tuple[BlockTree, ...]:
         """The trees that stand in the local root."""
-        return self.table, self.held, self._map_tree, self._holds, self._shadowed, self.incoming.table, self.local
+        return (
+            self.table, self.held, self._map_tree, self._holds, self._shadowed, self.incoming.table, self._marks,
+            self._destinations, self._images, self.local,
+        )  # fmt: skip
 
     def entry_maps(self) -> list[BlockTree]:
         """Return the place maps of snapshots as trees."""
@@ -131,7 +147,22 @@ class LocalTree:
         data = read_all(self._holds)
         return [Hold.decode(data[at : at + HOLD_BYTES]) for at in range(0, len(data), HOLD_BYTES)]
 
+    def destinations(self) -> list[DestinationRecord]:
+        """Return where destinations stand, in the order they were first named."""
+        data = read_all(self._destinations)
+        return [
+            DestinationRecord.decode(data[at : at + DESTINATION_BYTES]) for at in range(0, len(data), DESTINATION_BYTES)
+        ]
+
     # --- changing ----------------------------------------------------------------------------------------------------
+
+    def _note(self) -> None:
+        self.is_dirty = True
+
+    def set_destinations(self, destinations: list[DestinationRecord]) -> None:
+        """Replace the table of destinations."""
+        write_all(self._destinations, b"".join(destination.encode() for destination in destinations))
+        self.is_dirty = True
 
     def set_holds(self, holds: list[Hold]) -> None:
         """Replace the holds; those on snapshots that are gone are left out."""
@@ -205,6 +236,7 @@ class LocalTree:
 
     def commit(self, previous: Pointer) -> Pointer:
         """Write what changed and return the pointer to the new local root; previous is the old one's."""
+        self.marks.store()
         if self._entries_changed:
             self._store_entries()
         self.incoming.store()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from blockplane.model.errors import RefusedError, SnapshotExistsError, UsageError
 from blockplane.planes import Plane
-from blockplane.volume import held, shadows
+from blockplane.volume import held, marking, shadows
 from blockplane.volume.codec import (
     FORM_EMPTY,
     KIND_NAMES,
@@ -24,7 +24,9 @@ from blockplane.volume.codec import (
 from blockplane.volume.holds import all_of as all_holds_of
 from blockplane.volume.holds import defer_needed, holds_of, refuse_deleting, refuse_needed
 from blockplane.volume.leafbits import LEAF_WORDS, Leaf
+from blockplane.volume.markcodec import FLAG_ASKED
 from blockplane.volume.pins import Pin
+from blockplane.volume.positions import refuse_more
 from blockplane.volume.state import State
 
 if TYPE_CHECKING:
@@ -136,14 +138,21 @@ def check_name(name: str) -> None:
         )
 
 
-def create(volume: LiveVolume, name: str) -> Snapshot:
-    """Retain the live state under a name. Durable on return; the same work whatever the volume's size."""
+def create(volume: LiveVolume, name: str, mark: bool = False) -> Snapshot:
+    """Retain the live state under a name. Durable on return; the same work whatever the volume's size.
+
+    Parameters
+    ----------
+    mark : let an interval of marks begin with it; see `volume.marks`.
+    """
     check_name(name)
     with volume.lock:
         _refuse_existing(volume, name)
         _refuse_beside_receive(volume)
+        if mark:
+            refuse_more(volume)
         volume.commit()
-        return _retain(volume, name)
+        return _retain(volume, name, mark)
 
 
 def _refuse_beside_receive(volume: LiveVolume) -> None:
@@ -160,9 +169,11 @@ def _refuse_existing(volume: LiveVolume, name: str) -> None:
         raise SnapshotExistsError(
             f"a snapshot named {name!r} exists", "delete or rename it first, or take another name"
         )
+    if any(image.name == name for image in volume.local.images.all()):
+        raise SnapshotExistsError(f"a stored image is named {name!r}", "take another name, or delete the image")
 
 
-def _retain(volume: LiveVolume, name: str) -> Snapshot:
+def _retain(volume: LiveVolume, name: str, mark: bool = False) -> Snapshot:
     """Put the committed state into the table, and its record into the list of the state after it."""
     local, active, is_replica = volume.local, volume.active, volume.is_replica
     record = SnapshotRecord(
@@ -174,6 +185,8 @@ def _retain(volume: LiveVolume, name: str) -> Snapshot:
     local.set_entries([*local.entries(), entry])
     local.set_map(entry, active.placemap)
     local.set_parent(record.id)
+    if mark:  # what the CP after the snapshot's does is the first that belongs to the new interval
+        local.marks.begin(record.id, FLAG_ASKED)
     if not is_replica:
         active.list_snapshots([e.record for e in local.ancestors(record.id)])
     volume.adopt_state(record.id, volume.committed)
@@ -278,6 +291,10 @@ def drop(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
     """Take snapshots out of the table and what only they held out of held; the caller commits before and after."""
     local, n_freed = volume.local, 0
     exclusive = _exclusive(volume, gone)
+    going = [entry for entry in gone if not entry.is_shadow]
+    may_narrow = all(volume.known_state(entry) is not None for entry in going)
+    marking.dropped(volume, going, _beside(volume, going, may_narrow))
+    local.marks.give_up({entry.record.id for entry in gone})
     local.shadows.remove(gone, local.shadows.given_up_by(gone))
     for leaf, words, n_blocks in exclusive:
         local.set_held_leaf(leaf, local.held_leaf(leaf) & ~words)
@@ -324,6 +341,7 @@ def _make_shadow(volume: LiveVolume, entry: TableEntry) -> int:
     """Hand a snapshot's blockmap over to the local tree; what only the snapshot held beside it is free."""
     local, n_freed = volume.local, 0
     state, rest = volume.snapshot_state(entry), _beside(volume, [entry])
+    marking.dropped(volume, [entry], rest)
     entry.record = replace(entry.record, kind=KIND_SHADOW)
     entry.plane, entry.n_left, entry.shadowed_ns = state.root.blockmap.copy(), entry.record.n_blocks, time.time_ns()
     local.shadows.add(entry)  # first: the blocks of its blockmap stay
@@ -400,6 +418,7 @@ def _go_back(volume: LiveVolume, target: TableEntry) -> None:
     n_held, n_active = volume.local.root.n_held, volume.active.root.n_blocks
     volume.exchange(state, target.record.id)
     held.rebuild(volume.local, volume.snapshot_states(), state, [old])
+    marking.exchanged(volume, old, state)
     gone = n_active + n_held - volume.active.root.n_blocks - volume.local.root.n_held
     volume.space.n_freed_open += gone
     volume.active.is_dirty = True

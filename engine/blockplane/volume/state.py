@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,7 +226,21 @@ def changed_pointers(trees: Sequence[BlockTree]) -> Iterator[PointerArray]:
     yield from descend(first.root.depth + 1, 0)
 
 
-def differing_leaves(states: Sequence[State]) -> list[int]:
+class Mapped(Protocol):
+    """A plane as a blockmap, and where its blocks lie when not at home: a state, or what is left of one."""
+
+    @property
+    def blockmap(self) -> BlockTree:
+        """The plane."""
+        ...
+
+    @property
+    def placemap(self) -> PlaceMap:
+        """The map."""
+        ...
+
+
+def differing_leaves(states: Sequence[Mapped]) -> list[int]:
     """Return the leaves, ascending, in which the planes, or the places, of the states are not all the same block.
 
     Cost follows what differs: below a node that all states share nothing is read.
@@ -233,7 +248,7 @@ def differing_leaves(states: Sequence[State]) -> list[int]:
     return sorted({*_mapped_leaves(states), *differing_blocks([state.blockmap for state in states])})
 
 
-def _mapped_leaves(states: Sequence[State]) -> Iterator[int]:
+def _mapped_leaves(states: Sequence[Mapped]) -> Iterator[int]:
     """Yield the leaves of which a place map says something, where the states' maps are not one and the same."""
     if all(state.placemap == states[0].placemap for state in states[1:]):
         return

@@ -16,9 +16,10 @@ from blockplane.disks.geometry import Geometry, GroupRecord
 from blockplane.disks.label import make_labels, mend_labels, settle_labels, write_labels
 from blockplane.model.errors import BlockplaneError, NotAVolumeError, ReadOnlyError, VolumeInUseError
 from blockplane.planes import Plane
-from blockplane.volume import deferred, holds, making, snapshots
+from blockplane.volume import deferred, holds, making, positions, snapshots
 from blockplane.volume.codec import Hold
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, VolumeConfig, read_config, write_config
+from blockplane.volume.destinations import Destinations
 from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
 from blockplane.volume.groups import DiskNames, GroupWish, blank_ends
 from blockplane.volume.grow import grow, record_for
@@ -26,6 +27,8 @@ from blockplane.volume.landing import Landing
 from blockplane.volume.live import LiveVolume, reserve_for
 from blockplane.volume.lock import VolumeLock
 from blockplane.volume.making import LOCK_NAME
+from blockplane.volume.marks import Kind
+from blockplane.volume.positions import Position
 from blockplane.volume.rootslots import read_newest, successor, write_record
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.timer import CommitTimer
@@ -247,9 +250,9 @@ class Volume(LiveVolume):
         """The snapshots, older first."""
         return snapshots.all_of(self)
 
-    def snapshot(self, name: str) -> Snapshot:
-        """Retain the live file system under a name; durable on return."""
-        return snapshots.create(self, name)
+    def snapshot(self, name: str, mark: bool = False) -> Snapshot:
+        """Retain the live file system under a name; durable on return. mark: keep marks from it on."""
+        return snapshots.create(self, name, mark)
 
     def get_snapshot(self, name: str) -> Snapshot:
         """Return a snapshot by name; NoSuchSnapshotError: there is none."""
@@ -305,6 +308,36 @@ class Volume(LiveVolume):
     ) -> str | None:
         """Make a snapshot the live file system; see `snapshots.rollback`."""
         return snapshots.rollback(self, name, keep_as, drop_later, drop_changes, defer)
+
+    # --- marks -------------------------------------------------------------------------------------------------------
+
+    def mark(self, name: str) -> None:
+        """Keep marks from a snapshot on; see `positions.mark`."""
+        positions.mark(self, name)
+
+    def unmark(self, name: str) -> None:
+        """Keep marks from a snapshot on no longer; see `positions.unmark`."""
+        positions.unmark(self, name)
+
+    @property
+    def positions(self) -> list[Position]:
+        """The snapshots from which on marks are kept, older first."""
+        return positions.positions(self)
+
+    def marks(self, kind: Kind, name: str) -> Plane:
+        """Return what entered (`alloc`) or left (`dealloc`) the volume since a marked snapshot, as of the last CP.
+
+        Raises
+        ------
+        NoSuchSnapshotError: it does not exist. RefusedError: it is not marked, or this is not known of it.
+        """
+        with self.lock:
+            return positions.plane_of(self, positions.mark_plane(self, kind, name))
+
+    @property
+    def destinations(self) -> Destinations:
+        """Where destinations stand, and what is on its way to them."""
+        return Destinations(self)
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,261 @@
+"""Marks: which VBNs entered and left the volume, by intervals of CPs (DESIGN.md, law 10).
+
+An interval begins behind the CP of a snapshot, its *position* (of one that was received, the CP it came with), and ends
+with the CP of the next position; the newest goes on to now. Each has two planes:
+
+- **alloc**: the VBNs that entered the live state in a CP of the interval (also with a state that a rollback made the
+  live one, where the CP gives them up again), or came with a snapshot that was received;
+- **dealloc**: the VBNs that left the volume in one: no regular snapshot and not the live state has them any more.
+
+A block is a VBN at a place: one that a receive brought elsewhere under the same VBN entered, and the old one may have
+left. `alloc(P)`, `dealloc(P)` are the sums of the intervals from position P on. Then, for every state T that was
+committed or received after P:
+
+1. `(alloc(P) & T) - P == T - P`: the *mark image* is the difference; and `alloc(P) & T == T - P` where no block of P
+   came back by a rollback or a receive, and no VBN got a second place;
+2. every block of the volume now that was not in it at P is in alloc(P); every block that was in it at P and is not now
+   is in dealloc(P); every block in alloc(P) is in the volume now, or in dealloc(P).
+
+alloc looks at the live state and not at the volume, since a rollback to a snapshot older than P brings blocks that were
+in the volume all the time and that P does not have: T - P has them.
+
+What the planes hold is noted in the CP that does it (`volume/marking.py`), and they change hands inside it. They lie in
+the local tree, so that after a crash they are those of the CP. Positions share them: each CP is noted once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import ChecksumError
+from blockplane.volume.leafbits import (
+    EMPTY_LEAF,
+    LEAF_BLOCKS,
+    LEAF_WORDS,
+    Leaf,
+    by_leaf,
+    count,
+    numbers_in,
+    set_numbers,
+)
+from blockplane.volume.markcodec import (
+    FLAG_ALLOC_UNKNOWN,
+    FLAG_DEALLOC_UNKNOWN,
+    INTERVAL_BYTES,
+    IntervalRecord,
+)
+from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.state import read_all, write_all
+from blockplane.volume.tree import BlockTree
+from blockplane.volume.treeio import BlockReader
+
+if TYPE_CHECKING:
+    from blockplane.volume.local import LocalTree
+
+Kind = Literal["alloc", "dealloc"]
+KINDS: Final[tuple[Kind, Kind]] = ("alloc", "dealloc")
+UNKNOWN: Final[dict[Kind, int]] = {"alloc": FLAG_ALLOC_UNKNOWN, "dealloc": FLAG_DEALLOC_UNKNOWN}
+
+
+class Interval:
+    """One interval: its record and its two trees, as blockmaps."""
+
+    def __init__(self, record: IntervalRecord, reader: BlockReader, writer: LocalTree | None) -> None:
+        self.record = record
+        self._reader = reader
+        self.trees: dict[Kind, BlockTree] = {
+            "alloc": BlockTree(reader, record.alloc, writer),
+            "dealloc": BlockTree(reader, record.dealloc, writer),
+        }
+
+    def is_known(self, kind: Kind) -> bool:
+        """Whether a plane has all that it should."""
+        return not self.record.flags & UNKNOWN[kind]
+
+    def count(self, kind: Kind) -> int:
+        """Return how many bits a plane has."""
+        return self.record.n_alloc if kind == "alloc" else self.record.n_dealloc
+
+    def tree(self, kind: Kind) -> BlockTree:
+        """Return a plane to read, as it was when it was last placed."""
+        root = self.record.alloc if kind == "alloc" else self.record.dealloc
+        return BlockTree(self._reader, root.copy())
+
+    def leaf(self, kind: Kind, leaf: int) -> Leaf:
+        """Return a leaf of a plane; do not write to it."""
+        return self.trees[kind].read_block(leaf).view(np.uint64)
+
+    def leaf_numbers(self, kind: Kind) -> Iterator[int]:
+        """Yield the leaves of a plane that exist, ascending."""
+        for start, stop in self.trees[kind].data_extents().tolist():
+            yield from range(start, stop)
+
+    def add(self, kind: Kind, leaf: int, words: Leaf) -> bool:
+        """Set bits of a leaf; return whether that changed anything."""
+        fresh = words & ~self._whole_leaf(kind, leaf)
+        if not fresh.any():
+            return False
+        tree = self.trees[kind]
+        tree.edit_block(leaf).view(np.uint64)[:] |= fresh
+        tree.size_bytes = max(tree.size_bytes, (leaf + 1) * BLOCK_BYTES)
+        self._grow(kind, count(fresh))
+        return True
+
+    def _whole_leaf(self, kind: Kind, leaf: int) -> Leaf:
+        """Return a leaf of a plane; one that is damaged is dropped, and the plane unknown from then on."""
+        try:
+            return self.leaf(kind, leaf)
+        except ChecksumError:
+            self.record.flags |= UNKNOWN[kind]
+            self.trees[kind].punch(leaf, leaf + 1)
+            return EMPTY_LEAF
+
+    def _grow(self, kind: Kind, n_blocks: int) -> None:
+        if kind == "alloc":
+            self.record.n_alloc += n_blocks
+        else:
+            self.record.n_dealloc += n_blocks
+
+    def take_in(self, other: Interval) -> None:
+        """Add what another interval has."""
+        for kind in KINDS:
+            self.record.flags |= other.record.flags & UNKNOWN[kind]
+            for leaf in other.leaf_numbers(kind):
+                self.add(kind, leaf, other._whole_leaf(kind, leaf))
+            self.record.flags |= other.record.flags & UNKNOWN[kind]
+
+    def clear(self, kind: Kind) -> None:
+        """Empty a plane, and count it as known."""
+        tree = self.trees[kind]
+        tree.punch(0, tree.capacity_blocks())
+        self._grow(kind, -self.count(kind))
+        self.record.flags &= ~UNKNOWN[kind]
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether a plane changed."""
+        return any(tree.is_dirty for tree in self.trees.values())
+
+    def flush(self) -> None:
+        """Place what changed; the record has the roots afterwards."""
+        for tree in self.trees.values():
+            tree.flush()
+
+
+class Marks:
+    """The marks of a local tree.
+
+    Parameters
+    ----------
+    table : the tree of interval records.
+    writer : the local tree where it is that of the open CP, else None.
+    note : told that something changed.
+    """
+
+    def __init__(
+        self, table: BlockTree, reader: BlockReader, writer: LocalTree | None, note: Callable[[], None]
+    ) -> None:
+        self._table = table
+        self._reader = reader
+        self._writer = writer
+        self._note = note
+        self._intervals: list[Interval] | None = None
+        self._changed = False
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a position; nothing is read to know it."""
+        return bool(self._intervals) if self._intervals is not None else self._table.size_bytes > 0
+
+    def intervals(self) -> list[Interval]:
+        """Return the intervals, older first."""
+        if self._intervals is None:
+            data = read_all(self._table)
+            records = [
+                IntervalRecord.decode(data[at : at + INTERVAL_BYTES]) for at in range(0, len(data), INTERVAL_BYTES)
+            ]
+            self._intervals = [Interval(record, self._reader, self._writer) for record in records]
+        return self._intervals
+
+    def find(self, snapshot_id: bytes) -> Interval | None:
+        """Return the interval that begins at a snapshot; None: it is no position."""
+        return next((i for i in self.intervals() if i.record.snapshot_id == snapshot_id), None)
+
+    def since(self, snapshot_id: bytes) -> list[Interval]:
+        """Return the intervals from a position on; none where the snapshot is no position."""
+        found = self.find(snapshot_id)
+        return self.intervals()[self.intervals().index(found) :] if found is not None else []
+
+    def trees(self) -> list[BlockTree]:
+        """Return the planes of all intervals."""
+        return [tree for interval in self.intervals() for tree in interval.trees.values()] if self.is_on else []
+
+    # --- changing ----------------------------------------------------------------------------------------------------
+
+    def begin(self, snapshot_id: bytes, flags: int = 0, at: int | None = None) -> Interval:
+        """Let an interval begin: what is noted from now on belongs to it; or, before others, an empty one."""
+        made = Interval(IntervalRecord(snapshot_id, flags, begun_ns=time.time_ns()), self._reader, self._writer)
+        self.intervals().insert(len(self.intervals()) if at is None else at, made)
+        self.changed()
+        return made
+
+    def give_up(self, snapshot_ids: Collection[bytes]) -> None:
+        """Sum the intervals of positions that go into those before them; the oldest is dropped."""
+        if not self.is_on:
+            return
+        kept: list[Interval] = []
+        for interval in self.intervals():
+            if interval.record.snapshot_id not in snapshot_ids:
+                kept.append(interval)
+                continue
+            if kept:
+                kept[-1].take_in(interval)
+            for kind in KINDS:
+                interval.clear(kind)
+            self.changed()
+        self._intervals = kept
+
+    def entered(self, leaf: int, words: Leaf) -> None:
+        """Note VBNs of a leaf that entered the volume in the open CP."""
+        self._add("alloc", leaf, words)
+
+    def left(self, leaf: int, words: Leaf) -> None:
+        """Note VBNs of a leaf that left the volume in the open CP."""
+        self._add("dealloc", leaf, words)
+
+    def left_places(self, leaf: int, words: Leaf, placemap: PlaceMap) -> None:
+        """As `left`; words are places, and placemap that of the state whose blocks they were."""
+        if placemap.is_empty:
+            self.left(leaf, words)
+            return
+        vbns = placemap.to_vbns(numbers_in(words, leaf * LEAF_BLOCKS))
+        for index, low in by_leaf(vbns[vbns >= 0]):
+            mine = np.zeros(LEAF_WORDS, np.uint64)
+            set_numbers(mine, low)
+            self.left(index, mine)
+
+    def _add(self, kind: Kind, leaf: int, words: Leaf) -> None:
+        if words.any() and self.intervals()[-1].add(kind, leaf, words):
+            self.changed()
+
+    def changed(self) -> None:
+        """Note that a record or a plane is not what the last CP has."""
+        self._changed = True
+        self._note()
+
+    def store(self) -> None:
+        """Place what changed in the open CP."""
+        if not self._changed:
+            return
+        for interval in self.intervals():
+            if interval.is_dirty:
+                interval.flush()
+        write_all(self._table, b"".join(interval.record.encode() for interval in self.intervals()))
+        self._changed = False
