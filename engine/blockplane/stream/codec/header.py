@@ -132,8 +132,6 @@ def header_length(prefix: bytes) -> int:
         raise StreamError(f"this is not an image stream: it starts with {prefix[:8]!r}", hint)
     if version != VERSION:
         message = f"the stream has format version {version}; this release reads {VERSION}"
-        if version < VERSION:
-            raise StreamError(f"{message}: it is of a development build", "send it again, with this release")
         raise StreamError(message, "upgrade blockplane")
     if not HEADER_FIXED_BYTES + _CRC.size <= n_bytes <= MAX_HEADER_BYTES:
         raise StreamDamagedError(f"the stream's header claims {n_bytes} bytes", "fetch the stream again")

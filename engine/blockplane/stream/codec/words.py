@@ -11,8 +11,8 @@ from blockplane.volume.codec import RECORD_BYTES
 
 #: A bit above ASCII, CR LF and ^Z: text-mode copying shows at once.
 MAGIC: Final = b"\x89BPS\r\n\x1a\n"
-#: 0 was in use while version 1 was made; no release reads it.
-VERSION: Final = 1
+#: 0 is the development format, which no release reads; the first release makes it 1 (FORMAT.md).
+VERSION: Final = 0
 FRAME_MAGIC: Final = b"BPfr"
 
 MAX_HEADER_BYTES: Final = 1 << 16
