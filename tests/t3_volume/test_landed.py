@@ -172,3 +172,16 @@ def test_a_journal_of_another_geometry_is_not_believed(volume):
     landed.close()
     assert list(landed._journaled()) == []
     landed.forget()
+
+
+def test_journals_of_receives_that_ended_are_removed_by_the_next_writer(volume):
+    """A kill between the end of a receive and the removal of its journal."""
+    again, _ = killed_midway(volume)
+    orphans = [again.path / f"incoming-{'ab' * 16}.journal", again.path / f"incoming-{'cd' * 16}.new"]
+    for path in orphans:
+        path.write_bytes(b"left")
+    (again.path / "incoming-notes").write_bytes(b"mine")
+    again.close()
+    Volume.open(again.path).close()
+    assert [path.exists() for path in orphans] == [False, False]
+    assert (journal_of(again).exists(), (again.path / "incoming-notes").exists()) == (True, True)

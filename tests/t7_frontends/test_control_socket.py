@@ -76,7 +76,10 @@ WORDS = {
     "get": ["get", "pool@june1:/tree", "out"],
     "grow": ["grow", "pool", "--disks", "3", "--size", "6MiB"],
     "image": ["image", "pool", "june2 - june1"],
+    "image delete": ["image", "delete", "pool", "stored"],
+    "image list": ["image", "list", "pool"],
     "image plan": ["image", "plan", "pool", "june1..june2"],
+    "image save": ["image", "save", "pool", "both", "june2 + june1"],
     "info": ["info", "pool", "--json"],
     "ls": ["ls", "pool:/tree"],
     "mkdir": ["mkdir", "pool:/new", "pool:/other"],
@@ -91,13 +94,21 @@ WORDS = {
     "snapshot delete": ["snapshot", "delete", "pool@june2"],
     "snapshot hold": ["snapshot", "hold", "pool@june1", "me"],
     "snapshot list": ["snapshot", "list", "pool"],
+    "snapshot mark": ["snapshot", "mark", "pool@june1"],
     "snapshot release": ["snapshot", "release", "pool@june1", "me"],
     "snapshot rename": ["snapshot", "rename", "pool@june2", "july"],
     "snapshot shadow": ["snapshot", "shadow", "pool@june2"],
+    "snapshot unmark": ["snapshot", "unmark", "pool@june1"],
     "stat": ["stat", "pool:/tree/large"],
     "stream compare": ["stream", "compare", "june1.bps", "june2.bps", "pool@june2"],
     "who": ["who", "pool:/tree/large"],
 }  # fmt: skip
+#: What these say of the fixture's volume, which has nothing for them.
+NOTHING_THERE = {
+    "image delete": b"no stored image is named",
+    "snapshot release": b"nobody does",
+    "snapshot unmark": b"is not marked",
+}
 #: Refused beside a receive: it replaces the live file system, and a check would find what it writes half done.
 NOT_BESIDE_A_RECEIVE = {"check", "grow", "mkdir", "mv", "put", "receive", "rm", "rollback"}
 
@@ -117,8 +128,8 @@ def test_a_verb_beside_a_reader_says_the_same(pool, verb):
     Path("fresh").write_text("fresh\n")
     with stalled("send", pool, "june1") as owner:
         beside = finish(*WORDS[verb])
-        if verb == "snapshot release":
-            assert (beside.returncode, b"nobody does" in beside.stderr) == (1, True)
+        if verb in NOTHING_THERE:
+            assert (beside.returncode, NOTHING_THERE[verb] in beside.stderr) == (1, True)
             return
         assert (beside.returncode, beside.stderr) == (0, b""), beside.stdout
         assert owner.process.poll() is None
@@ -145,8 +156,8 @@ def test_a_verb_beside_a_receive_works_or_says_what_is_in_its_way(pool, verb):
             said = (beside.stderr + beside.stdout).decode()
             assert f"pool is in use by receive (process {owner.pid}), since " in said
             assert "cannot go on beside it" in said
-        elif verb == "snapshot release":
-            assert b"nobody does" in beside.stderr
+        elif verb in NOTHING_THERE:
+            assert NOTHING_THERE[verb] in beside.stderr
         else:
             assert (beside.returncode, beside.stderr) == (0, b""), beside.stdout
         assert b"ends" in owner.let_go()

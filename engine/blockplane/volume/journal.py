@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from blockplane.model.checks import crc32c
 
+_JOURNAL: Final = re.compile(r"incoming-[0-9a-f]{32}\.(journal|new)")
 _MAGIC: Final = b"BPINJRNL"
 _HEAD = struct.Struct("<8sI4x16s")
 _VERSION: Final = 0
@@ -110,6 +112,21 @@ class LandingJournal:
 def journal_path(directory: Path, landing_id: bytes) -> Path:
     """Return where the journal of a receive is."""
     return directory / f"incoming-{landing_id.hex()}.journal"
+
+
+def clear_orphans(directory: Path, known: Callable[[], Iterable[bytes]]) -> None:
+    """Remove journals of receives that have ended: their process was killed before it could.
+
+    Parameters
+    ----------
+    known : gives the landing ids of those that have not; asked only where there is a journal.
+    """
+    found = [name for name in os.listdir(directory) if _JOURNAL.fullmatch(name)]
+    wanted = {journal_path(directory, landing_id).name for landing_id in known()} if found else set()
+    for name in found:
+        if name not in wanted:
+            with contextlib.suppress(OSError):
+                (directory / name).unlink()
 
 
 def read_journal(directory: Path, landing_id: bytes) -> Iterator[LandedSlots]:

@@ -23,6 +23,7 @@ from blockplane.volume.destinations import Destinations
 from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
 from blockplane.volume.groups import DiskNames, GroupWish, blank_ends
 from blockplane.volume.grow import grow, record_for
+from blockplane.volume.journal import clear_orphans
 from blockplane.volume.landing import Landing
 from blockplane.volume.live import LiveVolume, reserve_for
 from blockplane.volume.lock import VolumeLock
@@ -153,6 +154,7 @@ class Volume(LiveVolume):
             raise
         if writable:
             making.unmark(directory)
+            clear_orphans(directory, lambda: [i.entry.landing_id for i in volume.local.incoming.images()])
         return volume
 
     @classmethod
