@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 from blockplane.model.errors import BlockplaneError, RefusedError
 from blockplane.server import socketfile
-from blockplane.server.session import Session
+from blockplane.server.session import CancelledError, Session
 from blockplane.server.wire import (
     MAX_DESCRIPTORS,
     MAX_REQUEST_BYTES,
@@ -234,6 +234,8 @@ class ControlServer:
             status = {"status": self._run(session)}
         except BlockplaneError as error:
             status = {"refused": error.message, "hint": error.hint}
+        except CancelledError:  # while it said why it failed; nobody listens any more
+            pass
         finally:
             with self._changed:
                 del self._sessions[session]
