@@ -16,7 +16,7 @@ import click
 import blockplane as bp
 from blockplane.cli import console
 from blockplane.cli.completion import ExpressionWord, VolumeName
-from blockplane.cli.naming import CONFIG_NAME, MARK_NAME, open_volume, volume_only
+from blockplane.cli.naming import CONFIG_NAME, MARK_NAME, open_volume, opening_to_receive, volume_only
 from blockplane.cli.options import (
     Duration,
     disk_options,
@@ -400,6 +400,7 @@ def receive(
                 discard=discard,
                 key=keys,
                 progress=line,
+                opening=opening_to_receive(),
             )
     if as_json:
         print_json(_received(report))
