@@ -19,7 +19,7 @@ from blockplane.image.saved import SavedImage
 from blockplane.model import BlockplaneError, NoSuchSnapshotError, UsageError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume import Volume as PlainVolume
-from blockplane.volume import retention, snapshots
+from blockplane.volume import deleting, retention
 from blockplane.volume.check import check as check_volume
 from blockplane.volume.holders import ACTIVE, Holding, StateShare, holders, named_states, shares
 from blockplane.volume.retention import Policy, PruneReport
@@ -150,7 +150,7 @@ class Volume(PlainVolume):
 
     def freed_by(self, *names: str) -> int:
         """Return how many blocks deleting these snapshots together would free; nothing changes."""
-        return snapshots.freed_by(self, names)
+        return deleting.freed_by(self, names)
 
     def freeing(self, *names: str) -> Freeing:
         """Return what deleting these snapshots together would free, and each alone; nothing changes."""

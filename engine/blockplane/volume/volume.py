@@ -16,7 +16,7 @@ from blockplane.disks.geometry import Geometry, GroupRecord
 from blockplane.disks.label import make_labels, mend_labels, settle_labels, write_labels
 from blockplane.model.errors import BlockplaneError, NotAVolumeError, ReadOnlyError, VolumeInUseError
 from blockplane.planes import Plane
-from blockplane.volume import deferred, holds, making, positions, snapshots
+from blockplane.volume import deferred, deleting, holds, making, positions, snapshots
 from blockplane.volume.codec import Hold
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, VolumeConfig, read_config, write_config
 from blockplane.volume.destinations import Destinations
@@ -265,8 +265,8 @@ class Volume(LiveVolume):
             return Snapshot(self, self.local.entry(name))
 
     def delete_snapshot(self, *names: str, defer: bool = False) -> int:
-        """Delete snapshots; return how many blocks that freed; see `snapshots.delete`."""
-        return snapshots.delete(self, names, defer)
+        """Delete snapshots; return how many blocks that freed; see `deleting.delete`."""
+        return deleting.delete(self, names, defer)
 
     def snapshot_range(self, first: str, last: str) -> list[str]:
         """Return the names of the snapshots from first to last, as `snapshots` orders them."""
