@@ -77,8 +77,12 @@ class Volume(PlainVolume):
         """Delete the snapshots that a policy judges and does not keep; see `volume.retention`."""
         return retention.prune(self, policy, dry_run=dry_run, zone=zone, defer=defer)
 
-    def diff(self, before: str, after: str | None = None) -> Difference:
+    def diff(self, before: str, after: str | None = None, *, atime: bool = False) -> Difference:
         """Return what changed from a snapshot to another, or to the live file system: paths and kinds of change.
+
+        Parameters
+        ----------
+        atime : list also files of which only the time of the last access changed.
 
         Raises
         ------
@@ -91,7 +95,7 @@ class Volume(PlainVolume):
         """
         with self.lock:
             self._settle(after)
-            return compare(self.state(before), self.state(after))
+            return compare(self.state(before), self.state(after), atime)
 
     def block_diff(self, before: str, after: str | None = None) -> BlockDifference:
         """Return which blocks came and went from a snapshot to another, or to the live file system; see `diff`."""
