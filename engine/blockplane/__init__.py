@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from blockplane.transfer import (
         InterruptedReceive,
         MergeReport,
+        Opening,
         ReceiveReport,
         ResumeToken,
         SendReport,
@@ -61,9 +62,10 @@ _HOMES = {
         "Key", "StreamChain", "create_key", "is_stream", "open_stream", "read_key", "stream_envelope",
     ),
     "blockplane.transfer": (
-        "InterruptedReceive", "MergeReport", "ReceiveReport", "ResumeToken", "SendReport", "StreamComparison",
-        "StreamVerdict", "abort_receive", "compare_streams", "held", "interrupted_receives", "merge_streams",
-        "read_token", "receive", "resume_token", "send", "stream_map", "verify_streams",
+        "InterruptedReceive", "MergeReport", "Opening", "ReceiveReport", "ResumeToken", "SendReport",
+        "StreamComparison", "StreamVerdict", "abort_receive", "compare_streams", "held",
+        "interrupted_receives", "merge_streams", "read_token", "receive", "resume_token", "send", "stream_map",
+        "verify_streams",
     ),
     "blockplane.volume": ("Destination", "Policy", "Position", "PruneReport", "Snapshot", "State"),
 }  # fmt: skip
@@ -87,6 +89,7 @@ __all__ = [
     "InterruptedReceive",
     "Key",
     "MergeReport",
+    "Opening",
     "Plane",
     "PlaneFile",
     "Policy",

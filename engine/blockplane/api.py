@@ -19,7 +19,7 @@ from blockplane.image.saved import SavedImage
 from blockplane.model import BlockplaneError, NoSuchSnapshotError, UsageError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume import Volume as PlainVolume
-from blockplane.volume import retention, snapshots
+from blockplane.volume import deleting, retention
 from blockplane.volume.check import check as check_volume
 from blockplane.volume.holders import ACTIVE, Holding, StateShare, holders, named_states, shares
 from blockplane.volume.retention import Policy, PruneReport
@@ -77,8 +77,12 @@ class Volume(PlainVolume):
         """Delete the snapshots that a policy judges and does not keep; see `volume.retention`."""
         return retention.prune(self, policy, dry_run=dry_run, zone=zone, defer=defer)
 
-    def diff(self, before: str, after: str | None = None) -> Difference:
+    def diff(self, before: str, after: str | None = None, *, atime: bool = False) -> Difference:
         """Return what changed from a snapshot to another, or to the live file system: paths and kinds of change.
+
+        Parameters
+        ----------
+        atime : list also files of which only the time of the last access changed.
 
         Raises
         ------
@@ -91,7 +95,7 @@ class Volume(PlainVolume):
         """
         with self.lock:
             self._settle(after)
-            return compare(self.state(before), self.state(after))
+            return compare(self.state(before), self.state(after), atime)
 
     def block_diff(self, before: str, after: str | None = None) -> BlockDifference:
         """Return which blocks came and went from a snapshot to another, or to the live file system; see `diff`."""
@@ -150,7 +154,7 @@ class Volume(PlainVolume):
 
     def freed_by(self, *names: str) -> int:
         """Return how many blocks deleting these snapshots together would free; nothing changes."""
-        return snapshots.freed_by(self, names)
+        return deleting.freed_by(self, names)
 
     def freeing(self, *names: str) -> Freeing:
         """Return what deleting these snapshots together would free, and each alone; nothing changes."""

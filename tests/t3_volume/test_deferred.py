@@ -14,7 +14,7 @@ import pytest
 from blockplane.image import build
 from blockplane.image.image import freed_blocks
 from blockplane.model import NoSuchSnapshotError, RefusedError, SnapshotExistsError
-from blockplane.volume import Policy, Volume, deferred, holds, snapshots
+from blockplane.volume import Policy, Volume, deferred, deleting, holds
 from blockplane.volume.pins import Pins, reading_for
 from blockplane.volume.retention import prune
 from faults.crash import Plan, crash_states
@@ -111,7 +111,7 @@ def test_pins_of_several_readers_end_one_by_one():
 
 def test_a_deferred_snapshot_goes_with_its_last_reader(volume):
     two = volume.get_snapshot("two")
-    files, expected = snapshot_files(volume)["two"], snapshots.freed_by(volume, ["two"])
+    files, expected = snapshot_files(volume)["two"], deleting.freed_by(volume, ["two"])
     free = volume.free_blocks
     with read(volume, "two"):
         with read(volume, "two"):
@@ -155,7 +155,7 @@ def test_what_is_being_deleted_is_no_part_of_anything_new(volume):
         with pytest.raises(SnapshotExistsError):
             volume.snapshot("two")
         assert [record.name for record in build(volume, "one..three").records()] == ["three", "one"]
-        assert freed_blocks(volume, ["one"]) == snapshots.freed_by(volume, ["one"])
+        assert freed_blocks(volume, ["one"]) == deleting.freed_by(volume, ["one"])
     volume.snapshot("two")
     verdict(volume)
 

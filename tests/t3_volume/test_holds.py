@@ -10,6 +10,7 @@ import pytest
 
 from blockplane.model import NoSuchSnapshotError, RefusedError, UsageError
 from blockplane.volume import Policy, Volume
+from blockplane.volume.holds import hold_by_id, release_all
 from blockplane.volume.retention import prune
 from faults.inline import inline_workers
 from faults.world import FileClient, again, geometry_of, make_volume, verdict
@@ -82,6 +83,19 @@ def test_a_hold_ends_by_itself(volume):
         assert volume.get_snapshot("one").holds == []
         volume.delete_snapshot("one")
     assert volume.local.holds() == []
+
+
+def test_holds_of_transfers_clear_what_has_expired_away(volume):
+    one, two = (snapshot.record.id for snapshot in volume.snapshots)
+    for change in (lambda: hold_by_id(volume, two, "send:two"), lambda: release_all(volume, "send:two")):
+        volume.hold_snapshot("one", "yesterday", time.time_ns() + HOUR_NS)
+        with mock.patch("time.time_ns", return_value=time.time_ns() + 2 * HOUR_NS):
+            assert [hold.owner for hold in volume.get_snapshot("one").expired_holds] == ["yesterday"]
+            change()
+            volume.commit()
+        assert [hold for hold in volume.local.holds() if hold.snapshot_id == one] == []
+    assert volume.local.holds() == []
+    verdict(volume)
 
 
 def test_a_shadow_may_be_held(volume):

@@ -13,11 +13,11 @@ from blockplane.image.image import build
 from blockplane.model import BLOCK_BYTES, BlockplaneError, NoSpaceError, RefusedError
 from blockplane.model.checks import crc32c
 from blockplane.volume import Volume, snapshots
+from blockplane.volume.deleting import freed_by
 from blockplane.volume.leafbits import EMPTY_LEAF
 from blockplane.volume.local import LocalTree
 from blockplane.volume.shadows import ShadowPlane, Shadows
 from blockplane.volume.shadows import _leaves as leaves_of
-from blockplane.volume.snapshots import freed_by
 from blockplane.volume.state import State
 from faults.inline import inline_workers
 from faults.world import (

@@ -17,7 +17,7 @@ from blockplane.model import (
     UsageError,
 )
 from blockplane.volume import Volume
-from blockplane.volume.snapshots import freed_by
+from blockplane.volume.deleting import freed_by
 from faults.inline import inline_workers
 from faults.world import (
     FileClient,

@@ -11,7 +11,7 @@ from blockplane.disks import DiskCounters
 from blockplane.disks.disk import fsinfo_tail_block
 from blockplane.model import BLOCK_BYTES
 from blockplane.volume import Volume
-from blockplane.volume.snapshots import freed_by
+from blockplane.volume.deleting import freed_by
 from blockplane.volume.state import differing_leaves
 from faults.inline import inline_workers
 from faults.recording import MemoryDisk

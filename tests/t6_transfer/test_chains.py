@@ -123,7 +123,12 @@ def test_a_stream_twice_and_a_folder(source, tmp_path):
     assert (verdict.problems, [Path(name).name for name in verdict.order]) == (
         [], ["3.bps", "2.bps", "1.bps", "0.bps"],
     )  # fmt: skip
-    assert verify_streams(*streams, streams[1]).ok
+    again = verify_streams(*streams, streams[1])
+    assert (again.ok, again.repeated) == (True, [streams[1]])
+    assert verdict.repeated == []
+    with pytest.raises(UsageError, match=r"\.bps is named twice$"):
+        bp.merge_streams(*streams, streams[1], sink=tmp_path / "merged.bps")
+    assert not (tmp_path / "merged.bps").exists()
 
 
 def test_a_foreign_member_is_named(source, tmp_path):

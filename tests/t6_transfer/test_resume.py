@@ -292,6 +292,13 @@ def test_a_half_written_file_is_gone_on_with(source, tmp_path, compress, order, 
         assert differences(volume_tree(bp.FileSystem(chain)), tree_of(source, "june1")) == []
 
 
+def test_a_half_written_file_without_locations_does_not_stay(source, tmp_path):
+    """Where its order says what it holds, it cannot be gone on with, and nothing says that it could."""
+    path = tmp_path / "x.bps"
+    broken_send(source, "june1", path, 0.4, locations="implicit")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_half_written_file_of_another_image_stays_as_it_is(source, tmp_path):
     path, partial = tmp_path / "x.bps", tmp_path / "x.bps.partial"
     broken_send(source, "june1", path, 0.4)

@@ -35,7 +35,7 @@ from blockplane.transfer import receive, send
 from blockplane.transfer.resume import drop_incoming, interrupted_receives
 from blockplane.volume import Volume
 from blockplane.volume.check import check
-from blockplane.volume.snapshots import freed_by
+from blockplane.volume.deleting import freed_by
 from blockplane.volume.state import State
 from streams.volumes import Files, contents, fresh, members
 

@@ -165,6 +165,87 @@ def test_a_verb_beside_a_receive_works_or_says_what_is_in_its_way(pool, verb):
     assert finish("check", pool).returncode == 0
 
 
+@pytest.fixture
+def half(pool) -> bytes:
+    """The most of a stream of june1 alone, big enough for a receive of it to be worth keeping when it is cut off."""
+    with bp.Volume.open(pool) as volume:
+        bp.FileSystem(volume).write_bytes("/random", os.urandom(3 << 20))
+        volume.snapshot("big")
+        bp.send(volume.image("big"), "big.bps")
+    whole = Path("big.bps").read_bytes()
+    return whole[: len(whole) * 4 // 5]
+
+
+def test_a_first_receive_answers_while_it_makes_its_volume(pool, half):
+    with stalled("receive", "copy", volume="copy", begun=half) as owner:
+        for verb in (["info", "copy"], ["ls", "copy:/"], ["snapshot", "list", "copy"], ["image", "copy", "active"]):
+            beside = finish(*verb)
+            assert (beside.returncode, beside.stderr) == (0, b""), verb
+        refused = finish("mkdir", "copy:/new")
+        assert f"copy is in use by receive (process {owner.pid}), since " in refused.stderr.decode()
+        again = finish("receive", "copy", "-i", "big.bps")
+        assert (again.returncode, f"in use by process {owner.pid} (receive)".encode() in again.stderr) == (1, True)
+        owner.process.stdin.write(Path("big.bps").read_bytes()[len(half) :])
+        assert owner.let_go() == b""
+        assert owner.process.returncode == 0
+    assert kinds_of("copy")["big"] == "regular"
+    assert finish("check", "copy").returncode == 0
+    assert not any(Path("copy", name).exists() for name in ("control.sock", "making"))
+
+
+def test_a_first_receive_that_fails_takes_what_it_made_along(pool):
+    begun = Path("june1.bps").read_bytes()[:-5000]
+    with stalled("receive", "copy", volume="copy", begun=begun) as owner:
+        assert finish("ls", "copy:/").returncode == 0
+        assert b"ends" in owner.let_go()
+        assert owner.process.returncode == 1
+    assert not Path("copy").exists()
+
+
+def test_a_first_receive_that_is_killed_leaves_no_name_taken(pool):
+    begun = Path("june1.bps").read_bytes()[:-5000]
+    with stalled("receive", "copy", volume="copy", begun=begun) as owner:
+        owner.kill()
+    assert Path("copy", "control.sock").is_socket()
+    received = finish("receive", "copy", "-i", "june1.bps")
+    assert received.returncode == 0, received.stderr
+    assert list(kinds_of("copy")) == ["june1"]
+
+
+def test_the_receive_under_way_is_not_given_up(pool, half):
+    with stalled("receive", "copy", volume="copy", begun=half) as owner:
+        for option in ("--abort", "--have"):
+            refused = json.loads(finish("receive", "copy", option, "--json").stdout)["error"]
+            assert refused["kind"] == "refused"
+            assert "a receive into " in refused["message"]
+            assert "copy is under way, and none before it was interrupted" in refused["message"]
+        assert b"blocks of big are kept in " in owner.let_go()
+    assert finish("receive", "copy", "-i", "big.bps").returncode == 0
+    assert finish("check", "copy").returncode == 0
+
+
+def test_an_interrupted_receive_beside_another_is_told_and_given_up(pool, half):
+    finish("create", "copy", "--disks", "3", "--size", "24MiB")
+    with stalled("receive", "copy", volume="copy", begun=half) as owner:
+        owner.let_go()
+    begun = Path("june1.bps").read_bytes()[:-5000]
+    with stalled("receive", "copy", volume="copy", begun=begun) as owner:
+        have = json.loads(finish("receive", "copy", "--have", "--json").stdout)
+        assert (have["top"], have["copied_blocks"] > 0) == ("big", True)
+        token = finish("receive", "copy", "--have")
+        Path("token").write_bytes(token.stdout)
+        assert b"of big" in token.stderr
+        given_up = json.loads(finish("receive", "copy", "--abort", "--json").stdout)
+        assert given_up == {"freed_blocks": have["n_blocks"], "removed_volume": False}
+        assert finish("receive", "copy", "--abort").returncode == 1
+        owner.process.stdin.write(Path("june1.bps").read_bytes()[len(begun) :])
+        assert owner.let_go() == b""
+        assert owner.process.returncode == 0
+    assert bp.read_token("token").n_left == have["left_blocks"]
+    assert list(kinds_of("copy")) == ["june1"]
+    assert finish("check", "copy").returncode == 0
+
+
 def test_what_is_in_the_way_can_be_waited_for(pool):
     command = [*COMMAND, "mkdir", "pool:/new", "--wait", "60"]
     with stalled("receive", pool, begun=b"x") as owner, subprocess.Popen(command) as waiting:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,17 @@ def test_diff_to_the_live_file_system_and_back(done, pool):
     found = done("diff", f"{pool}@june2", pool, "--json").json
     assert found["after"] is None
     assert found["changes"][1]["type"] == "directory"
+
+
+def test_what_was_only_read_is_listed_when_asked_for(done, pool):
+    with bp.Volume.open(pool) as volume:
+        files = bp.FileSystem(volume)
+        mtime_ns = files.lstat("/later").st_mtime_ns
+        before = files.lstat("/later").st_ctime_ns
+        with mock.patch("time.time_ns", return_value=before):  # the time of the change stays, as after a read
+            files.utime("/later", ns=(1, mtime_ns))
+    assert done("diff", f"{pool}@june2", pool).out == "nothing changed\n"
+    assert done("diff", "--atime", f"{pool}@june2", pool).out == "M /later  attributes\n1 changed\n"
 
 
 def test_diff_by_block_is_the_planes_difference(done, pool):

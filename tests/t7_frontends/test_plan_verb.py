@@ -34,6 +34,13 @@ def test_a_plan_of_snapshots_says_what_each_image_holds(done, pool):
     assert [(b["name"], b["n_blocks"] is None) for b in named] == [("june1", False), ("june2", False), ("june9", True)]
 
 
+def test_shadows_are_left_out_of_a_plan_and_named(done, pool):
+    done("snapshot", "shadow", f"{pool}@june1")
+    found = done("image", "plan", pool, "--days", 2, "--json")
+    assert [backup["name"] for backup in found.json["backups"]] == ["june2", "day1"]
+    assert found.err == "blockplane: left out, being no regular snapshots: june1 (shadow)\n"
+
+
 def test_a_volume_called_plan_can_be_named(done):
     done("create", "plan", "--disks", 1, "--size", "4MiB")
     done("snapshot", "create", "plan@s")

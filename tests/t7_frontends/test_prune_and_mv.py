@@ -27,6 +27,12 @@ def test_prune_says_what_it_would_do_and_does_it(done, pool):
     assert done("check", pool, "--json").json["ok"]
 
 
+def test_prune_says_when_its_pattern_matches_nothing(done, pool):
+    found = done("prune", pool, "--keep-last", 1, "--only", "autumn-*", "--json")
+    assert found.err == "blockplane: no snapshot matches --only autumn-*\n"
+    assert (found.json["kept"], found.json["deleted"]) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "status"),
     [

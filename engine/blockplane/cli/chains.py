@@ -10,12 +10,12 @@ import click
 
 import blockplane as bp
 from blockplane.cli.completion import SnapshotName
-from blockplane.cli.images import standard_output
 from blockplane.cli.naming import open_volume, snapshot_of
 from blockplane.cli.options import json_option, key_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.streams import stream
 from blockplane.cli.text import blocks, duration, print_json, printable, rate, sentence, size
+from blockplane.cli.transfers import standard_output
 
 if TYPE_CHECKING:
     from blockplane.transfer import MergeReport, StreamComparison

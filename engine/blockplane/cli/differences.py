@@ -21,9 +21,10 @@ _LETTERS = {"added": "+", "changed": "M", "deleted": "-", "renamed": "R"}
 @click.argument("before", metavar="VOL@A", type=SnapshotName())
 @click.argument("after", metavar="VOL@B|VOL", type=SnapshotName())
 @click.option("--blocks", "by_block", is_flag=True, help="Block numbers instead of paths.")
+@click.option("--atime", is_flag=True, help="List also what was only read: its access time changed, and nothing else.")
 @json_option
 @wait_option
-def diff(before: str, after: str, by_block: bool, as_json: bool, wait_s: float) -> None:
+def diff(before: str, after: str, by_block: bool, atime: bool, as_json: bool, wait_s: float) -> None:
     """Say what changed from A to B, by path.
 
     VOL alone is the live file system. `+` added, `-` deleted, `M` changed, `R` renamed; what changed about a file
@@ -42,7 +43,7 @@ def diff(before: str, after: str, by_block: bool, as_json: bool, wait_s: float) 
         if by_block:
             _print_blocks(one, two, volume.block_diff(one.snapshot, two.snapshot), as_json)
         else:
-            _print_paths(one, two, volume.diff(one.snapshot, two.snapshot), as_json)
+            _print_paths(one, two, volume.diff(one.snapshot, two.snapshot, atime=atime), as_json)
 
 
 def _states(before: str, after: str) -> tuple[Target, Target]:

@@ -27,7 +27,9 @@ from blockplane.cli.verbtable import ALONE, KINDS, verb_of
 from blockplane.model.errors import RefusedError, UsageError, VolumeInUseError
 from blockplane.server import Activities, Contact, ControlServer, Kind, Session, contact, current
 from blockplane.server.control import SETTLE_S
+from blockplane.transfer.newvolume import Opening
 from blockplane.transfer.send import WRITER
+from blockplane.volume import Volume as PlainVolume
 from blockplane.volume.making import LOCK_NAME
 
 #: Verbs are one with their release: what one prints and takes is not another's.
@@ -81,11 +83,27 @@ def opened(place: str, verb: str, wait_s: float, *, writable: bool) -> Iterator[
         with _as_guest(host, session, verb, kind, wait_s, writable) as volume:
             yield volume
         return
-    with _from_disks(place, verb, wait_s, writable) as volume:
-        for warning in volume.warnings:
-            print(f"blockplane: {sentence(warning)}", file=sys.stderr)
-        with _hosting(volume, verb, kind):
-            yield volume
+    with _from_disks(place, verb, wait_s, writable) as volume, _used(volume, verb, kind):
+        yield volume
+
+
+@contextlib.contextmanager
+def _used(volume: bp.Volume, verb: str, kind: Kind) -> Iterator[None]:
+    """Say what is wrong with a volume that was opened, and answer for it."""
+    for warning in volume.warnings:
+        print(f"blockplane: {sentence(warning)}", file=sys.stderr)
+    with _hosting(volume, verb, kind):
+        yield
+
+
+def receiving() -> Opening:
+    """Return how `receive` opens a volume that it makes: one that others' verbs can work on meanwhile."""
+
+    def around(volume: PlainVolume) -> AbstractContextManager[None]:
+        assert isinstance(volume, bp.Volume)
+        return _used(volume, "receive", Kind.LIVE)
+
+    return Opening(bp.Volume, around)
 
 
 @contextlib.contextmanager

@@ -1,37 +1,26 @@
-"""Images and their transfer: image, send, receive."""
+"""Images: what they hold, and the words that choose one."""
 
 from __future__ import annotations
 
 import functools
-import os
 import re
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 import blockplane as bp
-from blockplane.cli import console
 from blockplane.cli.completion import ExpressionWord, VolumeName
-from blockplane.cli.naming import CONFIG_NAME, MARK_NAME, open_volume, volume_only
+from blockplane.cli.naming import open_volume, volume_only
 from blockplane.cli.options import (
-    Duration,
-    disk_options,
-    disks_of,
     json_option,
-    key_option,
-    progress_option,
     wait_option,
 )
-from blockplane.cli.progress import ProgressLine
-from blockplane.cli.resuming import give_up, print_token
-from blockplane.cli.text import blocks, duration, print_json, print_table, printable, rate, size
+from blockplane.cli.text import blocks, print_json, print_table, printable
 
 if TYPE_CHECKING:
-    from blockplane.transfer import ReceiveReport, SendReport
+    pass
 
 
 class ExpressionVerb(click.Command):
@@ -50,7 +39,7 @@ class ExpressionVerb(click.Command):
 
 
 _OPERATOR_FIRST = re.compile(r"-[^\w-]")
-_EXPRESSION = click.argument("words", metavar="EXPR", nargs=-1, required=True, type=ExpressionWord())
+EXPRESSION = click.argument("words", metavar="EXPR", nargs=-1, required=True, type=ExpressionWord())
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +104,7 @@ def _names(text: str | None) -> list[str]:
 
 @click.command(cls=ExpressionVerb)
 @click.argument("vol", type=VolumeName())
-@_EXPRESSION
+@EXPRESSION
 @choice_options
 @click.option("--freed", is_flag=True, help="EXPR names snapshots: what deleting all of them would free.")
 @json_option
@@ -210,226 +199,4 @@ def _print_image(volume: bp.Volume, found: bp.Image) -> None:
         print(f"  {printable(disk.path)}: {blocks(n_blocks)}")
 
 
-@click.command(cls=ExpressionVerb)
-@click.argument("vol", type=VolumeName())
-@_EXPRESSION
-@click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
-@click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be sent; read and write no block.")
-@click.option("--order", type=click.Choice(["disk", "tape"]), default="disk", help="Order of the blocks (disk).")
-@click.option(
-    "--locations",
-    type=click.Choice(["explicit", "implicit"]),
-    default="explicit",
-    help="Whether the stream lists where blocks belong, or its order says it (explicit).",
-)
-@click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
-@click.option("--encrypt", type=click.Path(), metavar="KEYFILE", help="Encrypt with a key that `key create` made.")
-@click.option(
-    "--resume",
-    metavar="[TOKEN]",
-    is_flag=False,
-    flag_value="",
-    help="Go on with an interrupted transfer: by its destination's token, or with the half-written FILE of -o.",
-)
-@click.option("--hold", type=Duration(), metavar="TIME", help="Should it fail, keep its snapshots so long (7d).")
-@choice_options
-@json_option
-@wait_option
-@progress_option
-def send(
-    vol: str,
-    words: Sequence[str],
-    output: str | None,
-    dry_run: bool,
-    order: str,
-    locations: str,
-    compress: str | None,
-    encrypt: str | None,
-    resume: str | None,
-    hold: float | None,
-    choice: Choice,
-    as_json: bool,
-    wait_s: float,
-    progress: bool | None,
-) -> None:
-    """Write an image as a stream.
-
-    To FILE, or to standard output where no file is named.
-
-    \b
-    blockplane send pool june1 -o june1.bps
-    blockplane send pool 'june3 - june1' | ssh far blockplane receive copy
-    blockplane send pool 'june3 - june1' -n
-    blockplane key create backup.key; blockplane send pool june1 -o june1.bps --encrypt backup.key
-    blockplane send pool june1 -o june1.bps --resume
-
-    An interrupted receive keeps what came; only the rest is sent with its token:
-
-    \b
-    ssh far blockplane receive copy --have > token
-    blockplane send pool june1 --resume token | ssh far blockplane receive copy
-    """
-    sink = output if output is not None or dry_run else standard_output()
-    with open_volume(volume_only(vol), "send", wait_s, writable=hold is not None) as volume, ExitStack() as stack:
-        found = choice.image(volume, words)
-        if hold is not None and not dry_run:
-            stack.enter_context(bp.held(volume, found, hold))
-        begun = bp.read_token(resume) if resume else resume is not None
-        with ProgressLine(progress) as line:
-            report = bp.send(
-                found, sink, progress=line, dry_run=dry_run, order=order, locations=locations, compress=compress,
-                key=encrypt, resume=begun,
-            )  # fmt: skip
-    to_stderr = not isinstance(sink, str) and sink is not None
-    if as_json:
-        print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
-    else:
-        print(_sent(report, dry_run), file=sys.stderr if to_stderr else sys.stdout)
-
-
-def standard_output() -> int | IO[bytes]:
-    """Return what a stream goes to: a descriptor, or another process's; UsageError: nobody reads it there."""
-    if sys.stdout is None or sys.stdout.isatty():
-        what = "to a terminal" if sys.stdout is not None else "where nobody reads it: standard output is closed"
-        raise bp.errors.UsageError(f"a stream is not written {what}", "say -o FILE, or pipe it on")
-    return console.raw("output") or sys.stdout.fileno()
-
-
-def _standard_input() -> int | IO[bytes]:
-    if sys.stdin is None or sys.stdin.isatty():
-        what = "from a terminal" if sys.stdin is not None else "from nowhere: standard input is closed"
-        raise bp.errors.UsageError(f"a stream is not read {what}", "say -i FILE, or pipe it in")
-    return console.raw("input") or sys.stdin.fileno()
-
-
-def _described(report: SendReport) -> dict[str, object]:
-    return {
-        "n_blocks": report.n_blocks,
-        "n_bytes": report.n_bytes,
-        "stream_bytes": report.stream_bytes,
-        "seconds": report.seconds,
-        "bytes_per_second": report.bytes_per_second,
-        "top": report.top,
-        "base": report.base,
-        "arriving": list(report.arriving),
-        "left_out": list(report.left_out),
-        "compression": report.compression,
-        "n_blocks_before": report.n_blocks_before,
-        "encrypted": report.encrypted,
-    }
-
-
-def _sent(report: SendReport, dry_run: bool) -> str:
-    base = f" onto {report.base}" if report.base else ""
-    stream = f"a stream of {size(report.stream_bytes)} ({report.stream_bytes:,} bytes)"
-    if report.n_blocks_before:
-        base += f", all but {blocks(report.n_blocks_before)} that were sent before"
-    if dry_run:
-        stream += " at most" if report.compression else ""
-        return f"would send {', '.join(report.arriving)}{base}: {blocks(report.n_blocks)}, {stream}"
-    return (
-        f"sent {', '.join(report.arriving)}{base}: {blocks(report.n_blocks)}, {stream} "
-        f"in {duration(report.seconds)} ({rate(report.stream_bytes, report.seconds)})"
-    )
-
-
-@click.command()
-@click.argument("vol", type=VolumeName())
-@click.option("-i", "--input", "origin", type=click.Path(), metavar="FILE", help="The stream file (standard input).")
-@click.option("--discard", is_flag=True, help="Give up changes that the stream would replace.")
-@click.option("--have", is_flag=True, help="Write a token of what an interrupted receive has, for send --resume.")
-@click.option("--abort", "gives_up", is_flag=True, help="Give up what an interrupted receive has.")
-@key_option
-@disk_options
-@json_option
-@wait_option
-@progress_option
-def receive(
-    vol: str,
-    origin: str | None,
-    discard: bool,
-    have: bool,
-    gives_up: bool,
-    keys: Sequence[str],
-    n_disks: int | None,
-    size: int | None,
-    disk: Sequence[str],
-    parity: int | None,
-    chunk: int | str | None,
-    wipe: bool,
-    as_json: bool,
-    wait_s: float,
-    progress: bool | None,
-) -> None:
-    """Take a stream in.
-
-    A full one makes VOL, an incremental one goes onto the base it names.
-
-    The disk options are for a volume that is made; by default it gets the source's geometry. FILE holds one stream
-    alone; of standard input no more is read than the stream. A receive that was interrupted keeps what came, and the
-    next one of the same image goes on from there.
-
-    \b
-    blockplane receive copy -i june1.bps
-    blockplane receive copy -i june1.bps --disks 3 --size 4G --chunk 1MiB
-    blockplane send pool 'june3 - june1' | blockplane receive copy
-    """
-    place = volume_only(vol)
-    if have and gives_up:
-        raise bp.errors.UsageError("--have and --abort do not go together", "say one of them")
-    if have or gives_up:
-        (print_token if have else give_up)(place, wait_s, as_json)
-        return
-    wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
-    source = origin if origin is not None else _standard_input()
-    is_plain = wish.disks is None and wish.size is None and wish.parity is None and wish.chunk is None
-    with ProgressLine(progress) as line:
-        is_volume = os.path.exists(os.path.join(place, CONFIG_NAME))
-        if is_plain and is_volume and not os.path.exists(os.path.join(place, MARK_NAME)):
-            with open_volume(place, "receive", wait_s, writable=True) as volume:
-                report = bp.receive(source, volume, discard=discard, key=keys, progress=line)
-        else:
-            report = bp.receive(
-                source,
-                place,
-                disks=wish.disks,
-                size=wish.size,
-                parity=wish.parity,
-                chunk=wish.chunk,
-                wipe=wish.wipe,
-                discard=discard,
-                key=keys,
-                progress=line,
-            )
-    if as_json:
-        print_json(_received(report))
-    else:
-        print(_arrived(vol, report))
-
-
-def _received(report: ReceiveReport) -> dict[str, object]:
-    return {
-        "n_blocks": report.n_blocks,
-        "n_bytes": report.n_bytes,
-        "stream_bytes": report.stream_bytes,
-        "seconds": report.seconds,
-        "bytes_per_second": report.bytes_per_second,
-        "top": report.top,
-        "base": report.base,
-        "arrived": list(report.arrived),
-        "left_out": list(report.left_out),
-        "already_there": report.already_there,
-    }
-
-
-def _arrived(vol: str, report: ReceiveReport) -> str:
-    if report.already_there:
-        return f"{printable(vol)} has {report.top} already; nothing to do"
-    base = f" onto {report.base}" if report.base else ""
-    return (
-        f"{printable(vol)} has {', '.join(report.arrived)}{base}: {blocks(report.n_blocks)} "
-        f"in {duration(report.seconds)} ({rate(report.stream_bytes, report.seconds)})"
-    )
-
-
-VERBS = (image, send, receive)
+VERBS = (image,)

@@ -26,6 +26,7 @@ from blockplane.cli import (
     snapshots,
     stored,
     streams,
+    transfers,
     volumes,
 )
 from blockplane.cli.elsewhere import ElsewhereError
@@ -73,8 +74,8 @@ def cli() -> None:
 
 
 _MODULES = (
-    volumes, copies, files, snapshots, retention, differences, holders, images, plans, streams, chains, keys, demo,
-    completion,
+    volumes, copies, files, snapshots, retention, differences, holders, images, transfers, plans, streams, chains, keys,
+    demo, completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

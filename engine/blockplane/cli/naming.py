@@ -16,6 +16,7 @@ import blockplane as bp
 
 if TYPE_CHECKING:
     from blockplane.stream import StreamChain
+    from blockplane.transfer.newvolume import Opening
 
 CONFIG_NAME = "volume.toml"
 PLANES_DIRECTORY = "/.planes"
@@ -123,6 +124,13 @@ def open_volume(place: str, verb: str, wait_s: float, *, writable: bool) -> Iter
 
     with opened(place, verb, wait_s, writable=writable) as volume:
         yield volume
+
+
+def opening_to_receive() -> Opening:
+    """Return how a receive opens a volume that it makes: others' verbs are answered meanwhile."""
+    from blockplane.cli.hosting import receiving  # as above
+
+    return receiving()
 
 
 @contextmanager

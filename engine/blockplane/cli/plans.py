@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 
 import click
@@ -73,6 +74,9 @@ def _made_up(names: list[str], n_days: int | None) -> list[str]:
 
 def _days_of(volume: bp.Volume, words: Sequence[str]) -> list[str]:
     if not words:
+        left_out = [f"{snap.name} ({snap.kind})" for snap in volume.snapshots if snap.kind != "regular"]
+        if left_out:
+            print(f"blockplane: left out, being no regular snapshots: {', '.join(left_out)}", file=sys.stderr)
         return [snapshot.name for snapshot in volume.snapshots if snapshot.kind == "regular"]
     names: list[str] = []
     for word in " ".join(words).replace(",", " ").split():

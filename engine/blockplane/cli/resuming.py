@@ -37,7 +37,7 @@ def print_token(place: str, wait_s: float, as_json: bool) -> None:
 
 def give_up(place: str, wait_s: float, as_json: bool) -> None:
     """Give up what interrupted receives have left."""
-    n_blocks = bp.abort_receive(place, wait_s)
+    n_blocks = bp.abort_receive(place, opened=open_volume(place, "receive --abort", wait_s, writable=True))
     if as_json:
         print_json({"freed_blocks": n_blocks, "removed_volume": not os.path.exists(place)})
     elif not os.path.exists(place):

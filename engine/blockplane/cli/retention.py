@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import click
@@ -10,7 +11,7 @@ import blockplane as bp
 from blockplane.cli.completion import VolumeName
 from blockplane.cli.naming import open_volume, volume_only
 from blockplane.cli.options import Duration, defer_option, json_option, wait_option
-from blockplane.cli.text import blocks, count, iso, moment, print_json, print_table
+from blockplane.cli.text import blocks, count, iso, moment, print_json, print_table, printable
 
 _keep = click.IntRange(-1)
 
@@ -74,6 +75,8 @@ def prune(
     )
     with open_volume(volume_only(vol), "prune", wait_s, writable=not dry_run) as volume:
         found = volume.prune(policy, dry_run=dry_run, defer=defer)
+    if only and not found.verdicts:
+        print(f"blockplane: no snapshot matches --only {' or '.join(map(printable, only))}", file=sys.stderr)
     if as_json:
         print_json(_describe(found))
     else:

@@ -98,7 +98,7 @@ def delete_snapshots(volume: bp.Volume, names: Sequence[str], dry_run: bool, def
     else:
         n_before = _metafile_blocks(volume)
         n_freed = volume.delete_snapshot(*names, defer=defer) if names else 0
-        n_metafile = _metafile_blocks(volume) - n_before
+        n_metafile = max(_metafile_blocks(volume) - n_before, 0)  # what only the snapshots' own records took is freed
         waiting = [snap.name for snap in volume.snapshots if snap.name in names and snap.kind == "deleting"]
     gone = [name for name in names if name not in waiting]
     if as_json:

@@ -192,6 +192,7 @@ def verify(
                 "snapshots": verdict.snapshots,
                 "order": verdict.order,
                 "proved": verdict.proved,
+                "repeated": verdict.repeated,
             }
         )
     else:
@@ -204,6 +205,8 @@ def _print_verdict(files: Sequence[str], verdict: StreamVerdict) -> None:
         print(sentence(problem))
     if verdict.ok and verdict.order != list(files) and len(verdict.order) > 1:
         print(f"order      {', '.join(printable(name) for name in verdict.order)}")
+    if verdict.repeated:
+        print(f"twice      {', '.join(printable(name) for name in verdict.repeated)}")
     if verdict.proved:
         print(f"whole      {', '.join(verdict.proved)}")
     chain = ", a complete chain" if len(verdict.order) > 1 else ""

@@ -65,8 +65,12 @@ class Difference:
         return {sort: found[sort] for sort in ("added", "changed", "deleted", "renamed")}
 
 
-def compare(before: State, after: State) -> Difference:
+def compare(before: State, after: State, atime: bool = False) -> Difference:
     """Return what changed from one committed state of a volume to another.
+
+    Parameters
+    ----------
+    atime : list also files of which only the time of the last access changed.
 
     Notes
     -----
@@ -75,13 +79,14 @@ def compare(before: State, after: State) -> Difference:
     in a renamed directory is not listed unless it changed itself; a directory is not listed for its entries' sake.
     Between states of which none descends from the other a file is the same only where its time of creation is too.
     """
-    return _Comparison(before, after).run()
+    return _Comparison(before, after, atime).run()
 
 
 class _Comparison:
     """gone, fresh : inodes that only one state has; kept : (before, after) of those in both that are not equal."""
 
-    def __init__(self, before: State, after: State) -> None:
+    def __init__(self, before: State, after: State, atime: bool) -> None:
+        self._atime = atime
         records = Records(before), Records(after)
         self._b = Whereabouts(records[1])
         self._a = Whereabouts(records[0])
@@ -236,6 +241,7 @@ class _Comparison:
         attributes = _plain_attributes(x) != _plain_attributes(y) or self._extended_differ(x, y)
         explained = content or has_entries
         attributes |= x.mtime_ns != y.mtime_ns and not explained
+        attributes |= self._atime and x.atime_ns != y.atime_ns
         attributes |= x.ctime_ns != y.ctime_ns and not (explained or attributes or links or is_moved)
         flags: tuple[tuple[Kind, bool], ...] = (("content", content), ("attributes", attributes), ("links", links))
         return tuple(kind for kind, is_so in flags if is_so)
@@ -271,4 +277,4 @@ def _content_differs(x: Inode, y: Inode) -> bool:
 
 
 def _plain_attributes(inode: Inode) -> tuple[int, ...]:
-    return inode.mode, inode.uid, inode.gid, inode.dos_attributes, inode.atime_ns, inode.created_ns
+    return inode.mode, inode.uid, inode.gid, inode.dos_attributes, inode.created_ns

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from blockplane.image.layout import Layout
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.planes import Plane
-from blockplane.volume import snapshots
+from blockplane.volume import deleting
 from blockplane.volume.live import LiveVolume
 
 
@@ -46,7 +46,7 @@ def freeing(volume: LiveVolume, names: Sequence[str]) -> Freeing:
     """
     names = tuple(dict.fromkeys(names))
     with volume.lock:
-        places = snapshots.freed_places(volume, names)
-        alone = {name: snapshots.freed_by(volume, [name]) for name in names}
+        places = deleting.freed_places(volume, names)
+        alone = {name: deleting.freed_by(volume, [name]) for name in names}
     per_disk = Layout(places, [], places.n_blocks).blocks_per_disk(volume.geometry)
     return Freeing(names, places, tuple(per_disk), alone)

@@ -14,11 +14,10 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 from blockplane.model.errors import RefusedError
+from blockplane.volume.making import SOCKET_NAME
 
-SOCKET_NAME: Final = "control.sock"
 #: How long to wait for another process that is just making or removing the socket.
 _MUTEX_S = 1.0
 

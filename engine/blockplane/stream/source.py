@@ -172,6 +172,19 @@ def stream_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     return names
 
 
+def named_again(names: Sequence[str]) -> list[str]:
+    """Return the names of files that a name before them names too."""
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for name in names:
+        if os.path.isfile(name):
+            status = os.stat(name)
+            key = status.st_dev, status.st_ino
+            found += [name] if key in seen else []
+            seen.add(key)
+    return found
+
+
 def is_stream(path: str | os.PathLike[str]) -> bool:
     """Tell whether a file begins as a stream does."""
     try:

@@ -3,6 +3,7 @@
 from blockplane.transfer.compare import StreamComparison, compare_streams
 from blockplane.transfer.destination import abort_receive
 from blockplane.transfer.merge import MergeReport, merge_streams
+from blockplane.transfer.newvolume import Opening
 from blockplane.transfer.receive import ReceiveReport, receive
 from blockplane.transfer.resume import (
     InterruptedReceive,
@@ -18,6 +19,7 @@ from blockplane.transfer.verify import StreamVerdict, stream_map, verify_streams
 __all__ = [
     "InterruptedReceive",
     "MergeReport",
+    "Opening",
     "ReceiveReport",
     "ResumeToken",
     "SendReport",

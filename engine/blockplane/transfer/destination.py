@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from blockplane.disks import HEAD_BLOCKS, TAIL_BLOCKS, GroupRecord
 from blockplane.image.store import VolumeStore
-from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import (
     BlockplaneError,
     NotAVolumeError,
@@ -26,36 +21,16 @@ from blockplane.stream.codec import Role
 from blockplane.stream.kinship import kinship
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.history import is_in_history
+from blockplane.transfer.newvolume import DiskWish, Opening, create, remove, remove_made
 from blockplane.transfer.protocol import Destination
 from blockplane.transfer.resume import drop_incoming, made_by_receive
 from blockplane.volume import landing, making
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord, TableEntry
-from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, read_config
-from blockplane.volume.groups import DiskNames, give_back
+from blockplane.volume.groups import give_back
 from blockplane.volume.incoming import FLAG_MADE_VOLUME, IncomingEntry
 from blockplane.volume.live import LiveVolume
-from blockplane.volume.making import LOCK_NAME
 from blockplane.volume.snapshots import check_name
 from blockplane.volume.volume import Volume
-
-#: A stream's own word for its geometry makes at most this many disk files; who wants more says so.
-_MAX_DISKS: Final = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class DiskWish:
-    """What was asked of a volume that is made; None: as the source has it."""
-
-    disks: DiskNames | None = None
-    size: int | str | None = None
-    parity: int | None = None
-    chunk: int | str | None = None
-    wipe: bool = False
-
-    @property
-    def is_default(self) -> bool:
-        """Whether nothing was asked."""
-        return self.disks is None and self.size is None and self.parity is None and self.chunk is None
 
 
 class VolumeDestination:
@@ -190,7 +165,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def destination_for(
-    target: str | os.PathLike[str] | LiveVolume | Destination, stream: StreamMap, wish: DiskWish
+    target: str | os.PathLike[str] | LiveVolume | Destination,
+    stream: StreamMap,
+    wish: DiskWish,
+    opening: Opening | None = None,
 ) -> AbstractContextManager[Destination]:
     """Return the destination, open; a volume that was opened or made here is closed on leaving.
 
@@ -202,13 +180,13 @@ def destination_for(
         return _as_it_is(VolumeDestination(target))
     if not isinstance(target, (str, os.PathLike)):
         return _as_it_is(target)
-    path = Path(target)
+    path, opening = Path(target), opening or Opening()
     _clear_half_made(path)
     if _is_vacant(path):
-        return _made(path, stream, wish)
+        return _made(path, stream, wish, opening)
     if not wish.is_default and not _is_half_made(path):
         raise UsageError(f"{path} is there already: its disks are what they are", "leave the disk options out")
-    return _opened(path)
+    return _opened(path, opening)
 
 
 def _clear_half_made(path: Path) -> None:
@@ -247,13 +225,13 @@ def _as_it_is(destination: Destination) -> Iterator[Destination]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Destination]:
-    with Volume.open(path, verb="receive") as volume:
+def _opened(path: Path, opening: Opening) -> Iterator[Destination]:
+    with opening.open(path) as volume, opening.entered(volume):
         yield VolumeDestination(volume)
 
 
 @contextmanager
-def _made(path: Path, stream: StreamMap, wish: DiskWish) -> Iterator[Destination]:
+def _made(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> Iterator[Destination]:
     """Make a volume; when receiving into it fails, remove what was made and nothing else."""
     base = stream.base
     if base is not None:
@@ -265,78 +243,34 @@ def _made(path: Path, stream: StreamMap, wish: DiskWish) -> Iterator[Destination
     named = [] if wish.disks is None or isinstance(wish.disks, int) else [Path(disk) for disk in wish.disks]
     old_disks = [disk for disk in named if disk.exists()]
     new_disks = [disk for disk in named if disk not in old_disks]
-    volume = _create(path, stream, wish)
+    volume = create(path, stream, wish, opening)
     making.mark(path)
     try:
-        yield VolumeDestination(volume, is_made=True)
+        with opening.entered(volume):
+            yield VolumeDestination(volume, is_made=True)
         volume.close()
         making.unmark(path)
     except BaseException:
-        if volume.local.incoming.images():  # it was interrupted, and can go on
+        has_arrived = volume.committed_local.root.n_entries  # and then something went wrong
+        if has_arrived or volume.local.incoming.images():  # or it was interrupted, and can go on
             volume.close()
             making.unmark(path)
             raise
         volume.abandon()
-        _remove(path, new_disks, existed)
+        remove(path, new_disks, existed)
         for disk in old_disks:
             give_back(str(disk))
         raise
 
 
-def _create(path: Path, stream: StreamMap, wish: DiskWish) -> Volume:
-    groups = stream.header.groups
-    if wish.is_default and len(groups) > 1:
-        return _create_groups(path, groups)
-    if not groups and (wish.disks is None or wish.size is None):
-        raise UsageError("the stream names no disks", "say --disks and --size")
-    like = groups[0] if groups else GroupRecord(0, 1, 0, 64, 64, (0,))
-    disks = wish.disks if wish.disks is not None else len(like.disks)
-    n_disks = disks if isinstance(disks, int) else len(disks)
-    parity = wish.parity
-    if parity is None and wish.disks is None:
-        parity = like.n_parity
-    chunk = wish.chunk if wish.chunk is not None else _chunk_of(like)
-    size = wish.size
-    if size is None and isinstance(disks, int):
-        n_parity = parity if parity is not None else int(n_disks >= 3)
-        size = _size_for(groups, max(n_disks - n_parity, 1), like)
-    _refuse_too_many(n_disks)
-    return Volume.create(path, disks=disks, size=size, parity=parity, chunk=chunk, wipe=wish.wipe)
-
-
-def _create_groups(path: Path, groups: Sequence[GroupRecord]) -> Volume:
-    """Make a volume with the source's groups, one by one."""
-    _refuse_too_many(sum(len(group.disks) for group in groups))
-    first, *rest = groups
-    volume = Volume.create(path, len(first.disks), _disk_bytes(first), first.n_parity, _chunk_of(first))
-    for group in rest:
-        volume.grow(disks=len(group.disks), size=_disk_bytes(group), parity=group.n_parity, chunk=_chunk_of(group))
-    return volume
-
-
-def _refuse_too_many(n_disks: int) -> None:
-    if n_disks > _MAX_DISKS:
-        raise UsageError(f"the source has {n_disks} disks", "say --disks and --size for the new volume")
-
-
-def _disk_bytes(group: GroupRecord) -> int:
-    return (group.disk_blocks + HEAD_BLOCKS + TAIL_BLOCKS) * BLOCK_BYTES
-
-
-def _chunk_of(group: GroupRecord) -> int | str:
-    return "disk" if group.chunk_blocks == group.disk_blocks else group.chunk_blocks * BLOCK_BYTES
-
-
-def _size_for(groups: Sequence[GroupRecord], n_data: int, like: GroupRecord) -> int:
-    """Return bytes a disk, so that n_data of them reach as far as the source's numbering."""
-    reach = max(group.stop for group in groups)
-    per_disk = -(-reach // n_data)
-    chunk = like.chunk_blocks if like.chunk_blocks < like.disk_blocks else 64
-    return (-(-per_disk // chunk) * chunk + HEAD_BLOCKS + TAIL_BLOCKS) * BLOCK_BYTES
-
-
-def abort_receive(path: str | os.PathLike[str], wait_s: float = 0.0) -> int:
+def abort_receive(
+    path: str | os.PathLike[str], wait_s: float = 0.0, opened: AbstractContextManager[LiveVolume] | None = None
+) -> int:
     """Give up what interrupted receives have left in a volume; one that such a receive made is removed.
+
+    Parameters
+    ----------
+    opened : gives the volume, open for writing, where it is not to be opened here. It is not removed while it is open.
 
     Returns
     -------
@@ -344,28 +278,13 @@ def abort_receive(path: str | os.PathLike[str], wait_s: float = 0.0) -> int:
 
     Raises
     ------
-    RefusedError : no receive was interrupted here.
+    RefusedError : no receive was interrupted here; one that is under way is not.
     """
     directory = Path(path)
-    with Volume.open(directory, wait_s=wait_s, verb="receive --abort") as volume:
+    with opened or Volume.open(directory, wait_s=wait_s, verb="receive --abort") as volume:
         is_made = made_by_receive(volume)
         n_blocks = drop_incoming(volume)
     if is_made:
-        names = read_config(directory).disks
-        _remove(directory, [], existed=False)
-        for name in names:
-            if Path(directory, name).exists():
-                give_back(str(Path(directory, name)))
+        with suppress(VolumeInUseError):  # it stays, empty, for who has it
+            remove_made(directory)
     return n_blocks
-
-
-def _remove(path: Path, new_disks: Sequence[Path], existed: bool) -> None:
-    """Undo `_create`: only names that it made."""
-    for disk in new_disks:
-        disk.unlink(missing_ok=True)
-    shutil.rmtree(path / DISKS_DIR, ignore_errors=True)
-    for name in (CONFIG_NAME, LOCK_NAME, making.MARK_NAME):
-        (path / name).unlink(missing_ok=True)
-    if not existed and not any(path.iterdir()):
-        with suppress(OSError):  # somebody mounted it
-            path.rmdir()

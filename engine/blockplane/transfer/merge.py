@@ -29,7 +29,7 @@ from blockplane.stream.input import open_input
 from blockplane.stream.keyfile import KeyLike, Keys
 from blockplane.stream.reader import StreamReader
 from blockplane.stream.sink import SinkLike
-from blockplane.stream.source import StreamChain, open_stream, stream_names
+from blockplane.stream.source import StreamChain, named_again, open_stream, stream_names
 from blockplane.stream.stateplane import plane_in
 from blockplane.transfer.receive import Claims
 from blockplane.transfer.send import WRITER, SendReport, send
@@ -75,7 +75,7 @@ def merge_streams(
 
     Raises
     ------
-    UsageError : the result would replace one of the streams, or show what they keep secret.
+    UsageError : one is named twice; the result would replace one of the streams, or show what they keep secret.
     StreamMismatchError : they are no one chain, or a block of the top is in none of them; nothing is written.
     StreamError and its kinds : a stream cannot be read, is damaged or cut off.
 
@@ -84,6 +84,8 @@ def merge_streams(
     Reads the members once, in order. Memory: a plane a member, and the frames on their way.
     """
     names = stream_names(paths)
+    for name in named_again(names):
+        raise UsageError(f"{name} is named twice", "name each stream of the chain once")
     if isinstance(sink, (str, os.PathLike)) and os.path.exists(sink) and not dry_run:
         for name in names:
             if os.path.exists(name) and os.path.samefile(name, sink):

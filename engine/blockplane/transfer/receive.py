@@ -17,7 +17,8 @@ from blockplane.stream.codec import FrameHead, Role
 from blockplane.stream.input import InputLike, open_input
 from blockplane.stream.keyfile import Keys, keys_of
 from blockplane.stream.reader import StreamMap, StreamReader
-from blockplane.transfer.destination import DiskWish, destination_for
+from blockplane.transfer.destination import destination_for
+from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.protocol import Destination, Landing
 from blockplane.volume.groups import DiskNames
 from blockplane.volume.volume import Volume
@@ -60,6 +61,7 @@ def receive(
     discard: bool = False,
     key: Keys = None,
     progress: Progress = ignore_progress,
+    opening: Opening | None = None,
 ) -> ReceiveReport:
     """Take a stream in.
 
@@ -70,6 +72,7 @@ def receive(
     disks, size, parity, chunk, wipe : of a volume that is made, as for `Volume.create`; by default the source's.
     discard : give up what the stream would replace and no snapshot holds.
     key : a key, a key file, or several, for a stream that is encrypted.
+    opening : how a volume that is made, or named by its directory, is opened, and what goes on round its use.
 
     Raises
     ------
@@ -89,7 +92,7 @@ def receive(
         reader.require_receivable()
         stream = reader.read_map()
         wish = DiskWish(disks, size, parity, chunk, wipe)
-        with destination_for(target, stream, wish) as destination:
+        with destination_for(target, stream, wish, opening) as destination:
             return _receive(reader, stream, destination, discard, progress)
 
 

@@ -202,6 +202,11 @@ def held(volume: LiveVolume, image: Image, seconds: float) -> Iterator[None]:
 
 def _latest(volume: LiveVolume) -> IncomingImage:
     waiting = [i for i in volume.local.incoming.images() if not volume.incoming.runs(i.entry.landing_id)]
+    if not waiting and volume.incoming.is_running:
+        raise RefusedError(
+            f"a receive into {volume.path} is under way, and none before it was interrupted",
+            "wait for its end, or interrupt it first: what came is kept",
+        )
     if not waiting:
         raise RefusedError(
             f"no receive into {volume.path} was interrupted: there is nothing to go on with", "receive the stream whole"

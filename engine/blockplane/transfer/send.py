@@ -249,7 +249,8 @@ def send(
             started = time.monotonic()
             opened.commit()
         except BaseException as error:
-            kept = opened.suspend() if isinstance(opened, FileSink) else ""
+            may_go_on = isinstance(sending, ImageSending) and (locations == "explicit" or began.partial is not None)
+            kept = opened.suspend() if may_go_on and isinstance(opened, FileSink) else ""
             if kept and isinstance(error, BlockplaneError):
                 more = f"what is written is kept in {kept}: go on with --resume, or delete it"
                 error.hint = f"{error.hint}; {more}" if error.hint else more

@@ -8,23 +8,16 @@ exception. What inodes and directories mean is `filesystem.check`'s.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.checks import first_bad_block, fresh_checks
 from blockplane.model.errors import BlockplaneError
+from blockplane.volume.checkwalk import MAX_PROBLEMS, CheckReport, Reach, Walker
 from blockplane.volume.codec import (
     FORM_TREE,
-    KIND_BLOCK,
-    KIND_SHIFT,
-    NUMBER_MASK,
     ROOT_POINTERS,
     TREE_ROOT_BYTES,
-    Pointer,
-    PointerArray,
     TreeRoot,
 )
 from blockplane.volume.copies import bad_labels, bad_records
@@ -34,139 +27,12 @@ from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, Leaf, by_leaf, c
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.liveparity import LiveParity
 from blockplane.volume.positions import problems as mark_problems
-from blockplane.volume.runs import runs_of
 from blockplane.volume.shadows import LOCAL_FLAG
 from blockplane.volume.state import State
-from blockplane.volume.treeio import BlockReader
+
+__all__ = ["MAX_PROBLEMS", "CheckReport", "check"]
 
 INODE_BYTES = 512
-BATCH_BLOCKS = 1024
-MAX_PROBLEMS = 1000
-
-
-@dataclass(slots=True)
-class CheckReport:
-    """What a check found.
-
-    problems: one sentence each, at most 1,000 and then how many more. n_unsettled: stripes that an unclean stop left
-    under way, all that is live in them protected by the log; opening the volume for writing settles them.
-    """
-
-    problems: list[str] = field(default_factory=list)
-    n_blocks: int = 0
-    n_states: int = 0
-    n_stripes: int = 0
-    n_unsettled: int = 0
-    n_suppressed: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
-
-    def add(self, problem: str) -> None:
-        """Note a problem."""
-        if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(problem)
-        else:
-            self.n_suppressed += 1
-
-
-class _Reach:
-    """The numbers a walk reaches: a plane in leaves, and who came twice."""
-
-    def __init__(self, name: str, report: CheckReport) -> None:
-        self.leaves: dict[int, Leaf] = {}
-        self._name = name
-        self._report = report
-
-    def enter(self, numbers: NDArray[np.int64], what: str) -> None:
-        """Note numbers reached; one that two owners share is a problem."""
-        for leaf, low in by_leaf(numbers):
-            words = self.leaves.setdefault(leaf, np.zeros(LEAF_BLOCKS // 64, np.uint64))
-            before = count(words)
-            set_numbers(words, low)
-            if count(words) - before != len(low):
-                self._report.add(
-                    f"{self._name}: {what} shares a block near {leaf * LEAF_BLOCKS + int(low[0])} with another owner"
-                )
-
-
-class _Walker:
-    """Walks block trees of one state, or of the local tree, in batches."""
-
-    def __init__(
-        self,
-        reader: BlockReader,
-        space_blocks: int,
-        name: str,
-        report: CheckReport,
-        skip: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
-    ) -> None:
-        self._reader = reader
-        self._space = space_blocks
-        self.name = name
-        self.report = report
-        self._skip = skip
-        self.reach = _Reach(name, report)
-        self.seen: list[tuple[NDArray[np.int64], NDArray[np.uint32]]] = []
-
-    def tree(self, root: TreeRoot, what: str, leaf_visitor: Callable[[NDArray[np.uint8]], None] | None = None) -> None:
-        """Walk a tree: enter every block, compare every check; leaf_visitor gets verified leaves (n, 4096) in order."""
-        if root.form == FORM_TREE:
-            self.pointers(root.pointers, root.depth, what, leaf_visitor)
-
-    def root(self, pointer: Pointer) -> None:
-        """Enter and verify the block that the trees' roots stand in."""
-        if pointer.exists:
-            self._batch(np.frombuffer(pointer.encode(), np.uint64).reshape(1, 2), "its root", is_needed=True)
-
-    def pointers(
-        self,
-        pointers: PointerArray,
-        level: int,
-        what: str,
-        leaf_visitor: Callable[[NDArray[np.uint8]], None] | None = None,
-    ) -> None:
-        """Walk what pointers (n, 2) of one level lead to."""
-        found = pointers[pointers[:, 0] != 0]
-        for start in range(0, len(found), BATCH_BLOCKS):
-            good, blocks = self._batch(found[start : start + BATCH_BLOCKS], what, level > 0 or leaf_visitor is not None)
-            if level > 0:
-                nodes = blocks[good].view(np.uint64).reshape(-1, 2)
-                self.pointers(nodes, level - 1, what, leaf_visitor)
-            elif leaf_visitor is not None:
-                leaf_visitor(blocks[good])
-
-    def _batch(self, pointers: PointerArray, what: str, is_needed: bool) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
-        """Enter and verify a batch; return which blocks are good, and the blocks (n, 4096)."""
-        kinds = pointers[:, 0] >> np.uint64(KIND_SHIFT)
-        numbers = (pointers[:, 0] & np.uint64(NUMBER_MASK)).astype(np.int64)
-        sane = (kinds == KIND_BLOCK) & (numbers < self._space)
-        if not sane.all():
-            self.report.add(f"{self.name}: {what} has {int((~sane).sum())} pointers that lead nowhere")
-            pointers, numbers = pointers[sane], numbers[sane]
-        good = np.ones(len(numbers), np.bool_)
-        blocks = np.empty((len(numbers), BLOCK_BYTES), np.uint8)
-        if not len(numbers):
-            return good, blocks
-        expected = pointers[:, 1].astype(np.uint32)
-        self.reach.enter(numbers, what)
-        self.seen.append((numbers, expected))
-        if not is_needed and self._skip(numbers).all():
-            return good, blocks
-        self.report.n_blocks += len(numbers)
-        try:
-            self._reader.read_extents(runs_of(numbers), blocks.reshape(-1))
-        except BlockplaneError as error:
-            self.report.add(f"{self.name}: {what} cannot be read: {error}")
-            good[:] = False
-            return good, blocks
-        if first_bad_block(blocks.reshape(-1), numbers, expected) >= 0:
-            good = fresh_checks(blocks.reshape(-1), numbers) == expected
-            for number in numbers[~good].tolist():
-                self.report.add(f"{self.name}: block {number} of {what} does not match its checksum")
-        return good, blocks
 
 
 def check(volume: LiveVolume, parity: bool = True) -> CheckReport:
@@ -234,7 +100,7 @@ def _check_state(state: State, name: str, report: CheckReport, verified: dict[in
         return np.array([bits_at(verified.get(leaf), low).all() for leaf, low in by_leaf(places)])
 
     report.n_states += 1
-    walker = _Walker(
+    walker = Walker(
         state.reader, state.space_blocks, name, report, skip if verified else lambda n: np.zeros(len(n), np.bool_)
     )
     root = state.root
@@ -259,7 +125,7 @@ def bits_at(words: Leaf | None, low: NDArray[np.int64]) -> NDArray[np.bool_]:
     return bits
 
 
-def _check_inodes(blocks: NDArray[np.uint8], walker: _Walker) -> None:
+def _check_inodes(blocks: NDArray[np.uint8], walker: Walker) -> None:
     """Walk the trees of the inodes in blocks of the inode file; roots of depth 0 together, since most are."""
     records = blocks.reshape(-1, INODE_BYTES)
     trees = records[records[:, 0] == FORM_TREE]
@@ -274,7 +140,7 @@ def _check_inodes(blocks: NDArray[np.uint8], walker: _Walker) -> None:
             walker.report.add(f"{walker.name}: an inode is damaged: {error}")
 
 
-def _check_recorded(state: State, walker: _Walker, name: str, report: CheckReport) -> None:
+def _check_recorded(state: State, walker: Walker, name: str, report: CheckReport) -> None:
     """Hold the checksum file against the checks in the pointers."""
     for numbers, expected in walker.seen:
         try:
@@ -319,9 +185,7 @@ def _compare(
 def _check_local(volume: LiveVolume, report: CheckReport) -> None:
     """Walk the local tree and hold the local plane against it."""
     local, name = volume.committed_local, "the local tree"
-    walker = _Walker(
-        volume.place_reader(), volume.geometry.n_blocks, name, report, lambda n: np.zeros(len(n), np.bool_)
-    )
+    walker = Walker(volume.place_reader(), volume.geometry.n_blocks, name, report, lambda n: np.zeros(len(n), np.bool_))
     walker.root(volume.info.local)
     whats = (
         "table", "held plane", "local plane", "place map", "marks", "incoming", "holds", "logs", "shadowed plane",
@@ -373,13 +237,13 @@ def _check_incoming(volume: LiveVolume, image: IncomingImage, report: CheckRepor
         )
 
 
-def _check_shadows(volume: LiveVolume, reach: _Reach, report: CheckReport) -> None:
+def _check_shadows(volume: LiveVolume, reach: Reach, report: CheckReport) -> None:
     """Walk the planes of shadows, count their bits, and hold the shadowed plane against what of them lies in states."""
     local = volume.committed_local
     reached: dict[int, Leaf] = {}
     for plane in local.shadows.planes():
         name = f"shadow {plane.entry.record.name!r}"
-        walker = _Walker(plane.reader, 2 * LOCAL_FLAG, name, report, lambda n: np.zeros(len(n), np.bool_))
+        walker = Walker(plane.reader, 2 * LOCAL_FLAG, name, report, lambda n: np.zeros(len(n), np.bool_))
         walker.tree(plane.blockmap.root, "its plane")
         for numbers, _ in walker.seen:
             reach.enter(numbers[numbers >= LOCAL_FLAG] - LOCAL_FLAG, name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blockplane.volume import snapshots
+from blockplane.volume import deleting
 from blockplane.volume.holds import needs
 
 if TYPE_CHECKING:
@@ -29,6 +29,6 @@ def reap(volume: LiveVolume) -> int:
         if not due:
             return 0
         volume.commit()
-        n_freed = snapshots.drop(volume, due)
+        n_freed = deleting.drop(volume, due)
         volume.commit()
         return n_freed

@@ -88,14 +88,21 @@ def release(volume: LiveVolume, name: str, owner: str) -> None:
 
 
 def hold_by_id(volume: LiveVolume, snapshot_id: bytes, owner: str, expires_ns: int = 0) -> None:
-    """Keep a snapshot, known by its id, in the open CP: durable with its commit. The volume's lock is held."""
-    rest = [old for old in volume.local.holds() if (old.snapshot_id, old.owner) != (snapshot_id, owner)]
+    """Keep a snapshot, known by its id, in the open CP: durable with its commit. The volume's lock is held.
+
+    As with `hold`, those that have expired are cleared away.
+    """
+    rest = [
+        old
+        for old in volume.local.holds()
+        if (old.snapshot_id, old.owner) != (snapshot_id, owner) and not old.has_expired
+    ]
     volume.local.set_holds([*rest, Hold(snapshot_id, owner, time.time_ns(), expires_ns)])
 
 
 def release_all(volume: LiveVolume, owner: str) -> None:
-    """Give up whatever an owner holds, in the open CP. The volume's lock is held."""
-    kept = [hold for hold in volume.local.holds() if hold.owner != owner]
+    """Give up whatever an owner holds, and what has expired, in the open CP. The volume's lock is held."""
+    kept = [hold for hold in volume.local.holds() if hold.owner != owner and not hold.has_expired]
     if len(kept) < len(volume.local.holds()):
         volume.local.set_holds(kept)
 

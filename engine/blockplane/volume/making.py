@@ -15,6 +15,8 @@ from blockplane.volume.lock import VolumeLock
 
 MARK_NAME: Final = "making"
 LOCK_NAME: Final = "lock"
+#: Made by `server`, and left behind where its process was killed.
+SOCKET_NAME: Final = "control.sock"
 
 
 def mark(directory: Path) -> None:
@@ -37,6 +39,12 @@ def is_vacant(directory: Path) -> bool:
     return all(entry.name == LOCK_NAME for entry in directory.iterdir())
 
 
+def remove_socket(directory: Path) -> None:
+    """Remove the control socket that a process has left, and nothing else of that name. The lock is held."""
+    if (directory / SOCKET_NAME).is_socket():
+        (directory / SOCKET_NAME).unlink(missing_ok=True)
+
+
 def clear(directory: Path) -> None:
     """Remove what a maker left that stopped: what is in the directory but the lock, not disks that lie elsewhere.
 
@@ -46,5 +54,6 @@ def clear(directory: Path) -> None:
     """
     with VolumeLock(directory / LOCK_NAME, "clearing"):
         shutil.rmtree(directory / DISKS_DIR, ignore_errors=True)
+        remove_socket(directory)
         for name in (CONFIG_NAME, CONFIG_NAME + ".new", MARK_NAME):
             (directory / name).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
 from blockplane.model.errors import RefusedError, UsageError
-from blockplane.volume import snapshots
+from blockplane.volume import deleting
 from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, SnapshotRecord
 from blockplane.volume.holds import holds_of
 
@@ -158,8 +158,8 @@ def prune(
                 "keep one at least; `snapshot delete` deletes by name",
             )
         if dry_run or not gone:
-            return PruneReport(tuple(verdicts), snapshots.freed_by(volume, gone) if gone else 0, dry_run)
-        n_freed = snapshots.delete(volume, gone, defer)
+            return PruneReport(tuple(verdicts), deleting.freed_by(volume, gone) if gone else 0, dry_run)
+        n_freed = deleting.delete(volume, gone, defer)
         waiting = {record.name for record in _records(volume) if record.kind == KIND_DELETING}
         return PruneReport(tuple(verdicts), n_freed, False, tuple(name for name in gone if name in waiting))
 

@@ -16,7 +16,7 @@ from blockplane.disks.geometry import Geometry, GroupRecord
 from blockplane.disks.label import make_labels, mend_labels, settle_labels, write_labels
 from blockplane.model.errors import BlockplaneError, NotAVolumeError, ReadOnlyError, VolumeInUseError
 from blockplane.planes import Plane
-from blockplane.volume import deferred, holds, making, positions, snapshots
+from blockplane.volume import deferred, deleting, holds, making, positions, snapshots
 from blockplane.volume.codec import Hold
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, VolumeConfig, read_config, write_config
 from blockplane.volume.destinations import Destinations
@@ -53,6 +53,8 @@ class Volume(LiveVolume):
         parity: int | None = None,
         chunk: int | str | None = None,
         wipe: bool = False,
+        verb: str = "create",
+        answers: bool = False,
     ) -> Self:
         """Make a volume and open it.
 
@@ -61,7 +63,7 @@ class Volume(LiveVolume):
         disks : how many disk files to make in the volume's directory, or paths of files or devices to use.
         size : bytes of each disk (`"2G"`); for paths that exist, their own size where not given.
         parity : 0, 1 or 2 disks of each group; by default 1 from three disks on. chunk : bytes, or "disk".
-        wipe : use disks that were named although they hold data.
+        wipe : use disks that were named although they hold data. verb, answers : as for `open`.
 
         Raises
         ------
@@ -70,7 +72,7 @@ class Volume(LiveVolume):
         directory = Path(path)
         wish = GroupWish(disks, size, parity, chunk, wipe)
         made = _make_directory(directory)
-        lock = VolumeLock(directory / LOCK_NAME, "create")
+        lock = VolumeLock(directory / LOCK_NAME, verb, answers=answers)
         opened: list[Disk] = []
         files: list[str] = []
         try:
@@ -94,6 +96,7 @@ class Volume(LiveVolume):
             lock.release()
             raise
         volume.close_with(lock)
+        volume.pins.verb = verb
         volume.close_with(CommitTimer(volume._on_time).__enter__())
         return volume
 
@@ -262,8 +265,8 @@ class Volume(LiveVolume):
             return Snapshot(self, self.local.entry(name))
 
     def delete_snapshot(self, *names: str, defer: bool = False) -> int:
-        """Delete snapshots; return how many blocks that freed; see `snapshots.delete`."""
-        return snapshots.delete(self, names, defer)
+        """Delete snapshots; return how many blocks that freed; see `deleting.delete`."""
+        return deleting.delete(self, names, defer)
 
     def snapshot_range(self, first: str, last: str) -> list[str]:
         """Return the names of the snapshots from first to last, as `snapshots` orders them."""

@@ -1,0 +1,148 @@
+"""Volumes made for a stream: their disks, how they are opened, and how they go again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from blockplane.disks import HEAD_BLOCKS, TAIL_BLOCKS, GroupRecord
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import UsageError
+from blockplane.stream.reader import StreamMap
+from blockplane.volume import making
+from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, read_config
+from blockplane.volume.groups import DiskNames, give_back
+from blockplane.volume.lock import VolumeLock
+from blockplane.volume.making import LOCK_NAME
+from blockplane.volume.volume import Volume
+
+#: A stream's own word for its geometry makes at most this many disk files; who wants more says so.
+_MAX_DISKS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DiskWish:
+    """What was asked of a volume that is made; None: as the source has it."""
+
+    disks: DiskNames | None = None
+    size: int | str | None = None
+    parity: int | None = None
+    chunk: int | str | None = None
+    wipe: bool = False
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing was asked."""
+        return self.disks is None and self.size is None and self.parity is None and self.chunk is None
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a receive opens a volume that it makes, or that is named by its directory.
+
+    kind : the volume's class. around : called with the open volume; what it returns is entered as long as that is open.
+    """
+
+    kind: type[Volume] = Volume
+    around: Callable[[Volume], AbstractContextManager[object]] | None = None
+
+    def open(self, path: Path) -> Volume:
+        """Open a volume that is there."""
+        return self.kind.open(path, verb="receive", answers=self.around is not None)
+
+    def create(
+        self,
+        path: Path,
+        disks: DiskNames,
+        size: int | str | None,
+        parity: int | None,
+        chunk: int | str | None,
+        wipe: bool = False,
+    ) -> Volume:
+        """Make a volume."""
+        answers = self.around is not None
+        return self.kind.create(path, disks, size, parity, chunk, wipe, verb="receive", answers=answers)
+
+    def entered(self, volume: Volume) -> AbstractContextManager[object]:
+        """Return what goes round the use of an open volume."""
+        return self.around(volume) if self.around is not None else nullcontext()
+
+
+def create(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> Volume:
+    """Make a volume for a stream: as asked, else with the source's geometry."""
+    groups = stream.header.groups
+    if wish.is_default and len(groups) > 1:
+        return _create_groups(path, groups, opening)
+    if not groups and (wish.disks is None or wish.size is None):
+        raise UsageError("the stream names no disks", "say --disks and --size")
+    like = groups[0] if groups else GroupRecord(0, 1, 0, 64, 64, (0,))
+    disks = wish.disks if wish.disks is not None else len(like.disks)
+    n_disks = disks if isinstance(disks, int) else len(disks)
+    parity = wish.parity
+    if parity is None and wish.disks is None:
+        parity = like.n_parity
+    chunk = wish.chunk if wish.chunk is not None else _chunk_of(like)
+    size = wish.size
+    if size is None and isinstance(disks, int):
+        n_parity = parity if parity is not None else int(n_disks >= 3)
+        size = _size_for(groups, max(n_disks - n_parity, 1), like)
+    _refuse_too_many(n_disks)
+    return opening.create(path, disks, size, parity, chunk, wish.wipe)
+
+
+def _create_groups(path: Path, groups: Sequence[GroupRecord], opening: Opening) -> Volume:
+    """Make a volume with the source's groups, one by one."""
+    _refuse_too_many(sum(len(group.disks) for group in groups))
+    first, *rest = groups
+    volume = opening.create(path, len(first.disks), _disk_bytes(first), first.n_parity, _chunk_of(first))
+    for group in rest:
+        volume.grow(disks=len(group.disks), size=_disk_bytes(group), parity=group.n_parity, chunk=_chunk_of(group))
+    return volume
+
+
+def _refuse_too_many(n_disks: int) -> None:
+    if n_disks > _MAX_DISKS:
+        raise UsageError(f"the source has {n_disks} disks", "say --disks and --size for the new volume")
+
+
+def _disk_bytes(group: GroupRecord) -> int:
+    return (group.disk_blocks + HEAD_BLOCKS + TAIL_BLOCKS) * BLOCK_BYTES
+
+
+def _chunk_of(group: GroupRecord) -> int | str:
+    return "disk" if group.chunk_blocks == group.disk_blocks else group.chunk_blocks * BLOCK_BYTES
+
+
+def _size_for(groups: Sequence[GroupRecord], n_data: int, like: GroupRecord) -> int:
+    """Return bytes a disk, so that n_data of them reach as far as the source's numbering."""
+    reach = max(group.stop for group in groups)
+    per_disk = -(-reach // n_data)
+    chunk = like.chunk_blocks if like.chunk_blocks < like.disk_blocks else 64
+    return (-(-per_disk // chunk) * chunk + HEAD_BLOCKS + TAIL_BLOCKS) * BLOCK_BYTES
+
+
+def remove_made(directory: Path) -> None:
+    """Remove a volume that a receive made, and that holds nothing; VolumeInUseError: another process has it."""
+    with VolumeLock(directory / LOCK_NAME, "receive --abort"):
+        names = read_config(directory).disks
+        remove(directory, [], existed=False)
+    for name in names:
+        if Path(directory, name).exists():
+            give_back(str(Path(directory, name)))
+
+
+def remove(path: Path, new_disks: Sequence[Path], existed: bool) -> None:
+    """Undo `_create`: only names that it made, and the socket of a process that was killed."""
+    for disk in new_disks:
+        disk.unlink(missing_ok=True)
+    shutil.rmtree(path / DISKS_DIR, ignore_errors=True)
+    making.remove_socket(path)
+    for name in (CONFIG_NAME, LOCK_NAME, making.MARK_NAME):
+        (path / name).unlink(missing_ok=True)
+    if not existed and not any(path.iterdir()):
+        with suppress(OSError):  # somebody mounted it
+            path.rmdir()

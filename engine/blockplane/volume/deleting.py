@@ -1,0 +1,108 @@
+"""Deleting snapshots, and what that frees: exact, by algebra, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from blockplane.planes import Plane
+from blockplane.volume import held, marking
+from blockplane.volume.codec import (
+    TableEntry,
+)
+from blockplane.volume.holds import defer_needed, refuse_needed
+from blockplane.volume.leafbits import LEAF_WORDS, Leaf
+from blockplane.volume.state import State
+
+if TYPE_CHECKING:
+    from blockplane.volume.live import LiveVolume
+
+
+def freed_by(volume: LiveVolume, names: Sequence[str]) -> int:
+    """Return how many blocks deleting these snapshots together frees: exact, by algebra."""
+    with volume.lock:
+        entries = [volume.local.entry(name) for name in names]
+        return sum(n for _, _, n in _exclusive(volume, entries))
+
+
+def freed_places(volume: LiveVolume, names: Sequence[str]) -> Plane:
+    """Return the places that deleting these snapshots together frees."""
+    with volume.lock:
+        builder = Plane.builder(volume.geometry.n_blocks)
+        for leaf, words, _ in _exclusive(volume, [volume.local.entry(name) for name in names]):
+            builder.append(leaf * LEAF_WORDS, words[: -(-volume.geometry.n_blocks // 64) - leaf * LEAF_WORDS])
+        return builder.finish()
+
+
+def _exclusive(volume: LiveVolume, gone: Sequence[TableEntry]) -> list[tuple[int, Leaf, int]]:
+    """Return (leaf, places, count) that only these snapshots hold."""
+    going = [entry for entry in gone if not entry.is_shadow]
+    given_up = volume.local.shadows.given_up_by(gone)
+    states = [volume.known_state(entry) for entry in going]
+    rest = states_beside(volume, going, may_narrow=not given_up and None not in states)
+    return list(held.exclusive_leaves(volume.local, states, rest, given_up))
+
+
+def states_beside(volume: LiveVolume, going: Sequence[TableEntry], may_narrow: bool = True) -> list[State | None]:
+    """Return the states that may hold what those that go hold: where history is a line, one's neighbours are enough."""
+    entries, local = volume.local.regular(), volume.local
+    rest = [entry for entry in entries if entry not in going]
+    if may_narrow and len(going) == 1 and held.is_line(local.entries(), local.root.parent_id):
+        at = entries.index(going[0])
+        rest = entries[max(at - 1, 0) : at] + entries[at + 1 : at + 2]
+    return [volume.known_state(entry) for entry in rest]
+
+
+def delete(volume: LiveVolume, names: Sequence[str], defer: bool = False) -> int:
+    """Delete snapshots in one commit; return how many blocks that freed.
+
+    Parameters
+    ----------
+    defer : those that are being read, or held, go when they no longer are; until then they are of the kind `deleting`.
+
+    Raises
+    ------
+    NoSuchSnapshotError: one does not exist; none was deleted. RefusedError: one is being read, or held.
+    """
+    with volume.lock:
+        gone = [volume.local.entry(name) for name in dict.fromkeys(names)]
+        if not defer:
+            refuse_needed(volume, gone, may_defer=True)
+        volume.commit()
+        n_freed = drop_or_defer(volume, gone)
+        volume.commit()
+        return n_freed
+
+
+def drop_or_defer(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
+    """Drop what nothing needs, and mark the others as being deleted; return how many blocks that frees."""
+    waiting = {entry.record.id for entry in defer_needed(volume, gone)}
+    return drop(volume, [entry for entry in gone if entry.record.id not in waiting])
+
+
+def drop(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
+    """Take snapshots out of the table and what only they held out of held; the caller commits before and after."""
+    local, n_freed = volume.local, 0
+    exclusive = _exclusive(volume, gone)
+    going = [entry for entry in gone if not entry.is_shadow]
+    may_narrow = all(volume.known_state(entry) is not None for entry in going)
+    marking.dropped(volume, going, states_beside(volume, going, may_narrow))
+    local.marks.give_up({entry.record.id for entry in gone})
+    local.shadows.remove(gone, local.shadows.given_up_by(gone))
+    for leaf, words, n_blocks in exclusive:
+        local.set_held_leaf(leaf, local.held_leaf(leaf) & ~words)
+        volume.space.release_words(leaf, words, n_blocks)
+        n_freed += n_blocks
+    for entry in gone:
+        volume.space.rework(volume.local.map_of(entry.place_map).vbns())
+    parents = {entry.record.id: entry.record.parent_id for entry in gone}
+    rest = [entry for entry in local.entries() if entry.record.id not in parents]
+    for entry in rest:
+        entry.record = replace(entry.record, parent_id=held.surviving(entry.record.parent_id, parents))
+    local.set_entries(rest)
+    local.set_holds(local.holds())
+    local.set_parent(held.surviving(local.root.parent_id, parents))
+    for entry in gone:
+        volume.forget_state(entry.record.id)
+    return n_freed
