@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import blockplane as bp
+from blockplane.cli import console
 from blockplane.cli.naming import open_volume
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import blocks, duration, print_json, printable, size
@@ -18,7 +19,7 @@ def print_offer(
         raise bp.errors.UsageError("an offer is not written to a terminal", "redirect it: receive VOL --offer > OFFER")
     options = {"run_blocks": run_blocks} if run_blocks is not None else {}
     with open_volume(place, "receive --offer", wait_s, writable=True) as volume, ProgressLine(progress) as line:
-        report = bp.offer(volume, sys.stdout.fileno(), snapshot, progress=line, **options)
+        report = bp.offer(volume, console.raw("output") or sys.stdout.fileno(), snapshot, progress=line, **options)
     if as_json:
         found = {
             "snapshot": report.snapshot,

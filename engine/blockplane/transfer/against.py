@@ -20,11 +20,12 @@ from blockplane.image.gather import gathering
 from blockplane.image.image import Image
 from blockplane.image.order import Window, tape_window
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
-from blockplane.model.errors import NoSuchSnapshotError, RefusedError, UsageError
+from blockplane.model.errors import NoSuchSnapshotError, RefusedError, StreamMismatchError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
 from blockplane.stream.input import InputLike, open_input
 from blockplane.stream.offer import OfferReader, RunDigests
+from blockplane.stream.reader import StreamMap
 from blockplane.volume.codec import SnapshotRecord
 
 
@@ -123,3 +124,12 @@ class _Comparison:
         gone = [record.name for record in self._image.records() if record.id not in there]
         if gone:
             raise NoSuchSnapshotError(f"snapshot {gone[0]} was deleted meanwhile", "plan the image again")
+
+
+def no_lender(name: str, stream: StreamMap, lender: SnapshotRecord) -> StreamMismatchError:
+    """Return the error for a stream that was sent against a snapshot that is not here."""
+    return StreamMismatchError(
+        f"the stream of {stream.top.name} was sent against an offer of snapshot {lender.name} (id {lender.id.hex()}), "
+        f"which {name} does not hold",
+        "receive it where the offer was made, or send without --against",
+    )

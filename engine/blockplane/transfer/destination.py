@@ -25,6 +25,7 @@ from blockplane.model.errors import (
 from blockplane.stream.codec import Role
 from blockplane.stream.kinship import kinship
 from blockplane.stream.reader import StreamMap
+from blockplane.transfer.against import no_lender
 from blockplane.transfer.history import is_in_history
 from blockplane.transfer.protocol import Destination
 from blockplane.transfer.resume import drop_incoming, made_by_receive
@@ -198,15 +199,6 @@ class VolumeDestination:
             header.space_blocks, time.time_ns(), stream.top.name, flags,
             lender_id=stream.lender.id if stream.lender is not None else NO_ID,
         )  # fmt: skip
-
-
-def no_lender(name: str, stream: StreamMap, lender: SnapshotRecord) -> StreamMismatchError:
-    """Return the error for a stream that was sent against a snapshot that is not here."""
-    return StreamMismatchError(
-        f"the stream of {stream.top.name} was sent against an offer of snapshot {lender.name} (id {lender.id.hex()}), "
-        f"which {name} does not hold",
-        "receive it where the offer was made, or send without --against",
-    )
 
 
 def is_blank(volume: LiveVolume) -> bool:

@@ -15,7 +15,7 @@ from blockplane.stream.offer import MAX_RUN_BLOCKS, RUN_BLOCKS, OfferHeader, Off
 from blockplane.stream.sink import SinkLike, open_sink
 from blockplane.transfer.send import ImageSending
 from blockplane.volume.codec import NAME_BYTES, SnapshotRecord
-from blockplane.volume.holds import OFFER_OWNER, hold_by_id, release_offers
+from blockplane.volume.holds import OFFER_OWNER, hold_by_id, refuse_deleting, release_offers
 from blockplane.volume.live import LiveVolume
 
 #: How long an offered snapshot is held: 7 days.
@@ -92,8 +92,10 @@ def offer(
 def _offered(volume: LiveVolume, name: str | None) -> SnapshotRecord:
     with volume.lock:
         if name is not None:
-            return volume.local.entry(name).record
-        regular = volume.local.regular()
+            entry = volume.local.entry(name)
+            refuse_deleting(entry)
+            return entry.record
+        regular = [entry for entry in volume.local.regular() if not entry.is_deleting]
         if not regular:
             raise RefusedError(f"{volume.path} has no snapshot that could be offered", "receive a full stream")
         return regular[-1].record
