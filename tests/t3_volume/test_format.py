@@ -63,7 +63,9 @@ INTERVAL = IntervalRecord(an_id(5), 3, 11, 12, -13, ROOTS[3], ROOTS[4])
 DESTINATION = DestinationRecord("tåpe", an_id(6), an_id(7), 2, -14, -15)
 IMAGE = StoredImage(an_id(8), "week", "s:1", "june1", 21, -22, ROOTS[5])
 HOLD = Hold(an_id(3), "mirror", 19, -20)
-INCOMING = IncomingEntry(an_id(1), an_id(2), an_id(3), an_id(4), an_id(5), 6, 7, 8, -9, "june3", 1, *ROOTS[:3])
+INCOMING = IncomingEntry(
+    an_id(1), an_id(2), an_id(3), an_id(4), an_id(5), 6, 7, 8, -9, "june3", 1, *ROOTS[:3], an_id(7)
+)
 LOCAL = LocalRoot(1, 2, 3, an_id(8), 4, *ROOTS, n_deleting=6)
 LABEL = Label(
     an_id(1), an_id(3), 6, 672, 1, 1, tuple((g.first, 3, 2, 128, 640) for g in GEOMETRY.groups),
@@ -228,6 +230,7 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
                 "space_id",
                 "top_id",
                 "base_id",
+                "lender_id",
                 "n_image",
                 "n_landed",
                 "space_blocks",

@@ -177,7 +177,7 @@ def test_every_number_of_a_header_may_be_anything(field, value):
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        ({"features": codec.Features(8, 0, 0)}, StreamError, "needs features 0x8"),
+        ({"features": codec.Features(16, 0, 0)}, StreamError, "needs features 0x10"),
         ({"image_blocks": 65_537}, StreamDamagedError, "65537 for its image"),
         ({"space_blocks": (1 << 56) + 1}, StreamDamagedError, "for its space"),
         ({"part": 1, "n_parts": 1}, StreamDamagedError, "for its part"),

@@ -23,11 +23,11 @@ from blockplane.transfer import compare_streams, coverage, merge_streams, receiv
 from blockplane.transfer.send import ImageSending, send
 from blockplane.volume import Volume, held, live
 from blockplane.volume.beside import BesideWriter
-from blockplane.volume.landing import Landing
-from blockplane.volume.leafbits import EMPTY_LEAF
+from blockplane.volume.landing_places import LandingPlaces
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.rootslots import slots_of
 from blockplane.volume.space import Space
+from blockplane.volume.waiting import leaves_of_plane, plane_leaf
 from faults.crash import Plan
 from faults.explore import Stage, Story, Tally, ViolationError, explore, judge
 from faults.inline import inline_workers
@@ -104,13 +104,10 @@ def release_at_once(space: Space, places) -> None:
 real_release = Space.release
 
 
-def assign_home(landing: Landing) -> PlaceMap:
+def assign_home(places: LandingPlaces, vbns: Plane) -> PlaceMap:
     """Every block at the place of its number, whatever is there."""
-    for leaf in landing._leaves():
-        words = landing._image.word_range(leaf * 512, min(512, -(-landing._image.n_blocks // 64) - leaf * 512))
-        padded = EMPTY_LEAF.copy()
-        padded[: len(words)] = words
-        landing._reserve(leaf, padded)
+    for leaf in leaves_of_plane(vbns):
+        places.reserve(leaf, plane_leaf(vbns, leaf))
     return PlaceMap()
 
 
@@ -156,7 +153,7 @@ def test_deletion_by_neighbours_after_a_rollback():
 
 
 def test_an_incoming_block_over_one_that_another_snapshot_holds():
-    found = hunt(FullStory(0), mock.patch.object(Landing, "_assign", assign_home))
+    found = hunt(FullStory(0), mock.patch.object(LandingPlaces, "assign", assign_home))
     assert any("own differs" in text or "go on" in text or "stopped" in text for text in found)
 
 

@@ -22,7 +22,7 @@ def print_token(place: str, wait_s: float, as_json: bool) -> None:
                 "top": token.top_name,
                 "image_id": token.image_id.hex(),
                 "n_blocks": token.n_image,
-                "copied_blocks": len(token.copied),
+                "copied_blocks": token.n_copied,
                 "left_blocks": token.n_left,
                 "left_bytes": token.n_left * bp.BLOCK_BYTES,
             }
@@ -31,7 +31,7 @@ def print_token(place: str, wait_s: float, as_json: bool) -> None:
     data = memoryview(token.encode())
     while data:
         data = data[os.write(sys.stdout.fileno(), data) :]
-    has = f"{printable(place)} has {count(len(token.copied), 'block')} of {token.top_name}"
+    has = f"{printable(place)} has {count(token.n_copied, 'block')} of {token.top_name}"
     print(f"{has}; {blocks(token.n_left)} are left", file=sys.stderr)
 
 

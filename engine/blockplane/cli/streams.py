@@ -102,6 +102,7 @@ def _described_map(found: StreamMap) -> dict[str, object]:
         "top": found.top.name,
         "base": found.base.name if found.base is not None else None,
         "sections": list(found.sections),
+        "lender": found.lender.name if found.lender is not None else None,
         "snapshots": [
             {"name": record.name, "id": record.id.hex(), "role": role.name.lower(), "n_blocks": record.n_blocks}
             for record, role in found.snapshots
@@ -133,7 +134,9 @@ def _print_map(file: str, found: StreamMap) -> None:
     print(f"stream     {printable(file)}, by {printable(header.writer)}, {moment(header.created_ns)}")
     form = f"{header.order} order{implicit}{zstd}"
     print(f"image      {blocks(header.image_blocks)} in {form}, id {header.image_id.hex()}")
-    if header.is_part:
+    if found.lender is not None:
+        print(f"follows    {blocks(header.following_blocks)}: all else is in {found.lender.name} at its destination")
+    elif header.is_part:
         print(f"follows    {blocks(header.following_blocks)}: the rest of an interrupted transfer")
     print(f"top        {found.top.name}")
     base = found.base

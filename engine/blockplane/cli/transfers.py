@@ -15,6 +15,7 @@ from blockplane.cli import console
 from blockplane.cli.completion import VolumeName
 from blockplane.cli.images import EXPRESSION, Choice, ExpressionVerb, choice_options
 from blockplane.cli.naming import CONFIG_NAME, MARK_NAME, open_volume, opening_to_receive, volume_only
+from blockplane.cli.offering import print_offer
 from blockplane.cli.options import (
     Duration,
     disk_options,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @click.argument("vol", type=VolumeName())
 @EXPRESSION
 @click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
-@click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be sent; read and write no block.")
+@click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be sent; write nothing.")
 @click.option("--order", type=click.Choice(["disk", "tape"]), default="disk", help="Order of the blocks (disk).")
 @click.option(
     "--locations",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     flag_value="",
     help="Go on with an interrupted transfer: by its destination's token, or with the half-written FILE of -o.",
 )
+@click.option("--against", type=click.Path(), metavar="OFFER", help="Send only what differs from what OFFER offers.")
 @click.option("--hold", type=Duration(), metavar="TIME", help="Should it fail, keep its snapshots so long (7d).")
 @choice_options
 @json_option
@@ -68,6 +70,7 @@ def send(
     compress: str | None,
     encrypt: str | None,
     resume: str | None,
+    against: str | None,
     hold: float | None,
     choice: Choice,
     as_json: bool,
@@ -90,6 +93,13 @@ def send(
     \b
     ssh far blockplane receive copy --have > token
     blockplane send pool june1 --resume token | ssh far blockplane receive copy
+
+    Where no snapshot is common any more, only what differs from one of the destination's is sent. All that may be equal
+    is read on both sides, by a dry run too:
+
+    \b
+    ssh far blockplane receive copy --offer > offer
+    blockplane send pool june9 --against offer | ssh far blockplane receive copy
     """
     sink = output if output is not None or dry_run else standard_output()
     with open_volume(volume_only(vol), "send", wait_s, writable=hold is not None) as volume, ExitStack() as stack:
@@ -100,7 +110,7 @@ def send(
         with ProgressLine(progress) as line:
             report = bp.send(
                 found, sink, progress=line, dry_run=dry_run, order=order, locations=locations, compress=compress,
-                key=encrypt, resume=begun,
+                key=encrypt, resume=begun, against=against,
             )  # fmt: skip
     to_stderr = not isinstance(sink, str) and sink is not None
     if as_json:
@@ -138,6 +148,8 @@ def _described(report: SendReport) -> dict[str, object]:
         "compression": report.compression,
         "n_blocks_before": report.n_blocks_before,
         "encrypted": report.encrypted,
+        "n_blocks_lent": report.n_blocks_lent,
+        "n_blocks_compared": report.n_blocks_compared,
     }
 
 
@@ -146,6 +158,8 @@ def _sent(report: SendReport, dry_run: bool) -> str:
     stream = f"a stream of {size(report.stream_bytes)} ({report.stream_bytes:,} bytes)"
     if report.n_blocks_before:
         base += f", all but {blocks(report.n_blocks_before)} that were sent before"
+    if report.n_blocks_lent:
+        base += f", all but {blocks(report.n_blocks_lent)} that are there"
     if dry_run:
         stream += " at most" if report.compression else ""
         return f"would send {', '.join(report.arriving)}{base}: {blocks(report.n_blocks)}, {stream}"
@@ -160,6 +174,14 @@ def _sent(report: SendReport, dry_run: bool) -> str:
 @click.option("-i", "--input", "origin", type=click.Path(), metavar="FILE", help="The stream file (standard input).")
 @click.option("--discard", is_flag=True, help="Give up changes that the stream would replace.")
 @click.option("--have", is_flag=True, help="Write a token of what an interrupted receive has, for send --resume.")
+@click.option(
+    "--offer",
+    metavar="[SNAP]",
+    is_flag=False,
+    flag_value="",
+    help="Write an offer of a snapshot (the newest), for send --against.",
+)
+@click.option("--run", "run_blocks", type=int, metavar="N", help="With --offer: blocks a digest covers, to 256 (8).")
 @click.option("--abort", "gives_up", is_flag=True, help="Give up what an interrupted receive has.")
 @key_option
 @disk_options
@@ -171,6 +193,8 @@ def receive(
     origin: str | None,
     discard: bool,
     have: bool,
+    offer: str | None,
+    run_blocks: int | None,
     gives_up: bool,
     keys: Sequence[str],
     n_disks: int | None,
@@ -195,10 +219,19 @@ def receive(
     blockplane receive copy -i june1.bps
     blockplane receive copy -i june1.bps --disks 3 --size 4G --chunk 1MiB
     blockplane send pool 'june3 - june1' | blockplane receive copy
+    blockplane receive copy --offer > offer
+
+    What arrives of a full image and is in VOL already, under the same block numbers, is compared and not written again.
+    An offer reads its snapshot once, holds it for a week, and has 2 GiB a TiB of it with runs of 8 blocks, 1.5 with 16.
     """
     place = volume_only(vol)
-    if have and gives_up:
-        raise bp.errors.UsageError("--have and --abort do not go together", "say one of them")
+    if have + gives_up + (offer is not None) > 1:
+        raise bp.errors.UsageError("--have, --offer and --abort do not go together", "say one of them")
+    if run_blocks is not None and offer is None:
+        raise bp.errors.UsageError("--run is for an offer", "say --offer too")
+    if offer is not None:
+        print_offer(place, offer or None, run_blocks, wait_s, as_json, progress)
+        return
     if have or gives_up:
         (print_token if have else give_up)(place, wait_s, as_json)
         return
@@ -242,6 +275,7 @@ def _received(report: ReceiveReport) -> dict[str, object]:
         "arrived": list(report.arrived),
         "left_out": list(report.left_out),
         "already_there": report.already_there,
+        "n_blocks_shared": report.n_blocks_shared,
     }
 
 
@@ -249,6 +283,8 @@ def _arrived(vol: str, report: ReceiveReport) -> str:
     if report.already_there:
         return f"{printable(vol)} has {report.top} already; nothing to do"
     base = f" onto {report.base}" if report.base else ""
+    if report.n_blocks_shared:
+        base += f", {blocks(report.n_blocks_shared)} of it there before"
     return (
         f"{printable(vol)} has {', '.join(report.arrived)}{base}: {blocks(report.n_blocks)} "
         f"in {duration(report.seconds)} ({rate(report.stream_bytes, report.seconds)})"

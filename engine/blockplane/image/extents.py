@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 from blockplane.model.addresses import Extents, Numbers
@@ -58,3 +60,14 @@ def split(extents: Extents, most_blocks: int) -> list[Extents]:
     starts = extents[owner, 0] + begins - (ends[owner] - sizes[owner])
     pieces = np.stack((starts, starts + borders - begins), axis=1)
     return np.split(pieces, np.searchsorted(begins, cuts))
+
+
+def portions(chunks: Iterable[Extents], most_blocks: int) -> Iterator[Extents]:
+    """Cut ascending extents that come in chunks into portions of most_blocks; only the last one may be shorter."""
+    pending = np.empty((0, 2), np.int64)
+    for chunk in chunks:
+        found = split(np.concatenate((pending, chunk)), most_blocks)
+        pending = found.pop() if found else pending
+        yield from found
+    if len(pending):
+        yield pending

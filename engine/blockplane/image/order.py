@@ -257,7 +257,7 @@ class _Cursor:
 
 def _tape_windows(layout: Layout, plane: Plane, geometry: Geometry, window_blocks: int) -> Iterator[Window]:
     for extents in _tape_portions(plane, window_blocks):
-        yield _tape_window(layout, geometry, extents)
+        yield tape_window(layout, geometry, extents)
 
 
 def _tape_portions(plane: Plane, window_blocks: int) -> Iterator[Extents]:
@@ -278,7 +278,8 @@ def _portions(extents: Extents, most_blocks: int) -> list[Extents]:
     return portions
 
 
-def _tape_window(layout: Layout, geometry: Geometry, extents: Extents) -> Window:
+def tape_window(layout: Layout, geometry: Geometry, extents: Extents) -> Window:
+    """Return the window of blocks that ascend in VBN, given by extents."""
     places = layout.to_places(extents)
     pieces = geometry.split(places)
     rows = np.column_stack((pieces.dbn, pieces.n_blocks, np.zeros_like(pieces.dbn)))

@@ -83,6 +83,11 @@ class StreamFile:
 
     def _require_readable(self, header: Header) -> None:
         unknown = header.features.reading & ~KNOWN_FEATURES.reading
+        if header.is_lent:
+            raise StreamError(
+                f"{self.path} holds only what a destination lacked",
+                "receive it there, and read files out of that volume, or out of a stream that is whole",
+            )
         if header.is_part:
             raise StreamError(
                 f"{self.path} holds only the rest of an interrupted transfer",

@@ -70,6 +70,11 @@ class StreamMap:
         """The snapshot the image builds on."""
         return next((record for record, role in self.snapshots if role is Role.BASE), None)
 
+    @property
+    def lender(self) -> SnapshotRecord | None:
+        """The snapshot of the destination that has the blocks of the image that do not follow."""
+        return next((record for record, role in self.snapshots if role is Role.LENDER), None)
+
     def arriving(self) -> list[SnapshotRecord]:
         """Return the snapshots that arrive, older first: the top is the last."""
         return [*reversed(self.with_role(Role.ARRIVES)), self.top]
@@ -362,6 +367,9 @@ def _check_roles(found: StreamMap) -> None:
         raise StreamDamagedError("the stream's snapshot list does not name the top of its header", _AGAIN)
     if [base.id for base in bases] != ([] if header.is_full else [header.base_id]):
         raise StreamDamagedError("the stream's snapshot list does not name the base of its header", _AGAIN)
+    is_lent, n_lenders = header.is_lent, len(found.with_role(Role.LENDER))
+    if n_lenders != is_lent or (is_lent and not (header.is_part and header.is_full)):
+        raise StreamDamagedError("the stream's header and its snapshot list differ about a lender", _AGAIN)
     ids = {record.id for record, _ in found.snapshots}
     if len(ids) != len(found.snapshots):
         raise StreamDamagedError("the stream lists a snapshot twice", _AGAIN)

@@ -4,6 +4,7 @@ from blockplane.transfer.compare import StreamComparison, compare_streams
 from blockplane.transfer.destination import abort_receive
 from blockplane.transfer.merge import MergeReport, merge_streams
 from blockplane.transfer.newvolume import Opening
+from blockplane.transfer.offer import OfferReport, offer
 from blockplane.transfer.receive import ReceiveReport, receive
 from blockplane.transfer.resume import (
     InterruptedReceive,
@@ -19,6 +20,7 @@ from blockplane.transfer.verify import StreamVerdict, stream_map, verify_streams
 __all__ = [
     "InterruptedReceive",
     "MergeReport",
+    "OfferReport",
     "Opening",
     "ReceiveReport",
     "ResumeToken",
@@ -30,6 +32,7 @@ __all__ = [
     "held",
     "interrupted_receives",
     "merge_streams",
+    "offer",
     "read_token",
     "receive",
     "resume_token",

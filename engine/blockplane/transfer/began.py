@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.planes import Plane, combine
-from blockplane.stream.codec import PART_FEATURES, Header
+from blockplane.stream.codec import LENT_FEATURES, PART_FEATURES, Header
 from blockplane.stream.keyfile import Key
 from blockplane.stream.partial import PartialStream, read_partial
 from blockplane.stream.sink import PARTIAL, FileSink
 from blockplane.stream.written import Written
+from blockplane.transfer.against import Lent
 from blockplane.transfer.resume import ResumeToken
 
 
@@ -19,12 +20,14 @@ from blockplane.transfer.resume import ResumeToken
 class Began:
     """What an image's sending goes on from; nothing, where neither is given.
 
-    token : what its destination has. partial : what its file holds, and name, the file.
+    token : what its destination has. partial : what its file holds, and name, the file. lent : what an offer proved to
+    be at its destination.
     """
 
     token: ResumeToken | None = None
     partial: PartialStream | None = None
     name: str = ""
+    lent: Lent | None = None
 
     @property
     def written(self) -> Written | None:
@@ -51,6 +54,9 @@ class Began:
                     "name the same snapshots, or send without --resume, which begins anew",
                 )
             return old, combine([self.partial.map.following], minus=self.partial.copied)
+        if self.lent is not None:
+            rest = combine([plane], minus=self.lent.plane)
+            return replace(header, features=header.features | LENT_FEATURES, part_blocks=len(rest)), rest
         if self.token is None:
             return header, None
         if self.token.image_id != header.image_id:
@@ -58,7 +64,7 @@ class Began:
                 f"the token is for an image of {self.token.top_name}, and not for the one asked for",
                 "name the same snapshots as before",
             )
-        rest = combine([plane], minus=self.token.copied)
+        rest = self.token.rest_of(plane)
         return replace(header, features=header.features | PART_FEATURES, part_blocks=len(rest)), rest
 
 

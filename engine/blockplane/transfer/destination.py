@@ -20,6 +20,7 @@ from blockplane.model.errors import (
 from blockplane.stream.codec import Role
 from blockplane.stream.kinship import kinship
 from blockplane.stream.reader import StreamMap
+from blockplane.transfer.against import no_lender
 from blockplane.transfer.history import is_in_history
 from blockplane.transfer.newvolume import DiskWish, Opening, create, remove, remove_made
 from blockplane.transfer.protocol import Destination
@@ -66,7 +67,11 @@ class VolumeDestination:
         for record in stream.arriving():
             check_name(record.name)
         self._refuse_name_clash(stream)
-        if stream.base is None:
+        if stream.lender is not None and self._find(stream.lender) is None:
+            raise no_lender(self.name, stream, stream.lender)
+        if self._lends_to(stream):
+            self._accept_lent(stream, discard)
+        elif stream.base is None:
             self._accept_full(stream, discard)
         else:
             self._accept_increment(stream, stream.base, discard)
@@ -105,6 +110,23 @@ class VolumeDestination:
             "receive into a new volume, send an increment onto a common snapshot, or say --discard",
         )
 
+    def _lends_to(self, stream: StreamMap) -> bool:
+        """Whether a snapshot here has a part of the image: the stream says so, or one did that was interrupted."""
+        if stream.lender is not None:
+            return True
+        with self.volume.lock:
+            entries = [image.entry for image in self.volume.local.incoming.images()]
+        return any(e.image_id == stream.header.image_id and e.lender_id != NO_ID for e in entries)
+
+    def _accept_lent(self, stream: StreamMap, discard: bool) -> None:
+        """A full image of which this volume lends a part replaces the live state where that loses nothing."""
+        with self.volume.lock:
+            self.volume.commit()
+            live, pointer = self.volume.committed.root, self.volume.committed.pointer
+            is_kept = any(entry.record.root == pointer for entry in self.volume.local.regular())
+        if not (is_kept or is_in_history(live.branch_id, live.cp, stream.top, stream.branches)):
+            self._accept_full(stream, discard)
+
     def _refuse_shadowed(self, base: SnapshotRecord) -> None:
         """Nothing is built on a shadow: its blocks may be others by now."""
         for entry in self._entries():
@@ -141,14 +163,16 @@ class VolumeDestination:
         """Begin; the base is pinned meanwhile."""
         base = stream.base
         entry = self._find(base) if base is not None else None
+        lender = self._find(stream.lender) if stream.lender is not None else None
         with VolumeStore(self.volume).pin(entry.record.id if entry is not None else NO_ID):
-            yield landing.Landing(self.volume, stream.image, entry, self._incoming(stream), stream.part)
+            yield landing.Landing(self.volume, stream.image, entry, self._incoming(stream), stream.part, lender)
 
     def _incoming(self, stream: StreamMap) -> IncomingEntry:
         header, flags = stream.header, FLAG_MADE_VOLUME if self._is_made else 0
         return IncomingEntry(
             os.urandom(16), header.image_id, header.space_id, header.top_id, header.base_id, header.image_blocks, 0,
             header.space_blocks, time.time_ns(), stream.top.name, flags,
+            lender_id=stream.lender.id if stream.lender is not None else NO_ID,
         )  # fmt: skip
 
 
@@ -239,6 +263,8 @@ def _made(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> It
             f"the stream builds on snapshot {base.name}, and there is no volume {path}",
             "receive the full stream that brings it first",
         )
+    if stream.lender is not None:
+        raise no_lender(str(path), stream, stream.lender)
     existed = path.exists()
     named = [] if wish.disks is None or isinstance(wish.disks, int) else [Path(disk) for disk in wish.disks]
     old_disks = [disk for disk in named if disk.exists()]

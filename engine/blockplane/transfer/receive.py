@@ -29,8 +29,9 @@ from blockplane.volume.waiting import Waiting
 class ReceiveReport:
     """What was received.
 
-    already_there : the top was there; nothing was done. arrived : names of the snapshots that are there now, newest
-        first.
+    n_blocks, n_bytes : that the stream brought. already_there : the top was there; nothing was done. arrived : names of
+        the snapshots that are there now, newest first. n_blocks_shared : blocks of the image that were here already
+        under the same numbers, and were not written: the stream says so, or they were compared byte by byte.
     """
 
     n_blocks: int
@@ -42,6 +43,7 @@ class ReceiveReport:
     arrived: tuple[str, ...]
     left_out: tuple[str, ...]
     already_there: bool = False
+    n_blocks_shared: int = 0
 
     @property
     def bytes_per_second(self) -> float:
@@ -100,7 +102,7 @@ def _receive(
     reader: StreamReader, stream: StreamMap, destination: Destination, discard: bool, progress: Progress
 ) -> ReceiveReport:
     started = time.monotonic()
-    already_there = destination.has_top(stream)
+    already_there, n_shared = destination.has_top(stream), 0
     if already_there:
         _drain(reader)
     else:
@@ -110,6 +112,7 @@ def _receive(
                 _land(reader, stream, landing, progress, started)
                 progress(ProgressEvent("commit", reader.n_bytes, reader.n_bytes, time.monotonic() - started))
                 landing.commit(stream.arriving())
+                n_shared = getattr(landing, "n_shared", 0)
             except StreamTruncatedError as error:
                 raise _kept(error, landing.suspend(), stream, destination) from error
             except KeyboardInterrupt:
@@ -124,7 +127,7 @@ def _receive(
         n_blocks, n_blocks * BLOCK_BYTES, reader.n_bytes, time.monotonic() - started, stream.top.name,
         base.name if base is not None else None,
         tuple(record.name for role in (Role.TOP, Role.ARRIVES) for record in stream.with_role(role)),
-        tuple(record.name for record in stream.with_role(Role.LEFT_OUT)), already_there,
+        tuple(record.name for record in stream.with_role(Role.LEFT_OUT)), already_there, n_shared,
     )  # fmt: skip
 
 

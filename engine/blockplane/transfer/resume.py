@@ -14,17 +14,19 @@ from blockplane.image.expression import is_name
 from blockplane.image.image import Image
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import RefusedError, StreamDamagedError, StreamError, StreamMissingError
-from blockplane.planes import Plane, PlaneFormatError
-from blockplane.volume.codec import KIND_REGULAR, NAME_BYTES
+from blockplane.planes import Plane, PlaneFormatError, combine
+from blockplane.volume.codec import KIND_REGULAR, NAME_BYTES, NO_ID
 from blockplane.volume.holds import hold_by_id, release_all
 from blockplane.volume.incoming import IncomingImage, leaves_of
-from blockplane.volume.landed import LandedBlocks
+from blockplane.volume.landed import LandedBlocks, vbns_at
 from blockplane.volume.live import LiveVolume
 
 #: As the stream's magic, but for one letter.
 MAGIC: Final = b"\x89BPR\r\n\x1a\n"
 VERSION: Final = 0
-_HEAD = struct.Struct("<8sI16s16s16s16sQQQqB127s")
+_HEAD = struct.Struct("<8sI16s16s16s16sQQQqBB127s")
+#: The plane is that of the blocks still to come, and not of those that came: others of the image never do.
+_LISTS_WANTED: Final = 1
 _CRC = struct.Struct("<I")
 #: A token of so many bytes describes any plane of a volume of 64 TiB.
 MAX_BYTES: Final = 1 << 31
@@ -34,8 +36,9 @@ MAX_BYTES: Final = 1 << 31
 class ResumeToken:
     """What a destination has of an image.
 
-    image_id : of the image, which follows from its snapshots and planes. n_image : its blocks. copied : the VBNs whose
-    blocks are durable there.
+    image_id : of the image, which follows from its snapshots and planes. n_image : its blocks that come. copied : the
+    VBNs of those that are durable there. wanted : where a snapshot there lends the others, the VBNs still to come, and
+    copied is empty.
     """
 
     image_id: bytes
@@ -46,18 +49,29 @@ class ResumeToken:
     top_name: str
     copied: Plane
     made_ns: int = 0
+    wanted: Plane | None = None
 
     @property
     def n_left(self) -> int:
         """How many blocks are still to come."""
-        return self.n_image - len(self.copied)
+        return self.n_image - len(self.copied) if self.wanted is None else len(self.wanted)
+
+    @property
+    def n_copied(self) -> int:
+        """How many blocks came."""
+        return self.n_image - self.n_left
+
+    def rest_of(self, plane: Plane) -> Plane:
+        """Return the VBNs of an image's plane that are still to be sent."""
+        return combine([plane], minus=self.copied, within=self.wanted)
 
     def encode(self) -> bytes:
         """Return the token: a head, the copied plane in the portable form of Roaring, a CRC32C."""
-        name, plane = self.top_name.encode(), self.copied.serialize()
+        name, listed = self.top_name.encode(), self.copied if self.wanted is None else self.wanted
+        plane, flags = listed.serialize(), 0 if self.wanted is None else _LISTS_WANTED
         head = _HEAD.pack(
             MAGIC, VERSION, self.image_id, self.space_id, self.top_id, self.base_id, self.n_image,
-            self.copied.n_blocks, len(plane), self.made_ns, len(name), name,
+            listed.n_blocks, len(plane), self.made_ns, flags, len(name), name,
         )  # fmt: skip
         body = head + plane
         return body + _CRC.pack(crc32c(body))
@@ -75,7 +89,7 @@ class ResumeToken:
                 f"this is not a token of an interrupted receive: it starts with {data[:8]!r}",
                 "give what `blockplane receive VOL --have` wrote",
             )
-        _, version, *ids, n_image, space_blocks, n_plane, made_ns, n_name, name = _HEAD.unpack_from(data)
+        _, version, *ids, n_image, space_blocks, n_plane, made_ns, flags, n_name, name = _HEAD.unpack_from(data)
         if version != VERSION:
             raise StreamError(f"the token has format version {version}; this release reads {VERSION}", "")
         body, crc = data[: -_CRC.size], _CRC.unpack_from(data, len(data) - _CRC.size)[0]
@@ -83,12 +97,15 @@ class ResumeToken:
             raise StreamDamagedError("the token does not match its checksum", "write it again, or copy it again")
         try:
             top_name = name[:n_name].decode()
-            copied = Plane.deserialize(body[_HEAD.size :], space_blocks)
+            listed = Plane.deserialize(body[_HEAD.size :], space_blocks)
         except (PlaneFormatError, ValueError) as error:
             raise StreamDamagedError(f"the token's plane cannot be read: {error}", "write it again") from error
         if not is_name(top_name):
             raise StreamDamagedError(f"the token names the snapshot {top_name!r}", "write it again")
-        return cls(ids[0], ids[1], ids[2], ids[3], n_image, top_name, copied, made_ns)
+        copied, wanted = (Plane.empty(space_blocks), listed) if flags & _LISTS_WANTED else (listed, None)
+        if len(listed) > n_image:
+            raise StreamDamagedError(f"the token lists {len(listed)} of {n_image} blocks", "write it again")
+        return cls(ids[0], ids[1], ids[2], ids[3], n_image, top_name, copied, made_ns, wanted)
 
 
 def read_token(path: str | os.PathLike[str]) -> ResumeToken:
@@ -150,11 +167,14 @@ def resume_token(volume: LiveVolume) -> ResumeToken:
         entry = image.entry
         kept = LandedBlocks(volume, entry, dict(leaves_of(image.places)), image.placemap(), image)
         kept.recall(lambda _: None)
-        copied = kept.plane()
+        copied, wanted = kept.plane(), None
         kept.close()
+        if entry.lender_id != NO_ID:
+            due = vbns_at(dict(leaves_of(image.places)), image.placemap(), entry.space_blocks)
+            copied, wanted = Plane.empty(entry.space_blocks), combine([due], minus=copied)
     return ResumeToken(
         entry.image_id, entry.space_id, entry.top_id, entry.base_id, entry.n_image, entry.top_name, copied,
-        time.time_ns(),
+        time.time_ns(), wanted,
     )  # fmt: skip
 
 

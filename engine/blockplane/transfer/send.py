@@ -23,9 +23,11 @@ from blockplane.planes import Plane
 from blockplane.stream.codec import FrameKind, Header, Locations, Role
 from blockplane.stream.compression import DEFAULT_LEVEL, parse_compression
 from blockplane.stream.digest import image_id, plane_digest
+from blockplane.stream.input import InputLike
 from blockplane.stream.keyfile import Key, KeyLike, key_of
 from blockplane.stream.sink import Buffer, FileSink, Sink, SinkLike, open_sink
 from blockplane.stream.writer import StreamWriter
+from blockplane.transfer.against import compare_offer
 from blockplane.transfer.began import Began, began_beside, began_in
 from blockplane.transfer.protocol import Sendable
 from blockplane.transfer.resume import ResumeToken
@@ -43,6 +45,8 @@ class SendReport:
         without. planning_blocks : blocks read to plan and to look checks up. arriving, left_out : names of snapshots.
     compression : `zstd:LEVEL`, or None. n_blocks_before : of the image, that were sent before; not counted elsewhere.
     encrypted : whether the stream is.
+    n_blocks_lent : of the image, that the destination has by its offer; not counted elsewhere either.
+    n_blocks_compared : blocks read to know that.
     """
 
     n_blocks: int
@@ -57,6 +61,8 @@ class SendReport:
     compression: str | None = None
     n_blocks_before: int = 0
     encrypted: bool = False
+    n_blocks_lent: int = 0
+    n_blocks_compared: int = 0
 
     @property
     def bytes_per_second(self) -> float:
@@ -69,7 +75,8 @@ class ImageSending:
 
     Attributes
     ----------
-    part : the VBNs that are to be read; None: all of the image.
+    part : the VBNs that are to be read; None: all of the image. lender : the snapshot of the destination that has the
+    others.
     """
 
     def __init__(
@@ -85,6 +92,7 @@ class ImageSending:
             )
         self._checks: ExpectedChecks | None = None
         self.part: Plane | None = None
+        self.lender: SnapshotRecord | None = None
 
     @property
     def plane(self) -> Plane:
@@ -117,7 +125,9 @@ class ImageSending:
         # a shadow's bits are this volume's affair: where the base is, it is a regular snapshot
         base = [(replace(image.base, kind=KIND_REGULAR), Role.BASE)] if image.base is not None else []
         arriving = [(record, Role.ARRIVES) for record in image.arriving if record.id != self._top.id]
-        return [(self._top, Role.TOP), *arriving, *base, *((record, Role.LEFT_OUT) for record in image.left_out)]
+        lender = [(self.lender, Role.LENDER)] if self.lender is not None else []
+        left_out = [record for record in image.left_out if self.lender is None or record.id != self.lender.id]
+        return [(self._top, Role.TOP), *arriving, *base, *lender, *((record, Role.LEFT_OUT) for record in left_out)]
 
     def branches(self) -> Sequence[Branch]:
         """See Sendable."""
@@ -192,6 +202,7 @@ def send(
     compress: str | None = None,
     key: KeyLike | None = None,
     resume: ResumeToken | bool = False,
+    against: InputLike | None = None,
 ) -> SendReport:
     """Write an image as a stream.
 
@@ -208,6 +219,8 @@ def send(
         wrote it and when, how long its frames are, and the key's id.
     resume : a token: only what the destination that gave it lacks is sent. True: the file that an interrupted send left
         beside the path is gone on with, where there is one.
+    against : an offer of the destination: what that proves to be there is not sent. All of it that may be equal is read
+        here first, by a dry run too.
 
     Raises
     ------
@@ -215,7 +228,7 @@ def send(
         could be gone on with.
     KeyFileError : the key file cannot be used.
     RefusedError : the image is not a sum minus at most one base, or its top would not be whole; or what was begun is
-        another image.
+        another image; or the offer is of another volume.
     ChecksumError, DiskError : a block could not be read.
     StreamError, NoSpaceError : the stream could not be written.
 
@@ -232,10 +245,13 @@ def send(
         raise UsageError("what is merged from streams is not gone on with", "merge again")
     if isinstance(resume, ResumeToken):
         began = Began(token=resume)
+    if against is not None and (began.token is not None or not isinstance(sending, ImageSending)):
+        raise UsageError("a token says what is left, and an offer is for images of a volume", "leave the offer out")
     if dry_run or sink is None:
         if resume is True and isinstance(sink, (str, os.PathLike)):
             began = began_beside(sink, secret)
         with closing(began):
+            began = _lent(sending, began, against, progress)
             report = _send(sending, StreamForm(None, secret), _Nowhere(), progress, began, read=False)
         return replace(report, compression=_named(level))
     if resume is True and not isinstance(sink, (str, os.PathLike)):
@@ -245,6 +261,7 @@ def send(
             if isinstance(opened, FileSink) and opened.is_old and resume is True:
                 began = began_in(opened, secret)
                 stack.callback(began.close)
+            began = _lent(sending, began, against, progress)
             report = _send(sending, StreamForm(level, secret), opened, progress, began, read=True)
             started = time.monotonic()
             opened.commit()
@@ -256,6 +273,15 @@ def send(
                 error.hint = f"{error.hint}; {more}" if error.hint else more
             raise
         return replace(report, seconds=report.seconds + time.monotonic() - started)
+
+
+def _lent(sending: Sendable, began: Began, against: InputLike | None, progress: Progress) -> Began:
+    """Return what is begun with, and what the destination has by its offer."""
+    if against is None or not isinstance(sending, ImageSending) or began.partial is not None:
+        return began
+    lent = compare_offer(sending.image, against, progress)
+    sending.lender = lent.record
+    return replace(began, lent=lent)
 
 
 def _named(level: int | None) -> str | None:
@@ -300,6 +326,7 @@ def _send(
             if read:
                 progress(ProgressEvent("blocks", done, total, time.monotonic() - started))
         trailer = writer.finish()
+    n_lent = header.image_blocks - header.part_blocks if header.is_lent else 0
     names: dict[Role, list[str]] = {role: [] for role in Role}
     for record, role in snapshots:
         names[role].append(record.name)
@@ -307,7 +334,8 @@ def _send(
         n_following, total, trailer.stream_bytes - n_before, time.monotonic() - started, names[Role.TOP][0],
         names[Role.BASE][0] if names[Role.BASE] else None, (*names[Role.TOP], *names[Role.ARRIVES]),
         tuple(names[Role.LEFT_OUT]), getattr(sending, "planning_blocks", 0),
-        _named(level), header.image_blocks - n_following, form.key is not None,
+        _named(level), header.image_blocks - n_following - n_lent, form.key is not None, n_lent,
+        began.lent.n_read if began.lent is not None else 0,
     )  # fmt: skip
 
 

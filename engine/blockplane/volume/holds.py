@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume.codec import KIND_DELETING, NAME_BYTES, Hold, TableEntry
@@ -18,6 +18,8 @@ from blockplane.volume.codec import KIND_DELETING, NAME_BYTES, Hold, TableEntry
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
 
+#: Owners of snapshots that a re-baseline is sent against.
+OFFER_OWNER: Final = "offer:"
 _OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@-]*")
 
 
@@ -103,6 +105,13 @@ def hold_by_id(volume: LiveVolume, snapshot_id: bytes, owner: str, expires_ns: i
 def release_all(volume: LiveVolume, owner: str) -> None:
     """Give up whatever an owner holds, and what has expired, in the open CP. The volume's lock is held."""
     kept = [hold for hold in volume.local.holds() if hold.owner != owner and not hold.has_expired]
+    if len(kept) < len(volume.local.holds()):
+        volume.local.set_holds(kept)
+
+
+def release_offers(volume: LiveVolume, snapshot_id: bytes) -> None:
+    """Give up what holds a snapshot that was offered, in the open CP. The volume's lock is held."""
+    kept = [h for h in volume.local.holds() if h.snapshot_id != snapshot_id or not h.owner.startswith(OFFER_OWNER)]
     if len(kept) < len(volume.local.holds()):
         volume.local.set_holds(kept)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _ENTRY = struct.Struct("<16s16s16s16s16sQQQqIB127s")
 INCOMING_BYTES: Final = 2048
 _TREES_OFFSET: Final = 256
+_LENDER_OFFSET: Final = _TREES_OFFSET + 3 * TREE_ROOT_BYTES
 #: The receive made the volume: giving it up removes what it made.
 FLAG_MADE_VOLUME: Final = 1
 
@@ -36,8 +37,9 @@ FLAG_MADE_VOLUME: Final = 1
 class IncomingEntry:
     """An image on its way in (2,048 bytes).
 
-    landing_id : random, of this receive. n_image, n_landed : blocks of the image, and those durable here. places,
-    landed : planes of what is reserved, and of what landed. place_map : where blocks lie that are not at home.
+    landing_id : random, of this receive. n_image, n_landed : blocks of the image that are to come, and those durable
+    here. places, landed : planes of what is reserved, and of what landed. place_map : where blocks lie that are not at
+    home. lender_id : the snapshot that has the image's other blocks.
     """
 
     landing_id: bytes
@@ -54,6 +56,7 @@ class IncomingEntry:
     places: TreeRoot = field(default_factory=TreeRoot)
     landed: TreeRoot = field(default_factory=TreeRoot)
     place_map: TreeRoot = field(default_factory=TreeRoot)
+    lender_id: bytes = NO_ID
 
     @property
     def is_full(self) -> bool:
@@ -73,7 +76,7 @@ class IncomingEntry:
             self.space_blocks, self.began_ns, self.flags, len(name), name,
         )  # fmt: skip
         trees = self.places.encode() + self.landed.encode() + self.place_map.encode()
-        return (fixed.ljust(_TREES_OFFSET, b"\0") + trees).ljust(INCOMING_BYTES, b"\0")
+        return (fixed.ljust(_TREES_OFFSET, b"\0") + trees + self.lender_id).ljust(INCOMING_BYTES, b"\0")
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> IncomingEntry:
@@ -87,7 +90,7 @@ class IncomingEntry:
         trees = [TreeRoot.decode(data[at : at + TREE_ROOT_BYTES]) for at in starts]
         return cls(
             ids[0], ids[1], ids[2], ids[3], ids[4], n_image, n_landed, space_blocks, began_ns, text, flags,
-            trees[0], trees[1], trees[2],
+            trees[0], trees[1], trees[2], bytes(data[_LENDER_OFFSET : _LENDER_OFFSET + len(NO_ID)]),
         )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.checks import fresh_checks
 from blockplane.planes import Plane
 from blockplane.volume.beside import read_slots
-from blockplane.volume.codec import NAME_BYTES
+from blockplane.volume.codec import NAME_BYTES, NO_ID
 from blockplane.volume.holds import hold_by_id, release_all
 from blockplane.volume.incoming import IncomingEntry, IncomingImage, leaves_of
 from blockplane.volume.journal import LandedSlots, LandingJournal, read_journal
@@ -122,7 +122,7 @@ class LandedBlocks:
             if image is None:
                 image = volume.local.incoming.add(self.entry)
                 image.fill(self._places, self._placemap)
-                self._hold_base()
+                self._hold_needed()
                 self._is_stored = True
             for leaf, words in self._unstored.items():
                 image.add_landed(leaf, words)
@@ -135,13 +135,13 @@ class LandedBlocks:
 
     @property
     def _owner(self) -> str:
-        """Who holds the base, as `snapshot list` shows it."""
+        """Who holds base and lender, as `snapshot list` shows it."""
         return f"receive:{self.entry.top_name}:{self.entry.landing_id.hex()[:8]}"[:NAME_BYTES]
 
-    def _hold_base(self) -> None:
-        """Keep the base until the receive ends, or is not gone on with for long."""
-        if not self.entry.is_full:
-            hold_by_id(self._volume, self.entry.base_id, self._owner, time.time_ns() + HOLD_NS)
+    def _hold_needed(self) -> None:
+        """Keep base and lender until the receive ends, or is not gone on with for long."""
+        for snapshot_id in {self.entry.base_id, self.entry.lender_id} - {NO_ID}:
+            hold_by_id(self._volume, snapshot_id, self._owner, time.time_ns() + HOLD_NS)
 
     def _partial_bytes(self) -> int:
         return sum(slots.written.size // 8 + 4 * slots.n_blocks for parts in self._partial.values() for slots in parts)
@@ -223,20 +223,25 @@ class LandedBlocks:
 
     def plane(self) -> Plane:
         """Return the VBNs that have landed."""
-        builder, astray = Plane.builder(self.entry.space_blocks), [np.empty(0, np.int64)]
-        for leaf, words in sorted(self._landed.items()):
-            places = numbers_in(words, leaf * LEAF_BLOCKS)
-            vbns = self._placemap.to_vbns(places)
-            is_home = vbns == places
-            if not is_home.all():
-                astray.append(vbns[~is_home])
-                words = words.copy()
-                clear_numbers(words, places[~is_home] % LEAF_BLOCKS)
-            if words.any():
-                builder.append(leaf * LEAF_WORDS, words)
-        plane = builder.finish()
-        plane.add_many(np.concatenate(astray))
-        return plane
+        return vbns_at(self._landed, self._placemap, self.entry.space_blocks)
+
+
+def vbns_at(leaves: dict[int, Leaf], placemap: PlaceMap, space_blocks: int) -> Plane:
+    """Return the VBNs whose blocks lie at places, given by leaf, or will."""
+    builder, astray = Plane.builder(space_blocks), [np.empty(0, np.int64)]
+    for leaf, words in sorted(leaves.items()):
+        places = numbers_in(words, leaf * LEAF_BLOCKS)
+        vbns = placemap.to_vbns(places)
+        is_home = vbns == places
+        if not is_home.all():
+            astray.append(vbns[~is_home])
+            words = words.copy()
+            clear_numbers(words, places[~is_home] % LEAF_BLOCKS)
+        if words.any():
+            builder.append(leaf * LEAF_WORDS, words)
+    plane = builder.finish()
+    plane.add_many(np.concatenate(astray))
+    return plane
 
 
 def _holds(leaves: dict[int, Leaf], places: NDArray[np.int64]) -> NDArray[np.bool_]:

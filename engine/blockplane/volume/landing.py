@@ -9,8 +9,9 @@ until the one commit.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from blockplane.disks.array import spread
 from blockplane.model.errors import (
     BlockplaneError,
-    NoSpaceError,
     RefusedError,
     SnapshotExistsError,
     StreamDamagedError,
@@ -28,23 +28,21 @@ from blockplane.model.errors import (
 from blockplane.planes import Plane, combine, combine_count
 from blockplane.volume import held, marking
 from blockplane.volume.arrivals import Arrivals
+from blockplane.volume.borrowing import Trial
 from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
 from blockplane.volume.incoming import IncomingEntry, IncomingImage, leaves_of
 from blockplane.volume.journal import LandedSlots
-from blockplane.volume.landed import LandedBlocks
+from blockplane.volume.landed import LandedBlocks, vbns_at
 from blockplane.volume.landing_bands import LandingBands
+from blockplane.volume.landing_places import LandingPlaces
 from blockplane.volume.leafbits import (
-    EMPTY_LEAF,
-    LEAF_BLOCKS,
-    LEAF_WORDS,
-    Leaf,
-    numbers_in,
     words_of,
 )
 from blockplane.volume.live import LiveVolume
-from blockplane.volume.placemap import PlaceMap, from_pairs
+from blockplane.volume.loans import Loans, lender_of
+from blockplane.volume.runs import runs_of
 from blockplane.volume.state import State
-from blockplane.volume.waiting import Waiting, plane_leaf
+from blockplane.volume.waiting import Waiting
 
 # For less a volume that a receive made does not stay when the receive is interrupted: 1 MiB.
 WORTH_BLOCKS = 256
@@ -61,7 +59,8 @@ class Landing:
     image : the VBNs of the image.
     base : the snapshot the image builds on, a regular one of this volume; None for a full image.
     entry : which image it is, so that the receive can go on after it was interrupted; None: it cannot.
-    following : the VBNs that will come, where those are not all; the others landed before.
+    following : the VBNs that will come, where those are not all; the others landed before, or are the lender's.
+    lender : the snapshot of this volume that has them, under the same VBNs.
 
     Attributes
     ----------
@@ -81,11 +80,15 @@ class Landing:
         base: TableEntry | None = None,
         entry: IncomingEntry | None = None,
         following: Plane | None = None,
+        lender: TableEntry | None = None,
     ) -> None:
         self._volume = volume
         self._image = image
         self._base = base
-        self._incoming: dict[int, Leaf] = {}
+        self._is_lent = lender is not None
+        self._loans = Loans(volume, image)
+        self._trials: deque[Trial | None] = deque()
+        self._places = LandingPlaces(volume)
         self._is_over = False
         self._kept: LandedBlocks | None = None
         self._bands: LandingBands | None = None
@@ -93,32 +96,43 @@ class Landing:
             with volume.lock:
                 volume.commit()
                 self._live = volume.committed.pointer
-                self._begin(entry)
+                self._begin(entry, following, lender)
                 self._require_all_to_come(following)
         except BaseException:
             self.abandon()
             raise
 
-    def _begin(self, entry: IncomingEntry | None) -> None:
+    def _begin(self, entry: IncomingEntry | None, following: Plane | None, lender: TableEntry | None) -> None:
         """Reserve places, or take up what an interrupted receive of the same image left."""
-        before = self._interrupted(entry.image_id) if entry is not None else None
-        if before is None:
-            self._refuse_misfit()
-            self.placemap = self._assign()
-        else:
+        volume, image, places = self._volume, self._image, self._places
+        before, own = self._interrupted(entry.image_id) if entry is not None else None, image
+        if before is not None:
             entry, self.placemap = before.entry, before.placemap()
             for leaf, words in leaves_of(before.places):
-                self._reserve(leaf, words)
+                places.reserve(leaf, words)
+            if entry.lender_id != NO_ID:
+                own = vbns_at(places.leaves, self.placemap, image.n_blocks)
+                self._loans.borrow(lender_of(volume, entry), own)
+        else:
+            if lender is not None and following is not None:
+                own = following
+                self._loans.borrow(lender, own)
+            places.refuse_misfit(image, len(own))
+            self.placemap = places.assign(own)
         if entry is not None:
-            self._kept = LandedBlocks(self._volume, entry, self._incoming, self.placemap, before)
-            self._volume.incoming.start(entry.landing_id)
+            entry.n_image = len(own)
+            self._kept = LandedBlocks(volume, entry, places.leaves, self.placemap, before)
+            volume.incoming.start(entry.landing_id)
+            if self._base is None:
+                self._loans.share(entry.space_id)
         kept = self._kept
-        n_unsaved = kept.max_unsaved if kept is not None else len(self._image)
-        self._bands = LandingBands(self._volume, self._due_words, self._saved, n_unsaved)
+        n_unsaved = kept.max_unsaved if kept is not None else len(own)
+        self._bands = LandingBands(volume, self._due_words, self._saved, n_unsaved)
         if before is not None and kept is not None:
             kept.recall(self._bands.adopt)
-        self.copied = kept.plane() if before is not None and kept is not None else Plane.empty(self._image.n_blocks)
-        self._waiting = Waiting(combine([self._image], minus=self.copied))
+        self.copied = kept.plane() if before is not None and kept is not None else Plane.empty(image.n_blocks)
+        self._here = combine([self.copied, self._loans.plane])
+        self._waiting = Waiting(combine([image], minus=self._here))
 
     def _interrupted(self, image_id: bytes) -> IncomingImage | None:
         for image in self._volume.local.incoming.images():
@@ -133,78 +147,19 @@ class Landing:
     def _require_all_to_come(self, following: Plane | None) -> None:
         if following is None:
             return
-        n_missing = combine_count([self._image], minus=combine([following, self.copied]))
-        if n_missing:
+        n_missing = combine_count([self._image], minus=combine([following, self._here]))
+        if not n_missing:
+            return
+        if self._is_lent:
             raise StreamMismatchError(
-                f"the stream brings the rest of an interrupted transfer, and {n_missing} blocks of its first part are "
-                f"not in {self._volume.path}",
-                "ask for a token with `blockplane receive --have` and send again with it",
+                f"the stream was sent against an offer, and an interrupted receive of the same image into "
+                f"{self._volume.path} wants {n_missing} blocks that it lacks",
+                "go on with what `blockplane receive --have` writes, or give that up with --abort",
             )
-
-    # --- where blocks go ---------------------------------------------------------------------------------------------
-
-    def _leaves(self) -> Iterator[int]:
-        """Yield the leaves in which the image has a block."""
-        last = -1
-        for extents in self._image.iter_extents(1 << 16):
-            low, high = extents[:, 0] // LEAF_BLOCKS, (extents[:, 1] - 1) // LEAF_BLOCKS
-            for start, stop in np.unique(np.column_stack((low, high)), axis=0).tolist():
-                for leaf in range(max(start, last + 1), stop + 1):
-                    last = leaf
-                    yield leaf
-
-    def _refuse_misfit(self) -> None:
-        volume, n_blocks = self._volume, len(self._image)
-        top = int(self._image.select(n_blocks - 1)) if n_blocks else 0
-        if top >= volume.geometry.n_blocks:
-            raise RefusedError(
-                f"the image holds block {top}, and {volume.path} has {volume.geometry.n_blocks} blocks",
-                "receive onto a volume at least as large as the source, or add a RAID group with `blockplane grow`",
-            )
-        volume.make_room(n_blocks)
-        if volume.available_blocks < n_blocks:
-            raise NoSpaceError(
-                f"the image has {n_blocks} blocks, and {volume.path} has room for {volume.available_blocks}",
-                "delete snapshots that are not needed, or add a RAID group with `blockplane grow`",
-            )
-
-    def _assign(self) -> PlaceMap:
-        """Give every block its place: home where that is free; return the map of the others."""
-        space, astray = self._volume.space, []
-        for leaf in self._leaves():
-            words = plane_leaf(self._image, leaf)
-            busy = space.leaf(leaf)
-            conflict = words & busy
-            if conflict.any():
-                astray.append(numbers_in(conflict, leaf * LEAF_BLOCKS))
-            self._reserve(leaf, words & ~busy)
-        if not astray:
-            return PlaceMap()
-        vbns = np.concatenate(astray)
-        return from_pairs(vbns, self._places_elsewhere(len(vbns)))
-
-    def _reserve(self, leaf: int, words: Leaf) -> None:
-        self._incoming[leaf] = self._incoming.get(leaf, EMPTY_LEAF) | words
-        self._volume.incoming.reserve(leaf, words)
-        self._volume.space.leaf(leaf)[:] |= words
-
-    def _places_elsewhere(self, n_blocks: int) -> NDArray[np.int64]:
-        """Return places nothing holds and no block of the image has as its home, ascending."""
-        found: list[NDArray[np.int64]] = []
-        n_leaves = -(-self._volume.geometry.n_blocks // LEAF_BLOCKS)
-        for leaf in range(n_leaves - 1, -1, -1):
-            free = numbers_in(~self._volume.space.leaf(leaf), leaf * LEAF_BLOCKS)[:n_blocks]
-            if len(free):
-                words = np.zeros(LEAF_WORDS, np.uint64)
-                low = free - leaf * LEAF_BLOCKS
-                np.bitwise_or.at(words, low >> 6, np.uint64(1) << (low & 63).astype(np.uint64))
-                self._reserve(leaf, words)
-                found.append(free)
-                n_blocks -= len(free)
-            if not n_blocks:
-                return np.sort(np.concatenate(found))
-        raise NoSpaceError(
-            f"{self._volume.path} has no place for {n_blocks} more blocks", "delete snapshots, or grow it"
+        raise StreamMismatchError(
+            f"the stream brings the rest of an interrupted transfer, and {n_missing} blocks of its first part are "
+            f"not in {self._volume.path}",
+            "ask for a token with `blockplane receive --have` and send again with it",
         )
 
     # --- blocks ------------------------------------------------------------------------------------------------------
@@ -222,25 +177,26 @@ class Landing:
         """
         if checks is None:
             checks = np.zeros(int((extents[:, 1] - extents[:, 0]).sum()), np.uint32)
-        wanted = self._wanted(extents)
+        n_frame, wanted = len(checks), self._wanted(extents)
         if wanted is not None:
             if not wanted.any():
                 return None
             vbns = spread(extents[:, 0], extents[:, 1] - extents[:, 0])[wanted]
-            heads = np.concatenate(([True], np.diff(vbns) != 1))
-            starts = vbns[heads]
-            extents = np.column_stack((starts, starts + np.diff(np.append(np.flatnonzero(heads), len(vbns)))))
-            checks = checks[wanted]
+            extents, checks = runs_of(vbns), checks[wanted]
         bad = self._waiting.take(extents)
         if bad >= 0:
             raise StreamDamagedError(f"block {bad} was not announced, or came before", hint="fetch the stream again")
+        trial = self._loans.sharing.trial(extents, checks, n_frame, wanted) if self._loans.sharing is not None else None
+        self._trials.append(trial)
+        if trial is not None:
+            return [trial.scratch]
         return self.bands.buffers(self.placemap.extents_to_places(extents), checks, wanted)
 
     def _wanted(self, extents: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return which blocks of extents are not here yet; None: all are wanted."""
-        if not len(self.copied):
+        if not len(self._here):
             return None
-        wanted: NDArray[np.bool_] = ~self.copied.contains_many(spread(extents[:, 0], extents[:, 1] - extents[:, 0]))
+        wanted: NDArray[np.bool_] = ~self._here.contains_many(spread(extents[:, 0], extents[:, 1] - extents[:, 0]))
         return None if wanted.all() else wanted
 
     @property
@@ -251,10 +207,25 @@ class Landing:
 
     def landed(self) -> None:
         """Note that the buffers handed out longest ago are filled and verified."""
-        self.bands.landed()
+        trial = self._trials.popleft()
+        if trial is None:
+            self.bands.landed()
+        else:
+            self._judge(trial)
+
+    def _judge(self, trial: Trial) -> None:
+        """Write what came and is not here; give up the places of what is."""
+        assert self._loans.sharing is not None
+        same, places = trial.same(), self.placemap.to_places(trial.vbns)
+        if same.any():
+            self._loans.sharing.note(trial.vbns[same])
+            self._places.spare(places[same])
+            self.bands.pass_over(runs_of(places[same]))
+        if not same.all():
+            self.bands.bring(runs_of(places[~same]), trial.checks[~same], trial.blocks()[~same])
 
     def _due_words(self, first: int, n_words: int) -> NDArray[np.uint64]:
-        due = words_of(lambda leaf: self._incoming.get(leaf, EMPTY_LEAF), first, n_words)
+        due = words_of(self._places.leaf, first, n_words)
         if self._kept is not None:
             due &= ~words_of(self._kept.leaf, first, n_words)
         return due
@@ -290,11 +261,24 @@ class Landing:
             volume.commit()
             self._refuse_changed()
             entries = self._entries(arriving)
-            arrivals = Arrivals(volume, self._image, self._base, self.placemap)
-            states = [arrivals.state(entry.record) for entry in entries]
+            states = self._states([entry.record for entry in entries])
             self._flip(states, entries, volume.committed)
         if self._kept is not None:
             self._kept.forget()
+
+    def _states(self, records: Sequence[SnapshotRecord]) -> list[State]:
+        """Return the states of what arrived, each of them whole, with what it takes from snapshots here."""
+        arrivals = Arrivals(self._volume, self._image, self._base, self._loans.placemap(self.placemap))
+        with self._loans.proving():
+            states = [arrivals.state(record) for record in records]
+            for state in states:
+                self._loans.require_equal(state)
+        return states
+
+    @property
+    def n_shared(self) -> int:
+        """How many blocks of the image were here already and are not written: lent, or found to be equal."""
+        return self._loans.n_blocks
 
     def _entries(self, arriving: Sequence[SnapshotRecord]) -> list[TableEntry]:
         """Return table entries, older first, for what arrived and is not here yet.
@@ -353,21 +337,21 @@ class Landing:
         held.rebuild(volume.local, volume.snapshot_states(), top, [old, *states[:-1]])
         marking.exchanged(volume, old, top, states[:-1])
         n_after = volume.active.root.n_blocks + volume.local.root.n_held
-        volume.space.n_freed_open += max(n_before + len(self._image) - n_after, 0)
-        for leaf, words in self._incoming.items():
-            volume.local.shadows.cleared(leaf, words)
+        volume.space.n_freed_open += max(n_before + len(self._image) - self.n_shared - n_after, 0)
+        for leaf in self._places.leaves:
+            volume.local.shadows.cleared(leaf, self._places.leaf(leaf))
+        self._loans.paid()
         self._forget_incoming()
         if self._kept is not None:
             self._kept.remove()
         volume.commit()
 
     def _forget_incoming(self) -> None:
-        for leaf, words in self._incoming.items():
-            self._volume.incoming.give_up(leaf, words)
+        self._places.give_up()
         if self._kept is not None:
             self._volume.incoming.stop(self._kept.entry.landing_id)
-        self._incoming = {}
         self._volume.space.forget()
+        self._loans.close()
         self._is_over = True
 
     def abort(self) -> None:
@@ -377,7 +361,7 @@ class Landing:
         kept = self._kept
         self.abandon()
         if kept is not None:
-            with contextlib.suppress(BlockplaneError), self._volume.lock:  # a volume that stopped keeps its entry
+            with suppress(BlockplaneError), self._volume.lock:  # a volume that stopped keeps its entry
                 kept.remove()
                 self._volume.commit()
                 kept.forget()

@@ -137,6 +137,24 @@ class LandingBands:
         self._handed.append(_Handed(pieces, checks, None))
         return out
 
+    def bring(self, places: NDArray[np.int64], checks: Checks, blocks: Block) -> None:
+        """Take blocks, (n, 4096), that are there and verified, to extents of places: no `landed` is called for them."""
+        pieces = [((group, index), offset, count) for group, index, offset, count in self._pieces(places)]
+        self._copy_in(_Handed(pieces, checks, blocks.reshape(-1)), blocks.reshape(-1))
+
+    def pass_over(self, places: NDArray[np.int64]) -> None:
+        """Note extents of places to which nothing comes after all, and which are no longer among those to come."""
+        for group, index, _, count in self._pieces(places):
+            key = group, index
+            waiting = self._open.get(key)
+            if waiting is not None:
+                waiting.due -= count
+                if not waiting.due:
+                    del self._open[key]
+                    self._close(waiting)
+            elif key in self._left:
+                self._left[key] -= count
+
     def _is_scattered(self, pieces: list[tuple[BandKey, int, int]]) -> bool:
         """Whether the bands of all pieces together are more than may be open."""
         if len(pieces) <= 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from blockplane.planes import Plane
 from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf, set_range
 
 EXTENT_BYTES = 24
@@ -157,6 +158,15 @@ class PlaceMap:
             if at < high:
                 keep.append((at, high, place + at - low))
         return PlaceMap(np.array(keep, np.int64).reshape(-1, 3))
+
+    def within(self, plane: Plane) -> PlaceMap:
+        """Return the map cut to the VBNs of a plane."""
+        parts = [np.empty((0, 3), np.int64)]
+        for low, high, place in self.extents.tolist():
+            if low < plane.n_blocks:
+                found = plane.extents(low, min(high, plane.n_blocks))
+                parts.append(np.column_stack((found, found[:, 0] - low + place)))
+        return PlaceMap(np.concatenate(parts))
 
     def maps_any(self, leaf: int) -> bool:
         """Whether the map says anything of a leaf, as VBNs or as places."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,17 @@ def plane_leaf(plane: Plane, leaf: int) -> Leaf:
     if first < stop:
         words[: stop - first] = plane.word_range(first, stop - first)
     return words
+
+
+def leaves_of_plane(plane: Plane) -> Iterator[int]:
+    """Yield the leaves in which a plane has a block, ascending."""
+    last = -1
+    for extents in plane.iter_extents(1 << 16):
+        low, high = extents[:, 0] // LEAF_BLOCKS, (extents[:, 1] - 1) // LEAF_BLOCKS
+        for start, stop in np.unique(np.column_stack((low, high)), axis=0).tolist():
+            for leaf in range(max(start, last + 1), stop + 1):
+                last = leaf
+                yield leaf
 
 
 class Waiting:

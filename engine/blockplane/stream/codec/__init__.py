@@ -31,6 +31,7 @@ from blockplane.stream.codec.sealed import (
 )
 from blockplane.stream.codec.trailer import INDEX_DTYPE, TRAILER_FRAME_BYTES, Trailer, decode_trailer, encode_index
 from blockplane.stream.codec.words import (
+    FEATURE_LENT,
     FEATURE_PART,
     FEATURE_SEALED,
     FEATURE_ZSTD,
@@ -38,6 +39,7 @@ from blockplane.stream.codec.words import (
     FRAME_MAGIC,
     INDEX_BYTES,
     KNOWN_FEATURES,
+    LENT_FEATURES,
     MAGIC,
     MAX_BRANCHES,
     MAX_FRAME_BLOCKS,
@@ -63,6 +65,7 @@ from blockplane.stream.codec.words import (
 )
 
 __all__ = [
+    "FEATURE_LENT",
     "FEATURE_PART",
     "FEATURE_SEALED",
     "FEATURE_ZSTD",
@@ -75,6 +78,7 @@ __all__ = [
     "INDEX_DTYPE",
     "KEY_ID_BYTES",
     "KNOWN_FEATURES",
+    "LENT_FEATURES",
     "MAGIC",
     "MAX_BRANCHES",
     "MAX_FRAME_BLOCKS",

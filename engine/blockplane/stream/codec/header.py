@@ -11,6 +11,7 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import StreamDamagedError, StreamError
 from blockplane.stream.codec.words import (
+    FEATURE_LENT,
     FEATURE_PART,
     FEATURE_SEALED,
     FEATURE_ZSTD,
@@ -73,6 +74,11 @@ class Header:
     def is_part(self) -> bool:
         """Whether only the blocks of a part plane follow."""
         return bool(self.features.receiving & FEATURE_PART)
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether the blocks that do not follow are those of a snapshot that the destination has."""
+        return bool(self.features.receiving & FEATURE_LENT)
 
     @property
     def is_sealed(self) -> bool:

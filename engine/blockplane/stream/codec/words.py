@@ -62,6 +62,7 @@ class Role(IntEnum):
     ARRIVES = 2
     LEFT_OUT = 3
     BASE = 4
+    LENDER = 5
 
 
 class Locations(IntEnum):
@@ -94,12 +95,16 @@ PART_FEATURES: Final = Features(receiving=FEATURE_PART, reading=FEATURE_PART)
 #: All but a part of the header is encrypted; in `receiving` and in `reading`.
 FEATURE_SEALED: Final = 4
 SEALED_FEATURES: Final = Features(receiving=FEATURE_SEALED, reading=FEATURE_SEALED)
+#: What does not follow is, under the same VBNs, in a snapshot that the destination has; in both.
+FEATURE_LENT: Final = 8
+LENT_FEATURES: Final = Features(receiving=FEATURE_PART | FEATURE_LENT, reading=FEATURE_PART | FEATURE_LENT)
 #: Bits that this release knows.
-KNOWN_FEATURES: Final = ZSTD_FEATURES | PART_FEATURES | SEALED_FEATURES
+KNOWN_FEATURES: Final = ZSTD_FEATURES | PART_FEATURES | SEALED_FEATURES | LENT_FEATURES
 _FEATURE_NAMES: Final = {
     FEATURE_ZSTD: "zstd compression",
     FEATURE_PART: "parts of images",
     FEATURE_SEALED: "encryption",
+    FEATURE_LENT: "lenders",
 }
 
 

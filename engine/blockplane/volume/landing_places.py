@@ -1,0 +1,107 @@
+"""The places that one receive has reserved for its blocks: home where that is free, anywhere else otherwise (law 4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockplane.model.errors import NoSpaceError, RefusedError
+from blockplane.planes import Plane
+from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, by_leaf, numbers_in, set_numbers
+from blockplane.volume.placemap import PlaceMap, from_pairs
+from blockplane.volume.waiting import leaves_of_plane, plane_leaf
+
+if TYPE_CHECKING:
+    from blockplane.volume.live import LiveVolume
+
+
+class LandingPlaces:
+    """See the module. The volume's lock is held where places are reserved or given up.
+
+    Attributes
+    ----------
+    leaves : all that is reserved, by leaf.
+    """
+
+    def __init__(self, volume: LiveVolume) -> None:
+        self._volume = volume
+        self.leaves: dict[int, Leaf] = {}
+        self._spared: dict[int, Leaf] = {}
+
+    def refuse_misfit(self, image: Plane, n_blocks: int) -> None:
+        """Refuse an image of which n_blocks are to come.
+
+        Raises
+        ------
+        RefusedError: a VBN has no place on this volume. NoSpaceError: the blocks do not fit.
+        """
+        volume, n_image = self._volume, len(image)
+        top = int(image.select(n_image - 1)) if n_image else 0
+        if top >= volume.geometry.n_blocks:
+            raise RefusedError(
+                f"the image holds block {top}, and {volume.path} has {volume.geometry.n_blocks} blocks",
+                "receive onto a volume at least as large as the source, or add a RAID group with `blockplane grow`",
+            )
+        volume.make_room(n_blocks)
+        if volume.available_blocks < n_blocks:
+            raise NoSpaceError(
+                f"the image has {n_blocks} blocks, and {volume.path} has room for {volume.available_blocks}",
+                "delete snapshots that are not needed, or add a RAID group with `blockplane grow`",
+            )
+
+    def assign(self, vbns: Plane) -> PlaceMap:
+        """Give every block its place: home where that is free; return the map of the others."""
+        space, astray = self._volume.space, []
+        for leaf in leaves_of_plane(vbns):
+            words = plane_leaf(vbns, leaf)
+            busy = space.leaf(leaf)
+            conflict = words & busy
+            if conflict.any():
+                astray.append(numbers_in(conflict, leaf * LEAF_BLOCKS))
+            self.reserve(leaf, words & ~busy)
+        if not astray:
+            return PlaceMap()
+        moved = np.concatenate(astray)
+        return from_pairs(moved, self._elsewhere(len(moved)))
+
+    def reserve(self, leaf: int, words: Leaf) -> None:
+        """Reserve places."""
+        self.leaves[leaf] = self.leaves.get(leaf, EMPTY_LEAF) | words
+        self._volume.incoming.reserve(leaf, words)
+        self._volume.space.leaf(leaf)[:] |= words
+
+    def _elsewhere(self, n_blocks: int) -> NDArray[np.int64]:
+        """Return places nothing holds and no block of the image has as its home, ascending."""
+        found: list[NDArray[np.int64]] = []
+        n_leaves = -(-self._volume.geometry.n_blocks // LEAF_BLOCKS)
+        for leaf in range(n_leaves - 1, -1, -1):
+            free = numbers_in(~self._volume.space.leaf(leaf), leaf * LEAF_BLOCKS)[:n_blocks]
+            if len(free):
+                words = np.zeros(LEAF_WORDS, np.uint64)
+                set_numbers(words, free - leaf * LEAF_BLOCKS)
+                self.reserve(leaf, words)
+                found.append(free)
+                n_blocks -= len(free)
+            if not n_blocks:
+                return np.sort(np.concatenate(found))
+        raise NoSpaceError(
+            f"{self._volume.path} has no place for {n_blocks} more blocks", "delete snapshots, or grow it"
+        )
+
+    def spare(self, places: NDArray[np.int64]) -> None:
+        """Note places to which nothing comes after all; they are given up with the others, at the end."""
+        for leaf, low in by_leaf(places):
+            set_numbers(self._spared.setdefault(leaf, np.zeros(LEAF_WORDS, np.uint64)), low)
+
+    def leaf(self, leaf: int) -> Leaf:
+        """Return which places of a leaf's range a block of the image comes to; do not write to it."""
+        words = self.leaves.get(leaf, EMPTY_LEAF)
+        return words & ~self._spared[leaf] if leaf in self._spared else words
+
+    def give_up(self) -> None:
+        """Give back what was reserved: what a state has by now stays its own."""
+        for leaf, words in self.leaves.items():
+            self._volume.incoming.give_up(leaf, words)
+        self.leaves = {}
