@@ -100,6 +100,9 @@ class DictLanding:
         self.abort()
         return 0
 
+    def abandon(self) -> None:
+        self.abort()
+
     def abort(self) -> None:
         self.aborted = True
 

@@ -381,3 +381,36 @@ def test_a_send_that_fails_leaves_its_hold(tmp_path):
         with bp.held(volume, image, 3600):
             bp.send(image, tmp_path / "june1.bps")
         assert volume.get_snapshot("june1").holds == []
+
+
+def test_a_finished_file_is_not_replaced_by_going_on(source, tmp_path):
+    path = tmp_path / "x.bps"
+    bp.send(source.image("june1"), path)
+    before = path.read_bytes()
+    report = bp.send(source.image("june1"), path, resume=True)
+    assert (report.n_blocks, report.n_blocks_before) == (0, source.image("june1").n_blocks)
+    with pytest.raises(RefusedError, match="is there already, a stream of june1"):
+        bp.send(source.image("june2"), path, resume=True)
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (before, ["x.bps"])
+
+
+def test_a_base_that_is_to_be_deleted_serves_the_receive_that_holds_it(source, streams, tmp_path):
+    bp.receive(io.BytesIO(streams["june1"]), tmp_path / "copy")
+    cut_into(tmp_path / "copy", streams["june2 - june1"], len(streams["june2 - june1"]) // 2)
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        volume.delete_snapshot("june1", defer=True)
+        assert volume.get_snapshot("june1").kind == "deleting"
+    bp.receive(io.BytesIO(streams["june2 - june1"]), tmp_path / "copy")
+    require_equal(source, tmp_path / "copy", "june2")
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        assert [snapshot.name for snapshot in volume.snapshots] == ["june2"]
+
+
+def test_giving_up_deletes_what_waited_for_it(streams, tmp_path):
+    bp.receive(io.BytesIO(streams["june1"]), tmp_path / "copy")
+    cut_into(tmp_path / "copy", streams["june2 - june1"], len(streams["june2 - june1"]) // 2)
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        volume.delete_snapshot("june1", defer=True)
+    bp.abort_receive(tmp_path / "copy")
+    with bp.Volume.open(tmp_path / "copy", writable=False) as volume:
+        assert volume.snapshots == []

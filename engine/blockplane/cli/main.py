@@ -116,8 +116,8 @@ def run_verb(arguments: Sequence[str], act: Callable[[], object] | None = None) 
     try:
         status = act() if act is not None else cli.main(list(arguments), prog_name="blockplane", standalone_mode=False)
         print(end="", flush=True)
-    except (KeyboardInterrupt, click.Abort):
-        return INTERRUPTED_STATUS
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _interrupted(error, arguments)
     except BrokenPipeError:
         _give_up_output()
         return BROKEN_PIPE_STATUS
@@ -126,6 +126,15 @@ def run_verb(arguments: Sequence[str], act: Callable[[], object] | None = None) 
             raise
         return _fail(failure_of(error), arguments)
     return status if isinstance(status, int) else 0
+
+
+def _interrupted(error: BaseException, arguments: Sequence[str]) -> int:
+    """Say what was kept, where a verb noted that; return the exit status."""
+    notes = getattr(error.__cause__ or error, "__notes__", [])  # click puts an error of its own round it
+    message, hint = [*notes, "", ""][:2]
+    if message:
+        report_failure(Failure("interrupted", message, hint, INTERRUPTED_STATUS), arguments)
+    return INTERRUPTED_STATUS
 
 
 def _occupy_standard_descriptors() -> None:

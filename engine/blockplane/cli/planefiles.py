@@ -51,6 +51,8 @@ def list_planes(target: Target, name: str, is_long: bool, as_json: bool, wait_s:
 
 def read_plane(target: Target, name: str, verb: str, wait_s: float) -> tuple[PlaneFile, int, bytes]:
     """Return a plane, how many blocks it means, and its bytes."""
+    if verb == "cat" and sys.stdout is not None and sys.stdout.isatty():
+        raise bp.errors.UsageError("a bitmap is not written to a terminal", "redirect it, or `get` it")
     if not name:
         raise bp.errors.UsageError(f"{target.text!r} is a directory", f"name a plane: {target.text.rstrip('/')}/NAME")
     with open_volume(target.place, verb, wait_s, writable=False) as volume:

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     help="Go on with an interrupted transfer: by its destination's token, or with the half-written FILE of -o.",
 )
 @click.option("--against", type=click.Path(), metavar="OFFER", help="Send only what differs from what OFFER offers.")
-@click.option("--hold", type=Duration(), metavar="TIME", help="Should it fail, keep its snapshots so long (7d).")
+@click.option("--hold", type=Duration(), metavar="TIME", help="Keep its snapshots so long (as 7d) if it fails.")
 @choice_options
 @json_option
 @wait_option

@@ -194,7 +194,7 @@ def _print_marks(volume: bp.Volume) -> None:
     except bp.errors.VolumeDamagedError as error:
         print(f"DAMAGED    {sentence(f'the marks cannot be read: {error}')}")
         return
-    rows = [["marked", "since", "entered", "left"]]
+    rows = [["marked", "at", "entered until the next", "left until the next"]]
     for mark in marks:
         known = (mark.n_alloc if mark.alloc_known else None, mark.n_dealloc if mark.dealloc_known else None)
         rows.append([mark.name, moment(mark.begun_ns), *("unknown" if n is None else f"{n:,}" for n in known)])
@@ -273,9 +273,7 @@ def _print_volume(volume: bp.Volume) -> None:
     print_snapshots(snapshots)
     _print_marks(volume)
     for its in bp.interrupted_receives(volume) if volume.knows_local else ():
-        print(
-            f"incoming   {its.top_name}: {its.n_landed:,} of {blocks(its.n_image)} are here; `receive` goes on with it"
-        )
+        print(f"incoming   {its.top_name}: {its.n_landed:,} or more of {blocks(its.n_image)} are here")
 
 
 def print_snapshots(found: Sequence[bp.Snapshot]) -> None:

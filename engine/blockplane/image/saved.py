@@ -65,6 +65,8 @@ def save(volume: LiveVolume, name: str, text: str, with_: Sequence[str] = ()) ->
     taken. What `build` raises: the image cannot be evaluated.
     """
     check_name(name)
+    if name.startswith(("alloc-", "dealloc-")):
+        raise RefusedError(f"{name!r} means marks where planes are read as files", "take another name")
     with volume.lock:
         store = store_of(volume)
         taken = {record.name: "snapshot" for record in store.records()}

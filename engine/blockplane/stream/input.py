@@ -56,7 +56,7 @@ def open_input(origin: InputLike) -> Input:
     StreamError, StreamMissingError : the path cannot be opened.
     """
     if isinstance(origin, int):
-        return FdInput(origin, f"file descriptor {origin}")
+        return FdInput(origin, {0: "standard input"}.get(origin, f"file descriptor {origin}"))
     if isinstance(origin, socket.socket):
         return SocketInput(origin)
     if isinstance(origin, (str, os.PathLike)):

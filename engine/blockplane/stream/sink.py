@@ -53,7 +53,7 @@ def open_sink(target: SinkLike, goes_on: bool = False) -> Sink:
     goes_on : of a path, take up what an interrupted stream left beside it.
     """
     if isinstance(target, int):
-        return FdSink(target, f"file descriptor {target}")
+        return FdSink(target, {1: "standard output"}.get(target, f"file descriptor {target}"))
     if isinstance(target, socket.socket):
         return SocketSink(target)
     if isinstance(target, (str, os.PathLike)):

@@ -100,3 +100,8 @@ def _read(fd: int, name: str, key: Key | None) -> PartialStream | None:
         partial.written.index.close()
         raise UsageError(f"{name} is not encrypted", "send without --encrypt, or without --resume, which begins anew")
     return partial
+
+
+def is_finished(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has the name of the stream itself, and nothing half-written is beside it."""
+    return os.path.isfile(path) and not os.path.lexists(os.fspath(path) + PARTIAL)

@@ -26,7 +26,7 @@ from blockplane.transfer.newvolume import DiskWish, Opening, create, remove, rem
 from blockplane.transfer.protocol import Destination
 from blockplane.transfer.resume import drop_incoming, made_by_receive
 from blockplane.volume import landing, making
-from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord, TableEntry
+from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, NO_ID, SnapshotRecord, TableEntry
 from blockplane.volume.groups import give_back
 from blockplane.volume.incoming import FLAG_MADE_VOLUME, IncomingEntry
 from blockplane.volume.live import LiveVolume
@@ -55,6 +55,14 @@ class VolumeDestination:
         for entry in self._entries():
             mine = entry.record
             if mine.id == record.id and mine.space_id == record.space_id and mine.kind == KIND_REGULAR:
+                return entry
+        return None
+
+    def _base(self, record: SnapshotRecord) -> TableEntry | None:
+        """Return the entry of a base: also one that is to be deleted when the receive has ended."""
+        for entry in self._entries():
+            mine = entry.record
+            if (mine.id, mine.space_id) == (record.id, record.space_id) and mine.kind in (KIND_REGULAR, KIND_DELETING):
                 return entry
         return None
 
@@ -138,7 +146,7 @@ class VolumeDestination:
 
     def _accept_increment(self, stream: StreamMap, base: SnapshotRecord, discard: bool) -> None:
         self._refuse_shadowed(base)
-        if self._find(base) is None:
+        if self._base(base) is None:
             mine = {entry.record.id for entry in self._entries()}
             common = [record.name for record, role in stream.snapshots if role is Role.LEFT_OUT and record.id in mine]
             whole = [entry.record for entry in self._entries() if entry.record.kind == KIND_REGULAR]
@@ -153,8 +161,8 @@ class VolumeDestination:
             live = self.volume.committed.root
         if not discard and not is_in_history(live.branch_id, live.cp, stream.top, stream.branches):
             raise RefusedError(
-                f"{self.name} was written to since {base.name}: these changes are no part of {stream.top.name} "
-                "and would be lost",
+                f"{self.name} was written to since {base.name}, or rolled back: what it holds is no part of "
+                f"{stream.top.name} and would be lost",
                 "keep them in a snapshot of their own and receive into another volume, or say --discard",
             )
 
@@ -162,7 +170,7 @@ class VolumeDestination:
     def landing(self, stream: StreamMap) -> Iterator[landing.Landing]:
         """Begin; the base is pinned meanwhile."""
         base = stream.base
-        entry = self._find(base) if base is not None else None
+        entry = self._base(base) if base is not None else None
         lender = self._find(stream.lender) if stream.lender is not None else None
         with VolumeStore(self.volume).pin(entry.record.id if entry is not None else NO_ID):
             yield landing.Landing(self.volume, stream.image, entry, self._incoming(stream), stream.part, lender)
@@ -279,7 +287,8 @@ def _made(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> It
     except BaseException:
         has_arrived = volume.committed_local.root.n_entries  # and then something went wrong
         if has_arrived or volume.local.incoming.images():  # or it was interrupted, and can go on
-            volume.close()
+            with suppress(BlockplaneError):  # of a volume that stopped: what its last CP has stays
+                volume.close()
             making.unmark(path)
             raise
         volume.abandon()

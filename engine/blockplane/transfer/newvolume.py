@@ -16,6 +16,7 @@ from blockplane.stream.reader import StreamMap
 from blockplane.volume import making
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, read_config
 from blockplane.volume.groups import DiskNames, give_back
+from blockplane.volume.journal import clear_orphans
 from blockplane.volume.lock import VolumeLock
 from blockplane.volume.making import LOCK_NAME
 from blockplane.volume.volume import Volume
@@ -141,6 +142,7 @@ def remove(path: Path, new_disks: Sequence[Path], existed: bool) -> None:
         disk.unlink(missing_ok=True)
     shutil.rmtree(path / DISKS_DIR, ignore_errors=True)
     making.remove_socket(path)
+    clear_orphans(path, lambda: ())
     for name in (CONFIG_NAME, LOCK_NAME, making.MARK_NAME):
         (path / name).unlink(missing_ok=True)
     if not existed and not any(path.iterdir()):

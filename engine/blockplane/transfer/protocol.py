@@ -76,6 +76,10 @@ class Landing(Protocol):
         """Leave it to be continued; return how many blocks of the image stay here, 0 where that cannot be."""
         ...
 
+    def abandon(self) -> None:
+        """Give up what is in memory: the storage has stopped, and can note nothing."""
+        ...
+
     def abort(self) -> None:
         """Give everything up; the storage is as it was."""
         ...

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
-from blockplane.model.errors import StreamDamagedError, StreamTruncatedError
+from blockplane.model.errors import DiskError, StreamDamagedError, StreamTruncatedError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
 from blockplane.stream.arrival import Ring, arriving
@@ -115,8 +115,14 @@ def _receive(
                 n_shared = getattr(landing, "n_shared", 0)
             except StreamTruncatedError as error:
                 raise _kept(error, landing.suspend(), stream, destination) from error
-            except KeyboardInterrupt:
-                landing.suspend()
+            except KeyboardInterrupt as error:
+                kept = _kept(StreamTruncatedError("interrupted"), landing.suspend(), stream, destination)
+                error.add_note(kept.message)
+                error.add_note(kept.hint)
+                raise
+            except DiskError as error:  # nothing more can be written there; what its trees know of stays
+                landing.abandon()
+                error.hint = error.hint or "mend that, and receive again: what landed until then is passed over"
                 raise
             except BaseException:
                 landing.abort()

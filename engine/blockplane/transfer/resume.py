@@ -16,6 +16,7 @@ from blockplane.model.checks import crc32c
 from blockplane.model.errors import RefusedError, StreamDamagedError, StreamError, StreamMissingError
 from blockplane.planes import Plane, PlaneFormatError, combine
 from blockplane.volume.codec import KIND_REGULAR, NAME_BYTES, NO_ID
+from blockplane.volume.deferred import reap
 from blockplane.volume.holds import hold_by_id, release_all
 from blockplane.volume.incoming import IncomingImage, leaves_of
 from blockplane.volume.landed import LandedBlocks, vbns_at
@@ -84,7 +85,9 @@ class ResumeToken:
         ------
         StreamError, StreamDamagedError : it is none, or it is damaged.
         """
-        if not data.startswith(MAGIC) or len(data) < _HEAD.size + _CRC.size:
+        if data.startswith(MAGIC) and len(data) < _HEAD.size + _CRC.size:
+            raise StreamDamagedError(f"the token ends after {len(data)} bytes", "it was cut off; copy it again")
+        if not data.startswith(MAGIC):
             raise StreamError(
                 f"this is not a token of an interrupted receive: it starts with {data[:8]!r}",
                 "give what `blockplane receive VOL --have` wrote",
@@ -197,6 +200,7 @@ def drop_incoming(volume: LiveVolume) -> int:
             volume.commit()
             kept.forget()
         volume.space.forget()
+        reap(volume)
     return n_freed
 
 

@@ -17,18 +17,19 @@ from blockplane.image.gather import Gathered, gathering
 from blockplane.image.image import Image
 from blockplane.image.order import DISK, VERSION, WINDOW_BLOCKS, Window, windows
 from blockplane.model.addresses import BLOCK_BYTES, Checks, Numbers
-from blockplane.model.errors import BlockplaneError, NoSuchSnapshotError, UsageError
+from blockplane.model.errors import BlockplaneError, NoSuchSnapshotError, RefusedError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
 from blockplane.stream.codec import FrameKind, Header, Locations, Role
 from blockplane.stream.compression import DEFAULT_LEVEL, parse_compression
 from blockplane.stream.digest import image_id, plane_digest
-from blockplane.stream.input import InputLike
-from blockplane.stream.keyfile import Key, KeyLike, key_of
+from blockplane.stream.input import InputLike, open_input
+from blockplane.stream.keyfile import Key, KeyLike, key_of, keys_of
+from blockplane.stream.reader import StreamReader
 from blockplane.stream.sink import Buffer, FileSink, Sink, SinkLike, open_sink
 from blockplane.stream.writer import StreamWriter
 from blockplane.transfer.against import compare_offer
-from blockplane.transfer.began import Began, began_beside, began_in
+from blockplane.transfer.began import Began, began_beside, began_in, is_finished
 from blockplane.transfer.protocol import Sendable
 from blockplane.transfer.resume import ResumeToken
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, Branch, SnapshotRecord
@@ -46,7 +47,7 @@ class SendReport:
     compression : `zstd:LEVEL`, or None. n_blocks_before : of the image, that were sent before; not counted elsewhere.
     encrypted : whether the stream is.
     n_blocks_lent : of the image, that the destination has by its offer; not counted elsewhere either.
-    n_blocks_compared : blocks read to know that.
+    n_blocks_compared : blocks read to know that. image_id : what names the image.
     """
 
     n_blocks: int
@@ -63,6 +64,7 @@ class SendReport:
     encrypted: bool = False
     n_blocks_lent: int = 0
     n_blocks_compared: int = 0
+    image_id: bytes = NO_ID
 
     @property
     def bytes_per_second(self) -> float:
@@ -254,6 +256,9 @@ def send(
             began = _lent(sending, began, against, progress)
             report = _send(sending, StreamForm(None, secret), _Nowhere(), progress, began, read=False)
         return replace(report, compression=_named(level))
+    if resume is True and isinstance(sink, (str, os.PathLike)) and is_finished(sink):
+        report = _send(sending, StreamForm(None, secret), _Nowhere(), progress, Began(), read=False)
+        return already_sent(sink, report, secret)
     if resume is True and not isinstance(sink, (str, os.PathLike)):
         raise UsageError("only a file is gone on with by itself", "give the token that `receive --have` wrote")
     with closing(open_sink(sink, resume is True)) as opened, ExitStack() as stack:
@@ -282,6 +287,18 @@ def _lent(sending: Sendable, began: Began, against: InputLike | None, progress: 
     lent = compare_offer(sending.image, against, progress)
     sending.lender = lent.record
     return replace(began, lent=lent)
+
+
+def already_sent(path: str | os.PathLike[str], planned: SendReport, secret: Key | None) -> SendReport:
+    """Return the report of a send that was finished before; RefusedError: the file is a stream of something else."""
+    with closing(open_input(path)) as source:
+        found = StreamReader(source, keys_of(secret)).read_map()
+    if found.header.image_id != planned.image_id:
+        raise RefusedError(
+            f"{os.fspath(path)} is there already, a stream of {found.top.name}: another image than the one asked for",
+            "name another file, or leave --resume out to replace it",
+        )
+    return replace(planned, n_blocks=0, n_bytes=0, stream_bytes=0, n_blocks_before=found.header.image_blocks)
 
 
 def _named(level: int | None) -> str | None:
@@ -335,7 +352,7 @@ def _send(
         names[Role.BASE][0] if names[Role.BASE] else None, (*names[Role.TOP], *names[Role.ARRIVES]),
         tuple(names[Role.LEFT_OUT]), getattr(sending, "planning_blocks", 0),
         _named(level), header.image_blocks - n_following - n_lent, form.key is not None, n_lent,
-        began.lent.n_read if began.lent is not None else 0,
+        began.lent.n_read if began.lent is not None else 0, header.image_id,
     )  # fmt: skip
 
 
