@@ -174,7 +174,7 @@ class Pair:
 
     def check(self, before: str, after: str | None) -> Difference:
         self.volume.sync()
-        found = compare(self.volume.state(before), self.volume.state(after))
+        found = compare(self.volume.state(before), self.volume.state(after), atime=True)
         a = self.views[before]
         b = self.views[after] if after is not None else view_of(self.tree.copy(), self.fs.lstat)
         source = FileSystem(self.volume.get_snapshot(after)) if after is not None else self.fs

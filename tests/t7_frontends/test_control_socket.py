@@ -409,12 +409,12 @@ def test_an_interrupt_while_waiting_ends_the_verbs_of_others(pool):
 def test_an_interrupt_of_a_client_ends_its_verb_alone(pool):
     with stalled("send", pool, "june1") as owner:
         begun = Path("june2.bps").read_bytes()[:5000]
-        with stalled("receive", pool, begun=begun, answering=False) as client:
-            wait_for(lambda: b"receive" in finish("mkdir", "pool:/x").stderr, "the receive")
+        with stalled("receive", pool, "--wait", "60", begun=begun, answering=False) as client:
+            wait_for(lambda: b"receive" in finish("mkdir", "-p", "pool:/x").stderr, "the receive")
             client.process.send_signal(signal.SIGINT)
             assert client.process.wait(60) == 130
             assert b"Traceback" not in client.process.stderr.read()
-        assert finish("mkdir", "pool:/x").returncode == 0
+        assert finish("mkdir", "-p", "pool:/x").returncode == 0
         assert owner.process.poll() is None
 
 
