@@ -8,7 +8,8 @@ import numpy as np
 
 from blockplane.disks.geometry import Geometry
 from blockplane.image.saved import delete, save
-from blockplane.planes import Plane
+from blockplane.planes import Plane, combine
+from blockplane.transfer import resume_token
 from blockplane.volume import Volume
 from blockplane.volume.codec import NUMBER_MASK
 from blockplane.volume.incoming import IncomingEntry
@@ -187,7 +188,7 @@ class _LandingStory(_Story):
         super().__init__(variation)
         self.source_models: Models = {}
         self.source = make_volume(geometry_of(2, 0, 64))
-        client = Watch(self.source_models).start(self.source)
+        client = self.writer = Watch(self.source_models).start(self.source)
         client.write(1, 0, range(500, 524))
         client.edit(2, 0, 9)
         self.source.snapshot("s1")
@@ -278,6 +279,53 @@ class InterruptedStory(_LandingStory):
         volume.sync()
 
 
+class CarriedStory(_LandingStory):
+    """What came of an interrupted increment is taken over by the receive of a newer one, which is interrupted too."""
+
+    name = "carried"
+
+    def __init__(self, variation: int = 0) -> None:
+        super().__init__(variation)
+        self.geometry = ROOMY[variation % len(ROOMY)]
+        self.writer.edit(3, 2, 8)
+        self.writer.write(4, 0, range(800, 808))
+        self.source.snapshot("s3")
+
+    def prepare(self, volume: Volume, client: FileClient) -> None:
+        super().prepare(volume, client)
+        self.land(volume, client, "s1", None)
+
+    def begin_of(self, volume: Volume, top: str, copied: Plane | None = None) -> tuple[Landing, Plane]:
+        """Begin the receive of an increment; of what was copied of s2, what the top has too stays."""
+        plane, record = image_plane(self.source, top, "s1"), self.source.get_snapshot(top).record
+        base = volume.get_snapshot("s1")
+        entry = IncomingEntry(
+            top.encode() * 8, top.encode() * 8, record.space_id, record.id, base.record.id, len(plane), 0,
+            plane.n_blocks, 0, top,
+        )  # fmt: skip
+        if copied is None:
+            return Landing(volume, plane, base.entry, entry), plane
+        rest = combine([plane], minus=combine([copied], within=self.source.get_snapshot("s2").plane))
+        return Landing(volume, plane, base.entry, entry, rest, None, b"s2" * 8), rest
+
+    def act(self, volume: Volume, client: FileClient) -> None:
+        landing, plane = self.begin_of(volume, "s2")
+        fill(landing, self.source, "s2", plane, piece=3, most=4)
+        landing.suspend()
+        copied = resume_token(volume).copied
+        client.edit(1, 0, 4)
+        volume.sync()
+        volume.delete_snapshot("own")
+        landing, rest = self.begin_of(volume, "s3", copied)
+        fill(landing, self.source, "s3", rest, piece=3, most=2)
+        landing.suspend()
+        landing, rest = self.begin_of(volume, "s3", copied)
+        fill(landing, self.source, "s3", rest, reverse=True, piece=5)
+        landing.commit([self.source.get_snapshot("s3").record])
+        client.edit(1, 2, 6)
+        volume.sync()
+
+
 def drop_incoming_of(volume: Volume, image_id: bytes) -> None:
     """Give one incoming image up."""
     with volume.lock:
@@ -338,5 +386,6 @@ STORIES: tuple[type[_Story], ...] = (
     FullStory,
     IncrementStory,
     InterruptedStory,
+    CarriedStory,
     NearlyFullStory,
 )

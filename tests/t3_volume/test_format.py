@@ -64,7 +64,20 @@ DESTINATION = DestinationRecord("tåpe", an_id(6), an_id(7), 2, -14, -15)
 IMAGE = StoredImage(an_id(8), "week", "s:1", "june1", 21, -22, ROOTS[5])
 HOLD = Hold(an_id(3), "mirror", 19, -20)
 INCOMING = IncomingEntry(
-    an_id(1), an_id(2), an_id(3), an_id(4), an_id(5), 6, 7, 8, -9, "june3", 1, *ROOTS[:3], an_id(7)
+    an_id(1),
+    an_id(2),
+    an_id(3),
+    an_id(4),
+    an_id(5),
+    6,
+    7,
+    8,
+    -9,
+    "june3",
+    1,
+    *ROOTS[:3],
+    an_id(7),
+    (an_id(4), an_id(8)),
 )
 LOCAL = LocalRoot(1, 2, 3, an_id(8), 4, *ROOTS, n_deleting=6)
 LABEL = Label(
@@ -238,6 +251,7 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
                 "flags",
             ),
             **{name: getattr(INCOMING, name).encode() for name in ("places", "landed", "place_map")},
+            "member_ids": b"".join(INCOMING.member_ids),
         },
     ),
     "Place map extent": (

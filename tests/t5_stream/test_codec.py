@@ -76,7 +76,7 @@ def table(title: str) -> dict[str, tuple[int, int]]:
 def test_header_fields_lie_where_format_md_says():
     header = Header(
         "w" * 32, b"S" * 16, b"I" * 16, b"P" * 16, b"T" * 16, 1 << 40, 7, Pointer(9, 10), b"B" * 16, 1, 3, 11, 12,
-        "tape", 1, 77, 5, 6, codec.Locations.IMPLICIT, 99, b"D" * 32, (), codec.Features(2, 0x22, 0x33), 4,
+        "tape", 1, 77, 5, 6, codec.Locations.IMPLICIT, 99, b"D" * 32, (), codec.Features(2, 0x22, 0x33), 4, b"C" * 16,
     )  # fmt: skip
     raw, fields = header.encode(), table("Header")
     number = {k: int.from_bytes(raw[o : o + s], "little") for k, (o, s) in fields.items() if s <= 8}
@@ -87,7 +87,8 @@ def test_header_fields_lie_where_format_md_says():
         "n_snapshots": 5, "n_branches": 6, "n_groups": 0, "locations": 2, "created_ns": 99, "part_blocks": 4,
     }  # fmt: skip
     assert {key: number[key] for key in expected} == expected
-    for name, value in {"stream_id": b"S", "image_id": b"I", "space_id": b"P", "top_id": b"T", "base_id": b"B"}.items():
+    ids = ("stream_id", "image_id", "space_id", "top_id", "base_id", "carried_id")
+    for name, value in zip(ids, (b"S", b"I", b"P", b"T", b"B", b"C"), strict=True):
         offset, size = fields[name]
         assert raw[offset : offset + size] == value * 16
     assert raw[264:296] == b"D" * 32

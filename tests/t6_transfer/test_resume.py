@@ -224,14 +224,6 @@ def test_the_rest_goes_nowhere_but_to_its_first_part(source, streams, tmp_path):
         bp.receive(tmp_path / "rest.bps", tmp_path / "copy")
 
 
-def test_a_token_is_for_its_image_alone(source, streams, tmp_path):
-    cut_into(tmp_path / "copy", streams["june1"], len(streams["june1"]) // 2)
-    with bp.Volume.open(tmp_path / "copy") as volume:
-        token = bp.resume_token(volume)
-    with pytest.raises(RefusedError, match="token is for an image of june1"):
-        stream_of(source, "june2 - june1", resume=token)
-
-
 def test_tokens_of_all_kinds_of_bad(streams, tmp_path, rng):
     cut_into(tmp_path / "copy", streams["june1"], len(streams["june1"]) // 2)
     with bp.Volume.open(tmp_path / "copy") as volume:

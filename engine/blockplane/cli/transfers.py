@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     metavar="[TOKEN]",
     is_flag=False,
     flag_value="",
-    help="Go on with an interrupted transfer: by its destination's token, or with the half-written FILE of -o.",
+    help="Go on with an interrupted transfer: by its destination's token, even of an older image, or with the "
+    "half-written FILE of -o.",
 )
 @click.option("--against", type=click.Path(), metavar="OFFER", help="Send only what differs from what OFFER offers.")
 @click.option("--hold", type=Duration(), metavar="TIME", help="Keep its snapshots so long (as 7d) if it fails.")

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from blockplane.image.conflict import is_spoilt
 from blockplane.image.evaluate import Evaluation, evaluate, is_empty
 from blockplane.image.expression import Expression
-from blockplane.image.formula import Formula, Var, difference, sum_of
+from blockplane.image.formula import Common, Formula, Var, difference, sum_of
 from blockplane.image.layout import Layout
 from blockplane.image.store import SnapshotStore
 from blockplane.image.terms import is_sendable
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import RefusedError
-from blockplane.planes import Plane
-from blockplane.volume.codec import SnapshotRecord
+from blockplane.planes import Plane, combine
+from blockplane.volume.codec import KIND_SHADOW, SnapshotRecord
 from blockplane.volume.markplane import MarkPlane
 from blockplane.volume.shadows import ShadowPlane
 from blockplane.volume.state import State
@@ -120,6 +120,17 @@ class Image:
             states = [operands.index(term.state) for term in after]
             formulas.append(sum_of([self._terms.index(self._base)], states))
         return evaluate(formulas, operands, self.space_blocks)
+
+    def held_by(self, records: Sequence[SnapshotRecord]) -> Plane:
+        """Return the blocks of the image that any of some snapshots here, or of shadows, holds too: the same bytes."""
+        store = self.store
+        others = [store.shadow(r.name) if r.kind == KIND_SHADOW else store.state(r.name) for r in records]
+        found = Plane.empty(self.space_blocks)
+        for state, owned in self.owners:
+            formula = Common((Var(0), sum_of(range(1, len(others) + 1))))
+            same = evaluate([formula], [state, *others], self.space_blocks).planes[0]
+            found = combine([found, combine([owned], within=same)])
+        return found
 
     def _owners(self, found: Evaluation) -> list[tuple[State, Plane]]:
         """Return the states that blocks are read from, the top first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
+from blockplane.image.image import Image
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.planes import Plane, combine
 from blockplane.stream.codec import LENT_FEATURES, PART_FEATURES, Header
@@ -14,20 +15,22 @@ from blockplane.stream.sink import PARTIAL, FileSink
 from blockplane.stream.written import Written
 from blockplane.transfer.against import Lent
 from blockplane.transfer.resume import ResumeToken
+from blockplane.volume.codec import KIND_REGULAR, KIND_SHADOW, SnapshotRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Began:
     """What an image's sending goes on from; nothing, where neither is given.
 
-    token : what its destination has. partial : what its file holds, and name, the file. lent : what an offer proved to
-    be at its destination.
+    token : what its destination has; image : of which the rest is asked for. partial : what its file holds, and name,
+    the file. lent : what an offer proved to be at its destination.
     """
 
     token: ResumeToken | None = None
     partial: PartialStream | None = None
     name: str = ""
     lent: Lent | None = None
+    image: Image | None = None
 
     @property
     def written(self) -> Written | None:
@@ -60,12 +63,40 @@ class Began:
         if self.token is None:
             return header, None
         if self.token.image_id != header.image_id:
-            raise RefusedError(
-                f"the token is for an image of {self.token.top_name}, and not for the one asked for",
-                "name the same snapshots as before",
-            )
+            return self._towards_another(header, self.token, plane)
         rest = self.token.rest_of(plane)
         return replace(header, features=header.features | PART_FEATURES, part_blocks=len(rest)), rest
+
+    def _towards_another(self, header: Header, token: ResumeToken, plane: Plane) -> tuple[Header, Plane | None]:
+        """Return the same towards another top: what came and is unchanged since counts (DESIGN.md, Applying).
+
+        A snapshot that the token's image brought, and that is here still, says which those are; a shadow of it too: it
+        has lost what was reused.
+        """
+        members = self._members(token, header.space_id)
+        assert self.image is not None
+        carried = combine([token.copied], within=self.image.held_by(members))
+        if not carried:
+            return header, None
+        rest = combine([plane], minus=carried)
+        features = header.features | PART_FEATURES
+        return replace(header, features=features, part_blocks=len(rest), carried_id=token.image_id), rest
+
+    def _members(self, token: ResumeToken, space_id: bytes) -> list[SnapshotRecord]:
+        if self.image is None or token.wanted is not None or token.space_id != space_id:
+            raise RefusedError(
+                f"the token is for an image of {token.top_name}, and not for the one asked for",
+                "name the same snapshots as before",
+            )
+        known = (r for r in self.image.store.records() if r.kind in (KIND_REGULAR, KIND_SHADOW))
+        members = [record for record in known if record.id in token.member_ids and record.space_id == space_id]
+        if not members:
+            raise RefusedError(
+                f"the token is for an image of {token.top_name}, which is not here any more: nothing says what of it "
+                "has stayed the same",
+                "send without the token",
+            )
+        return members
 
 
 def began_in(sink: FileSink, key: Key | None = None) -> Began:

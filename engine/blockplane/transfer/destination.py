@@ -28,7 +28,7 @@ from blockplane.transfer.resume import drop_incoming, made_by_receive
 from blockplane.volume import landing, making
 from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, NO_ID, SnapshotRecord, TableEntry
 from blockplane.volume.groups import give_back
-from blockplane.volume.incoming import FLAG_MADE_VOLUME, IncomingEntry
+from blockplane.volume.incoming import FLAG_MADE_VOLUME, MAX_MEMBERS, IncomingEntry
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.snapshots import check_name
 from blockplane.volume.volume import Volume
@@ -173,7 +173,9 @@ class VolumeDestination:
         entry = self._base(base) if base is not None else None
         lender = self._find(stream.lender) if stream.lender is not None else None
         with VolumeStore(self.volume).pin(entry.record.id if entry is not None else NO_ID):
-            yield landing.Landing(self.volume, stream.image, entry, self._incoming(stream), stream.part, lender)
+            yield landing.Landing(
+                self.volume, stream.image, entry, self._incoming(stream), stream.part, lender, stream.header.carried_id
+            )
 
     def _incoming(self, stream: StreamMap) -> IncomingEntry:
         header, flags = stream.header, FLAG_MADE_VOLUME if self._is_made else 0
@@ -181,6 +183,7 @@ class VolumeDestination:
             os.urandom(16), header.image_id, header.space_id, header.top_id, header.base_id, header.image_blocks, 0,
             header.space_blocks, time.time_ns(), stream.top.name, flags,
             lender_id=stream.lender.id if stream.lender is not None else NO_ID,
+            member_ids=tuple(record.id for record in reversed(stream.arriving()))[:MAX_MEMBERS],
         )  # fmt: skip
 
 

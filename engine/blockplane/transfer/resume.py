@@ -25,7 +25,7 @@ from blockplane.volume.live import LiveVolume
 #: As the stream's magic, but for one letter.
 MAGIC: Final = b"\x89BPR\r\n\x1a\n"
 VERSION: Final = 0
-_HEAD = struct.Struct("<8sI16s16s16s16sQQQqBB127s")
+_HEAD = struct.Struct("<8sI16s16s16s16sQQQqBBH127s")
 #: The plane is that of the blocks still to come, and not of those that came: others of the image never do.
 _LISTS_WANTED: Final = 1
 _CRC = struct.Struct("<I")
@@ -39,7 +39,7 @@ class ResumeToken:
 
     image_id : of the image, which follows from its snapshots and planes. n_image : its blocks that come. copied : the
     VBNs of those that are durable there. wanted : where a snapshot there lends the others, the VBNs still to come, and
-    copied is empty.
+    copied is empty. member_ids : of the snapshots that the image brings, newest first; not all, where they are many.
     """
 
     image_id: bytes
@@ -51,6 +51,7 @@ class ResumeToken:
     copied: Plane
     made_ns: int = 0
     wanted: Plane | None = None
+    member_ids: tuple[bytes, ...] = ()
 
     @property
     def n_left(self) -> int:
@@ -67,14 +68,14 @@ class ResumeToken:
         return combine([plane], minus=self.copied, within=self.wanted)
 
     def encode(self) -> bytes:
-        """Return the token: a head, the copied plane in the portable form of Roaring, a CRC32C."""
+        """Return the token: a head, ids, the copied plane in the portable form of Roaring, a CRC32C."""
         name, listed = self.top_name.encode(), self.copied if self.wanted is None else self.wanted
         plane, flags = listed.serialize(), 0 if self.wanted is None else _LISTS_WANTED
         head = _HEAD.pack(
             MAGIC, VERSION, self.image_id, self.space_id, self.top_id, self.base_id, self.n_image,
-            listed.n_blocks, len(plane), self.made_ns, flags, len(name), name,
+            listed.n_blocks, len(plane), self.made_ns, flags, len(name), len(self.member_ids), name,
         )  # fmt: skip
-        body = head + plane
+        body = head + b"".join(self.member_ids) + plane
         return body + _CRC.pack(crc32c(body))
 
     @classmethod
@@ -92,15 +93,16 @@ class ResumeToken:
                 f"this is not a token of an interrupted receive: it starts with {data[:8]!r}",
                 "give what `blockplane receive VOL --have` wrote",
             )
-        _, version, *ids, n_image, space_blocks, n_plane, made_ns, flags, n_name, name = _HEAD.unpack_from(data)
+        _, version, *ids, n_image, space_blocks, n_plane, made_ns, flags, n_name, n_ids, name = _HEAD.unpack_from(data)
         if version != VERSION:
             raise StreamError(f"the token has format version {version}; this release reads {VERSION}", "")
         body, crc = data[: -_CRC.size], _CRC.unpack_from(data, len(data) - _CRC.size)[0]
-        if len(body) != _HEAD.size + n_plane or crc32c(body) != crc or space_blocks > 1 << 56:
+        at = _HEAD.size + n_ids * len(NO_ID)
+        if len(body) != at + n_plane or crc32c(body) != crc or space_blocks > 1 << 56:
             raise StreamDamagedError("the token does not match its checksum", "write it again, or copy it again")
         try:
             top_name = name[:n_name].decode()
-            listed = Plane.deserialize(body[_HEAD.size :], space_blocks)
+            listed = Plane.deserialize(body[at:], space_blocks)
         except (PlaneFormatError, ValueError) as error:
             raise StreamDamagedError(f"the token's plane cannot be read: {error}", "write it again") from error
         if not is_name(top_name):
@@ -108,7 +110,8 @@ class ResumeToken:
         copied, wanted = (Plane.empty(space_blocks), listed) if flags & _LISTS_WANTED else (listed, None)
         if len(listed) > n_image:
             raise StreamDamagedError(f"the token lists {len(listed)} of {n_image} blocks", "write it again")
-        return cls(ids[0], ids[1], ids[2], ids[3], n_image, top_name, copied, made_ns, wanted)
+        members = tuple(body[i : i + len(NO_ID)] for i in range(_HEAD.size, at, len(NO_ID)))
+        return cls(ids[0], ids[1], ids[2], ids[3], n_image, top_name, copied, made_ns, wanted, members)
 
 
 def read_token(path: str | os.PathLike[str]) -> ResumeToken:
@@ -177,7 +180,7 @@ def resume_token(volume: LiveVolume) -> ResumeToken:
             copied, wanted = Plane.empty(entry.space_blocks), combine([due], minus=copied)
     return ResumeToken(
         entry.image_id, entry.space_id, entry.top_id, entry.base_id, entry.n_image, entry.top_name, copied,
-        time.time_ns(), wanted,
+        time.time_ns(), wanted, entry.member_ids,
     )  # fmt: skip
 
 

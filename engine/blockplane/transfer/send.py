@@ -219,8 +219,9 @@ def send(
         stream says that its reader needs to know zstd.
     key : a key or its file: the stream is encrypted with it, names, planes and index too. The stream shows ids, who
         wrote it and when, how long its frames are, and the key's id.
-    resume : a token: only what the destination that gave it lacks is sent. True: the file that an interrupted send left
-        beside the path is gone on with, where there is one.
+    resume : a token: only what the destination that gave it lacks is sent; of another image of the same volume, what
+        came counts as far as snapshots of that image that are still here show it unchanged. True: the file that an
+        interrupted send left beside the path is gone on with, where there is one.
     against : an offer of the destination: what that proves to be there is not sent. All of it that may be equal is read
         here first, by a dry run too.
 
@@ -246,7 +247,7 @@ def send(
     if resume and not isinstance(sending, ImageSending):
         raise UsageError("what is merged from streams is not gone on with", "merge again")
     if isinstance(resume, ResumeToken):
-        began = Began(token=resume)
+        began = Began(token=resume, image=sending.image if isinstance(sending, ImageSending) else None)
     if against is not None and (began.token is not None or not isinstance(sending, ImageSending)):
         raise UsageError("a token says what is left, and an offer is for images of a volume", "leave the offer out")
     if dry_run or sink is None:

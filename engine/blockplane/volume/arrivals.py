@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from blockplane.model.errors import StreamDamagedError
+from blockplane.model.errors import SnapshotExistsError, StreamDamagedError
 from blockplane.planes import Plane
-from blockplane.volume.codec import ROOT_POINTERS, SnapshotRecord, TableEntry
+from blockplane.volume.codec import NO_ID, ROOT_POINTERS, SnapshotRecord, TableEntry
 from blockplane.volume.leafbits import LEAF_BLOCKS, count, numbers_in
 from blockplane.volume.placemap import PlaceMap, union
 from blockplane.volume.readers import PlaceReader
@@ -16,6 +18,7 @@ from blockplane.volume.waiting import plane_leaf
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
+    from blockplane.volume.local import LocalTree
 
 
 class Arrivals:
@@ -78,6 +81,55 @@ class Arrivals:
                 f"snapshot {record.name!r} has a blockmap of {state.n_leaves} leaves, and its numbering has {n_leaves}",
                 hint="its sender is at fault",
             )
+
+
+def table_entries(local: LocalTree, on: TableEntry | None, arriving: Sequence[SnapshotRecord]) -> list[TableEntry]:
+    """Return entries, older first, of the snapshots that arrived and are not in a table yet.
+
+    Parameters
+    ----------
+    on : the snapshot here that the image builds on. arriving : the top last.
+
+    Raises
+    ------
+    StreamDamagedError : the top is not the newest. SnapshotExistsError : the table has another of that name.
+
+    Notes
+    -----
+    The parent is the state a snapshot was built on here, not the one it had at the source: only so a line in the
+    table is one in which a place that two snapshots hold is held by all between them. One older than the base has
+    none.
+    """
+    base = on.record if on is not None else None
+    known = {entry.record.id for entry in local.entries()}
+    new = [record for record in sorted(arriving, key=lambda record: record.cp) if record.id not in known]
+    if not new or new[-1].id != arriving[-1].id:
+        raise StreamDamagedError("the stream's top is not its newest snapshot", hint="its sender is at fault")
+    _refuse_names(local, new)
+    made: list[TableEntry] = []
+    parent = base.id if base is not None else NO_ID
+    for record in new:
+        is_older = base is not None and record.cp < base.cp
+        made.append(TableEntry(replace(record, parent_id=NO_ID if is_older else parent)))
+        parent = parent if is_older else record.id
+    return made
+
+
+def _refuse_names(local: LocalTree, new: Sequence[SnapshotRecord]) -> None:
+    names = {entry.record.name for entry in local.entries()}
+    images = {image.name for image in local.images.all()}
+    for record in new:
+        if record.name in names:
+            raise SnapshotExistsError(
+                f"the stream brings a snapshot named {record.name!r}, and another of that name is here",
+                "rename the one that is here",
+            )
+        if record.name in images:
+            raise SnapshotExistsError(
+                f"the stream brings a snapshot named {record.name!r}, and a stored image here is named so",
+                "delete the image, and save it under another name",
+            )
+        names.add(record.name)
 
 
 def _without_plane(placemap: PlaceMap, plane: Plane) -> PlaceMap:

@@ -25,12 +25,18 @@ from blockplane.volume.treeio import BlockReader
 if TYPE_CHECKING:
     from blockplane.volume.local import LocalTree
 
+_ID_BYTES: Final = len(NO_ID)
 _ENTRY = struct.Struct("<16s16s16s16s16sQQQqIB127s")
 INCOMING_BYTES: Final = 2048
 _TREES_OFFSET: Final = 256
 _LENDER_OFFSET: Final = _TREES_OFFSET + 3 * TREE_ROOT_BYTES
+_MEMBERS_OFFSET: Final = _LENDER_OFFSET + _ID_BYTES + 16
+#: Of an image's snapshots, so many of the newest are known here.
+MAX_MEMBERS: Final = 48
 #: The receive made the volume: giving it up removes what it made.
 FLAG_MADE_VOLUME: Final = 1
+#: Blocks were taken over from a receive of another image: they are held against this one's checks at the end.
+FLAG_CARRIED: Final = 2
 
 
 @dataclass(slots=True)
@@ -39,7 +45,8 @@ class IncomingEntry:
 
     landing_id : random, of this receive. n_image, n_landed : blocks of the image that are to come, and those durable
     here. places, landed : planes of what is reserved, and of what landed. place_map : where blocks lie that are not at
-    home. lender_id : the snapshot that has the image's other blocks.
+    home. lender_id : the snapshot that has the image's other blocks. member_ids : of the snapshots that it brings, the
+    newest first; not all, where they are many.
     """
 
     landing_id: bytes
@@ -57,6 +64,7 @@ class IncomingEntry:
     landed: TreeRoot = field(default_factory=TreeRoot)
     place_map: TreeRoot = field(default_factory=TreeRoot)
     lender_id: bytes = NO_ID
+    member_ids: tuple[bytes, ...] = ()
 
     @property
     def is_full(self) -> bool:
@@ -68,6 +76,11 @@ class IncomingEntry:
         """Whether the receive made the volume."""
         return bool(self.flags & FLAG_MADE_VOLUME)
 
+    @property
+    def is_carried(self) -> bool:
+        """Whether blocks of it came with another image."""
+        return bool(self.flags & FLAG_CARRIED)
+
     def encode(self) -> bytes:
         """Return the 2,048 bytes."""
         name = self.top_name.encode()
@@ -76,7 +89,8 @@ class IncomingEntry:
             self.space_blocks, self.began_ns, self.flags, len(name), name,
         )  # fmt: skip
         trees = self.places.encode() + self.landed.encode() + self.place_map.encode()
-        return (fixed.ljust(_TREES_OFFSET, b"\0") + trees + self.lender_id).ljust(INCOMING_BYTES, b"\0")
+        head = (fixed.ljust(_TREES_OFFSET, b"\0") + trees + self.lender_id).ljust(_MEMBERS_OFFSET, b"\0")
+        return (head + b"".join(self.member_ids[:MAX_MEMBERS])).ljust(INCOMING_BYTES, b"\0")
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> IncomingEntry:
@@ -88,9 +102,12 @@ class IncomingEntry:
             raise VolumeDamagedError(f"the name of an incoming image is not UTF-8: {name[:n_name]!r}", "") from None
         starts = range(_TREES_OFFSET, _TREES_OFFSET + 3 * TREE_ROOT_BYTES, TREE_ROOT_BYTES)
         trees = [TreeRoot.decode(data[at : at + TREE_ROOT_BYTES]) for at in starts]
+        starts = range(_MEMBERS_OFFSET, _MEMBERS_OFFSET + MAX_MEMBERS * _ID_BYTES, _ID_BYTES)
+        members = [bytes(data[at : at + _ID_BYTES]) for at in starts]
         return cls(
             ids[0], ids[1], ids[2], ids[3], ids[4], n_image, n_landed, space_blocks, began_ns, text, flags,
-            trees[0], trees[1], trees[2], bytes(data[_LENDER_OFFSET : _LENDER_OFFSET + len(NO_ID)]),
+            trees[0], trees[1], trees[2], bytes(data[_LENDER_OFFSET : _LENDER_OFFSET + _ID_BYTES]),
+            tuple(each for each in members if each != NO_ID),
         )  # fmt: skip
 
 

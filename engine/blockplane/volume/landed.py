@@ -85,6 +85,12 @@ class LandedBlocks:
         """Return which places of a leaf's range have their block; do not write to it."""
         return self._landed.get(leaf, EMPTY_LEAF)
 
+    def take_over(self, leaves: dict[int, Leaf]) -> None:
+        """Note places whose blocks an earlier receive of another image brought; durable on return."""
+        for leaf, words in leaves.items():
+            self._landed[leaf], self._unstored[leaf] = words.copy(), words
+        self.store()
+
     # --- while it lands ----------------------------------------------------------------------------------------------
 
     def saved(self, slots: LandedSlots) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,25 +20,24 @@ from blockplane.disks.array import spread
 from blockplane.model.errors import (
     BlockplaneError,
     RefusedError,
-    SnapshotExistsError,
     StreamDamagedError,
     StreamMismatchError,
 )
 from blockplane.planes import Plane, combine, combine_count
 from blockplane.volume import held, marking
-from blockplane.volume.arrivals import Arrivals
+from blockplane.volume.arrivals import Arrivals, table_entries
 from blockplane.volume.borrowing import Trial
+from blockplane.volume.carrying import Carried, require_equal
 from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
 from blockplane.volume.incoming import IncomingEntry, IncomingImage, leaves_of
 from blockplane.volume.journal import LandedSlots
 from blockplane.volume.landed import LandedBlocks, vbns_at
 from blockplane.volume.landing_bands import LandingBands
 from blockplane.volume.landing_places import LandingPlaces
-from blockplane.volume.leafbits import (
-    words_of,
-)
+from blockplane.volume.leafbits import words_of
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.loans import Loans, lender_of
+from blockplane.volume.placemap import union
 from blockplane.volume.runs import runs_of
 from blockplane.volume.state import State
 from blockplane.volume.waiting import Waiting
@@ -60,7 +58,8 @@ class Landing:
     base : the snapshot the image builds on, a regular one of this volume; None for a full image.
     entry : which image it is, so that the receive can go on after it was interrupted; None: it cannot.
     following : the VBNs that will come, where those are not all; the others landed before, or are the lender's.
-    lender : the snapshot of this volume that has them, under the same VBNs.
+    lender : the snapshot of this volume that has them, under the same VBNs. carried_id : the image whose interrupted
+        receive has them.
 
     Attributes
     ----------
@@ -81,6 +80,7 @@ class Landing:
         entry: IncomingEntry | None = None,
         following: Plane | None = None,
         lender: TableEntry | None = None,
+        carried_id: bytes = NO_ID,
     ) -> None:
         self._volume = volume
         self._image = image
@@ -96,16 +96,19 @@ class Landing:
             with volume.lock:
                 volume.commit()
                 self._live = volume.committed.pointer
-                self._begin(entry, following, lender)
+                self._begin(entry, following, lender, carried_id)
                 self._require_all_to_come(following)
         except BaseException:
             self.abandon()
             raise
 
-    def _begin(self, entry: IncomingEntry | None, following: Plane | None, lender: TableEntry | None) -> None:
+    def _begin(
+        self, entry: IncomingEntry | None, following: Plane | None, lender: TableEntry | None, carried_id: bytes
+    ) -> None:
         """Reserve places, or take up what an interrupted receive of the same image left."""
         volume, image, places = self._volume, self._image, self._places
         before, own = self._interrupted(entry.image_id) if entry is not None else None, image
+        carried: Carried | None = None
         if before is not None:
             entry, self.placemap = before.entry, before.placemap()
             for leaf, words in leaves_of(before.places):
@@ -113,6 +116,14 @@ class Landing:
             if entry.lender_id != NO_ID:
                 own = vbns_at(places.leaves, self.placemap, image.n_blocks)
                 self._loans.borrow(lender_of(volume, entry), own)
+        elif entry is not None and following is not None and carried_id != NO_ID:
+            carried = Carried(volume, carried_id, combine([image], minus=following))
+            places.refuse_misfit(image, max(len(following) - carried.n_freed, 0))
+            carried.mark(entry)
+            carried.release()
+            for leaf, words in carried.leaves.items():
+                places.reserve(leaf, words)
+            self.placemap = union([carried.placemap, places.assign(following)])
         else:
             if lender is not None and following is not None:
                 own = following
@@ -123,6 +134,9 @@ class Landing:
             entry.n_image = len(own)
             self._kept = LandedBlocks(volume, entry, places.leaves, self.placemap, before)
             volume.incoming.start(entry.landing_id)
+            if carried is not None:
+                self._kept.take_over(carried.leaves)
+                carried.forget()
             if self._base is None:
                 self._loans.share(entry.space_id)
         kept = self._kept
@@ -130,7 +144,7 @@ class Landing:
         self._bands = LandingBands(volume, self._due_words, self._saved, n_unsaved)
         if before is not None and kept is not None:
             kept.recall(self._bands.adopt)
-        self.copied = kept.plane() if before is not None and kept is not None else Plane.empty(image.n_blocks)
+        self.copied = kept.plane() if kept is not None else Plane.empty(image.n_blocks)
         self._here = combine([self.copied, self._loans.plane])
         self._waiting = Waiting(combine([image], minus=self._here))
 
@@ -260,7 +274,7 @@ class Landing:
         with volume.lock:
             volume.commit()
             self._refuse_changed()
-            entries = self._entries(arriving)
+            entries = table_entries(volume.local, self._base, arriving)
             states = self._states([entry.record for entry in entries])
             self._flip(states, entries, volume.committed)
         if self._kept is not None:
@@ -273,33 +287,14 @@ class Landing:
             states = [arrivals.state(record) for record in records]
             for state in states:
                 self._loans.require_equal(state)
+                if self._kept is not None and self._kept.entry.is_carried:
+                    require_equal(self._volume, state, self.copied, self.placemap)
         return states
 
     @property
     def n_shared(self) -> int:
         """How many blocks of the image were here already and are not written: lent, or found to be equal."""
         return self._loans.n_blocks
-
-    def _entries(self, arriving: Sequence[SnapshotRecord]) -> list[TableEntry]:
-        """Return table entries, older first, for what arrived and is not here yet.
-
-        The parent is the state a snapshot was built on here, not the one it had at the source: only so a line in the
-        table is one in which a place that two snapshots hold is held by all between them. One older than the base has
-        none.
-        """
-        local, base = self._volume.local, self._base.record if self._base is not None else None
-        known = {entry.record.id for entry in local.entries()}
-        new = [record for record in sorted(arriving, key=lambda record: record.cp) if record.id not in known]
-        if not new or new[-1].id != arriving[-1].id:
-            raise StreamDamagedError("the stream's top is not its newest snapshot", hint="its sender is at fault")
-        self._refuse_names(new)
-        made: list[TableEntry] = []
-        parent = base.id if base is not None else NO_ID
-        for record in new:
-            is_older = base is not None and record.cp < base.cp
-            made.append(TableEntry(replace(record, parent_id=NO_ID if is_older else parent)))
-            parent = parent if is_older else record.id
-        return made
 
     def _refuse_changed(self) -> None:
         """What was agreed to be replaced is the live state as it was when the receive began."""
@@ -308,22 +303,6 @@ class Landing:
                 f"{self._volume.path} was written to while it received; these changes would be lost",
                 "keep them in a snapshot, then receive again with --discard",
             )
-
-    def _refuse_names(self, new: Sequence[SnapshotRecord]) -> None:
-        names = {entry.record.name for entry in self._volume.local.entries()}
-        images = {image.name for image in self._volume.local.images.all()}
-        for record in new:
-            if record.name in names:
-                raise SnapshotExistsError(
-                    f"the stream brings a snapshot named {record.name!r}, and another of that name is here",
-                    "rename the one that is here",
-                )
-            if record.name in images:
-                raise SnapshotExistsError(
-                    f"the stream brings a snapshot named {record.name!r}, and a stored image here is named so",
-                    "delete the image, and save it under another name",
-                )
-            names.add(record.name)
 
     def _flip(self, states: list[State], entries: list[TableEntry], old: State) -> None:
         """Enter what arrived, older first, and make the last of it the live state."""

@@ -29,7 +29,7 @@ from blockplane.stream.codec.words import (
 )
 from blockplane.volume.codec import CHECK_BYTES, CHECK_CRC32C, NO_ID, Pointer
 
-_HEADER = struct.Struct("<8sIIQQQ32s16s16s16s16s16sIIQQQQ16sIHHQ8sIIIIIHHQ32sQ16x")
+_HEADER = struct.Struct("<8sIIQQQ32s16s16s16s16s16sIIQQQQ16sIHHQ8sIIIIIHHQ32sQ16s")
 HEADER_FIXED_BYTES: Final = 320
 _GROUP = struct.Struct("<QQQHHI")
 GROUP_BYTES: Final = _GROUP.size
@@ -42,7 +42,8 @@ class Header:
 
     after_blocks counts what the destination holds of this image afterwards; plane_digest is `PlaneDigest` over the
     image plane and the dropped plane; base_id is zeros in a full image. part_blocks counts the part plane, and is 0
-    where there is none: all of the image follows.
+    where there is none: all of the image follows. carried_id is that of another image, whose interrupted receive has
+    the blocks that do not follow; zeros: a receive of this one has them.
     """
 
     writer: str
@@ -69,6 +70,7 @@ class Header:
     groups: tuple[GroupRecord, ...] = ()
     features: Features = field(default_factory=Features)
     part_blocks: int = 0
+    carried_id: bytes = NO_ID
 
     @property
     def is_part(self) -> bool:
@@ -115,7 +117,7 @@ class Header:
             self.space_blocks, self.image_blocks, self.after_blocks, self.dropped_blocks, self.root.encode(),
             BLOCK_BYTES, CHECK_CRC32C, CHECK_BYTES, 0, self.order.encode(), self.order_version, self.window_blocks,
             self.n_snapshots, self.n_branches, len(self.groups), self.locations, 0, self.created_ns,
-            self.plane_digest, self.part_blocks,
+            self.plane_digest, self.part_blocks, self.carried_id,
         )  # fmt: skip
         groups = b"".join(
             _GROUP.pack(g.first, g.disk_blocks, g.chunk_blocks, g.n_data, g.n_parity, 0) for g in self.groups
@@ -158,7 +160,7 @@ def decode_header(data: bytes) -> Header:
         _, _, _, receiving, reading, writing, writer, stream_id, image_id, space_id, top_id, base_id, part, n_parts,
         space_blocks, image_blocks, after_blocks, dropped_blocks, root, block_bytes, check_kind, check_bytes, zero,
         order, order_version, window_blocks, n_snapshots, n_branches, n_groups, locations, _, created_ns,
-        plane_digest, part_blocks,
+        plane_digest, part_blocks, carried_id,
     ) = _HEADER.unpack_from(data)  # fmt: skip
     features = Features(receiving, reading, writing)
     require_known(features)
@@ -173,7 +175,7 @@ def decode_header(data: bytes) -> Header:
     for name, value, most in within:
         if value > most:
             raise StreamDamagedError(f"the stream's header claims {value} for its {name}; at most {most} can be", "")
-    if part_blocks and not features.receiving & FEATURE_PART:
+    if (part_blocks or carried_id != NO_ID) and not features.receiving & FEATURE_PART:
         raise StreamDamagedError(
             f"the stream's header claims a part plane of {part_blocks} blocks without being a part", ""
         )
@@ -183,7 +185,7 @@ def decode_header(data: bytes) -> Header:
         text_of(writer), stream_id, image_id, space_id, top_id, space_blocks, image_blocks, _root(root, space_blocks),
         base_id, part, n_parts, after_blocks, dropped_blocks, text_of(order), order_version, window_blocks, n_snapshots,
         n_branches, _locations(locations), created_ns, plane_digest,
-        _groups(data, n_groups), features, part_blocks,
+        _groups(data, n_groups), features, part_blocks, carried_id,
     )  # fmt: skip
 
 
