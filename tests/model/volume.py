@@ -40,13 +40,14 @@ class Moment:
 
 @dataclass(frozen=True)
 class ModelSnapshot:
-    """A snapshot of one volume. parent : id of the one that it descends from there."""
+    """A snapshot of one volume. parent : id of the one that it descends from there. kind : as a volume names it."""
 
     id: str
     name: str
     tree: Tree
     moment: Moment
     parent: str | None
+    kind: str = "regular"
 
 
 class ModelVolume:
@@ -95,6 +96,17 @@ class ModelVolume:
     def named(self, name: str) -> ModelSnapshot | None:
         """The snapshot of a name."""
         return next((s for s in self.snapshots.values() if s.name == name), None)
+
+    def regular(self) -> dict[str, ModelSnapshot]:
+        """The snapshots that can be read, by id."""
+        return {s.id: s for s in self.snapshots.values() if s.kind == "regular"}
+
+    def turn(self, name: str, kind: str) -> None:
+        """Make a snapshot one of another kind."""
+        self.commit()
+        found = self.named(name)
+        assert found is not None
+        self.snapshots[found.id] = replace(found, kind=kind)
 
     def names(self) -> list[str]:
         """Names in the order they came to be here."""
@@ -171,7 +183,7 @@ class ModelVolume:
             if snapshot.id in self.snapshots:
                 continue
             is_older = base is not None and snapshot.id in base.moment.listed
-            self.snapshots[snapshot.id] = replace(snapshot, parent=None if is_older else parent)
+            self.snapshots[snapshot.id] = replace(snapshot, parent=None if is_older else parent, kind="regular")
             parent = parent if is_older else snapshot.id
         top = arriving[-1]
         self.live, self.moment, self.parent = top.tree.copy(), top.moment, top.id

@@ -13,6 +13,7 @@ from blockplane.filesystem import FileSystem
 from blockplane.model import BlockplaneError, NoSpaceError, SnapshotExistsError
 from blockplane.volume.check import check
 from blockplane.volume.leafbits import LEAF_BLOCKS, numbers_in
+from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.volume import Volume
 from model import ModelVolume, Tree
 from rig.listing import data_ranges, describe, times_of
@@ -250,7 +251,7 @@ class Site:
 
     def _require_nothing_lost(self) -> None:
         """A rollback that keeps nothing must find the live tree in the snapshot it descends from."""
-        parent = self.model.snapshots.get(self.model.parent or "")
+        parent = self.model.regular().get(self.model.parent or "")
         kept = (parent.tree if parent is not None else Tree()).describe()
         _compare(kept, self.model.live.describe(), f"{self.name}: rolled back without a trace")
 
@@ -258,13 +259,17 @@ class Site:
         """Note that a receive committed."""
         self._seen = self.volume.committed
 
+    def regular(self) -> list[Snapshot]:
+        """The snapshots that can be read."""
+        return [s for s in self.volume.snapshots if s.kind == "regular"]
+
     # --- comparing ---
 
     def check_cheaply(self) -> None:
         """Names, order, and the account of space."""
         volume = self.volume
         assert [s.name for s in volume.snapshots] == self.model.names()
-        assert [s.id for s in volume.snapshots] == list(self.model.snapshots)
+        assert [(s.id, s.kind) for s in volume.snapshots] == [(s.id, s.kind) for s in self.model.snapshots.values()]
         assert volume.used_blocks + volume.free_blocks == volume.n_blocks
         assert volume.n_incoming == 0
         used = used_places(volume)
@@ -288,7 +293,7 @@ class Site:
         self._seen = volume.committed
         assert volume.available_blocks == max(volume.free_blocks - volume.info.reserve_blocks, 0)
         named: set[int] = set()
-        for state in [volume.committed, *(s.state for s in volume.snapshots)]:
+        for state in [volume.committed, *(s.state for s in volume.snapshots if s.kind != "shadow")]:
             for low, high, _ in state.placemap.extents.tolist():
                 named.update(range(low, high))
         there = {n for start, stop in volume.geometry.place_extents.tolist() for n in range(start, stop)}
@@ -312,12 +317,12 @@ class Site:
     def check_everything(self) -> None:
         """Trees of all states, structure, parity, links, space."""
         self.check_live()
-        for name in self.model.names():
-            self.check_snapshot(name)
+        for snapshot in self.model.regular().values():
+            self.check_snapshot(snapshot.name)
         self.sync()
         report = check(self.volume)
         assert report.ok, report.problems
-        for source in [self.volume, *self.volume.snapshots]:
+        for source in [self.volume, *self.regular()]:
             fs = FileSystem(source) if source is not self.volume else self.fs
             problems = fs.check().problems
             assert not problems, problems

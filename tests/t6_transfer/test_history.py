@@ -1,13 +1,16 @@
 """Whole histories of volumes that send to each other, beside a plain model.
 
 A source, two destinations of other geometries, a second tier behind the first one. Each keeps and deletes snapshots as
-it likes, each may be written to. Every step is done to the volume and to the model.
+it likes, makes shadows of them, marks them, reads them, sends them to a chain of files; each may be written to.
+Every step is done to the volume and to the model.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -17,7 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from model import ModelSnapshot
 from rig import Shape
-from rig.site import Site, fill_pattern
+from rig.backups import Backups
+from rig.retained import RetainingSite as Site
+from rig.site import fill_pattern
 from rig.transfers import Cut, Wish, transfer
 
 STEPS = 50
@@ -41,7 +46,9 @@ MOST_SNAPSHOTS = 7
 index = st.integers(0, 1 << 16)
 skips = st.sampled_from([0, 0, 0, 1000])
 routes = st.sampled_from(ROUTES)
-cuts = st.none() | st.builds(Cut, st.integers(1, 99), st.booleans(), st.sampled_from(["again", "token", "abort"]))
+cuts = st.none() | st.builds(
+    Cut, st.integers(1, 99), st.booleans(), st.sampled_from(["again", "token", "abort", "onward"])
+)
 sites = st.sampled_from(["source", "source", "source", "left", "left", "right", "behind"])
 
 
@@ -53,6 +60,8 @@ class History(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.sites: dict[str, Site] = {}
+        self.backups: dict[str, Backups] = {}
+        self.folder = tempfile.TemporaryDirectory()
         self.touched: set[str] = set()
         self.n_named = self.n_steps = 0
         History.counts["examples"] += 1
@@ -80,9 +89,10 @@ class History(RuleBasedStateMachine):
         return f"{directory.rstrip('/')}/{NAMES[at // 7 % len(NAMES)]}"
 
     def snapshot_of(self, site: Site, at: int) -> ModelSnapshot:
-        if not site.model.snapshots:
+        if not site.model.regular():
+            self._make_room_for_one(site)
             site.create(self._new_name())
-        found = list(site.model.snapshots.values())
+        found = list(site.model.regular().values())
         return found[-1 - at % len(found)]
 
     # --- files ---
@@ -174,15 +184,55 @@ class History(RuleBasedStateMachine):
 
     def _make_room_for_one(self, site: Site) -> None:
         if len(site.model.snapshots) >= MOST_SNAPSHOTS:
+            site.unpin_all()
             site.delete(site.model.names()[:1])
 
     @rule(at=sites, which=index, n_more=st.sampled_from([0, 0, 0, 1, 2]))
     def delete(self, at: str, which: int, n_more: int) -> None:
         site = self.site(at)
-        first = self.snapshot_of(site, which)
-        names = site.model.names()
-        start = names.index(first.name)
+        self.snapshot_of(site, which)
+        names = [s.name for s in site.model.snapshots.values() if s.kind != "deleting"]
+        start = which % len(names)
         site.delete(names[start : start + 1 + n_more])
+
+    @rule(at=sites, which=index)
+    def shadow(self, at: str, which: int) -> None:
+        site = self.site(at)
+        site.shadow(self.snapshot_of(site, which).name)
+        History.counts["shadows"] += 1
+
+    @rule(at=sites, which=index, goes=st.sampled_from([False, False, True]))
+    def mark(self, at: str, which: int, goes: bool) -> None:
+        site = self.site(at)
+        if goes:
+            site.unmark()
+        else:
+            site.mark(self.snapshot_of(site, which).name)
+        site.check_marks()
+        History.counts["marked"] += len(site.volume.positions)
+
+    @rule(at=sites, which=index, ends=st.booleans())
+    def read(self, at: str, which: int, ends: bool) -> None:
+        """Begin to read a snapshot, or end every reading."""
+        site = self.site(at)
+        if ends:
+            site.unpin_all()
+        else:
+            site.pin(self.snapshot_of(site, which).name)
+            History.counts["read"] += 1
+
+    @rule(at=st.sampled_from(["source", "left"]), which=index)
+    def back_up(self, at: str, which: int) -> None:
+        """Send to a chain of files: it is whole, and reads as what was sent."""
+        site = self.site(at)
+        if at not in self.backups:
+            folder = Path(self.folder.name, at)
+            folder.mkdir()
+            self.backups[at] = Backups(folder)
+        top = self.snapshot_of(site, which % 2)
+        if self.backups[at].add(site, top, lambda bases: bases[which % len(bases)]):
+            self.backups[at].check(top)
+            History.counts["backups"] += 1
 
     @rule(at=sites, which=index, new=st.sampled_from(["x", "y"]))
     def rename_snapshot(self, at: str, which: int, new: str) -> None:
@@ -217,7 +267,7 @@ class History(RuleBasedStateMachine):
             self.create(source.name, seed)
         newest = self.snapshot_of(source, 0)
         common = [
-            s for s in source.model.snapshots.values() if s.id in newest.moment.listed & set(target.model.snapshots)
+            s for s in source.model.snapshots.values() if s.id in newest.moment.listed & set(target.model.regular())
         ]
         self._send(source, target, Wish(newest.name, (), common[-1].name if common else None), discard, cut)
 
@@ -226,14 +276,15 @@ class History(RuleBasedStateMachine):
         """Any snapshot, on any base or none, with others beside it; sometimes against the rules."""
         source, target = self._pair(route)
         chosen = self.snapshot_of(source, top)
-        fresh = [s for s in source.model.snapshots.values() if s.id not in target.model.snapshots]
+        fresh = [s for s in source.model.regular().values() if s.id not in target.model.snapshots]
         if fresh and kind:
             chosen = fresh[-1 - top % len(fresh)]
-        older = [s for s in source.model.snapshots.values() if s.id in chosen.moment.listed]
+        older = [s for s in source.model.snapshots.values() if s.id in chosen.moment.listed and s.kind != "deleting"]
         common = [s for s in older if s.id in target.model.snapshots]
         choice = older if kind == 1 else common
         base = choice[-1 - bases % len(choice)] if choice and kind > 2 else None
-        rest = [s.name for i, s in enumerate(reversed(older)) if s is not base and beside >> i & 1]
+        beside_it = [s for s in older if s.kind == "regular"]
+        rest = [s.name for i, s in enumerate(reversed(beside_it)) if s is not base and beside >> i & 1]
         wish = Wish(chosen.name, tuple(rest), base.name if base else None)
         History.counts["again"] += any(s.name in rest for s in common)
         self._send(source, target, wish, discard=kind % 4 != 3, cut=cut)
@@ -262,6 +313,7 @@ class History(RuleBasedStateMachine):
                 History.counts["full volumes"] += site.n_full
                 History.counts["interrupted"] += site.n_interrupted
         finally:
+            self.folder.cleanup()
             for site in self.sites.values():
                 site.close()
 
@@ -287,6 +339,7 @@ def test_histories(share: int, history_examples: int, history_seed: int, record_
     assert History.counts["whole"] >= wanted
     assert History.counts["steps"] >= wanted * STEPS
     assert min(History.counts["sent"], 5 * History.counts["interrupted"]) >= wanted
+    assert min(History.counts[what] for what in ("shadows", "marked", "read", "backups")) >= wanted
 
 
 def _run(seed: int, n_examples: int) -> None:
