@@ -22,6 +22,7 @@ from blockplane.model.errors import (
 from blockplane.stream.input import ObjectInput
 from blockplane.stream.partial import read_partial
 from blockplane.stream.reader import StreamReader
+from blockplane.transfer.send import ImageSending
 from equality import differences, volume_tree
 
 MIB = 1 << 20
@@ -255,12 +256,14 @@ def broken_send(volume, text: str, path: Path, at: float, **options) -> None:
 
 @pytest.mark.parametrize("compress", [None, "zstd"])
 @pytest.mark.parametrize("order", ["disk", "tape"])
-def test_a_half_written_file_is_gone_on_with(source, tmp_path, compress, order, rng):
+@pytest.mark.parametrize("locations", ["explicit", "implicit"])
+def test_a_half_written_file_is_gone_on_with(source, tmp_path, compress, order, locations, rng, monkeypatch):
     """Broken off twice, torn at the end by a crash: the file in the end is one whole stream, like any."""
     path, partial = tmp_path / "june1.bps", tmp_path / "june1.bps.partial"
-    options = {"compress": compress, "order": order}
+    options = {"compress": compress, "order": order, "locations": locations}
     small = 1 << 9
-    broken_send(source, "june1", path, 0.4, **options)
+    monkeypatch.setattr(ImageSending.__init__, "__defaults__", ("disk", 512, "explicit"))
+    broken_send(source, "june1", path, 0.6, **options)
     assert (path.exists(), partial.stat().st_size > MIB) == (False, True)
     with partial.open("r+b") as file:  # what a power cut leaves
         file.truncate(partial.stat().st_size - int(rng.integers(small, 300_000)))
@@ -270,7 +273,8 @@ def test_a_half_written_file_is_gone_on_with(source, tmp_path, compress, order, 
         found = read_partial(file.fileno(), "it")
         n_there = len(found.copied)
         found.written.index.close()
-    dry = bp.send(source.image("june1"), path, dry_run=True, resume=True)
+    assert locations == "explicit" or n_there % 512 == 0
+    dry = bp.send(source.image("june1"), path, dry_run=True, resume=True, order=order, locations=locations)
     assert dry.n_blocks_before == n_there
     n_image = source.image("june1").n_blocks
     report = bp.send(source.image("june1"), path, resume=True, **options)
@@ -284,11 +288,16 @@ def test_a_half_written_file_is_gone_on_with(source, tmp_path, compress, order, 
         assert differences(volume_tree(bp.FileSystem(chain)), tree_of(source, "june1")) == []
 
 
-def test_a_half_written_file_without_locations_does_not_stay(source, tmp_path):
-    """Where its order says what it holds, it cannot be gone on with, and nothing says that it could."""
-    path = tmp_path / "x.bps"
-    broken_send(source, "june1", path, 0.4, locations="implicit")
-    assert list(tmp_path.iterdir()) == []
+def test_without_locations_the_order_must_be_the_same(source, tmp_path):
+    path, partial = tmp_path / "x.bps", tmp_path / "x.bps.partial"
+    broken_send(source, "june1", path, 0.8, locations="implicit", order="tape")
+    before = partial.read_bytes()
+    for options in ({}, {"order": "tape"}, {"locations": "implicit"}):
+        with pytest.raises(RefusedError, match="in tape order, without locations"):
+            bp.send(source.image("june1"), path, resume=True, **options)
+    assert partial.read_bytes() == before
+    bp.send(source.image("june1"), path, resume=True, locations="implicit", order="tape")
+    assert bp.verify_streams(path).ok
 
 
 def test_a_half_written_file_of_another_image_stays_as_it_is(source, tmp_path):

@@ -8,8 +8,9 @@ import random
 import pytest
 
 import blockplane as bp
-from blockplane.model import StreamError, StreamKeyError, StreamTruncatedError, UsageError
+from blockplane.model import StreamKeyError, StreamTruncatedError, UsageError
 from blockplane.stream import Key, codec
+from blockplane.transfer.send import ImageSending
 
 KEY, OTHER = Key(bytes(range(32))), Key(bytes(32))
 
@@ -94,7 +95,16 @@ def test_the_rest_of_an_implicit_stream(source, tmp_path, order):
         assert bp.check(volume).ok
 
 
-def test_a_half_written_implicit_file_is_not_gone_on_with(source, tmp_path):
-    (tmp_path / "s.bps.partial").write_bytes(stream_of(source, locations="implicit")[: 4 << 20])
-    with pytest.raises(StreamError, match="cannot be gone on with"):
-        bp.send(source.image("june1"), tmp_path / "s.bps", locations="implicit", resume=True)
+@pytest.mark.parametrize("at_mib", [2, 5, 8])
+def test_a_half_written_implicit_file(source, tmp_path, at_mib, monkeypatch):
+    """It goes on at a window's end: windows are 2 MiB here."""
+    monkeypatch.setattr(ImageSending.__init__, "__defaults__", ("disk", 512, "explicit"))
+    written = stream_of(source, locations="implicit", key=KEY)[: at_mib << 20]
+    (tmp_path / "s.bps.partial").write_bytes(written)
+    options = {"locations": "implicit", "key": KEY, "resume": True}
+    report = bp.send(source.image("june1"), tmp_path / "s.bps", **options)
+    assert report.n_blocks_before % 512 == 0
+    assert (at_mib - 3) * 256 < report.n_blocks_before <= at_mib * 256
+    assert bp.verify_streams(tmp_path / "s.bps", key=KEY).problems == []
+    with bp.open_stream(tmp_path / "s.bps", key=KEY) as stream:
+        assert bp.FileSystem(stream).read_bytes("/large") == random.Random(3).randbytes(9 << 20)

@@ -16,6 +16,7 @@ from blockplane.stream import codec
 from blockplane.stream.codec import FrameHead, FrameKind, Locations
 from blockplane.stream.input import FdInput
 from blockplane.stream.keyfile import Key
+from blockplane.stream.locations import ImplicitLocations
 from blockplane.stream.payload import contents
 from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.stream.written import Written, new_index
@@ -56,12 +57,12 @@ def read_partial(fd: int, name: str, keys: Sequence[Key] = ()) -> PartialStream 
         offset, sequence, sha = reader.data_start()
     except (StreamTruncatedError, StreamDamagedError, StreamOrderError):
         return None
-    if stream.header.locations is not Locations.EXPLICIT:
-        raise StreamError(f"{name} does not list its blocks' locations, and cannot be gone on with", "send it anew")
     written = Written(stream.header, reader.framing, sha, new_index(), sequence, offset)
     partial = PartialStream(stream, written, Plane.empty(stream.header.space_blocks))
     try:
-        while (found := _whole_frame(fd, partial)) is not None:
+        if stream.header.locations is Locations.IMPLICIT:
+            _read_windows(fd, partial, ImplicitLocations(stream.header, stream.following))
+        while (found := _whole_frame(fd, partial)) is not None and stream.header.locations is Locations.EXPLICIT:
             _note(partial, *found)
     except BaseException:
         written.index.close()
@@ -69,7 +70,22 @@ def read_partial(fd: int, name: str, keys: Sequence[Key] = ()) -> PartialStream 
     return partial
 
 
-def _whole_frame(fd: int, partial: PartialStream) -> tuple[FrameHead, bytes] | None:
+def _read_windows(fd: int, partial: PartialStream, places: ImplicitLocations) -> None:
+    """Go through frames whose order says what they hold, back to the end of the last whole window: there it goes on."""
+    written, window_blocks = partial.written, partial.map.header.window_blocks
+    whole, since = written.mark(), [np.empty(0, np.int64)]
+    while (found := _whole_frame(fd, partial, places)) is not None:
+        _note(partial, *found)
+        since.append(numbers_in(found[0].extents()))
+        if written.n_blocks % window_blocks == 0:
+            whole, since = written.mark(), since[:1]
+    written.go_back(whole)
+    partial.copied.remove_many(np.concatenate(since))
+
+
+def _whole_frame(
+    fd: int, partial: PartialStream, places: ImplicitLocations | None = None
+) -> tuple[FrameHead, bytes] | None:
     """Return the next data frame's head if it is whole, and brings blocks of the image that did not come before."""
     written = partial.written
     fixed = os.pread(fd, codec.FRAME_FIXED_BYTES, written.n_bytes)
@@ -81,6 +97,10 @@ def _whole_frame(fd: int, partial: PartialStream) -> tuple[FrameHead, bytes] | N
         if len(rest) < n_rest:
             return None
         head, raw = written.framing.head(fixed, rest, written.header.tag, written.sequence)
+        if head.kind is FrameKind.DATA and head.is_located is (places is not None):
+            return None
+        if head.kind is FrameKind.DATA and places is not None:
+            head = places.take(head)
         stored = os.pread(fd, head.stored_bytes, written.n_bytes + head.stored_head_bytes)
         is_good = head.kind is FrameKind.DATA and _is_good(head, stored, partial)
     except (StreamDamagedError, StreamOrderError):

@@ -19,6 +19,15 @@ def new_index() -> IO[bytes]:
     return tempfile.SpooledTemporaryFile(max_size=INDEX_MEMORY_BYTES)
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point that a writer can go back to. counts : sequence, bytes, data frames, blocks, index entries."""
+
+    sha: hashlib._Hash
+    index_bytes: int
+    counts: tuple[int, int, int, int, int]
+
+
 @dataclass(slots=True)
 class Written:
     """What of a stream has been written: what its writer needs to go on.
@@ -36,3 +45,15 @@ class Written:
     n_data_frames: int = 0
     n_blocks: int = 0
     n_index: int = 0
+
+    def mark(self) -> Mark:
+        """Return where it stands."""
+        counts = (self.sequence, self.n_bytes, self.n_data_frames, self.n_blocks, self.n_index)
+        return Mark(self.sha.copy(), self.index.tell(), counts)
+
+    def go_back(self, mark: Mark) -> None:
+        """Forget what was noted since a mark."""
+        self.sha = mark.sha
+        self.index.seek(mark.index_bytes)
+        self.index.truncate()
+        self.sequence, self.n_bytes, self.n_data_frames, self.n_blocks, self.n_index = mark.counts

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from blockplane.image.image import Image
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.planes import Plane, combine
-from blockplane.stream.codec import LENT_FEATURES, PART_FEATURES, Header
+from blockplane.stream.codec import LENT_FEATURES, PART_FEATURES, Header, Locations
 from blockplane.stream.keyfile import Key
 from blockplane.stream.partial import PartialStream, read_partial
 from blockplane.stream.sink import PARTIAL, FileSink
@@ -37,6 +37,18 @@ class Began:
         """What the writer goes on from."""
         return self.partial.written if self.partial is not None else None
 
+    @property
+    def n_windows(self) -> int:
+        """How many windows of the image's order the file has, where that says what its frames hold; else 0."""
+        if self.partial is None or self.partial.map.header.locations is not Locations.IMPLICIT:
+            return 0
+        return self.partial.written.n_blocks // self.partial.map.header.window_blocks
+
+    @property
+    def planned(self) -> Plane | None:
+        """The VBNs that the windows are of, where these are counted; None: all of the image."""
+        return self.partial.map.part if self.partial is not None else None
+
     def close(self) -> None:
         """Release scratch."""
         if self.partial is not None:
@@ -56,6 +68,7 @@ class Began:
                     f"{self.name} is a stream of {self.partial.map.top.name}: another image than the one asked for",
                     "name the same snapshots, or send without --resume, which begins anew",
                 )
+            self._require_same_order(old, header)
             return old, combine([self.partial.map.following], minus=self.partial.copied)
         if self.lent is not None:
             rest = combine([plane], minus=self.lent.plane)
@@ -66,6 +79,21 @@ class Began:
             return self._towards_another(header, self.token, plane)
         rest = self.token.rest_of(plane)
         return replace(header, features=header.features | PART_FEATURES, part_blocks=len(rest)), rest
+
+    def _require_same_order(self, old: Header, new: Header) -> None:
+        """What says where blocks belong must go on as it began."""
+        if old.locations is not Locations.IMPLICIT:
+            return
+        if (new.locations, new.order, new.window_blocks) != (old.locations, old.order, old.window_blocks):
+            raise RefusedError(
+                f"{self.name} has its blocks in {old.order} order, without locations",
+                f"go on with --locations implicit --order {old.order}",
+            )
+        if new.groups != old.groups:
+            raise RefusedError(
+                f"{self.name} has its blocks in the order of RAID groups that are others by now",
+                "send without --resume, which begins anew",
+            )
 
     def _towards_another(self, header: Header, token: ResumeToken, plane: Plane) -> tuple[Header, Plane | None]:
         """Return the same towards another top: what came and is unchanged since counts (DESIGN.md, Applying).

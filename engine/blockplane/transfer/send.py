@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -77,8 +78,8 @@ class ImageSending:
 
     Attributes
     ----------
-    part : the VBNs that are to be read; None: all of the image. lender : the snapshot of the destination that has the
-    others.
+    part : the VBNs that are to be read; None: all of the image. n_skipped : windows of them that are passed over.
+    lender : the snapshot of the destination that has the others.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class ImageSending:
             )
         self._checks: ExpectedChecks | None = None
         self.part: Plane | None = None
+        self.n_skipped = 0
         self.lender: SnapshotRecord | None = None
 
     @property
@@ -142,7 +144,8 @@ class ImageSending:
         plane, layout = image.plane, image.layout
         if self.part is not None:
             plane, layout = self.part, layout.within(self.part)
-        planned = windows(layout, plane, store.geometry, self._order, self._window_blocks)
+        every = windows(layout, plane, store.geometry, self._order, self._window_blocks)
+        planned = islice(every, self.n_skipped, None)
         if not read:
             yield self._blank(planned)
             return
@@ -272,7 +275,7 @@ def send(
             started = time.monotonic()
             opened.commit()
         except BaseException as error:
-            may_go_on = isinstance(sending, ImageSending) and (locations == "explicit" or began.partial is not None)
+            may_go_on = isinstance(sending, ImageSending)
             kept = opened.suspend() if may_go_on and isinstance(opened, FileSink) else ""
             if kept and isinstance(error, BlockplaneError):
                 more = f"what is written is kept in {kept}: go on with --resume, or delete it"
@@ -321,7 +324,8 @@ def _send(
     snapshots, branches = sending.snapshots(), sending.branches()
     header, rest = began.rest_of(_completed(sending, snapshots, len(branches)), sending.plane)
     if isinstance(sending, ImageSending):
-        sending.part = rest
+        sending.n_skipped = began.n_windows
+        sending.part = rest if not sending.n_skipped else began.planned
     n_following = len(sending.plane if rest is None else rest)
     total, written, level = n_following * BLOCK_BYTES, began.written, form.level
     if written is not None:
