@@ -326,6 +326,55 @@ class CarriedStory(_LandingStory):
         volume.sync()
 
 
+class LentStory(_LandingStory):
+    """Full images that are in part here already: lent by a snapshot that the stream names, then found to be equal."""
+
+    name = "lent"
+
+    def __init__(self, variation: int = 0) -> None:
+        super().__init__(variation)
+        self.geometry = ROOMY[variation % len(ROOMY)]
+        self.writer.edit(3, 2, 8)
+        self.source.snapshot("s3")
+
+    def prepare(self, volume: Volume, client: FileClient) -> None:
+        super().prepare(volume, client)
+        self.land(volume, client, "s1", None)
+
+    def begin_of(self, volume: Volume, top: str, lender: str | None) -> tuple[Landing, Plane]:
+        """Begin the receive of a full image, of which a snapshot here lends what both have."""
+        plane, record = image_plane(self.source, top, None), self.source.get_snapshot(top).record
+        entry = IncomingEntry(
+            top.encode() * 8, top.encode() * 8, record.space_id, record.id, bytes(16), len(plane), 0, plane.n_blocks,
+            0, top,
+        )  # fmt: skip
+        if lender is None:
+            return Landing(volume, plane, None, entry), plane
+        rest, held = combine([plane], minus=self.source.get_snapshot(lender).plane), volume.get_snapshot(lender).entry
+        entry.lender_id = held.record.id
+        return Landing(volume, plane, None, entry, rest, held), rest
+
+    def bring(self, volume: Volume, client: FileClient, top: str, lender: str | None) -> None:
+        """Receive in two parts, the volume used in between."""
+        landing, rest = self.begin_of(volume, top, lender)
+        fill(landing, self.source, top, rest, piece=3, most=3)
+        landing.suspend()
+        client.edit(1, 0, 3)
+        volume.sync()
+        landing, rest = self.begin_of(volume, top, lender)
+        fill(landing, self.source, top, rest, reverse=True, piece=5)
+        landing.commit([self.source.get_snapshot(top).record])
+        assert landing.n_shared > 0
+
+    def act(self, volume: Volume, client: FileClient) -> None:
+        self.bring(volume, client, "s2", "s1")
+        volume.delete_snapshot("own")
+        volume.delete_snapshot("s1")
+        self.bring(volume, client, "s3", None)
+        client.edit(1, 2, 6)
+        volume.sync()
+
+
 def drop_incoming_of(volume: Volume, image_id: bytes) -> None:
     """Give one incoming image up."""
     with volume.lock:
@@ -387,5 +436,6 @@ STORIES: tuple[type[_Story], ...] = (
     IncrementStory,
     InterruptedStory,
     CarriedStory,
+    LentStory,
     NearlyFullStory,
 )

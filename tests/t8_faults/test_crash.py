@@ -28,14 +28,15 @@ LEAST_STATES = {
     "increment": 750,
     "interrupted": 1100,
     "carried": 600,
+    "lent": 400,
     "nearly full": 1250,
 }
 #: The deep run repeats every story in so many variations, with more torn writes and subsets.
 DEEP_VARIATIONS = 14
 #: Stories that write beside live blocks: a lost disk on top of the cut would need the log in some of their states.
-LOGGED = {"full", "increment", "interrupted", "carried", "nearly full"}
+LOGGED = {"full", "increment", "interrupted", "carried", "lent", "nearly full"}
 #: Of these stories the CI run opens each n-th state: what they have beyond others is small.
-EACH = {"carried": 3}
+EACH = {"carried": 3, "lent": 4}
 CI_PLAN = Plan(n_random=20, max_pairs=30, n_torn=2)
 
 
