@@ -266,9 +266,8 @@ class History(RuleBasedStateMachine):
         if seed % 3:
             self.create(source.name, seed)
         newest = self.snapshot_of(source, 0)
-        common = [
-            s for s in source.model.snapshots.values() if s.id in newest.moment.listed & set(target.model.regular())
-        ]
+        both = newest.moment.listed & set(target.model.regular())
+        common = [s for s in source.model.snapshots.values() if s.id in both and s.kind != "deleting"]
         self._send(source, target, Wish(newest.name, (), common[-1].name if common else None), discard, cut)
 
     @rule(route=routes, top=index, bases=index, beside=st.integers(0, 15), kind=st.integers(0, 9), cut=cuts)
