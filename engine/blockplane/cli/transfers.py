@@ -135,7 +135,8 @@ def _standard_input() -> int | IO[bytes]:
     return console.raw("input") or sys.stdin.fileno()
 
 
-def _described(report: SendReport) -> dict[str, object]:
+def _measured(report: SendReport | ReceiveReport) -> dict[str, object]:
+    """Return what both ends of a transfer say of it."""
     return {
         "n_blocks": report.n_blocks,
         "n_bytes": report.n_bytes,
@@ -144,6 +145,12 @@ def _described(report: SendReport) -> dict[str, object]:
         "bytes_per_second": report.bytes_per_second,
         "top": report.top,
         "base": report.base,
+    }
+
+
+def _described(report: SendReport) -> dict[str, object]:
+    return {
+        **_measured(report),
         "arriving": list(report.arriving),
         "left_out": list(report.left_out),
         "compression": report.compression,
@@ -266,13 +273,7 @@ def receive(
 
 def _received(report: ReceiveReport) -> dict[str, object]:
     return {
-        "n_blocks": report.n_blocks,
-        "n_bytes": report.n_bytes,
-        "stream_bytes": report.stream_bytes,
-        "seconds": report.seconds,
-        "bytes_per_second": report.bytes_per_second,
-        "top": report.top,
-        "base": report.base,
+        **_measured(report),
         "arrived": list(report.arrived),
         "left_out": list(report.left_out),
         "already_there": report.already_there,

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Final
 
 from blockplane.model.errors import RefusedError
+from blockplane.volume.pins import doing
 
 _POLL_S = 0.05
 
@@ -56,8 +57,7 @@ class Activity:
     since_ns: int
 
     def __str__(self) -> str:
-        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since_ns / 1e9))
-        return f"{self.verb} (process {self.pid}), since {since}"
+        return doing(self.verb, self.pid, self.since_ns)
 
 
 class Activities:

@@ -29,8 +29,13 @@ class Pin:
     since_ns: int
 
     def __str__(self) -> str:
-        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since_ns / 1e9))
-        return f"{self.verb} (process {self.pid}), since {since}"
+        return doing(self.verb, self.pid, self.since_ns)
+
+
+def doing(verb: str, pid: int, since_ns: int) -> str:
+    """Return what a process does, and since when, as people are told."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(since_ns / 1e9))
+    return f"{verb} (process {pid}), since {since}"
 
 
 class Pins:
