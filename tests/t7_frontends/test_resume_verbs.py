@@ -106,3 +106,22 @@ def test_a_half_written_file(done, big):
     assert Path("again.bps").stat().st_size == Path("whole.bps").stat().st_size
     assert not Path("again.bps.partial").exists()
     assert done("stream", "verify", "again.bps", "--json").json["problems"] == []
+
+
+def test_towards_a_newer_snapshot(done, blockplane, big):
+    blockplane("receive", "copy", "-i", "cut.bps")
+    with bp.Volume.open(big) as volume:
+        bp.FileSystem(volume).write_bytes("/more", os.urandom(1 << 20))
+    done("snapshot", "create", f"{big}@june2")
+    have = done("receive", "copy", "--have", "--json").json
+    token = write_token("copy")
+    dry = done("send", big, "june2", "--resume", token, "-n", "--json").json
+    assert 0 < dry["n_blocks_before"] <= have["copied_blocks"]
+    done("send", big, "june2", "--resume", token, "-o", "rest.bps")
+    shown = done("stream", "info", "rest.bps").out
+    assert f"began with another image (id {have['image_id']})" in shown
+    assert done("stream", "info", "rest.bps", "--json").json["carried_id"] == have["image_id"]
+    done("receive", "copy", "-i", "rest.bps")
+    assert [s["name"] for s in done("info", "copy", "--json").json["snapshots"]] == ["june2"]
+    assert done("check", "copy", "--json").json["ok"] is True
+    assert "an interrupted receive of another image" in blockplane("receive", "new", "-i", "rest.bps").err

@@ -93,6 +93,7 @@ def _described_map(found: StreamMap) -> dict[str, object]:
         "n_blocks": header.image_blocks,
         "n_bytes": header.image_blocks * bp.BLOCK_BYTES,
         "following_blocks": header.following_blocks,
+        "carried_id": header.carried_id.hex() if any(header.carried_id) else None,
         "dropped_blocks": header.dropped_blocks,
         "after_blocks": header.after_blocks,
         "order": header.order,
@@ -137,7 +138,8 @@ def _print_map(file: str, found: StreamMap) -> None:
     if found.lender is not None:
         print(f"follows    {blocks(header.following_blocks)}: all else is in {found.lender.name} at its destination")
     elif header.is_part:
-        print(f"follows    {blocks(header.following_blocks)}: the rest of an interrupted transfer")
+        of = f", which began with another image (id {header.carried_id.hex()})" if any(header.carried_id) else ""
+        print(f"follows    {blocks(header.following_blocks)}: the rest of an interrupted transfer{of}")
     print(f"top        {found.top.name}")
     base = found.base
     print("base       none: a full image" if base is None else f"base       {base.name}, id {base.id.hex()}")
