@@ -107,6 +107,8 @@ def decode(block: bytes) -> FsInfo | None:
     if n_groups > MAX_GROUPS or n_members > MAX_MEMBERS or n_areas > MAX_AREAS:
         raise VolumeDamagedError(f"fsinfo counts {n_groups} groups, {n_members} members, {n_areas} areas", "")
     areas = [_AREA.unpack_from(block, _AREAS_OFFSET + i * _AREA.size) for i in range(n_areas)]
+    if any(group >= n_groups for group, _ in areas):
+        raise VolumeDamagedError(f"fsinfo names areas of other groups than its {n_groups}", "")
     return FsInfo(
         volume_id, _geometry(block, n_groups), generation, nonce, previous_nonce, features, bool(clean), role,
         pointers[0], pointers[1], pointers[2], pointers[3], reserve, n_pending, log_start, log_blocks,

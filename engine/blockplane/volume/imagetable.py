@@ -88,7 +88,7 @@ class ImageTable:
 
     def all(self) -> list[StoredImage]:
         """Return the stored images, older first."""
-        data = read_all(self._table)
+        data = read_all(self._table, IMAGE_BYTES)
         return [StoredImage.decode(data[at : at + IMAGE_BYTES]) for at in range(0, len(data), IMAGE_BYTES)]
 
     def trees(self) -> list[BlockTree]:
