@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 
 import pytest
 
+from blockplane.disks.label import decode_label, encode_label, read_label
 from blockplane.model import VolumeDamagedError
 from blockplane.volume import Volume, fsinfo
 from blockplane.volume.check import check
@@ -82,6 +84,19 @@ def test_areas_of_a_group_that_is_not_there(volume):
         fsinfo.decode(record.encode())
     record.areas.pop()
     assert fsinfo.decode(record.encode()).areas == [(0, 0)]
+
+
+def test_a_generation_after_which_none_can_come(volume):
+    with pytest.raises(VolumeDamagedError, match="no volume comes to"):
+        fsinfo.decode(FsInfo(bytes(16), volume.geometry, generation=(1 << 64) - 1).encode())
+    label = read_label(volume.array.disks[0])
+    with pytest.raises(ValueError, match="no volume comes to"):
+        decode_label(encode_label(dataclasses.replace(label, generation=(1 << 64) - 1)))
+
+
+def test_less_than_nothing_is_no_count_of_freed_blocks(volume):
+    with pytest.raises(VolumeDamagedError, match="more blocks became free"):
+        FsInfo(bytes(16), volume.geometry, n_pending=-1).encode()
 
 
 @pytest.mark.parametrize(

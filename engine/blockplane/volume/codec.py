@@ -170,7 +170,7 @@ class StateRoot:
 
     def encode(self) -> bytes:
         """Return the block; VolumeDamagedError: a count that was read does not fit what was taken from it."""
-        _require_counts("state", (self.n_blocks, self.n_inodes))
+        _require_counts("state", (self.n_blocks, self.n_inodes, self.next_inode, self.cp))
         head = _STATE.pack(
             STATE_MAGIC, VERSION, CHECK_CRC32C, CHECK_BYTES, self.cp, self.space_id, self.branch_id,
             self.n_blocks, self.committed_ns, self.next_inode, self.n_inodes,
