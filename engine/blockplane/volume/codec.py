@@ -343,9 +343,7 @@ class Hold:
 
 def _require_counts(which: str, counts: Sequence[int]) -> None:
     if min(counts) < 0 or max(counts) >> 64:
-        raise VolumeDamagedError(
-            f"the {which} root's counts do not fit its trees", "it can still be read; run `blockplane check`"
-        )
+        raise VolumeDamagedError(f"the {which} root's counts do not fit its trees", "run `blockplane check`")
 
 
 _LOCAL = struct.Struct("<8sIIQQQ16sQ")
