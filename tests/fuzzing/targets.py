@@ -27,6 +27,7 @@ from blockplane.stream.input import ObjectInput
 from blockplane.stream.offer import OfferReader
 from blockplane.stream.reader import read_header
 from blockplane.transfer import ResumeToken, receive, verify_streams
+from blockplane.transfer.against import compare_offer
 from blockplane.transfer.receive import Claims
 from blockplane.transfer.resume import drop_incoming, interrupted_receives
 from blockplane.volume import Volume
@@ -102,9 +103,13 @@ def run_stream(data: bytes) -> None:
 
 
 def run_offer(data: bytes) -> None:
+    """Read to its end, and compared with an image, as who sends against it does."""
     offered = OfferReader(ObjectInput(io.BytesIO(data)))
     n_blocks = sum(len(blocks.vbns) for blocks in offered.blocks())
     assert n_blocks == len(offered.plane)
+    image = worlds.offered_image()
+    lent = compare_offer(image, io.BytesIO(data))
+    assert combine_count([lent.plane], minus=image.plane) == combine_count([lent.plane], minus=offered.plane) == 0
 
 
 def run_token(data: bytes) -> None:

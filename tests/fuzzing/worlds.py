@@ -17,7 +17,7 @@ import numpy as np
 from blockplane.disks.disk import HEAD_BLOCKS, TAIL_BLOCKS, Disk
 from blockplane.disks.label import label_blocks
 from blockplane.filesystem import FileSystem
-from blockplane.image import build
+from blockplane.image import Image, build
 from blockplane.model import BLOCK_BYTES
 from blockplane.model.checks import crc32c, fresh_checks
 from blockplane.stream import codec
@@ -102,6 +102,12 @@ def world() -> World:
         volume.hold_snapshot("two", "someone")
         volume.sync()
         return World(contents_of(volume), made, full, steps, rest, had.getvalue(), token.encode())
+
+
+@cache
+def offered_image() -> Image:
+    """What would be sent against an offer: a full image of a volume that stays open."""
+    return build(open_volume(disks_of(world().source), writable=False), "two")
 
 
 def sent(volume: Volume, expression: str, **form: Any) -> bytes:
