@@ -6,8 +6,8 @@ import io
 import random
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 from unittest import mock
@@ -18,8 +18,9 @@ from blockplane.disks.disk import HEAD_BLOCKS, TAIL_BLOCKS, Disk
 from blockplane.disks.label import label_blocks
 from blockplane.filesystem import FileSystem
 from blockplane.image import Image, build
-from blockplane.model import BLOCK_BYTES
+from blockplane.model import BLOCK_BYTES, StreamTruncatedError
 from blockplane.model.checks import crc32c, fresh_checks
+from blockplane.planes import Plane
 from blockplane.stream import codec
 from blockplane.transfer import offer, receive, resume_token, send
 from blockplane.volume import Volume
@@ -90,10 +91,11 @@ def world() -> World:
         receive(io.BytesIO(full["plain"]), target)
         had, made = io.BytesIO(), contents_of(target)
         offer(target, had, "one")
-        try:
+        with suppress(StreamTruncatedError):
             receive(io.BytesIO(steps["plain"][: len(steps["plain"]) * 2 // 3]), target)
-        except Exception:  # noqa: BLE001  cut off, on purpose
-            token = resume_token(target)
+        # a volume without a directory keeps no journal: what landed is said here
+        some = build(volume, "two - one").plane
+        token = replace(resume_token(target), copied=some & Plane.from_extents([[0, some.select(5)]], some.n_blocks))
         rest = sent(volume, "two - one", resume=token)
         files.write_bytes("/folder/file1", b"changed")
         files.rename("/folder/file2", "/folder/moved")
