@@ -10,6 +10,8 @@ An instrumented build without touching the release modules:
 
     BLOCKPLANE_DEBUG=1 python setup.py build --build-lib build/debug-lib
     PYTHONPATH=build/debug-lib python -m pytest tests/t0_kernels
+
+`.ci/sanitize` builds the kernels under the sanitizers and runs the tests that call them.
 """
 
 from __future__ import annotations

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from blockplane.image.image import build
-from blockplane.model import RefusedError, StreamMismatchError
+from blockplane.model import ChecksumError, RefusedError, StreamMismatchError
 from blockplane.stream.input import open_input
 from blockplane.stream.reader import StreamReader
+from blockplane.transfer.destination import VolumeDestination
 from blockplane.transfer.receive import receive
 from blockplane.transfer.send import send
 from blockplane.volume import Volume
 from blockplane.volume.check import check
+from blockplane.volume.codec import KIND_REGULAR, TableEntry
 from streams.volumes import Files, contents, fresh, members
 
 
@@ -98,3 +102,54 @@ def test_what_is_being_sent_stays(source, rng):
     go_on(source, rng)
     with source.pin(source.get_snapshot("a").record.id), pytest.raises(RefusedError, match="being read"):
         source.delete_snapshot("a")
+
+
+# --- planted: a destination that builds on a shadow as if it were whole (law 9) ------------------------------------
+
+
+def built_upon(target: Volume, stream: io.BytesIO) -> None:
+    """Receive an increment on a shadow's plane."""
+    shadow = target.local.entry("a")
+
+    def as_if_whole(destination: VolumeDestination, base: object) -> TableEntry:
+        return TableEntry(replace(shadow.record, kind=KIND_REGULAR), shadow.place_map)
+
+    with (
+        mock.patch.object(VolumeDestination, "_refuse_shadowed"),
+        mock.patch.object(VolumeDestination, "_base", as_if_whole),
+    ):
+        receive(stream, target, discard=True)
+
+
+def is_reused(volume: Volume) -> bool:
+    shadow = volume.get_snapshot("a")
+    return shadow.n_blocks < shadow.was_blocks
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_a_shadow_built_upon(source, target, rng, reuse):
+    """Where blocks of it were reused, their checks say so, at the receive or to who checks; else it is still whole."""
+    files = Files(source, rng)
+    files.reload()
+    files.write(1, 100, 300)
+    source.snapshot("b")
+    stream, theirs = stream_of(source, "b - a"), Files(target, rng)
+    theirs.reload()
+    theirs.punch(1, 0, 500)
+    target.sync()
+    target.shadow_snapshot("a")
+    n_written = 0
+    while reuse and not is_reused(target):
+        theirs.write(2, n_written, 300)
+        n_written += 300
+        target.sync()
+    before = target.info.state
+    try:
+        built_upon(target, stream)
+    except ChecksumError:
+        assert reuse
+        assert target.info.state == before
+        assert [snapshot.name for snapshot in target.snapshots] == ["a"]
+        assert check(target).problems == []
+    else:
+        assert bool(check(target).problems) == reuse

@@ -56,6 +56,8 @@ _HEADER: Final = struct.Struct("<8sII16s16sQQHHHH56x")
 _GROUP: Final = struct.Struct("<QQQHH4x")
 _CRC_AT: Final = 12
 ID_BYTES: Final = 16
+#: After which no update could count on.
+MAX_GENERATION: Final = (1 << 64) - 8
 
 
 class MemberState(enum.IntEnum):
@@ -185,6 +187,8 @@ def _check_sense(label: Label) -> None:
     except UsageError as error:
         raise ValueError(f"a label with an impossible geometry: {error}") from error
     own = geometry.groups[label.group]
+    if label.generation > MAX_GENERATION:
+        raise ValueError("a label of a generation that no volume comes to")
     if len(own.disks) != len(label.member_ids) or label.n_blocks < HEAD_BLOCKS + own.disk_blocks + TAIL_BLOCKS:
         raise ValueError("a label with impossible counts")
     if len(set(label.member_ids)) != len(label.member_ids) or label.member_ids[label.position] != label.member_id:

@@ -26,9 +26,9 @@ from blockplane.model.errors import (
     SnapshotExistsError,
 )
 from blockplane.volume.imagetable import StoredImage
-from blockplane.volume.leafbits import LEAF_BLOCKS
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.snapshots import check_name
+from blockplane.volume.waiting import leaves_of_plane
 
 #: What a save needs beside the leaves of the plane: nodes, and the table.
 _TABLE_BLOCKS: Final = 16
@@ -80,7 +80,8 @@ def save(volume: LiveVolume, name: str, text: str, with_: Sequence[str] = ()) ->
         ids = {record.name: SNAPSHOT_ID + record.id.hex() for record in store.records()}
         ids |= {image.name: IMAGE_ID + image.id.hex() for image in store.stored_images()}
         by_id = language.with_names(node, lambda word: Name(ids.get(word.text, word.text)))
-        if volume.available_blocks < len(found.plane) // LEAF_BLOCKS + _TABLE_BLOCKS:
+        n_leaves = sum(1 for _ in leaves_of_plane(found.plane))
+        if volume.available_blocks < n_leaves + _TABLE_BLOCKS:
             raise NoSpaceError(f"{volume.path} is full: there is no room for the plane of {name}", "delete something")
         made = StoredImage(os.urandom(16), name, str(by_id), str(node), found.n_blocks, time.time_ns())
         volume.local.images.add(made, found.plane)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -169,7 +169,8 @@ class StateRoot:
         return (self.inode_file, self.blockmap, self.checksums, self.snapshots, self.branches, self.orphans)
 
     def encode(self) -> bytes:
-        """Return the block."""
+        """Return the block; VolumeDamagedError: a count that was read does not fit what was taken from it."""
+        _require_counts("state", (self.n_blocks, self.n_inodes, self.next_inode, self.cp))
         head = _STATE.pack(
             STATE_MAGIC, VERSION, CHECK_CRC32C, CHECK_BYTES, self.cp, self.space_id, self.branch_id,
             self.n_blocks, self.committed_ns, self.next_inode, self.n_inodes,
@@ -340,6 +341,11 @@ class Hold:
             raise VolumeDamagedError(f"the owner of a hold is not UTF-8: {owner[:n_owner]!r}", "") from None
 
 
+def _require_counts(which: str, counts: Sequence[int]) -> None:
+    if min(counts) < 0 or max(counts) >> 64:
+        raise VolumeDamagedError(f"the {which} root's counts do not fit its trees", "run `blockplane check`")
+
+
 _LOCAL = struct.Struct("<8sIIQQQ16sQ")
 _LOCAL_TREES = 11
 
@@ -377,8 +383,9 @@ class LocalRoot:
         )  # fmt: skip
 
     def encode(self) -> bytes:
-        """Return the block."""
+        """Return the block; VolumeDamagedError: a count that was read does not fit what was taken from it."""
         counts = self.n_held, self.n_local, self.n_entries
+        _require_counts("local", counts)
         head = _LOCAL.pack(LOCAL_MAGIC, VERSION, self.n_deleting, *counts, self.parent_id, self.n_shadows)
         return _root_block(head, self.trees())
 

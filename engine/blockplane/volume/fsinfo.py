@@ -66,7 +66,16 @@ class FsInfo:
     areas: list[Area] = field(default_factory=list)
 
     def encode(self) -> bytes:
-        """Return the block, its CRC32C in the last four bytes."""
+        """Return the block, its CRC32C in the last four bytes.
+
+        Raises
+        ------
+        VolumeDamagedError: a count does not fit what was counted.
+        """
+        if not 0 <= self.n_pending < 1 << 64:
+            raise VolumeDamagedError(
+                "more blocks became free than the volume's planes hold", "it can still be read; run `blockplane check`"
+            )
         groups = self.geometry.groups
         block = bytearray(BLOCK_BYTES)
         _HEAD.pack_into(
@@ -107,6 +116,10 @@ def decode(block: bytes) -> FsInfo | None:
     if n_groups > MAX_GROUPS or n_members > MAX_MEMBERS or n_areas > MAX_AREAS:
         raise VolumeDamagedError(f"fsinfo counts {n_groups} groups, {n_members} members, {n_areas} areas", "")
     areas = [_AREA.unpack_from(block, _AREAS_OFFSET + i * _AREA.size) for i in range(n_areas)]
+    if generation >> 63:
+        raise VolumeDamagedError(f"fsinfo is of generation {generation}, which no volume comes to", "")
+    if any(group >= n_groups for group, _ in areas):
+        raise VolumeDamagedError(f"fsinfo names areas of other groups than its {n_groups}", "")
     return FsInfo(
         volume_id, _geometry(block, n_groups), generation, nonce, previous_nonce, features, bool(clean), role,
         pointers[0], pointers[1], pointers[2], pointers[3], reserve, n_pending, log_start, log_blocks,

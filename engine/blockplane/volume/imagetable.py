@@ -13,11 +13,12 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import UsageError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume.codec import NAME_BYTES, TREE_ROOT_BYTES, TreeRoot
-from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS
+from blockplane.volume.leafbits import LEAF_WORDS
 from blockplane.volume.markplane import MarkPlane
 from blockplane.volume.state import read_all, write_all
 from blockplane.volume.tree import BlockTree
 from blockplane.volume.treeio import BlockReader
+from blockplane.volume.waiting import leaves_of_plane
 
 if TYPE_CHECKING:
     from blockplane.volume.local import LocalTree
@@ -88,7 +89,7 @@ class ImageTable:
 
     def all(self) -> list[StoredImage]:
         """Return the stored images, older first."""
-        data = read_all(self._table)
+        data = read_all(self._table, IMAGE_BYTES)
         return [StoredImage.decode(data[at : at + IMAGE_BYTES]) for at in range(0, len(data), IMAGE_BYTES)]
 
     def trees(self) -> list[BlockTree]:
@@ -119,7 +120,7 @@ class ImageTable:
             )
         assert len(image.name.encode()) <= NAME_BYTES
         tree = BlockTree(self._reader, image.plane, self._writer)
-        for leaf in _leaves_of(plane):
+        for leaf in leaves_of_plane(plane):
             words = plane.word_range(leaf * LEAF_WORDS, min(LEAF_WORDS, -(-plane.n_blocks // 64) - leaf * LEAF_WORDS))
             tree.edit_block(leaf).view(np.uint64)[: len(words)] = words
             tree.size_bytes = (leaf + 1) * BLOCK_BYTES
@@ -135,12 +136,3 @@ class ImageTable:
     def _write(self, images: list[StoredImage]) -> None:
         write_all(self._table, b"".join(image.encode() for image in images))
         self._note()
-
-
-def _leaves_of(plane: Plane) -> list[int]:
-    """Return the leaves in which a plane has a block."""
-    found: set[int] = set()
-    for extents in plane.iter_extents(1 << 16):
-        for start, stop in extents.tolist():
-            found.update(range(start // LEAF_BLOCKS, (stop - 1) // LEAF_BLOCKS + 1))
-    return sorted(found)

@@ -17,7 +17,7 @@ import numpy as np
 from blockplane.model.errors import VolumeDamagedError
 from blockplane.volume.codec import NO_ID, TREE_ROOT_BYTES, TreeRoot
 from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
-from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.placemap import EXTENT_BYTES, PlaceMap
 from blockplane.volume.state import read_all, write_all
 from blockplane.volume.tree import BlockTree
 from blockplane.volume.treeio import BlockReader
@@ -127,7 +127,7 @@ class IncomingImage:
 
     def placemap(self) -> PlaceMap:
         """Return where its blocks lie."""
-        return PlaceMap.decode(read_all(self._map_tree)) if self._map_tree.root.size_bytes else PlaceMap()
+        return PlaceMap.decode(read_all(self._map_tree, EXTENT_BYTES)) if self._map_tree.root.size_bytes else PlaceMap()
 
     def fill(self, places: dict[int, Leaf], placemap: PlaceMap) -> None:
         """Write down what is reserved."""
@@ -162,7 +162,7 @@ class Incoming:
     def images(self) -> list[IncomingImage]:
         """Return the images; the table is not read where there are none."""
         if self._images is None:
-            data = read_all(self.table) if self.table.root.size_bytes else b""
+            data = read_all(self.table, INCOMING_BYTES) if self.table.root.size_bytes else b""
             starts = range(0, len(data), INCOMING_BYTES)
             self._images = [self._open(IncomingEntry.decode(data[at : at + INCOMING_BYTES])) for at in starts]
         return self._images

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockplane.model.checks import fresh_checks
-from blockplane.model.errors import NoSuchSnapshotError
+from blockplane.model.errors import NoSuchSnapshotError, VolumeDamagedError
 from blockplane.volume.codec import ENTRY_BYTES, HOLD_BYTES, Hold, LocalRoot, Pointer, TableEntry, TreeRoot
 from blockplane.volume.imagetable import ImageTable
 from blockplane.volume.incoming import Incoming
 from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, clear_numbers, count, set_range
 from blockplane.volume.markcodec import DESTINATION_BYTES, DestinationRecord
 from blockplane.volume.marks import Marks
-from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.placemap import EXTENT_BYTES, PlaceMap
 from blockplane.volume.placer import Block, Placer
 from blockplane.volume.shadows import Shadows
 from blockplane.volume.state import read_all, write_all
@@ -69,7 +69,12 @@ class LocalTree:
     def entries(self) -> list[TableEntry]:
         """Return the snapshot table, older first."""
         if self._entries is None:
-            data = read_all(self.table)
+            data = read_all(self.table, ENTRY_BYTES)
+            if len(data) != self.root.n_entries * ENTRY_BYTES:
+                n_found, n_said = len(data) // ENTRY_BYTES, self.root.n_entries
+                raise VolumeDamagedError(
+                    f"the snapshot table has {n_found} entries, and its root says {n_said}", "run `blockplane check`"
+                )
             self._entries = [
                 TableEntry.decode(data[at : at + ENTRY_BYTES])
                 for at in range(0, self.root.n_entries * ENTRY_BYTES, ENTRY_BYTES)
@@ -106,7 +111,7 @@ class LocalTree:
 
     def map_of(self, root: TreeRoot) -> PlaceMap:
         """Return the place map that a tree root holds."""
-        return PlaceMap.decode(read_all(BlockTree(self._reader, root))) if root.size_bytes else PlaceMap()
+        return PlaceMap.decode(read_all(BlockTree(self._reader, root), EXTENT_BYTES)) if root.size_bytes else PlaceMap()
 
     def active_map(self) -> PlaceMap:
         """Return the active state's place map."""
@@ -144,12 +149,12 @@ class LocalTree:
 
     def holds(self) -> list[Hold]:
         """Return the holds on snapshots, older first, those that expired included."""
-        data = read_all(self._holds)
+        data = read_all(self._holds, HOLD_BYTES)
         return [Hold.decode(data[at : at + HOLD_BYTES]) for at in range(0, len(data), HOLD_BYTES)]
 
     def destinations(self) -> list[DestinationRecord]:
         """Return where destinations stand, in the order they were first named."""
-        data = read_all(self._destinations)
+        data = read_all(self._destinations, DESTINATION_BYTES)
         return [
             DestinationRecord.decode(data[at : at + DESTINATION_BYTES]) for at in range(0, len(data), DESTINATION_BYTES)
         ]

@@ -177,7 +177,7 @@ class Marks:
     def intervals(self) -> list[Interval]:
         """Return the intervals, older first."""
         if self._intervals is None:
-            data = read_all(self._table)
+            data = read_all(self._table, INTERVAL_BYTES)
             records = [
                 IntervalRecord.decode(data[at : at + INTERVAL_BYTES]) for at in range(0, len(data), INTERVAL_BYTES)
             ]

@@ -50,11 +50,12 @@ class Position:
 
 
 def positions(volume: LiveVolume) -> list[Position]:
-    """Return the positions of the last CP, older first."""
+    """Return the positions of the last CP, older first; without those of which only `check` knows what they are."""
     with volume.lock:
         local = volume.committed_local
         names = {entry.record.id: entry.record.name for entry in local.entries()} if local.marks.is_on else {}
-        return [_described(local, interval, names) for interval in local.marks.intervals()] if names else []
+        intervals = local.marks.intervals() if names else []
+        return [_described(local, each, names) for each in intervals if each.record.snapshot_id in names]
 
 
 def _described(local: LocalTree, interval: Interval, names: dict[bytes, str]) -> Position:
@@ -175,7 +176,7 @@ def rebuild(volume: LiveVolume) -> list[str]:
     local, names = volume.local, []
     by_id = {entry.record.id: entry for entry in local.entries()}
     volume.commit()
-    for interval in local.marks.intervals():
+    for interval in (each for each in local.marks.intervals() if each.record.snapshot_id in by_id):
         bad = [kind for kind in KINDS if not interval.is_known(kind) or not MarkPlane([interval.tree(kind)]).is_whole]
         for kind in bad:
             interval.clear(kind)

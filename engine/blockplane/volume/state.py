@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.blocks import BlockSource
 from blockplane.model.checks import first_bad_block
-from blockplane.model.errors import ChecksumError
+from blockplane.model.errors import ChecksumError, VolumeDamagedError
 from blockplane.volume.codec import (
     BRANCH_BYTES,
     FORM_TREE,
@@ -33,6 +33,8 @@ from blockplane.volume.treediff import differing_blocks
 from blockplane.volume.treeio import BlockReader
 
 CHECKS_PER_LEAF = BLOCK_BYTES // 4
+#: More than any metafile that is read whole has: a table of a million snapshots, a place map of 44 million extents.
+MAX_METAFILE_BYTES: Final = 1 << 30
 
 
 class State:
@@ -153,12 +155,12 @@ class State:
 
     def listed_snapshots(self) -> list[SnapshotRecord]:
         """Return the snapshots that existed when the state was committed, older first."""
-        data = read_all(self.snapshot_list)
+        data = read_all(self.snapshot_list, RECORD_BYTES)
         return [SnapshotRecord.decode(data[at : at + RECORD_BYTES]) for at in range(0, len(data), RECORD_BYTES)]
 
     def branches(self) -> list[Branch]:
         """Return the branch history, older first."""
-        data = read_all(self.branch_list)
+        data = read_all(self.branch_list, BRANCH_BYTES)
         return [Branch.decode(data[at : at + BRANCH_BYTES]) for at in range(0, len(data), BRANCH_BYTES)]
 
 
@@ -175,8 +177,17 @@ def read_root(reader: BlockReader, pointer: Pointer) -> bytes:
     return block.tobytes()
 
 
-def read_all(tree: BlockTree) -> bytes:
-    """Return the bytes of a small metafile."""
+def read_all(tree: BlockTree, record_bytes: int = 1) -> bytes:
+    """Return the bytes of a small metafile, whole records.
+
+    Raises
+    ------
+    VolumeDamagedError: its size is not that of such a file; nothing was sized by it.
+    """
+    if tree.size_bytes > MAX_METAFILE_BYTES or tree.size_bytes % record_bytes:
+        raise VolumeDamagedError(
+            f"a metafile of {record_bytes} bytes a record claims to have {tree.size_bytes}", "run `blockplane check`"
+        )
     n_blocks = -(-tree.size_bytes // BLOCK_BYTES)
     out = np.empty(n_blocks * BLOCK_BYTES, np.uint8)
     tree.read(0, n_blocks, out)
