@@ -8,7 +8,8 @@ from unittest import mock
 import pytest
 
 from blockplane.model import BlockplaneError
-from blockplane.volume.placer import OpenBand, Placer
+from blockplane.volume.openband import OpenBand
+from blockplane.volume.placer import Placer
 from blockplane.volume.rootslots import slots_of
 from faults.crash import CrashState, Plan, crash_states
 from faults.explore import Played, Stage, Tally, explore, judge

@@ -103,7 +103,7 @@ class LiveVolume(Roots):
     def _load(self) -> None:
         """Take up the state of the root record; opening reads the two roots and nothing that grows."""
         self.beside = BesideWriter(self)
-        self.space = Space(self.geometry, self._busy.leaf)
+        self.space = Space(self.geometry, self._busy.leaf, self._busy.spared)
         self.space.n_pending = self.info.n_pending
         self.placer = Placer(self.array, self.space, self._declare, self._busy.is_landing, self.beside)
         places = PlaceReader(self.array, PlaceMap())

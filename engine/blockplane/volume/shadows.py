@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.volume.codec import KIND_SHADOW, NUMBER_MASK, TableEntry
 from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf, by_leaf, count, numbers_in, set_numbers
 from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.spared import SparedPlaces
 from blockplane.volume.state import changed_pointers
 from blockplane.volume.tree import BlockTree
 from blockplane.volume.treeio import Block, BlockReader
@@ -115,6 +117,29 @@ class ShadowPlane:
             for leaf in range(start, stop):
                 yield leaf, self.blockmap.read_block(leaf).view(np.uint64)
 
+    def leaf_key(self, leaf: int) -> object:
+        """Return what is equal for two shadows whose places in a leaf's range are the same for sure."""
+        if self.blockmap.is_dirty or self.placemap.maps_any(leaf):
+            return self
+        return self.blockmap.pointer(0, leaf)
+
+    def place_leaf(self, leaf: int) -> Leaf:
+        """Return the places in a leaf's range whose content the shadow means; do not write to it."""
+        block = np.empty(BLOCK_BYTES, np.uint8)
+        self.blockmap.read(leaf, 1, block)  # not kept in the tree's memory: it is wanted once
+        words: Leaf = block.view(np.uint64)
+        if not self.placemap.maps_any(leaf):
+            return words
+        places = numbers_in(self.placemap.place_leaf(words, leaf), leaf * LEAF_BLOCKS)
+        vbns = self.placemap.to_vbns(places)
+        held = np.zeros(LEAF_WORDS, np.uint64)
+        for index in np.unique(vbns // LEAF_BLOCKS).tolist():
+            mine = vbns // LEAF_BLOCKS == index
+            bits, low = self.blockmap.read_block(index).view(np.uint64), vbns[mine] % LEAF_BLOCKS
+            left = (bits[low >> 6] >> (low & 63).astype(np.uint64)) & np.uint64(1) != 0
+            set_numbers(held, places[mine][left] - leaf * LEAF_BLOCKS)
+        return held
+
     def clear_places(self, leaf: int, words: Leaf) -> None:
         """Clear the bits of blocks that lie at places, the set bits of words, of a leaf's range."""
         if self.placemap.is_empty:
@@ -156,6 +181,10 @@ class Shadows:
     Parameters
     ----------
     writes : whether the local tree is that of the open CP.
+
+    Attributes
+    ----------
+    spared : the places they mean, for whoever chooses places.
     """
 
     def __init__(self, local: LocalTree, places: BlockReader, writes: bool) -> None:
@@ -163,6 +192,7 @@ class Shadows:
         self._places = places
         self._writes = writes
         self._planes: dict[bytes, ShadowPlane] = {}
+        self.spared = SparedPlaces(self.planes)
 
     def entries(self) -> list[TableEntry]:
         """Return the table entries of shadows, older first; the table is not read where there can be none."""
@@ -189,6 +219,7 @@ class Shadows:
 
     def cleared(self, leaf: int, words: Leaf) -> None:
         """Clear the bits of blocks whose places, the set bits of words, get new content in the open CP."""
+        self.spared.cleared(leaf, words)
         for plane in self.planes():
             plane.clear_places(leaf, words)
             if plane.blockmap.is_dirty:
@@ -197,6 +228,7 @@ class Shadows:
     def add(self, entry: TableEntry) -> None:
         """Take up a snapshot that has just become a shadow: its blockmap's blocks are shadowed."""
         self._local.root.n_shadows += 1
+        self.spared.forget()
         for leaf, words in _leaves(self.plane(entry).own_places()).items():
             self._local.set_shadowed_leaf(leaf, self._local.shadowed_leaf(leaf) | words)
 
@@ -227,6 +259,7 @@ class Shadows:
 
     def remove(self, gone: Sequence[TableEntry], given_up: dict[int, Leaf]) -> None:
         """Take shadows away that leave the table; given_up: as `given_up_by` has it."""
+        self.spared.forget()
         for leaf, words in given_up.items():
             self._local.set_shadowed_leaf(leaf, self._local.shadowed_leaf(leaf) & ~words)
         for entry in gone:
