@@ -18,8 +18,7 @@ from blockplane.volume.busy import BusyPlane
 from blockplane.volume.deleting import freed_by
 from blockplane.volume.leafbits import EMPTY_LEAF
 from blockplane.volume.local import LocalTree
-from blockplane.volume.shadows import ShadowPlane, Shadows
-from blockplane.volume.shadows import _leaves as leaves_of
+from blockplane.volume.shadows import ShadowPlane, Shadows, leaves_of
 from blockplane.volume.state import State
 from faults.inline import inline_workers
 from faults.world import (

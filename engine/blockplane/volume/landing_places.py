@@ -51,7 +51,7 @@ class LandingPlaces:
         if volume.available_blocks < n_blocks:
             raise NoSpaceError(
                 f"the image has {n_blocks} blocks, and {volume.path} has room for {volume.available_blocks}",
-                "delete snapshots that are not needed, or add a RAID group with `blockplane grow`",
+                volume.room_hint(),
             )
 
     def assign(self, vbns: Plane) -> PlaceMap:

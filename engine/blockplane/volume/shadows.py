@@ -10,6 +10,7 @@ A pointer in a shadow's tree means a VBN of the state that was, or, with `LOCAL_
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -146,7 +147,7 @@ class ShadowPlane:
             self._clear(leaf, words)
             return
         vbns = self.placemap.to_vbns(numbers_in(words, leaf * LEAF_BLOCKS))
-        for index, mine in _leaves(np.sort(vbns[vbns >= 0])).items():
+        for index, mine in leaves_of(np.sort(vbns[vbns >= 0])).items():
             self._clear(index, mine)
 
     def _clear(self, leaf: int, words: Leaf) -> None:
@@ -159,10 +160,7 @@ class ShadowPlane:
 
     def own_places(self) -> NDArray[np.int64]:
         """Return the places of the tree's blocks that lie in what was a state, ascending."""
-        words = np.concatenate([np.empty(0, np.uint64), *(p[:, 0] for p in changed_pointers([self.blockmap]))])
-        numbers = (words & np.uint64(NUMBER_MASK)).astype(np.int64)
-        places: NDArray[np.int64] = np.sort(self.placemap.to_places(numbers[numbers < LOCAL_FLAG]))
-        return places
+        return own_places(self.blockmap, self.placemap)
 
     def place_at(self, level: int, index: int) -> int:
         """Return the place of the tree's block at a position where it lies in what was a state, else -1."""
@@ -229,7 +227,7 @@ class Shadows:
         """Take up a snapshot that has just become a shadow: its blockmap's blocks are shadowed."""
         self._local.root.n_shadows += 1
         self.spared.forget()
-        for leaf, words in _leaves(self.plane(entry).own_places()).items():
+        for leaf, words in leaves_of(self.plane(entry).own_places()).items():
             self._local.set_shadowed_leaf(leaf, self._local.shadowed_leaf(leaf) | words)
 
     def store(self) -> dict[int, Leaf]:
@@ -242,6 +240,7 @@ class Shadows:
                 plane.blockmap.flush()
                 gone += [place for level, index, place in before if self._is_alone(plane, level, index, place)]
                 plane.entry.n_left = plane.n_left
+                plane.entry.pace = plane.entry.pace.noted(time.time_ns(), plane.n_left)
         return self._unshadow(np.unique(np.array(gone, np.int64)))
 
     def _is_alone(self, plane: ShadowPlane, level: int, index: int, place: int) -> bool:
@@ -255,7 +254,7 @@ class Shadows:
             return {}
         mine = np.unique(np.concatenate([self.plane(entry).own_places() for entry in shadows]))
         rest = [self.plane(entry).own_places() for entry in self.entries() if entry not in shadows]
-        return _leaves(np.setdiff1d(mine, np.concatenate(rest)) if rest else mine)
+        return leaves_of(np.setdiff1d(mine, np.concatenate(rest)) if rest else mine)
 
     def remove(self, gone: Sequence[TableEntry], given_up: dict[int, Leaf]) -> None:
         """Take shadows away that leave the table; given_up: as `given_up_by` has it."""
@@ -270,7 +269,7 @@ class Shadows:
                 self._local.root.n_shadows -= 1
 
     def _unshadow(self, places: NDArray[np.int64]) -> dict[int, Leaf]:
-        leaves = _leaves(places)
+        leaves = leaves_of(places)
         for leaf, words in leaves.items():
             self._local.set_shadowed_leaf(leaf, self._local.shadowed_leaf(leaf) & ~words)
         return leaves
@@ -287,7 +286,15 @@ def find(volume: LiveVolume, name: str) -> ShadowPlane:
     return local.shadows.plane(local.entry(name))
 
 
-def _leaves(places: NDArray[np.int64]) -> dict[int, Leaf]:
+def own_places(blockmap: BlockTree, placemap: PlaceMap) -> NDArray[np.int64]:
+    """Return the places of a plane's own blocks that lie in a state, or in what was one, ascending."""
+    words = np.concatenate([np.empty(0, np.uint64), *(p[:, 0] for p in changed_pointers([blockmap]))])
+    numbers = (words & np.uint64(NUMBER_MASK)).astype(np.int64)
+    places: NDArray[np.int64] = np.sort(placemap.to_places(numbers[numbers < LOCAL_FLAG]))
+    return places
+
+
+def leaves_of(places: NDArray[np.int64]) -> dict[int, Leaf]:
     """Return ascending places as bits, by leaf."""
     found: dict[int, Leaf] = {}
     for leaf, low in by_leaf(places):
