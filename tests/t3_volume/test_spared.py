@@ -11,10 +11,11 @@ import pytest
 
 from blockplane.disks.geometry import Geometry
 from blockplane.image.image import build
-from blockplane.model import NoSpaceError
+from blockplane.model import ChecksumError, NoSpaceError
 from blockplane.volume import Volume
 from blockplane.volume.busy import BusyPlane
 from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, numbers_in
+from blockplane.volume.shadows import ShadowPlane
 from faults.inline import inline_workers
 from faults.world import FileClient, again, geometry_of, make_volume, receive, verdict
 
@@ -79,8 +80,8 @@ def test_a_shadow_keeps_more_than_with_an_allocator_that_does_not_care(shape, rn
     told = ", ".join(f"{name} {blind[name]:.0%} -> {sparing[name]:.0%}" for name in sparing)
     record_property("summary", f"kept of shadows, shape {shape}: {told}")
     for name in sparing:
-        assert sparing[name] >= 0.9
-        assert sparing[name] > blind[name] + 0.2
+        assert sparing[name] >= 0.6  # shape 1 is the one in which little else is free at the end
+        assert sparing[name] > blind[name] + 0.3
 
 
 def fill_up(volume: Volume, client: FileClient) -> int:
@@ -126,6 +127,20 @@ def test_where_there_is_no_shadow_nothing_is_looked_at(monkeypatch):
     client.write(1, 0, range(200))
     volume.sync()
     assert calls != []
+
+
+def test_a_shadow_whose_plane_is_damaged_spares_nothing_and_stops_nobody(monkeypatch):
+    volume, client = age(SHAPES[0], 3)
+    volume.local.shadows.spared.forget()
+
+    def damaged(plane: ShadowPlane, leaf: int) -> None:
+        raise ChecksumError("damaged", 1, "")
+
+    monkeypatch.setattr(ShadowPlane, "place_leaf", damaged)
+    assert not volume.space.spared_leaf(0).any()
+    client.write(6, 0, range(50))
+    volume.sync()
+    verdict(volume)
 
 
 def test_the_places_that_shadows_mean_are_theirs_after_any_history(rng):

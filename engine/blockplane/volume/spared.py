@@ -7,11 +7,10 @@ worked out from the shadows' planes when an area is looked at, and forgotten whe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from blockplane.model.errors import VolumeDamagedError
+from blockplane.model.errors import DiskError, VolumeDamagedError
 from blockplane.volume.leafbits import EMPTY_LEAF, Leaf
 from blockplane.volume.space import AreaName, Space
 
@@ -48,14 +47,23 @@ class SparedPlaces:
         return found
 
     def _union(self, leaf: int) -> Leaf:
-        """Read a leaf of every shadow; one that several share once. One that is damaged spares nothing."""
+        """Read a leaf of every shadow; one that several share once. One that is damaged spares nothing.
+
+        Raises
+        ------
+        DiskError: a disk does not answer now.
+        """
         out, seen = EMPTY_LEAF, set()
         for plane in self._planes():
-            with suppress(VolumeDamagedError):
+            try:
                 key = plane.leaf_key(leaf)
                 if key not in seen:
                     out = out | plane.place_leaf(leaf)
                     seen.add(key)
+            except DiskError:
+                raise
+            except VolumeDamagedError:
+                continue
         return out
 
     def cleared(self, leaf: int, words: Leaf) -> None:
