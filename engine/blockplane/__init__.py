@@ -49,7 +49,16 @@ if TYPE_CHECKING:
         stream_map,
         verify_streams,
     )
-    from blockplane.volume import Destination, Policy, Position, PruneReport, Snapshot, State
+    from blockplane.volume import (
+        DemotionPlan,
+        Destination,
+        Policy,
+        Position,
+        PressurePolicy,
+        PruneReport,
+        Snapshot,
+        State,
+    )
 
 _HOMES = {
     "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check"),
@@ -68,7 +77,9 @@ _HOMES = {
         "StreamComparison", "StreamVerdict", "abort_receive", "compare_streams", "held", "interrupted_receives",
         "merge_streams", "offer", "read_token", "receive", "resume_token", "send", "stream_map", "verify_streams",
     ),
-    "blockplane.volume": ("Destination", "Policy", "Position", "PruneReport", "Snapshot", "State"),
+    "blockplane.volume": (
+        "DemotionPlan", "Destination", "Policy", "Position", "PressurePolicy", "PruneReport", "Snapshot", "State",
+    ),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -79,6 +90,7 @@ __all__ = [
     "BlockUse",
     "BlockplaneError",
     "Change",
+    "DemotionPlan",
     "Destination",
     "Difference",
     "FileSystem",
@@ -96,6 +108,7 @@ __all__ = [
     "PlaneFile",
     "Policy",
     "Position",
+    "PressurePolicy",
     "Progress",
     "ProgressEvent",
     "PruneReport",

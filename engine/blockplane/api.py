@@ -150,7 +150,7 @@ class Volume(PlainVolume):
     def _settle(self, name: str | None) -> None:
         """Commit where the live file system is to be looked at, and may be written."""
         if name is None and self.writable:
-            self.sync()
+            self.commit()  # no more: what is to be looked at must not become a shadow now
 
     def freed_by(self, *names: str) -> int:
         """Return how many blocks deleting these snapshots together would free; nothing changes."""

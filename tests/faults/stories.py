@@ -8,9 +8,10 @@ import numpy as np
 
 from blockplane.disks.geometry import Geometry
 from blockplane.image.saved import delete, save
+from blockplane.model import BLOCK_BYTES
 from blockplane.planes import Plane, combine
 from blockplane.transfer import resume_token
-from blockplane.volume import Volume
+from blockplane.volume import PressurePolicy, Volume
 from blockplane.volume.codec import NUMBER_MASK
 from blockplane.volume.incoming import IncomingEntry
 from blockplane.volume.landed import LandedBlocks
@@ -145,6 +146,37 @@ class ShadowStory(_Story):
         volume.sync()
         volume.delete_snapshot("a")
         client.write(6, 0, range(800, 812))
+        volume.sync()
+
+
+class PressureStory(_Story):
+    """Points that leave too little, and what lacks room, make shadows by policy; one is held at first."""
+
+    name = "pressure"
+
+    def __init__(self, variation: int = 0) -> None:
+        super().__init__(variation)
+        self.geometry = ROOMY[variation % len(ROOMY)]
+
+    def prepare(self, volume: Volume, client: FileClient) -> None:
+        super().prepare(volume, client)
+        for name in "abcd":
+            client.write(1, 0, range(1000 * ord(name), 1000 * ord(name) + 16))
+            volume.snapshot(name, mark=name == "b")
+        volume.hold_snapshot("b", "somebody")
+
+    def act(self, volume: Volume, client: FileClient) -> None:
+        rng = self.rng()
+        volume.set_pressure(PressurePolicy((volume.coming_blocks - 10) * BLOCK_BYTES, 1 + self.variation % 2))
+        for turn in range(3):
+            client.write(4, 12 * turn, range(500 + 30 * turn, 508 + 30 * turn + rng.randrange(4)))
+            volume.sync()
+        volume.release_snapshot("b", "somebody")
+        volume.make_room(volume.coming_blocks + 4)
+        client.remove(4)
+        volume.sync()
+        volume.set_pressure(None)
+        client.write(5, 0, range(800, 812))
         volume.sync()
 
 
@@ -431,6 +463,7 @@ STORIES: tuple[type[_Story], ...] = (
     SnapshotStory,
     RollbackStory,
     ShadowStory,
+    PressureStory,
     MarkStory,
     FullStory,
     IncrementStory,

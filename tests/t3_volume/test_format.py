@@ -15,6 +15,7 @@ from blockplane.disks.stripelog import encode_head
 from blockplane.model import BLOCK_BYTES
 from blockplane.model.checks import crc32c, fresh_checks
 from blockplane.volume.codec import Branch, Hold, LocalRoot, Pointer, SnapshotRecord, StateRoot, TableEntry, TreeRoot
+from blockplane.volume.demotioncodec import Demotion, Pace, PressureRecord
 from blockplane.volume.fsinfo import FsInfo
 from blockplane.volume.imagetable import StoredImage
 from blockplane.volume.incoming import IncomingEntry
@@ -57,7 +58,7 @@ INFO = FsInfo(
 )  # fmt: skip
 STATE = StateRoot(12, an_id(4), an_id(5), 99, 10**18, 14, 13, *ROOTS[:6])
 RECORD = SnapshotRecord(an_id(1), an_id(2), an_id(3), an_id(4), 7, -5, POINTERS[0], 9, "jüne", 1, 3)
-ENTRY = TableEntry(RECORD, ROOTS[1], ROOTS[2], 17, -18)
+ENTRY = TableEntry(RECORD, ROOTS[1], ROOTS[2], 17, -18, Demotion(1, 31, 32, 33), Pace(-34, 35, -36, 37))
 BRANCH = Branch(an_id(6), an_id(7), 8, 9, -10)
 INTERVAL = IntervalRecord(an_id(5), 3, 11, 12, -13, ROOTS[3], ROOTS[4])
 DESTINATION = DestinationRecord("tåpe", an_id(6), an_id(7), 2, -14, -15)
@@ -79,7 +80,8 @@ INCOMING = IncomingEntry(
     an_id(7),
     (an_id(4), an_id(8)),
 )
-LOCAL = LocalRoot(1, 2, 3, an_id(8), 4, *ROOTS, n_deleting=6)
+PRESSURE = PressureRecord(1, 500, 2, ("auto-*", "tåg"), -41)
+LOCAL = LocalRoot(1, 2, 3, an_id(8), 4, *ROOTS, n_deleting=6, pressure=PRESSURE)
 LABEL = Label(
     an_id(1), an_id(3), 6, 672, 1, 1, tuple((g.first, 3, 2, 128, 640) for g in GEOMETRY.groups),
     tuple(an_id(n) for n in (2, 3, 4, 5, 6)), (MemberState.IN,) * 5,
@@ -196,6 +198,18 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
             "place_map": ROOTS[1].encode(),
             "plane": ROOTS[2].encode(),
             **fields_of(ENTRY, "n_left", "shadowed_ns"),
+            "demoted_by": 1,
+            **fields_of(ENTRY.demotion, "room_blocks", "wanted_blocks", "freed_blocks"),
+            **fields_of(ENTRY.pace, "before_ns", "before_left", "last_ns", "last_left"),
+        },
+    ),
+    "Pressure policy": (
+        PRESSURE.encode(),
+        {
+            "is_on": 1,
+            "n_only": 11,
+            "only": "auto-*\ntåg".encode(),
+            **fields_of(PRESSURE, "unit", "keep", "limit", "set_ns"),
         },
     ),
     "Hold": (
@@ -263,6 +277,7 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
         {
             "magic": b"BPLOCAL\0",
             "version": 0,
+            "pressure": PRESSURE.encode(),
             **fields_of(LOCAL, "n_held", "n_local", "n_entries", "n_deleting", "parent_id", "n_shadows"),
             **dict(
                 zip(

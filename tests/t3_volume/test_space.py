@@ -14,6 +14,7 @@ from blockplane.volume import Volume
 from blockplane.volume.leafbits import LEAF_BLOCKS, numbers_in
 from blockplane.volume.placer import Placer
 from blockplane.volume.space import AREA_STRIPES, Area, Space
+from blockplane.volume.spared import LOOK_AREAS
 from faults.inline import inline_workers
 from faults.world import FileClient, again, geometry_of, make_volume, memory_disks, receive, verdict
 
@@ -281,13 +282,15 @@ def test_a_walk_visits_every_area_once_from_anywhere(n_groups):
 class _Fixture:
     """A placer over a busy plane given as a set of places."""
 
-    def __init__(self, geometry, busy: set[int]) -> None:
+    def __init__(self, geometry, busy: set[int], spared: set[int] | None = None) -> None:
+        """spared: the places that shadows mean, where there are shadows."""
         self.geometry = geometry
         self.busy = set(busy)
+        self.spared = spared
         self.declared: list = []
         self.beside: set[int] = set()
         self.array = DiskArray(geometry, memory_disks(geometry))
-        self.space = Space(geometry, self._leaf)
+        self.space = Space(geometry, self._leaf, lambda: None if spared is None else self._spared_leaf)
         self.placer = Placer(
             self.array,
             self.space,
@@ -313,6 +316,11 @@ class _Fixture:
         for place in range(LEAF_BLOCKS):
             at = leaf * LEAF_BLOCKS + place
             bits[place] = at in self.busy or at not in inside
+        return np.packbits(bits, bitorder="little").view(np.uint64)
+
+    def _spared_leaf(self, leaf: int):
+        bits = np.zeros(LEAF_BLOCKS, np.uint8)
+        bits[[place - leaf * LEAF_BLOCKS for place in self.spared if place // LEAF_BLOCKS == leaf]] = 1
         return np.packbits(bits, bitorder="little").view(np.uint64)
 
     def take(self, kind: str, n: int) -> list[int]:
@@ -386,3 +394,96 @@ def test_places_of_open_bands_read_back_and_their_neighbours_do_not():
     assert mine <= set(places[found].tolist())
     for place in mine:
         assert out.reshape(128, -1).view(np.uint64)[place, 0] == place
+
+
+# --- what shadows mean --------------------------------------------------------------------------------------------
+
+
+def fill_up(fixture: _Fixture, n_places: int, rng: random.Random, *more: str) -> list[int]:
+    """Every free place in the order in which they are given out."""
+    given: list[int] = []
+    while len(given) < n_places:
+        kind = rng.choice(["block", "local_block", *more])
+        given += fixture.take(kind, min(rng.randrange(1, 90), n_places - len(given)))
+    return given
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=range(len(GEOMETRIES)))
+@pytest.mark.parametrize("seed", range(6))
+def test_what_shadows_mean_goes_last_and_every_place_goes(geometry, seed):
+    rng = random.Random(seed)
+    every = [place for first, stop in geometry.place_extents.tolist() for place in range(first, stop)]
+    fixture = _Fixture(geometry, set(rng.sample(every, len(every) // 9)) if seed % 2 else set())
+    stripes: dict[tuple[int, int], list[int]] = {}
+    for place in every:
+        stripes.setdefault(fixture.stripe_of(place), []).append(place)
+    chosen = rng.sample(sorted(stripes), len(stripes) // 2)
+    spared = {rng.choice(stripes[name]) for name in chosen}
+    fixture = _Fixture(geometry, fixture.busy, spared - fixture.busy)
+    free = set(every) - fixture.busy
+    given = fill_up(fixture, len(free), rng)
+    assert sorted(given) == sorted(free)
+    with pytest.raises(NoSpaceError):
+        fixture.placer.block()
+    is_whole = {name: not set(places) & fixture.busy for name, places in stripes.items()}
+    whole = [place for place in given if is_whole[fixture.stripe_of(place)]]
+    n_clean = sum(not set(stripes[fixture.stripe_of(place)]) & fixture.spared for place in whole)
+    early = [place for place in whole[:n_clean] if place in fixture.spared]
+    # one stream took them while the other's band still had clean ones
+    assert len(early) <= max(len(fixture.spared) // 10, 8)
+
+
+def test_no_whole_stripe_is_broken_for_a_shadow():
+    """Stripes that hold live blocks come after all whole ones, also after those that shadows mean."""
+    geometry = geometry_of(4, 1, 256)
+    every = set(range(1024))
+    fixture = _Fixture(geometry, {5, 80, 140, 210, 600}, every - set(range(256)))
+    busy = {fixture.stripe_of(place) for place in fixture.busy}
+    given = fill_up(fixture, len(every - fixture.busy), random.Random(1), "run")
+    partly = [n for n, place in enumerate(given) if fixture.stripe_of(place) in busy]
+    n_whole = sum(fixture.stripe_of(place) not in busy for place in every)
+    assert partly[0] >= n_whole - 20
+    assert not set(given[:200]) & fixture.spared
+
+
+def test_among_partly_free_stripes_those_without_a_shadow_go_first():
+    geometry = geometry_of(2, 1, 128)
+    free = {place for place in range(256) if place % 64 in (3, 40) and place % 128 < 64}
+    spared = {place for place in free if place % 64 == 3}
+    fixture = _Fixture(geometry, set(range(256)) - free, spared)
+    given = fixture.take("block", len(free))
+    assert set(given) == free
+    assert not set(given[: len(free - spared) // 2]) & spared
+
+
+def test_areas_ahead_are_looked_at_a_few_at_a_time():
+    """A clean area far off is found; where there is none, what a band looks at does not grow with the volume."""
+    n_areas = 3 * LOOK_AREAS
+    geometry = geometry_of(1, 0, AREA_STRIPES * n_areas)
+    viewed: list = []
+
+    def space_of(clean: int | None) -> Space:
+        words = np.full(512, ~np.uint64(0))
+        leaf_of = lambda leaf: np.zeros(512, np.uint64) if leaf * 4 == clean else words  # noqa: E731
+        space = Space(geometry, lambda leaf: np.zeros(512, np.uint64), lambda: leaf_of)
+        area = space.area
+        space.area = lambda name: viewed.append(name) or area(name)
+        return space
+
+    placer = Placer(
+        DiskArray(geometry, memory_disks(geometry)), space_of(8), lambda names: None, lambda *_: False, None
+    )
+    placer._space.take_log = []
+    found = [placer._find([Area.take_word], False)[0].name[1] for _ in range(4)]
+    assert found[-1] // 4 == 2
+    viewed.clear()
+    placer = Placer(
+        DiskArray(geometry, memory_disks(geometry)), space_of(None), lambda names: None, lambda *_: False, None
+    )
+    counts = []
+    for _ in range(40):
+        viewed.clear()
+        assert placer._find([Area.take_word], False) is not None
+        counts.append(len(viewed))
+    assert max(counts) <= LOOK_AREAS + 1
+    assert sum(counts) <= 40 + LOOK_AREAS + 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -11,6 +12,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from blockplane.image import chosen
+from blockplane.image.evaluate import evaluate
 from blockplane.image.image import build
 from blockplane.model import ChecksumError, RefusedError, StreamMismatchError
 from blockplane.stream.input import open_input
@@ -56,6 +59,7 @@ def go_on(volume: Volume, rng: np.random.Generator) -> None:
     files.write(1, 100, 300)
     volume.sync()
     volume.shadow_snapshot("a")
+    volume.space._spared = lambda: None  # the allocator does not care, and reuses what it finds first
     for start in range(0, 3000, 300):
         files.write(2, start % 900, 300)
         volume.sync()
@@ -102,6 +106,60 @@ def test_what_is_being_sent_stays(source, rng):
     go_on(source, rng)
     with source.pin(source.get_snapshot("a").record.id), pytest.raises(RefusedError, match="being read"):
         source.delete_snapshot("a")
+
+
+def beside(work: Callable[[], None]) -> threading.Thread:
+    """Let another thread work, and give it time; it may have to wait for us."""
+    other = threading.Thread(target=work)
+    other.start()
+    other.join(timeout=2)
+    return other
+
+
+def test_points_that_pass_while_an_image_over_a_shadow_is_planned(source, target, rng):
+    """What held the shadow's plane at the first look is reused two consistency points later."""
+    files, others = Files(source, rng), []
+    files.reload()
+    files.write(1, 0, 500)
+    source.snapshot("b")
+    source.shadow_snapshot("a")
+    source.space._spared = lambda: None  # the allocator does not care, and reuses what it finds first
+
+    def write() -> None:
+        for turn in range(80):
+            with source.lock:
+                files.write(2, 8 * (turn % 60), 8)
+            source.sync()
+
+    write()
+
+    def disturbed(*args):
+        if not others:
+            others.append(beside(write))
+        return evaluate(*args)
+
+    with mock.patch.object(chosen, "evaluate", disturbed):
+        before = source.get_snapshot("a").n_blocks
+        image = build(source, "b - a")
+    others[0].join()
+    assert source.get_snapshot("a").n_blocks < before  # it did write where the shadow's blocks lay
+    stream = io.BytesIO()
+    send(image, stream)
+    stream.seek(0)
+    receive(stream, target)
+    assert contents(target.state("b")) == contents(source.state("b"))
+    assert check(target).problems == []
+
+
+def test_a_snapshot_that_becomes_a_shadow_before_it_is_read_is_refused(source, rng):
+    files = Files(source, rng)
+    files.reload()
+    files.write(1, 100, 100)
+    source.snapshot("b")
+    image = build(source, "b - a")
+    source.shadow_snapshot("b")
+    with pytest.raises(RefusedError, match="b became a shadow meanwhile"):
+        send(image, io.BytesIO())
 
 
 # --- planted: a destination that builds on a shadow as if it were whole (law 9) ------------------------------------

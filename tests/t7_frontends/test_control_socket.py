@@ -95,6 +95,7 @@ WORDS = {
     "snapshot hold": ["snapshot", "hold", "pool@june1", "me"],
     "snapshot list": ["snapshot", "list", "pool"],
     "snapshot mark": ["snapshot", "mark", "pool@june1"],
+    "snapshot policy": ["snapshot", "policy", "pool", "--demote-under", "1M"],
     "snapshot release": ["snapshot", "release", "pool@june1", "me"],
     "snapshot rename": ["snapshot", "rename", "pool@june2", "july"],
     "snapshot shadow": ["snapshot", "shadow", "pool@june2"],

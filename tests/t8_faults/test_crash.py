@@ -8,13 +8,14 @@ from unittest import mock
 import pytest
 
 from blockplane.model import BlockplaneError
-from blockplane.volume.placer import OpenBand, Placer
+from blockplane.volume.openband import OpenBand
+from blockplane.volume.placer import Placer
 from blockplane.volume.rootslots import slots_of
 from faults.crash import CrashState, Plan, crash_states
 from faults.explore import Played, Stage, Tally, explore, judge
 from faults.inline import inline_workers
 from faults.recording import MemoryDisk, Recorder, Write
-from faults.stories import STORIES, FilesStory, NearlyFullStory
+from faults.stories import SHAPES, STORIES, FilesStory, NearlyFullStory, PressureStory
 from faults.world import geometry_of, make_volume, open_volume, raw_blocks
 
 #: States that a story opens at least in the CI run; threads order the writes of different disks a little otherwise.
@@ -23,6 +24,7 @@ LEAST_STATES = {
     "snapshots": 900,
     "rollback": 1500,
     "shadows": 1900,
+    "pressure": 1000,
     "marks": 1600,
     "full": 550,
     "increment": 750,
@@ -189,6 +191,19 @@ def test_memory_disks_forget_nothing_by_themselves():
     disk.write(3, b"\2" * 4096)
     assert disk.block(3) == b"\2" * 4096
     assert base[3] == b"\1" * 4096
+
+
+@pytest.mark.parametrize("shape", range(len(SHAPES)))
+def test_the_pressure_story_makes_shadows_by_policy(shape):
+    """After a point that left too little, and for what lacked room; the one that is held stays until it is not."""
+    stage = Stage.prepare(PressureStory(shape))
+    played = stage.play()
+    assert played.error is None
+    counts = [len(point.shadows) for point in played.points]
+    assert counts[0] == 0
+    assert max(counts) >= 2
+    held = [point for point in played.points if "b" in point.shadows]
+    assert all("a" in point.shadows for point in held)
 
 
 @pytest.mark.parametrize("shape", range(3))

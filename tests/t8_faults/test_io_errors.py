@@ -49,7 +49,7 @@ def judge_contents(disks: list[MemoryDisk], allowed: list[Point]) -> None:
         else:
             raise ViolationError(f"neither the old nor the new state: {errors}")
         volume.active.is_dirty = True
-        volume.sync()
+        volume.commit()  # not `sync`: a policy would act
         left = {snapshot.name: snapshot.n_blocks for snapshot in volume.snapshots if snapshot.shadowed_ns}
         assert all(n_left <= point.shadows[name] for name, n_left in left.items())
         require_equal(volume, replace(point, shadows=left))

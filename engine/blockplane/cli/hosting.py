@@ -22,6 +22,7 @@ import blockplane as bp
 from blockplane.cli import console
 from blockplane.cli.elsewhere import ElsewhereError
 from blockplane.cli.main import run_served
+from blockplane.cli.pressure import tell_demoted
 from blockplane.cli.text import sentence
 from blockplane.cli.verbtable import ALONE, KINDS, verb_of
 from blockplane.model.errors import RefusedError, UsageError, VolumeInUseError
@@ -83,8 +84,12 @@ def opened(place: str, verb: str, wait_s: float, *, writable: bool) -> Iterator[
         with _as_guest(host, session, verb, kind, wait_s, writable) as volume:
             yield volume
         return
-    with _from_disks(place, verb, wait_s, writable) as volume, _used(volume, verb, kind):
-        yield volume
+    volume = _from_disks(place, verb, wait_s, writable)
+    try:
+        with volume, _used(volume, verb, kind):
+            yield volume
+    finally:
+        tell_demoted(volume)
 
 
 @contextlib.contextmanager
@@ -115,9 +120,11 @@ def _as_guest(
         host.volume.path = host.directory  # whole: from here on threads work in several directories
         if writable:
             host.volume.take_for_writing(max(wait_s, _GRACE_S))
+        known = len(host.volume.demoted)
         yield host.volume
         if writable:
             host.volume.sync()
+            tell_demoted(host.volume, known)
 
 
 def _from_disks(place: str, verb: str, wait_s: float, writable: bool) -> bp.Volume:

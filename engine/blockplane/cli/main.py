@@ -22,6 +22,7 @@ from blockplane.cli import (
     images,
     keys,
     plans,
+    pressure,
     retention,
     snapshots,
     stored,
@@ -74,8 +75,8 @@ def cli() -> None:
 
 
 _MODULES = (
-    volumes, copies, files, snapshots, retention, differences, holders, images, transfers, plans, streams, chains, keys,
-    demo, completion,
+    volumes, copies, files, snapshots, pressure, retention, differences, holders, images, transfers, plans, streams,
+    chains, keys, demo, completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

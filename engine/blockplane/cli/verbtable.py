@@ -34,6 +34,7 @@ KINDS: Final[dict[str, str]] = {
     "snapshot hold": "SNAPSHOTS",
     "snapshot list": "READS",
     "snapshot mark": "SNAPSHOTS",
+    "snapshot policy": "SNAPSHOTS",
     "snapshot release": "SNAPSHOTS",
     "snapshot rename": "SNAPSHOTS",
     "snapshot shadow": "SNAPSHOTS",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 
 _MAX_SHOWN_PROBLEMS = 50
 
-#: A rate of less than an hour says nothing about a day.
-_RATE_AFTER_NS = 3600 * 10**9
+#: Why the policy made a shadow of a snapshot.
+DEMOTED_BY = {1: "less was free than its limit", 2: "an operation lacked room"}
 
 
 @click.command()
@@ -162,11 +161,17 @@ def describe_volume(volume: bp.Volume) -> dict[str, object]:
         "cp": live.cp if live is not None else None,
         "generation": volume.info.generation,
         "snapshots": [describe_snapshot(snapshot) for snapshot in snapshots],
+        "policy": describe_policy(volume.pressure if volume.knows_local else None),
         **_describe_marks(volume),
         "incoming": describe_interrupted(volume) if volume.knows_local else None,
         "pins": _pins(snapshots),
         "damage": damage,
     }
+
+
+def describe_policy(found: bp.PressurePolicy | None) -> dict[str, object] | None:
+    """Return what is done when space runs short, as the JSON forms show it."""
+    return {"demote_under": found.under, "keep": found.keep, "only": list(found.only)} if found else None
 
 
 def _pins(snapshots: Sequence[bp.Snapshot]) -> list[dict[str, object]]:
@@ -243,8 +248,24 @@ def describe_snapshot(snapshot: bp.Snapshot) -> dict[str, object]:
             "shadowed": iso(snapshot.shadowed_ns),
             "was_blocks": snapshot.was_blocks,
             "lost_blocks_per_second": snapshot.lost_per_s,
+            "recent_lost_blocks_per_second": snapshot.recent_lost_per_s,
+            "demotion": _demotion(snapshot),
         }
     return found
+
+
+def _demotion(snapshot: bp.Snapshot) -> dict[str, object]:
+    """Return who made a shadow of a snapshot, and why."""
+    how = snapshot.demotion
+    if how is None or how.by not in DEMOTED_BY:
+        return {"by": "somebody", "freed_blocks": how.freed_blocks if how is not None else None}
+    return {
+        "by": "policy",
+        "reason": DEMOTED_BY[how.by],
+        "room_blocks": how.room_blocks,
+        "wanted_blocks": how.wanted_blocks,
+        "freed_blocks": how.freed_blocks,
+    }
 
 
 def _exclusive_blocks(snapshot: bp.Snapshot) -> int | None:
@@ -271,6 +292,8 @@ def _print_volume(volume: bp.Volume) -> None:
     for problem in damage:
         print(f"DAMAGED    {sentence(problem)}")
     print_snapshots(snapshots)
+    if volume.knows_local and volume.pressure is not None:
+        print(f"policy     {printable(str(volume.pressure))}")
     _print_marks(volume)
     for its in bp.interrupted_receives(volume) if volume.knows_local else ():
         print(f"incoming   {its.top_name}: {its.n_landed:,} or more of {blocks(its.n_image)} are here")
@@ -294,9 +317,12 @@ def _kind(snapshot: bp.Snapshot) -> str:
     if not snapshot.shadowed_ns:
         return ", ".join([snapshot.kind, *_needs(snapshot)])
     left = f"{snapshot.kind}, {snapshot.n_blocks / max(snapshot.was_blocks, 1):.1%} left"
-    if time.time_ns() - snapshot.shadowed_ns < _RATE_AFTER_NS:
-        return left
-    return f"{left}, -{size(int(snapshot.lost_per_s * 86400 * bp.BLOCK_BYTES))}/day"
+    how = snapshot.demotion
+    by = " by the policy" if how is not None and how.by in DEMOTED_BY else ""
+    lost_per_s = snapshot.recent_lost_per_s
+    if lost_per_s is None:
+        return f"{left}{by}"
+    return f"{left}, -{size(int(lost_per_s * 86400 * bp.BLOCK_BYTES))}/day{by}"
 
 
 def _needs(snapshot: bp.Snapshot) -> list[str]:

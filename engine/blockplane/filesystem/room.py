@@ -56,7 +56,7 @@ class Room:
             assert self._volume is not None
             raise NoSpaceError(
                 f"the volume {self._volume.path} is full",
-                "delete files or snapshots (that still works), or add a RAID group with `blockplane grow`",
+                self._volume.room_hint(),
             )
 
     def make(self, n_bytes: int = 0) -> None:

@@ -37,7 +37,8 @@ def block_difference(origin: SnapshotStore | LiveVolume, before: str | None, aft
     NoSuchSnapshotError : there is none of that name.
     """
     store = store_of(origin)
-    states = [store.state(before), store.state(after)]
-    n_blocks = max(store.geometry.n_blocks, *(state.space_blocks for state in states))
-    found = evaluate([sum_of([1], [0]), sum_of([0], [1])], states, n_blocks)
+    with store.standing():
+        states = [store.state(before), store.state(after)]
+        n_blocks = max(store.geometry.n_blocks, *(state.space_blocks for state in states))
+        found = evaluate([sum_of([1], [0]), sum_of([0], [1])], states, n_blocks)
     return BlockDifference(found.planes[0], found.planes[1], found.n_leaves)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Literal
 
 from blockplane.image import expression as language
@@ -13,7 +13,7 @@ from blockplane.image.definition import expanded
 from blockplane.image.evaluate import Evaluation, evaluate
 from blockplane.image.expression import ACTIVE, Expression, Marked, Meet, Name, Sign, Span
 from blockplane.image.formula import Common, Formula, Sums, Var, positive, sum_of, variables
-from blockplane.image.store import SnapshotStore, store_of
+from blockplane.image.store import SnapshotStore, require_alive, store_of
 from blockplane.image.terms import base_name, with_terms
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError, UsageError
 from blockplane.planes import Plane
@@ -48,13 +48,19 @@ def build(
     Raises
     ------
     ExpressionError : it does not parse.
-    NoSuchSnapshotError : a name is not a regular snapshot here.
+    NoSuchSnapshotError : a name is not a regular snapshot here, or no longer.
     UsageError : a term is no ancestor of the top and not among with_; a range does not go from older to newer.
+
+    Notes
+    -----
+    Regular snapshots are pinned, and nobody waits. What is left of a shadow, marks and the live file system change with
+    every consistency point, and what held them before is reused two later: where one is a term, writers wait.
     """
     builder = _Builder(store_of(origin), allow_active)
     node = builder.expand(language.parse(text, allow_active=allow_active))
-    node = builder.choose(node, include, exclude)
-    return builder.build(node, older, with_)
+    with builder.standing(node):
+        node = builder.choose(node, include, exclude)
+        return builder.build(node, older, with_)
 
 
 class _Builder:
@@ -72,6 +78,12 @@ class _Builder:
     def expand(self, node: Expression) -> Expression:
         """Write the definitions of stored images for their names."""
         return expanded(self._store, node, self._accepted)
+
+    def standing(self, node: Expression) -> AbstractContextManager[object]:
+        """Keep the terms of an expression as they are while they are read, where they are not regular snapshots."""
+        states, every = list(language.names(node)), list(language.every_name(node))
+        is_fixed = len(states) == len(every) and all(name.text in self._records for name in states)
+        return nullcontext() if is_fixed else self._store.standing()
 
     def choose(self, node: Expression, include: Sequence[str], exclude: Sequence[str]) -> Expression:
         """Write the ranges of an expression out, without those of their snapshots that are not wanted."""
@@ -113,6 +125,7 @@ class _Builder:
             for term in order:
                 if term.record is not None:
                     reading.enter_context(self._store.pin(term.record.id))
+            require_alive(self._store, [term.record for term in order if term.record is not None])
             return Image(self._store, node, order, formula, top, base, self._known(top), frozenset(self._kept_out))
 
     def _term(self, name: Name) -> Var:
@@ -272,6 +285,7 @@ def _exclusive(origin: SnapshotStore | LiveVolume, names: Sequence[str]) -> Eval
     states = [store.state(record.name) for record in records]
     plus = [i for i, record in enumerate(records) if record.id in going]
     minus = [i for i, record in enumerate(records) if record.id not in going]
-    operands = [*states, store.state(None)]
-    n_blocks = max(store.geometry.n_blocks, *(state.space_blocks for state in operands))
-    return evaluate([sum_of(plus, [*minus, len(records)])], operands, n_blocks)
+    with store.standing():
+        operands = [*states, store.state(None)]
+        n_blocks = max(store.geometry.n_blocks, *(state.space_blocks for state in operands))
+        return evaluate([sum_of(plus, [*minus, len(records)])], operands, n_blocks)

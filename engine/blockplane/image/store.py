@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
 from blockplane.disks import DiskArray, Geometry
-from blockplane.volume.codec import SnapshotRecord
+from blockplane.model.errors import NoSuchSnapshotError, RefusedError
+from blockplane.volume.codec import KIND_SHADOW, SnapshotRecord
 from blockplane.volume.imagetable import StoredImage
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.markplane import MarkPlane
@@ -53,6 +54,25 @@ class SnapshotStore(Protocol):
         """Keep a snapshot from being deleted while it is read."""
         ...
 
+    def standing(self) -> AbstractContextManager[object]:
+        """Keep what is no regular snapshot as it is: shadows, marks, the live file system; writers wait."""
+        ...
+
+
+def require_alive(store: SnapshotStore, records: Sequence[SnapshotRecord]) -> None:
+    """Refuse when a snapshot went, or became a shadow, before it was pinned.
+
+    Raises
+    ------
+    NoSuchSnapshotError: one is gone. RefusedError: the blocks of one may have been reused.
+    """
+    now = {record.id: record.kind for record in store.records()}
+    for record in records:
+        if record.id not in now:
+            raise NoSuchSnapshotError(f"snapshot {record.name} was deleted meanwhile", "plan the image again")
+        if now[record.id] == KIND_SHADOW != record.kind:
+            raise RefusedError(f"snapshot {record.name} became a shadow meanwhile", "plan the image again without it")
+
 
 class VolumeStore:
     """A volume's snapshots as operands of images."""
@@ -97,6 +117,10 @@ class VolumeStore:
     def pin(self, snapshot_id: bytes) -> AbstractContextManager[None]:
         """See SnapshotStore."""
         return self.volume.pin(snapshot_id)
+
+    def standing(self) -> AbstractContextManager[object]:
+        """See SnapshotStore."""
+        return self.volume.lock
 
 
 def store_of(origin: SnapshotStore | LiveVolume) -> SnapshotStore:

@@ -19,8 +19,9 @@ from blockplane.image.extents import extents_of, numbers_in
 from blockplane.image.gather import gathering
 from blockplane.image.image import Image
 from blockplane.image.order import Window, tape_window
+from blockplane.image.store import require_alive
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
-from blockplane.model.errors import NoSuchSnapshotError, RefusedError, StreamMismatchError, UsageError
+from blockplane.model.errors import RefusedError, StreamMismatchError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
 from blockplane.stream.input import InputLike, open_input
@@ -46,7 +47,7 @@ def compare_offer(image: Image, origin: InputLike, progress: Progress = ignore_p
     Raises
     ------
     UsageError : the image has a base. RefusedError : the offer is of another volume, or of a snapshot that the image
-        brings. NoSuchSnapshotError : a snapshot was deleted meanwhile.
+        brings. NoSuchSnapshotError, RefusedError : a snapshot was deleted, or became a shadow, meanwhile.
     StreamError, StreamDamagedError, StreamTruncatedError : the offer is none, is damaged, or ends too early.
     ChecksumError, DiskError : a block could not be read.
 
@@ -93,7 +94,7 @@ class _Comparison:
         with ExitStack() as stack:
             for record in image.records():
                 stack.enter_context(store.pin(record.id))
-            self._require_alive()
+            require_alive(store, image.records())
             digests = stack.enter_context(RunDigests(self._run))
             windows = stack.enter_context(
                 gathering(self._windows(), self._checks.of, store.array, self._offer.header.frame_blocks)
@@ -118,12 +119,6 @@ class _Comparison:
                 self._due.append(offered.digests[runs])
                 vbns = offered.vbns[np.repeat(runs, self._run)[: len(equal)]]
                 yield tape_window(image.layout, image.store.geometry, extents_of(vbns))
-
-    def _require_alive(self) -> None:
-        there = {record.id for record in self._image.store.records()}
-        gone = [record.name for record in self._image.records() if record.id not in there]
-        if gone:
-            raise NoSuchSnapshotError(f"snapshot {gone[0]} was deleted meanwhile", "plan the image again")
 
 
 def no_lender(name: str, stream: StreamMap, lender: SnapshotRecord) -> StreamMismatchError:

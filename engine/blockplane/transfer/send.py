@@ -17,8 +17,9 @@ from blockplane.image.extents import n_blocks_in
 from blockplane.image.gather import Gathered, gathering
 from blockplane.image.image import Image
 from blockplane.image.order import DISK, VERSION, WINDOW_BLOCKS, Window, windows
+from blockplane.image.store import require_alive
 from blockplane.model.addresses import BLOCK_BYTES, Checks, Numbers
-from blockplane.model.errors import BlockplaneError, NoSuchSnapshotError, RefusedError, UsageError
+from blockplane.model.errors import BlockplaneError, RefusedError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
 from blockplane.stream.codec import FrameKind, Header, Locations, Role
@@ -152,7 +153,7 @@ class ImageSending:
         with ExitStack() as reading:
             for record in image.records():
                 reading.enter_context(store.pin(record.id))
-            self._require_alive()
+            require_alive(store, image.records())
             yield reading.enter_context(gathering(planned, self._checks_of, store.array, self._window_blocks))
 
     def _blank(self, planned: Iterator[Window]) -> Iterator[Gathered]:
@@ -165,13 +166,6 @@ class ImageSending:
         if self._checks is None:
             self._checks = ExpectedChecks(self.image.owners, self.image.base_state)
         return self._checks.of(vbns)
-
-    def _require_alive(self) -> None:
-        """Refuse when a snapshot went between planning and pinning."""
-        there = {record.id for record in self.image.store.records()}
-        gone = [record.name for record in self.image.records() if record.id not in there]
-        if gone:
-            raise NoSuchSnapshotError(f"snapshot {gone[0]} was deleted meanwhile", "plan the image again")
 
 
 def _locations(text: str) -> Locations:

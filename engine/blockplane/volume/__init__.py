@@ -3,6 +3,7 @@
 from blockplane.volume.codec import SnapshotRecord, StateRoot, TreeRoot
 from blockplane.volume.destinations import Destination
 from blockplane.volume.positions import Position
+from blockplane.volume.pressure import DemotionPlan, PressurePolicy
 from blockplane.volume.retention import Policy, PruneReport
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.state import State
@@ -12,9 +13,11 @@ from blockplane.volume.volume import Volume
 
 __all__ = [
     "BlockTree",
+    "DemotionPlan",
     "Destination",
     "Policy",
     "Position",
+    "PressurePolicy",
     "PruneReport",
     "Snapshot",
     "SnapshotRecord",

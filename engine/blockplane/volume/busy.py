@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,6 +61,11 @@ class BusyPlane:
         moved = [entry for entry in volume.local.regular() if entry.place_map.size_bytes]
         maps += [volume.snapshot_state(entry).placemap for entry in moved]
         return [placemap for placemap in maps if not placemap.is_empty]
+
+    def spared(self) -> Callable[[int], Leaf] | None:
+        """Return what gives the places, leaf by leaf, that shadows mean; None where there is no shadow."""
+        local = self._volume.local
+        return local.shadows.spared.leaf if local.root.n_shadows else None
 
     def _no_place_leaf(self, leaf: int) -> Leaf:
         """Return the numbers of a leaf's range that no group has."""

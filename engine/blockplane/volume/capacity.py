@@ -33,6 +33,10 @@ class Capacity:
     incoming: IncomingPlane
     _claimed: int = 0
     _dipping: int = 0
+    #: names of the snapshots that the pressure policy made shadows while the volume was open
+    demoted: list[str]
+    #: what the policy could not help with last: an operation or not, what was held, what might have gone; how much
+    futile_relief: tuple[tuple[bool, int, tuple[bytes, ...]], int] = ((False, -1, ()), 0)
 
     @abstractmethod
     def commit(self, force: bool = False, clean: bool = False) -> None:
@@ -64,6 +68,11 @@ class Capacity:
         return max(self.free_blocks - waiting - self.info.reserve_blocks, 0)
 
     @property
+    def coming_blocks(self) -> int:
+        """Places a file may take when two consistency points have passed: what waits for them included."""
+        return max(self.free_blocks - self._claimed - self.n_incoming - self.info.reserve_blocks, 0)
+
+    @property
     def n_incoming(self) -> int:
         """Places that receives, under way or interrupted, have reserved."""
         return self.incoming.n_blocks
@@ -82,12 +91,25 @@ class Capacity:
     def _no_space(self, n_blocks: int) -> NoSpaceError:
         return NoSpaceError(
             f"the volume {self.path} is full: {n_blocks} blocks asked, {self.available_blocks} available",
-            "delete files or snapshots (that still works), or add a RAID group with `blockplane grow`",
+            self.room_hint(),
         )
 
+    @abstractmethod
+    def relieve(self, n_blocks: int = 0) -> None:
+        """Let the pressure policy make room, where there is one."""
+
+    @abstractmethod
+    def room_hint(self) -> str:
+        """Return what can be done about a full volume."""
+
     def make_room(self, n_blocks: int) -> None:
-        """Commit where that makes n_blocks available: what was deleted just now is free only two CPs later."""
+        """Commit where that makes n_blocks available: what was deleted just now is free only two CPs later.
+
+        Where they are not there even then, the pressure policy may make snapshots shadows.
+        """
         with self.lock:
+            if self.available_blocks < n_blocks:
+                self.relieve(n_blocks)
             for _ in range(2):
                 waiting = self.space.n_pending + self.space.n_freed_open + self._claimed
                 if self.available_blocks >= n_blocks or not waiting:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import VolumeDamagedError
+from blockplane.volume.demotioncodec import DEMOTION_BYTES, PRESSURE_BYTES, Demotion, Pace, PressureRecord
 
 POINTER_BYTES = 16
 ROOT_POINTERS = 16
@@ -243,13 +244,14 @@ ENTRY_BYTES = 1024
 _ENTRY_LEFT = struct.Struct("<Qq")
 _ENTRY_MAP = RECORD_BYTES
 _ENTRY_PLANE = RECORD_BYTES + TREE_ROOT_BYTES
+_ENTRY_HOW = _ENTRY_PLANE + TREE_ROOT_BYTES + _ENTRY_LEFT.size
 
 
 @dataclass(slots=True)
 class TableEntry:
     """A snapshot in this volume's table (1,024 bytes): its record, its place map.
 
-    Of a shadow also its plane, how many blocks of it are left, and when it became one, ns since 1970.
+    Of a shadow also its plane, how many blocks of it are left, when it became one, ns since 1970, how, and its pace.
     """
 
     record: SnapshotRecord
@@ -257,11 +259,13 @@ class TableEntry:
     plane: TreeRoot = field(default_factory=TreeRoot)
     n_left: int = 0
     shadowed_ns: int = 0
+    demotion: Demotion = field(default_factory=Demotion)
+    pace: Pace = field(default_factory=Pace)
 
     def encode(self) -> bytes:
         """Return the 1,024 bytes."""
         trees = self.place_map.encode() + self.plane.encode()
-        left = _ENTRY_LEFT.pack(self.n_left, self.shadowed_ns)
+        left = _ENTRY_LEFT.pack(self.n_left, self.shadowed_ns) + self.demotion.encode() + self.pace.encode()
         return (self.record.encode() + trees + left).ljust(ENTRY_BYTES, b"\0")
 
     @classmethod
@@ -270,7 +274,9 @@ class TableEntry:
         record = SnapshotRecord.decode(data[:RECORD_BYTES])
         place_map = TreeRoot.decode(data[_ENTRY_MAP : _ENTRY_MAP + TREE_ROOT_BYTES])
         plane = TreeRoot.decode(data[_ENTRY_PLANE : _ENTRY_PLANE + TREE_ROOT_BYTES])
-        return cls(record, place_map, plane, *_ENTRY_LEFT.unpack_from(data, _ENTRY_PLANE + TREE_ROOT_BYTES))
+        n_left, shadowed_ns = _ENTRY_LEFT.unpack_from(data, _ENTRY_PLANE + TREE_ROOT_BYTES)
+        demotion, pace = Demotion.decode(data[_ENTRY_HOW:]), Pace.decode(data[_ENTRY_HOW + DEMOTION_BYTES :])
+        return cls(record, place_map, plane, n_left, shadowed_ns, demotion, pace)
 
     @property
     def is_deleting(self) -> bool:
@@ -348,13 +354,14 @@ def _require_counts(which: str, counts: Sequence[int]) -> None:
 
 _LOCAL = struct.Struct("<8sIIQQQ16sQ")
 _LOCAL_TREES = 11
+_PRESSURE_OFFSET = ROOT_TREES_OFFSET + _LOCAL_TREES * TREE_ROOT_BYTES
 
 
 @dataclass(slots=True)
 class LocalRoot:
     """The local root: what belongs to this set of disks only. Counts are of places.
 
-    logs is reserved.
+    pressure : what is done when space runs short; None: nothing. logs is reserved.
     """
 
     n_held: int = 0
@@ -374,6 +381,7 @@ class LocalRoot:
     shadowed: TreeRoot = field(default_factory=TreeRoot)
     destinations: TreeRoot = field(default_factory=TreeRoot)
     images: TreeRoot = field(default_factory=TreeRoot)
+    pressure: PressureRecord | None = field(default=None, kw_only=True)
 
     def trees(self) -> tuple[TreeRoot, ...]:
         """Return the tree roots in the order of the format."""
@@ -387,7 +395,10 @@ class LocalRoot:
         counts = self.n_held, self.n_local, self.n_entries
         _require_counts("local", counts)
         head = _LOCAL.pack(LOCAL_MAGIC, VERSION, self.n_deleting, *counts, self.parent_id, self.n_shadows)
-        return _root_block(head, self.trees())
+        block = _root_block(head, self.trees())
+        if self.pressure is None:
+            return block
+        return block[:_PRESSURE_OFFSET] + self.pressure.encode() + block[_PRESSURE_OFFSET + PRESSURE_BYTES :]
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> LocalRoot:
@@ -396,4 +407,6 @@ class LocalRoot:
         if magic != LOCAL_MAGIC or version != VERSION:
             raise VolumeDamagedError(f"a local root has magic {magic!r}, version {version}", "")
         trees = _root_trees(data, _LOCAL_TREES)
-        return cls(n_held, n_local, n_entries, parent, n_shadows, *trees, n_deleting=n_deleting)
+        pressure = PressureRecord.decode(data[_PRESSURE_OFFSET : _PRESSURE_OFFSET + PRESSURE_BYTES])
+        counts = n_held, n_local, n_entries
+        return cls(*counts, parent, n_shadows, *trees, n_deleting=n_deleting, pressure=pressure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from blockplane.volume.waiting import leaves_of_plane, plane_leaf
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
+
+# In so many leaves, 32 GiB of places, what shadows mean is passed over at first.
+_SPARING_LEAVES: Final = 256
 
 
 class LandingPlaces:
@@ -48,7 +51,7 @@ class LandingPlaces:
         if volume.available_blocks < n_blocks:
             raise NoSpaceError(
                 f"the image has {n_blocks} blocks, and {volume.path} has room for {volume.available_blocks}",
-                "delete snapshots that are not needed, or add a RAID group with `blockplane grow`",
+                volume.room_hint(),
             )
 
     def assign(self, vbns: Plane) -> PlaceMap:
@@ -75,9 +78,11 @@ class LandingPlaces:
     def _elsewhere(self, n_blocks: int) -> NDArray[np.int64]:
         """Return places nothing holds and no block of the image has as its home, ascending."""
         found: list[NDArray[np.int64]] = []
-        n_leaves = -(-self._volume.geometry.n_blocks // LEAF_BLOCKS)
-        for leaf in range(n_leaves - 1, -1, -1):
-            free = numbers_in(~self._volume.space.leaf(leaf), leaf * LEAF_BLOCKS)[:n_blocks]
+        space, last = self._volume.space, -(-self._volume.geometry.n_blocks // LEAF_BLOCKS) - 1
+        spare = range(last, max(last - _SPARING_LEAVES, -1), -1) if space.is_sparing else range(0)
+        for leaf, spared in [*((leaf, True) for leaf in spare), *((leaf, False) for leaf in range(last, -1, -1))]:
+            words = ~space.leaf(leaf) & ~space.spared_leaf(leaf) if spared else ~space.leaf(leaf)
+            free = numbers_in(words, leaf * LEAF_BLOCKS)[:n_blocks]
             if len(free):
                 words = np.zeros(LEAF_WORDS, np.uint64)
                 set_numbers(words, free - leaf * LEAF_BLOCKS)

@@ -20,7 +20,7 @@ from blockplane.disks.geometry import Geometry
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import ChecksumError, DiskError, ReadOnlyError, RefusedError, VolumeDamagedError
 from blockplane.planes import Plane
-from blockplane.volume import held, marking
+from blockplane.volume import held, marking, pressure
 from blockplane.volume.active import ActiveState
 from blockplane.volume.beside import BesideWriter
 from blockplane.volume.busy import BusyPlane
@@ -88,6 +88,7 @@ class LiveVolume(Roots):
         self._on_close: list[contextlib.AbstractContextManager[object]] = []
         self._failure: str = ""
         self.warnings: list[str] = []
+        self.demoted = []
         self.damage: list[str] = []
         self._declared: list[AreaName] = []
         self._first_dirty_s = 0.0
@@ -103,7 +104,7 @@ class LiveVolume(Roots):
     def _load(self) -> None:
         """Take up the state of the root record; opening reads the two roots and nothing that grows."""
         self.beside = BesideWriter(self)
-        self.space = Space(self.geometry, self._busy.leaf)
+        self.space = Space(self.geometry, self._busy.leaf, self._busy.spared)
         self.space.n_pending = self.info.n_pending
         self.placer = Placer(self.array, self.space, self._declare, self._busy.is_landing, self.beside)
         places = PlaceReader(self.array, PlaceMap())
@@ -233,8 +234,22 @@ class LiveVolume(Roots):
             return CP_INTERVAL_S
 
     def sync(self) -> None:
-        """Make everything so far durable: a consistency point, where there is anything to commit."""
-        self.commit()
+        """Make everything so far durable: a consistency point, where there is anything to commit.
+
+        Where it leaves less free than the pressure policy wants, another follows in which snapshots become shadows.
+        """
+        with self.lock:
+            self.commit()
+            self.relieve()
+
+    def relieve(self, n_blocks: int = 0) -> None:
+        """See Capacity. Everything must be consistent."""
+        self.demoted += pressure.relieve(self, n_blocks)
+
+    def room_hint(self) -> str:
+        """See Capacity."""
+        what = "delete files or snapshots (that still works), or add a RAID group with `blockplane grow`"
+        return what + pressure.kept_text(self)
 
     def _declare(self, names: list[AreaName]) -> None:
         """Name areas in a durable record before they are written to (law 7); the first is needed now."""
@@ -448,6 +463,8 @@ class LiveVolume(Roots):
         """Commit what is dirty, mark the volume clean, give up disks and lock."""
         try:
             if self.writable and not self._failure:
+                if self.local.root.pressure is not None:
+                    self.sync()
                 self.commit(clean=True)
         finally:
             self.abandon()

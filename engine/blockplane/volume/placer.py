@@ -5,11 +5,14 @@ by stripe, so that a small CP writes few stripes) and `local` (the local tree, f
 stripe that holds something live is never written while a wholly free one is left: a stream that finds none takes from
 another's band. After that, places are taken one by one, and the rest of their stripes is read before parity is
 computed, and what their loss would lose is logged (law 7).
+
+What shadows mean is taken last (`spared.py`), as far as that leaves whole stripes whole, and costs a band of file data
+no more than half its length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -17,19 +20,20 @@ from numpy.typing import NDArray
 
 from blockplane.disks.array import DiskArray
 from blockplane.disks.band import Band
-from blockplane.disks.geometry import GroupRecord
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import NoSpaceError
 from blockplane.volume.leafbits import WORD_BLOCKS
+from blockplane.volume.openband import BandKey, OpenBand
 from blockplane.volume.space import AREA_STRIPES, Area, AreaName, Space
+from blockplane.volume.spared import Round
 
 # The first band of file data in a CP: one stripe; each is twice the one before. On 4 + 1 disks a CP of one block writes
 # 15 blocks, parity included; 25 when it begins with 4 stripes.
 FIRST_BULK_STRIPES = 1
 
 Block = NDArray[np.uint8]
-BandKey = tuple[int, int]
-Take = Callable[[Area], tuple[int, int] | None]
+# Takes stripes from an area: (first stripe, count); True: only such as no shadow means.
+Take = Callable[[Area, bool], tuple[int, int] | None]
 
 
 class Beside(Protocol):
@@ -42,66 +46,6 @@ class Beside(Protocol):
     def sound(self, group: int, word: int) -> NDArray[np.bool_]:
         """Return which of 64 stripes, (64,), can be written to: nothing in them is damaged for good."""
         ...
-
-
-class OpenBand:
-    """A band whose places are being handed out.
-
-    by_stripe: filled stripe by stripe (metafile blocks) or in ascending place (file data). slots: the places, as
-    disk * n_stripes + stripe, where only some of the stripes' places are free; None where all are.
-    """
-
-    __slots__ = ("band", "by_stripe", "cursor", "group", "group_index", "n_data", "n_filled", "n_stripes", "slots")
-
-    def __init__(self, band: Band, group: GroupRecord, slots: NDArray[np.int64] | None, by_stripe: bool) -> None:
-        self.band = band
-        self.group = group
-        self.group_index = band.group
-        self.slots = slots
-        self.by_stripe = by_stripe
-        self.n_data = group.n_data
-        self.n_stripes = band.n_stripes
-        self.cursor = 0
-        self.n_filled = 0
-
-    @property
-    def key(self) -> BandKey:
-        """The group and the 64 stripes the band lies in."""
-        return self.group_index, self.band.dbn_start // WORD_BLOCKS
-
-    @property
-    def n_slots(self) -> int:
-        """How many places the band can hand out."""
-        return len(self.slots) if self.slots is not None else self.n_data * self.n_stripes
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether every place has been handed out."""
-        return self.cursor == self.n_slots
-
-    def place(self, disk: int, stripe: int) -> int:
-        """Return the place of a data disk's block in the band's stripe."""
-        dbn, group = self.band.dbn_start + stripe, self.group
-        chunk = group.chunk_blocks
-        return group.first + (dbn // chunk * group.n_data + disk) * chunk + dbn % chunk
-
-    def find(self, places: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
-        """Return which of places lie in the band, and for those the data disk and the stripe within the band."""
-        group, chunk = self.group, self.group.chunk_blocks
-        offset = places - group.first
-        dbn = offset // (chunk * self.n_data) * chunk + offset % chunk
-        stripe = dbn - self.band.dbn_start
-        mine = (offset >= 0) & (offset < group.n_blocks) & (stripe >= 0) & (stripe < self.n_stripes)
-        disk = offset // chunk % self.n_data
-        if self.slots is not None:
-            mine &= np.isin(disk * self.n_stripes + stripe, self.slots)  # the other places are live, and on the disks
-        return mine, disk[mine], stripe[mine]
-
-    def owns(self, place: int, dbn: int) -> bool:
-        """Whether a place of the band's group, with its dbn, is the band's to hand out."""
-        if not 0 <= dbn - self.band.dbn_start < self.n_stripes:
-            return False
-        return self.slots is None or bool(self.find(np.array([place], np.int64))[0][0])
 
 
 class Placer:
@@ -135,6 +79,7 @@ class Placer:
         self.committing = False  # metafile blocks may then use up the band of file data
         self._areas: dict[bool, Area] = {}
         self._cursor: dict[bool, AreaName] = {False: (0, 0), True: space.last_area()}
+        self._rounds: dict[tuple[int, bool], Round] = {}
 
     # --- handing out -------------------------------------------------------------------------------------------------
 
@@ -206,30 +151,54 @@ class Placer:
         n_stripes = self._bulk_stripes
         self._bulk_stripes = min(2 * n_stripes, WORD_BLOCKS)
         n_data = min(group.n_data for group in self._space.geometry.groups)
+        takes: list[Take] = []
         if n_stripes == WORD_BLOCKS or n_blocks >= n_data * WORD_BLOCKS:
-            found = self._find(Area.take_word, backward=False)
-            if found is not None:
-                return self._open_band(*found, None, by_stripe=False)
-        found = self._find(lambda area: area.take_run(n_stripes), backward=False)
+            takes.append(Area.take_word)
+        # a run half as long that spares shadows goes before one that does not
+        takes.append(lambda area, clean: area.take_run(n_stripes, clean=clean, least=(n_stripes + 1) // 2))
+        found = self._find(takes, backward=False)
         return None if found is None else self._open_band(*found, None, by_stripe=False)
 
     def _next_meta(self, backward: bool) -> OpenBand:
-        found = self._find(lambda area: area.take_run(WORD_BLOCKS, backward), backward)
+        found = self._find([lambda area, clean: area.take_run(WORD_BLOCKS, backward, clean)], backward)
         if found is not None:
             return self._open_band(*found, None, by_stripe=True)
         open_bands = (band for bands in self._open.values() for band in bands)
         shared = next((band for band in open_bands if not band.is_spent), None)
         return shared if shared is not None else self._next_partial(backward)
 
-    def _find(self, take: Take, backward: bool) -> tuple[Area, int, int] | None:
-        """Take stripes from the area at hand, or the next that has some: (area, first stripe, count)."""
+    def _find(self, takes: Sequence[Take], backward: bool) -> tuple[Area, int, int] | None:
+        """Take stripes in the first way that finds any: (area, first stripe, count); sparing shadows, then not."""
+        for way, take in enumerate(takes, -len(takes)) if self._space.is_sparing else ():
+            found = self._from_area_at_hand(take, backward, True)
+            if found is None:
+                around = self._rounds.setdefault((way, backward), Round(self._space, backward))
+                found = self._from_next_area(around.names(self._cursor[backward]), take, backward, True)
+                if found is not None:
+                    around.found()
+            if found is not None:
+                return found
+        for take in takes:
+            found = self._from_area_at_hand(take, backward, False)
+            if found is None:
+                names = self._space.walk(self._cursor[backward], backward)
+                found = self._from_next_area(names, take, backward, False)
+            if found is not None:
+                return found
+        return None
+
+    def _from_area_at_hand(self, take: Take, backward: bool, clean: bool) -> tuple[Area, int, int] | None:
         area = self._areas.get(backward)
-        taken = take(area) if area is not None else None
-        if area is not None and taken is not None:
-            return area, *taken
-        for name in self._space.walk(self._cursor[backward], backward):
+        taken = take(area, clean) if area is not None else None
+        return (area, *taken) if area is not None and taken is not None else None
+
+    def _from_next_area(
+        self, names: Iterable[AreaName], take: Take, backward: bool, clean: bool
+    ) -> tuple[Area, int, int] | None:
+        """Take stripes from the first of areas that has some; it is the one at hand from then on."""
+        for name in names:
             area = self._view(name, backward)
-            taken = take(area)
+            taken = take(area, clean)
             if taken is not None:
                 self._areas[backward] = area
                 self._cursor[backward] = name
@@ -269,6 +238,9 @@ class Placer:
                 slots = self._space.free_slots(name, word)
                 free = np.flatnonzero(slots & self._beside.sound(name[0], word) if slots.any() else slots)
                 if len(free):
+                    if self._space.is_sparing:
+                        spared = self._space.spared_slots(name, word).reshape(-1)
+                        free = free[np.argsort(spared[free], kind="stable")]
                     self._declare([name])
                     area = Area(name, self._space.geometry.groups[name[0]], np.zeros(1, np.uint64))
                     return self._open_band(area, word * WORD_BLOCKS, WORD_BLOCKS, free.astype(np.int64), by_stripe=True)

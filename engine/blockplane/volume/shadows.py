@@ -10,15 +10,18 @@ A pointer in a shadow's tree means a VBN of the state that was, or, with `LOCAL_
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.volume.codec import KIND_SHADOW, NUMBER_MASK, TableEntry
 from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf, by_leaf, count, numbers_in, set_numbers
 from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.spared import SparedPlaces
 from blockplane.volume.state import changed_pointers
 from blockplane.volume.tree import BlockTree
 from blockplane.volume.treeio import Block, BlockReader
@@ -115,13 +118,36 @@ class ShadowPlane:
             for leaf in range(start, stop):
                 yield leaf, self.blockmap.read_block(leaf).view(np.uint64)
 
+    def leaf_key(self, leaf: int) -> object:
+        """Return what is equal for two shadows whose places in a leaf's range are the same for sure."""
+        if self.blockmap.is_dirty or self.placemap.maps_any(leaf):
+            return self
+        return self.blockmap.pointer(0, leaf)
+
+    def place_leaf(self, leaf: int) -> Leaf:
+        """Return the places in a leaf's range whose content the shadow means; do not write to it."""
+        block = np.empty(BLOCK_BYTES, np.uint8)
+        self.blockmap.read(leaf, 1, block)  # not kept in the tree's memory: it is wanted once
+        words: Leaf = block.view(np.uint64)
+        if not self.placemap.maps_any(leaf):
+            return words
+        places = numbers_in(self.placemap.place_leaf(words, leaf), leaf * LEAF_BLOCKS)
+        vbns = self.placemap.to_vbns(places)
+        held = np.zeros(LEAF_WORDS, np.uint64)
+        for index in np.unique(vbns // LEAF_BLOCKS).tolist():
+            mine = vbns // LEAF_BLOCKS == index
+            bits, low = self.blockmap.read_block(index).view(np.uint64), vbns[mine] % LEAF_BLOCKS
+            left = (bits[low >> 6] >> (low & 63).astype(np.uint64)) & np.uint64(1) != 0
+            set_numbers(held, places[mine][left] - leaf * LEAF_BLOCKS)
+        return held
+
     def clear_places(self, leaf: int, words: Leaf) -> None:
         """Clear the bits of blocks that lie at places, the set bits of words, of a leaf's range."""
         if self.placemap.is_empty:
             self._clear(leaf, words)
             return
         vbns = self.placemap.to_vbns(numbers_in(words, leaf * LEAF_BLOCKS))
-        for index, mine in _leaves(np.sort(vbns[vbns >= 0])).items():
+        for index, mine in leaves_of(np.sort(vbns[vbns >= 0])).items():
             self._clear(index, mine)
 
     def _clear(self, leaf: int, words: Leaf) -> None:
@@ -134,10 +160,7 @@ class ShadowPlane:
 
     def own_places(self) -> NDArray[np.int64]:
         """Return the places of the tree's blocks that lie in what was a state, ascending."""
-        words = np.concatenate([np.empty(0, np.uint64), *(p[:, 0] for p in changed_pointers([self.blockmap]))])
-        numbers = (words & np.uint64(NUMBER_MASK)).astype(np.int64)
-        places: NDArray[np.int64] = np.sort(self.placemap.to_places(numbers[numbers < LOCAL_FLAG]))
-        return places
+        return own_places(self.blockmap, self.placemap)
 
     def place_at(self, level: int, index: int) -> int:
         """Return the place of the tree's block at a position where it lies in what was a state, else -1."""
@@ -156,6 +179,10 @@ class Shadows:
     Parameters
     ----------
     writes : whether the local tree is that of the open CP.
+
+    Attributes
+    ----------
+    spared : the places they mean, for whoever chooses places.
     """
 
     def __init__(self, local: LocalTree, places: BlockReader, writes: bool) -> None:
@@ -163,6 +190,7 @@ class Shadows:
         self._places = places
         self._writes = writes
         self._planes: dict[bytes, ShadowPlane] = {}
+        self.spared = SparedPlaces(self.planes)
 
     def entries(self) -> list[TableEntry]:
         """Return the table entries of shadows, older first; the table is not read where there can be none."""
@@ -189,6 +217,7 @@ class Shadows:
 
     def cleared(self, leaf: int, words: Leaf) -> None:
         """Clear the bits of blocks whose places, the set bits of words, get new content in the open CP."""
+        self.spared.cleared(leaf, words)
         for plane in self.planes():
             plane.clear_places(leaf, words)
             if plane.blockmap.is_dirty:
@@ -197,7 +226,8 @@ class Shadows:
     def add(self, entry: TableEntry) -> None:
         """Take up a snapshot that has just become a shadow: its blockmap's blocks are shadowed."""
         self._local.root.n_shadows += 1
-        for leaf, words in _leaves(self.plane(entry).own_places()).items():
+        self.spared.forget()
+        for leaf, words in leaves_of(self.plane(entry).own_places()).items():
             self._local.set_shadowed_leaf(leaf, self._local.shadowed_leaf(leaf) | words)
 
     def store(self) -> dict[int, Leaf]:
@@ -210,6 +240,7 @@ class Shadows:
                 plane.blockmap.flush()
                 gone += [place for level, index, place in before if self._is_alone(plane, level, index, place)]
                 plane.entry.n_left = plane.n_left
+                plane.entry.pace = plane.entry.pace.noted(time.time_ns(), plane.n_left)
         return self._unshadow(np.unique(np.array(gone, np.int64)))
 
     def _is_alone(self, plane: ShadowPlane, level: int, index: int, place: int) -> bool:
@@ -223,10 +254,11 @@ class Shadows:
             return {}
         mine = np.unique(np.concatenate([self.plane(entry).own_places() for entry in shadows]))
         rest = [self.plane(entry).own_places() for entry in self.entries() if entry not in shadows]
-        return _leaves(np.setdiff1d(mine, np.concatenate(rest)) if rest else mine)
+        return leaves_of(np.setdiff1d(mine, np.concatenate(rest)) if rest else mine)
 
     def remove(self, gone: Sequence[TableEntry], given_up: dict[int, Leaf]) -> None:
         """Take shadows away that leave the table; given_up: as `given_up_by` has it."""
+        self.spared.forget()
         for leaf, words in given_up.items():
             self._local.set_shadowed_leaf(leaf, self._local.shadowed_leaf(leaf) & ~words)
         for entry in gone:
@@ -237,7 +269,7 @@ class Shadows:
                 self._local.root.n_shadows -= 1
 
     def _unshadow(self, places: NDArray[np.int64]) -> dict[int, Leaf]:
-        leaves = _leaves(places)
+        leaves = leaves_of(places)
         for leaf, words in leaves.items():
             self._local.set_shadowed_leaf(leaf, self._local.shadowed_leaf(leaf) & ~words)
         return leaves
@@ -254,7 +286,15 @@ def find(volume: LiveVolume, name: str) -> ShadowPlane:
     return local.shadows.plane(local.entry(name))
 
 
-def _leaves(places: NDArray[np.int64]) -> dict[int, Leaf]:
+def own_places(blockmap: BlockTree, placemap: PlaceMap) -> NDArray[np.int64]:
+    """Return the places of a plane's own blocks that lie in a state, or in what was one, ascending."""
+    words = np.concatenate([np.empty(0, np.uint64), *(p[:, 0] for p in changed_pointers([blockmap]))])
+    numbers = (words & np.uint64(NUMBER_MASK)).astype(np.int64)
+    places: NDArray[np.int64] = np.sort(placemap.to_places(numbers[numbers < LOCAL_FLAG]))
+    return places
+
+
+def leaves_of(places: NDArray[np.int64]) -> dict[int, Leaf]:
     """Return ascending places as bits, by leaf."""
     found: dict[int, Leaf] = {}
     for leaf, low in by_leaf(places):

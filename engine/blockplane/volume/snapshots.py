@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blockplane.model.errors import RefusedError, SnapshotExistsError, UsageError
@@ -14,13 +14,13 @@ from blockplane.volume import held, marking, shadows
 from blockplane.volume.codec import (
     FORM_EMPTY,
     KIND_NAMES,
-    KIND_SHADOW,
     NAME_BYTES,
     Hold,
     SnapshotRecord,
     TableEntry,
 )
-from blockplane.volume.deleting import drop_or_defer, freed_by, states_beside
+from blockplane.volume.deleting import drop_or_defer, freed_by
+from blockplane.volume.demotioncodec import Demotion
 from blockplane.volume.holds import all_of as all_holds_of
 from blockplane.volume.holds import holds_of, refuse_deleting, refuse_needed
 from blockplane.volume.markcodec import FLAG_ASKED
@@ -116,6 +116,19 @@ class Snapshot:
         if not self.entry.is_shadow:
             return 0.0
         return (self.was_blocks - self.n_blocks) / max((time.time_ns() - self.shadowed_ns) / 1e9, 1.0)
+
+    @property
+    def recent_lost_per_s(self) -> float | None:
+        """How many blocks a second a shadow lost of late: since a count an hour old or more; None where there is none.
+
+        Counts are made as blocks are lost, an hour apart at least; 0 for a regular snapshot.
+        """
+        return self.entry.pace.lost_per_s(time.time_ns(), self.n_blocks) if self.entry.is_shadow else 0.0
+
+    @property
+    def demotion(self) -> Demotion | None:
+        """How it became a shadow; None: it is none."""
+        return self.entry.demotion if self.entry.is_shadow else None
 
     @property
     def exclusive_blocks(self) -> int:
@@ -222,47 +235,6 @@ def named_range(volume: LiveVolume, first: str, last: str) -> list[str]:
     if start > stop:
         raise UsageError(f"{first!r} is younger than {last!r}", f"write {last}..{first}")
     return names[start : stop + 1]
-
-
-def demote(volume: LiveVolume, name: str) -> int:
-    """Make a snapshot a shadow: its plane stays, its blocks may be reused; return how many that frees.
-
-    Raises
-    ------
-    NoSuchSnapshotError: it does not exist. RefusedError: it is being read or held, or is a shadow already.
-
-    Notes
-    -----
-    Needs no space beyond the reserve. Cost: the nodes of its blockmap, and the leaves in which something is held.
-    """
-    with volume.lock:
-        entry = volume.local.entry(name)
-        if entry.is_shadow:
-            raise RefusedError(f"{name} is a shadow already")
-        refuse_deleting(entry)
-        refuse_needed(volume, [entry])
-        volume.commit()
-        n_freed = _make_shadow(volume, entry)
-        volume.commit()
-        return n_freed
-
-
-def _make_shadow(volume: LiveVolume, entry: TableEntry) -> int:
-    """Hand a snapshot's blockmap over to the local tree; what only the snapshot held beside it is free."""
-    local, n_freed = volume.local, 0
-    state, rest = volume.snapshot_state(entry), states_beside(volume, [entry])
-    marking.dropped(volume, [entry], rest)
-    entry.record = replace(entry.record, kind=KIND_SHADOW)
-    entry.plane, entry.n_left, entry.shadowed_ns = state.root.blockmap.copy(), entry.record.n_blocks, time.time_ns()
-    local.shadows.add(entry)  # first: the blocks of its blockmap stay
-    for leaf, words, n_blocks in list(held.exclusive_leaves(local, [state], rest, {})):
-        local.set_held_leaf(leaf, local.held_leaf(leaf) & ~words)
-        volume.space.release_words(leaf, words, n_blocks)
-        n_freed += n_blocks
-    volume.space.rework(state.placemap.vbns())
-    local.rewrite_entries()
-    volume.forget_state(entry.record.id)
-    return n_freed
 
 
 def changed_since_newest(volume: LiveVolume) -> bool:

@@ -33,6 +33,7 @@ AREA_WORDS = AREA_STRIPES // WORD_BLOCKS
 MAX_LEAVES = 4096
 
 AreaName = tuple[int, int]
+LeafOf = Callable[[int], Leaf]
 ALL_FREE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 
@@ -40,36 +41,72 @@ class Area:
     """8,192 stripes of a group (fewer at its end) while places are taken from it.
 
     free: one bit a stripe, set where no place of the stripe is busy. first_word: the stripe word the area starts at.
+    spared: (n_words, n_data), the places that shadows mean; None where there is no shadow.
     """
 
-    __slots__ = ("first_word", "free", "group", "name")
+    __slots__ = ("_n_spared", "_spared", "first_word", "free", "group", "name")
 
-    def __init__(self, name: AreaName, group: GroupRecord, free: NDArray[np.uint64]) -> None:
+    def __init__(
+        self, name: AreaName, group: GroupRecord, free: NDArray[np.uint64], spared: NDArray[np.uint64] | None = None
+    ) -> None:
         self.name = name
         self.group = group
         self.first_word = name[1] * AREA_WORDS
         self.free = free
+        self._spared: NDArray[np.uint64] | None = None
+        self._n_spared: NDArray[np.int64] | None = None
+        if spared is not None:
+            self._spared = np.bitwise_or.reduce(spared, axis=1)
+            self._n_spared = np.bitwise_count(spared & free[:, None]).sum(axis=1, dtype=np.int64)
 
-    def take_word(self) -> tuple[int, int] | None:
-        """Take the first 64 stripes, a whole word, that are free together; return (first stripe, 64), or None."""
+    def take_word(self, clean: bool = False) -> tuple[int, int] | None:
+        """Take 64 stripes, a whole word, that are free together; return (first stripe, 64), or None.
+
+        Parameters
+        ----------
+        clean : only such as no shadow means; if not, the first of which shadows mean least.
+        """
         whole = np.flatnonzero(self.free == ALL_FREE)
+        if self._n_spared is not None and len(whole):
+            least = self._n_spared[whole]
+            whole = whole[least == 0] if clean else whole[least.argmin() :]
         if not len(whole):
             return None
         self.free[whole[0]] = 0
         return (self.first_word + int(whole[0])) * WORD_BLOCKS, WORD_BLOCKS
 
-    def take_run(self, most: int, backward: bool = False) -> tuple[int, int] | None:
-        """Take a run of free stripes within one word, from words in use first; return (first stripe, count)."""
-        some = np.flatnonzero((self.free != 0) & (self.free != ALL_FREE))
-        if not len(some):
-            some = np.flatnonzero(self.free)
-        if not len(some):
-            return None
-        at = int(some[-1] if backward else some[0])
-        start, count = _longest_run(int(self.free[at]))
-        count = min(count, most)
-        self.free[at] = np.uint64(int(self.free[at]) & ~(((1 << count) - 1) << start))
-        return (self.first_word + at) * WORD_BLOCKS + start, count
+    def take_run(
+        self, most: int, backward: bool = False, clean: bool = False, least: int = 1
+    ) -> tuple[int, int] | None:
+        """Take a run of free stripes within one word, from words in use first; return (first stripe, count), or None.
+
+        Parameters
+        ----------
+        clean : only such as no shadow means, at least so many; if not, from the word of which shadows mean least.
+        """
+        in_use = self.free != ALL_FREE
+        free = self.free & ~self._spared if clean and self._spared is not None else self.free
+        some = np.flatnonzero((free != 0) & in_use)
+        if clean:
+            some = np.concatenate(
+                [part[::-1] if backward else part for part in (some, np.flatnonzero((free != 0) & ~in_use))]
+            )
+        else:
+            some = self._least_spared(some if len(some) else np.flatnonzero(free), backward)
+        for at in some.tolist():
+            start, count = _longest_run(int(free[at]))
+            if count >= least or not clean:
+                count = min(count, most)
+                self.free[at] = np.uint64(int(self.free[at]) & ~(((1 << count) - 1) << start))
+                return (self.first_word + at) * WORD_BLOCKS + start, count
+        return None
+
+    def _least_spared(self, words: NDArray[np.int64], backward: bool) -> NDArray[np.int64]:
+        """Return the one of stripe words to take from: the first, or last, of those of which shadows mean least."""
+        if self._n_spared is not None and len(words):
+            n_spared = self._n_spared[words]
+            words = words[n_spared == n_spared.min()]
+        return words[-1:] if backward else words[:1]
 
     def withhold(self, stripe: int, count: int) -> None:
         """Take stripes of one word that an open band has."""
@@ -84,11 +121,13 @@ class Space:
     ----------
     geometry : the volume's.
     load : gives a leaf of the busy plane, worked out from all trees, fresh and writable.
+    spared : gives what gives a leaf of the places that shadows mean; None where there is no shadow.
     """
 
-    def __init__(self, geometry: Geometry, load: Callable[[int], Leaf]) -> None:
+    def __init__(self, geometry: Geometry, load: LeafOf, spared: Callable[[], LeafOf | None] = lambda: None) -> None:
         self.geometry = geometry
         self._load = load
+        self._spared = spared
         self._leaves: dict[int, Leaf] = {}
         self._freed_open: dict[int, Leaf | None] = {}  # None: the leaf is to be worked out anew
         self._freed_last: dict[int, Leaf | None] = {}
@@ -186,8 +225,20 @@ class Space:
         """Work out which stripes of an area are free."""
         group = self.geometry.groups[name[0]]
         words = self._stripe_words(group, name[1])
-        busy = self._words(words.ravel()).reshape(words.shape)
-        return Area(name, group, ~np.bitwise_or.reduce(busy, axis=1))
+        busy = self._words(words.ravel(), self.leaf).reshape(words.shape)
+        spared_of = self._spared()
+        spared = self._words(words.ravel(), spared_of).reshape(words.shape) if spared_of is not None else None
+        return Area(name, group, ~np.bitwise_or.reduce(busy, axis=1), spared)
+
+    @property
+    def is_sparing(self) -> bool:
+        """Whether there are places that shadows mean."""
+        return self._spared() is not None
+
+    def spared_leaf(self, leaf: int) -> Leaf:
+        """Return which places of a leaf's range shadows mean; do not write to it."""
+        spared_of = self._spared()
+        return spared_of(leaf) if spared_of is not None else EMPTY_LEAF
 
     def _stripe_words(self, group: GroupRecord, area: int) -> NDArray[np.int64]:
         """Return the place words of each 64 stripes of an area, shape (n_words, n_data)."""
@@ -198,21 +249,27 @@ class Space:
         disk = np.arange(group.n_data)[None, :]
         return group.first // WORD_BLOCKS + ((stripe // chunk) * group.n_data + disk) * chunk + stripe % chunk
 
-    def _words(self, words: NDArray[np.int64]) -> NDArray[np.uint64]:
+    def _words(self, words: NDArray[np.int64], leaf_of: LeafOf) -> NDArray[np.uint64]:
         out = np.empty(len(words), np.uint64)
         leaves = words // LEAF_WORDS
         for leaf in np.unique(leaves).tolist():
             at = leaves == leaf
-            out[at] = self.leaf(leaf)[words[at] % LEAF_WORDS]
+            out[at] = leaf_of(leaf)[words[at] % LEAF_WORDS]
         return out
 
     def free_slots(self, name: AreaName, word: int) -> NDArray[np.bool_]:
         """Return which places of 64 stripes are free, shape (n_data, 64): for stripes that are free in part."""
-        group = self.geometry.groups[name[0]]
-        busy = self._words(self.words_of_stripes(name[0], word))
-        bits = np.unpackbits(busy.view(np.uint8), bitorder="little").reshape(group.n_data, WORD_BLOCKS)
-        free: NDArray[np.bool_] = bits == 0
-        return free
+        return ~self._slots(name, word, self.leaf)
+
+    def spared_slots(self, name: AreaName, word: int) -> NDArray[np.bool_]:
+        """Return which places of 64 stripes shadows mean, shape (n_data, 64)."""
+        return self._slots(name, word, self.spared_leaf)
+
+    def _slots(self, name: AreaName, word: int, leaf_of: LeafOf) -> NDArray[np.bool_]:
+        words = self._words(self.words_of_stripes(name[0], word), leaf_of)
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+        slots: NDArray[np.bool_] = bits.reshape(self.geometry.groups[name[0]].n_data, WORD_BLOCKS) != 0
+        return slots
 
     def words_of_stripes(self, group: int, word: int) -> NDArray[np.int64]:
         """Return which words of a plane of places are 64 stripes of a group, one for each data disk."""
@@ -221,11 +278,16 @@ class Space:
         return words
 
     def partial_words(self, name: AreaName) -> list[int]:
-        """Return the stripe words of an area in which some place is free."""
+        """Return the stripe words of an area in which some place is free; those first in which no shadow means one."""
         group = self.geometry.groups[name[0]]
         words = self._stripe_words(group, name[1])
-        busy = self._words(words.ravel()).reshape(words.shape)
-        return (np.flatnonzero((busy != ALL_FREE).any(axis=1)) + name[1] * AREA_WORDS).tolist()
+        free = ~self._words(words.ravel(), self.leaf).reshape(words.shape)
+        found = np.flatnonzero(free.any(axis=1))
+        spared_of = self._spared()
+        if spared_of is not None:
+            free &= ~self._words(words.ravel(), spared_of).reshape(words.shape)
+            found = found[np.argsort((free == 0).all(axis=1)[found], kind="stable")]
+        return (found + name[1] * AREA_WORDS).tolist()
 
     def walk(self, start: AreaName, backward: bool = False) -> Iterator[AreaName]:
         """Yield every area once, from start on and round, the groups taking turns so that all disks work."""

@@ -16,7 +16,7 @@ from blockplane.disks.geometry import Geometry, GroupRecord
 from blockplane.disks.label import make_labels, mend_labels, settle_labels, write_labels
 from blockplane.model.errors import BlockplaneError, NotAVolumeError, ReadOnlyError, VolumeInUseError
 from blockplane.planes import Plane
-from blockplane.volume import deferred, deleting, holds, making, positions, snapshots
+from blockplane.volume import deferred, deleting, demoting, holds, making, positions, pressure, snapshots
 from blockplane.volume.codec import Hold
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, VolumeConfig, read_config, write_config
 from blockplane.volume.destinations import Destinations
@@ -30,6 +30,7 @@ from blockplane.volume.lock import VolumeLock
 from blockplane.volume.making import LOCK_NAME
 from blockplane.volume.marks import Kind
 from blockplane.volume.positions import Position
+from blockplane.volume.pressure import DemotionPlan, PressurePolicy
 from blockplane.volume.rootslots import read_newest, successor, write_record
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.timer import CommitTimer
@@ -274,8 +275,22 @@ class Volume(LiveVolume):
             return snapshots.named_range(self, first, last)
 
     def shadow_snapshot(self, name: str) -> int:
-        """Make a snapshot a shadow; return how many blocks that frees; see `snapshots.demote`."""
-        return snapshots.demote(self, name)
+        """Make a snapshot a shadow; return how many blocks that frees; see `demoting.demote`."""
+        return demoting.demote(self, name)
+
+    @property
+    def pressure(self) -> PressurePolicy | None:
+        """What is done when space runs short; None: nothing."""
+        record = self.local.root.pressure
+        return PressurePolicy.of(record) if record is not None else None
+
+    def set_pressure(self, policy: PressurePolicy | None) -> None:
+        """Have snapshots become shadows when space runs short, or with None not; see `volume.pressure`."""
+        pressure.set_policy(self, policy)
+
+    def plan_demotions(self, policy: PressurePolicy | None = None, wanted_blocks: int = 0) -> DemotionPlan:
+        """Return what a policy, by default the volume's, would do now; see `pressure.plan`."""
+        return pressure.plan(self, policy, wanted_blocks)
 
     def hold_snapshot(self, name: str, owner: str, expires_ns: int = 0) -> Hold:
         """Keep a snapshot from being deleted or made a shadow until its owner releases it; see `holds.hold`."""

@@ -1,0 +1,119 @@
+"""Making snapshots shadows: what stays of them, what that frees, alone and one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from blockplane.model.errors import DiskError, RefusedError, VolumeDamagedError
+from blockplane.volume import held, marking
+from blockplane.volume.codec import KIND_SHADOW, TableEntry
+from blockplane.volume.deleting import states_beside
+from blockplane.volume.demotioncodec import ASKED, Demotion, Pace
+from blockplane.volume.holds import refuse_deleting, refuse_needed
+from blockplane.volume.leafbits import EMPTY_LEAF, count
+from blockplane.volume.shadows import leaves_of, own_places
+
+if TYPE_CHECKING:
+    from blockplane.volume.live import LiveVolume
+
+
+def demote(volume: LiveVolume, name: str) -> int:
+    """Make a snapshot a shadow: its plane stays, its blocks may be reused; return how many that frees.
+
+    Raises
+    ------
+    NoSuchSnapshotError: it does not exist. RefusedError: it is being read or held, or is a shadow already.
+
+    Notes
+    -----
+    Needs no space beyond the reserve. Cost: the nodes of its blockmap, and the leaves in which something is held.
+    """
+    with volume.lock:
+        entry = volume.local.entry(name)
+        if entry.is_shadow:
+            raise RefusedError(f"{name} is a shadow already")
+        refuse_deleting(entry)
+        refuse_needed(volume, [entry])
+        volume.commit()
+        n_freed = make_shadow(volume, entry, Demotion(ASKED))
+        volume.commit()
+        return n_freed
+
+
+def make_shadow(volume: LiveVolume, entry: TableEntry, how: Demotion) -> int:
+    """Hand a snapshot's blockmap over to the local tree; what only the snapshot held beside it is free.
+
+    The caller has committed, and commits. Returns how many places that frees; how is noted with that.
+    """
+    local, n_freed, now = volume.local, 0, time.time_ns()
+    state, rest = volume.snapshot_state(entry), states_beside(volume, [entry])
+    own_places(state.blockmap, state.placemap)  # what cannot be read is found before anything changes
+    marking.dropped(volume, [entry], rest)
+    entry.record = replace(entry.record, kind=KIND_SHADOW)
+    entry.plane, entry.n_left, entry.shadowed_ns = state.root.blockmap.copy(), entry.record.n_blocks, now
+    local.shadows.add(entry)  # first: the blocks of its blockmap stay
+    for leaf, words, n_blocks in list(held.exclusive_leaves(local, [state], rest, {})):
+        local.set_held_leaf(leaf, local.held_leaf(leaf) & ~words)
+        volume.space.release_words(leaf, words, n_blocks)
+        n_freed += n_blocks
+    entry.demotion, entry.pace = replace(how, freed_blocks=n_freed), Pace(last_ns=now, last_left=entry.n_left)
+    volume.space.rework(state.placemap.vbns())
+    local.rewrite_entries()
+    volume.forget_state(entry.record.id)
+    return n_freed
+
+
+def freed_in_order(volume: LiveVolume, going: Sequence[TableEntry]) -> dict[bytes, int]:
+    """Return, by id, what making each of snapshots a shadow would free after those before it: exact, by algebra.
+
+    A place is free when the last that has it goes; what lies in any of their blockmaps stays for the shadows. Those
+    that cannot be read are left out, and stay. The caller has committed.
+
+    Notes
+    -----
+    One pass over the leaves in which anything is held, whatever their number.
+    """
+    left = list(going)
+    while True:
+        freed, unreadable = _freed(volume, left)
+        if unreadable is None:
+            return {entry.record.id: n_blocks for entry, n_blocks in zip(left, freed, strict=True)}
+        left.remove(unreadable)
+
+
+def _freed(volume: LiveVolume, going: Sequence[TableEntry]) -> tuple[list[int], TableEntry | None]:
+    """Return what each frees; or the first that cannot be read."""
+    local, freed = volume.local, [0] * len(going)
+    states, parts = [], [np.empty(0, np.int64)]
+    for entry in going:
+        try:
+            states.append(volume.snapshot_state(entry))
+            parts.append(own_places(states[-1].blockmap, states[-1].placemap))
+        except DiskError:
+            raise
+        except VolumeDamagedError:
+            return [], entry
+    own, chosen = leaves_of(np.unique(np.concatenate(parts))), {entry.record.id for entry in going}
+    rest = [volume.known_state(entry) for entry in local.regular() if entry.record.id not in chosen]
+    for start, stop in local.held.data_extents().tolist():
+        for leaf in range(start, stop):
+            words = local.held_leaf(leaf) & ~local.shadowed_leaf(leaf) & ~own.get(leaf, EMPTY_LEAF)
+            if words.any():
+                words = words & ~held.may_hold_leaf(rest, leaf)
+            for at in range(len(states) - 1, -1, -1):
+                if not words.any():
+                    break
+                try:
+                    mine = words & states[at].place_leaf(leaf)
+                except DiskError:
+                    raise
+                except VolumeDamagedError:
+                    return [], going[at]
+                freed[at] += count(mine)
+                words = words & ~mine
+    return freed, None
