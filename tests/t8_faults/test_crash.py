@@ -24,7 +24,7 @@ LEAST_STATES = {
     "snapshots": 900,
     "rollback": 1500,
     "shadows": 1900,
-    "pressure": 1000,
+    "pressure": 550,
     "marks": 1600,
     "full": 550,
     "increment": 750,
@@ -38,7 +38,7 @@ DEEP_VARIATIONS = 14
 #: Stories that write beside live blocks: a lost disk on top of the cut would need the log in some of their states.
 LOGGED = {"full", "increment", "interrupted", "carried", "lent", "nearly full"}
 #: Of these stories the CI run opens each n-th state: what they have beyond others is small.
-EACH = {"carried": 3, "lent": 4}
+EACH = {"pressure": 3, "carried": 3, "lent": 4}
 CI_PLAN = Plan(n_random=20, max_pairs=30, n_torn=2)
 
 

@@ -123,13 +123,13 @@ class Image:
 
     def held_by(self, records: Sequence[SnapshotRecord]) -> Plane:
         """Return the blocks of the image that any of some snapshots here, or of shadows, holds too: the same bytes."""
-        store = self.store
-        others = [store.shadow(r.name) if r.kind == KIND_SHADOW else store.state(r.name) for r in records]
-        found = Plane.empty(self.space_blocks)
-        for state, owned in self.owners:
-            formula = Common((Var(0), sum_of(range(1, len(others) + 1))))
-            same = evaluate([formula], [state, *others], self.space_blocks).planes[0]
-            found = combine([found, combine([owned], within=same)])
+        store, found = self.store, Plane.empty(self.space_blocks)
+        formula = Common((Var(0), sum_of(range(1, len(records) + 1))))
+        with store.standing():
+            others = [store.shadow(r.name) if r.kind == KIND_SHADOW else store.state(r.name) for r in records]
+            for state, owned in self.owners:
+                same = evaluate([formula], [state, *others], self.space_blocks).planes[0]
+                found = combine([found, combine([owned], within=same)])
         return found
 
     def _owners(self, found: Evaluation) -> list[tuple[State, Plane]]:

@@ -100,8 +100,8 @@ class ResumeToken:
         at = _HEAD.size + n_ids * len(NO_ID)
         if len(body) != at + n_plane or crc32c(body) != crc or space_blocks > 1 << 56:
             raise StreamDamagedError("the token does not match its checksum", "write it again, or copy it again")
+        top_name = name[:n_name].decode("utf-8", "replace")
         try:
-            top_name = name[:n_name].decode()
             listed = Plane.deserialize(body[at:], space_blocks)
         except (PlaneFormatError, ValueError) as error:
             raise StreamDamagedError(f"the token's plane cannot be read: {error}", "write it again") from error

@@ -152,10 +152,15 @@ class LandedBlocks:
     def _partial_bytes(self) -> int:
         return sum(slots.written.size // 8 + 4 * slots.n_blocks for parts in self._partial.values() for slots in parts)
 
-    def suspend(self) -> None:
-        """Leave it to be continued: everything saved is durable."""
+    def suspend(self) -> int:
+        """Leave it to be continued: everything saved is durable; return how many blocks will be found again.
+
+        Without a journal those of stripes that wait for other blocks will not be.
+        """
         self.store()
+        n_lost = 0 if self._journal.is_open else sum(s.n_blocks for parts in self._partial.values() for s in parts)
         self.close()
+        return len(self.plane()) - n_lost
 
     def close(self) -> None:
         """Release the journal."""

@@ -356,11 +356,11 @@ class Landing:
             self.abort()
             return 0
         self.bands.finish()
-        n_landed = len(kept.plane())
-        if not n_landed or (kept.entry.made_volume and n_landed < WORTH_BLOCKS):
+        is_worth_it = len(kept.plane()) >= (WORTH_BLOCKS if kept.entry.made_volume else 1)
+        n_landed = kept.suspend() if is_worth_it else 0
+        if not n_landed:
             self.abort()
             return 0
-        kept.suspend()
         with self._volume.lock:
             self._forget_incoming()
         return n_landed
