@@ -157,14 +157,14 @@ class StreamWriter:
     def _put(self, ready: Sequence[_Ready]) -> None:
         """Write data frames in one call to the sink; their buffers may be reused once this returns."""
         offset = self.n_bytes
+        self._sha.update(b"".join(one.head for one in ready))
         for one in ready:
-            self._note_frame(one.head, one.frame, offset)
+            self._note_frame(one.frame, offset)
             offset += sum(len(part) for part in one.wire)
         self._write([part for one in ready for part in one.wire])
 
-    def _note_frame(self, head: bytes, frame: Frame, offset: int) -> None:
-        """Take a data frame whose head lies at an offset of the stream into the digest, the counts and the index."""
-        self._sha.update(head)
+    def _note_frame(self, frame: Frame, offset: int) -> None:
+        """Take a data frame whose head lies at an offset of the stream into the counts and the index."""
         self._sequence += 1
         self._n_data_frames += 1
         self._n_blocks += len(frame.checks)
