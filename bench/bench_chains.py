@@ -10,7 +10,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from yardstick.caches import make_cold, warm
 from yardstick.pairs import run_pairs
 from yardstick.raw import copy_file
-from yardstick.world import Source
+from yardstick.tree import TreeSize
+from yardstick.world import Source, make_chain
 
 from blockplane.filesystem import FileSystem
 from blockplane.image.image import build
@@ -57,6 +58,29 @@ def test_merge(benchmark: BenchmarkFixture, source: Source, chain: list[Path], f
     )  # fmt: skip
     assert stream_map(merged).header.plane_digest == stream_map(direct).header.plane_digest
     for path in (direct, merged, copied):
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["single", "runs"])
+def test_merge_ten(benchmark: BenchmarkFixture, size: TreeSize, folder: Path, kind: str) -> None:
+    """A full stream and ten increments, warm, beside copying the result: scattered blocks, and runs of a mebibyte."""
+    benchmark.group = f"merge ten: {kind}"
+    members, direct = make_chain(folder, size.n_bytes // MIB * MIB, kind)
+    merged, copied = folder / "merged.bps", folder / "copied.bps"
+
+    def before() -> None:
+        for path in (merged, copied):
+            path.unlink(missing_ok=True)
+        for path in (*members, direct):
+            warm(path)
+
+    benchmark.extra_info.update(chain_bytes=sum(path.stat().st_size for path in members))
+    run_pairs(
+        benchmark, lambda: merge_streams(*members, sink=merged), lambda: copy_file(direct, copied), before=before,
+        n_bytes=direct.stat().st_size, target=0.70,
+    )  # fmt: skip
+    assert stream_map(merged).header.plane_digest == stream_map(direct).header.plane_digest
+    for path in (*members, direct, merged, copied):
         path.unlink(missing_ok=True)
 
 

@@ -17,9 +17,6 @@ import os
 from blockplane._native.checksum cimport first_bad_block
 
 cdef extern from "sys/uio.h" nogil:
-    cdef struct iovec:
-        void* iov_base
-        size_t iov_len
     ssize_t preadv(int fd, const iovec* iov, int n, int64_t offset)
     ssize_t pwritev(int fd, const iovec* iov, int n, int64_t offset)
     ssize_t writev(int fd, const iovec* iov, int n)
@@ -45,8 +42,6 @@ cdef enum:
     BLOCK_BYTES = 4096
     # of the kernel's 1,024: 1 MiB of single blocks needs 256, and as many holes between them
     MAX_IOVECS = 512
-    # no errno is as large
-    END_OF_FILE = 1 << 20
 
 # Beyond any disk, and far from where the product with BLOCK_BYTES wraps.
 cdef int64_t MAX_BLOCK = <int64_t> 1 << 50
@@ -79,7 +74,6 @@ cdef struct Outcome:
 
 
 cdef int transfer(int fd, bint writes, iovec* iov, int n_iov, int64_t offset, int64_t n_bytes) noexcept nogil:
-    """One request to its end; uses the iovecs up. Returns 0, an errno or END_OF_FILE."""
     cdef ssize_t n
     while n_bytes > 0:
         n = pwritev(fd, iov, n_iov, offset) if writes else preadv(fd, iov, n_iov, offset)

@@ -107,6 +107,36 @@ cdef int64_t fill_extents(
     return n
 
 
+cdef int64_t take_range(uint64_t *words, int64_t start, int64_t stop) noexcept nogil:
+    """Clear [start, stop); return the first bit of it that was clear, or -1."""
+    cdef int64_t first = start >> 6, last = (stop - 1) >> 6, i, absent = -1
+    cdef uint64_t mask
+    for i in range(first, last + 1):
+        mask = ALL
+        if i == first:
+            mask &= ALL << (start & 63)
+        if i == last:
+            mask &= ALL >> (63 - ((stop - 1) & 63))
+        if mask & ~words[i] and absent < 0:
+            absent = i * 64 + bp_ctz64(mask & ~words[i])
+        words[i] &= ~mask
+    return absent
+
+
+cdef int64_t take_extents(
+    uint64_t *words, int64_t n_bits, const int64_t *extents, int64_t n, int64_t base
+) noexcept nogil:
+    """Clear what of the extents lies in the words; return the first bit of it that was clear, or -1."""
+    cdef int64_t i, start, stop, found, absent = -1
+    for i in range(n):
+        start, stop = max(extents[2 * i], base) - base, min(extents[2 * i + 1], base + n_bits) - base
+        if start < stop:
+            found = take_range(words, start, stop)
+            if absent < 0:
+                absent = found
+    return absent
+
+
 cdef void _check_range(int64_t start, int64_t stop, int64_t n_words) except *:
     if not 0 <= start <= stop <= n_words * 64:
         raise ValueError(f"blocks {start} to {stop} are not a range of the {n_words * 64} that the words hold")
@@ -175,3 +205,25 @@ def fill(uint64_t[::1] words, const int64_t[:, ::1] extents, *, int64_t base=0, 
         result = fill_extents(target, words.shape[0] * 64, &extents[0, 0], extents.shape[0], base, value)
     if result < 0:
         raise ValueError(f"an extent is not a range of blocks {base} to {base + words.shape[0] * 64}")
+
+
+def take(uint64_t[::1] words, const int64_t[:, ::1] extents, *, int64_t base=0):
+    """Clear the bits of what of the extents lies in the words, each of which should be set; bit 0 is number base.
+
+    Returns
+        the first number, in the order of the extents, whose bit was clear already, or -1
+
+    Raises
+        ValueError: extents are not (n, 2)
+
+    Notes
+        Releases the GIL.
+    """
+    cdef int64_t absent = -1
+    if extents.shape[1] != 2:
+        raise ValueError(f"extents are ({extents.shape[0]}, {extents.shape[1]}); they must be (n, 2)")
+    if not (extents.shape[0] and words.shape[0]):
+        return -1
+    with nogil:
+        absent = take_extents(&words[0], words.shape[0] * 64, &extents[0, 0], extents.shape[0], base)
+    return base + absent if absent >= 0 else -1

@@ -111,3 +111,30 @@ def test_no_words():
     extents.fill(none, as_array([[0, 0]]))
     assert extents.count(none, 0, 0) == 0
     assert extents.runs(none, 0, 0, np.zeros((1, 2), np.int64)) == (0, 0)
+
+
+# --- taking ---
+
+
+@given(RANGES, RANGES, st.sampled_from([0, 1, 64, 1000]))
+def test_taking_clears_what_lies_in_the_words_and_tells_of_the_first_that_was_clear(there, ranges, base):
+    words, held = words_of(numbers_of(there)), numbers_of(there)
+    absent = -1
+    for start, stop in ranges:
+        for number in range(start, stop):
+            if base <= number < base + N_BITS:
+                if number - base not in held and absent < 0:
+                    absent = number
+                held.discard(number - base)
+    assert extents.take(words, as_array(ranges), base=base) == absent
+    assert words.tolist() == words_of(held).tolist()
+
+
+def test_taking_nothing_and_what_is_no_extents():
+    words = words_of({3})
+    assert extents.take(words, as_array([])) == -1
+    assert extents.take(words[:0], as_array([(0, 5)])) == -1
+    assert extents.take(words, as_array([(-5, 0), (N_BITS, N_BITS + 9), (3, 4)])) == -1
+    with pytest.raises(ValueError, match="n, 2"):
+        extents.take(words, np.zeros((1, 3), np.int64))
+    assert words.any() == np.False_

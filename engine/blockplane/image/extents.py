@@ -22,7 +22,14 @@ def numbers_in(extents: Extents) -> Numbers:
 
 def extents_of(numbers: Numbers) -> Extents:
     """Return extents of numbers, in their order."""
-    return merged(np.column_stack((numbers, numbers + 1)))
+    if not len(numbers):
+        return np.empty((0, 2), np.int64)
+    stops = numbers + 1
+    gaps = np.flatnonzero(numbers[1:] != stops[:-1])
+    found = np.empty((len(gaps) + 1, 2), np.int64)
+    found[0, 0], found[-1, 1] = numbers[0], stops[-1]
+    found[1:, 0], found[:-1, 1] = numbers[gaps + 1], stops[gaps]
+    return found
 
 
 def expand(starts: Numbers, counts: Numbers) -> Numbers:
@@ -52,14 +59,16 @@ def split(extents: Extents, most_blocks: int) -> list[Extents]:
     total = int(ends[-1]) if len(ends) else 0
     if total <= most_blocks:
         return [extents] if total else []
-    cuts = np.arange(most_blocks, total, most_blocks)
-    # every border, in blocks from the first: the extents' own ends and the cuts
-    borders = np.union1d(ends, cuts)
-    begins = np.concatenate(([0], borders[:-1]))
-    owner = np.searchsorted(ends, begins, side="right")
-    starts = extents[owner, 0] + begins - (ends[owner] - sizes[owner])
-    pieces = np.stack((starts, starts + borders - begins), axis=1)
-    return np.split(pieces, np.searchsorted(begins, cuts))
+    found, at, inside = [], 0, 0
+    for cut in [*range(most_blocks, total, most_blocks), total]:
+        last = int(np.searchsorted(ends, cut))
+        part = extents[at : last + 1].copy()
+        part[0, 0] += inside
+        over = int(ends[last]) - cut
+        part[-1, 1] -= over
+        at, inside = (last, int(sizes[last]) - over) if over else (last + 1, 0)
+        found.append(part)
+    return found
 
 
 def portions(chunks: Iterable[Extents], most_blocks: int) -> Iterator[Extents]:

@@ -61,8 +61,10 @@ class Framing(Protocol):
         """
         ...
 
-    def wire(self, sequence: int, tag: int, head: bytes, payload: Sequence[Buffer]) -> list[Buffer]:
-        """Return the bytes of a frame."""
+    def wire(
+        self, sequence: int, tag: int, head: bytes, payload: Sequence[Buffer], out: memoryview | None = None
+    ) -> list[Buffer]:
+        """Return the bytes of a frame; out: room for its payload, where it is written anew."""
         ...
 
 
@@ -83,9 +85,11 @@ class BareFraming:
             sequence = codec.decode_frame_fixed(fixed).sequence
         return codec.decode_frame_head(fixed, rest, tag, sequence), fixed + rest
 
-    def wire(self, sequence: int, tag: int, head: bytes, payload: Sequence[Buffer]) -> list[Buffer]:
+    def wire(
+        self, sequence: int, tag: int, head: bytes, payload: Sequence[Buffer], out: memoryview | None = None
+    ) -> list[Buffer]:
         """See Framing: payloads are not copied."""
-        del sequence, tag
+        del sequence, tag, out
         return [head, *payload]
 
 
@@ -99,8 +103,8 @@ class SealedFraming:
     Notes
     -----
     Any number of threads; the GIL is released. Measured over payloads of 1 MiB, the cipher alone: 7.6 GB/s on one core,
-    11 on two; ChaCha20-Poly1305 3.5 on one. A stream of noise in all, on two cores: sent to nowhere at 780 MB/s,
-    verified at 850 (plain, in the same run: 1,650 and 3,400); sending takes fresh memory for every frame.
+    11 on two; ChaCha20-Poly1305 3.5 on one. A stream of noise in all, on two cores, in memory: sent to nowhere at half
+    of the speed of a plain one, verified at two thirds.
     """
 
     magic = codec.SEALED_MAGIC
@@ -161,14 +165,17 @@ class SealedFraming:
             found, sealing=Sealing(sealed.head_bytes, sealed.payload_bytes, opening.open, opening.into)
         ), head
 
-    def wire(self, sequence: int, tag: int, head: bytes, payload: Sequence[Buffer]) -> list[Buffer]:
+    def wire(
+        self, sequence: int, tag: int, head: bytes, payload: Sequence[Buffer], out: memoryview | None = None
+    ) -> list[Buffer]:
         """See Framing."""
         cipher = self._cipher_of(self._run)
         body = payload[0] if len(payload) == 1 else b"".join(payload)
         n_head = codec.FRAME_FIXED_BYTES + len(head) + codec.SEAL_TAG_BYTES
         outer = SealedHead(sequence, n_head, len(body) + codec.SEAL_TAG_BYTES, tag, self._run, 0, 0)
         beside = outer.authenticated()
-        sealed = cipher.encrypt(_NONCE.pack(sequence, _PAYLOAD), body, beside)
+        sealed = memoryview(bytearray(outer.payload_bytes)) if out is None else out[: outer.payload_bytes]
+        cipher.encrypt_into(_NONCE.pack(sequence, _PAYLOAD), body, beside, sealed)
         outer = replace(outer, payload_crc=crc32c(sealed))
         return [outer.encode(cipher.encrypt(_NONCE.pack(sequence, _HEAD), head, beside)), sealed]
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from blockplane._native.segments import read_segments
+from blockplane._native.segments import read_blocks, read_segments
 from blockplane.image.extents import expand
 from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Numbers
 from blockplane.model.checks import crc32c
@@ -30,10 +30,10 @@ from blockplane.stream.codec import (
     Trailer,
 )
 from blockplane.stream.index import Index, IndexEntries, Pieces, Wanted
-from blockplane.stream.input import FdInput, open_path
+from blockplane.stream.input import FileInput, open_path
 from blockplane.stream.keyfile import Key
-from blockplane.stream.payload import contents
-from blockplane.stream.reader import StreamMap, StreamReader
+from blockplane.stream.payload import contents, passing_contents
+from blockplane.stream.reader import StreamMap, StreamReader, verify_payload
 
 #: An index of more entries than this describes more than 64 TiB in whole frames; nothing is sized by it before.
 _MAX_INDEX: Final = 1 << 26
@@ -62,15 +62,15 @@ class StreamFile:
         self._fd = open_path(path)
         try:
             self.n_bytes = os.fstat(self._fd).st_size
-            reader = StreamReader(FdInput(self._fd, self.path), keys)
-            self._framing = reader.framing
-            self._require_readable(reader.header)
-            self.map: StreamMap = reader.read_map()
+            self._reader = StreamReader(FileInput(self._fd, self.path), keys)
+            self._framing = self._reader.framing
+            self._require_readable(self._reader.header)
+            self.map: StreamMap = self._reader.read_map()
             self.index = self._load_index(self._trailer())
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_NORMAL)
         except StreamError as error:
             self.close()
-            raise _of_file(error, self.path) from error
+            raise of_file(error, self.path) from error
         except BaseException:
             self.close()
             raise
@@ -174,6 +174,41 @@ class StreamFile:
         """Return the ids of the snapshots that the stream brings."""
         return {record.id for record, role in self.map.snapshots if role in (Role.TOP, Role.ARRIVES)}
 
+    # --- all of it, in order -----------------------------------------------------------------------------------------
+
+    def reader(self) -> StreamReader:
+        """Return what reads the stream from its data on to its end: once, in one thread; others read at random."""
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        return self._reader
+
+    def read_bare(self, offsets: Numbers, numbers: Numbers, checks: Checks, out: Bytes) -> int:
+        """Read blocks that begin at offsets of the file, one after the other; any thread, without the GIL.
+
+        Returns
+        -------
+        the index of the first block that does not match its check, or -1.
+        """
+        try:
+            n_requests, bad = read_blocks(self._fd, offsets, out, numbers, checks)
+        except EOFError:
+            raise self._truncated() from None
+        except OSError as error:
+            raise StreamError(f"cannot read {self.path}: {error.strerror}") from error
+        self._cache.count(n_requests, len(out))
+        return bad
+
+    def payload_at(self, head: FrameHead, offset: int) -> Bytes:
+        """Return the blocks of a frame that does not lie bare, verified; until this thread asks again."""
+        stored = self._read(head.stored_bytes, offset)
+        if len(stored) < head.stored_bytes:
+            raise self._truncated()
+        try:
+            data = np.frombuffer(passing_contents(head, memoryview(stored)), np.uint8)
+            verify_payload(head, data)
+        except StreamError as error:
+            raise of_file(error, self.path) from error
+        return data
+
     # --- blocks ------------------------------------------------------------------------------------------------------
 
     def read(self, wanted: Wanted, out: Bytes, checks: Checks) -> Wanted:
@@ -249,7 +284,7 @@ class StreamFile:
             try:
                 payload = contents(head, memoryview(stored))
             except StreamError as error:
-                raise _of_file(error, self.path) from error
+                raise of_file(error, self.path) from error
             self._cache.keep_payload(key, payload)
         return payload
 
@@ -257,7 +292,7 @@ class StreamFile:
         try:
             return self._head(offset)
         except StreamError as error:
-            raise _of_file(error, self.path) from error
+            raise of_file(error, self.path) from error
 
     def _head(self, offset: int) -> FrameHead:
         """Return the head of the data frame at an offset, verified."""
@@ -276,8 +311,8 @@ class StreamFile:
         return f"frame {self._head(int(pieces.frame[0])).sequence} of {self.path}" if len(pieces) else self.path
 
 
-def _of_file(error: StreamError, path: str) -> StreamError:
-    """Return an error that names the file."""
+def of_file(error: StreamError, path: str) -> StreamError:
+    """Return an error that names the stream file it is of."""
     if path in error.message:
         return error
     return type(error)(f"{path}: {error.message}", error.hint)

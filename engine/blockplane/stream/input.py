@@ -138,6 +138,64 @@ def _advance(left: list[memoryview], n_bytes: int) -> None:
         left[0] = left[0][n_bytes:]
 
 
+#: The longest head of a data frame and its table, and what lies before it in an encrypted stream, fit in half of it.
+_WINDOW_BYTES: Final = 16 << 10
+
+
+class FileInput:
+    """A regular file that others read too: by offset; small pieces come out of a window, what is skipped costs nothing.
+
+    Parameters
+    ----------
+    fd : stays its owner's.
+    """
+
+    is_whole = False
+
+    def __init__(self, fd: int, name: str) -> None:
+        self._fd, self.name = fd, name
+        self._at, self._size = 0, os.fstat(fd).st_size
+        self._window, self._start = b"", 0
+
+    def read_into(self, buffers: Sequence[memoryview]) -> int:
+        """See Input."""
+        total = 0
+        for buffer in buffers:
+            left = buffer.cast("B")
+            while len(left):
+                n_read = self._read_some(left)
+                if not n_read:
+                    return total
+                total += n_read
+                left = left[n_read:]
+        return total
+
+    def _read_some(self, out: memoryview) -> int:
+        inside = self._at - self._start
+        try:
+            if not 0 <= inside < len(self._window):
+                if len(out) >= _WINDOW_BYTES:
+                    n_read = os.preadv(self._fd, [out], self._at)
+                    self._at += n_read
+                    return n_read
+                self._window, self._start, inside = os.pread(self._fd, _WINDOW_BYTES, self._at), self._at, 0
+        except OSError as error:
+            raise StreamTruncatedError(f"cannot read {self.name}: {error.strerror}") from error
+        part = self._window[inside : inside + len(out)]
+        out[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+    def skip(self, n_bytes: int) -> int:
+        """See Input."""
+        n_bytes = max(min(n_bytes, self._size - self._at), 0)
+        self._at += n_bytes
+        return n_bytes
+
+    def close(self) -> None:
+        """See Input: the descriptor is its owner's."""
+
+
 class SocketInput:
     """A stream socket (TLS included), blocking or with a timeout."""
 

@@ -236,11 +236,11 @@ class StreamReader:
 
     def _check_extents(self, head: FrameHead) -> None:
         extents = head.extents()
-        starts, counts = extents[:, 0], extents[:, 1] - extents[:, 0]
-        space = self.header.space_blocks
-        if (starts < 0).any() or (counts <= 0).any() or (counts > space).any() or (starts > space - counts).any():
+        space, starts, stops = self.header.space_blocks, extents[:, 0], extents[:, 1]
+        # the borders of the starts first: what they leave does not wrap
+        if starts.min() < 0 or starts.max() > space or (stops <= starts).any() or stops.max() > space:
             raise StreamDamagedError(f"frame {head.sequence} names blocks outside the stream's space", _AGAIN)
-        if int(counts.sum()) != head.n_blocks:
+        if int(stops.sum() - starts.sum()) != head.n_blocks:
             raise StreamDamagedError(f"frame {head.sequence} holds {head.n_blocks} blocks and names others", _AGAIN)
 
     def read_payload(self, buffers: Sequence[memoryview]) -> None:

@@ -7,8 +7,9 @@ sink in one call. Where they are to be compressed or encrypted, a thread a core 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -29,6 +30,7 @@ from blockplane.stream.written import Written, new_index
 from blockplane.volume.codec import BRANCH_BYTES, Branch, SnapshotRecord
 
 _CHUNK_EXTENTS: Final = 1 << 16
+_SEALED_BYTES: Final = codec.MAX_PAYLOAD_BYTES + codec.SEAL_TAG_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,9 @@ class StreamWriter:
         self._n_data_frames, self._n_blocks, self._n_index = written.n_data_frames, written.n_blocks, written.n_index
         is_work = level is not None or key is not None
         self._pool = ThreadPoolExecutor(n_workers(), "blockplane frames") if is_work else None
+        #: where encrypted payloads wait for the sink, frame by frame in turns
+        n_scratch = n_workers() + 2 if key is not None else 0
+        self._scratch = [memoryview(bytearray(_SEALED_BYTES)) for _ in range(n_scratch)]
 
     def close(self) -> None:
         """Release scratch and threads; the sink is its owner's."""
@@ -137,14 +142,20 @@ class StreamWriter:
             payload = view[at * BLOCK_BYTES : (at + n_blocks) * BLOCK_BYTES]
             frames.append(Frame(part, checks[at : at + n_blocks], payload))
             at += n_blocks
-        first = self._sequence
-        if self._pool is None:
+        first, pool = self._sequence, self._pool
+        if pool is None:
             self._put([self._prepare(first + i, frame) for i, frame in enumerate(frames)])
             return
-        for done in [self._pool.submit(self._prepare, first + i, frame) for i, frame in enumerate(frames)]:
-            self._put([done.result()])
+        flying: deque[Future[_Ready]] = deque()
+        for i, frame in enumerate(frames):
+            if self._scratch and len(flying) == len(self._scratch):
+                self._put([flying.popleft().result()])
+            out = self._scratch[i % len(self._scratch)] if self._scratch else None
+            flying.append(pool.submit(self._prepare, first + i, frame, out))
+        while flying:
+            self._put([flying.popleft().result()])
 
-    def _prepare(self, sequence: int, frame: Frame) -> _Ready:
+    def _prepare(self, sequence: int, frame: Frame, out: memoryview | None = None) -> _Ready:
         """Compress and encrypt, as was asked for; in any thread."""
         packed = pack(frame.payload, self._level) if self._level is not None else None
         implicit = self._header.locations is codec.Locations.IMPLICIT
@@ -152,19 +163,19 @@ class StreamWriter:
             sequence, self._header.tag, frame.extents, frame.checks, packed, implicit=implicit
         )
         payload = frame.payload if packed is None else packed
-        return _Ready(frame, head, self._framing.wire(sequence, self._header.tag, head, [payload]))
+        return _Ready(frame, head, self._framing.wire(sequence, self._header.tag, head, [payload], out))
 
     def _put(self, ready: Sequence[_Ready]) -> None:
         """Write data frames in one call to the sink; their buffers may be reused once this returns."""
         offset = self.n_bytes
+        self._sha.update(b"".join(one.head for one in ready))
         for one in ready:
-            self._note_frame(one.head, one.frame, offset)
+            self._note_frame(one.frame, offset)
             offset += sum(len(part) for part in one.wire)
         self._write([part for one in ready for part in one.wire])
 
-    def _note_frame(self, head: bytes, frame: Frame, offset: int) -> None:
-        """Take a data frame whose head lies at an offset of the stream into the digest, the counts and the index."""
-        self._sha.update(head)
+    def _note_frame(self, frame: Frame, offset: int) -> None:
+        """Take a data frame whose head lies at an offset of the stream into the counts and the index."""
         self._sequence += 1
         self._n_data_frames += 1
         self._n_blocks += len(frame.checks)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -16,22 +16,17 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from blockplane.image.extents import extents_of, numbers_in
 from blockplane.image.gather import Gathered
-from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Numbers
 from blockplane.model.errors import StreamMismatchError, UsageError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.planes import Plane, combine
-from blockplane.stream.arrival import Ring, arriving
-from blockplane.stream.codec import MAX_FRAME_BLOCKS, FrameHead, Header, Role
-from blockplane.stream.file import StreamFile
-from blockplane.stream.input import open_input
+from blockplane.stream.behind import BehindSink
+from blockplane.stream.codec import MAX_FRAME_BLOCKS, Header, Role
 from blockplane.stream.keyfile import KeyLike, Keys
-from blockplane.stream.reader import StreamReader
-from blockplane.stream.sink import SinkLike
+from blockplane.stream.sink import Sink, SinkLike
 from blockplane.stream.source import StreamChain, named_again, open_stream, stream_names
 from blockplane.stream.stateplane import plane_in
-from blockplane.transfer.receive import Claims
+from blockplane.transfer.picking import Packing
 from blockplane.transfer.send import WRITER, SendReport, send
 from blockplane.volume.codec import NO_ID, Branch, SnapshotRecord
 
@@ -81,7 +76,8 @@ def merge_streams(
 
     Notes
     -----
-    Reads the members once, in order. Memory: a plane a member, and the frames on their way.
+    Reads the members once, in order, and of them what the top has; every block of that is verified. Memory: three
+    planes a member, and the frames on their way.
     """
     names = stream_names(paths)
     for name in named_again(names):
@@ -92,7 +88,7 @@ def merge_streams(
                 raise UsageError(f"{name} would be replaced by what is merged from it", "name another file with -o")
     with closing(open_stream(*names, needs_full=False, key=key)) as chain:
         secret = _secret(chain, encrypt)
-        merging = Merging(chain)
+        merging = Merging(chain, behind=compress is None and secret is None)
         report = send(merging, sink, compress=compress, key=secret, dry_run=dry_run, progress=progress)
         n_brought = sum(file.map.header.image_blocks for file in chain.path)
         order = tuple(file.path for file in reversed(chain.path))
@@ -118,15 +114,22 @@ class _Snapshots:
 
 
 class Merging:
-    """The image of a chain's top, as something to send."""
+    """The image of a chain's top, as something to send.
 
-    def __init__(self, chain: StreamChain) -> None:
-        self._chain = chain
+    Parameters
+    ----------
+    behind : frames go out as they are: a thread writes them, behind the one that reads.
+    """
+
+    def __init__(self, chain: StreamChain, *, behind: bool = False) -> None:
+        self._chain, self._behind = chain, behind
+        self._sink: BehindSink | None = None
         self._members = chain.path  # newest first
         self._require_one_chain()
         self._top, self._base = chain.snapshot, self._members[-1].map.base
         self._keep = self._kept()
         self._plane = combine(self._keep)
+        self._since = self._unions()
         self._gone = self._dropped()
         self._snapshots = self._judge()
 
@@ -164,11 +167,17 @@ class Merging:
                 gone |= self._dropped_of_base(i)
         return gone - self._plane
 
+    def _unions(self) -> list[Plane]:
+        """Return for each member what it or an older one brings."""
+        since = [self._members[-1].map.image]
+        for file in reversed(self._members[:-1]):
+            since.append(since[-1] | file.map.image)
+        return since[::-1]
+
     def _dropped_of_base(self, i: int) -> Plane:
         """Return what member i dropped of the merged base."""
         dropped = self._members[i].map.dropped
-        older = [file.map.image for file in self._members[i + 1 :]]
-        return combine([dropped], minus=combine(older)) if older else dropped
+        return dropped - self._since[i + 1] if i + 1 < len(self._members) else dropped
 
     # --- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -176,13 +185,16 @@ class Merging:
         """Find out which snapshots are whole in the result."""
         found = _Snapshots()
         done = {self._top.id, *([self._base.id] if self._base is not None else [])}
+        # what newer members bring, and what they put where the base had something that a snapshot may hold
+        newer = put = Plane.empty(self._plane.n_blocks)
         for i, file in enumerate(self._members):
             for record in reversed(file.map.arriving()):
                 if record.id not in done:
                     done.add(record.id)
-                    why = self._lack(record, i)
+                    why = self._lack(record, i, newer, put)
                     (found.left_out if why else found.arriving).append(record)
                     found.why += [(record.name, why)] if why else []
+            newer, put = newer | file.map.image, put | (self._dropped_of_base(i) & self._plane)
         for file in self._members:
             for record in (*file.map.with_role(Role.LEFT_OUT), *file.map.with_role(Role.BASE)):
                 if record.id not in done:
@@ -190,20 +202,16 @@ class Merging:
                     found.left_out.append(record)
         return found
 
-    def _lack(self, record: SnapshotRecord, i: int) -> str:
+    def _lack(self, record: SnapshotRecord, i: int, newer: Plane, put: Plane) -> str:
         """Return what keeps a snapshot of member i from being whole in the result, or nothing."""
         chain = self._chain.at(record)
         if chain.path != self._members[i:]:
             return "it is of another line"
-        mine = plane_in(chain)
-        newer = [file.map.image for file in self._members[:i]]
-        superseded = combine(newer, within=mine.plane) if newer else Plane.empty(0)
-        for k in range(i):  # what a newer member put where the base had something that the snapshot may hold
-            superseded |= self._dropped_of_base(k) & self._plane
+        mine = plane_in(chain).plane
+        superseded = (newer & mine) | put
         if superseded:
             return f"{len(superseded)} of its blocks were superseded"
-        brought = combine([file.map.image for file in self._members[i:]], within=mine.plane)
-        lost = len(brought - self._plane)
+        lost = len((self._since[i] & mine) - self._plane)
         return f"{lost} of its blocks are not in {self._top.name}" if lost else ""
 
     @property
@@ -249,100 +257,28 @@ class Merging:
 
     @contextmanager
     def _windows(self, read: bool) -> Iterator[Iterator[Gathered]]:
-        frames = self._frames(read)
-        with closing(frames):
-            yield frames
+        try:
+            with closing(self._frames(read)) as frames:
+                yield frames
+            self._settle()
+        finally:
+            if self._sink is not None:
+                self._sink.close()
+
+    def behind(self, sink: Sink) -> Sink:
+        """Return where to write while windows are taken."""
+        if not self._behind:
+            return sink
+        self._sink = BehindSink(sink)
+        return self._sink
+
+    def _settle(self) -> None:
+        if self._sink is not None:
+            self._sink.settle()
 
     def _frames(self, read: bool) -> Generator[Gathered, None, None]:
-        """Yield what is kept of each frame of each member, scraps of several frames together."""
-        scraps = _Scraps()
-        for file, keep in zip(reversed(self._members), reversed(self._keep), strict=True):
-            with closing(_kept_of(file, keep, read)) as windows:
-                for window in windows:
-                    if len(window.checks) == MAX_FRAME_BLOCKS:
-                        yield window
-                    else:
-                        yield from scraps.add(window)
-        yield from scraps.rest()
-
-
-def _kept_of(file: StreamFile, keep: Plane, read: bool) -> Generator[Gathered, None, None]:
-    """Read a member and yield what is kept of each of its frames, verified."""
-    with closing(open_input(file.path)) as source:
-        reader = StreamReader(source, file.keys)
-        claims = Claims(reader.read_map().image)
-        with closing(_arriving_of(reader, keep, claims) if read else _planned_of(reader, keep, claims)) as windows:
-            yield from windows
-        claims.require_all()
-
-
-def _arriving_of(reader: StreamReader, keep: Plane, claims: Claims) -> Generator[Gathered, None, None]:
-    """Read the frames of which something is kept."""
-    ring, masks = Ring(), dict[int, Mask]()
-    mask_of = _mask_of(reader, keep)
-
-    def wanted(head: FrameHead) -> Sequence[Bytes] | None:
-        claims.take(head)
-        mask = mask_of(head)
-        if not mask.any():
-            return None
-        masks[head.sequence] = mask
-        return ring(head)
-
-    with closing(arriving(reader, wanted)) as frames:
-        for head, (buffer,) in frames:
-            yield _chosen(head, buffer, masks.pop(head.sequence))
-
-
-def _planned_of(reader: StreamReader, keep: Plane, claims: Claims) -> Generator[Gathered, None, None]:
-    """Pass over all frames; the bytes of what is yielded mean nothing."""
-    blank = np.zeros(MAX_FRAME_BLOCKS * BLOCK_BYTES, np.uint8)
-    mask_of = _mask_of(reader, keep)
-    while (head := reader.next_data()) is not None:
-        claims.take(head)
-        reader.skip_payload()
-        mask = mask_of(head)
-        if mask.any():
-            yield _chosen(head, blank[: head.n_blocks * BLOCK_BYTES], mask)
-
-
-def _mask_of(reader: StreamReader, keep: Plane) -> Callable[[FrameHead], Mask]:
-    """Return what tells which blocks of a frame are kept; a stream of which all is kept is not looked into."""
-    if len(keep) == reader.header.image_blocks:
-        return lambda head: np.ones(head.n_blocks, np.bool_)
-    return lambda head: keep.contains_many(numbers_in(head.extents()))
-
-
-def _chosen(head: FrameHead, buffer: Bytes, mask: Mask) -> Gathered:
-    """Return the blocks of a frame that a mask chooses: the buffer itself where that is all."""
-    if mask.all():
-        return Gathered(head.extents(), head.checks(), buffer)
-    numbers = numbers_in(head.extents())[mask]
-    return Gathered(extents_of(numbers), head.checks()[mask], buffer.reshape(-1, BLOCK_BYTES)[mask].reshape(-1))
-
-
-class _Scraps:
-    """Parts of frames on their way into frames of their own."""
-
-    def __init__(self) -> None:
-        self._buffer = np.empty(2 * MAX_FRAME_BLOCKS * BLOCK_BYTES, np.uint8)
-        self._numbers: list[Numbers] = []
-        self._checks: list[Checks] = []
-        self._n = 0
-
-    def add(self, window: Gathered) -> Iterator[Gathered]:
-        """Take what was kept of a frame; yield what is enough for a frame."""
-        n_blocks = len(window.checks)
-        if self._n + n_blocks > 2 * MAX_FRAME_BLOCKS:
-            yield from self.rest()
-        self._buffer[self._n * BLOCK_BYTES : (self._n + n_blocks) * BLOCK_BYTES] = window.buffer
-        self._numbers.append(numbers_in(window.extents))
-        self._checks.append(window.checks)
-        self._n += n_blocks
-
-    def rest(self) -> Iterator[Gathered]:
-        """Yield what is there; it is used up when the next is asked for."""
-        if self._n:
-            numbers, checks = np.concatenate(self._numbers), np.concatenate(self._checks)
-            yield Gathered(extents_of(numbers), checks, self._buffer[: self._n * BLOCK_BYTES])
-        self._numbers, self._checks, self._n = [], [], 0
+        """Yield what is kept of each member, oldest first."""
+        with closing(Packing(read=read, settle=self._settle)) as packing:
+            for file, keep in zip(reversed(self._members), reversed(self._keep), strict=True):
+                yield from packing.add(file, keep)
+            yield from packing.rest()

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+import numpy as np
+
+from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
 from blockplane.model.errors import DiskError, StreamDamagedError, StreamTruncatedError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
@@ -174,19 +177,21 @@ class Claims:
         self._waiting = Waiting(image)
         self.n_blocks = 0
 
-    def take(self, head: FrameHead) -> None:
-        """Note the blocks of a frame.
+    def take(self, *heads: FrameHead) -> None:
+        """Note the blocks of frames.
 
         Raises
         ------
         StreamDamagedError : one of them is not in the image plane, or came before.
         """
-        bad = self._waiting.take(head.extents())
+        extents = [head.extents() for head in heads]
+        bad = self._waiting.take(extents[0] if len(heads) == 1 else np.concatenate(extents))
         if bad >= 0:
+            bringing = [head for head in heads if bad in numbers_in(head.extents())]
             raise StreamDamagedError(
-                f"frame {head.sequence} brings block {bad}, which is not in the stream's plane or came before"
+                f"frame {bringing[-1].sequence} brings block {bad}, which is not in the stream's plane or came before"
             )
-        self.n_blocks += head.n_blocks
+        self.n_blocks += sum(head.n_blocks for head in heads)
 
     def require_all(self) -> None:
         """Raise StreamDamagedError unless every block of the plane came."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -326,7 +326,7 @@ def _send(
         level = (level or DEFAULT_LEVEL) if header.may_be_compressed else None
     with (
         sending.windows(read=read) as gathered,
-        closing(StreamWriter(sink, header, level, form.key, written)) as writer,
+        closing(StreamWriter(_behind(sending, sink), header, level, form.key, written)) as writer,
     ):
         if written is None:
             writer.write_snapshots(snapshots)
@@ -353,6 +353,12 @@ def _send(
         _named(level), header.image_blocks - n_following - n_lent, form.key is not None, n_lent,
         began.lent.n_read if began.lent is not None else 0, header.image_id,
     )  # fmt: skip
+
+
+def _behind(sending: Sendable, sink: Sink) -> Sink:
+    """Return where to write: a Sendable may want to do it itself, behind what it reads."""
+    behind: Callable[[Sink], Sink] | None = getattr(sending, "behind", None)
+    return behind(sink) if behind is not None else sink
 
 
 def _completed(sending: Sendable, snapshots: Sequence[tuple[SnapshotRecord, Role]], n_branches: int) -> Header:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -187,6 +188,11 @@ def decode_frame_fixed(data: bytes) -> FrameHead:
     ------
     StreamDamagedError : no frame starts here, or a length exceeds its cap.
     """
+    return _fixed(bytes(data[:FRAME_FIXED_BYTES]))
+
+
+@lru_cache(maxsize=64)  # asked twice of a head: how long it is, and once it is whole
+def _fixed(data: bytes) -> FrameHead:
     magic, kind, flags, sequence, head_bytes, payload_bytes, tag, n_items, n_blocks, crc = _FRAME.unpack_from(data)
     known_flags = FLAG_ZSTD if kind == FrameKind.DATA else 0
     if kind & OPTIONAL_KIND:
@@ -247,4 +253,7 @@ def decode_frame_head(fixed: bytes, table: bytes, tag: int, sequence: int) -> Fr
             f"frame {head.sequence} comes where frame {sequence} belongs: frames are missing, doubled or out of order",
             "fetch the stream again",
         )
-    return replace(head, table=table, _extents=[])
+    return FrameHead(
+        head.kind, sequence, head.head_bytes, head.payload_bytes, tag, head.n_items, head.n_blocks, head.payload_crc,
+        table, head.flags,
+    )  # fmt: skip

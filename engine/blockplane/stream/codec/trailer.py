@@ -53,10 +53,14 @@ def decode_trailer(payload: bytes) -> Trailer:
 
 #: frame: offset in the stream of the frame's head; first: which block of the frame the extent begins with.
 INDEX_DTYPE: Final = np.dtype([("vbn", "<i8"), ("frame", "<i8"), ("n_blocks", "<u4"), ("first", "<u4")])
+_ENTRY = struct.Struct("<qqII")  # the same
 
 
 def encode_index(extents: Extents, frame: int) -> bytes:
     """Return the index entries of a data frame's extents (n, 2), in payload order; frame: offset of its head."""
+    if len(extents) == 1:
+        start, stop = extents[0].tolist()
+        return _ENTRY.pack(start, frame, stop - start, 0)
     entries = np.zeros(len(extents), INDEX_DTYPE)
     counts = extents[:, 1] - extents[:, 0]
     entries["vbn"], entries["n_blocks"], entries["frame"] = extents[:, 0], counts, frame
