@@ -21,7 +21,7 @@ from blockplane.planes import Plane, combine
 from blockplane.stream import StreamMap
 from blockplane.transfer import compare_streams, coverage, merge_streams, receive, stream_map, verify_streams
 from blockplane.transfer.send import ImageSending, send
-from blockplane.volume import Volume, held, live
+from blockplane.volume import Volume, held, live, points
 from blockplane.volume.beside import BesideWriter
 from blockplane.volume.landing_places import LandingPlaces
 from blockplane.volume.placemap import PlaceMap
@@ -112,7 +112,7 @@ def assign_home(places: LandingPlaces, vbns: Plane) -> PlaceMap:
 
 
 def test_both_halves_of_the_root_record_in_one_flush_epoch():
-    found = hunt(FilesStory(0), mock.patch.object(live, "write_record", both_halves_at_once))
+    found = hunt(FilesStory(0), mock.patch.object(points, "write_record", both_halves_at_once))
     assert any("does not open" in text for text in found)
 
 

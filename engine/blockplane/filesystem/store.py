@@ -31,6 +31,7 @@ from blockplane.filesystem.room import Room
 from blockplane.model import BLOCK_BYTES, BlockSource, NoSpaceError
 from blockplane.volume.codec import FORM_EMPTY, TreeRoot
 from blockplane.volume.live import LiveVolume
+from blockplane.volume.points import Points
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.state import State
 
@@ -95,7 +96,7 @@ class Store:
 
     # --- consistency points ---
 
-    def flush(self, volume: LiveVolume) -> None:
+    def flush(self, volume: Points) -> None:
         """Push everything buffered into trees and the inode file; the volume calls it when a CP begins."""
         dirty = self.inodes.dirty
         if dirty:

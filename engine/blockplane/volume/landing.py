@@ -356,11 +356,10 @@ class Landing:
             self.abort()
             return 0
         self.bands.finish()
-        is_worth_it = len(kept.plane()) >= (WORTH_BLOCKS if kept.entry.made_volume else 1)
-        n_landed = kept.suspend() if is_worth_it else 0
-        if not n_landed:
+        if len(kept.plane()) < (WORTH_BLOCKS if kept.entry.made_volume else 1):
             self.abort()
             return 0
+        n_landed = kept.suspend()
         with self._volume.lock:
             self._forget_incoming()
         return n_landed

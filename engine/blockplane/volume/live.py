@@ -7,12 +7,11 @@ without it.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 from blockplane.disks.array import DiskArray
 from blockplane.disks.disk import Disk
@@ -20,25 +19,23 @@ from blockplane.disks.geometry import Geometry
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import ChecksumError, DiskError, ReadOnlyError, RefusedError, VolumeDamagedError
 from blockplane.planes import Plane
-from blockplane.volume import held, marking, pressure
-from blockplane.volume.active import ActiveState
+from blockplane.volume import pressure
 from blockplane.volume.beside import BesideWriter
 from blockplane.volume.busy import BusyPlane
-from blockplane.volume.codec import FORM_EMPTY, Branch, LocalRoot, StateRoot, TableEntry, TreeRoot
-from blockplane.volume.fsinfo import MAX_AREAS, MEMBER_OK, ROLE_LINE, ROLE_REPLICA, FsInfo
+from blockplane.volume.codec import FORM_EMPTY, TableEntry, TreeRoot
+from blockplane.volume.fsinfo import MEMBER_OK, ROLE_REPLICA, FsInfo
 from blockplane.volume.incoming import IncomingPlane
-from blockplane.volume.leafbits import LEAF_WORDS, Leaf, count
+from blockplane.volume.leafbits import LEAF_WORDS, Leaf
 from blockplane.volume.local import LocalTree
 from blockplane.volume.pins import Pins
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Placer
+from blockplane.volume.points import Client, Points
 from blockplane.volume.readers import PlaceReader
 from blockplane.volume.recovery import Recovery, recover
-from blockplane.volume.roots import Roots
-from blockplane.volume.rootslots import successor, write_record
 from blockplane.volume.shadows import ShadowPlane
 from blockplane.volume.space import AreaName, Space
-from blockplane.volume.state import State, write_all
+from blockplane.volume.state import State
 from blockplane.volume.tree import BlockTree
 
 DIRTY_LIMIT_BYTES = 64 << 20
@@ -48,19 +45,7 @@ RESERVE_SHIFT = 6  # 1/64
 RESERVE_MIN_BLOCKS, RESERVE_MAX_BLOCKS = 1024, 65536
 
 
-class Client(Protocol):
-    """A file system over the volume: it keeps changes of its own until the consistency point."""
-
-    def flush(self, volume: LiveVolume) -> None:
-        """Push everything dirty into the live state's trees."""
-        ...
-
-    def reload(self) -> None:
-        """Forget what was cached: the live state was exchanged."""
-        ...
-
-
-class LiveVolume(Roots):
+class LiveVolume(Points):
     """An open volume. `volume.Volume` adds how one is made and opened, and its snapshots.
 
     Attributes
@@ -251,33 +236,11 @@ class LiveVolume(Roots):
         what = "delete files or snapshots (that still works), or add a RAID group with `blockplane grow`"
         return what + pressure.kept_text(self)
 
-    def _declare(self, names: list[AreaName]) -> None:
-        """Name areas in a durable record before they are written to (law 7); the first is needed now."""
-        if names[0] in self._declared and not self.info.clean:
-            return
-        fresh = [name for name in dict.fromkeys(names) if name not in self._declared]
-        if len(self._declared) + len(fresh) > MAX_AREAS:
-            self.array.drain()
-            self.array.flush()
-            self._declared = []
-        self._declared += fresh
-        self._write_info(areas=list(self._declared), clean=False)
-
-    def declare_areas(self, names: list[AreaName]) -> None:
-        """See `_declare`: for writers other than the placer."""
-        with self.lock:
-            self._declare(names)
-
     def recover(self) -> None:
         """After an unclean stop: parity brought in line where writes may have been under way, the record everywhere."""
         self.recovery = recover(self)
         self.warnings += self.recovery.warnings()
         self._write_info(areas=[], clean=True)
-
-    def _write_info(self, **changes: object) -> None:
-        record = successor(self.info, **changes)
-        write_record(self.array, record)
-        self.info = record
 
     def take_groups(self, geometry: Geometry, disks: Sequence[Disk]) -> None:
         """Go over to a geometry with more groups, whose labels are durable: one root record, then as after opening.
@@ -290,153 +253,6 @@ class LiveVolume(Roots):
         self._load()
         for client in self._clients:
             client.reload()
-
-    # --- consistency points ------------------------------------------------------------------------------------------
-
-    def commit(self, force: bool = False, clean: bool = False) -> None:
-        """Bring the volume from one consistent state on disk to the next.
-
-        Parameters
-        ----------
-        force : commit though nothing is dirty. clean : the last one before closing: no areas stay declared.
-
-        Raises
-        ------
-        NoSpaceError: not even the reserve is enough; the volume goes back to the last CP.
-        DiskError: a disk failed; the volume stops.
-        """
-        with self.lock:
-            self._require_writable()
-            try:
-                self._commit(force, clean)
-            except BaseException as error:
-                self.stop(error)
-                raise
-
-    def _commit(self, force: bool, clean: bool) -> None:
-        with self.dipping():  # what is dirty was let in when it became so
-            for client in self._clients:
-                client.flush(self)
-        if self.active.is_dirty or self.local.is_dirty or force:
-            self.placer.committing = True
-            with self.dipping():  # the reserve is there for this
-                changes = self._commit_trees()
-            self._settle_data()
-            self._write_info(**changes, areas=[] if clean else list(self._declared), clean=clean)
-            self._pass_on()
-        elif clean and not self.info.clean:
-            self._write_info(areas=[], clean=True)
-        if clean:
-            self._declared = []
-
-    def _settle_data(self) -> None:
-        """Bring every block of the CP onto the disks, durable: no root is written before (law 6)."""
-        self.placer.close_all()
-        self.placer.settle()
-        self.array.flush()
-        self.beside.log.settled()
-
-    def _commit_trees(self) -> dict[str, object]:
-        """Place and write both trees; return what the root record will say."""
-        if self.active.is_dirty and self.is_replica:
-            self._start_branch()
-        state = self.active.commit(time.time_ns()) if self.active.is_dirty else self.active.pointer
-        self.active.placemap = self.active.take_unmapped()
-        self.local.set_active_map(self.active.placemap)
-        before, neighbours = self._before or self.committed, self._neighbours()
-        entered, freed = self.active.take_entered(), self.space.freed_leaves()
-        self._newly_held = held.update_for_commit(self.local, neighbours, before, self.active, freed)
-        marking.written(self, before, entered, freed, neighbours)
-        self._clear_shadows(before, entered)
-        local = self.local.commit(self.info.local) if self.local.is_dirty else self.info.local
-        return {
-            "role": ROLE_REPLICA if self.is_replica else ROLE_LINE,
-            "state": state,
-            "previous_state": self.info.state,
-            "local": local,
-            "previous_local": self.info.local,
-            "n_pending": self.space.n_freed_open - self._newly_held,
-        }
-
-    def _neighbours(self) -> list[State | None]:
-        """Return the snapshots that can hold what the live state gives up: the newest, where history is a line."""
-        entries = self.local.regular()
-        if held.is_line(self.local.entries(), self.local.root.parent_id):
-            entries = entries[-1:]
-        return [self.known_state(entry) for entry in entries]
-
-    def _clear_shadows(self, before: State, entered: list[int]) -> None:
-        """Clear the bits of what got new content since the last CP out of every shadow."""
-        shadows = self.local.shadows
-        if not self.local.root.n_shadows:
-            return
-        for leaf in entered:
-            shadows.cleared(leaf, self.active.plane_leaf(leaf) & ~before.plane_leaf(leaf))
-        given_up = shadows.store()
-        if given_up:
-            snapshots = [self.known_state(entry) for entry in self.local.regular()]
-            for leaf, words in held.let_go(self.local, snapshots, given_up):
-                self.space.release_words(leaf, words, count(words))
-
-    def _pass_on(self) -> None:
-        """After the root is durable: the committed states move up, and what two CPs have passed becomes free."""
-        self.space.committed(self._busy.kept_leaf, self._newly_held)
-        places = PlaceReader(self.array, PlaceMap())
-        self.previous, self.previous_local = self.committed, self.committed_local
-        self.committed_local = LocalTree(places, LocalRoot.decode(self.local.root.encode()))
-        placemap = self.active.placemap
-        root = StateRoot.decode(self.active.root.encode())
-        self.committed = State(PlaceReader(self.array, placemap), root, self.info.state, placemap)
-        self.committed.blockmap.adopt_clean(self.active.blockmap)
-        self.committed_local.held.adopt_clean(self.local.held)
-        self.committed_local.local.adopt_clean(self.local.local)
-        self._claimed = self._dirty_bytes = 0
-        self._before = None
-        if self._n_forget:
-            self.space.forget()
-            self._n_forget -= 1
-
-    def stop(self, error: BaseException) -> None:
-        """After a failed commit nothing in memory can be trusted: refuse everything until opened again."""
-        self._failure = str(error) or type(error).__name__
-        self.placer.discard()
-
-    def exchange(self, state: State, parent_id: bytes) -> None:
-        """Make a committed state the live one: rollback and receive move the state root, nothing else.
-
-        The caller has brought what is dirty to disk, and rebuilds held and commits afterwards.
-        """
-        for name in ("inode_file", "blockmap", "checksums"):
-            getattr(self.active, name).drop_cache()
-        self.space.forget()
-        root = StateRoot.decode(state.root.encode())
-        live = ActiveState(
-            self._live_reader(lambda: self.active.placemap),
-            root,
-            state.pointer,
-            state.placemap,
-            self.placer,
-            self.space,
-            self._claim,
-            self._claim_run,
-        )
-        self.active, self._before, self._n_forget = live, state, 3
-        self.is_replica = True
-        self.local.set_active_map(state.placemap)
-        self.local.set_parent(parent_id)
-        self.local.is_dirty = True
-        for client in self._clients:
-            client.reload()
-
-    def _start_branch(self) -> None:
-        """Add a branch to the live state's history: its CPs are no longer those of the line it came from."""
-        root = self.active.root
-        branch = Branch(os.urandom(16), root.branch_id, root.cp + 1, root.cp, time.time_ns())
-        history = [*self.active.branches(), branch]
-        write_all(self.active.branch_list, b"".join(entry.encode() for entry in history))
-        root.branch_id = branch.id
-        self.active.list_snapshots([e.record for e in self.local.ancestors(self.local.root.parent_id)])
-        self.is_replica = False
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

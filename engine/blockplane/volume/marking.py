@@ -18,6 +18,7 @@ from blockplane.volume.state import State, differing_leaves
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
+    from blockplane.volume.points import Points
 
 
 def not_in(state: State, other: State | ShadowPlane, leaf: int) -> Leaf:
@@ -34,7 +35,7 @@ def not_in(state: State, other: State | ShadowPlane, leaf: int) -> Leaf:
 
 
 def written(
-    volume: LiveVolume, before: State, entered: Sequence[int], freed: Sequence[int], snapshots: Sequence[State | None]
+    volume: Points, before: State, entered: Sequence[int], freed: Sequence[int], snapshots: Sequence[State | None]
 ) -> None:
     """Mark what the live state took and gave up since a state.
 
