@@ -6,6 +6,7 @@ BLOCKPLANE_SEED repeats a run's random inputs; HYPOTHESIS_PROFILE=deep runs many
 from __future__ import annotations
 
 import os
+import signal
 import zlib
 
 import numpy as np
@@ -26,6 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job: what tests start would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Set here, in the controlling process, so that all workers take the same one.
     os.environ.setdefault("BLOCKPLANE_SEED", str(int.from_bytes(os.urandom(4), "little")))
 
