@@ -30,7 +30,7 @@ def test_a_policy_is_shown_set_and_dropped(done, week):
     assert done("snapshot", "policy", week, "--json").json["policy"] is None
     assert done("info", week, "--json").json["policy"] is None
     said = done("snapshot", "policy", week, "--demote-under", "4MiB", "--keep", 2, "--only", "auto-*", "-n", "--json")
-    assert said.json["policy"] == {"demote_under": "4MiB", "keep": 2, "only": ["auto-*"]}
+    assert said.json["policy"] == {"demote_under": 4 << 20, "keep": 2, "only": ["auto-*"]}
     assert said.json["dry_run"]
     assert said.json["wanted_blocks"] == 1024
     assert [one["name"] for one in said.json["going"]] == ["auto-0", "auto-1", "auto-2"][: len(said.json["going"])]

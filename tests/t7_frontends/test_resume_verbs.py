@@ -125,3 +125,24 @@ def test_towards_a_newer_snapshot(done, blockplane, big):
     assert [s["name"] for s in done("info", "copy", "--json").json["snapshots"]] == ["june2"]
     assert done("check", "copy", "--json").json["ok"] is True
     assert "an interrupted receive of another image" in blockplane("receive", "new", "-i", "rest.bps").err
+
+
+def test_what_is_of_no_use_and_what_is_left_is_told(done, blockplane, big):
+    blockplane("receive", "copy", "-i", "cut.bps")
+    token = write_token("copy")
+    with bp.Volume.open(big) as volume:
+        bp.FileSystem(volume).unlink("/data")
+        volume.snapshot("june2")
+        bp.FileSystem(volume).write_bytes("/other", os.urandom(1 << 20))
+        volume.snapshot("june3")
+    with bp.Volume.create("other", disks=1, size="16MiB") as volume:
+        bp.FileSystem(volume).write_bytes("/data", bytes(1 << 20))
+        volume.snapshot("june1")
+    done("send", big, "june2", "-o", "june2.bps")
+    done("receive", "copy", "-i", "june2.bps")
+    sent = done("send", big, "june3 - june2", "--resume", token, "-o", "june3.bps")
+    assert "nothing that came of june1 is of use for this image" in sent.err
+    received = done("receive", "copy", "-i", "june3.bps")
+    assert "an interrupted receive of june1 still has" in received.err
+    assert "receive copy --abort" in received.err
+    assert "of another volume" in blockplane("send", "other", "june1", "--resume", token, "-n").err

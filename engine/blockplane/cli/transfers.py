@@ -30,7 +30,7 @@ from blockplane.cli.resuming import give_up, print_token
 from blockplane.cli.text import blocks, duration, print_json, printable, rate, size
 
 if TYPE_CHECKING:
-    from blockplane.transfer import ReceiveReport, SendReport
+    from blockplane.transfer import InterruptedReceive, ReceiveReport, SendReport
 
 
 @click.command(cls=ExpressionVerb)
@@ -113,6 +113,9 @@ def send(
                 found, sink, progress=line, dry_run=dry_run, order=order, locations=locations, compress=compress,
                 key=encrypt, resume=begun, against=against,
             )  # fmt: skip
+    if isinstance(begun, bp.ResumeToken) and begun.n_copied and not report.n_blocks_before:
+        what = f"nothing that came of {printable(begun.top_name)} is of use for this image: all of it is sent"
+        print(f"blockplane: {what}", file=sys.stderr)
     to_stderr = not isinstance(sink, str) and sink is not None
     if as_json:
         print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
@@ -246,11 +249,13 @@ def receive(
     wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
     source = origin if origin is not None else _standard_input()
     is_plain = wish.disks is None and wish.size is None and wish.parity is None and wish.chunk is None
+    left: Sequence[InterruptedReceive] = ()
     with ProgressLine(progress) as line:
         is_volume = os.path.exists(os.path.join(place, CONFIG_NAME))
         if is_plain and is_volume and not os.path.exists(os.path.join(place, MARK_NAME)):
             with open_volume(place, "receive", wait_s, writable=True) as volume:
                 report = bp.receive(source, volume, discard=discard, key=keys, progress=line)
+                left = bp.interrupted_receives(volume)
         else:
             report = bp.receive(
                 source,
@@ -269,6 +274,16 @@ def receive(
         print_json(_received(report))
     else:
         print(_arrived(vol, report))
+    _tell_interrupted(place, left)
+
+
+def _tell_interrupted(place: str, left: Sequence[InterruptedReceive]) -> None:
+    """Say on standard error what earlier receives of something else have left."""
+    for its in left:
+        if not its.is_running:
+            what = f"an interrupted receive of {printable(its.top_name)} still has {blocks(its.n_image)} reserved"
+            how = f"go on with it, or give it up: blockplane receive {printable(place)} --abort"
+            print(f"blockplane: {what}; {how}", file=sys.stderr)
 
 
 def _received(report: ReceiveReport) -> dict[str, object]:

@@ -171,7 +171,10 @@ def describe_volume(volume: bp.Volume) -> dict[str, object]:
 
 def describe_policy(found: bp.PressurePolicy | None) -> dict[str, object] | None:
     """Return what is done when space runs short, as the JSON forms show it."""
-    return {"demote_under": found.under, "keep": found.keep, "only": list(found.only)} if found else None
+    if found is None:
+        return None
+    found = bp.PressurePolicy.of(found.record())  # a size as a number, however it was written
+    return {"demote_under": found.under, "keep": found.keep, "only": list(found.only)}
 
 
 def _pins(snapshots: Sequence[bp.Snapshot]) -> list[dict[str, object]]:

@@ -111,7 +111,12 @@ class Began:
         return replace(header, features=features, part_blocks=len(rest), carried_id=token.image_id), rest
 
     def _members(self, token: ResumeToken, space_id: bytes) -> list[SnapshotRecord]:
-        if self.image is None or token.wanted is not None or token.space_id != space_id:
+        if token.space_id != space_id:
+            raise RefusedError(
+                f"the token is for an image of {token.top_name} of another volume, whose blocks have other numbers",
+                "send from the volume that the interrupted transfer came from, or one that received from it",
+            )
+        if self.image is None or token.wanted is not None:
             raise RefusedError(
                 f"the token is for an image of {token.top_name}, and not for the one asked for",
                 "name the same snapshots as before",

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Names that an error spells out.
 _MAX_NAMED: Final = 4
+#: Of snapshots that a policy keeps: more than a volume can have.
+MAX_KEEP: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,12 @@ class PressurePolicy:
 
     def record(self) -> PressureRecord:
         """Return it as the local tree has it; UsageError: it says something impossible."""
-        if self.keep < 1:
-            raise UsageError(f"keep {self.keep}", "keep 1 or more: the newest snapshot stays")
+        if not 1 <= self.keep <= MAX_KEEP:
+            raise UsageError(f"keep {self.keep}", f"keep 1 or more: the newest snapshot stays; at most {MAX_KEEP}")
         if not self.only or any(not pattern or "\n" in pattern for pattern in self.only):
             raise UsageError("an empty pattern names no snapshot", "write for example --only 'auto-*'")
+        if any(not is_text(pattern) for pattern in self.only):
+            raise UsageError("a pattern is not UTF-8, and no snapshot's name is", "write for example --only 'auto-*'")
         unit, limit = _limit(self.under)
         if not limit:
             raise UsageError(f"demote under {self.under}: that is never", "say how much is to be free: 10G, or 5%")
@@ -74,6 +78,15 @@ class PressurePolicy:
         under = self.under if isinstance(self.under, str) else format_size(self.under)
         only = "" if self.only == ("*",) else f", only {' or '.join(self.only)}"
         return f"snapshots become shadows under {under} free, the newest {self.keep} stay{only}"
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written down."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _limit(under: int | str) -> tuple[int, int]:
@@ -124,8 +137,16 @@ def limit_blocks(volume: Capacity, policy: PressureRecord) -> int:
 
 
 def set_policy(volume: LiveVolume, policy: PressurePolicy | None) -> None:
-    """Set, or with None drop, a volume's policy. Durable on return; it acts from the next consistency point on."""
+    """Set, or with None drop, a volume's policy. Durable on return; it acts from the next consistency point on.
+
+    Raises
+    ------
+    UsageError: it says something impossible, or wants as much free as there is in all.
+    """
     record = policy.record().at(time.time_ns()) if policy is not None else None
+    if record is not None and limit_blocks(volume, record) > volume.n_blocks:
+        wanted, there = (format_size(n * BLOCK_BYTES) for n in (limit_blocks(volume, record), volume.n_blocks))
+        raise UsageError(f"demote under {wanted}: {volume.path} has {there} in all", "say less: 10G, or 5%")
     with volume.lock:
         volume.local.root.pressure = record
         volume.local.is_dirty = True
@@ -254,5 +275,6 @@ def kept_text(volume: LiveVolume) -> str:
     told = [f"{name} {why}" for name, why in kept[:_MAX_NAMED]]
     told += [f"{len(kept) - _MAX_NAMED} more stay"] if len(kept) > _MAX_NAMED else []
     if going:
-        told.append(f"the other {len(going)} together would not free enough")
+        n_blocks = sum(freed_in_order(volume, going).values())
+        told.append(f"the other {len(going)} would free {n_blocks} blocks together, and all that is asked for is more")
     return f"; no more snapshots become shadows: {', '.join(told) or 'there are none'}"
