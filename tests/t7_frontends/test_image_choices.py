@@ -16,3 +16,11 @@ def test_an_image_chooses_among_the_snapshots_of_a_range(done, blockplane, pool)
     refused = blockplane("image", pool, "--freed", "june1", "--exclude", "june1")
     assert refused.status == 2
     assert blockplane("image", pool, "--freed", "june2 - june1", "--json").error["kind"] == "usage"
+
+
+def test_an_image_that_cannot_be_sent_says_so(done, pool):
+    assert done("image", pool, "june2 - june1", "--json").json["sendable"] is True
+    assert "not to be sent" not in done("image", pool, "june2 - june1").out
+    shown = done("image", pool, "june2 - june1 + june1", "--json").json
+    assert (shown["complete"], shown["sendable"]) == (True, False)
+    assert "can be counted and listed, but not sent" in done("image", pool, "june2 - june1 + june1").out

@@ -109,6 +109,22 @@ def test_interrupt_is_status_130_and_leaves_the_volume_whole(spawn, pool, done):
     assert done("check", pool, "--json").json["ok"] is True
 
 
+def test_an_interrupt_ends_a_merge_whose_reader_takes_nothing(spawn, done):
+    """Its writer waits in a thread of its own."""
+    with bp.Volume.create("large", disks=1, size="48MiB") as volume:
+        bp.FileSystem(volume).write_bytes("/data", os.urandom(20 << 20))
+        volume.snapshot("one")
+        bp.FileSystem(volume).write_bytes("/more", os.urandom(1 << 20))
+        volume.snapshot("two")
+    done("send", "large", "one", "-o", "one.bps")
+    done("send", "large", "two - one", "-o", "two.bps")
+    merging = spawn("stream", "merge", "one.bps", "two.bps", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert merging.stdout.read(1000)
+    time.sleep(1)
+    merging.send_signal(signal.SIGINT)
+    assert merging.wait(60) == 130
+
+
 @pytest.mark.parametrize(
     "module", ["blockplane.cli.main", "click", "blockplane.cli.volumes", "blockplane.api", "numpy", "pyroaring"]
 )

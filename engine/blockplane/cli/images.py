@@ -179,6 +179,7 @@ def describe_image(found: bp.Image) -> dict[str, object]:
         "top": found.top.name if found.top is not None else None,
         "base": found.base.name if found.base is not None else None,
         "complete": found.complete,
+        "sendable": not found.why_not_sendable,
         "arriving": [record.name for record in found.arriving],
         "left_out": [record.name for record in found.left_out],
         "dropped_blocks": len(found.dropped),
@@ -195,6 +196,8 @@ def _print_image(volume: bp.Volume, found: bp.Image) -> None:
     print(f"arriving   {', '.join(record.name for record in found.arriving) or 'no snapshot'}")
     if found.left_out:
         print(f"left out   {', '.join(record.name for record in found.left_out)}")
+    if found.complete and found.why_not_sendable:
+        print(f"not to be sent: {found.why_not_sendable}")
     for disk, n_blocks in zip(volume.array.disks, found.blocks_per_disk, strict=True):
         print(f"  {printable(disk.path)}: {blocks(n_blocks)}")
 

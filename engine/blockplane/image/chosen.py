@@ -198,6 +198,15 @@ class Image:
     def __str__(self) -> str:
         return str(self.expression)
 
+    @property
+    def why_not_sendable(self) -> str:
+        """Why it cannot be sent; empty where it can be."""
+        try:
+            self.require_sendable()
+        except RefusedError as error:
+            return error.message
+        return ""
+
     def require_sendable(self) -> SnapshotRecord:
         """Return the top's record.
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Final
 
-from blockplane.stream.sink import Buffer, Sink
+from blockplane.stream.sink import Buffer, FileSink, Sink
 
 #: Writes on their way at most: whoever calls for more first waits for the oldest.
 MOST_BEHIND: Final = 3
+
+_Job = tuple[Future[None], Sequence[Buffer]]
 
 
 class BehindSink:
@@ -25,23 +29,32 @@ class BehindSink:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self.name = sink.name
-        self._pool = ThreadPoolExecutor(1, "blockplane writer")
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._due: deque[Future[None]] = deque()
         self._has_failed = False
+        # a daemon: a reader that takes nothing must not keep a process from ending
+        self._thread = threading.Thread(target=self._work, name="blockplane writer", daemon=True)
+        self._thread.start()
 
     def write_all(self, buffers: Sequence[Buffer]) -> None:
         """See Sink."""
         while len(self._due) >= MOST_BEHIND:
             self._due.popleft().result()
-        self._due.append(self._pool.submit(self._write, list(buffers)))
+        done: Future[None] = Future()
+        self._due.append(done)
+        self._jobs.put((done, list(buffers)))
 
-    def _write(self, buffers: Sequence[Buffer]) -> None:
-        if not self._has_failed:
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            done, buffers = job
             try:
-                self._sink.write_all(buffers)
-            except BaseException:
+                if not self._has_failed:
+                    self._sink.write_all(buffers)
+            except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
                 self._has_failed = True
-                raise
+                done.set_exception(error)
+            else:
+                done.set_result(None)
 
     def settle(self) -> None:
         """Wait until all is written; raises what went wrong."""
@@ -54,5 +67,12 @@ class BehindSink:
         self._sink.commit()
 
     def close(self) -> None:
-        """Let the write that has begun end, and leave the rest; the sink itself is its owner's."""
-        self._pool.shutdown(cancel_futures=True)
+        """Let the write that has begun end, and leave the rest; the sink itself is its owner's.
+
+        A write into a pipe or socket whose reader takes nothing is not waited for.
+        """
+        is_settled = all(done.done() for done in self._due)
+        self._has_failed = True
+        self._jobs.put(None)
+        if is_settled or isinstance(self._sink, FileSink):
+            self._thread.join()
