@@ -185,7 +185,11 @@ def _onward(
     source.replace("/onward", name.encode() * 3000)
     source.create(name)
     outcome = None
-    if (made := source.model.named(name)) is not None:
+    made = source.model.named(name)
+    if made is not None and source.volume.get_snapshot(name).record.space_id != begun[0].space_id:
+        with pytest.raises(RefusedError, match="of another volume"):  # the old top came from elsewhere
+            send(build(source.volume, name), None, resume=begun[0], dry_run=True)
+    elif made is not None:
         base = source.model.named(wish.base) if wish.base else None
         is_linear = base is not None and base.id in made.moment.listed
         onward = Wish(name, (), wish.base if is_linear else None)

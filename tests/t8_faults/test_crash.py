@@ -20,25 +20,28 @@ from faults.world import geometry_of, make_volume, open_volume, raw_blocks
 
 #: States that a story opens at least in the CI run; threads order the writes of different disks a little otherwise.
 LEAST_STATES = {
-    "files": 1100,
+    "files": 550,
     "snapshots": 900,
-    "rollback": 1500,
-    "shadows": 1900,
+    "rollback": 750,
+    "shadows": 600,
     "pressure": 550,
-    "marks": 1600,
+    "marks": 800,
     "full": 550,
     "increment": 750,
-    "interrupted": 1100,
+    "interrupted": 550,
     "carried": 600,
     "lent": 400,
-    "nearly full": 1250,
+    "nearly full": 620,
 }
 #: The deep run repeats every story in so many variations, with more torn writes and subsets.
 DEEP_VARIATIONS = 14
 #: Stories that write beside live blocks: a lost disk on top of the cut would need the log in some of their states.
 LOGGED = {"full", "increment", "interrupted", "carried", "lent", "nearly full"}
-#: Of these stories the CI run opens each n-th state: what they have beyond others is small.
-EACH = {"pressure": 3, "carried": 3, "lent": 4}
+#: Of these stories the CI run opens each n-th state.
+EACH = {
+    "files": 2, "rollback": 2, "shadows": 3, "pressure": 3, "marks": 2, "interrupted": 2, "carried": 3, "lent": 4,
+    "nearly full": 2,
+}  # fmt: skip
 CI_PLAN = Plan(n_random=20, max_pairs=30, n_torn=2)
 
 

@@ -19,7 +19,7 @@ from fuzzing.mutators import Hand, plain_havoc
 from fuzzing.targets import TARGETS
 
 #: Of a deep run's executions, how many an ordinary run makes: it shows that targets and mutators work.
-CI_SHARE = 250
+CI_SHARE = 800
 #: A target that takes longer for its part hangs.
 HOURS_S = 4 * 3600
 
