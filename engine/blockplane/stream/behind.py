@@ -13,6 +13,8 @@ from blockplane.stream.sink import Buffer, FileSink, Sink
 
 #: Writes on their way at most: whoever calls for more first waits for the oldest.
 MOST_BEHIND: Final = 3
+#: How long a write that has begun may still take when all is given up.
+PATIENCE_S: Final = 1.0
 
 _Job = tuple[Future[None], Sequence[Buffer]]
 
@@ -69,10 +71,9 @@ class BehindSink:
     def close(self) -> None:
         """Let the write that has begun end, and leave the rest; the sink itself is its owner's.
 
-        A write into a pipe or socket whose reader takes nothing is not waited for.
+        A write into a pipe or socket whose reader takes nothing is not waited for, beyond PATIENCE_S.
         """
         is_settled = all(done.done() for done in self._due)
         self._has_failed = True
         self._jobs.put(None)
-        if is_settled or isinstance(self._sink, FileSink):
-            self._thread.join()
+        self._thread.join(None if is_settled or isinstance(self._sink, FileSink) else PATIENCE_S)
