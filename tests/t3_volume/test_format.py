@@ -16,6 +16,7 @@ from blockplane.model import BLOCK_BYTES
 from blockplane.model.checks import crc32c, fresh_checks
 from blockplane.volume.codec import Branch, Hold, LocalRoot, Pointer, SnapshotRecord, StateRoot, TableEntry, TreeRoot
 from blockplane.volume.demotioncodec import Demotion, Pace, PressureRecord
+from blockplane.volume.features import Features
 from blockplane.volume.fsinfo import FsInfo
 from blockplane.volume.imagetable import StoredImage
 from blockplane.volume.incoming import IncomingEntry
@@ -53,8 +54,8 @@ GEOMETRY = geometry_of(3, 2, 640, chunk_blocks=128, n_groups=2)
 ROOTS = [a_root(seed) for seed in range(11)]
 POINTERS = [Pointer(number, check) for number, check in ((0x1234_5678_9ABC, 77), (3, 4), (5, 6), (7, 8))]
 INFO = FsInfo(
-    an_id(1), GEOMETRY, 9, an_id(2), an_id(3), (0, 0, 0), True, 1, *POINTERS, 1024, 55, 66, 77, bytes([1] * 10),
-    [(0, 3), (1, 2)],
+    an_id(1), GEOMETRY, 9, an_id(2), an_id(3), Features(0, 1 << 40, 1 << 41), True, 1, *POINTERS, 1024, 55, 66, 77,
+    bytes([1] * 10), [(0, 3), (1, 2)],
 )  # fmt: skip
 STATE = StateRoot(12, an_id(4), an_id(5), 99, 10**18, 14, 13, *ROOTS[:6])
 RECORD = SnapshotRecord(an_id(1), an_id(2), an_id(3), an_id(4), 7, -5, POINTERS[0], 9, "jüne", 1, 3)
@@ -130,8 +131,8 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
             "magic": b"BPFSINFO",
             "version": 0,
             "receive_features": 0,
-            "read_features": 0,
-            "write_features": 0,
+            "read_features": 1 << 40,
+            "write_features": 1 << 41,
             "n_groups": 2,
             "n_members": 10,
             "n_areas": 2,

@@ -30,6 +30,7 @@ from blockplane.filesystem.names import path_text
 from blockplane.filesystem.room import Room
 from blockplane.model import BLOCK_BYTES, BlockSource, NoSpaceError
 from blockplane.volume.codec import FORM_EMPTY, TreeRoot
+from blockplane.volume.features import Features
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.points import Points
 from blockplane.volume.snapshots import Snapshot
@@ -75,6 +76,7 @@ class Store:
         self.lock: threading.RLock = self.volume.lock if self.volume is not None else threading.RLock()
         self.state = _state_of(source)
         self.epoch = 0
+        _features_of(source).require_known("reading", _name_of(source))
         self._open_pins: list[contextlib.AbstractContextManager[None]] = []
         with self.lock:
             self._load()
@@ -132,6 +134,7 @@ class Store:
         """Raise ReadOnlyPathError on a snapshot or stream; reclaim what a crash left the first time."""
         if self.volume is None or not self.volume.writable:
             raise ReadOnlyPathError(path, hint="write to the live file system of a volume")
+        self.volume.features.require_known("writing", str(self.volume.path))
         if not self._reaped:
             self._reaped = True
             if not self.inodes.is_new:
@@ -414,3 +417,15 @@ def _state_of(source: Source) -> State:
     if isinstance(source, Snapshot):
         return source.state
     return source if isinstance(source, State) else State.open(source)
+
+
+def _features_of(source: Source) -> Features:
+    """Return what the states of a source need: a block source may say it too."""
+    volume = source.volume if isinstance(source, Snapshot) else source
+    found: Features = getattr(volume, "features", Features())
+    return found
+
+
+def _name_of(source: Source) -> str:
+    volume = source.volume if isinstance(source, Snapshot) else source
+    return str(volume.path) if isinstance(volume, LiveVolume) else "the stream"

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from blockplane.disks import DiskArray, Geometry
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError
 from blockplane.volume.codec import KIND_SHADOW, SnapshotRecord
+from blockplane.volume.features import Features
 from blockplane.volume.imagetable import StoredImage
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.markplane import MarkPlane
@@ -28,6 +29,11 @@ class SnapshotStore(Protocol):
     @property
     def array(self) -> DiskArray:
         """The disks."""
+        ...
+
+    @property
+    def features(self) -> Features:
+        """What the states need that are sent from here."""
         ...
 
     def records(self) -> Sequence[SnapshotRecord]:
@@ -89,6 +95,11 @@ class VolumeStore:
     def array(self) -> DiskArray:
         """See SnapshotStore."""
         return self.volume.array
+
+    @property
+    def features(self) -> Features:
+        """See SnapshotStore."""
+        return self.volume.features
 
     def records(self) -> Sequence[SnapshotRecord]:
         """See SnapshotStore."""

@@ -82,7 +82,7 @@ class StreamFile:
             self._fd = -1
 
     def _require_readable(self, header: Header) -> None:
-        unknown = header.features.reading & ~KNOWN_FEATURES.reading
+        unknown = header.features.beyond(KNOWN_FEATURES | header.features.of_states()).reading  # blocks of any state
         if header.is_lent:
             raise StreamError(
                 f"{self.path} holds only what a destination lacked",

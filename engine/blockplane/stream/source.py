@@ -28,6 +28,7 @@ from blockplane.stream.keyfile import Keys, keys_of
 from blockplane.stream.lineage import Lineage, Member
 from blockplane.stream.reader import read_header
 from blockplane.volume.codec import SnapshotRecord
+from blockplane.volume.features import Features
 
 SUFFIX: Final = ".bps"
 
@@ -78,6 +79,14 @@ class StreamChain:
     def counters(self) -> Counters:
         """Requests and bytes so far."""
         return self._cache.counters
+
+    @property
+    def features(self) -> Features:
+        """What the states in the streams need."""
+        found = Features()
+        for file in self.path:
+            found |= file.map.header.features.of_states()
+        return found
 
     def at(self, snapshot: str | SnapshotRecord) -> StreamChain:
         """Return the same streams, another snapshot being read; close either one, once."""

@@ -174,8 +174,9 @@ class VolumeDestination:
         lender = self._find(stream.lender) if stream.lender is not None else None
         with VolumeStore(self.volume).pin(entry.record.id if entry is not None else NO_ID):
             yield landing.Landing(
-                self.volume, stream.image, entry, self._incoming(stream), stream.part, lender, stream.header.carried_id
-            )
+                self.volume, stream.image, entry, self._incoming(stream), stream.part, lender, stream.header.carried_id,
+                stream.header.features,
+            )  # fmt: skip
 
     def _incoming(self, stream: StreamMap) -> IncomingEntry:
         header, flags = stream.header, FLAG_MADE_VOLUME if self._is_made else 0

@@ -238,6 +238,7 @@ class Merging:
             WRITER, os.urandom(16), os.urandom(16), newest.space_id, self._top.id, self._plane.n_blocks,
             len(self._plane), self._top.root, self._base.id if self._base is not None else NO_ID, order=CHAIN,
             window_blocks=MAX_FRAME_BLOCKS, groups=newest.groups, created_ns=time.time_ns(),
+            features=self._chain.features,
         )  # fmt: skip
 
     def snapshots(self) -> Sequence[tuple[SnapshotRecord, Role]]:

@@ -122,6 +122,7 @@ class ImageSending:
             len(image.plane), self._top.root, image.base.id if image.base is not None else NO_ID,
             order=self._order, order_version=VERSION, window_blocks=self._window_blocks,
             groups=image.store.geometry.groups, after_blocks=image.after_blocks, locations=self._locations,
+            features=image.store.features,
         )  # fmt: skip
 
     def snapshots(self) -> Sequence[tuple[SnapshotRecord, Role]]:

@@ -14,6 +14,7 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import VolumeDamagedError
 from blockplane.volume.codec import NO_ID, Pointer
+from blockplane.volume.features import KNOWN_STATE_FEATURES, Features
 
 MAGIC = b"BPFSINFO"
 VERSION = 0
@@ -41,6 +42,7 @@ Area = tuple[int, int]
 class FsInfo:
     """One generation of the root record.
 
+    features: what the states here need, whoever made them; files are read and written by who knows the masks for that.
     role: `ROLE_LINE` or `ROLE_REPLICA`.
     areas: the (group, area) pairs that the next consistency point may write: the intent record for parity (law 7).
     previous_state, previous_local: the roots of the CP before, whose blocks are not reused yet (law 5).
@@ -51,7 +53,7 @@ class FsInfo:
     generation: int = 0
     nonce: bytes = NO_ID
     previous_nonce: bytes = NO_ID
-    features: tuple[int, int, int] = (0, 0, 0)
+    features: Features = field(default_factory=Features)
     clean: bool = False
     role: int = ROLE_LINE
     state: Pointer = field(default_factory=Pointer.none)
@@ -80,7 +82,7 @@ class FsInfo:
         block = bytearray(BLOCK_BYTES)
         _HEAD.pack_into(
             block, 0, MAGIC, VERSION, self.volume_id, self.generation, self.nonce, self.previous_nonce,
-            *self.features, int(self.clean), self.role, self.state.encode(), self.previous_state.encode(),
+            *self.features.masks(), int(self.clean), self.role, self.state.encode(), self.previous_state.encode(),
             self.local.encode(), self.previous_local.encode(), self.reserve_blocks, self.n_pending, self.log_start,
             self.log_blocks, len(groups), len(self.member_states), len(self.areas),
         )  # fmt: skip
@@ -106,11 +108,11 @@ def decode(block: bytes) -> FsInfo | None:
         return None
     fields = _HEAD.unpack_from(block)
     version, volume_id, generation, nonce, previous_nonce = fields[1:6]
-    features, (clean, role) = fields[6:9], fields[9:11]
-    if version != VERSION or any(features):
-        raise VolumeDamagedError(
-            f"fsinfo is of format version {version} with features {features}", "open it with a newer blockplane"
-        )
+    features, (clean, role) = Features(*fields[6:9]), fields[9:11]
+    unknown = features.beyond(KNOWN_STATE_FEATURES).receiving
+    if version != VERSION or unknown:
+        more = f" and features {unknown:#x}" if unknown else ""
+        raise VolumeDamagedError(f"the volume is of format version {version}{more}", "open it with a newer blockplane")
     pointers = [Pointer.decode(raw) for raw in fields[11:15]]
     reserve, n_pending, log_start, log_blocks, n_groups, n_members, n_areas = fields[15:22]
     if n_groups > MAX_GROUPS or n_members > MAX_MEMBERS or n_areas > MAX_AREAS:

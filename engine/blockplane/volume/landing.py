@@ -29,6 +29,7 @@ from blockplane.volume.arrivals import Arrivals, table_entries
 from blockplane.volume.borrowing import Trial
 from blockplane.volume.carrying import Carried, require_equal
 from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
+from blockplane.volume.features import Features
 from blockplane.volume.incoming import IncomingEntry, IncomingImage, leaves_of
 from blockplane.volume.journal import LandedSlots
 from blockplane.volume.landed import LandedBlocks, vbns_at
@@ -61,6 +62,8 @@ class Landing:
     lender : the snapshot of this volume that has them, under the same VBNs. carried_id : the image whose interrupted
         receive has them.
 
+    features : what the states that arrive need; the volume's root record says so from then on.
+
     Attributes
     ----------
     placemap : where the image's blocks lie that are not at home.
@@ -81,8 +84,10 @@ class Landing:
         following: Plane | None = None,
         lender: TableEntry | None = None,
         carried_id: bytes = NO_ID,
+        features: Features | None = None,
     ) -> None:
         self._volume = volume
+        self._features = features or Features()
         self._image = image
         self._base = base
         self._is_lent = lender is not None
@@ -313,6 +318,7 @@ class Landing:
             volume.adopt_state(entry.record.id, state)
         n_before = volume.active.root.n_blocks + volume.local.root.n_held
         volume.exchange(top, entries[-1].record.id)
+        volume.features |= self._features.of_states()
         held.rebuild(volume.local, volume.snapshot_states(), top, [old, *states[:-1]])
         marking.exchanged(volume, old, top, states[:-1])
         n_after = volume.active.root.n_blocks + volume.local.root.n_held

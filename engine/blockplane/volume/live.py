@@ -59,6 +59,7 @@ class LiveVolume(Points):
     damage : the roots that could not be read, one sentence each; only of a volume opened for reading.
     knows_live, knows_local : whether the root of the live file system, of the local tree, could be read.
     is_replica : whether the live state is exactly one received or rolled back to; the first write starts a branch.
+    features : what the states here need, in the next root record.
     """
 
     def __init__(self, path: Path, array: DiskArray, info: FsInfo, writable: bool) -> None:
@@ -108,6 +109,7 @@ class LiveVolume(Points):
         self._claimed = self._dirty_bytes = 0
         self._newly_held = 0
         self.is_replica = self.info.role == ROLE_REPLICA
+        self.features = self.info.features
         self._n_forget = 1  # what only the CP before the last refers to is free after the next one, and nobody lists it
 
     # --- reading -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from blockplane.volume import held, marking
 from blockplane.volume.active import ActiveState
 from blockplane.volume.codec import Branch, LocalRoot, StateRoot, TableEntry
+from blockplane.volume.features import Features
 from blockplane.volume.fsinfo import MAX_AREAS, ROLE_LINE, ROLE_REPLICA
 from blockplane.volume.leafbits import count
 from blockplane.volume.local import LocalTree
@@ -50,6 +51,7 @@ class Points(Roots):
     previous_local: LocalTree
     beside: BesideWriter
     is_replica: bool
+    features: Features
     _busy: BusyPlane
     _clients: list[Client]
     _failure: str
@@ -147,6 +149,7 @@ class Points(Roots):
         local = self.local.commit(self.info.local) if self.local.is_dirty else self.info.local
         return {
             "role": ROLE_REPLICA if self.is_replica else ROLE_LINE,
+            "features": self.features,
             "state": state,
             "previous_state": self.info.state,
             "local": local,

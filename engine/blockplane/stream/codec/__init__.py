@@ -57,12 +57,12 @@ from blockplane.stream.codec.words import (
     TRAILER_BYTES,
     VERSION,
     ZSTD_FEATURES,
-    Features,
     FrameKind,
     Locations,
     Role,
     feature_names,
 )
+from blockplane.volume.features import Features
 
 __all__ = [
     "FEATURE_LENT",

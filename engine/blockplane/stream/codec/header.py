@@ -23,11 +23,11 @@ from blockplane.stream.codec.words import (
     MAX_SNAPSHOTS,
     MAX_SPACE_BLOCKS,
     VERSION,
-    Features,
     Locations,
     feature_names,
 )
 from blockplane.volume.codec import CHECK_BYTES, CHECK_CRC32C, NO_ID, Pointer
+from blockplane.volume.features import Features
 
 _HEADER = struct.Struct("<8sIIQQQ32s16s16s16s16s16sIIQQQQ16sIHHQ8sIIIIIHHQ32sQ16s")
 HEADER_FIXED_BYTES: Final = 320
@@ -191,7 +191,7 @@ def decode_header(data: bytes) -> Header:
 
 def require_known(features: Features) -> None:
     """Raise StreamError where receiving needs what this release does not know."""
-    unknown = features.receiving & ~KNOWN_FEATURES.receiving
+    unknown = features.beyond(KNOWN_FEATURES).receiving
     if unknown:
         raise StreamError(f"receiving this stream needs {feature_names(unknown)}", "upgrade blockplane")
 

@@ -14,8 +14,8 @@ from blockplane.stream.codec.words import (
     FRAME_FIXED_BYTES,
     MAX_HEAD_BYTES,
     MAX_PAYLOAD_BYTES,
-    Features,
 )
+from blockplane.volume.features import Features
 
 SEALED_MAGIC: Final = b"BPse"
 #: AES-256-GCM with tags of 16 bytes.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.volume.codec import RECORD_BYTES
+from blockplane.volume.features import KNOWN_STATE_FEATURES, Features
 
 #: A bit above ASCII, CR LF and ^Z: text-mode copying shows at once.
 MAGIC: Final = b"\x89BPS\r\n\x1a\n"
@@ -72,20 +72,6 @@ class Locations(IntEnum):
     IMPLICIT = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
-    """Masks of what a party must know to receive, to read files out of, and to write after a stream."""
-
-    receiving: int = 0
-    reading: int = 0
-    writing: int = 0
-
-    def __or__(self, other: Features) -> Features:
-        return Features(
-            self.receiving | other.receiving, self.reading | other.reading, self.writing | other.writing
-        )  # fmt: skip
-
-
 #: Data frames may be compressed with zstd; in `receiving` and in `reading`.
 FEATURE_ZSTD: Final = 1
 ZSTD_FEATURES: Final = Features(receiving=FEATURE_ZSTD, reading=FEATURE_ZSTD)
@@ -99,7 +85,7 @@ SEALED_FEATURES: Final = Features(receiving=FEATURE_SEALED, reading=FEATURE_SEAL
 FEATURE_LENT: Final = 8
 LENT_FEATURES: Final = Features(receiving=FEATURE_PART | FEATURE_LENT, reading=FEATURE_PART | FEATURE_LENT)
 #: Bits that this release knows.
-KNOWN_FEATURES: Final = ZSTD_FEATURES | PART_FEATURES | SEALED_FEATURES | LENT_FEATURES
+KNOWN_FEATURES: Final = ZSTD_FEATURES | PART_FEATURES | SEALED_FEATURES | LENT_FEATURES | KNOWN_STATE_FEATURES
 _FEATURE_NAMES: Final = {
     FEATURE_ZSTD: "zstd compression",
     FEATURE_PART: "parts of images",
