@@ -112,7 +112,7 @@ def test_a_flipped_bit_anywhere_is_seen():
 @pytest.mark.parametrize(
     ("offset", "form", "value", "reason"),
     [
-        (8, "<I", 1, "format version"),
+        (8, "<I", 7, "format version"),
         (64, "<H", 2, "impossible counts"),
         (64, "<H", 65535, "impossible counts"),
         (66, "<H", 3, "impossible counts"),

@@ -117,7 +117,7 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
         encode_label(LABEL)[:128],
         {
             "magic": b"BLKPLN\r\n",
-            "version": 0xB10C0001,
+            "version": 1,
             "crc": crc_of_label(),
             "n_groups": 2,
             "n_members": 5,
@@ -129,7 +129,7 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
         INFO.encode(),
         {
             "magic": b"BPFSINFO",
-            "version": 0,
+            "version": 1,
             "receive_features": 0,
             "read_features": 1 << 40,
             "write_features": 1 << 41,
@@ -151,7 +151,7 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
         LOG_HEAD[:64],
         {
             "magic": b"BPSTRIPE",
-            "version": 0,
+            "version": 1,
             "crc": crc_of_log(),
             "volume_id": an_id(1),
             "generation": 99,
@@ -171,7 +171,7 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
         STATE.encode(),
         {
             "magic": b"BPSTATE\0",
-            "version": 0,
+            "version": 1,
             "checksum_kind": 1,
             "checksum_bytes": 4,
             **fields_of(STATE, "cp", "space_id", "branch_id", "n_blocks", "committed_ns", "next_inode", "n_inodes"),
@@ -277,7 +277,7 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
         LOCAL.encode(),
         {
             "magic": b"BPLOCAL\0",
-            "version": 0,
+            "version": 1,
             "pressure": PRESSURE.encode(),
             **fields_of(LOCAL, "n_held", "n_local", "n_entries", "n_deleting", "parent_id", "n_shadows"),
             **dict(

@@ -81,7 +81,7 @@ def test_header_fields_lie_where_format_md_says():
     raw, fields = header.encode(), table("Header")
     number = {k: int.from_bytes(raw[o : o + s], "little") for k, (o, s) in fields.items() if s <= 8}
     expected = {
-        "version": 0, "header_bytes": len(raw), "receiving": 2, "reading": 0x22, "writing": 0x33, "part": 1,
+        "version": 1, "header_bytes": len(raw), "receiving": 2, "reading": 0x22, "writing": 0x33, "part": 1,
         "n_parts": 3, "space_blocks": 1 << 40, "image_blocks": 7, "after_blocks": 11, "dropped_blocks": 12,
         "block_bytes": 4096, "check_kind": 1, "check_bytes": 4, "order_version": 1, "window_blocks": 77,
         "n_snapshots": 5, "n_branches": 6, "n_groups": 0, "locations": 2, "created_ns": 99, "part_blocks": 4,
@@ -207,9 +207,9 @@ def test_what_is_no_stream_or_of_another_version_says_so():
     with pytest.raises(StreamError, match="not an image stream"):
         codec.header_length(b"PK\x03\x04" + bytes(12))
     raw = bytearray(base_header().encode())
-    for version, hint in ((1, "upgrade"), (2, "upgrade"), (1 << 31, "upgrade")):
+    for version, hint in ((0, "send it again"), (2, "upgrade"), (1 << 31, "upgrade")):
         raw[8:12] = version.to_bytes(4, "little")
-        with pytest.raises(StreamError, match=f"format version {version}; this release reads 0") as caught:
+        with pytest.raises(StreamError, match=f"format version {version}; this release reads 1") as caught:
             codec.header_length(bytes(raw))
         assert hint in caught.value.hint
 

@@ -127,7 +127,7 @@ def test_streams_of_another_version_are_refused_by_name(tmp_path):
     raw = bytearray(golden("full").read_bytes())
     raw[8] = 7
     (tmp_path / "seven.bps").write_bytes(raw)
-    with pytest.raises(StreamError, match="format version 7; this release reads 0"):
+    with pytest.raises(StreamError, match="format version 7; this release reads 1"):
         receive(tmp_path / "seven.bps", DictStorage())
 
 

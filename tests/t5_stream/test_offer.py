@@ -61,7 +61,7 @@ def test_header_fields_lie_where_offer_md_says():
     raw, fields = header().encode(), table("Header")
     number = {k: int.from_bytes(raw[o : o + s], "little", signed=k == "created_ns") for k, (o, s) in fields.items()}
     expected = {
-        "version": 0, "header_bytes": 332, "created_ns": -5, "space_blocks": 65_536, "n_blocks": 7, "run_blocks": 3,
+        "version": 1, "header_bytes": 332, "created_ns": -5, "space_blocks": 65_536, "n_blocks": 7, "run_blocks": 3,
         "digest_kind": 1, "digest_bytes": 32, "check_kind": 1, "check_bytes": 4, "zero": 0, "crc": crc32c(raw[:-4]),
     }  # fmt: skip
     assert {key: number[key] for key in expected} == expected

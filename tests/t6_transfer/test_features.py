@@ -92,5 +92,5 @@ def test_what_receiving_needs_keeps_a_volume_shut(source, tmp_path):
     source.features = Features(receiving=WRITE)
     source.commit(force=True)
     source.abandon()
-    with pytest.raises(bp.errors.VolumeDamagedError, match=f"format version {0} and features {WRITE:#x}"):
+    with pytest.raises(bp.errors.VolumeDamagedError, match=f"format version {1} and features {WRITE:#x}"):
         bp.Volume.open(tmp_path / "source", writable=False)

@@ -49,8 +49,8 @@ from blockplane.model.checks import crc32c
 from blockplane.model.errors import DiskError, DiskForeignError, UsageError
 
 MAGIC: Final = b"BLKPLN\r\n"
-#: Development builds write a version that no release reads.
-FORMAT_VERSION: Final = 0xB10C0001
+#: Of labels; 0 and 0xB10C0001 were development builds'.
+FORMAT_VERSION: Final = 1
 
 _HEADER: Final = struct.Struct("<8sII16s16sQQHHHH56x")
 _GROUP: Final = struct.Struct("<QQQHH4x")
@@ -151,7 +151,7 @@ def decode_label(block: bytes) -> Label:
     if crc32c(block[:_CRC_AT] + bytes(4) + block[_CRC_AT + 4 :]) != crc:
         raise ValueError("a damaged label")
     if version != FORMAT_VERSION:
-        raise ValueError(f"a label of format version {version:#x}, not {FORMAT_VERSION:#x}")
+        raise ValueError(f"a label of format version {version}, not {FORMAT_VERSION}")
     ids_at = _HEADER.size + n_groups * _GROUP.size
     states_at = ids_at + n_members * ID_BYTES
     if states_at + n_members > BLOCK_BYTES or not group < n_groups or not position < n_members:

@@ -42,7 +42,7 @@ from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Numbers
 from blockplane.model.checks import crc32c, fresh_checks
 
 MAGIC: Final = b"BPSTRIPE"
-VERSION: Final = 0
+VERSION: Final = 1
 #: 4 MiB: a band in which every stripe holds live blocks goes out in one round; more would lie idle.
 MAX_LOG_BLOCKS: Final = 1024
 

@@ -34,7 +34,7 @@ from blockplane.volume.codec import CHECK_BYTES, CHECK_CRC32C, KIND_REGULAR, REC
 #: As the stream's magic, but for one letter.
 MAGIC: Final = b"\x89BPO\r\n\x1a\n"
 #: 0 until the first release.
-VERSION: Final = 0
+VERSION: Final = 1
 FRAME_MAGIC: Final = b"BPof"
 #: SHA-256: with the processor's instructions 1.6 GB/s a core here, where BLAKE2b had 0.9 and BLAKE2s 0.5.
 DIGEST_SHA256: Final = 1

@@ -24,7 +24,7 @@ from blockplane.volume.live import LiveVolume
 
 #: As the stream's magic, but for one letter.
 MAGIC: Final = b"\x89BPR\r\n\x1a\n"
-VERSION: Final = 0
+VERSION: Final = 1
 _HEAD = struct.Struct("<8sI16s16s16s16sQQQqBBH127s")
 #: The plane is that of the blocks still to come, and not of those that came: others of the image never do.
 _LISTS_WANTED: Final = 1

@@ -17,7 +17,7 @@ from blockplane.volume.codec import NO_ID, Pointer
 from blockplane.volume.features import KNOWN_STATE_FEATURES, Features
 
 MAGIC = b"BPFSINFO"
-VERSION = 0
+VERSION = 1
 MAX_GROUPS = 32
 MAX_MEMBERS = 512
 MAX_AREAS = 192
@@ -112,7 +112,7 @@ def decode(block: bytes) -> FsInfo | None:
     unknown = features.beyond(KNOWN_STATE_FEATURES).receiving
     if version != VERSION or unknown:
         more = f" and features {unknown:#x}" if unknown else ""
-        raise VolumeDamagedError(f"the volume is of format version {version}{more}", "open it with a newer blockplane")
+        raise VolumeDamagedError(f"the volume is of format version {version}{more}", _with_what(version))
     pointers = [Pointer.decode(raw) for raw in fields[11:15]]
     reserve, n_pending, log_start, log_blocks, n_groups, n_members, n_areas = fields[15:22]
     if n_groups > MAX_GROUPS or n_members > MAX_MEMBERS or n_areas > MAX_AREAS:
@@ -127,6 +127,13 @@ def decode(block: bytes) -> FsInfo | None:
         pointers[0], pointers[1], pointers[2], pointers[3], reserve, n_pending, log_start, log_blocks,
         block[_MEMBERS_OFFSET : _MEMBERS_OFFSET + n_members], areas,
     )  # fmt: skip
+
+
+def _with_what(version: int) -> str:
+    """Return the hint for a record that is not read here."""
+    if version < VERSION:
+        return "a development build made it: take its files out with that, and put them into a new volume"
+    return "open it with a newer blockplane"
 
 
 def _geometry(block: bytes, n_groups: int) -> Geometry:

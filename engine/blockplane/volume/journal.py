@@ -24,7 +24,7 @@ from blockplane.model.checks import crc32c
 _JOURNAL: Final = re.compile(r"incoming-[0-9a-f]{32}\.(journal|new)")
 _MAGIC: Final = b"BPINJRNL"
 _HEAD = struct.Struct("<8sI4x16s")
-_VERSION: Final = 0
+_VERSION: Final = 1
 _RECORD = struct.Struct("<IIQIIII")
 _RECORD_MAGIC: Final = 0x6C616E64
 # A band has at most this many slots: what a damaged record may make its reader hold.

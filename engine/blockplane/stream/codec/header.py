@@ -140,7 +140,8 @@ def header_length(prefix: bytes) -> int:
         raise StreamError(f"this is not an image stream: it starts with {prefix[:8]!r}", hint)
     if version != VERSION:
         message = f"the stream has format version {version}; this release reads {VERSION}"
-        raise StreamError(message, "upgrade blockplane")
+        hint = "upgrade blockplane" if version > VERSION else "a development build wrote it: send it again"
+        raise StreamError(message, hint)
     if not HEADER_FIXED_BYTES + _CRC.size <= n_bytes <= MAX_HEADER_BYTES:
         raise StreamDamagedError(f"the stream's header claims {n_bytes} bytes", "fetch the stream again")
     return int(n_bytes)

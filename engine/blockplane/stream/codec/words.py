@@ -11,8 +11,8 @@ from blockplane.volume.features import KNOWN_STATE_FEATURES, Features
 
 #: A bit above ASCII, CR LF and ^Z: text-mode copying shows at once.
 MAGIC: Final = b"\x89BPS\r\n\x1a\n"
-#: 0 is the development format, which no release reads; the first release makes it 1 (FORMAT.md).
-VERSION: Final = 0
+#: 0 was that of development builds, which no release reads (FORMAT.md).
+VERSION: Final = 1
 FRAME_MAGIC: Final = b"BPfr"
 
 MAX_HEADER_BYTES: Final = 1 << 16
