@@ -380,6 +380,17 @@ def test_a_block_that_differs_is_named(source, tmp_path, rng):
         assert (found.ok, found.n_differing, found.differing) == (False, 1, [vbn])
 
 
+def test_a_damaged_stream_is_no_difference(source, tmp_path, rng):
+    """A flipped bit: the error names the file, and nothing is said to differ."""
+    volume, streams = source
+    image = volume.image("june1")
+    raw = bytearray(Path(streams[0]).read_bytes())
+    raw[int(rng.integers(len(raw) // 2, len(raw) * 3 // 4))] ^= 1 << int(rng.integers(8))
+    (tmp_path / "bad.bps").write_bytes(raw)
+    with pytest.raises(StreamDamagedError, match=r"bad\.bps"):
+        compare_streams(tmp_path / "bad.bps", volume=volume, snapshot=image.top.name)
+
+
 def test_blocks_that_are_missing_are_counted(source, tmp_path, rng):
     volume, _ = source
     image = volume.image("june1")

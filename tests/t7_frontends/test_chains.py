@@ -85,7 +85,10 @@ def test_compare(done, blockplane, pool):
     raw[len(raw) // 2] ^= 1
     Path("bad.bps").write_bytes(raw)
     outcome = blockplane("stream", "compare", "bad.bps", f"{pool}@june1", "--json")
-    assert (outcome.status, outcome.json["ok"]) == (1, False)
+    assert (outcome.status, outcome.error["kind"]) == (1, "stream-damaged")
+    outcome = blockplane("stream", "compare", "bad.bps", f"{pool}@june1")
+    assert (outcome.status, "bad.bps does not match its checksum" in outcome.err) == (1, True)
+    assert "DIFFERENT" not in outcome.out
     assert blockplane("stream", "compare", "june1.bps", pool).status == 2
 
 

@@ -112,7 +112,8 @@ def compare(
 ) -> int:
     """Compare a snapshot in streams with the same one of a volume, byte by byte.
 
-    Without the full stream, what the increments bring is compared. Exit status 1 when they differ.
+    Without the full stream, what the increments bring is compared. Exit status 1 when they differ,
+    and when a stream is damaged: the error names the block then, and nothing is said of differences.
 
     \b
     blockplane stream compare june1.bps june2.bps pool@june2
@@ -137,14 +138,11 @@ def _compared(found: StreamComparison) -> dict[str, object]:
         "only_in_volume": found.only_in_volume,
         "n_differing": found.n_differing,
         "differing": found.differing,
-        "problems": found.problems,
         "seconds": found.seconds,
     }
 
 
 def _print_compared(found: StreamComparison) -> None:
-    for problem in found.problems:
-        print(sentence(problem))
     for what, n_blocks in (
         ("only in the stream", found.only_in_stream),
         ("only in the volume", found.only_in_volume),
