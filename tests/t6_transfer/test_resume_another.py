@@ -203,6 +203,61 @@ def test_what_came_of_the_old_image_alone_is_given_up(source, tmp_path):
     assert not (tmp_path / "copy").exists()
 
 
+@pytest.fixture
+def two(source, tmp_path):
+    """A copy in which the receives of june1 and of june2 were interrupted, one after the other; june1 made it."""
+    interrupted(source, "june1", tmp_path / "copy", 0.6)
+    interrupted(source, "june2", tmp_path / "copy", 0.5)
+    return tmp_path / "copy"
+
+
+def test_one_of_several_is_chosen(source, two):
+    """By its top, or how its image id begins; each can be gone on with."""
+    with bp.Volume.open(two) as volume:
+        waiting = {its.top_name: its.image_id for its in bp.interrupted_receives(volume)}
+        assert list(waiting) == ["june1", "june2"]
+        for top, image_id in waiting.items():
+            for name in (top, image_id.hex(), image_id.hex()[:12].upper()):
+                token = bp.resume_token(volume, name)
+                assert (token.top_name, token.image_id, token.n_copied > 0) == (top, image_id, True)
+        assert bp.resume_token(volume).top_name == "june2"
+        with pytest.raises(RefusedError, match="no receive of june7") as caught:
+            bp.resume_token(volume, "june7")
+        assert all(part in caught.value.hint for top, key in waiting.items() for part in (top, key.hex()))
+        with pytest.raises(RefusedError, match="no receive of"):
+            bp.resume_token(volume, "")
+        token = bp.resume_token(volume, "june1")
+    bp.receive(io.BytesIO(stream_of(source, "june1", resume=token)), two)
+    with bp.Volume.open(two) as volume:
+        assert [its.top_name for its in bp.interrupted_receives(volume)] == ["june2"]
+        assert bp.check(volume).problems == []
+
+
+def test_one_of_several_is_given_up(source, two):
+    """The other stays, and stands for the one that made the volume."""
+    n_blocks = source.image("june1").n_blocks
+    with pytest.raises(RefusedError, match="no receive of june3"):
+        bp.abort_receive(two, top="june3")
+    assert bp.abort_receive(two, top="june1") == n_blocks
+    with bp.Volume.open(two) as volume:
+        assert [its.top_name for its in bp.interrupted_receives(volume)] == ["june2"]
+        assert bp.check(volume).problems == []
+    assert bp.abort_receive(two, top="june2") > 0
+    assert not two.exists()
+
+
+def test_two_of_one_top_are_told_apart_by_their_ids(source, tmp_path):
+    bp.receive(io.BytesIO(stream_of(source, "june1")), tmp_path / "copy")
+    full = interrupted(source, "june2", tmp_path / "copy", 0.5, discard=True)
+    step = interrupted(source, "june2 - june1", tmp_path / "copy", 0.5)
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        with pytest.raises(RefusedError, match="several receives of june2") as caught:
+            bp.resume_token(volume, "june2")
+        for token in (full, step):
+            assert token.image_id.hex() in caught.value.hint
+            assert bp.resume_token(volume, token.image_id.hex()).n_copied == token.n_copied
+
+
 def test_a_copied_plane_that_is_used_for_another_top_is_found(source, tmp_path):
     """Planted: all that came counts, changed or not."""
     source.delete_snapshot("june3")

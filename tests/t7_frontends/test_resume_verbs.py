@@ -146,3 +146,26 @@ def test_what_is_of_no_use_and_what_is_left_is_told(done, blockplane, big):
     assert "an interrupted receive of june1 still has" in received.err
     assert "receive copy --abort" in received.err
     assert "of another volume" in blockplane("send", "other", "june1", "--resume", token, "-n").err
+
+
+def test_one_of_several(done, blockplane, big):
+    """--of chooses; without it the last one's token, and what else there is; --abort gives all up, or that one."""
+    done("create", "copy", "--disks", 3, "--size", "24MiB")
+    blockplane("receive", "copy", "-i", "cut.bps")
+    with bp.Volume.open(big) as volume:
+        bp.FileSystem(volume).write_bytes("/more", os.urandom(4 << 20))
+        volume.snapshot("june2")
+    done("send", big, "june2", "-o", "june2.bps")
+    Path("cut2.bps").write_bytes(Path("june2.bps").read_bytes()[: 5 << 20])
+    blockplane("receive", "copy", "-i", "cut2.bps")
+    last = done("receive", "copy", "--have", "--json").json
+    assert (last["top"], [its["top"] for its in last["others"]]) == ("june2", ["june1"])
+    have = done("receive", "copy", "--have", "--of", "june1", "--json").json
+    assert (have["top"], have["image_id"]) == ("june1", last["others"][0]["image_id"])
+    asked = subprocess.run([*COMMAND, "receive", "copy", "--have"], capture_output=True, check=True)
+    assert f"interrupted before it: june1 (image id {have['image_id']})" in asked.stderr.decode()
+    wrong = blockplane("receive", "copy", "--have", "--of", "june9", "--json").error
+    assert (wrong["kind"], "june1" in wrong["hint"], "june2" in wrong["hint"]) == ("refused", True, True)
+    assert blockplane("receive", "copy", "-i", "cut.bps", "--of", "june1").status == 2
+    assert done("receive", "copy", "--abort", "--of", "june2", "--json").json["freed_blocks"] == last["n_blocks"]
+    assert [its["top"] for its in done("info", "copy", "--json").json["incoming"]] == ["june1"]

@@ -10,12 +10,13 @@ from blockplane.cli.naming import open_volume
 from blockplane.cli.text import blocks, count, print_json, printable
 
 
-def print_token(place: str, wait_s: float, as_json: bool) -> None:
-    """Write the token of the receive that was interrupted last to standard output; --json says what it holds."""
+def print_token(place: str, top: str | None, wait_s: float, as_json: bool) -> None:
+    """Write the token of an interrupted receive, by default the last, to standard output; --json says what it holds."""
     if not as_json and (sys.stdout is None or sys.stdout.isatty()):
         raise bp.errors.UsageError("a token is not written to a terminal", "redirect it: receive VOL --have > TOKEN")
     with open_volume(place, "receive --have", wait_s, writable=True) as volume:
-        token = bp.resume_token(volume)
+        token = bp.resume_token(volume, top)
+        others = [each for each in bp.interrupted_receives(volume) if each.image_id != token.image_id]
     if as_json:
         print_json(
             {
@@ -25,6 +26,9 @@ def print_token(place: str, wait_s: float, as_json: bool) -> None:
                 "copied_blocks": token.n_copied,
                 "left_blocks": token.n_left,
                 "left_bytes": token.n_left * bp.BLOCK_BYTES,
+                "others": [
+                    {"top": its.top_name, "image_id": its.image_id.hex()} for its in others if not its.is_running
+                ],
             }
         )
         return
@@ -33,11 +37,14 @@ def print_token(place: str, wait_s: float, as_json: bool) -> None:
         data = data[os.write(sys.stdout.fileno(), data) :]
     has = f"{printable(place)} has {count(token.n_copied, 'block')} of {token.top_name}"
     print(f"{has}; {blocks(token.n_left)} are left", file=sys.stderr)
+    names = [f"{its.top_name} (image id {its.image_id.hex()})" for its in others if not its.is_running]
+    if names and top is None:
+        print(f"interrupted before it: {', '.join(names)}; for one of them say --of NAME", file=sys.stderr)
 
 
-def give_up(place: str, wait_s: float, as_json: bool) -> None:
-    """Give up what interrupted receives have left."""
-    n_blocks = bp.abort_receive(place, opened=open_volume(place, "receive --abort", wait_s, writable=True))
+def give_up(place: str, top: str | None, wait_s: float, as_json: bool) -> None:
+    """Give up what interrupted receives have left: all of them, or one."""
+    n_blocks = bp.abort_receive(place, opened=open_volume(place, "receive --abort", wait_s, writable=True), top=top)
     if as_json:
         print_json({"freed_blocks": n_blocks, "removed_volume": not os.path.exists(place)})
     elif not os.path.exists(place):

@@ -193,7 +193,13 @@ def _sent(report: SendReport, dry_run: bool) -> str:
     help="Write an offer of a snapshot (the newest), for send --against.",
 )
 @click.option("--run", "run_blocks", type=int, metavar="N", help="With --offer: blocks a digest covers, to 256 (8).")
-@click.option("--abort", "gives_up", is_flag=True, help="Give up what an interrupted receive has.")
+@click.option("--abort", "gives_up", is_flag=True, help="Give up what interrupted receives have.")
+@click.option(
+    "--of",
+    "top",
+    metavar="SNAP",
+    help="With --have or --abort: of several, the one of this top, or image id (the last; all).",
+)
 @key_option
 @disk_options
 @json_option
@@ -207,6 +213,7 @@ def receive(
     offer: str | None,
     run_blocks: int | None,
     gives_up: bool,
+    top: str | None,
     keys: Sequence[str],
     n_disks: int | None,
     size: int | None,
@@ -231,6 +238,7 @@ def receive(
     blockplane receive copy -i june1.bps --disks 3 --size 4G --chunk 1MiB
     blockplane send pool 'june3 - june1' | blockplane receive copy
     blockplane receive copy --offer > offer
+    blockplane receive copy --have --of june3 > token
 
     What arrives of a full image and is in VOL already, under the same block numbers, is compared and not written again.
     An offer reads its snapshot once, holds it for a week, and has 2 GiB a TiB of it with runs of 8 blocks, 1.5 with 16.
@@ -240,11 +248,13 @@ def receive(
         raise bp.errors.UsageError("--have, --offer and --abort do not go together", "say one of them")
     if run_blocks is not None and offer is None:
         raise bp.errors.UsageError("--run is for an offer", "say --offer too")
+    if top is not None and not (have or gives_up):
+        raise bp.errors.UsageError("--of is for --have and --abort", "say one of them too")
     if offer is not None:
         print_offer(place, offer or None, run_blocks, wait_s, as_json, progress)
         return
     if have or gives_up:
-        (print_token if have else give_up)(place, wait_s, as_json)
+        (print_token if have else give_up)(place, top, wait_s, as_json)
         return
     wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
     source = origin if origin is not None else _standard_input()
@@ -282,7 +292,8 @@ def _tell_interrupted(place: str, left: Sequence[InterruptedReceive]) -> None:
     for its in left:
         if not its.is_running:
             what = f"an interrupted receive of {printable(its.top_name)} still has {blocks(its.n_image)} reserved"
-            how = f"go on with it, or give it up: blockplane receive {printable(place)} --abort"
+            abort = f"blockplane receive {printable(place)} --abort --of {printable(its.top_name)}"
+            how = f"go on with it, or give it up: {abort}"
             print(f"blockplane: {what}; {how}", file=sys.stderr)
 
 

@@ -303,13 +303,17 @@ def _made(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> It
 
 
 def abort_receive(
-    path: str | os.PathLike[str], wait_s: float = 0.0, opened: AbstractContextManager[LiveVolume] | None = None
+    path: str | os.PathLike[str],
+    wait_s: float = 0.0,
+    opened: AbstractContextManager[LiveVolume] | None = None,
+    top: str | None = None,
 ) -> int:
     """Give up what interrupted receives have left in a volume; one that such a receive made is removed.
 
     Parameters
     ----------
     opened : gives the volume, open for writing, where it is not to be opened here. It is not removed while it is open.
+    top : of which alone, as for `resume_token`; by default of all.
 
     Returns
     -------
@@ -317,12 +321,13 @@ def abort_receive(
 
     Raises
     ------
-    RefusedError : no receive was interrupted here; one that is under way is not.
+    RefusedError : no receive was interrupted here, or not that; one that is under way is not.
     """
     directory = Path(path)
     with opened or Volume.open(directory, wait_s=wait_s, verb="receive --abort") as volume:
         is_made = made_by_receive(volume)
-        n_blocks = drop_incoming(volume)
+        n_blocks = drop_incoming(volume, top)
+        is_made = is_made and not volume.local.incoming.images()
     if is_made:
         with suppress(VolumeInUseError):  # it stays, empty, for who has it
             remove_made(directory)

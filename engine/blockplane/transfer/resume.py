@@ -18,7 +18,7 @@ from blockplane.planes import Plane, PlaneFormatError, combine
 from blockplane.volume.codec import KIND_REGULAR, NAME_BYTES, NO_ID
 from blockplane.volume.deferred import reap
 from blockplane.volume.holds import hold_by_id, release_all
-from blockplane.volume.incoming import IncomingImage, leaves_of
+from blockplane.volume.incoming import FLAG_MADE_VOLUME, IncomingImage, leaves_of
 from blockplane.volume.landed import LandedBlocks, vbns_at
 from blockplane.volume.live import LiveVolume
 
@@ -161,15 +161,20 @@ def interrupted_receives(volume: LiveVolume) -> Sequence[InterruptedReceive]:
         ]  # fmt: skip
 
 
-def resume_token(volume: LiveVolume) -> ResumeToken:
-    """Return what a volume has of the image whose receive was interrupted last; durable on return.
+def resume_token(volume: LiveVolume, top: str | None = None) -> ResumeToken:
+    """Return what a volume has of an image whose receive was interrupted; durable on return.
+
+    Parameters
+    ----------
+    top : of which, where there are several: the name of its top, or how its image id begins, in hex. By default of the
+        one that began last.
 
     Raises
     ------
-    RefusedError : no receive was interrupted here.
+    RefusedError : no receive was interrupted here, none of that, or several of them.
     """
     with volume.lock:
-        image = _latest(volume)
+        image = _waiting(volume, top)[-1]
         entry = image.entry
         kept = LandedBlocks(volume, entry, dict(leaves_of(image.places)), image.placemap(), image)
         kept.recall(lambda _: None)
@@ -184,27 +189,37 @@ def resume_token(volume: LiveVolume) -> ResumeToken:
     )  # fmt: skip
 
 
-def drop_incoming(volume: LiveVolume) -> int:
+def drop_incoming(volume: LiveVolume, top: str | None = None) -> int:
     """Give up what interrupted receives have left; return how many blocks that frees. Durable on return.
+
+    Parameters
+    ----------
+    top : of which alone, as for `resume_token`; by default of all.
 
     Raises
     ------
-    RefusedError : no receive was interrupted here.
+    RefusedError : as `resume_token`.
     """
     with volume.lock:
-        _latest(volume)
         n_freed = 0
-        for image in list(volume.local.incoming.images()):
-            if volume.incoming.runs(image.entry.landing_id):
-                continue
+        for image in _waiting(volume, top):
             n_freed += image.entry.n_image
             kept = LandedBlocks(volume, image.entry, {}, image.placemap(), None)
             kept.remove()
+            if image.entry.made_volume:
+                _hand_on(volume)
             volume.commit()
             kept.forget()
         volume.space.forget()
         reap(volume)
     return n_freed
+
+
+def _hand_on(volume: LiveVolume) -> None:
+    """Let another receive stand for the one that made the volume: giving up the last removes it."""
+    for image in volume.local.incoming.images()[:1]:
+        image.entry.flags |= FLAG_MADE_VOLUME
+        volume.local.incoming.changed()
 
 
 @contextmanager
@@ -227,7 +242,8 @@ def held(volume: LiveVolume, image: Image, seconds: float) -> Iterator[None]:
         volume.commit()
 
 
-def _latest(volume: LiveVolume) -> IncomingImage:
+def _waiting(volume: LiveVolume, top: str | None) -> list[IncomingImage]:
+    """Return the images whose receive was interrupted, older first: all of them, or the one that is meant."""
     waiting = [i for i in volume.local.incoming.images() if not volume.incoming.runs(i.entry.landing_id)]
     if not waiting and volume.incoming.is_running:
         raise RefusedError(
@@ -238,7 +254,19 @@ def _latest(volume: LiveVolume) -> IncomingImage:
         raise RefusedError(
             f"no receive into {volume.path} was interrupted: there is nothing to go on with", "receive the stream whole"
         )
-    return waiting[-1]
+    return waiting if top is None else [_meant(volume, waiting, top)]
+
+
+def _meant(volume: LiveVolume, waiting: Sequence[IncomingImage], top: str) -> IncomingImage:
+    """Return the image of a top's name, or, where no top is named so, of the id that begins so."""
+    named = [image for image in waiting if image.entry.top_name == top]
+    named = named or [image for image in waiting if top and image.entry.image_id.hex().startswith(top.lower())]
+    if len(named) == 1:
+        return named[0]
+    there = ", ".join(f"{i.entry.top_name} (image id {i.entry.image_id.hex()})" for i in named or waiting)
+    if not named:
+        raise RefusedError(f"no receive of {top} into {volume.path} was interrupted", f"these were: {there}")
+    raise RefusedError(f"several receives of {top} into {volume.path} were interrupted", f"say the image id: {there}")
 
 
 def made_by_receive(volume: LiveVolume) -> bool:
