@@ -39,8 +39,8 @@ def policy(
 
     After a consistency point that leaves less free than --demote-under, and before a verb that lacks room, snapshots
     become shadows, older first, until there is enough: they can still be subtracted, and no longer be read. None goes
-    that is being read or held, that a mirror or an interrupted receive stands on, or that is one of the newest; none
-    is deleted. `snapshot list` shows those that went.
+    that is being read or held, that a mirror or an interrupted receive stands on, that is one of the newest, or that
+    would free less than 16 blocks; none is deleted. `snapshot list` shows those that went.
 
     \b
     blockplane snapshot policy pool --demote-under 5% --keep 7 --only 'auto-*' -n

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,11 +15,12 @@ from blockplane.volume.codec import KIND_SHADOW, TableEntry
 from blockplane.volume.deleting import states_beside
 from blockplane.volume.demotioncodec import ASKED, Demotion, Pace
 from blockplane.volume.holds import refuse_deleting, refuse_needed
-from blockplane.volume.leafbits import EMPTY_LEAF, count
+from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
 from blockplane.volume.shadows import leaves_of, own_places
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
+    from blockplane.volume.state import State
 
 
 def demote(volume: LiveVolume, name: str) -> int:
@@ -68,27 +69,45 @@ def make_shadow(volume: LiveVolume, entry: TableEntry, how: Demotion) -> int:
     return n_freed
 
 
-def freed_in_order(volume: LiveVolume, going: Sequence[TableEntry]) -> dict[bytes, int]:
+def freed_in_order(volume: LiveVolume, going: Sequence[TableEntry], least: int = 0) -> dict[bytes, int]:
     """Return, by id, what making each of snapshots a shadow would free after those before it: exact, by algebra.
 
     A place is free when the last that has it goes; what lies in any of their blockmaps stays for the shadows. Those
-    that cannot be read are left out, and stay. The caller has committed.
+    that cannot be read are left out, and stay; so are those that have fewer than `least` of all places that would be
+    free: without them the others free nearly as much. The caller has committed.
 
     Notes
     -----
-    One pass over the leaves in which anything is held, whatever their number.
+    One pass over the leaves in which anything is held, whatever their number; another where some were left out.
     """
     left = list(going)
     while True:
-        freed, unreadable = _freed(volume, left)
-        if unreadable is None:
-            return {entry.record.id: n_blocks for entry, n_blocks in zip(left, freed, strict=True)}
-        left.remove(unreadable)
+        found = _freed(volume, left, least)
+        if found.unreadable is not None:
+            left.remove(found.unreadable)
+        elif any(n_blocks < least for n_blocks in found.shares):
+            left = [entry for entry, n_blocks in zip(left, found.shares, strict=True) if n_blocks >= least]
+        else:
+            return {entry.record.id: n_blocks for entry, n_blocks in zip(left, found.freed, strict=True)}
 
 
-def _freed(volume: LiveVolume, going: Sequence[TableEntry]) -> tuple[list[int], TableEntry | None]:
+@dataclass(slots=True)
+class _Freed:
+    """What making some snapshots shadows frees.
+
+    freed : by each, after those before it. shares : how many of all these places each has; where that is the least that
+    is asked for, maybe more. unreadable : the first that
+    cannot be read; nothing else is known then.
+    """
+
+    freed: list[int]
+    shares: list[int]
+    unreadable: TableEntry | None = None
+
+
+def _freed(volume: LiveVolume, going: Sequence[TableEntry], least: int) -> _Freed:
     """Return what each frees; or the first that cannot be read."""
-    local, freed = volume.local, [0] * len(going)
+    local, found = volume.local, _Freed([0] * len(going), [0] * len(going))
     states, parts = [], [np.empty(0, np.int64)]
     for entry in going:
         try:
@@ -97,7 +116,7 @@ def _freed(volume: LiveVolume, going: Sequence[TableEntry]) -> tuple[list[int], 
         except DiskError:
             raise
         except VolumeDamagedError:
-            return [], entry
+            return _Freed([], [], entry)
     own, chosen = leaves_of(np.unique(np.concatenate(parts))), {entry.record.id for entry in going}
     rest = [volume.known_state(entry) for entry in local.regular() if entry.record.id not in chosen]
     for start, stop in local.held.data_extents().tolist():
@@ -105,15 +124,24 @@ def _freed(volume: LiveVolume, going: Sequence[TableEntry]) -> tuple[list[int], 
             words = local.held_leaf(leaf) & ~local.shadowed_leaf(leaf) & ~own.get(leaf, EMPTY_LEAF)
             if words.any():
                 words = words & ~held.may_hold_leaf(rest, leaf)
-            for at in range(len(states) - 1, -1, -1):
-                if not words.any():
-                    break
-                try:
-                    mine = words & states[at].place_leaf(leaf)
-                except DiskError:
-                    raise
-                except VolumeDamagedError:
-                    return [], going[at]
-                freed[at] += count(mine)
-                words = words & ~mine
-    return freed, None
+            if words.any() and (bad := _share_out(found, words, states, leaf, least)) >= 0:
+                return _Freed([], [], going[bad])
+    return found
+
+
+def _share_out(found: _Freed, words: Leaf, states: Sequence[State], leaf: int, least: int) -> int:
+    """Count places of a leaf for those that have them, the last alone frees one; return which cannot be read, or -1."""
+    left = words
+    for at in range(len(states) - 1, -1, -1):
+        if found.shares[at] >= least and not left.any():
+            continue
+        try:
+            mine = words & states[at].place_leaf(leaf)
+        except DiskError:
+            raise
+        except VolumeDamagedError:
+            return at
+        found.shares[at] += count(mine)
+        found.freed[at] += count(mine & left)
+        left = left & ~mine
+    return -1

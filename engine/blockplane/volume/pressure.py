@@ -1,8 +1,9 @@
 """The pressure policy: when space runs short, regular snapshots become shadows instead of writes failing.
 
 Older first, as the snapshot table has them: on one line of history that is the order of their consistency points. Off
-unless somebody sets it (DESIGN.md, law 13). It acts after a consistency point that left less than its limit, and before
-an operation that lacks room. What it does is a consistency point of its own, and noted in the table.
+unless somebody sets it (DESIGN.md, law 13). One that would free hardly anything, whatever else goes, stays. It acts
+after a consistency point that left less than its limit, and before an operation that lacks room. What it does is a
+consistency point of its own, and noted in the table.
 """
 
 from __future__ import annotations
@@ -33,8 +34,13 @@ if TYPE_CHECKING:
     from blockplane.volume.capacity import Capacity
     from blockplane.volume.live import LiveVolume
 
+#: A snapshot stays that would free fewer blocks. The consistency point that makes one a shadow writes five of its own,
+#: and of a snapshot that nothing was written for no more comes free than a dozen metafile blocks. Where it is higher,
+#: more snapshots stay when writes fail.
+LEAST_YIELD: Final = 16
 #: Names that an error spells out.
 _MAX_NAMED: Final = 4
+_TOO_LITTLE: Final = f"would free less than {LEAST_YIELD} blocks"
 #: Of snapshots that a policy keeps: more than a volume can have.
 MAX_KEEP: Final = 1_000_000
 
@@ -166,26 +172,30 @@ def plan(volume: LiveVolume, policy: PressurePolicy | None = None, wanted_blocks
             volume.commit()
         going, kept = judge(volume, record) if record is not None else ([], [])
         wanted = max(limit_blocks(volume, record) if record is not None else 0, wanted_blocks)
-        freed = freed_in_order(volume, going)
+        freed = freed_in_order(volume, going, LEAST_YIELD)
+        known = freed_in_order(volume, going).keys() - freed.keys()
         chosen = _chosen(volume, going, freed, wanted)
         named = [(entry.record.name, n_blocks) for entry, n_blocks in chosen]
         gone = {name for name, _ in named}
         others = [entry.record for entry in going if entry.record.name not in gone]
-        kept += [(record.name, "is not needed" if record.id in freed else "is damaged") for record in others]
+        for other in others:
+            why = "is not needed" if other.id in freed else _TOO_LITTLE if other.id in known else "is damaged"
+            kept.append((other.name, why))
         return DemotionPlan(volume.coming_blocks, wanted, tuple(named), tuple(kept))
 
 
 def _chosen(
     volume: LiveVolume, going: Sequence[TableEntry], freed: dict[bytes, int], wanted: int
 ) -> list[tuple[TableEntry, int]]:
-    """Return those that go, in order, and what each frees: until there is enough, and none at the end for nothing."""
+    """Return those that go, in order, and what each frees: until there is enough, and none at the end for little."""
     missing = wanted - volume.coming_blocks
     chosen: list[tuple[TableEntry, int]] = []
     for entry in going:
-        if missing > 0 and entry.record.id in freed:
+        is_enough = missing <= 0 and (not chosen or chosen[-1][1] >= LEAST_YIELD)
+        if entry.record.id in freed and not is_enough:
             chosen.append((entry, freed[entry.record.id]))
             missing -= freed[entry.record.id]
-    while chosen and not chosen[-1][1]:
+    while chosen and chosen[-1][1] < LEAST_YIELD:
         chosen.pop()
     return chosen
 
@@ -259,7 +269,7 @@ def _relieving(volume: LiveVolume, policy: PressureRecord, n_blocks: int) -> lis
     of_what = room < n_blocks, volume.local.root.n_held, tuple(entry.record.id for entry in going)
     if not going or (volume.futile_relief[0] == of_what and volume.futile_relief[1] <= wanted - room):
         return []
-    chosen = _chosen(volume, going, freed_in_order(volume, going), wanted)
+    chosen = _chosen(volume, going, freed_in_order(volume, going, LEAST_YIELD), wanted)
     if not chosen or room + sum(n for _, n in chosen) < n_blocks:
         volume.futile_relief = of_what, wanted - room
         return []
@@ -274,7 +284,10 @@ def kept_text(volume: LiveVolume) -> str:
     going, kept = judge(volume, policy)
     told = [f"{name} {why}" for name, why in kept[:_MAX_NAMED]]
     told += [f"{len(kept) - _MAX_NAMED} more stay"] if len(kept) > _MAX_NAMED else []
-    if going:
-        n_blocks = sum(freed_in_order(volume, going).values())
-        told.append(f"the other {len(going)} would free {n_blocks} blocks together, and all that is asked for is more")
+    freed = freed_in_order(volume, going, LEAST_YIELD)
+    if freed:
+        n_blocks = sum(freed.values())
+        told.append(f"the other {len(freed)} would free {n_blocks} blocks together, and all that is asked for is more")
+    if len(freed) < len(going):
+        told.append(f"{len(going) - len(freed)} more would hardly free any, or cannot be read")
     return f"; no more snapshots become shadows: {', '.join(told) or 'there are none'}"
