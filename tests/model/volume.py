@@ -31,11 +31,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Moment:
-    """A state's place in history. listed : ids of the snapshots that its list names."""
+    """A state's place in history.
+
+    listed : ids of the snapshots that its list names. content : a number that no other tree has.
+    """
 
     line: Line
     state: int
     listed: frozenset[str] = frozenset()
+    content: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,13 @@ class ModelVolume:
         if self.is_dirty:
             if self.is_replica:
                 self._start_line()
-            self.moment = replace(self.moment, state=self.moment.state + 1)
+            self.moment = replace(self.moment, state=self.moment.state + 1, content=next(_numbers))
             self.is_dirty = False
         self._saved = (self.live.copy(), self.moment, self.is_replica, self.is_blank)
 
     def _start_line(self) -> None:
         line = Line(next(_numbers), self.moment.line, self.moment.state)
-        self.moment = Moment(line, self.moment.state, self._ancestors(self.parent))
+        self.moment = replace(self.moment, line=line, listed=self._ancestors(self.parent))
         self.is_replica = False
 
     def crash(self) -> None:
@@ -126,7 +130,8 @@ class ModelVolume:
         self.snapshots[snapshot_id] = ModelSnapshot(snapshot_id, name, self.live.copy(), self.moment, self.parent)
         self.parent = snapshot_id
         if not self.is_replica:
-            self.moment = Moment(self.moment.line, self.moment.state + 1, self._ancestors(snapshot_id))
+            listed = self._ancestors(snapshot_id)
+            self.moment = replace(self.moment, state=self.moment.state + 1, listed=listed)
             self.is_blank = False
         self.commit()
 
@@ -171,9 +176,13 @@ class ModelVolume:
     # --- transfer ---
 
     def may_succeed(self, top: ModelSnapshot) -> bool:
-        """Whether the live state is the top's, or one that the top descends from."""
+        """Whether the live state is the top's, or one that the top descends from; or holds no more than such a one."""
         self.commit()
-        return self.moment.line.leads_to(self.moment.state, top.moment.line, top.moment.state)
+        parent = self.regular().get(self.parent or "")
+        moments = [self.moment]
+        if parent is not None and parent.moment.content == self.moment.content:
+            moments.append(parent.moment)
+        return any(at.line.leads_to(at.state, top.moment.line, top.moment.state) for at in moments)
 
     def receive(self, arriving: list[ModelSnapshot], base: ModelSnapshot | None) -> None:
         """Take in snapshots, older first, the last becoming the live tree; a child of what it was built on here."""

@@ -31,7 +31,10 @@ from blockplane.model import (
 )
 from blockplane.stream import open_stream
 from blockplane.stream import sink as sinks
+from blockplane.stream.input import ObjectInput
+from blockplane.stream.reader import StreamReader
 from blockplane.transfer import receive, send
+from blockplane.transfer.destination import VolumeDestination
 from blockplane.transfer.resume import drop_incoming, interrupted_receives
 from blockplane.volume import Volume
 from blockplane.volume.check import check
@@ -441,6 +444,66 @@ def test_local_changes_are_not_lost_unasked(tmp_path, source, rng):
         assert everything(copy) == before
         receive(io.BytesIO(increment), copy, discard=True)
         assert contents(copy.state(None)) == contents(source.state("june2"))
+
+
+@pytest.mark.parametrize("back_to", ["june1", "june2"])
+def test_what_a_rollback_left_alone_is_replaced(tmp_path, source, back_to):
+    """Rolled back to a snapshot that the top descends from, and nothing written: that snapshot keeps all there is."""
+    with fresh(tmp_path / "copy", size="16M") as copy:
+        receive(io.BytesIO(stream_of(source, "june1")), copy)
+        receive(io.BytesIO(stream_of(source, "june2 - june1")), copy)
+        copy.rollback(back_to)
+        before = everything(copy)
+        receive(io.BytesIO(stream_of(source, "june3 - june2")), copy)
+        after = everything(copy)
+        assert {name: after[name] for name in ("june1", "june2")} == {name: before[name] for name in ("june1", "june2")}
+        assert after["live"] == contents(source.state("june3"))
+        assert check(copy).problems == []
+
+
+def test_what_a_rollback_left_and_no_regular_snapshot_keeps_is_not_replaced(tmp_path, source, rng):
+    """Written to since; kept by what is only a shadow; kept by a snapshot that is no part of the top's history."""
+    increment = stream_of(source, "june3 - june2")
+    with fresh(tmp_path / "copy", size="16M") as copy:
+        receive(io.BytesIO(stream_of(source, "june1")), copy)
+        receive(io.BytesIO(stream_of(source, "june2 - june1")), copy)
+        copy.rollback("june1")
+        files = Files(copy, rng)
+        files.reload()
+        files.write(9, 0, 12)
+        copy.sync()
+        refused_unchanged(copy, increment)
+        copy.snapshot("mine")
+        refused_unchanged(copy, increment)
+        copy.rollback("june1")
+        copy.shadow_snapshot("june1")
+        refused_unchanged(copy, increment)
+
+
+def refused_unchanged(copy: Volume, stream: bytes) -> None:
+    before = contents(copy.state(None))
+    with pytest.raises(RefusedError, match="was written to since june2, or rolled back"):
+        receive(io.BytesIO(stream), copy)
+    assert contents(copy.state(None)) == before
+
+
+def test_the_snapshot_that_keeps_it_stays_meanwhile(tmp_path, source):
+    """Nobody deletes it while the stream comes; one that went before is missed."""
+    with fresh(tmp_path / "copy", size="16M") as copy:
+        receive(io.BytesIO(stream_of(source, "june1")), copy)
+        receive(io.BytesIO(stream_of(source, "june2 - june1")), copy)
+        copy.rollback("june1")
+        stream = StreamReader(ObjectInput(io.BytesIO(stream_of(source, "june3 - june2")))).read_map()
+        destination = VolumeDestination(copy)
+        destination.accept(stream, discard=False)
+        with destination.landing(stream) as landing:
+            with pytest.raises(RefusedError, match="is being read"):
+                copy.delete_snapshot("june1")
+            landing.abort()
+        destination.accept(stream, discard=False)
+        copy.delete_snapshot("june1")
+        with pytest.raises(RefusedError, match="went meanwhile"), destination.landing(stream):
+            pass
 
 
 def test_another_snapshot_of_the_same_name(tmp_path, source, rng):

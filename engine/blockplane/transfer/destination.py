@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from blockplane.image.store import VolumeStore
 from blockplane.model.errors import (
     BlockplaneError,
     NotAVolumeError,
@@ -30,7 +29,7 @@ from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, NO_ID, Snapshot
 from blockplane.volume.groups import give_back
 from blockplane.volume.incoming import FLAG_MADE_VOLUME, MAX_MEMBERS, IncomingEntry
 from blockplane.volume.live import LiveVolume
-from blockplane.volume.snapshots import check_name
+from blockplane.volume.snapshots import check_name, standing_at
 from blockplane.volume.volume import Volume
 
 
@@ -40,6 +39,8 @@ class VolumeDestination:
     def __init__(self, volume: LiveVolume, *, is_made: bool = False) -> None:
         self.volume = volume
         self._is_made = is_made
+        #: what the live state, which the stream replaces, is kept in, where the top does not descend from that itself
+        self._standing: SnapshotRecord | None = None
 
     @property
     def name(self) -> str:
@@ -158,8 +159,12 @@ class VolumeDestination:
             )
         with self.volume.lock:
             self.volume.commit()
-            live = self.volume.committed.root
-        if not discard and not is_in_history(live.branch_id, live.cp, stream.top, stream.branches):
+            live, standing = self.volume.committed.root, standing_at(self.volume)
+        if discard or is_in_history(live.branch_id, live.cp, stream.top, stream.branches):
+            return
+        self._standing = standing.record if standing is not None else None
+        kept = self._standing
+        if kept is None or not is_in_history(kept.branch_id, kept.cp, stream.top, stream.branches):
             raise RefusedError(
                 f"{self.name} was written to since {base.name}, or rolled back: what it holds is no part of "
                 f"{stream.top.name} and would be lost",
@@ -168,15 +173,27 @@ class VolumeDestination:
 
     @contextmanager
     def landing(self, stream: StreamMap) -> Iterator[landing.Landing]:
-        """Begin; the base is pinned meanwhile."""
+        """Begin; the base is pinned meanwhile, and the snapshot that has what the live state has."""
         base = stream.base
         entry = self._base(base) if base is not None else None
         lender = self._find(stream.lender) if stream.lender is not None else None
-        with VolumeStore(self.volume).pin(entry.record.id if entry is not None else NO_ID):
+        with ExitStack() as pinned:
+            pinned.enter_context(self.volume.pin(entry.record.id if entry is not None else NO_ID))
+            if self._standing is not None:
+                pinned.enter_context(self.volume.pin(self._standing.id))
+                self._require_standing(self._standing)
             yield landing.Landing(
                 self.volume, stream.image, entry, self._incoming(stream), stream.part, lender, stream.header.carried_id,
                 stream.header.features,
             )  # fmt: skip
+
+    def _require_standing(self, record: SnapshotRecord) -> None:
+        """Refuse where the snapshot that has what the live state has went before it was pinned."""
+        if self._find(record) is None:
+            raise RefusedError(
+                f"snapshot {record.name}, which keeps what the stream would replace in {self.name}, went meanwhile",
+                "receive again, and say --discard if that is meant",
+            )
 
     def _incoming(self, stream: StreamMap) -> IncomingEntry:
         header, flags = stream.header, FLAG_MADE_VOLUME if self._is_made else 0

@@ -247,6 +247,14 @@ def changed_since_newest(volume: LiveVolume) -> bool:
     return bool((mine.pointers != state.root.inode_file.pointers).any())
 
 
+def standing_at(volume: LiveVolume) -> TableEntry | None:
+    """Return the regular snapshot that has all that the live state has, if any. The caller has committed."""
+    parent = next((e for e in volume.local.regular() if e.record.id == volume.local.root.parent_id), None)
+    if parent is None or volume.known_state(parent) is None or changed_since_newest(volume):
+        return None
+    return parent
+
+
 def rollback(
     volume: LiveVolume,
     name: str,
