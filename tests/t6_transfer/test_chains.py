@@ -124,7 +124,12 @@ def test_a_stream_twice_and_a_folder(source, tmp_path):
         [], ["3.bps", "2.bps", "1.bps", "0.bps"],
     )  # fmt: skip
     again = verify_streams(*streams, streams[1])
-    assert (again.ok, again.repeated) == (True, [streams[1]])
+    assert (again.ok, again.repeated, again.order) == (True, [streams[1]], verify_streams(*streams).order)
+    counted = [(v.n_blocks, v.verified_blocks, v.stream_bytes, v.snapshots) for v in (again, verify_streams(*streams))]
+    assert counted[0] == counted[1]
+    (tmp_path / "same.bps").symlink_to(streams[0])
+    alone = verify_streams(streams[0], streams[0], tmp_path / "same.bps")
+    assert (alone.n_blocks, len(alone.repeated)) == (verify_streams(streams[0]).n_blocks, 2)
     assert verdict.repeated == []
     with pytest.raises(UsageError, match=r"\.bps is named twice$"):
         bp.merge_streams(*streams, streams[1], sink=tmp_path / "merged.bps")

@@ -181,17 +181,18 @@ def stream_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     return names
 
 
-def named_again(names: Sequence[str]) -> list[str]:
-    """Return the names of files that a name before them names too."""
-    found: list[str] = []
+def named_once(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return names, each file's first, and those of files that a name before them names too."""
+    once: list[str] = []
+    again: list[str] = []
     seen: set[tuple[int, int]] = set()
     for name in names:
-        if os.path.isfile(name):
-            status = os.stat(name)
-            key = status.st_dev, status.st_ino
-            found += [name] if key in seen else []
+        status = os.stat(name) if os.path.isfile(name) else None
+        key = (status.st_dev, status.st_ino) if status is not None else None
+        (again if key in seen else once).append(name)
+        if key is not None:
             seen.add(key)
-    return found
+    return once, again
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:

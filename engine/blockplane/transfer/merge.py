@@ -24,7 +24,7 @@ from blockplane.stream.behind import BehindSink
 from blockplane.stream.codec import MAX_FRAME_BLOCKS, Header, Role
 from blockplane.stream.keyfile import KeyLike, Keys
 from blockplane.stream.sink import Sink, SinkLike
-from blockplane.stream.source import StreamChain, named_again, open_stream, stream_names
+from blockplane.stream.source import StreamChain, named_once, open_stream, stream_names
 from blockplane.stream.stateplane import plane_in
 from blockplane.transfer.picking import Packing
 from blockplane.transfer.send import WRITER, SendReport, send
@@ -79,8 +79,8 @@ def merge_streams(
     Reads the members once, in order, and of them what the top has; every block of that is verified. Memory: three
     planes a member, and the frames on their way.
     """
-    names = stream_names(paths)
-    for name in named_again(names):
+    names, repeated = named_once(stream_names(paths))
+    for name in repeated:
         raise UsageError(f"{name} is named twice", "name each stream of the chain once")
     if isinstance(sink, (str, os.PathLike)) and os.path.exists(sink) and not dry_run:
         for name in names:

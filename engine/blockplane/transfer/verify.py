@@ -17,7 +17,7 @@ from blockplane.stream.encryption import framing_of
 from blockplane.stream.input import Input, open_input
 from blockplane.stream.keyfile import Key, Keys, keys_of
 from blockplane.stream.reader import StreamMap, StreamReader, read_header
-from blockplane.stream.source import named_again, stream_names
+from blockplane.stream.source import named_once, stream_names
 from blockplane.transfer.coverage import prove_chain
 from blockplane.transfer.receive import Claims
 
@@ -31,7 +31,7 @@ class StreamVerdict:
     problems : one sentence each. n_blocks, stream_bytes : of what could be read. verified_blocks : those whose bytes
     were held against their checks; fewer where a part was asked for. order : the streams, in the order in which they
     apply. snapshots : names of those they bring. proved : names of those that the streams were proved to hold whole.
-    part : (k, n), where it was asked for. repeated : streams that were named before.
+    part : (k, n), where it was asked for. repeated : streams that were named before, and not read again.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ def verify_streams(
     """
     if part is not None and not 1 <= part[0] <= part[1]:
         raise UsageError(f"there is no part {part[0]} of {part[1]}", "say K/N, from 1/N to N/N")
-    names, keys = stream_names(paths), keys_of(key)
+    (names, repeated), keys = named_once(stream_names(paths)), keys_of(key)
     _require_keys(names, keys)
     started = time.monotonic()
     run = _Run(sum(os.stat(name).st_size for name in names if os.path.isfile(name)), part, keys, progress, started)
@@ -99,7 +99,7 @@ def verify_streams(
         sources = [stack.enter_context(closing(open_input(name))) for name in names]
         whole = [name for name, source in zip(names, sources, strict=True) if run.read(name, source)]
     verdict = run.verdict
-    verdict.order, verdict.repeated = names, named_again(names)
+    verdict.order, verdict.repeated = names, repeated
     if all(os.path.isfile(name) for name in names) and whole == names and not run.is_part_alone:
         proof = prove_chain(names, keys)
         verdict.problems += proof.problems
