@@ -10,6 +10,7 @@ import io
 import resource
 import signal
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ KEY = Key(bytes(range(32)))
 #: Of the deep run, all parts together.
 N_STREAMS, N_VOLUMES = 100_000, 20_000
 CI_STREAMS, CI_VOLUMES = 200, 80
-#: Nothing may take so long; a machine that others use may be slow by itself.
+#: No input may take so much of a processor.
+MAX_CPU_S = 5.0
+#: Nor wait for so long, whatever it waits for; a machine that others use may be slow by itself.
 HANG_S = 60
 MAX_GROWN_KIB = 256 << 10
 #: How streams are written.
@@ -54,20 +57,31 @@ def _inline() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def bounded() -> Iterator[None]:
-    """Interrupt what does not end."""
+class Bounds:
+    """Interrupts what does not end; slowest_s : the most processor time that one input took."""
 
-    def late(signum: int, frame: object) -> None:
-        raise TimeoutError(f"still at work after {HANG_S} s")
+    def __init__(self) -> None:
+        self.slowest_s = 0.0
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(HANG_S)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        before = {kind: signal.signal(kind, _late) for kind in (signal.SIGALRM, signal.SIGPROF)}
+        started = time.process_time()
+        signal.setitimer(signal.ITIMER_REAL, HANG_S)
+        signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+            self.slowest_s = max(self.slowest_s, time.process_time() - started)
+
+
+def _late(signum: int, frame: object) -> None:
+    what = f"{HANG_S} s" if signum == signal.SIGALRM else f"{MAX_CPU_S:g} s of a processor"
+    raise TimeoutError(f"still at work after {what}")
 
 
 def fill(volume: Volume, rng: np.random.Generator) -> FileSystem:
@@ -148,6 +162,7 @@ class Doors:
         self.target = make_volume(SHAPES, "target")
         receive(io.BytesIO(full), self.target, key=KEY)
         self.fresh: Volume | None = None
+        self.bounded = Bounds()
         self.n_refused = self.n_taken = 0
         self.names: dict[str, Callable[[bytes], object]] = {
             "receive": self._receive,
@@ -177,7 +192,7 @@ class Doors:
     def through(self, name: str, stream: bytes) -> None:
         self.bad.write_bytes(stream)
         refusal: BlockplaneError | None = None
-        with bounded():
+        with self.bounded():
             try:
                 self.names[name](stream)
             except BlockplaneError as error:
@@ -206,8 +221,10 @@ def test_forged_streams_through_every_door(tmp_path, rng, is_deep, part, form, r
     record_property(
         "summary",
         f"forged streams, {form}: {n_streams}, {doors.n_refused} refused, {doors.n_taken} taken, "
+        f"the slowest {doors.bounded.slowest_s:.2f} s of a processor, "
         f"{(peak_kib() - before) >> 10} MiB more at the peak",
     )
+    assert 0 < doors.bounded.slowest_s < MAX_CPU_S
     assert doors.n_refused + doors.n_taken == n_streams
     assert doors.n_refused > n_streams // 4
     assert peak_kib() - before < MAX_GROWN_KIB
@@ -235,7 +252,7 @@ def disfigure(volume: Volume, rng: np.random.Generator) -> None:
 def test_disfigured_volumes_as_streams(tmp_path, rng, is_deep, part, record_property):
     n_volumes = share_of(N_VOLUMES, part) if is_deep else CI_VOLUMES
     before, outcomes = peak_kib(), {"refused": 0, "sent": 0, "taken": 0, "whole": 0}
-    path = tmp_path / "bad.bps"
+    path, bounded = tmp_path / "bad.bps", Bounds()
     for _ in range(n_volumes):
         volume, target = make_volume(SHAPES, "source"), make_volume(SHAPES, "target")
         fill(volume, rng)
@@ -259,6 +276,28 @@ def test_disfigured_volumes_as_streams(tmp_path, rng, is_deep, part, record_prop
         path.unlink(missing_ok=True)
         for each in (volume, target):
             each.abandon()
-    record_property("summary", f"disfigured volumes: {n_volumes}, {outcomes}, {(peak_kib() - before) >> 10} MiB more")
+    record_property(
+        "summary",
+        f"disfigured volumes: {n_volumes}, {outcomes}, the slowest {bounded.slowest_s:.2f} s of a processor, "
+        f"{(peak_kib() - before) >> 10} MiB more",
+    )
+    assert 0 < bounded.slowest_s < MAX_CPU_S
     assert outcomes["sent"] > n_volumes // 4
     assert peak_kib() - before < MAX_GROWN_KIB
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def test_what_does_not_end_is_interrupted(monkeypatch):
+    """By the processor time it takes, and by the clock where it waits."""
+    monkeypatch.setitem(globals(), "MAX_CPU_S", 0.2)
+    bounded = Bounds()
+    with pytest.raises(TimeoutError, match=r"0\.2 s of a processor"), bounded():
+        spin()
+    assert bounded.slowest_s > 0.1
+    monkeypatch.setitem(globals(), "HANG_S", 0.1)
+    with pytest.raises(TimeoutError, match=r"after 0\.1 s"), bounded():
+        time.sleep(20)
