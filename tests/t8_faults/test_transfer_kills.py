@@ -221,9 +221,9 @@ def whole_bytes(source: Path, image: str) -> int:
         return bp.send(volume.image(IMAGES[image][0]), None, dry_run=True).stream_bytes
 
 
-def test_kills(source, trees, first, tmp_path, typical, is_deep, part, seed):
+def test_kills(source, trees, first, tmp_path, typical, is_deep, part, seed, record_property):
     """Sender, receiver or both, at any moment, once or twice in a row."""
-    n_interrupted, worst = 0, 0
+    n_kills, n_interrupted, worst = 0, 0, 0
     for number, image, kind in cases(is_deep, part, seed):
         rng = random.Random(number)
         folder = tmp_path / str(number)
@@ -235,19 +235,22 @@ def test_kills(source, trees, first, tmp_path, typical, is_deep, part, seed):
             kill = killed(rng, typical)
             if has_arrived(copy, IMAGES[image][1]):
                 break
+            n_kills += 1
             carried.append(transfer(source, copy, IMAGES[image][0], kind, resume=token, kill=kill))
         go_on(source, copy, image, kind, folder, carried)
         require_clean(copy, IMAGES[image][1], trees[IMAGES[image][1]])
         n_interrupted += len(carried) - 1
         worst = max(worst, require_thrifty(carried, whole_bytes(source, image)))
         subprocess.run(["rm", "-r", str(folder)], check=True)
-    print(f"kills: {n_interrupted} transfers interrupted, at most {worst / MIB:.1f} MiB more than once")
+    record_property(
+        "summary", f"kills: {n_kills}, {n_interrupted} interrupted a transfer, at most {worst / MIB:.1f} MiB sent twice"
+    )
     assert n_interrupted > 0
 
 
-def test_cuts(source, trees, first, tmp_path, is_deep, part, seed):
+def test_cuts(source, trees, first, tmp_path, is_deep, part, seed, record_property):
     """The connection ends after any number of bytes."""
-    worst = 0
+    n_cuts, n_interrupted, worst = 0, 0, 0
     for number, image, kind in cases(is_deep, part, seed):
         rng = random.Random(number)
         folder = tmp_path / str(number)
@@ -257,17 +260,22 @@ def test_cuts(source, trees, first, tmp_path, is_deep, part, seed):
         for _ in range(rng.randint(1, 2)):
             token = token_of(copy, folder / "token")
             cut = rng.randrange(whole)
+            n_cuts += 1
             carried.append(transfer(source, copy, IMAGES[image][0], kind, resume=token, kill=leave, cut=cut))
         go_on(source, copy, image, kind, folder, carried)
         require_clean(copy, IMAGES[image][1], trees[IMAGES[image][1]])
+        n_interrupted += len(carried) - 1
         worst = max(worst, require_thrifty(carried, whole))
         subprocess.run(["rm", "-r", str(folder)], check=True)
-    print(f"cuts: at most {worst / MIB:.1f} MiB more than once")
+    record_property(
+        "summary", f"cuts: {n_cuts}, {n_interrupted} interrupted a transfer, at most {worst / MIB:.1f} MiB sent twice"
+    )
+    assert n_interrupted > 0
 
 
-def test_a_send_into_a_file_killed(source, trees, first, tmp_path, is_deep, part, seed):
+def test_a_send_into_a_file_killed(source, trees, first, tmp_path, is_deep, part, seed, record_property):
     """The file is gone on with; what was whole in it is not written again."""
-    n_kept = 0
+    n_files = n_kept = 0
     for number in range(seed, seed + (60 if is_deep else 4)):
         if (number - seed) % part[1] != part[0]:
             continue
@@ -287,6 +295,7 @@ def test_a_send_into_a_file_killed(source, trees, first, tmp_path, is_deep, part
         before = half.stat().st_size if half.exists() else 0
         done = run("send", str(source), IMAGES[image][0], "-o", str(path), "--resume", "--json")
         assert (done.returncode, half.exists()) == (0, False), done.stderr
+        n_files += 1
         n_kept += before > 0
         copy = tmp_path / f"{number}.copy"
         prepare(copy, image, first)
@@ -294,4 +303,5 @@ def test_a_send_into_a_file_killed(source, trees, first, tmp_path, is_deep, part
         require_clean(copy, IMAGES[image][1], trees[IMAGES[image][1]])
         assert bp.verify_streams(path).ok
         subprocess.run(["rm", "-r", str(copy), str(path)], check=True)
+    record_property("summary", f"sends into a file: {n_files}, killed twice each, {n_kept} gone on with")
     assert n_kept > 0
