@@ -16,9 +16,9 @@ from blockplane.volume import Volume
 from blockplane.volume.check import check
 from blockplane.volume.codec import NUMBER_MASK
 from blockplane.volume.destinations import OWNER
-from blockplane.volume.leafbits import LEAF_WORDS
+from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, numbers_in
 from faults.inline import inline_workers
-from faults.world import FileClient, again, geometry_of, make_volume, receive, verdict
+from faults.world import FileClient, again, geometry_of, make_volume, open_volume, receive, revived, verdict
 
 
 @pytest.fixture(autouse=True)
@@ -374,10 +374,11 @@ def test_refusals_of_destinations(volume, client):
 # --- damage -------------------------------------------------------------------------------------------------------
 
 
-def spoil(volume: Volume, kind: str) -> None:
-    """Change a leaf of the first interval's plane on the disk; without parity nothing explains it."""
-    interval = volume.local.marks.intervals()[0]
-    place = int(interval.trees[kind].pointer(0, 0)[0]) & NUMBER_MASK
+def spoil(volume: Volume, kind: str, level: int = 0) -> None:
+    """Change a block of the last interval's plane on the disk; without parity nothing explains it."""
+    interval = volume.local.marks.intervals()[-1]
+    place = int(interval.trees[kind].pointer(level, 0)[0]) & NUMBER_MASK
+    assert place
     extents = np.array([[place, place + 1]], np.int64)
     pieces = volume.geometry.split(extents)
     disk = volume.array.disks[int(pieces.disk[0])]
@@ -385,6 +386,101 @@ def spoil(volume: Volume, kind: str) -> None:
         np.array([int(pieces.dbn[0]) + 16], np.int64), np.array([1], np.int64), np.full(BLOCK_BYTES, 7, np.uint8),
         np.array([0], np.int64),
     )  # fmt: skip
+
+
+def scattered(n_parity: int, *before: str) -> tuple[Volume, FileClient]:
+    """A volume whose numbering reaches far, with marks in planes that have nodes, from one on."""
+    volume = make_volume(geometry_of(2, n_parity, 64, n_groups=12))
+    client = FileClient(volume)
+    client.write(1, 0, range(40))
+    for name in before:
+        volume.snapshot(name, mark=True)
+    volume.snapshot("one", mark=True)
+    for turn in range(60):
+        client.write(1 + turn % 5, 0, range(1000 * turn, 1000 * turn + 60))
+        volume.sync()
+        interval = volume.local.marks.intervals()[-1]
+        if all(tree.root.depth for tree in interval.trees.values()):
+            return volume, client
+    raise AssertionError("the planes have no nodes")
+
+
+def opened_again(volume: Volume) -> Volume:
+    """The volume, closed cleanly and opened: nothing that was read is remembered."""
+    volume.close()
+    return open_volume(revived(volume.array.disks))
+
+
+@pytest.mark.parametrize("n_parity", [0, 1])
+@pytest.mark.parametrize("kind", ["alloc", "dealloc"])
+def test_a_damaged_node_of_marks_stops_nobody(kind, n_parity):
+    """The plane is not known, what only the node knew of stays occupied; both until it is worked out anew."""
+    volume, _ = scattered(n_parity)
+    spoil(volume, kind, level=1)
+    volume = opened_again(volume)
+    assert any("marks" in problem for problem in check(volume).problems)
+    client = FileClient(volume)
+    for turn in range(8):
+        client.write(2, 0, range(5000 + 100 * turn, 5060 + 100 * turn))
+        volume.sync()
+        volume.snapshot(f"s{turn}")
+        volume.delete_snapshot(f"s{turn}")
+    position = volume.positions[0]
+    assert (position.alloc_known, position.dealloc_known) == (kind != "alloc", kind != "dealloc")
+    with pytest.raises(RefusedError, match="was not noted whole"):
+        volume.marks(kind, "one")
+    assert any("in the local plane and not reachable" in problem for problem in check(volume).problems)
+    client = FileClient(volume := opened_again(volume))
+    volume.mark("one")
+    assert volume.positions[0].alloc_known
+    assert live(volume) - members(volume.get_snapshot("one").plane) <= members(volume.marks("alloc", "one"))
+    client.write(3, 0, range(7000, 7030))
+    volume.sync()
+    verdict(volume)
+
+
+def test_stripes_beside_marks_with_a_damaged_node_can_be_written():
+    """Before parity is written what lives in a stripe is verified: a plane that cannot be read tells of all it can."""
+    volume, _ = scattered(1)
+    places = np.array(sorted(places_of_local(volume)), np.int64)
+    assert volume.beside.checks.expected(places).known.all()
+    tree = volume.local.marks.intervals()[0].trees["alloc"]
+    below = {int(word) & NUMBER_MASK for word in tree.node(1, 0)[:, 0] if word}
+    spoil(volume, "alloc", level=1)
+    volume = opened_again(volume)
+    expected = volume.beside.checks.expected(places)
+    assert below
+    assert set(places[~expected.known].tolist()) == below
+
+
+def places_of_local(volume: Volume) -> set[int]:
+    local = volume.committed_local
+    leaves = (leaf for start, stop in local.local.data_extents().tolist() for leaf in range(start, stop))
+    return {int(n) for leaf in leaves for n in numbers_in(local.local_leaf(leaf), leaf * LEAF_BLOCKS)}
+
+
+@pytest.mark.parametrize("kind", ["alloc", "dealloc"])
+@pytest.mark.parametrize(("before", "gone", "unknown"), [
+    ((), "one", []), (("zero",), "one", ["zero"]), ((), "two", ["one"]),
+])  # fmt: skip
+def test_marks_with_a_damaged_node_are_summed_and_given_up(kind, before, gone, unknown):
+    """Of one: dropped, summed into the interval before it, or another summed into them; what is unknown stays so."""
+    volume, _ = scattered(0, *before)
+    spoil(volume, kind, level=1)
+    volume = opened_again(volume)
+    client = FileClient(volume)
+    volume.snapshot("two", mark=True)
+    client.write(2, 0, range(5000, 5060))
+    volume.sync()
+    client.write(2, 0, range(5500, 5560))
+    volume.sync()
+    volume.delete_snapshot(gone)
+    client.write(2, 0, range(6000, 6060))
+    volume.sync()
+    known = {position.name: getattr(position, f"{kind}_known") for position in volume.positions}
+    assert [name for name, is_known in known.items() if not is_known] == unknown
+    volume.mark(next(iter(known)))
+    verdict(volume)
 
 
 @pytest.mark.parametrize("kind", ["alloc", "dealloc"])

@@ -154,7 +154,7 @@ def mark(name: str, as_json: bool, wait_s: float) -> None:
 
     They are operands of images: `june5 & alloc(june3)`; `cat VOL:/.planes/alloc-june3` reads them. What entered since
     is found by comparing; what left before marking is known only where an older snapshot is marked. `snapshot create
-    --mark` knows both.
+    --mark` knows both. Of a snapshot that is marked already, what damage took is worked out anew, as far as it can be.
     """
     place, snap = snapshot_of(name)
     with open_volume(place, "snapshot mark", wait_s, writable=True) as volume:

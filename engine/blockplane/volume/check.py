@@ -182,8 +182,8 @@ def _compare(
                 report.add(f"{name}: {len(numbers)} blocks are {what}, the first {int(numbers[0])}")
 
 
-def _check_local(volume: LiveVolume, report: CheckReport) -> None:
-    """Walk the local tree and hold the local plane against it."""
+def local_reach(volume: LiveVolume, report: CheckReport) -> dict[int, Leaf]:
+    """Walk the local tree of the last CP; return the places it consists of, in leaves."""
     local, name = volume.committed_local, "the local tree"
     walker = Walker(volume.place_reader(), volume.geometry.n_blocks, name, report, lambda n: np.zeros(len(n), np.bool_))
     walker.root(volume.info.local)
@@ -202,10 +202,17 @@ def _check_local(volume: LiveVolume, report: CheckReport) -> None:
             walker.tree(part.root, f"what is incoming of {image.entry.top_name!r}")
         _check_incoming(volume, image, report)
     _check_shadows(volume, walker.reach, report)
+    return walker.reach.leaves
+
+
+def _check_local(volume: LiveVolume, report: CheckReport) -> None:
+    """Hold the local plane against the local tree."""
+    local, name = volume.committed_local, "the local tree"
+    reached = local_reach(volume, report)
     planes = _leaves_of(local.local_leaf, volume.geometry.n_blocks)
     _compare(
         planes,
-        walker.reach.leaves,
+        reached,
         name,
         "in the local plane and not reachable",
         "reachable and not in the local plane",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from blockplane.model.checks import fresh_checks
 from blockplane.model.errors import ChecksumError
-from blockplane.volume.codec import NUMBER_MASK
+from blockplane.volume.codec import NUMBER_MASK, PointerArray
 from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, Leaf, words_of
 from blockplane.volume.shadows import LOCAL_FLAG, ShadowPlane
 from blockplane.volume.state import State, changed_pointers
@@ -37,15 +37,29 @@ MAX_SNAPSHOTS = 16
 
 
 class PointerTable:
-    """The checks in the pointers of some trees, every level, by number."""
+    """The checks in the pointers of some trees, every level, by number.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    spares : of trees that may be damaged, since nothing is lost with them: what can be known of them is enough.
+    """
+
+    def __init__(self, spares: bool = False) -> None:
+        self._spares = spares
         self._trees: Sequence[BlockTree] = ()
         self._numbers: Numbers = np.empty(0, np.int64)
         self._checks: Checks = np.empty(0, np.uint32)
 
     def follow(self, trees: Sequence[BlockTree], is_next: bool) -> None:
         """Go over to other trees; is_next: those before are still whole, and what both share is not read."""
+        try:
+            self._follow(trees, is_next)
+        except ChecksumError:
+            if not self._spares:
+                raise
+            self._take([_split(tree.known_pointers()) for tree in trees], trees)
+
+    def _follow(self, trees: Sequence[BlockTree], is_next: bool) -> None:
         numbers, checks = self._numbers, self._checks
         if is_next and trees and len(trees) == len(self._trees):
             pairs = list(zip(self._trees, trees, strict=True))
@@ -55,6 +69,9 @@ class PointerTable:
             come.append((numbers[stay], checks[stay]))
         else:
             come = [_pointers([tree]) for tree in trees]
+        self._take(come, trees)
+
+    def _take(self, come: Sequence[tuple[Numbers, Checks]], trees: Sequence[BlockTree]) -> None:
         numbers = np.concatenate([np.empty(0, np.int64), *(part[0] for part in come)])
         checks = np.concatenate([np.empty(0, np.uint32), *(part[1] for part in come)])
         order = np.argsort(numbers, kind="stable")
@@ -71,7 +88,10 @@ class PointerTable:
 def _pointers(trees: Sequence[BlockTree]) -> tuple[Numbers, Checks]:
     """Return numbers and checks of the pointers of the first tree that the others do not have."""
     parts = [np.empty((0, 2), np.uint64), *changed_pointers(trees)]
-    pointers = np.concatenate(parts)
+    return _split(np.concatenate(parts))
+
+
+def _split(pointers: PointerArray) -> tuple[Numbers, Checks]:
     return (pointers[:, 0] & np.uint64(NUMBER_MASK)).astype(np.int64), pointers[:, 1].astype(np.uint32)
 
 
@@ -137,7 +157,7 @@ class LiveChecks:
         self._own_of: State | None = None
         self._local = PointerTable()
         self._local_maps = PointerTable()
-        self._planes = PointerTable()
+        self._planes = PointerTable(spares=True)
         self._shadows: dict[bytes, PointerTable] = {}
         self._local_of: LocalTree | None = None
         self._snapshots: dict[bytes, PointerTable] = {}

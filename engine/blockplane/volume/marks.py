@@ -96,7 +96,18 @@ class Interval:
             yield from range(start, stop)
 
     def add(self, kind: Kind, leaf: int, words: Leaf) -> bool:
-        """Set bits of a leaf; return whether that changed anything."""
+        """Set bits of a leaf; return whether that changed anything.
+
+        A plane of which a block on the way is damaged is not known from then on, and goes on with what is noted.
+        """
+        try:
+            return self._add(kind, leaf, words)
+        except ChecksumError:
+            self.drop(kind)
+            self._add(kind, leaf, words)
+            return True
+
+    def _add(self, kind: Kind, leaf: int, words: Leaf) -> bool:
         fresh = words & ~self._whole_leaf(kind, leaf)
         if not fresh.any():
             return False
@@ -107,13 +118,27 @@ class Interval:
         return True
 
     def _whole_leaf(self, kind: Kind, leaf: int) -> Leaf:
-        """Return a leaf of a plane; one that is damaged is dropped, and the plane unknown from then on."""
+        """Return a leaf of a plane; one that is damaged is dropped, and the plane unknown from then on.
+
+        Raises
+        ------
+        ChecksumError: a node above it is damaged.
+        """
         try:
             return self.leaf(kind, leaf)
         except ChecksumError:
-            self.record.flags |= UNKNOWN[kind]
             self.trees[kind].punch(leaf, leaf + 1)
+            self.record.flags |= UNKNOWN[kind]
             return EMPTY_LEAF
+
+    def drop(self, kind: Kind) -> None:
+        """Give a plane up of which a node is damaged: it is empty, and not known.
+
+        What only that node knew of stays occupied, until `reclaim` finds that nothing refers to it.
+        """
+        self.trees[kind].abandon()
+        self._grow(kind, -self.count(kind))
+        self.record.flags |= UNKNOWN[kind]
 
     def _grow(self, kind: Kind, n_blocks: int) -> None:
         if kind == "alloc":
@@ -125,14 +150,20 @@ class Interval:
         """Add what another interval has."""
         for kind in KINDS:
             self.record.flags |= other.record.flags & UNKNOWN[kind]
-            for leaf in other.leaf_numbers(kind):
-                self.add(kind, leaf, other._whole_leaf(kind, leaf))
+            try:
+                for leaf in other.leaf_numbers(kind):
+                    self.add(kind, leaf, other._whole_leaf(kind, leaf))
+            except ChecksumError:
+                other.drop(kind)
             self.record.flags |= other.record.flags & UNKNOWN[kind]
 
     def clear(self, kind: Kind) -> None:
         """Empty a plane, and count it as known."""
         tree = self.trees[kind]
-        tree.punch(0, tree.capacity_blocks())
+        try:
+            tree.punch(0, tree.capacity_blocks())
+        except ChecksumError:
+            tree.abandon()
         self._grow(kind, -self.count(kind))
         self.record.flags &= ~UNKNOWN[kind]
 

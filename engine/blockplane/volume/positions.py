@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from blockplane.model.errors import NoSpaceError, RefusedError, UsageError, VolumeDamagedError
+from blockplane.model.errors import ChecksumError, NoSpaceError, RefusedError, UsageError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume.codec import TableEntry
 from blockplane.volume.leafbits import LEAF_WORDS
@@ -77,10 +77,10 @@ def refuse_more(volume: LiveVolume) -> None:
         )
 
 
-def mark(volume: LiveVolume, name: str) -> None:
-    """Make a snapshot a position. Durable on return.
+def mark(volume: LiveVolume, name: str) -> bool:
+    """Make a snapshot a position; return whether it was one already. Durable on return.
 
-    Of one that is a position already what is unknown is worked out anew, as far as it can be.
+    Then what is unknown of any position is worked out anew, as far as it can be.
 
     Notes
     -----
@@ -99,6 +99,7 @@ def mark(volume: LiveVolume, name: str) -> None:
             marks.changed()
             rebuild(volume)
         volume.commit()
+        return found is not None
 
 
 def add_position(volume: LiveVolume, entry: TableEntry, flags: int) -> None:
@@ -115,8 +116,11 @@ def add_position(volume: LiveVolume, entry: TableEntry, flags: int) -> None:
     if before is None or not before.is_known("dealloc"):
         made.record.flags |= FLAG_DEALLOC_UNKNOWN
     else:  # what left since an older position: all that left since this one, and more
-        for leaf in before.leaf_numbers("dealloc"):
-            made.add("dealloc", leaf, before.leaf("dealloc", leaf))
+        try:
+            for leaf in before.leaf_numbers("dealloc"):
+                made.add("dealloc", leaf, before.leaf("dealloc", leaf))
+        except ChecksumError:
+            made.record.flags |= FLAG_DEALLOC_UNKNOWN
 
 
 def _later(local: LocalTree, entry: TableEntry) -> list[TableEntry]:

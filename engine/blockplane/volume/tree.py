@@ -133,11 +133,21 @@ class BlockTree(TreeReader):
         if start == 0 and stop >= self.capacity_blocks():
             self._clear()
 
+    def abandon(self) -> None:
+        """Empty a tree of which nodes are damaged: blocks that cannot be known of stay occupied, by nobody."""
+        numbers = (self.known_pointers()[:, 0] & np.uint64(NUMBER_MASK)).astype(np.int64)
+        if len(numbers):
+            self._require_writer().release(np.sort(numbers))
+        self._forget_all()
+
     def _clear(self) -> None:
         """Release every node of a tree whose leaves are all holes."""
         numbers = self.node_numbers()
         if numbers:
             self._require_writer().release(np.array(numbers, np.int64))
+        self._forget_all()
+
+    def _forget_all(self) -> None:
         self._nodes.clear()
         self._dirty.clear()
         self.root.form, self.root.depth, self.root.pointers = FORM_EMPTY, 0, empty_pointers()

@@ -208,6 +208,23 @@ class TreeReader:
                 "run `blockplane check` to see what it belongs to; restore it from a snapshot or a stream",
             )
 
+    def known_pointers(self) -> PointerArray:
+        """Return the pointers (n, 2), of every level, that can be read: nothing is known below a damaged node."""
+        if self.root.form != FORM_TREE:
+            return empty_pointers(0)
+        found, waiting = [], [(self.root.depth, 0, self.root.pointers)]
+        while waiting:
+            level, first, pointers = waiting.pop()
+            found.append(pointers[pointers[:, 0] != 0])
+            for at in range(len(pointers)) if level else ():
+                try:
+                    node = self._node(level, first + at)
+                except ChecksumError:
+                    continue
+                if node is not None:
+                    waiting.append((level - 1, (first + at) << NODE_SHIFT, node.pointers()))
+        return np.concatenate(found)
+
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def read_block(self, index: int) -> Block:

@@ -31,6 +31,7 @@ from blockplane.volume.making import LOCK_NAME
 from blockplane.volume.marks import Kind
 from blockplane.volume.positions import Position
 from blockplane.volume.pressure import DemotionPlan, PressurePolicy
+from blockplane.volume.reclaim import reclaim
 from blockplane.volume.rootslots import read_newest, successor, write_record
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.timer import CommitTimer
@@ -332,8 +333,9 @@ class Volume(LiveVolume):
     # --- marks -------------------------------------------------------------------------------------------------------
 
     def mark(self, name: str) -> None:
-        """Keep marks from a snapshot on; see `positions.mark`."""
-        positions.mark(self, name)
+        """Keep marks from a snapshot on; see `positions.mark`. Of a marked one what damage took is put right."""
+        if positions.mark(self, name):
+            reclaim(self)
 
     def unmark(self, name: str) -> None:
         """Keep marks from a snapshot on no longer; see `positions.unmark`."""
