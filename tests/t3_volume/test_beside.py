@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from unittest import mock
 
 import numpy as np
@@ -18,7 +17,6 @@ from blockplane.volume.check import check
 from blockplane.volume.livechecks import LiveChecks, PointerTable
 from faults.degraded import live_slots
 from faults.explore import Watch
-from faults.inline import inline_workers
 from faults.stories import STORIES, IncrementStory, NearlyFullStory, RollbackStory, _Story
 from faults.world import (
     FileClient,
@@ -31,11 +29,7 @@ from faults.world import (
     root_of,
 )
 
-
-@pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    with inline_workers():
-        yield
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 def volume_of(story: _Story) -> tuple[Volume, FileClient]:

@@ -18,7 +18,6 @@ from blockplane.volume.check import MAX_PROBLEMS, CheckReport, check
 from blockplane.volume.codec import BLOCK_WORD, NUMBER_MASK
 from blockplane.volume.leafbits import clear_range, set_range
 from blockplane.volume.placemap import PlaceMap
-from faults.inline import inline_workers
 from faults.recording import MemoryDisk
 from faults.world import (
     FileClient,
@@ -34,11 +33,7 @@ from faults.world import (
     verdict,
 )
 
-
-@pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    with inline_workers():
-        yield
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from blockplane.volume.fsinfo import MAX_AREAS, decode
 from blockplane.volume.live import reserve_for
 from blockplane.volume.rootslots import read_newest, slots_of, successor
 from blockplane.volume.space import AREA_STRIPES
-from faults.inline import inline_workers
 from faults.recording import Flush, MemoryDisk, Recorder, Write
 from faults.world import (
     FileClient,
@@ -36,11 +34,7 @@ from faults.world import (
     verdict,
 )
 
-
-@pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    with inline_workers():
-        yield
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 def recorded(geometry) -> tuple[Recorder, object]:

@@ -18,7 +18,6 @@ from blockplane.volume import Policy, Volume, deferred, deleting, holds
 from blockplane.volume.pins import Pins, reading_for
 from blockplane.volume.retention import prune
 from faults.crash import Plan, crash_states
-from faults.inline import inline_workers
 from faults.recording import Recorder
 from faults.world import (
     FileClient,
@@ -38,10 +37,7 @@ from faults.world import (
 HOUR_NS = 3600 * 10**9
 
 
-@pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    with inline_workers():
-        yield
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 def three_snapshots() -> Volume:

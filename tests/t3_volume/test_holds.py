@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from unittest import mock
 
 import pytest
@@ -12,16 +11,12 @@ from blockplane.model import NoSuchSnapshotError, RefusedError, UsageError
 from blockplane.volume import Policy, Volume
 from blockplane.volume.holds import hold_by_id, release_all
 from blockplane.volume.retention import prune
-from faults.inline import inline_workers
 from faults.world import FileClient, again, geometry_of, make_volume, verdict
 
 HOUR_NS = 3600 * 10**9
 
 
-@pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    with inline_workers():
-        yield
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 @pytest.fixture

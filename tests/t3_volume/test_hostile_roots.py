@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,14 +14,9 @@ from blockplane.volume.check import check
 from blockplane.volume.codec import ENTRY_BYTES, LocalRoot, StateRoot
 from blockplane.volume.fsinfo import FsInfo
 from blockplane.volume.state import MAX_METAFILE_BYTES
-from faults.inline import inline_workers
 from faults.world import FileClient, geometry_of, make_volume, open_volume, revived
 
-
-@pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    with inline_workers():
-        yield
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +20,6 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.planes import Plane
 from blockplane.volume import Volume, arrivals, held, landing_bands
 from blockplane.volume.state import differing_leaves
-from faults.inline import inline_workers
 from faults.world import (
     FileClient,
     Files,
@@ -47,10 +45,7 @@ TARGETS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    with inline_workers():
-        yield
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 def source_with(n_snapshots: int) -> tuple[Volume, dict[str, Files]]:

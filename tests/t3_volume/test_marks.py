@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -17,19 +15,9 @@ from blockplane.volume.check import check
 from blockplane.volume.codec import NUMBER_MASK
 from blockplane.volume.destinations import OWNER
 from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, numbers_in
-from faults.inline import inline_workers
 from faults.world import FileClient, again, geometry_of, make_volume, open_volume, receive, revived, verdict
 
-
-@pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    with inline_workers():
-        yield
-
-
-@pytest.fixture
-def volume() -> Volume:
-    return make_volume(geometry_of(3, 1, 256))
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 
@@ -20,7 +20,6 @@ from blockplane.volume.demoting import freed_in_order
 from blockplane.volume.demotioncodec import LACKED_ROOM, SAMPLE_NS, UNDER_LIMIT, Pace
 from blockplane.volume.incoming import IncomingEntry
 from blockplane.volume.landing import Landing
-from faults.inline import inline_workers
 from faults.world import (
     FileClient,
     again,
@@ -37,20 +36,12 @@ from faults.world import (
 BLOCK = 4096
 
 
-@pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    with inline_workers():
-        yield
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 @pytest.fixture
 def volume() -> Volume:
     return make_volume(geometry_of(3, 1, 512))
-
-
-@pytest.fixture
-def client(volume: Volume) -> FileClient:
-    return FileClient(volume)
 
 
 def days(volume: Volume, client: FileClient, n_days: int, n_blocks: int = 60) -> None:

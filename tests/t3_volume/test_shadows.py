@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from contextlib import nullcontext
 from unittest import mock
 
@@ -20,7 +19,6 @@ from blockplane.volume.leafbits import EMPTY_LEAF
 from blockplane.volume.local import LocalTree
 from blockplane.volume.shadows import ShadowPlane, Shadows, leaves_of
 from blockplane.volume.state import State
-from faults.inline import inline_workers
 from faults.world import (
     FileClient,
     again,
@@ -34,21 +32,7 @@ from faults.world import (
     verdict,
 )
 
-
-@pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    with inline_workers():
-        yield
-
-
-@pytest.fixture
-def volume() -> Volume:
-    return make_volume(geometry_of(3, 1, 256))
-
-
-@pytest.fixture
-def client(volume: Volume) -> FileClient:
-    return FileClient(volume)
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 def blocks_of(volume: Volume, state: State) -> dict[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,7 +17,6 @@ from blockplane.model import (
 )
 from blockplane.volume import Volume
 from blockplane.volume.deleting import freed_by
-from faults.inline import inline_workers
 from faults.world import (
     FileClient,
     Files,
@@ -33,21 +31,7 @@ from faults.world import (
     verdict,
 )
 
-
-@pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    with inline_workers():
-        yield
-
-
-@pytest.fixture
-def volume() -> Volume:
-    return make_volume(geometry_of(3, 1, 256))
-
-
-@pytest.fixture
-def client(volume: Volume) -> FileClient:
-    return FileClient(volume)
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 def used_now(volume: Volume) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from blockplane.volume.leafbits import LEAF_BLOCKS, numbers_in
 from blockplane.volume.placer import Placer
 from blockplane.volume.space import AREA_STRIPES, Area, Space
 from blockplane.volume.spared import LOOK_AREAS
-from faults.inline import inline_workers
 from faults.world import FileClient, again, geometry_of, make_volume, memory_disks, receive, verdict
 
 GEOMETRIES = [
@@ -27,10 +25,7 @@ GEOMETRIES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    with inline_workers():
-        yield
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 def places_of(volume: Volume) -> set[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from unittest import mock
 
 import numpy as np
@@ -16,14 +15,9 @@ from blockplane.volume import Volume
 from blockplane.volume.busy import BusyPlane
 from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, numbers_in
 from blockplane.volume.shadows import ShadowPlane
-from faults.inline import inline_workers
 from faults.world import FileClient, again, geometry_of, make_volume, receive, verdict
 
-
-@pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    with inline_workers():
-        yield
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 #: Shapes that leave room: one area a group, several leaves, one chunk a disk, two groups.

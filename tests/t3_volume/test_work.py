@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -13,7 +11,6 @@ from blockplane.model import BLOCK_BYTES
 from blockplane.volume import Volume
 from blockplane.volume.deleting import freed_by
 from blockplane.volume.state import differing_leaves
-from faults.inline import inline_workers
 from faults.recording import MemoryDisk
 from faults.world import FileClient, geometry_of, make_volume, open_volume, put_root, revived, root_of
 
@@ -21,10 +18,7 @@ from faults.world import FileClient, geometry_of, make_volume, open_volume, put_
 SIZES = {"16 GiB": 1 << 20, "16 TiB": 1 << 30}
 
 
-@pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    with inline_workers():
-        yield
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 class Meter:

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockplane.image.evaluate import evaluate, is_empty
-from blockplane.image.formula import Common, Sums, Var, difference
+from blockplane.image.formula import Sums, Var, difference
 from blockplane.volume.codec import BLOCK_WORD, empty_pointers
 from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, numbers_in, set_range
 from blockplane.volume.placemap import from_pairs
+from streams.formulas import by_sets, formulas
 
-JOINS = {"+": set.union, "-": set.difference, "^": set.symmetric_difference}
 N_LEAVES = 300
 N_BLOCKS = N_LEAVES * LEAF_BLOCKS
 #: Leaves lie in VBNs of their own, one for each content, so that equal leaves are one block.
@@ -70,31 +70,6 @@ class FakeOperand:
         self.placemap = from_pairs(ordered[:, 0].copy(), ordered[:, 1].copy())
 
 
-def formulas(n):
-    leaves = st.integers(0, n - 1).map(Var)
-
-    def joined(parts):
-        several = st.lists(parts, min_size=1, max_size=3)
-        signs = st.lists(st.sampled_from("+-^"), min_size=3, max_size=3)
-        sums = st.tuples(several, signs).map(
-            lambda p: Sums(tuple(("+" if i == 0 else p[1][i], f) for i, f in enumerate(p[0])))
-        )
-        return st.one_of(sums, several.map(lambda parts: Common(tuple(parts))))
-
-    return st.recursive(leaves, joined, max_leaves=6)
-
-
-def by_sets(formula, sets):
-    if isinstance(formula, Var):
-        return sets[formula.index]
-    if isinstance(formula, Common):
-        return set.intersection(*(by_sets(part, sets) for part in formula.terms))
-    total: set = set()
-    for sign, part in formula.terms:
-        total = JOINS[sign](total, by_sets(part, sets))
-    return total
-
-
 def states(places):
     """Three sets of pairs; a VBN has one place in a set."""
     one = st.dictionaries(st.sampled_from(SPOTS), st.integers(0, places - 1), max_size=8)
@@ -110,7 +85,7 @@ def members(plane):
 
 
 @settings(max_examples=200)
-@given(formula=formulas(3), other=formulas(3), choices=states(3))
+@given(formula=formulas(3, 3, 6), other=formulas(3, 3, 6), choices=states(3))
 def test_pairs_of_names_and_places(formula, other, choices):
     shelf: dict[bytes, int] = {}
     operands = [FakeOperand(pairs_of(choice), shelf) for choice in choices]

@@ -7,34 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockplane.image.formula import Common, Sums, Var, apply, needed, positive, variables
+from streams.formulas import by_sets, formulas
 
 N = 5
-JOINS = {"+": set.union, "-": set.difference, "^": set.symmetric_difference}
-
-
-def formulas(n=N):
-    leaves = st.integers(0, n - 1).map(Var)
-
-    def joined(parts):
-        several = st.lists(parts, min_size=1, max_size=4)
-        signs = st.lists(st.sampled_from("+-^"), min_size=4, max_size=4)
-        sums = st.tuples(several, signs).map(
-            lambda p: Sums(tuple(("+" if i == 0 else p[1][i], f) for i, f in enumerate(p[0])))
-        )
-        return st.one_of(sums, several.map(lambda parts: Common(tuple(parts))))
-
-    return st.recursive(leaves, joined, max_leaves=10)
-
-
-def by_sets(formula, sets):
-    if isinstance(formula, Var):
-        return sets[formula.index]
-    if isinstance(formula, Common):
-        return set.intersection(*(by_sets(part, sets) for part in formula.terms))
-    total: set[int] = set()
-    for sign, part in formula.terms:
-        total = JOINS[sign](total, by_sets(part, sets))
-    return total
 
 
 def words(numbers):
@@ -44,14 +19,14 @@ def words(numbers):
     return out
 
 
-@given(formulas(), st.lists(st.sets(st.integers(0, 63)), min_size=N, max_size=N))
+@given(formulas(N), st.lists(st.sets(st.integers(0, 63)), min_size=N, max_size=N))
 def test_apply_is_set_algebra(formula, sets):
     values = [words(s) if s else None for s in sets]
     found = apply(formula, values)
     assert (0 if found is None else int(found[0])) == int(words(by_sets(formula, sets))[0])
 
 
-@given(formulas(), st.lists(st.integers(-1, N - 1), min_size=N, max_size=N), st.data())
+@given(formulas(N), st.lists(st.integers(-1, N - 1), min_size=N, max_size=N), st.data())
 def test_needed_is_exactly_what_the_result_depends_on(formula, raw, data):
     classes = [min((i for i in range(N) if raw[i] == raw[k]), default=k) if raw[k] >= 0 else -1 for k in range(N)]
     sets = [data.draw(st.sets(st.integers(0, 31))) for _ in range(N)]

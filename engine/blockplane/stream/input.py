@@ -7,7 +7,7 @@ import io
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, Final, Protocol
 
 from blockplane.model.errors import StreamError, StreamMissingError, StreamTruncatedError
@@ -159,16 +159,7 @@ class FileInput:
 
     def read_into(self, buffers: Sequence[memoryview]) -> int:
         """See Input."""
-        total = 0
-        for buffer in buffers:
-            left = buffer.cast("B")
-            while len(left):
-                n_read = self._read_some(left)
-                if not n_read:
-                    return total
-                total += n_read
-                left = left[n_read:]
-        return total
+        return _fill(buffers, self._read_some)
 
     def _read_some(self, out: memoryview) -> int:
         inside = self._at - self._start
@@ -207,19 +198,13 @@ class SocketInput:
 
     def read_into(self, buffers: Sequence[memoryview]) -> int:
         """See Input."""
-        total = 0
-        for buffer in buffers:
-            left = buffer.cast("B")
-            while len(left):
-                try:
-                    n_read = self._socket.recv_into(left)
-                except OSError as error:
-                    raise StreamTruncatedError(f"cannot read {self.name}: {error.strerror or error}") from error
-                if not n_read:
-                    return total
-                total += n_read
-                left = left[n_read:]
-        return total
+        return _fill(buffers, self._read_some)
+
+    def _read_some(self, out: memoryview) -> int:
+        try:
+            return self._socket.recv_into(out)
+        except OSError as error:
+            raise StreamTruncatedError(f"cannot read {self.name}: {error.strerror or error}") from error
 
     def skip(self, n_bytes: int) -> int:
         """See Input."""
@@ -240,16 +225,7 @@ class ObjectInput:
 
     def read_into(self, buffers: Sequence[memoryview]) -> int:
         """See Input."""
-        total = 0
-        for buffer in buffers:
-            left = buffer.cast("B")
-            while len(left):
-                n_read = self._read_some(left)
-                if not n_read:
-                    return total
-                total += n_read
-                left = left[n_read:]
-        return total
+        return _fill(buffers, self._read_some)
 
     def _read_some(self, out: memoryview) -> int:
         readinto = getattr(self._origin, "readinto", None)
@@ -265,6 +241,20 @@ class ObjectInput:
 
     def close(self) -> None:
         """See Input: the object is its owner's."""
+
+
+def _fill(buffers: Sequence[memoryview], read_some: Callable[[memoryview], int]) -> int:
+    """Fill buffers in order by reads that bring any number of bytes, 0 at the end; return how many came."""
+    total = 0
+    for buffer in buffers:
+        left = buffer.cast("B")
+        while len(left):
+            n_read = read_some(left)
+            if not n_read:
+                return total
+            total += n_read
+            left = left[n_read:]
+    return total
 
 
 def _read_past(origin: Input, n_bytes: int) -> int:
