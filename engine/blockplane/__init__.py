@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from blockplane.planes import Plane, combine, combine_count
     from blockplane.stream import Key, StreamChain, create_key, is_stream, open_stream, read_key, stream_envelope
     from blockplane.transfer import (
+        CopyReport,
         InterruptedReceive,
         MergeReport,
         OfferReport,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         StreamVerdict,
         abort_receive,
         compare_streams,
+        copy,
         held,
         interrupted_receives,
         merge_streams,
@@ -73,9 +75,10 @@ _HOMES = {
         "Key", "StreamChain", "create_key", "is_stream", "open_stream", "read_key", "stream_envelope",
     ),
     "blockplane.transfer": (
-        "InterruptedReceive", "MergeReport", "OfferReport", "Opening", "ReceiveReport", "ResumeToken", "SendReport",
-        "StreamComparison", "StreamVerdict", "abort_receive", "compare_streams", "held", "interrupted_receives",
-        "merge_streams", "offer", "read_token", "receive", "resume_token", "send", "stream_map", "verify_streams",
+        "CopyReport", "InterruptedReceive", "MergeReport", "OfferReport", "Opening", "ReceiveReport", "ResumeToken",
+        "SendReport", "StreamComparison", "StreamVerdict", "abort_receive", "compare_streams", "copy", "held",
+        "interrupted_receives", "merge_streams", "offer", "read_token", "receive", "resume_token", "send", "stream_map",
+        "verify_streams",
     ),
     "blockplane.volume": (
         "DemotionPlan", "Destination", "Policy", "Position", "PressurePolicy", "PruneReport", "Snapshot", "State",
@@ -90,6 +93,7 @@ __all__ = [
     "BlockUse",
     "BlockplaneError",
     "Change",
+    "CopyReport",
     "DemotionPlan",
     "Destination",
     "Difference",
@@ -128,6 +132,7 @@ __all__ = [
     "combine",
     "combine_count",
     "compare_streams",
+    "copy",
     "create_key",
     "errors",
     "format_size",

@@ -72,6 +72,7 @@ class DictLanding:
         self.waiting: list[list[tuple[int, np.ndarray]]] = []
         self.done: list[tuple[int, np.ndarray]] = []
         self.aborted = False
+        self.here = Plane.empty(stream.header.space_blocks)
 
     def buffers(self, extents: np.ndarray, checks: np.ndarray) -> list[np.ndarray]:
         # in pieces of odd sizes, so that a reader cannot count on one buffer per extent

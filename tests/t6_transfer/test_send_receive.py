@@ -427,7 +427,7 @@ def test_an_increment_without_its_base_is_refused(tmp_path, source):
     receive(io.BytesIO(stream_of(source, "june1")), tmp_path / "copy")
     with pytest.raises(StreamMismatchError, match="builds on snapshot june2") as caught:
         receive(io.BytesIO(increment), tmp_path / "copy")
-    assert caught.value.hint == "send june3 - june1"
+    assert caught.value.hint == "take june3 - june1"
 
 
 def test_local_changes_are_not_lost_unasked(tmp_path, source, rng):

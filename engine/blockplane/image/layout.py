@@ -174,10 +174,10 @@ def _places(plane: Plane, rows: MapExtents, n_places: int) -> Plane:
     """Return the plane of places: the VBNs that are at home, and where the others are."""
     builder = Plane.empty(n_places)
     away = rows[np.argsort(rows[:, 0]), :2]
-    at = 0
-    for low, high in [*away.tolist(), (n_places, n_places)]:
-        if at < min(low, n_places):
-            for extents in plane.iter_extents(_CHUNK_EXTENTS, at, min(low, n_places)):
+    at, n_both = 0, min(plane.n_blocks, n_places)
+    for low, high in [*away.tolist(), (n_both, n_both)]:
+        if at < min(low, n_both):
+            for extents in plane.iter_extents(_CHUNK_EXTENTS, at, min(low, n_both)):
                 builder |= Plane.from_extents(extents, n_places)
         at = high
     places = np.column_stack((rows[:, 2], rows[:, 2] + rows[:, 1] - rows[:, 0]))

@@ -1,6 +1,7 @@
-"""Sending images as streams, and receiving them; verifying, merging and comparing stream files."""
+"""Sending images as streams, receiving them, copying from disk to disk; verifying, merging, comparing stream files."""
 
 from blockplane.transfer.compare import StreamComparison, compare_streams
+from blockplane.transfer.copy import CopyReport, copy
 from blockplane.transfer.destination import abort_receive
 from blockplane.transfer.merge import MergeReport, merge_streams
 from blockplane.transfer.newvolume import Opening
@@ -18,6 +19,7 @@ from blockplane.transfer.send import SendReport, send
 from blockplane.transfer.verify import StreamVerdict, stream_map, verify_streams
 
 __all__ = [
+    "CopyReport",
     "InterruptedReceive",
     "MergeReport",
     "OfferReport",
@@ -29,6 +31,7 @@ __all__ = [
     "StreamVerdict",
     "abort_receive",
     "compare_streams",
+    "copy",
     "held",
     "interrupted_receives",
     "merge_streams",

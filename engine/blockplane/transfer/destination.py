@@ -38,7 +38,7 @@ class VolumeDestination:
 
     def __init__(self, volume: LiveVolume, *, is_made: bool = False) -> None:
         self.volume = volume
-        self._is_made = is_made
+        self.is_made = is_made
         #: what the live state, which the stream replaces, is kept in, where the top does not descend from that itself
         self._standing: SnapshotRecord | None = None
 
@@ -90,7 +90,7 @@ class VolumeDestination:
         for record in stream.arriving():
             if record.id in shadows:
                 raise RefusedError(
-                    f"the stream brings snapshot {record.name}, of which {self.name} has a shadow, and a shadow never "
+                    f"the image brings snapshot {record.name}, of which {self.name} has a shadow, and a shadow never "
                     "becomes a regular snapshot again",
                     f"delete the shadow first: blockplane snapshot delete {self.name}@{shadows[record.id]}",
                 )
@@ -99,13 +99,13 @@ class VolumeDestination:
         for record in stream.arriving():
             if record.id in going:
                 raise RefusedError(
-                    f"the stream brings snapshot {record.name}, which is being deleted here",
-                    "receive it when it is gone: nothing may read it, and nobody hold it",
+                    f"the image brings snapshot {record.name}, which is being deleted here",
+                    "bring it when that is gone: nothing may read it, and nobody hold it",
                 )
             other = mine.get(record.name)
             if other is not None and other.id != record.id:
                 raise RefusedError(
-                    f"the stream brings a snapshot {record.name}, and {self.name} has another one of that name",
+                    f"the image brings a snapshot {record.name}, and {self.name} has another one of that name",
                     f"rename the one that is there: blockplane snapshot rename {self.name}@{record.name} NEW",
                 )
 
@@ -115,8 +115,8 @@ class VolumeDestination:
         names = [entry.record.name for entry in self._entries()]
         lost = "its live file system" + (f" (its snapshots stay: {_listed(names)})" if names else "")
         raise RefusedError(
-            f"{self.name} has content, and the stream of {stream.top.name} is a full image: it would replace {lost}",
-            "receive into a new volume, send an increment onto a common snapshot, or say --discard",
+            f"{self.name} has content, and the image of {stream.top.name} is full: it would replace {lost}",
+            "bring it to a new volume, or an increment onto a common snapshot, or say --discard",
         )
 
     def _lends_to(self, stream: StreamMap) -> bool:
@@ -129,8 +129,7 @@ class VolumeDestination:
 
     def _accept_lent(self, stream: StreamMap, discard: bool) -> None:
         """A full image of which this volume lends a part replaces the live state where that loses nothing."""
-        with self.volume.lock:
-            self.volume.commit()
+        with settled(self.volume):
             live, pointer = self.volume.committed.root, self.volume.committed.pointer
             is_kept = any(entry.record.root == pointer for entry in self.volume.local.regular())
         if not (is_kept or is_in_history(live.branch_id, live.cp, stream.top, stream.branches)):
@@ -141,8 +140,8 @@ class VolumeDestination:
         for entry in self._entries():
             if entry.is_shadow and entry.record.id == base.id:
                 raise StreamMismatchError(
-                    f"the stream builds on snapshot {base.name}, of which {self.name} has only a shadow",
-                    "receive onto a volume that holds it whole, or receive a full stream into a new one",
+                    f"the image builds on snapshot {base.name}, of which {self.name} has only a shadow",
+                    "bring it to a volume that holds it whole, or a full image to a new one",
                 )
 
     def _accept_increment(self, stream: StreamMap, base: SnapshotRecord, discard: bool) -> None:
@@ -153,12 +152,11 @@ class VolumeDestination:
             whole = [entry.record for entry in self._entries() if entry.record.kind == KIND_REGULAR]
             how = kinship(stream, base, whole, "here")
             raise StreamMismatchError(
-                f"the stream builds on snapshot {base.name} (id {base.id.hex()}), which {self.name} does not hold"
+                f"the image builds on snapshot {base.name} (id {base.id.hex()}), which {self.name} does not hold"
                 + (f": {how}" if how else ""),
-                f"send {stream.top.name} - {common[0]}" if common else "receive the stream that brings it first",
+                f"take {stream.top.name} - {common[0]}" if common else "bring the image that it is in first",
             )
-        with self.volume.lock:
-            self.volume.commit()
+        with settled(self.volume):
             live, standing = self.volume.committed.root, standing_at(self.volume)
         if discard or is_in_history(live.branch_id, live.cp, stream.top, stream.branches):
             return
@@ -168,7 +166,7 @@ class VolumeDestination:
             raise RefusedError(
                 f"{self.name} was written to since {base.name}, or rolled back: what it holds is no part of "
                 f"{stream.top.name} and would be lost",
-                "keep them in a snapshot of their own and receive into another volume, or say --discard",
+                "keep them in a snapshot of their own and take another volume, or say --discard",
             )
 
     @contextmanager
@@ -191,12 +189,12 @@ class VolumeDestination:
         """Refuse where the snapshot that has what the live state has went before it was pinned."""
         if self._find(record) is None:
             raise RefusedError(
-                f"snapshot {record.name}, which keeps what the stream would replace in {self.name}, went meanwhile",
-                "receive again, and say --discard if that is meant",
+                f"snapshot {record.name}, which keeps what would be replaced in {self.name}, went meanwhile",
+                "do it again, and say --discard if that is meant",
             )
 
     def _incoming(self, stream: StreamMap) -> IncomingEntry:
-        header, flags = stream.header, FLAG_MADE_VOLUME if self._is_made else 0
+        header, flags = stream.header, FLAG_MADE_VOLUME if self.is_made else 0
         return IncomingEntry(
             os.urandom(16), header.image_id, header.space_id, header.top_id, header.base_id, header.image_blocks, 0,
             header.space_blocks, time.time_ns(), stream.top.name, flags,
@@ -207,9 +205,17 @@ class VolumeDestination:
 
 def is_blank(volume: LiveVolume) -> bool:
     """Tell whether a volume was never written to."""
-    with volume.lock:
-        volume.commit()
+    with settled(volume):
         return not volume.was_written
+
+
+@contextmanager
+def settled(volume: LiveVolume) -> Iterator[None]:
+    """Hold a volume's lock with everything so far committed; what is open for reading is so anyway."""
+    with volume.lock:
+        if volume.writable:
+            volume.commit()
+        yield
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -235,11 +241,16 @@ def destination_for(
         return _as_it_is(target)
     path, opening = Path(target), opening or Opening()
     _clear_half_made(path)
-    if _is_vacant(path):
+    if is_vacant(path):
         return _made(path, stream, wish, opening)
     if not wish.is_default and not _is_half_made(path):
-        raise UsageError(f"{path} is there already: its disks are what they are", "leave the disk options out")
+        raise not_to_be_made(path)
     return _opened(path, opening)
+
+
+def not_to_be_made(path: Path) -> UsageError:
+    """Return the error for disk options of a volume that is there."""
+    return UsageError(f"{path} is there already: its disks are what they are", "leave the disk options out")
 
 
 def _clear_half_made(path: Path) -> None:
@@ -266,7 +277,8 @@ def _is_half_made(path: Path) -> bool:
         return False
 
 
-def _is_vacant(path: Path) -> bool:
+def is_vacant(path: Path) -> bool:
+    """Whether a volume can be made there: nothing is, or an empty folder."""
     if path.is_symlink() and not path.exists():
         raise NotAVolumeError(f"{path} is a symbolic link that leads nowhere", "name the directory itself")
     return not path.exists() or (path.is_dir() and making.is_vacant(path))
@@ -283,17 +295,27 @@ def _opened(path: Path, opening: Opening) -> Iterator[Destination]:
         yield VolumeDestination(volume)
 
 
-@contextmanager
-def _made(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> Iterator[Destination]:
-    """Make a volume; when receiving into it fails, remove what was made and nothing else."""
+def refuse_without_volume(path: Path, stream: StreamMap) -> None:
+    """Refuse what cannot be the beginning of a volume.
+
+    Raises
+    ------
+    StreamMismatchError : it builds on what would have to be there.
+    """
     base = stream.base
     if base is not None:
         raise StreamMismatchError(
-            f"the stream builds on snapshot {base.name}, and there is no volume {path}",
-            "receive the full stream that brings it first",
+            f"the image builds on snapshot {base.name}, and there is no volume {path}",
+            "bring the full image that it is in first",
         )
     if stream.lender is not None:
         raise no_lender(str(path), stream, stream.lender)
+
+
+@contextmanager
+def _made(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> Iterator[Destination]:
+    """Make a volume; when receiving into it fails, remove what was made and nothing else."""
+    refuse_without_volume(path, stream)
     existed = path.exists()
     named = [] if wish.disks is None or isinstance(wish.disks, int) else [Path(disk) for disk in wish.disks]
     old_disks = [disk for disk in named if disk.exists()]

@@ -46,14 +46,16 @@ class Opening:
     """How a receive opens a volume that it makes, or that is named by its directory.
 
     kind : the volume's class. around : called with the open volume; what it returns is entered as long as that is open.
+    verb : what others are told that this process does.
     """
 
     kind: type[Volume] = Volume
     around: Callable[[Volume], AbstractContextManager[object]] | None = None
+    verb: str = "receive"
 
     def open(self, path: Path) -> Volume:
         """Open a volume that is there."""
-        return self.kind.open(path, verb="receive", answers=self.around is not None)
+        return self.kind.open(path, verb=self.verb, answers=self.around is not None)
 
     def create(
         self,
@@ -66,7 +68,7 @@ class Opening:
     ) -> Volume:
         """Make a volume."""
         answers = self.around is not None
-        return self.kind.create(path, disks, size, parity, chunk, wipe, verb="receive", answers=answers)
+        return self.kind.create(path, disks, size, parity, chunk, wipe, verb=self.verb, answers=answers)
 
     def entered(self, volume: Volume) -> AbstractContextManager[object]:
         """Return what goes round the use of an open volume."""
@@ -76,8 +78,34 @@ class Opening:
 def create(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> Volume:
     """Make a volume for a stream: as asked, else with the source's geometry."""
     groups = stream.header.groups
-    if wish.is_default and len(groups) > 1:
+    if _as_source(groups, wish):
         return _create_groups(path, groups, opening)
+    disks, size, parity, chunk = _one_group(groups, wish)
+    return opening.create(path, disks, size, parity, chunk, wish.wipe)
+
+
+def planned_blocks(path: Path, stream: StreamMap, wish: DiskWish) -> tuple[int, int]:
+    """Return how far the numbering of the volume that `create` would make reaches, and how many places it has.
+
+    Nothing is made. Errors: as of `create`, but what named disks hold is not looked at.
+    """
+    groups = stream.header.groups
+    if _as_source(groups, wish):
+        _refuse_too_many(sum(len(group.disks) for group in groups))
+        return groups[-1].stop, sum(group.n_blocks for group in groups)
+    _, group = Volume.plan(path, *_one_group(groups, wish))
+    return group.stop, group.n_blocks
+
+
+def _as_source(groups: Sequence[GroupRecord], wish: DiskWish) -> bool:
+    """Whether the volume gets several groups, those of the source."""
+    return wish.is_default and len(groups) > 1
+
+
+def _one_group(
+    groups: Sequence[GroupRecord], wish: DiskWish
+) -> tuple[DiskNames, int | str | None, int | None, int | str]:
+    """Return disks, size, parity and chunk of the one group that a volume gets."""
     if not groups and (wish.disks is None or wish.size is None):
         raise UsageError("the stream names no disks", "say --disks and --size")
     like = groups[0] if groups else GroupRecord(0, 1, 0, 64, 64, (0,))
@@ -92,7 +120,7 @@ def create(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> V
         n_parity = parity if parity is not None else int(n_disks >= 3)
         size = _size_for(groups, max(n_disks - n_parity, 1), like)
     _refuse_too_many(n_disks)
-    return opening.create(path, disks, size, parity, chunk, wish.wipe)
+    return disks, size, parity, chunk
 
 
 def _create_groups(path: Path, groups: Sequence[GroupRecord], opening: Opening) -> Volume:

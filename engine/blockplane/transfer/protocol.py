@@ -55,6 +55,11 @@ class Sendable(Protocol):
 class Landing(Protocol):
     """One image on its way into a storage. Nothing is visible before `commit`; `abort` leaves no trace."""
 
+    @property
+    def here(self) -> Plane:
+        """The VBNs of the image that are there already, and are passed over where they come."""
+        ...
+
     def buffers(self, extents: Extents, checks: Checks) -> Sequence[Bytes] | None:
         """Return where the bytes of extents of VBNs go: buffers of whole blocks, in order; None: all of it is there.
 

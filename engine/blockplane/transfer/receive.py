@@ -12,7 +12,7 @@ import numpy as np
 
 from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
-from blockplane.model.errors import DiskError, StreamDamagedError, StreamTruncatedError
+from blockplane.model.errors import StreamDamagedError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
 from blockplane.stream.arrival import Ring, arriving
@@ -21,6 +21,7 @@ from blockplane.stream.input import InputLike, open_input
 from blockplane.stream.keyfile import Keys, keys_of
 from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.transfer.destination import destination_for
+from blockplane.transfer.keeping import kept_or_given_up
 from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.protocol import Destination, Landing
 from blockplane.volume.groups import DiskNames
@@ -110,26 +111,14 @@ def _receive(
         _drain(reader)
     else:
         destination.accept(stream, discard=discard)
-        with destination.landing(stream) as landing:
-            try:
-                _land(reader, stream, landing, progress, started)
-                progress(ProgressEvent("commit", reader.n_bytes, reader.n_bytes, time.monotonic() - started))
-                landing.commit(stream.arriving())
-                n_shared = getattr(landing, "n_shared", 0)
-            except StreamTruncatedError as error:
-                raise _kept(error, landing.suspend(), stream, destination) from error
-            except KeyboardInterrupt as error:
-                kept = _kept(StreamTruncatedError("interrupted"), landing.suspend(), stream, destination)
-                error.add_note(kept.message)
-                error.add_note(kept.hint)
-                raise
-            except DiskError as error:  # nothing more can be written there; what its trees know of stays
-                landing.abandon()
-                error.hint = error.hint or "mend that, and receive again: what landed until then is passed over"
-                raise
-            except BaseException:
-                landing.abort()
-                raise
+        with (
+            destination.landing(stream) as landing,
+            kept_or_given_up(landing, stream, destination, _again(destination.name)),
+        ):
+            _land(reader, stream, landing, progress, started)
+            progress(ProgressEvent("commit", reader.n_bytes, reader.n_bytes, time.monotonic() - started))
+            landing.commit(stream.arriving())
+            n_shared = getattr(landing, "n_shared", 0)
     n_blocks = 0 if already_there else stream.header.following_blocks
     base = stream.base
     return ReceiveReport(
@@ -140,17 +129,11 @@ def _receive(
     )  # fmt: skip
 
 
-def _kept(
-    error: StreamTruncatedError, n_blocks: int, stream: StreamMap, destination: Destination
-) -> StreamTruncatedError:
-    """Return the error, saying what stays and how to go on."""
-    if not n_blocks:
-        return error
-    name, n_image = destination.name, stream.header.image_blocks
-    return StreamTruncatedError(
-        f"{error.message}; {n_blocks} of {n_image} blocks of {stream.top.name} are kept in {name}",
+def _again(name: str) -> str:
+    """Return how to go on with what was received in part."""
+    return (
         f"receive the stream again: what is there is passed over; or send only the rest, with the token that "
-        f"`blockplane receive {name} --have` prints; `blockplane receive {name} --abort` gives it up",
+        f"`blockplane receive {name} --have` prints; `blockplane receive {name} --abort` gives it up"
     )
 
 

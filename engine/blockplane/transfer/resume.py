@@ -176,10 +176,7 @@ def resume_token(volume: LiveVolume, top: str | None = None) -> ResumeToken:
     with volume.lock:
         image = _waiting(volume, top)[-1]
         entry = image.entry
-        kept = LandedBlocks(volume, entry, dict(leaves_of(image.places)), image.placemap(), image)
-        kept.recall(lambda _: None)
-        copied, wanted = kept.plane(), None
-        kept.close()
+        copied, wanted = _landed(volume, image, store=True), None
         if entry.lender_id != NO_ID:
             due = vbns_at(dict(leaves_of(image.places)), image.placemap(), entry.space_blocks)
             copied, wanted = Plane.empty(entry.space_blocks), combine([due], minus=copied)
@@ -187,6 +184,34 @@ def resume_token(volume: LiveVolume, top: str | None = None) -> ResumeToken:
         entry.image_id, entry.space_id, entry.top_id, entry.base_id, entry.n_image, entry.top_name, copied,
         time.time_ns(), wanted, entry.member_ids,
     )  # fmt: skip
+
+
+def landed_of(volume: LiveVolume, image_id: bytes, plane: Plane) -> Plane:
+    """Return which blocks of an image a volume has from an interrupted receive of it; nothing is changed.
+
+    Parameters
+    ----------
+    plane : the image's.
+    """
+    with volume.lock:
+        image = next((i for i in volume.local.incoming.images() if i.entry.image_id == image_id), None)
+        if image is None:
+            return Plane.empty(plane.n_blocks)
+        landed = _landed(volume, image, store=False)
+        if image.entry.lender_id == NO_ID:
+            return landed
+        due = vbns_at(dict(leaves_of(image.places)), image.placemap(), image.entry.space_blocks)
+        return combine([landed, combine([plane], minus=due)])
+
+
+def _landed(volume: LiveVolume, image: IncomingImage, *, store: bool) -> Plane:
+    """Return what is durable of an incoming image, its journal read back; store: have the local tree know of it too."""
+    kept = LandedBlocks(volume, image.entry, dict(leaves_of(image.places)), image.placemap(), image)
+    kept.recall(lambda _: None, store=store)
+    try:
+        return kept.plane()
+    finally:
+        kept.close()
 
 
 def drop_incoming(volume: LiveVolume, top: str | None = None) -> int:

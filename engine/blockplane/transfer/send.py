@@ -24,7 +24,6 @@ from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
 from blockplane.stream.codec import FrameKind, Header, Locations, Role
 from blockplane.stream.compression import DEFAULT_LEVEL, parse_compression
-from blockplane.stream.digest import image_id, plane_digest
 from blockplane.stream.input import InputLike, open_input
 from blockplane.stream.keyfile import Key, KeyLike, key_of, keys_of
 from blockplane.stream.reader import StreamReader
@@ -32,6 +31,7 @@ from blockplane.stream.sink import Buffer, FileSink, Sink, SinkLike, open_sink
 from blockplane.stream.writer import StreamWriter
 from blockplane.transfer.against import compare_offer
 from blockplane.transfer.began import Began, began_beside, began_in, is_finished
+from blockplane.transfer.description import completed
 from blockplane.transfer.protocol import Sendable
 from blockplane.transfer.resume import ResumeToken
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, Branch, SnapshotRecord
@@ -317,7 +317,7 @@ def _send(
 ) -> SendReport:
     started = time.monotonic()
     snapshots, branches = sending.snapshots(), sending.branches()
-    header, rest = began.rest_of(_completed(sending, snapshots, len(branches)), sending.plane)
+    header, rest = began.rest_of(completed(sending, snapshots, len(branches)), sending.plane)
     if isinstance(sending, ImageSending):
         sending.n_skipped = began.n_windows
         sending.part = rest if not sending.n_skipped else began.planned
@@ -360,22 +360,3 @@ def _behind(sending: Sendable, sink: Sink) -> Sink:
     """Return where to write: a Sendable may want to do it itself, behind what it reads."""
     behind: Callable[[Sink], Sink] | None = getattr(sending, "behind", None)
     return behind(sink) if behind is not None else sink
-
-
-def _completed(sending: Sendable, snapshots: Sequence[tuple[SnapshotRecord, Role]], n_branches: int) -> Header:
-    """Return the header with what follows from planes and lists."""
-    plane, dropped = sending.plane, sending.dropped
-    header = sending.header()
-    base_blocks = sum(record.n_blocks for record, role in snapshots if role is Role.BASE)
-    planes = plane_digest(plane, dropped)
-    return replace(
-        header,
-        image_id=image_id(header.space_id, header.top_id, header.base_id, planes),
-        image_blocks=len(plane),
-        dropped_blocks=len(dropped),
-        after_blocks=header.after_blocks or len(plane) + base_blocks - len(dropped),
-        plane_digest=planes,
-        n_snapshots=len(snapshots),
-        n_branches=n_branches,
-        created_ns=time.time_ns(),
-    )

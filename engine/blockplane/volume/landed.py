@@ -179,12 +179,13 @@ class LandedBlocks:
 
     # --- going on ----------------------------------------------------------------------------------------------------
 
-    def recall(self, adopt: Callable[[Band], None]) -> None:
+    def recall(self, adopt: Callable[[Band], None], *, store: bool = True) -> None:
         """Take up what the journal of an earlier process says, as far as the disks agree; durable on return.
 
         Parameters
         ----------
         adopt : called with each band of which some, not all, is there; what is says is written was read and verified.
+        store : False: nothing is written, to look at it alone.
         """
         for slots in self._journaled():
             band = self._volume.array.new_band(slots.group, slots.dbn_start, slots.written.shape[1])
@@ -196,7 +197,8 @@ class LandedBlocks:
                         adopt(band)
             finally:
                 self._volume.array.drop_band(band)
-        self.store()
+        if store:
+            self.store()
 
     def _journaled(self) -> Iterator[LandedSlots]:
         """Yield what the journal has, the records of a band as one."""

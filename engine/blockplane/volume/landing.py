@@ -67,7 +67,7 @@ class Landing:
     Attributes
     ----------
     placemap : where the image's blocks lie that are not at home.
-    copied : the VBNs that landed before and are not wanted again.
+    copied : the VBNs that landed before and are not wanted again. here : these, and what is lent.
 
     Raises
     ------
@@ -150,8 +150,8 @@ class Landing:
         if before is not None and kept is not None:
             kept.recall(self._bands.adopt)
         self.copied = kept.plane() if kept is not None else Plane.empty(image.n_blocks)
-        self._here = combine([self.copied, self._loans.plane])
-        self._waiting = Waiting(combine([image], minus=self._here))
+        self.here = combine([self.copied, self._loans.plane])
+        self._waiting = Waiting(combine([image], minus=self.here))
 
     def _interrupted(self, image_id: bytes) -> IncomingImage | None:
         for image in self._volume.local.incoming.images():
@@ -166,7 +166,7 @@ class Landing:
     def _require_all_to_come(self, following: Plane | None) -> None:
         if following is None:
             return
-        n_missing = combine_count([self._image], minus=combine([following, self._here]))
+        n_missing = combine_count([self._image], minus=combine([following, self.here]))
         if not n_missing:
             return
         if self._is_lent:
@@ -213,9 +213,9 @@ class Landing:
 
     def _wanted(self, extents: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return which blocks of extents are not here yet; None: all are wanted."""
-        if not len(self._here):
+        if not len(self.here):
             return None
-        wanted: NDArray[np.bool_] = ~self._here.contains_many(spread(extents[:, 0], extents[:, 1] - extents[:, 0]))
+        wanted: NDArray[np.bool_] = ~self.here.contains_many(spread(extents[:, 0], extents[:, 1] - extents[:, 0]))
         return None if wanted.all() else wanted
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -40,13 +41,8 @@ class LandingPlaces:
         ------
         RefusedError: a VBN has no place on this volume. NoSpaceError: the blocks do not fit.
         """
-        volume, n_image = self._volume, len(image)
-        top = int(image.select(n_image - 1)) if n_image else 0
-        if top >= volume.geometry.n_blocks:
-            raise RefusedError(
-                f"the image holds block {top}, and {volume.path} has {volume.geometry.n_blocks} blocks",
-                "receive onto a volume at least as large as the source, or add a RAID group with `blockplane grow`",
-            )
+        volume = self._volume
+        refuse_beyond(image, volume.geometry.n_blocks, volume.path)
         volume.make_room(n_blocks)
         if volume.available_blocks < n_blocks:
             raise NoSpaceError(
@@ -110,3 +106,18 @@ class LandingPlaces:
         for leaf, words in self.leaves.items():
             self._volume.incoming.give_up(leaf, words)
         self.leaves = {}
+
+
+def refuse_beyond(image: Plane, n_blocks: int, path: Path) -> None:
+    """Refuse an image of which a VBN lies beyond a numbering of n_blocks.
+
+    Raises
+    ------
+    RefusedError: one does.
+    """
+    top = int(image.select(len(image) - 1)) if image else 0
+    if top >= n_blocks:
+        raise RefusedError(
+            f"the image holds block {top}, and {path} has {n_blocks} blocks",
+            "take a volume at least as large as the source, or add a RAID group with `blockplane grow`",
+        )
