@@ -133,3 +133,46 @@ def copy_file(origin: Path, target: Path) -> int:
             done += n_read
         os.fsync(writer.fileno())
     return done
+
+
+def copy_raw(
+    origins: Sequence[DiskExtents], targets: Sequence[DiskExtents], disk_bytes: int, n_threads: int = 2
+) -> int:
+    """Copy every extent of every disk to the same place of a sparse file, and make it durable; return what is written.
+
+    Parameters
+    ----------
+    targets : the copies of the origins, in their order, and behind them parity disks, which are written alone.
+    n_threads : for each disk that is copied, each with its part of the extents; each parity disk has one.
+    """
+    jobs: list[tuple[DiskExtents | None, DiskExtents]] = []
+    for i, target in enumerate(targets):
+        if i >= len(origins):
+            jobs.append((None, target))
+            continue
+        halves = zip(*(np.array_split(column, n_threads) for column in (target.blocks, target.n_blocks)), strict=True)
+        jobs += [(origins[i], DiskExtents(target.path, blocks, n_blocks)) for blocks, n_blocks in halves]
+    for target in targets:
+        with open(target.path, "wb") as file:
+            file.truncate(disk_bytes)
+
+    def copy(job: tuple[DiskExtents | None, DiskExtents]) -> int:
+        origin, part = job
+        fd = os.open(part.path, os.O_RDWR | os.O_DIRECT)
+        source_fd = os.open(origin.path, os.O_RDONLY | os.O_DIRECT) if origin is not None else -1
+        scratch, start, n_bytes = _scratch(), np.zeros(1, np.int64), 0
+        try:
+            for i in range(len(part.blocks)):
+                extent = part.blocks[i : i + 1], part.n_blocks[i : i + 1]
+                if source_fd >= 0:
+                    diskio.read_plan(source_fd, *extent, scratch, start, None, None, REQUEST_BLOCKS)
+                n_bytes += diskio.write_plan(fd, *extent, scratch, start, disk_bytes // 4096, REQUEST_BLOCKS)[0]
+            os.fdatasync(fd)
+            return n_bytes
+        finally:
+            os.close(fd)
+            if source_fd >= 0:
+                os.close(source_fd)
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return sum(pool.map(copy, jobs))
