@@ -70,15 +70,22 @@ console.require_wanted = _require_wanted
 
 
 @contextlib.contextmanager
-def opened(place: str, verb: str, wait_s: float, *, writable: bool) -> Iterator[bp.Volume]:
+def opened(
+    place: str, verb: str, wait_s: float, *, writable: bool, kind_name: str | None = None
+) -> Iterator[bp.Volume]:
     """Open a volume for a verb: the one this process hosts where the verb is another process's, else from its disks.
+
+    Parameters
+    ----------
+    kind_name : what is done to this volume, where that is not the verb's own kind: of a verb that has two volumes.
 
     Raises
     ------
     ElsewhereError: another process has it, and will run the verb.
     """
     session, host = current(), _hosts.get(_key(place) or (-1, -1))
-    kind = Kind[KINDS[verb]] if verb in KINDS else Kind.READS
+    name = kind_name or KINDS.get(verb)
+    kind = Kind[name] if name is not None else Kind.READS
     kind = kind if writable or kind is Kind.CHECKS else Kind.READS
     if session is not None and host is not None:
         with _as_guest(host, session, verb, kind, wait_s, writable) as volume:
@@ -101,14 +108,14 @@ def _used(volume: bp.Volume, verb: str, kind: Kind) -> Iterator[None]:
         yield
 
 
-def receiving() -> Opening:
-    """Return how `receive` opens a volume that it makes: one that others' verbs can work on meanwhile."""
+def making(verb: str) -> Opening:
+    """Return how a verb opens a volume that it makes: one that others' verbs can work on meanwhile."""
 
     def around(volume: PlainVolume) -> AbstractContextManager[None]:
         assert isinstance(volume, bp.Volume)
-        return _used(volume, "receive", Kind.LIVE)
+        return _used(volume, verb, Kind[KINDS[verb]])
 
-    return Opening(bp.Volume, around)
+    return Opening(bp.Volume, around, verb)
 
 
 @contextlib.contextmanager

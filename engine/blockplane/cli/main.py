@@ -15,6 +15,7 @@ from blockplane.cli import (
     chains,
     completion,
     copies,
+    copying,
     demo,
     differences,
     files,
@@ -75,8 +76,8 @@ def cli() -> None:
 
 
 _MODULES = (
-    volumes, copies, files, snapshots, pressure, retention, differences, holders, images, transfers, plans, streams,
-    chains, keys, demo, completion,
+    volumes, copies, files, snapshots, pressure, retention, differences, holders, images, transfers, copying, plans,
+    streams, chains, keys, demo, completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

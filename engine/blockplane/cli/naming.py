@@ -118,19 +118,29 @@ def _is_stream_file(path: str) -> bool:
 
 
 @contextmanager
-def open_volume(place: str, verb: str, wait_s: float, *, writable: bool) -> Iterator[bp.Volume]:
-    """Open a volume for a verb; ElsewhereError: another process has it, and will run the verb."""
+def open_volume(
+    place: str, verb: str, wait_s: float, *, writable: bool, kind: str | None = None
+) -> Iterator[bp.Volume]:
+    """Open a volume for a verb; ElsewhereError: another process has it, and will run the verb.
+
+    kind : what is done to this one, by the names of `verbtable`, where that is not the verb's own kind.
+    """
     from blockplane.cli.hosting import opened  # not above: it loads all that help and completion do without
 
-    with opened(place, verb, wait_s, writable=writable) as volume:
+    with opened(place, verb, wait_s, writable=writable, kind_name=kind) as volume:
         yield volume
 
 
-def opening_to_receive() -> Opening:
-    """Return how a receive opens a volume that it makes: others' verbs are answered meanwhile."""
-    from blockplane.cli.hosting import receiving  # as above
+def opening_to_make(verb: str) -> Opening:
+    """Return how a verb opens a volume that it makes: others' verbs are answered meanwhile."""
+    from blockplane.cli.hosting import making  # as above
 
-    return receiving()
+    return making(verb)
+
+
+def is_there(place: str) -> bool:
+    """Whether a place has a volume, and no receive that was killed before it had anything left it half made."""
+    return os.path.exists(os.path.join(place, CONFIG_NAME)) and not os.path.exists(os.path.join(place, MARK_NAME))
 
 
 @contextmanager
@@ -139,12 +149,13 @@ def open_volumes(places: Iterable[str], verb: str, wait_s: float) -> Iterator[di
     with ExitStack() as stack:
         found: dict[str, bp.Volume] = {}
         for place in places:
-            known = next((found[other] for other in found if _is_same(place, other)), None)
+            known = next((found[other] for other in found if is_same_place(place, other)), None)
             found[place] = known or stack.enter_context(open_volume(place, verb, wait_s, writable=True))
         yield found
 
 
-def _is_same(one: str, other: str) -> bool:
+def is_same_place(one: str, other: str) -> bool:
+    """Whether two names mean one volume's directory."""
     return one == other or (os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other))
 
 

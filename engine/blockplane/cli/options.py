@@ -93,6 +93,11 @@ class DiskOptions:
     chunk: int | str | None
     wipe: bool
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing was said about the disks."""
+        return self.disks is None and self.size is None and self.parity is None and self.chunk is None
+
 
 def disk_options(function: F) -> F:
     """Add the options that describe a group's disks; the verb takes `n_disks, size, disk, parity, chunk, wipe`."""

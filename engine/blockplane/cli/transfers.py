@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ import blockplane as bp
 from blockplane.cli import console
 from blockplane.cli.completion import VolumeName
 from blockplane.cli.images import EXPRESSION, Choice, ExpressionVerb, choice_options
-from blockplane.cli.naming import CONFIG_NAME, MARK_NAME, open_volume, opening_to_receive, volume_only
+from blockplane.cli.naming import is_there, open_volume, opening_to_make, volume_only
 from blockplane.cli.offering import print_offer
 from blockplane.cli.options import (
     Duration,
@@ -258,11 +257,9 @@ def receive(
         return
     wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
     source = origin if origin is not None else _standard_input()
-    is_plain = wish.disks is None and wish.size is None and wish.parity is None and wish.chunk is None
     left: Sequence[InterruptedReceive] = ()
     with ProgressLine(progress) as line:
-        is_volume = os.path.exists(os.path.join(place, CONFIG_NAME))
-        if is_plain and is_volume and not os.path.exists(os.path.join(place, MARK_NAME)):
+        if wish.is_plain and is_there(place):
             with open_volume(place, "receive", wait_s, writable=True) as volume:
                 report = bp.receive(source, volume, discard=discard, key=keys, progress=line)
                 left = bp.interrupted_receives(volume)
@@ -278,16 +275,16 @@ def receive(
                 discard=discard,
                 key=keys,
                 progress=line,
-                opening=opening_to_receive(),
+                opening=opening_to_make("receive"),
             )
     if as_json:
         print_json(_received(report))
     else:
         print(_arrived(vol, report))
-    _tell_interrupted(place, left)
+    tell_interrupted(place, left)
 
 
-def _tell_interrupted(place: str, left: Sequence[InterruptedReceive]) -> None:
+def tell_interrupted(place: str, left: Sequence[InterruptedReceive]) -> None:
     """Say on standard error what earlier receives of something else have left."""
     for its in left:
         if not its.is_running:

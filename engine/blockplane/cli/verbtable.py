@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Final
 
-#: verb -> kind when it writes, and when it only reads (a dry run) it is READS.
+#: verb -> kind when it writes, and when it only reads (a dry run) it is READS. Of `copy`: what it does to its target.
 KINDS: Final[dict[str, str]] = {
     "cat": "READS",
     "check": "CHECKS",
+    "copy": "LIVE",
     "diff": "READS",
     "get": "READS",
     "grow": "DISKS",
