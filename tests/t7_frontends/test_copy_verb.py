@@ -14,6 +14,7 @@ import pytest
 import blockplane as bp
 from equality import differences, volume_tree
 from loopdevices import loop_device
+from places import contents
 from rig.owners import finish, stalled
 
 MiB = 1 << 20
@@ -34,15 +35,6 @@ def require_equal(source: str, target: str, *snapshots: str) -> None:
             assert one.get_snapshot(name).plane == other.get_snapshot(name).plane
         assert bp.check(other).problems == []
         assert other.incoming.n_blocks == 0
-
-
-def contents(folder: str) -> dict[str, bytes]:
-    """Return what is in a volume's directory, but for locks and sockets."""
-    return {
-        str(path): path.read_bytes()
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file() and path.name != "lock"
-    }
 
 
 def test_full_and_increment_as_they_were_foreseen(done, pool):
