@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import random
 
 import numpy as np
 
 from blockplane.disks.geometry import Geometry
+from blockplane.image.image import build
 from blockplane.image.saved import delete, save
-from blockplane.model import BLOCK_BYTES
+from blockplane.model import BLOCK_BYTES, ProgressEvent
 from blockplane.planes import Plane, combine
-from blockplane.transfer import resume_token
+from blockplane.transfer import copy, resume_token
+from blockplane.transfer.send import ImageSending
 from blockplane.volume import PressurePolicy, Volume
 from blockplane.volume.codec import NUMBER_MASK
 from blockplane.volume.incoming import IncomingEntry
@@ -406,6 +410,39 @@ class LentStory(_LandingStory):
         volume.sync()
 
 
+class CopyStory(_LandingStory):
+    """Copies from disk to disk: a full one, an increment that is interrupted after some windows and copied again."""
+
+    name = "copy"
+
+    def __init__(self, variation: int = 0) -> None:
+        super().__init__(variation)
+        self.geometry = ROOMY[variation % len(ROOMY)]
+
+    def bring(self, volume: Volume, text: str, most: int | None = None) -> None:
+        """Copy an image in windows of a few blocks, as far as so many of them."""
+        n_told = itertools.count(1)
+
+        def told(event: ProgressEvent) -> None:
+            if event.phase == "blocks" and next(n_told) == most:
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            sending = ImageSending(build(self.source, text), window_blocks=5 + self.variation % 7)
+            copy(sending, volume, discard=True, progress=told)
+
+    def prepare(self, volume: Volume, client: FileClient) -> None:
+        super().prepare(volume, client)
+        self.bring(volume, "s1")
+
+    def act(self, volume: Volume, client: FileClient) -> None:
+        self.bring(volume, "s2 - s1", most=3)
+        volume.delete_snapshot("own")
+        self.bring(volume, "s2 - s1")
+        client.edit(1, 0, 4)
+        volume.sync()
+
+
 def drop_incoming_of(volume: Volume, image_id: bytes) -> None:
     """Give one incoming image up."""
     with volume.lock:
@@ -469,5 +506,6 @@ STORIES: tuple[type[_Story], ...] = (
     InterruptedStory,
     CarriedStory,
     LentStory,
+    CopyStory,
     NearlyFullStory,
 )

@@ -20,6 +20,8 @@ from blockplane.disks.geometry import FIRST_MULTIPLE
 from equality import differences, volume_tree
 
 N_PAIRS, N_PAIRS_DEEP, N_STEPS = 5, 100, 4
+#: Blocks that each step adds, and what it needs beside them.
+STEP_BLOCKS, ROOM_BLOCKS = 900, 400
 CHUNKS = [64, 64, 128, 192, 256, 1024]
 
 
@@ -65,8 +67,9 @@ def made(path: Path, wishes: list[Wish], n_at_first: int) -> Side:
 
 
 def source_of(rng: random.Random, path: Path) -> Side:
-    wishes = [random_wish(rng, rng.randint(2200, 5000)) for _ in range(rng.randint(1, 3))]
-    return made(path, wishes, rng.randint(1, len(wishes)))
+    """Return a volume whose groups together hold what `change` writes, and none of them alone."""
+    n_groups = rng.randint(1, 3)
+    return made(path, [random_wish(rng, 5400 // n_groups) for _ in range(n_groups)], rng.randint(1, n_groups))
 
 
 def target_of(rng: random.Random, path: Path, source: Side) -> Side:
@@ -75,19 +78,24 @@ def target_of(rng: random.Random, path: Path, source: Side) -> Side:
     for wish in source.coming:
         first = -(-stops[-1] // FIRST_MULTIPLE) * FIRST_MULTIPLE
         stops.append(first + (wish.disks - wish.parity) * wish.size // bp.BLOCK_BYTES)
-    n_groups = rng.randint(1, 3)
-    wishes = []
+    n_groups, wishes = rng.randint(1, 3), []
     for i in range(n_groups):
         rest = max(stops[-1] - i * FIRST_MULTIPLE, 0) if i == n_groups - 1 else 0
         wishes.append(random_wish(rng, max(rest, rng.randint(4000, 8000))))
     return made(path, wishes, rng.randint(1, n_groups))
 
 
-def change(rng: random.Random, files: bp.FileSystem, step: int) -> None:
-    """Make files, or change, replace, cut, move and remove what is there."""
+def change(rng: random.Random, source: Side, files: bp.FileSystem, step: int) -> None:
+    """Make files until the volume holds what it should by now; change, replace, cut, move and remove what is there."""
     files.mkdir(f"/{step}")
-    for i in range(rng.randint(3, 8)):
-        files.write_bytes(f"/{step}/f{i}", rng.randbytes(rng.choice([0, 100, 5000, 70_000, 600_000])))
+    i = 0
+    while source.volume.used_blocks < (step + 1) * STEP_BLOCKS:
+        if source.coming and source.volume.available_blocks < ROOM_BLOCKS:
+            source.grow()
+        for n_bytes in (0, 100, 5000, rng.choice([70_000, 600_000])):
+            files.write_bytes(f"/{step}/f{i}", rng.randbytes(n_bytes))
+            i += 1
+        source.volume.sync()
     there = [f"{top.rstrip('/')}/{name}" for top, _, names in files.walk("/") for name in names]
     for path in rng.sample(there, min(len(there), 4)):
         what = rng.choice(["write", "cut", "move", "remove"])
@@ -153,7 +161,7 @@ def pair(rng: random.Random, folder: Path) -> tuple[int, int]:
             for side in (source, target):
                 if side.coming and rng.random() < 0.5:
                     side.grow()
-            change(rng, files, step)
+            change(rng, source, files, step)
             source.volume.snapshot(f"s{step}")
             image = source.volume.image(f"s{step} - s{step - 1}" if step else "s0")
             n_refused += bring(image, target, rng.choice([by_copy, by_copy, by_stream]))

@@ -31,12 +31,13 @@ LEAST_STATES = {
     "interrupted": 550,
     "carried": 600,
     "lent": 400,
+    "copy": 400,
     "nearly full": 620,
 }
 #: The deep run repeats every story in so many variations, with more torn writes and subsets.
 DEEP_VARIATIONS = 14
 #: Stories that write beside live blocks: a lost disk on top of the cut would need the log in some of their states.
-LOGGED = {"full", "increment", "interrupted", "carried", "lent", "nearly full"}
+LOGGED = {"full", "increment", "interrupted", "carried", "lent", "copy", "nearly full"}
 #: Of these stories the CI run opens each n-th state.
 EACH = {
     "files": 2, "rollback": 2, "shadows": 3, "pressure": 3, "marks": 2, "interrupted": 2, "carried": 3, "lent": 4,

@@ -243,7 +243,7 @@ def destination_for(
     _clear_half_made(path)
     if is_vacant(path):
         return _made(path, stream, wish, opening)
-    if not wish.is_default and not _is_half_made(path):
+    if not wish.is_default and not is_half_made(path):
         raise not_to_be_made(path)
     return _opened(path, opening)
 
@@ -255,20 +255,24 @@ def not_to_be_made(path: Path) -> UsageError:
 
 def _clear_half_made(path: Path) -> None:
     """Remove a volume whose receive was killed before it had anything that could be gone on with."""
+    if is_of_no_use(path):
+        making.clear(path)
+
+
+def is_of_no_use(path: Path) -> bool:
+    """Whether a volume was being made, and its maker killed before there was anything to be gone on with."""
     if not making.is_marked(path):
-        return
+        return False
     try:
         with Volume.open(path, writable=False, verb="receive") as volume:
-            if volume.was_written or volume.local.incoming.images():
-                return
+            return not (volume.was_written or volume.local.incoming.images())
     except VolumeInUseError:
         raise
     except BlockplaneError:  # not even a volume
-        pass
-    making.clear(path)
+        return True
 
 
-def _is_half_made(path: Path) -> bool:
+def is_half_made(path: Path) -> bool:
     """Whether a receive that was interrupted made the volume: disk options may be given again with its command."""
     try:
         with Volume.open(path, writable=False, verb="receive") as volume:

@@ -12,6 +12,8 @@ from blockplane.model.errors import NoSpaceError
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.destination import (
     VolumeDestination,
+    is_half_made,
+    is_of_no_use,
     is_vacant,
     not_to_be_made,
     refuse_without_volume,
@@ -19,7 +21,6 @@ from blockplane.transfer.destination import (
 from blockplane.transfer.newvolume import DiskWish, planned_blocks
 from blockplane.transfer.protocol import Destination
 from blockplane.transfer.resume import landed_of
-from blockplane.volume import making
 from blockplane.volume.landing_places import refuse_beyond
 from blockplane.volume.live import LiveVolume, reserve_for
 from blockplane.volume.volume import Volume
@@ -51,9 +52,9 @@ def foresee(
     """
     if isinstance(target, (str, os.PathLike)):
         path = Path(target)
-        if is_vacant(path) or making.is_marked(path):
+        if is_vacant(path) or is_of_no_use(path):
             return _foresee_new(path, stream, wish)
-        if not wish.is_default:
+        if not wish.is_default and not is_half_made(path):
             raise not_to_be_made(path)
     with _opened(target) as destination:
         if destination.has_top(stream):

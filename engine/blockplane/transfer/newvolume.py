@@ -15,7 +15,7 @@ from blockplane.model.errors import UsageError
 from blockplane.stream.reader import StreamMap
 from blockplane.volume import making
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, read_config
-from blockplane.volume.groups import DiskNames, give_back
+from blockplane.volume.groups import DiskNames, GroupWish, give_back
 from blockplane.volume.journal import clear_orphans
 from blockplane.volume.lock import VolumeLock
 from blockplane.volume.making import LOCK_NAME
@@ -93,7 +93,7 @@ def planned_blocks(path: Path, stream: StreamMap, wish: DiskWish) -> tuple[int, 
     if _as_source(groups, wish):
         _refuse_too_many(sum(len(group.disks) for group in groups))
         return groups[-1].stop, sum(group.n_blocks for group in groups)
-    _, group = Volume.plan(path, *_one_group(groups, wish))
+    _, group = GroupWish(*_one_group(groups, wish), wish.wipe).plan(path)
     return group.stop, group.n_blocks
 
 
