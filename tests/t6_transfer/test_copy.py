@@ -16,6 +16,7 @@ from blockplane.image.order import DISK, WINDOW_BLOCKS, Window, windows
 from blockplane.transfer.copied import compare_copy
 from blockplane.transfer.resume import interrupted_receives
 from blockplane.transfer.send import ImageSending
+from blockplane.volume import making
 from equality import differences, volume_tree
 from places import contents
 from streams.storage import DictSending, DictStorage, members, pair
@@ -336,6 +337,19 @@ def test_a_dry_run_writes_nothing(source, tmp_path):
     with bp.Volume.open(tmp_path / "copied", writable=False) as volume:
         assert bp.copy(source.image("june2 - june1"), volume, dry_run=True).n_blocks == report.n_blocks
     assert contents(tmp_path / "copied") == before
+
+
+def test_a_dry_run_leaves_what_a_killed_copy_had_begun_to_make(source, tmp_path):
+    """Nothing of it can be gone on with: the copy clears it away, and the dry run looks past it."""
+    source_image = source.image("june1")
+    bp.Volume.create(tmp_path / "copied", disks=3, size="16M").close()
+    making.mark(tmp_path / "copied")
+    before = contents(tmp_path / "copied")
+    report = bp.copy(source_image, tmp_path / "copied", disks=2, size="200M", dry_run=True)
+    assert (report.makes_volume, report.n_blocks) == (True, source_image.n_blocks)
+    assert contents(tmp_path / "copied") == before
+    bp.copy(source_image, tmp_path / "copied", disks=2, size="200M")
+    require_equal(source, tmp_path / "copied", "june1")
 
 
 def test_small_windows_arrive_as_large_ones_do(source, tmp_path):
