@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -187,15 +187,12 @@ def _hand_on(window: Gathered, landing: Landing) -> None:
 @contextmanager
 def _reading(sending: Sendable) -> Iterator[Iterator[Gathered]]:
     """Read the image; what fails on its side is an OriginError."""
-    try:
-        reading = sending.windows()
-        windows = reading.__enter__()
-    except BlockplaneError as error:
-        raise OriginError(error) from error
-    try:
+    with ExitStack() as reading:
+        try:
+            windows = reading.enter_context(sending.windows())
+        except BlockplaneError as error:
+            raise OriginError(error) from error
         yield _from_origin(windows)
-    finally:
-        reading.__exit__(None, None, None)
 
 
 def _from_origin(windows: Iterator[Gathered]) -> Iterator[Gathered]:
