@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +305,28 @@ def test_the_source_is_pinned_while_it_is_copied(source, tmp_path):
     bp.copy(source.image("june2"), tmp_path / "copied", progress=told)
     assert seen[0] == ["june2"]
     assert [snapshot.name for snapshot in source.snapshots if snapshot.pins] == []
+
+
+def test_two_volumes_copy_to_each_other_at_once(tmp_path, rng):
+    """Each is read and landed in at the same time, by threads of one process: nobody waits for the other's lock."""
+    with bp.Volume.create(tmp_path / "one", disks=3, size="80M") as one:
+        bp.FileSystem(one).write_bytes("/both", rng.bytes(4 * MIB))
+        one.snapshot("common")
+        bp.copy(one.image("common"), tmp_path / "other")
+        with bp.Volume.open(tmp_path / "other") as other:
+            trees = {}
+            for volume, name in ((one, "of-one"), (other, "of-other")):
+                bp.FileSystem(volume).write_bytes(f"/{name}", rng.bytes(24 * MIB))
+                trees[name] = volume_tree(bp.FileSystem(volume.snapshot(name)))
+            images = [(one.image("of-one - common"), other), (other.image("of-other - common"), one)]
+            with ThreadPoolExecutor(2) as pool:
+                copies = [pool.submit(bp.copy, *each, discard=True, verify=True) for each in images]
+                assert all(each.result(120).n_blocks_verified > 6000 for each in copies)
+            for volume in (one, other):
+                assert {snapshot.name for snapshot in volume.snapshots} == {"common", "of-one", "of-other"}
+                assert bp.check(volume).problems == []
+                for name, tree in trees.items():
+                    assert differences(volume_tree(bp.FileSystem(volume.get_snapshot(name))), tree) == []
 
 
 # --- refused --------------------------------------------------------------------------------------------------------

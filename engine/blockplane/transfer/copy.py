@@ -142,23 +142,22 @@ def _copy(
         destination.landing(stream) as landing,
         kept_or_given_up(landing, stream, destination, again),
     ):
-        n_before = len(landing.here)
-        rest = combine([sending.plane], minus=landing.here) if n_before else sending.plane
+        n_before, coming = len(landing.here), sending.plane
         if isinstance(sending, ImageSending) and n_before:
-            sending.part = rest
-        n_bytes = len(rest) * BLOCK_BYTES
-        _bring(sending, landing, Waiting(rest), n_bytes, progress, started)
+            coming = sending.part = combine([coming], minus=landing.here)
+        n_bytes = len(coming) * BLOCK_BYTES
+        _bring(sending, landing, Waiting(coming), n_bytes, progress, started)
         progress(ProgressEvent("commit", n_bytes, n_bytes, time.monotonic() - started))
         landing.commit(stream.arriving())
         n_shared = getattr(landing, "n_shared", 0)
     is_made = isinstance(destination, VolumeDestination) and destination.is_made
-    return Foreseen(len(rest), n_before, n_shared, makes_volume=is_made)
+    return Foreseen(stream.header.image_blocks - n_before, n_before, n_shared, makes_volume=is_made)
 
 
 def _bring(
     sending: Sendable, landing: Landing, waiting: Waiting, n_bytes: int, progress: Progress, started: float
 ) -> None:
-    """Hand every window on; afterwards set(brought) is what waited."""
+    """Hand every window on; afterwards set(brought) is what waited, no block more and none less."""
     done = 0
     with _reading(sending) as windows:
         for window in windows:
