@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pytest_benchmark.fixture import BenchmarkFixture
 from yardstick.caches import make_cold
+from yardstick.memory import status_kib
 from yardstick.pairs import run_pairs
 from yardstick.raw import copy_raw, extents_of, like_in
 from yardstick.world import Source
@@ -66,3 +67,21 @@ def copy_beside_raw(
         assert compare_copy(image, copied, lambda _: None) == image.n_blocks
     for path in (target, raw_folder):
         shutil.rmtree(path)
+
+
+def test_copy_memory(benchmark: BenchmarkFixture, source: Source, folder: Path) -> None:
+    """How far this process grows: the windows of the gather and the landing's bands, 64 MiB each, and no stream."""
+    target = folder / "copied once"
+
+    def run() -> int:
+        shutil.rmtree(target, ignore_errors=True)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = status_kib("VmRSS")
+        assert copy(build(source.volume, "june1"), target).top == "june1"
+        return status_kib("VmHWM") - before
+
+    grown_kib = benchmark.pedantic(run, rounds=1)
+    benchmark.extra_info["grown_mib"] = grown_kib >> 10
+    print(f"\ncopy: grows memory by {grown_kib >> 10} MiB")
+    assert grown_kib <= 176 << 10
+    shutil.rmtree(target)

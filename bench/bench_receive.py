@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from yardstick.caches import make_cold, warm
+from yardstick.memory import status_kib
 from yardstick.pairs import run_pairs
 from yardstick.raw import extents_of, like_in, write_raw
 from yardstick.world import Source
@@ -103,11 +104,6 @@ def feed(path: Path, fd: int) -> None:
     with open(path, "rb") as stream, open(fd, "wb", buffering=0) as pipe:
         while pipe_bytes := stream.read(1 << 16):
             pipe.write(pipe_bytes)
-
-
-def status_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def assert_equal(volume: Volume, copy: Path, snapshot: str) -> None:
