@@ -121,12 +121,12 @@ def _refuse_names(local: LocalTree, new: Sequence[SnapshotRecord]) -> None:
     for record in new:
         if record.name in names:
             raise SnapshotExistsError(
-                f"the stream brings a snapshot named {record.name!r}, and another of that name is here",
+                f"the image brings a snapshot named {record.name!r}, and another of that name is here",
                 "rename the one that is here",
             )
         if record.name in images:
             raise SnapshotExistsError(
-                f"the stream brings a snapshot named {record.name!r}, and a stored image here is named so",
+                f"the image brings a snapshot named {record.name!r}, and a stored image here is named so",
                 "delete the image, and save it under another name",
             )
         names.add(record.name)
