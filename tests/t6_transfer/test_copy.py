@@ -93,6 +93,33 @@ def test_a_copy_is_what_a_stream_brings(source, tmp_path):
         assert one.get_snapshot("june2").plane == other.get_snapshot("june2").plane
 
 
+def test_a_new_volume_has_all_the_groups_of_its_source_and_both_may_grow(tmp_path, rng):
+    with bp.Volume.create(tmp_path / "pool", disks=3, size="12M") as volume:
+        volume.grow(2, "16M", parity=0, chunk="1MiB")
+        files = bp.FileSystem(volume)
+        files.write_bytes("/one", rng.bytes(34 * MIB))  # more than the first group holds
+        volume.snapshot("s1")
+        for dry in (True, False):
+            assert bp.copy(volume.image("s1"), tmp_path / "copied", dry_run=dry).makes_volume
+        shapes = [(g.first, g.n_data, g.n_parity, g.chunk_blocks, g.disk_blocks) for g in volume.geometry.groups]
+        with bp.Volume.open(tmp_path / "copied") as copied:
+            found = copied.geometry.groups
+            assert [(g.first, g.n_data, g.n_parity, g.chunk_blocks, g.disk_blocks) for g in found] == shapes
+            volume.grow(1, "32M")
+            files.write_bytes("/two", rng.bytes(20 * MIB))
+            volume.snapshot("s2")
+            image = volume.image("s2 - s1")
+            for dry in (True, False):
+                with pytest.raises(bp.errors.RefusedError, match="the image holds block") as caught:
+                    bp.copy(image, copied, dry_run=dry)
+                assert "blockplane grow" in caught.value.hint
+            copied.grow(4, "12M", parity=2)
+            copied.grow(2, "20M")
+            foreseen = bp.copy(image, copied, dry_run=True)
+            assert bp.copy(image, copied, verify=True).n_blocks_verified == foreseen.n_blocks == image.n_blocks
+        require_equal(volume, tmp_path / "copied", "s1", "s2")
+
+
 def test_it_reads_the_image_once_and_keeps_no_stream(source, tmp_path):
     image, before = source.image("june1"), source.array.counters()
     report = bp.copy(image, tmp_path / "copied")
