@@ -109,7 +109,7 @@ def copy(
         if asked.wish.is_plain and is_there(place):
             with _target(place, source, asked) as opened:
                 report = bp.copy(image, opened, discard=discard, verify=verify, dry_run=dry_run, progress=line)
-                left = bp.interrupted_receives(opened)
+                left = bp.interrupted_receives(opened) if not dry_run else ()
         else:
             report = _to_new(image, place, asked, line)
     if as_json:
