@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from yardstick.caches import make_cold, warm
 from yardstick.pairs import Pairs
-from yardstick.raw import copy_file, extents_of, like_in, read_raw, write_raw
+from yardstick.raw import copy_file, copy_raw, extents_of, like_in, read_raw, write_raw
 from yardstick.tree import MIB, TreeSize, make_tree
 from yardstick.world import Source, disk_bytes_for, make_chain, make_source
 
@@ -31,6 +31,7 @@ from blockplane.filesystem import FileSystem, compare
 from blockplane.image.image import build
 from blockplane.stream import open_stream
 from blockplane.transfer import merge_streams, stream_map
+from blockplane.transfer.copy import copy
 from blockplane.transfer.receive import receive
 from blockplane.transfer.send import send
 from blockplane.volume import Volume
@@ -107,27 +108,53 @@ def gate_send(gate: Gate, source: Source) -> None:
 
 def gate_receive(gate: Gate, source: Source, folder: Path) -> None:
     """Counts and speed of receiving a full stream."""
-    stream, copy, raw_folder = folder / "full.bps", folder / "copy", folder / "raw"
+    stream, target, raw_folder = folder / "full.bps", folder / "copy", folder / "raw"
     image = build(source.volume, "june1")
     send(image, stream)
     extents = like_in(raw_folder, extents_of(image), n_parity=1)
 
     def fresh() -> None:
-        for path in (copy, raw_folder):
+        for path in (target, raw_folder):
             shutil.rmtree(path, ignore_errors=True)
         raw_folder.mkdir()
         warm(stream)
 
     fresh()
-    with Volume.create(copy, disks=5, size=source.disk_bytes) as volume:
+    with Volume.create(target, disks=5, size=source.disk_bytes) as volume:
         did = counted(volume, lambda: receive(stream, volume))
     gate.most("receive june1: bytes written / image", did.written_bytes / image.n_bytes, 1.25 + 2 * MIB / image.n_bytes)
     gate.most("receive june1: bytes read / image", did.read_bytes / image.n_bytes, 2 * MIB / image.n_bytes)
     gate.most("receive june1: writes / MiB", did.write_requests / (image.n_bytes / MIB), 4)
     gate.most("receive june1: flushes", did.flushes, 80)
-    pairs = pairs_of(lambda: receive(stream, copy), lambda: write_raw(extents, source.disk_bytes), fresh)
+    pairs = pairs_of(lambda: receive(stream, target), lambda: write_raw(extents, source.disk_bytes), fresh)
     gate.least("receive june1: share of raw writes' speed", pairs.speed, 0.15)
     gate.most("receive june1: CPU s / GiB", pairs.cpu_s / image.n_bytes * (1 << 30), 3.0)
+
+
+def gate_copy(gate: Gate, source: Source, folder: Path) -> None:
+    """Counts and speed of a full copy from disk to disk."""
+    target, raw_folder = folder / "copy", folder / "raw"
+    image = build(source.volume, "june1")
+    origins, n_bytes = extents_of(image), image.n_bytes
+    targets = like_in(raw_folder, origins, n_parity=1)
+
+    def fresh() -> None:
+        for path in (target, raw_folder):
+            shutil.rmtree(path, ignore_errors=True)
+        raw_folder.mkdir()
+        make_cold([source.path])
+
+    fresh()
+    did = counted(source.volume, lambda: copy(build(source.volume, "june1"), target))
+    gate.most("copy june1: bytes read / image", did.read_bytes / n_bytes, 1.05 + 4 * MIB / n_bytes)
+    gate.most("copy june1: reads / MiB", did.read_requests / (n_bytes / MIB), 6)
+    pairs = pairs_of(
+        lambda: copy(build(source.volume, "june1"), target),
+        lambda: copy_raw(origins, targets, source.disk_bytes),
+        fresh,
+    )
+    gate.least("copy june1: share of raw copies' speed", pairs.speed, 0.25)
+    gate.most("copy june1: CPU s / GiB", pairs.cpu_s / n_bytes * (1 << 30), 3.0)
 
 
 def gate_chains(gate: Gate, source: Source, folder: Path) -> None:
@@ -254,6 +281,7 @@ def main() -> int:
         with source.volume:
             gate_send(gate, source)
             gate_receive(gate, source, folder)
+            gate_copy(gate, source, folder)
             gate_chains(gate, source, folder)
             gate_files(gate, folder / "tree", source, folder)
             gate_volume(gate, source)
