@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -253,3 +254,17 @@ def test_a_pin_that_outlives_its_client_is_found(pool):
                 with pytest.raises(AssertionError, match="waited too long"):
                     wait_for(lambda: "held" not in [s.name for s in volume.snapshots], "the deletion", 2)
             client.communicate()
+
+
+def test_the_next_writer_removes_the_socket_of_one_that_was_killed(pool):
+    """A program's, too, which answers nobody itself."""
+    path = Path(pool, "control.sock")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(os.fspath(path))
+    with bp.Volume.open(pool, writable=False):
+        assert path.is_socket()
+    bp.Volume.open(pool).close()
+    assert not path.exists()
+    path.write_text("somebody's")
+    bp.Volume.open(pool).close()
+    assert path.read_text() == "somebody's"

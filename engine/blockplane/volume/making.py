@@ -40,7 +40,7 @@ def is_vacant(directory: Path) -> bool:
 
 
 def remove_socket(directory: Path) -> None:
-    """Remove the control socket that a process has left, and nothing else of that name. The lock is held."""
+    """Remove the control socket that a killed process left, and nothing else of that name; the lock is the caller's."""
     if (directory / SOCKET_NAME).is_socket():
         (directory / SOCKET_NAME).unlink(missing_ok=True)
 

@@ -159,6 +159,7 @@ class Volume(LiveVolume):
             raise
         if writable:
             making.unmark(directory)
+            making.remove_socket(directory)
             clear_orphans(directory, lambda: [i.entry.landing_id for i in volume.local.incoming.images()])
         return volume
 
