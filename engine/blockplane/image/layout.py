@@ -12,10 +12,11 @@ from copy import copy
 import numpy as np
 
 from blockplane.disks.geometry import Geometry
+from blockplane.image.extents import merged
 from blockplane.model.addresses import Extents, Numbers
 from blockplane.planes import Form, Plane
 from blockplane.planes.runs import join_touching
-from blockplane.volume.placemap import MapExtents, PlaceMap
+from blockplane.volume.placemap import MapExtents, PlaceMap, pieces_of
 
 #: Extents are worked on in pieces of this many: bounds memory.
 _CHUNK_EXTENTS = 1 << 16
@@ -68,24 +69,10 @@ class Layout:
         """
         if not len(self._by_place):
             return places, np.arange(len(places), dtype=np.int64)
-        starts, stops = self._by_place[:, 2], self._by_place[:, 2] + self._by_place[:, 1] - self._by_place[:, 0]
-        out: list[tuple[int, int]] = []
-        source: list[int] = []
-        first = np.searchsorted(stops, places[:, 0], side="right")
-        for i, (start, stop) in enumerate(places.tolist()):
-            at, row = start, int(first[i])
-            while at < stop:
-                if row == len(starts) or starts[row] >= stop:
-                    end, vbn = stop, at
-                elif starts[row] > at:
-                    end, vbn = int(starts[row]), at
-                else:
-                    end, vbn = min(stop, int(stops[row])), int(self._by_place[row, 0]) + at - int(starts[row])
-                    row += 1
-                out.append((vbn, vbn + end - at))
-                source.append(i)
-                at = end
-        return np.array(out, np.int64).reshape(-1, 2), np.array(source, np.int64)
+        rows = self._by_place
+        starts = rows[:, 2]
+        pieces, source, row = pieces_of(places, np.column_stack((starts, starts + rows[:, 1] - rows[:, 0])))
+        return pieces + np.where(row < 0, 0, rows[row, 0] - starts[row])[:, None], source
 
     def to_places(self, vbns: Extents) -> Extents:
         """Return extents of places for VBN extents of the image, in the same order of blocks."""
@@ -164,23 +151,19 @@ def _count_by_extents(places: Plane, geometry: Geometry, counts: list[int], star
 
 def _moved(placemap: PlaceMap, owned: Plane) -> MapExtents:
     """Return the rows (vbn_start, vbn_stop, place_start) of a map, cut to the VBNs in a plane."""
-    rows: list[tuple[int, int, int]] = []
-    for low, high, place in placemap.extents.tolist():
-        rows += [(a, b, place + a - low) for a, b in owned.extents(low, high).tolist()]
-    return np.array(rows, np.int64).reshape(-1, 3)
+    return placemap.within(owned).extents
 
 
 def _places(plane: Plane, rows: MapExtents, n_places: int) -> Plane:
     """Return the plane of places: the VBNs that are at home, and where the others are."""
     builder = Plane.empty(n_places)
     away = rows[np.argsort(rows[:, 0]), :2]
-    at, n_both = 0, min(plane.n_blocks, n_places)
-    for low, high in [*away.tolist(), (n_both, n_both)]:
-        if at < min(low, n_both):
-            for extents in plane.iter_extents(_CHUNK_EXTENTS, at, min(low, n_both)):
-                builder |= Plane.from_extents(extents, n_places)
-        at = high
+    stop = min(plane.n_blocks, n_places)
+    for extents in plane.iter_extents(_CHUNK_EXTENTS, 0, stop) if stop else ():
+        pieces, _, row = pieces_of(extents, away)
+        builder |= Plane.from_extents(pieces[row < 0], n_places)
     places = np.column_stack((rows[:, 2], rows[:, 2] + rows[:, 1] - rows[:, 0]))
-    for start, stop in places[np.argsort(places[:, 0])].tolist():
-        builder.add(start, stop)
+    places = places[np.argsort(places[:, 0])]
+    for at in range(0, len(places), _CHUNK_EXTENTS):
+        builder |= Plane.from_extents(merged(places[at : at + _CHUNK_EXTENTS]), n_places)
     return builder

@@ -42,7 +42,7 @@ class Arrivals:
             candidate = union([kept, self.placemap])
         state = State.read(PlaceReader(volume.array, candidate), record.root, candidate)
         self._require_whole(state, base, record)
-        trimmed = _cut_to_plane(candidate, state)
+        trimmed = candidate.cut(state.plane_leaf)
         return State.read(PlaceReader(volume.array, trimmed), record.root, trimmed)
 
     def _require_whole(self, state: State, base: State | None, record: SnapshotRecord) -> None:
@@ -134,11 +134,4 @@ def _refuse_names(local: LocalTree, new: Sequence[SnapshotRecord]) -> None:
 
 def _without_plane(placemap: PlaceMap, plane: Plane) -> PlaceMap:
     """Return a map less the VBNs of a plane."""
-    vbns = placemap.vbns()
-    return placemap.without(vbns[plane.contains_many(vbns)])
-
-
-def _cut_to_plane(placemap: PlaceMap, state: State) -> PlaceMap:
-    """Return a map less the VBNs that a state does not hold."""
-    vbns = placemap.vbns()
-    return placemap.without(vbns[~state.holds(vbns)]) if len(vbns) else placemap
+    return placemap.cut(lambda leaf: ~plane_leaf(plane, leaf))

@@ -302,18 +302,17 @@ def _check_held(volume: LiveVolume, report: CheckReport) -> None:
 
 
 def _check_map(state: State, name: str, report: CheckReport) -> None:
-    extents = state.placemap.extents
-    if not len(extents):
-        return
-    places = np.sort(np.concatenate([np.arange(p, p + high - low) for low, high, p in extents.tolist()]))
-    vbns = np.concatenate([np.arange(low, high) for low, high, _ in extents.tolist()])
-    if (np.diff(places) == 0).any():
+    placemap = state.placemap
+    places = np.sort(placemap.extents[:, 2:3] + [0, 1] * (placemap.extents[:, 1:2] - placemap.extents[:, 0:1]), axis=0)
+    if (places[1:, 0] < places[:-1, 1]).any():
         report.add(f"{name}: its place map sends two blocks to one place")
-    if not state.holds(vbns).all():
+    if placemap.cut(state.plane_leaf) is not placemap:
         report.add(f"{name}: its place map names blocks it does not hold")
-    at_home = state.placemap.to_vbns(places)
-    if (at_home < 0).any():
-        report.add(f"{name}: its place map cannot be turned round")
+    for leaf in placemap.leaves():
+        at_home = EMPTY_LEAF if leaf >= state.n_leaves else state.plane_leaf(leaf) & ~placemap.domain_leaf(leaf)
+        if (at_home & placemap.range_leaf(leaf)).any():
+            report.add(f"{name}: its place map sends blocks to where others are at home")
+            return
 
 
 def _check_parity(volume: LiveVolume, report: CheckReport) -> None:

@@ -83,6 +83,14 @@ def by_leaf(numbers: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
     return [(int(part[0]) // LEAF_BLOCKS, part % LEAF_BLOCKS) for part in parts]
 
 
+def positions_by_leaf(numbers: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+    """Group numbers, in any order, by leaf: (leaf, which of them)."""
+    leaves = numbers // LEAF_BLOCKS
+    order = np.argsort(leaves, kind="stable")
+    cuts = np.flatnonzero(np.diff(leaves[order])) + 1
+    return [(int(leaves[at[0]]), at) for at in np.split(order, cuts) if len(at)]
+
+
 def set_numbers(words: Leaf, low: NDArray[np.int64]) -> None:
     """Set the bits of numbers within the leaf."""
     np.bitwise_or.at(words, low >> 6, np.uint64(1) << (low & 63).astype(np.uint64))

@@ -20,11 +20,14 @@ def runs_of(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     return out
 
 
+def mask_extents(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the half-open runs of True in a mask as extents (n, 2)."""
+    return np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0)).astype(np.int64).reshape(-1, 2)
+
+
 def mask_runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Return the half-open runs of True in a mask."""
-    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
-    flat = edges.tolist()
-    return list(zip(flat[::2], flat[1::2], strict=True))
+    return [(low, high) for low, high in mask_extents(mask).tolist()]
 
 
 def merge_extents(found: list[tuple[int, int]]) -> NDArray[np.int64]:

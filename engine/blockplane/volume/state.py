@@ -26,7 +26,7 @@ from blockplane.volume.codec import (
     StateRoot,
     TreeRoot,
 )
-from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf
+from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, positions_by_leaf
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.tree import BlockTree
 from blockplane.volume.treediff import differing_blocks
@@ -110,9 +110,7 @@ class State:
     def holds(self, vbns: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return for each VBN whether the state holds it."""
         out = np.zeros(len(vbns), np.bool_)
-        leaves = vbns // LEAF_BLOCKS
-        for leaf in np.unique(leaves).tolist():
-            at = leaves == leaf
+        for leaf, at in positions_by_leaf(vbns):
             low = vbns[at] % LEAF_BLOCKS
             out[at] = (self.plane_leaf(leaf)[low >> 6] >> (low & 63).astype(np.uint64)) & np.uint64(1) != 0
         return out
@@ -264,6 +262,4 @@ def _mapped_leaves(states: Sequence[Mapped]) -> Iterator[int]:
     if all(state.placemap == states[0].placemap for state in states[1:]):
         return
     for state in states:
-        for low, high, place in state.placemap.extents.tolist():
-            yield from range(low // LEAF_BLOCKS, (high - 1) // LEAF_BLOCKS + 1)
-            yield from range(place // LEAF_BLOCKS, (place + high - low - 1) // LEAF_BLOCKS + 1)
+        yield from state.placemap.leaves()
