@@ -183,6 +183,7 @@ def _sent(report: SendReport, dry_run: bool) -> str:
 @click.argument("vol", type=VolumeName())
 @click.option("-i", "--input", "origin", type=click.Path(), metavar="FILE", help="The stream file (standard input).")
 @click.option("--discard", is_flag=True, help="Give up changes that the stream would replace.")
+@click.option("--relocate", is_flag=True, help="Lay blocks elsewhere where VOL has no place of their number.")
 @click.option("--have", is_flag=True, help="Write a token of what an interrupted receive has, for send --resume.")
 @click.option(
     "--offer",
@@ -208,6 +209,7 @@ def receive(
     vol: str,
     origin: str | None,
     discard: bool,
+    relocate: bool,
     have: bool,
     offer: str | None,
     run_blocks: int | None,
@@ -236,8 +238,12 @@ def receive(
     blockplane receive copy -i june1.bps
     blockplane receive copy -i june1.bps --disks 3 --size 4G --chunk 1MiB
     blockplane send pool 'june3 - june1' | blockplane receive copy
+    blockplane receive small -i june1.bps --disks 3 --size 1G --relocate
     blockplane receive copy --offer > offer
     blockplane receive copy --have --of june3 > token
+
+    With --relocate a volume need only have room for the blocks in use, however high their numbers are. It is said once:
+    increments onto what came so find their places too.
 
     What arrives of a full image and is in VOL already, under the same block numbers, is compared and not written again.
     An offer reads its snapshot once, holds it for a week, and has 2 GiB a TiB of it with runs of 8 blocks, 1.5 with 16.
@@ -261,7 +267,7 @@ def receive(
     with ProgressLine(progress) as line:
         if wish.is_plain and is_there(place):
             with open_volume(place, "receive", wait_s, writable=True) as volume:
-                report = bp.receive(source, volume, discard=discard, key=keys, progress=line)
+                report = bp.receive(source, volume, discard=discard, relocate=relocate, key=keys, progress=line)
                 left = bp.interrupted_receives(volume)
         else:
             report = bp.receive(
@@ -273,6 +279,7 @@ def receive(
                 chunk=wish.chunk,
                 wipe=wish.wipe,
                 discard=discard,
+                relocate=relocate,
                 key=keys,
                 progress=line,
                 opening=opening_to_make("receive"),

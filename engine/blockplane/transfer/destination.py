@@ -20,6 +20,7 @@ from blockplane.stream.codec import Role
 from blockplane.stream.kinship import kinship
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.against import no_lender
+from blockplane.transfer.arriving import arrival_of
 from blockplane.transfer.history import is_in_history
 from blockplane.transfer.newvolume import DiskWish, Opening, create, remove, remove_made
 from blockplane.transfer.protocol import Destination
@@ -34,11 +35,11 @@ from blockplane.volume.volume import Volume
 
 
 class VolumeDestination:
-    """A volume that receives."""
+    """A volume that receives; relocates: see `Landing`."""
 
-    def __init__(self, volume: LiveVolume, *, is_made: bool = False) -> None:
+    def __init__(self, volume: LiveVolume, *, is_made: bool = False, relocates: bool = False) -> None:
         self.volume = volume
-        self.is_made = is_made
+        self.is_made, self._relocates = is_made, relocates
         #: what the live state, which the stream replaces, is kept in, where the top does not descend from that itself
         self._standing: SnapshotRecord | None = None
 
@@ -182,7 +183,7 @@ class VolumeDestination:
                 self._require_standing(self._standing)
             yield landing.Landing(
                 self.volume, stream.image, entry, self._incoming(stream), stream.part, lender, stream.header.carried_id,
-                stream.header.features,
+                stream.header.features, self._relocates, arrival_of(stream),
             )  # fmt: skip
 
     def _require_standing(self, record: SnapshotRecord) -> None:
@@ -228,6 +229,7 @@ def destination_for(
     stream: StreamMap,
     wish: DiskWish,
     opening: Opening | None = None,
+    relocates: bool = False,
 ) -> AbstractContextManager[Destination]:
     """Return the destination, open; a volume that was opened or made here is closed on leaving.
 
@@ -236,16 +238,16 @@ def destination_for(
     UsageError : disk options for a volume that is there already.
     """
     if isinstance(target, LiveVolume):
-        return _as_it_is(VolumeDestination(target))
+        return _as_it_is(VolumeDestination(target, relocates=relocates))
     if not isinstance(target, (str, os.PathLike)):
         return _as_it_is(target)
     path, opening = Path(target), opening or Opening()
     _clear_half_made(path)
     if is_vacant(path):
-        return _made(path, stream, wish, opening)
+        return _made(path, stream, wish, opening, relocates)
     if not wish.is_default and not is_half_made(path):
         raise not_to_be_made(path)
-    return _opened(path, opening)
+    return _opened(path, opening, relocates)
 
 
 def not_to_be_made(path: Path) -> UsageError:
@@ -294,9 +296,9 @@ def _as_it_is(destination: Destination) -> Iterator[Destination]:
 
 
 @contextmanager
-def _opened(path: Path, opening: Opening) -> Iterator[Destination]:
+def _opened(path: Path, opening: Opening, relocates: bool) -> Iterator[Destination]:
     with opening.open(path) as volume, opening.entered(volume):
-        yield VolumeDestination(volume)
+        yield VolumeDestination(volume, relocates=relocates)
 
 
 def refuse_without_volume(path: Path, stream: StreamMap) -> None:
@@ -317,7 +319,7 @@ def refuse_without_volume(path: Path, stream: StreamMap) -> None:
 
 
 @contextmanager
-def _made(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> Iterator[Destination]:
+def _made(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening, relocates: bool) -> Iterator[Destination]:
     """Make a volume; when receiving into it fails, remove what was made and nothing else."""
     refuse_without_volume(path, stream)
     existed = path.exists()
@@ -328,7 +330,7 @@ def _made(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> It
     making.mark(path)
     try:
         with opening.entered(volume):
-            yield VolumeDestination(volume, is_made=True)
+            yield VolumeDestination(volume, is_made=True, relocates=relocates)
         volume.close()
         making.unmark(path)
     except BaseException:

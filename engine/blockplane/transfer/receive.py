@@ -65,6 +65,7 @@ def receive(
     chunk: int | str | None = None,
     wipe: bool = False,
     discard: bool = False,
+    relocate: bool = False,
     key: Keys = None,
     progress: Progress = ignore_progress,
     opening: Opening | None = None,
@@ -77,6 +78,8 @@ def receive(
     target : a volume or its directory. Absent, or an empty folder: a volume is made there, and removed on failure.
     disks, size, parity, chunk, wipe : of a volume that is made, as for `Volume.create`; by default the source's.
     discard : give up what the stream would replace and no snapshot holds.
+    relocate : where the volume has no place of a block's number, lay the image's blocks at other places: a volume need
+        only be as large as what is in use. Later increments onto what came so do not need it said again.
     key : a key, a key file, or several, for a stream that is encrypted.
     opening : how a volume that is made, or named by its directory, is opened, and what goes on round its use.
 
@@ -91,14 +94,15 @@ def receive(
     Notes
     -----
     Durable on return. The old state stays readable, unchanged, until the new one is committed. Memory: the volume's
-    write pipeline and two planes.
+    write pipeline and two planes; of a relocated image, 24 bytes for each run of blocks that came together, and once
+    more for each snapshot.
     """
     with closing(open_input(origin)) as source:
         reader = StreamReader(source, keys_of(key))
         reader.require_receivable()
         stream = reader.read_map()
         wish = DiskWish(disks, size, parity, chunk, wipe)
-        with destination_for(target, stream, wish, opening) as destination:
+        with destination_for(target, stream, wish, opening, relocate) as destination:
             return _receive(reader, stream, destination, discard, progress)
 
 

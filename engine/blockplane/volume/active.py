@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.checks import fresh_checks
 from blockplane.volume.codec import Pointer, SnapshotRecord, StateRoot, TreeRoot
-from blockplane.volume.leafbits import LEAF_BLOCKS, by_leaf, clear_numbers, leaf_pieces, set_range
-from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, clear_numbers, leaf_pieces, set_range
+from blockplane.volume.names import Named, Names
+from blockplane.volume.openmap import AddedNames, OpenMap
+from blockplane.volume.placemap import PlaceMap, union
 from blockplane.volume.placer import Block, Placer
 from blockplane.volume.space import Space
 from blockplane.volume.state import CHECKS_PER_LEAF, State, write_all
@@ -43,22 +45,23 @@ class StateWriter:
     def allocate_block(self) -> tuple[int, Block]:
         """Return a fresh VBN and its buffer."""
         place, _, buffer = self._active.placer.block()
-        self._active.enter(place, 1, self._covered)
-        return place, buffer
+        return self._active.name(place, 1, self._covered)[0][0], buffer
 
     def allocate_run(self, n_blocks: int) -> list[tuple[int, int, Block]]:
         """Return runs of fresh VBNs and their buffers."""
         self._active.claim_run(n_blocks)
-        runs = self._active.placer.run(n_blocks)
-        for first, count, _ in runs:
-            self._active.enter(first, count, self._covered)
+        runs: list[tuple[int, int, Block]] = []
+        for first, count, buffer in self._active.placer.run(n_blocks):
+            for vbn, place, n in self._active.name(first, count, self._covered):
+                low = (place - first) * BLOCK_BYTES
+                runs.append((vbn, n, buffer[low : low + n * BLOCK_BYTES]))
         return runs
 
     def filled(self, first: int, checks: NDArray[np.uint32]) -> None:
         """Record checks; the bytes may go out."""
         if self._covered:
             self._active.record_checks(first, checks)
-        self._active.placer.filled(first, len(checks))
+        self._active.placer.filled(self._active.place_of(first), len(checks))
 
     def release(self, numbers: NDArray[np.int64]) -> None:
         """Take VBNs out of the plane."""
@@ -70,7 +73,7 @@ class ActiveState(State):
 
     Parameters
     ----------
-    claim, claim_run : the volume's guards of free space.
+    claim, claim_run : the volume's guards of free space. names : names what is new.
     """
 
     def __init__(
@@ -83,15 +86,19 @@ class ActiveState(State):
         space: Space,
         claim: Callable[[int], None],
         claim_run: Callable[[int], None],
+        names: Names,
     ) -> None:
         super().__init__(reader, root, pointer, placemap)
         self.placer = placer
         self.space = space
         self.claim = claim
         self.claim_run = claim_run
+        self.names = names
         self.is_dirty = False
         self._unmapped: list[NDArray[np.int64]] = []
         self._entered: set[int] = set()
+        self._entered_places: set[int] = set()
+        self._added = AddedNames()
         self._file_writer = StateWriter(self, covered=True, is_metafile=False)
         metafile = StateWriter(self, covered=True, is_metafile=True)
         self.inode_file = BlockTree(reader, root.inode_file, self._file_writer)
@@ -106,7 +113,33 @@ class ActiveState(State):
 
     # --- the plane ---------------------------------------------------------------------------------------------------
 
-    def enter(self, first: int, n_blocks: int, covered: bool) -> None:
+    def name(self, first: int, n_blocks: int, covered: bool) -> list[Named]:
+        """Name fresh blocks at places first, ..., and enter them: (VBN, place, count), in the order of the places."""
+        named = self.names.choose(first, n_blocks)
+        for vbn, place, count in named:
+            if vbn != place:
+                self._added.add(vbn, place, count)
+            self._entered_places.update(range(place // LEAF_BLOCKS, (place + count - 1) // LEAF_BLOCKS + 1))
+            self._enter(vbn, count, covered)
+        return named
+
+    def place_of(self, vbn: int) -> int:
+        """Return the place of a VBN of the open CP."""
+        return self._added.place_of(vbn)
+
+    def open_map(self) -> PlaceMap | OpenMap:
+        """Return the place map as it is now, what the open CP wrote included."""
+        return self.placemap if self._added.is_empty else OpenMap(self.placemap, self._added.placemap())
+
+    def place_leaf(self, leaf: int) -> Leaf:
+        """Return which places of a leaf's range the state occupies, what the open CP wrote included."""
+        if self._added.is_empty:
+            return super().place_leaf(leaf)
+        added = self._added.placemap()
+        at_home = self.plane_leaf(leaf) & ~added.domain_leaf(leaf)
+        return self.placemap.place_leaf(at_home, leaf) | added.range_leaf(leaf)
+
+    def _enter(self, first: int, n_blocks: int, covered: bool) -> None:
         """Put fresh VBNs into the plane, and make room for their checks."""
         self.is_dirty = True
         self.root.n_blocks += n_blocks
@@ -130,10 +163,9 @@ class ActiveState(State):
         self.root.n_blocks -= len(vbns)
         for leaf, low in by_leaf(vbns):
             clear_numbers(self.blockmap.edit_block(leaf).view(np.uint64), low)
-        self.space.release(self.placemap.to_places(vbns))
-        if not self.placemap.is_empty:
+        self.space.release(self.open_map().to_places(vbns))
+        if not (self.placemap.is_empty and self._added.is_empty):
             self._unmapped.append(vbns)
-            self.space.rework(vbns[self.placemap.to_places(vbns) != vbns])
 
     def record_checks(self, first: int, checks: NDArray[np.uint32]) -> None:
         """Write checks of VBNs first, ... into the checksum file."""
@@ -149,13 +181,21 @@ class ActiveState(State):
         leaves, self._entered = sorted(self._entered), set()
         return leaves
 
-    def take_unmapped(self) -> PlaceMap:
-        """Return the place map less the VBNs given up in the open CP."""
+    def take_entered_places(self) -> list[int]:
+        """Return the leaves of places that blocks were written in since the last call."""
+        leaves, self._entered_places = sorted(self._entered_places), set()
+        return leaves
+
+    def settle_map(self) -> None:
+        """Bring the place map up to date with what the open CP wrote and gave up."""
         placemap = self.placemap
+        if not self._added.is_empty:
+            placemap = union([placemap, self._added.placemap()])
+            self._added = AddedNames()
         if self._unmapped:
             placemap = placemap.without(np.unique(np.concatenate(self._unmapped)))
             self._unmapped = []
-        return placemap
+        self.placemap = placemap
 
     # --- lists -------------------------------------------------------------------------------------------------------
 
@@ -178,15 +218,15 @@ class ActiveState(State):
         plain = (self.inode_file, self.snapshot_list, self.branch_list)
         for tree in plain:
             tree.place()
-        vbn, _, slot = self.placer.block()
-        self.enter(vbn, 1, covered=False)
+        place, _, slot = self.placer.block()
+        vbn = self.name(place, 1, covered=False)[0][0]
         while self.blockmap.place() + self.checksums.place():
             pass
         for tree in (*plain, self.blockmap, self.checksums):
             tree.finish()
         slot[:] = np.frombuffer(self.root.encode(), np.uint8)
         check = fresh_checks(slot, vbn)
-        self.placer.filled(vbn, 1)
+        self.placer.filled(place, 1)
         self.pointer = Pointer(vbn, int(check[0]))
         self.is_dirty = False
         return self.pointer

@@ -10,7 +10,6 @@ import numpy as np
 
 from blockplane.model.errors import ChecksumError
 from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, set_range
-from blockplane.volume.placemap import PlaceMap
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
@@ -47,20 +46,17 @@ class BusyPlane:
             words = words | local.local_leaf(leaf)
         return words
 
-    def kept_leaf(self, leaf: int) -> Leaf:
-        """Return what of a leaf is not free though the live state gave it up: held places, names that lie elsewhere."""
-        words = self._volume.local.held_leaf(leaf)
-        for placemap in self._maps_in_use():
-            words = words | placemap.domain_leaf(leaf)
+    def settled_leaf(self, leaf: int) -> Leaf:
+        """Return the numbers of a leaf's range that the open CP does not take: in use before, or no places."""
+        volume = self._volume
+        words = self._no_place_leaf(leaf) | volume.live_leaf(leaf)
+        with contextlib.suppress(ChecksumError):
+            words = words | volume.previous.place_leaf(leaf)
         return words
 
-    def _maps_in_use(self) -> list[PlaceMap]:
-        """Return the maps whose VBNs name something that lies elsewhere: those names are not given out again."""
-        volume = self._volume
-        maps = [volume.active.placemap, volume.committed.placemap, volume.previous.placemap]
-        moved = [entry for entry in volume.local.regular() if entry.place_map.size_bytes]
-        maps += [volume.snapshot_state(entry).placemap for entry in moved]
-        return [placemap for placemap in maps if not placemap.is_empty]
+    def kept_leaf(self, leaf: int) -> Leaf:
+        """Return what of a leaf is not free though the live state gave it up: held places; do not write to it."""
+        return self._volume.local.held_leaf(leaf)
 
     def spared(self) -> Callable[[int], Leaf] | None:
         """Return what gives the places, leaf by leaf, that shadows mean; None where there is no shadow."""

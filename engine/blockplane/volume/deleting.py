@@ -94,8 +94,6 @@ def drop(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
         local.set_held_leaf(leaf, local.held_leaf(leaf) & ~words)
         volume.space.release_words(leaf, words, n_blocks)
         n_freed += n_blocks
-    for entry in gone:
-        volume.space.rework(volume.local.map_of(entry.place_map).vbns())
     parents = {entry.record.id: entry.record.parent_id for entry in gone}
     rest = [entry for entry in local.entries() if entry.record.id not in parents]
     for entry in rest:

@@ -63,7 +63,6 @@ def make_shadow(volume: LiveVolume, entry: TableEntry, how: Demotion) -> int:
         volume.space.release_words(leaf, words, n_blocks)
         n_freed += n_blocks
     entry.demotion, entry.pace = replace(how, freed_blocks=n_freed), Pace(last_ns=now, last_left=entry.n_left)
-    volume.space.rework(state.placemap.vbns())
     local.rewrite_entries()
     volume.forget_state(entry.record.id)
     return n_freed

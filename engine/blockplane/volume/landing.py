@@ -34,11 +34,11 @@ from blockplane.volume.incoming import IncomingEntry, IncomingImage, leaves_of
 from blockplane.volume.journal import LandedSlots
 from blockplane.volume.landed import LandedBlocks, vbns_at
 from blockplane.volume.landing_bands import LandingBands
-from blockplane.volume.landing_places import LandingPlaces
+from blockplane.volume.landing_places import Arrival, LandingPlaces, reaches
 from blockplane.volume.leafbits import words_of
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.loans import Loans, lender_of
-from blockplane.volume.placemap import union
+from blockplane.volume.placemap import PlaceMap, union
 from blockplane.volume.runs import runs_of
 from blockplane.volume.state import State
 from blockplane.volume.waiting import Waiting
@@ -61,6 +61,8 @@ class Landing:
     following : the VBNs that will come, where those are not all; the others landed before, or are the lender's.
     lender : the snapshot of this volume that has them, under the same VBNs. carried_id : the image whose interrupted
         receive has them.
+    relocates : VBNs that are no places here may lie at others; so they may where the base has such already.
+    arrival : gives the order in which blocks will come; None: ascending.
 
     features : what the states that arrive need; the volume's root record says so from then on.
 
@@ -85,9 +87,12 @@ class Landing:
         lender: TableEntry | None = None,
         carried_id: bytes = NO_ID,
         features: Features | None = None,
+        relocates: bool = False,
+        arrival: Arrival | None = None,
     ) -> None:
         self._volume = volume
         self._features = features or Features()
+        self._relocates, self._arrival = relocates, arrival
         self._image = image
         self._base = base
         self._is_lent = lender is not None
@@ -123,18 +128,18 @@ class Landing:
                 self._loans.borrow(lender_of(volume, entry), own)
         elif entry is not None and following is not None and carried_id != NO_ID:
             carried = Carried(volume, carried_id, combine([image], minus=following))
-            places.refuse_misfit(image, max(len(following) - carried.n_freed, 0))
+            places.refuse_misfit(image, max(len(following) - carried.n_freed, 0), self._may_relocate())
             carried.mark(entry)
             carried.release()
             for leaf, words in carried.leaves.items():
                 places.reserve(leaf, words)
-            self.placemap = union([carried.placemap, places.assign(following)])
+            self.placemap = union([carried.placemap, self._assigned(following)])
         else:
             if lender is not None and following is not None:
                 own = following
                 self._loans.borrow(lender, own)
-            places.refuse_misfit(image, len(own))
-            self.placemap = places.assign(own)
+            places.refuse_misfit(image, len(own), self._may_relocate())
+            self.placemap = self._assigned(own)
         if entry is not None:
             entry.n_image = len(own)
             self._kept = LandedBlocks(volume, entry, places.leaves, self.placemap, before)
@@ -152,6 +157,20 @@ class Landing:
         self.copied = kept.plane() if kept is not None else Plane.empty(image.n_blocks)
         self.here = combine([self.copied, self._loans.plane])
         self._waiting = Waiting(combine([image], minus=self.here))
+
+    def _may_relocate(self) -> bool:
+        return self._relocates or self._has_relocated_base()
+
+    def _has_relocated_base(self) -> bool:
+        """Whether the base has blocks of numbers that are no places here."""
+        volume, base = self._volume, self._base
+        return base is not None and volume.snapshot_state(base).placemap.stop > volume.geometry.n_blocks
+
+    def _assigned(self, vbns: Plane) -> PlaceMap:
+        """Reserve places for blocks: their own, as far as the volume has and can spare them, or all in a row."""
+        if reaches(self._image) > self._volume.geometry.n_blocks or self._has_relocated_base():
+            return self._places.pack(vbns, self._arrival)
+        return self._places.assign(vbns)
 
     def _interrupted(self, image_id: bytes) -> IncomingImage | None:
         for image in self._volume.local.incoming.images():

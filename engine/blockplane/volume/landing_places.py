@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,11 +12,15 @@ from numpy.typing import NDArray
 from blockplane.model.errors import NoSpaceError, RefusedError
 from blockplane.planes import Plane
 from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, by_leaf, numbers_in, set_numbers
-from blockplane.volume.placemap import PlaceMap, from_pairs
+from blockplane.volume.packing import FreePlaces
+from blockplane.volume.placemap import PlaceMap, aligned, from_pairs
 from blockplane.volume.waiting import leaves_of_plane, plane_leaf
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
+
+#: The order in which a plane's blocks will arrive, as extents of VBNs.
+Arrival = Callable[[Plane], Iterable[NDArray[np.int64]]]
 
 # In so many leaves, 32 GiB of places, what shadows mean is passed over at first.
 _SPARING_LEAVES: Final = 256
@@ -34,21 +39,39 @@ class LandingPlaces:
         self.leaves: dict[int, Leaf] = {}
         self._spared: dict[int, Leaf] = {}
 
-    def refuse_misfit(self, image: Plane, n_blocks: int) -> None:
+    def refuse_misfit(self, image: Plane, n_blocks: int, relocates: bool = False) -> None:
         """Refuse an image of which n_blocks are to come.
+
+        Parameters
+        ----------
+        relocates : a VBN that is no place here may lie at any other.
 
         Raises
         ------
         RefusedError: a VBN has no place on this volume. NoSpaceError: the blocks do not fit.
         """
         volume = self._volume
-        refuse_beyond(image, volume.geometry.n_blocks, volume.path)
         volume.make_room(n_blocks)
+        if not relocates and reaches(image) > volume.geometry.n_blocks:
+            raise self._too_small(reaches(image), n_blocks)
         if volume.available_blocks < n_blocks:
             raise NoSpaceError(
                 f"the image has {n_blocks} blocks, and {volume.path} has room for {volume.available_blocks}",
                 volume.room_hint(),
             )
+
+    def _too_small(self, n_numbers: int, n_blocks: int) -> RefusedError:
+        volume = self._volume
+        room = volume.available_blocks
+        fits = f"its {n_blocks} blocks would fit: --relocate lays them at other places than their numbers"
+        lacks = f"its {n_blocks} blocks would not fit at other places either, {room} are free"
+        return RefusedError(
+            f"the image holds block {n_numbers - 1}, and {volume.path} has {volume.geometry.n_blocks} blocks; "
+            + (fits if n_blocks <= room else lacks),
+            "receive with --relocate, or onto a volume at least as large as the source"
+            if n_blocks <= room
+            else "receive onto a volume at least as large as the source, or add a RAID group with `blockplane grow`",
+        )
 
     def assign(self, vbns: Plane) -> PlaceMap:
         """Give every block its place: home where that is free; return the map of the others."""
@@ -64,6 +87,18 @@ class LandingPlaces:
             return PlaceMap()
         moved = np.concatenate(astray)
         return from_pairs(moved, self._elsewhere(len(moved)))
+
+    def pack(self, vbns: Plane, arrival: Arrival | None) -> PlaceMap:
+        """Give blocks the next free places in the order in which they arrive, whole stripes first; return their map.
+
+        Notes
+        -----
+        The map has an extent for every run of VBNs that arrive together, and for every border of free space among
+        them. Memory: 40 bytes an extent while it is made.
+        """
+        parts = list(arrival(vbns)) if arrival is not None else [vbns.extents()]
+        extents = np.concatenate([np.empty((0, 2), np.int64), *parts])
+        return aligned(extents, FreePlaces(self._volume.space, self.reserve).take(len(vbns)))
 
     def reserve(self, leaf: int, words: Leaf) -> None:
         """Reserve places."""
@@ -115,9 +150,15 @@ def refuse_beyond(image: Plane, n_blocks: int, path: Path) -> None:
     ------
     RefusedError: one does.
     """
-    top = int(image.select(len(image) - 1)) if image else 0
+    top = reaches(image) - 1
     if top >= n_blocks:
         raise RefusedError(
             f"the image holds block {top}, and {path} has {n_blocks} blocks",
             "take a volume at least as large as the source, or add a RAID group with `blockplane grow`",
         )
+
+
+def reaches(plane: Plane) -> int:
+    """Return the number behind the highest VBN of a plane."""
+    n_blocks = len(plane)
+    return int(plane.select(n_blocks - 1)) + 1 if n_blocks else 0

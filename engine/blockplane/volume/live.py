@@ -27,6 +27,7 @@ from blockplane.volume.fsinfo import MEMBER_OK, ROLE_REPLICA, FsInfo
 from blockplane.volume.incoming import IncomingPlane
 from blockplane.volume.leafbits import LEAF_WORDS, Leaf
 from blockplane.volume.local import LocalTree
+from blockplane.volume.names import Names
 from blockplane.volume.pins import Pins
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Placer
@@ -93,6 +94,7 @@ class LiveVolume(Points):
         self.space = Space(self.geometry, self._busy.leaf, self._busy.spared)
         self.space.n_pending = self.info.n_pending
         self.placer = Placer(self.array, self.space, self._declare, self._busy.is_landing, self.beside)
+        self.names = Names(self)
         places = PlaceReader(self.array, PlaceMap())
         self.knows_live = self.knows_local = True
         self._load_local(places)
@@ -122,6 +124,10 @@ class LiveVolume(Points):
         """Return the places of a leaf's range that the last CP refers to, snapshots and local tree included."""
         local = self.committed_local
         return self.committed.place_leaf(leaf) | local.held_leaf(leaf) | local.local_leaf(leaf)
+
+    def settled_leaf(self, leaf: int) -> Leaf:
+        """See `BusyPlane`."""
+        return self._busy.settled_leaf(leaf)
 
     def snapshot_state(self, entry: TableEntry) -> State:
         """Return the state of a snapshot in the table; RefusedError: it is a shadow."""

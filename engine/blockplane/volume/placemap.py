@@ -7,7 +7,7 @@ such as this volume has no place of that number for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,8 @@ class PlaceMap:
     __slots__ = ("_by_place", "extents")
 
     def __init__(self, extents: MapExtents | None = None) -> None:
-        self.extents: MapExtents = extents if extents is not None else np.empty((0, 3), np.int64)
+        # a column at a time: it is searched in one, and that is then no copy
+        self.extents: MapExtents = np.asfortranarray(extents if extents is not None else np.empty((0, 3), np.int64))
         self._by_place: MapExtents | None = None
 
     @property
@@ -42,13 +43,18 @@ class PlaceMap:
         """How many blocks lie elsewhere."""
         return int((self.extents[:, 1] - self.extents[:, 0]).sum())
 
+    @property
+    def stop(self) -> int:
+        """The number behind the highest VBN that lies elsewhere; 0 where none does."""
+        return int(self.extents[-1, 1]) if len(self.extents) else 0
+
     def vbns(self) -> NDArray[np.int64]:
         """Return the VBNs that lie elsewhere, ascending."""
         parts = [np.arange(low, high, dtype=np.int64) for low, high, _ in self.extents.tolist()]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PlaceMap) and np.array_equal(self.extents, other.extents)
+        return self is other or (isinstance(other, PlaceMap) and np.array_equal(self.extents, other.extents))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -86,7 +92,7 @@ class PlaceMap:
         if self._by_place is None:
             e = self.extents
             turned = np.column_stack((e[:, 2], e[:, 2] + e[:, 1] - e[:, 0], e[:, 0]))
-            self._by_place = turned[np.argsort(turned[:, 0])]
+            self._by_place = np.asfortranarray(turned[np.argsort(turned[:, 0])])
         return self._by_place
 
     def extents_to_places(self, extents: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -238,6 +244,18 @@ def pieces_of(
     pieces : (m, 2), in the order of the extents. source : (m,) which of the extents each one is part of. row : (m,)
         the row that covers it, -1 for none.
     """
+    cover = np.searchsorted(rows[:, 1], extents[:, 0], side="right")
+    n_covering = np.maximum(np.searchsorted(rows[:, 0], extents[:, 1], side="left") - cover, 0)
+    if not n_covering.any():
+        return extents, np.arange(len(extents)), np.full(len(extents), -1)
+    chosen = np.unique(expand(cover, n_covering))  # few extents cost little, however many rows there are
+    pieces, source, row = _pieces_of(extents, rows[chosen])
+    return pieces, source, np.where(row < 0, -1, chosen[row])
+
+
+def _pieces_of(
+    extents: NDArray[np.int64], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     borders = np.unique(rows[:, 0:2])
     low = np.searchsorted(borders, extents[:, 0], side="right")
     n_cuts = np.maximum(np.searchsorted(borders, extents[:, 1], side="left") - low, 0)
@@ -254,9 +272,16 @@ def pieces_of(
     stops[:-1] = starts[1:]
     stops[last] = extents[:, 1]
     row = np.searchsorted(rows[:, 0], starts, side="right") - 1
-    if len(rows):
-        row[(row >= 0) & (starts >= rows[row, 1])] = -1
+    row[(row >= 0) & (starts >= rows[row, 1])] = -1
     return np.column_stack((starts, stops)), source, row
+
+
+def expand(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return starts[0], starts[0] + 1, ... for counts[0] numbers, then the same for starts[1], and so on."""
+    ends = np.cumsum(counts)
+    found: NDArray[np.int64] = np.repeat(starts - (ends - counts), counts)
+    found += np.arange(len(found), dtype=np.int64)
+    return found
 
 
 def aligned(vbns: NDArray[np.int64], places: NDArray[np.int64]) -> PlaceMap:
@@ -281,8 +306,8 @@ def range_leaf(ranges: NDArray[np.int64]) -> Leaf:
             set_range(words, low, high)
         return words
     edges = np.zeros(LEAF_BLOCKS + 1, np.int8)
-    edges[ranges[:, 0]] += 1
-    edges[ranges[:, 1]] -= 1
+    edges[ranges[:, 0]] = 1
+    edges[ranges[:, 1]] -= 1  # where one ends and the next begins: neither
     bits = np.cumsum(edges[:-1], dtype=np.int8)
     return np.packbits(bits.view(np.uint8), bitorder="little").view(np.uint64)
 

@@ -139,13 +139,13 @@ class Points(Roots):
         if self.active.is_dirty and self.is_replica:
             self._start_branch()
         state = self.active.commit(time.time_ns()) if self.active.is_dirty else self.active.pointer
-        self.active.placemap = self.active.take_unmapped()
+        self.active.settle_map()
         self.local.set_active_map(self.active.placemap)
         before, neighbours = self._before or self.committed, self._neighbours()
         entered, freed = self.active.take_entered(), self.space.freed_leaves()
         self._newly_held = held.update_for_commit(self.local, neighbours, before, self.active, freed)
         marking.written(self, before, entered, freed, neighbours)
-        self._clear_shadows(before, entered)
+        self._clear_shadows(before, self.active.take_entered_places())
         local = self.local.commit(self.info.local) if self.local.is_dirty else self.info.local
         return {
             "role": ROLE_REPLICA if self.is_replica else ROLE_LINE,
@@ -170,7 +170,7 @@ class Points(Roots):
         if not self.local.root.n_shadows:
             return
         for leaf in entered:
-            shadows.cleared(leaf, self.active.plane_leaf(leaf) & ~before.plane_leaf(leaf))
+            shadows.cleared(leaf, self.active.place_leaf(leaf) & ~before.place_leaf(leaf))
         given_up = shadows.store()
         if given_up:
             snapshots = [self.known_state(entry) for entry in self.local.regular()]
@@ -189,6 +189,7 @@ class Points(Roots):
         self.committed.blockmap.adopt_clean(self.active.blockmap)
         self.committed_local.held.adopt_clean(self.local.held)
         self.committed_local.local.adopt_clean(self.local.local)
+        self.names.reset()
         self._claimed = self._dirty_bytes = 0
         self._before = None
         if self._n_forget:
@@ -210,7 +211,7 @@ class Points(Roots):
         self.space.forget()
         root = StateRoot.decode(state.root.encode())
         live = ActiveState(
-            self._live_reader(lambda: self.active.placemap),
+            self._live_reader(lambda: self.active.open_map()),
             root,
             state.pointer,
             state.placemap,
@@ -218,7 +219,9 @@ class Points(Roots):
             self.space,
             self._claim,
             self._claim_run,
+            self.names,
         )
+        self.names.reset()
         self.active, self._before, self._n_forget = live, state, 3
         self.is_replica = True
         self.local.set_active_map(state.placemap)

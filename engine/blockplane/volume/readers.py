@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from blockplane.disks.array import DiskArray
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import VolumeDamagedError
+from blockplane.volume.openmap import OpenMap
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Placer
 from blockplane.volume.runs import runs_of
@@ -43,7 +44,7 @@ class LiveReader:
     """
 
     def __init__(
-        self, array: DiskArray, placer: Placer, lock: threading.RLock, placemap: Callable[[], PlaceMap]
+        self, array: DiskArray, placer: Placer, lock: threading.RLock, placemap: Callable[[], PlaceMap | OpenMap]
     ) -> None:
         self._array = array
         self._placer = placer

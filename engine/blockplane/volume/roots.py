@@ -13,6 +13,8 @@ from blockplane.volume.capacity import Capacity
 from blockplane.volume.codec import LocalRoot, Pointer, StateRoot
 from blockplane.volume.leafbits import LEAF_BLOCKS
 from blockplane.volume.local import LocalTree
+from blockplane.volume.names import Names
+from blockplane.volume.openmap import OpenMap
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.placer import Placer
 from blockplane.volume.readers import LiveReader, PlaceReader
@@ -25,6 +27,7 @@ class Roots(Capacity):
     array: DiskArray
     writable: bool
     placer: Placer
+    names: Names
     damage: list[str]
     knows_live: bool
     knows_local: bool
@@ -80,7 +83,7 @@ class Roots(Capacity):
                 f"{self.path}: {'; '.join(self.damage)}", "its snapshots may be whole: `blockplane info` lists them"
             )
 
-    def _live_reader(self, placemap: Callable[[], PlaceMap]) -> LiveReader:
+    def _live_reader(self, placemap: Callable[[], PlaceMap | OpenMap]) -> LiveReader:
         return LiveReader(self.array, self.placer, self.lock, placemap)
 
     def _local_root(self, pointer: Pointer) -> LocalRoot:
@@ -103,5 +106,7 @@ class Roots(Capacity):
             root = StateRoot.decode(read_root(PlaceReader(self.array, placemap), pointer))
         else:
             root = blank_root(self.geometry.n_blocks, os.urandom(16), os.urandom(16))
-        reader = self._live_reader(lambda: self.active.placemap)
-        return ActiveState(reader, root, pointer, placemap, self.placer, self.space, self._claim, self._claim_run)
+        reader = self._live_reader(lambda: self.active.open_map())
+        return ActiveState(
+            reader, root, pointer, placemap, self.placer, self.space, self._claim, self._claim_run, self.names
+        )

@@ -59,6 +59,11 @@ class Area:
             self._spared = np.bitwise_or.reduce(spared, axis=1)
             self._n_spared = np.bitwise_count(spared & free[:, None]).sum(axis=1, dtype=np.int64)
 
+    def whole_words(self, clean: bool) -> NDArray[np.bool_]:
+        """Return which words have 64 stripes that are free together, and with clean no place that shadows mean."""
+        whole: NDArray[np.bool_] = self.free == ALL_FREE
+        return whole & (self._n_spared == 0) if clean and self._n_spared is not None else whole
+
     def take_word(self, clean: bool = False) -> tuple[int, int] | None:
         """Take 64 stripes, a whole word, that are free together; return (first stripe, 64), or None.
 
@@ -191,11 +196,6 @@ class Space:
             if leaf in self._leaves:
                 clear_numbers(self._leaves[leaf], low)
 
-    def rework(self, vbns: NDArray[np.int64]) -> None:
-        """Note names that a place map moves no longer: whether their places are free is worked out anew."""
-        for leaf in np.unique(vbns // LEAF_BLOCKS).tolist():
-            self._freed_open[leaf] = None
-
     def committed(self, kept: Callable[[int], Leaf], n_newly_held: int) -> None:
         """Pass a commit: what was given up before the last one becomes free.
 
@@ -248,6 +248,10 @@ class Space:
         chunk = group.chunk_blocks // WORD_BLOCKS
         disk = np.arange(group.n_data)[None, :]
         return group.first // WORD_BLOCKS + ((stripe // chunk) * group.n_data + disk) * chunk + stripe % chunk
+
+    def stripe_words(self, name: AreaName) -> NDArray[np.int64]:
+        """Return the place words of each 64 stripes of an area, shape (n_words, n_data)."""
+        return self._stripe_words(self.geometry.groups[name[0]], name[1])
 
     def _words(self, words: NDArray[np.int64], leaf_of: LeafOf) -> NDArray[np.uint64]:
         out = np.empty(len(words), np.uint64)

@@ -1,0 +1,137 @@
+"""Names for new blocks: the VBN of a block written here is the number of its place, as long as that name is free.
+
+Where a state in use has the name for a block that lies elsewhere (law 4), the new block gets another one, and the live
+state's map says where it lies: free places are of use whatever their numbers name. A name is free when it is in no
+plane of the last two committed CPs, the open one, a regular snapshot. It is taken from those whose own place is in use,
+or that have none here, so that it does not stand in the way of that place later: in use in the last two CPs, for of
+what the open one takes the names are still to come. There are always enough: every name in use stands for another place
+in use, so there are no more names in use without their place than places in use without their name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from blockplane.model.errors import ChecksumError, NoSpaceError
+from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, clear_range, leaf_pieces, set_range
+from blockplane.volume.placemap import PlaceMap, bit_runs
+from blockplane.volume.state import State
+
+if TYPE_CHECKING:
+    from blockplane.volume.live import LiveVolume
+
+#: Leaves of names in use kept in memory: 4 MiB.
+MAX_LEAVES = 1024
+
+#: VBN, place, count
+Named = tuple[int, int, int]
+
+
+class Names:
+    """See the module. What is kept holds for one CP; the volume's lock is held."""
+
+    def __init__(self, volume: LiveVolume) -> None:
+        self._volume = volume
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was found: another CP is open, or another state is the live one."""
+        self._maps: list[PlaceMap] | None = None
+        self._elsewhere: dict[int, Leaf] = {}
+        self._given: dict[int, Leaf] = {}
+        self._at = -1
+        self._left: Leaf = EMPTY_LEAF
+
+    def choose(self, first: int, n_blocks: int) -> list[Named]:
+        """Name the blocks at places first, ..., which were free: (VBN, place, count), in the order of the places."""
+        if not self._moved():
+            return [(first, first, n_blocks)]
+        named: list[Named] = []
+        for leaf, low, high in leaf_pieces(first, first + n_blocks):
+            taken = self._taken(leaf)
+            start = leaf * LEAF_BLOCKS
+            if not taken[low >> 6 : ((high - 1) >> 6) + 1].any():
+                named.append((start + low, start + low, high - low))
+                continue
+            mine = np.zeros(LEAF_WORDS, np.uint64)
+            set_range(mine, low, high)
+            own = [(start + a, start + a, b - a) for a, b in bit_runs(mine & ~taken).tolist()]
+            others = [given for a, b in bit_runs(mine & taken).tolist() for given in self._others(start + a, b - a)]
+            named += sorted(own + others, key=lambda run: run[1])
+        return named
+
+    def _moved(self) -> list[PlaceMap]:
+        """Return the maps of states in use that are not empty."""
+        if self._maps is None:
+            volume = self._volume
+            maps = [volume.active.placemap, volume.committed.placemap, volume.previous.placemap]
+            for entry in volume.local.regular():
+                state = volume.known_state(entry) if entry.place_map.size_bytes else None
+                if state is not None:
+                    maps.append(state.placemap)
+            self._maps = [placemap for placemap in maps if not placemap.is_empty]
+        return self._maps
+
+    def _taken(self, leaf: int) -> Leaf:
+        """Return which names of a leaf stand for blocks that lie elsewhere."""
+        words = self._elsewhere.get(leaf)
+        if words is None:
+            words = EMPTY_LEAF
+            for placemap in self._moved():
+                words = words | placemap.domain_leaf(leaf)
+            if len(self._elsewhere) >= MAX_LEAVES:
+                self._elsewhere.clear()
+            self._elsewhere[leaf] = words
+        return words | self._given[leaf] if leaf in self._given else words
+
+    def _others(self, place: int, n_blocks: int) -> Iterator[Named]:
+        """Yield other names for the blocks at places."""
+        while n_blocks:
+            if not self._left.any():
+                self._next_leaf()
+                continue
+            low, high = (int(n) for n in bit_runs(self._left)[0])
+            high = min(high, low + n_blocks)
+            clear_range(self._left, low, high)
+            set_range(self._given.setdefault(self._at, np.zeros(LEAF_WORDS, np.uint64)), low, high)
+            yield self._at * LEAF_BLOCKS + low, place, high - low
+            place, n_blocks = place + high - low, n_blocks - (high - low)
+
+    def _next_leaf(self) -> None:
+        """Go on to the next leaf of which some name is free; from the end of the numbering to its start."""
+        volume = self._volume
+        n_leaves = -(-max(volume.active.space_blocks, volume.geometry.n_blocks) // LEAF_BLOCKS)
+        if self._at < 0:
+            self._at = volume.geometry.n_blocks // LEAF_BLOCKS - 1
+        for _ in range(n_leaves + 1):
+            self._at = (self._at + 1) % n_leaves
+            self._left = self._spare(self._at)
+            if self._left.any():
+                return
+        raise NoSpaceError("no block number is free", "run `blockplane check`")
+
+    def _spare(self, leaf: int) -> Leaf:
+        """Return, fresh, the names of a leaf that are free and whose place is not."""
+        used = self._given.get(leaf, EMPTY_LEAF) | volume_names(self._volume, leaf)
+        spare: Leaf = ~used & self._volume.settled_leaf(leaf)
+        return spare
+
+
+def volume_names(volume: LiveVolume, leaf: int) -> Leaf:
+    """Return which names of a leaf any state in use has, the open CP's included; a shared leaf is read once."""
+    known = (volume.known_state(entry) for entry in volume.local.regular())
+    states: list[State] = [volume.committed, *(state for state in known if state is not None)]
+    seen: set[tuple[int, int]] = set()
+    out = volume.active.plane_leaf(leaf)
+    for state in states:
+        pointer = state.blockmap.pointer(0, leaf)
+        if pointer[0] and pointer not in seen:
+            seen.add(pointer)
+            out = out | state.plane_leaf(leaf)
+    with contextlib.suppress(ChecksumError):  # then that CP is not whole any more, and not worth keeping
+        out = out | volume.previous.plane_leaf(leaf)
+    return out
