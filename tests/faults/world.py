@@ -24,6 +24,7 @@ from blockplane.volume.check import CheckReport, check
 from blockplane.volume.codec import NUMBER_MASK, TREE_ROOT_BYTES, Pointer
 from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
 from blockplane.volume.live import LiveVolume
+from blockplane.volume.rootslots import group_that_left
 from faults.recording import MemoryDisk
 
 NOWHERE = Path("nowhere")
@@ -73,7 +74,7 @@ def make_volume(
 
 
 def open_volume(disks: Sequence[Disk], writable: bool = True, kind: type[Volume] = Volume) -> Volume:
-    return kind.from_assembly(NOWHERE, assemble_disks(disks), writable)
+    return kind.from_assembly(NOWHERE, assemble_disks(disks, leaving=group_that_left), writable)
 
 
 def again(volume: Volume) -> Volume:

@@ -61,6 +61,21 @@ class DiskArray:
         self.disks = (*self.disks, *disks)
         self.geometry = geometry
 
+    def reduce(self, geometry: Geometry, gone: Sequence[int]) -> None:
+        """Give the disks of a group up that a geometry is without: their threads end, they stay open.
+
+        The caller sees to it that no plan of that group is under way.
+        """
+        kept = [disk for disk in range(len(self.disks)) if disk not in gone]
+        if len(kept) != geometry.n_disks:
+            raise ValueError(f"{len(kept)} disks for a geometry of {geometry.n_disks}")
+        self.drain()
+        for disk in gone:
+            self._workers[disk].close()
+        self._workers = [self._workers[disk] for disk in kept]
+        self.disks = tuple(self.disks[disk] for disk in kept)
+        self.geometry = geometry
+
     def __enter__(self) -> DiskArray:
         return self
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from blockplane.disks.disk import Disk, FileDisk
 from blockplane.disks.geometry import Geometry
@@ -18,6 +18,13 @@ from blockplane.model.errors import (
     DiskStaleError,
 )
 
+Leaving = Callable[[Sequence[Disk]], int | None]
+
+
+def nobody_leaves(disks: Sequence[Disk]) -> int | None:
+    """Say that no group is being taken out."""
+    return None
+
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
@@ -27,6 +34,8 @@ class Assembly:
     geometry: Geometry
     disks: tuple[Disk, ...]
     labels: tuple[Label, ...]
+    #: whether a group was being taken out, and labels on the disks still name it
+    is_reduced: bool = False
 
     @property
     def generation(self) -> int:
@@ -36,7 +45,8 @@ class Assembly:
     @property
     def labels_are_settled(self) -> bool:
         """Whether the last label update ran to its end; if not, `write_labels` once more."""
-        return self.generation % 2 == 0 and all(label.generation == self.generation for label in self.labels)
+        is_even = self.generation % 2 == 0 and not self.is_reduced
+        return is_even and all(label.generation == self.generation for label in self.labels)
 
     def close(self) -> None:
         """Close all disks."""
@@ -52,6 +62,7 @@ def assemble(
     volume_id: bytes | None = None,
     direct: bool = True,
     lock: bool = True,
+    leaving: Leaving = nobody_leaves,
 ) -> Assembly:
     """Open the disks of one volume.
 
@@ -60,6 +71,7 @@ def assemble(
     in_order : the paths must stand in the order of the geometry; else they are sorted.
     volume_id : which volume it must be; default: the one of most of the disks.
     direct, lock : as for `FileDisk.open`.
+    leaving : says which group, by its index, the disks' volume is without though their labels name it.
 
     Raises
     ------
@@ -72,20 +84,28 @@ def assemble(
     try:
         # one by one: what is open when the next one fails is closed below
         opened.extend(FileDisk.open(path, writable=writable, direct=direct, lock=lock) for path in paths)
-        return assemble_disks(opened, in_order=in_order, volume_id=volume_id)
+        return assemble_disks(opened, in_order=in_order, volume_id=volume_id, leaving=leaving)
     except BaseException:
         for disk in opened:
             disk.close()
         raise
 
 
-def assemble_disks(disks: Sequence[Disk], *, in_order: bool = True, volume_id: bytes | None = None) -> Assembly:
+def assemble_disks(
+    disks: Sequence[Disk],
+    *,
+    in_order: bool = True,
+    volume_id: bytes | None = None,
+    leaving: Leaving = nobody_leaves,
+) -> Assembly:
     """As `assemble`, with disks that are open already; they stay open on failure."""
     if not disks:
         raise DiskMissingError("no disks were named")
     labels = [read_label(disk) for disk in disks]
     volume_id = volume_id or _most_common(label.volume_id for label in labels)
     _refuse_foreign(disks, labels, volume_id)
+    found = labels
+    labels = _without_left(disks, labels, leaving)
     newest = max(labels, key=lambda label: label.generation)
     geometry = newest.geometry()
     order = _order(disks, labels, geometry)
@@ -101,8 +121,34 @@ def assemble_disks(disks: Sequence[Disk], *, in_order: bool = True, volume_id: b
         _refuse_misplaced(disks, order, geometry)
     chosen = [order[index] for index in range(geometry.n_disks)]
     return Assembly(
-        volume_id, geometry, tuple(disks[which] for which in chosen), tuple(labels[which] for which in chosen)
+        volume_id,
+        geometry,
+        tuple(disks[which] for which in chosen),
+        tuple(labels[which] for which in chosen),
+        is_reduced=labels != found,
     )
+
+
+def _without_left(disks: Sequence[Disk], labels: list[Label], leaving: Leaving) -> list[Label]:
+    """Bring labels that still name a group which was taken out, or whose disks are not named any more, into line."""
+    newest = max(labels, key=lambda label: label.generation)
+    rows, gone = newest.groups, None
+    for label in labels:
+        if len(label.groups) == len(rows) + 1:
+            gone = next((i for i in range(len(rows) + 1) if label.groups[:i] + label.groups[i + 1 :] == rows), None)
+    if gone is None and len(rows) > 1:
+        absent = [i for i in range(len(rows)) if all(label.group != i for label in labels)]
+        if len(absent) == 1 and leaving(disks) == absent[0]:
+            gone, rows = absent[0], rows[: absent[0]] + rows[absent[0] + 1 :]
+    if gone is None:
+        return labels
+    brought = []
+    for disk, label in zip(disks, labels, strict=True):
+        if label.groups != rows and label.group == gone:
+            raise DiskForeignError(f"{disk.path}: of a RAID group that was taken out of the volume", disk.path)
+        moved = label.group - (label.group > gone) if label.groups != rows else label.group
+        brought.append(replace(label, groups=rows, group=moved))
+    return brought
 
 
 def refuse_same_file_twice(paths: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ unit of allocation and of the parity intent record.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -306,3 +306,13 @@ class Geometry:
         words = self.disk_words(word_range, group, dbn_start, n_stripes)
         busy: Words = np.bitwise_or.reduce(words, axis=0)
         return busy
+
+
+def without(geometry: Geometry, index: int) -> Geometry:
+    """Return a geometry less one group: places stay what they are, the disks behind move up."""
+    groups: list[GroupRecord] = []
+    at = 0
+    for group in (*geometry.groups[:index], *geometry.groups[index + 1 :]):
+        groups.append(replace(group, disks=tuple(range(at, at + len(group.disks)))))
+        at += len(group.disks)
+    return Geometry(groups)

@@ -48,8 +48,9 @@ class Capacity:
 
     @property
     def n_blocks(self) -> int:
-        """How many places the volume has."""
-        return self.geometry.n_usable
+        """How many places the volume has; those of a group that is to be taken out are not counted."""
+        leaving = self.info.leaving
+        return self.geometry.n_usable - (self.geometry.groups[leaving].n_blocks if leaving is not None else 0)
 
     @property
     def used_blocks(self) -> int:

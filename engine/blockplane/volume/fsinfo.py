@@ -22,7 +22,7 @@ MAX_GROUPS = 32
 MAX_MEMBERS = 512
 MAX_AREAS = 192
 
-_HEAD = struct.Struct("<8sI4x16sQ16s16s3QBB6x16s16s16s16sQQQQHHH")
+_HEAD = struct.Struct("<8sI4x16sQ16s16s3QBBHB3x16s16s16s16sQQQQHHH")
 _GROUPS_OFFSET = 320
 _GROUP = struct.Struct("<QQQHH4x")
 _MEMBERS_OFFSET = _GROUPS_OFFSET + MAX_GROUPS * _GROUP.size
@@ -46,6 +46,8 @@ class FsInfo:
     role: `ROLE_LINE` or `ROLE_REPLICA`.
     areas: the (group, area) pairs that the next consistency point may write: the intent record for parity (law 7).
     previous_state, previous_local: the roots of the CP before, whose blocks are not reused yet (law 5).
+    leaving: the group that is to be taken out, whose places are given to nobody; None: none is. has_left: the last two
+    CPs have nothing there.
     """
 
     volume_id: bytes
@@ -66,6 +68,8 @@ class FsInfo:
     log_blocks: int = 0
     member_states: bytes = b""
     areas: list[Area] = field(default_factory=list)
+    leaving: int | None = None
+    has_left: bool = False
 
     def encode(self) -> bytes:
         """Return the block, its CRC32C in the last four bytes.
@@ -82,7 +86,8 @@ class FsInfo:
         block = bytearray(BLOCK_BYTES)
         _HEAD.pack_into(
             block, 0, MAGIC, VERSION, self.volume_id, self.generation, self.nonce, self.previous_nonce,
-            *self.features.masks(), int(self.clean), self.role, self.state.encode(), self.previous_state.encode(),
+            *self.features.masks(), int(self.clean), self.role, 0 if self.leaving is None else self.leaving + 1,
+            int(self.has_left), self.state.encode(), self.previous_state.encode(),
             self.local.encode(), self.previous_local.encode(), self.reserve_blocks, self.n_pending, self.log_start,
             self.log_blocks, len(groups), len(self.member_states), len(self.areas),
         )  # fmt: skip
@@ -108,24 +113,26 @@ def decode(block: bytes) -> FsInfo | None:
         return None
     fields = _HEAD.unpack_from(block)
     version, volume_id, generation, nonce, previous_nonce = fields[1:6]
-    features, (clean, role) = Features(*fields[6:9]), fields[9:11]
+    features, (clean, role, leaving, has_left) = Features(*fields[6:9]), fields[9:13]
     unknown = features.beyond(KNOWN_STATE_FEATURES).receiving
     if version != VERSION or unknown:
         more = f" and features {unknown:#x}" if unknown else ""
         raise VolumeDamagedError(f"the volume is of format version {version}{more}", _with_what(version))
-    pointers = [Pointer.decode(raw) for raw in fields[11:15]]
-    reserve, n_pending, log_start, log_blocks, n_groups, n_members, n_areas = fields[15:22]
+    pointers = [Pointer.decode(raw) for raw in fields[13:17]]
+    reserve, n_pending, log_start, log_blocks, n_groups, n_members, n_areas = fields[17:24]
     if n_groups > MAX_GROUPS or n_members > MAX_MEMBERS or n_areas > MAX_AREAS:
         raise VolumeDamagedError(f"fsinfo counts {n_groups} groups, {n_members} members, {n_areas} areas", "")
     areas = [_AREA.unpack_from(block, _AREAS_OFFSET + i * _AREA.size) for i in range(n_areas)]
     if generation >> 63:
         raise VolumeDamagedError(f"fsinfo is of generation {generation}, which no volume comes to", "")
+    if leaving > n_groups or has_left > bool(leaving):
+        raise VolumeDamagedError(f"fsinfo says that group {leaving - 1} of {n_groups} is being taken out", "")
     if any(group >= n_groups for group, _ in areas):
         raise VolumeDamagedError(f"fsinfo names areas of other groups than its {n_groups}", "")
     return FsInfo(
         volume_id, _geometry(block, n_groups), generation, nonce, previous_nonce, features, bool(clean), role,
         pointers[0], pointers[1], pointers[2], pointers[3], reserve, n_pending, log_start, log_blocks,
-        block[_MEMBERS_OFFSET : _MEMBERS_OFFSET + n_members], areas,
+        block[_MEMBERS_OFFSET : _MEMBERS_OFFSET + n_members], areas, leaving - 1 if leaving else None, bool(has_left),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from blockplane.disks.assembly import Assembly
 from blockplane.disks.disk import Disk
-from blockplane.disks.geometry import Geometry, GroupRecord
+from blockplane.disks.geometry import Geometry, GroupRecord, without
 from blockplane.disks.label import (
     Label,
     MemberState,
@@ -32,7 +32,7 @@ from blockplane.model.errors import BlockplaneError, RefusedError, UsageError, V
 from blockplane.volume.config import VolumeConfig, read_config, write_config
 from blockplane.volume.fsinfo import MAX_GROUPS, MAX_MEMBERS, FsInfo
 from blockplane.volume.groups import GroupWish, blank_ends, next_first
-from blockplane.volume.live import LiveVolume, grown
+from blockplane.volume.live import LiveVolume, grown, shrunk
 
 
 def grow(volume: LiveVolume, wish: GroupWish) -> GroupRecord:
@@ -71,6 +71,10 @@ def add_group(volume: LiveVolume, group: GroupRecord, disks: Sequence[Disk], nam
     with volume.lock:
         if volume.incoming.is_running:
             raise RefusedError("a receive is under way", "grow the volume when it has ended")
+        if volume.info.leaving is not None:
+            raise RefusedError(
+                f"RAID group {volume.info.leaving} is being taken out", "end that first, with `blockplane shrink`"
+            )
         volume.commit(clean=True)
         geometry = Geometry((*volume.geometry.groups, group))
         old = [read_label(disk) for disk in volume.array.disks]
@@ -114,7 +118,7 @@ def _give_up(opened: Sequence[Disk], made: Sequence[str], volume: LiveVolume, na
 
 
 def record_for(record: FsInfo, assembly: Assembly) -> FsInfo:
-    """Return the root record with the groups that the labels name beyond its own: growing was cut short.
+    """Return the root record with the groups that the labels name: growing, or taking one out, was cut short.
 
     Raises
     ------
@@ -123,6 +127,9 @@ def record_for(record: FsInfo, assembly: Assembly) -> FsInfo:
     own, labelled = record.geometry.groups, assembly.geometry.groups
     if own == labelled:
         return record
+    gone = record.leaving if record.has_left else None
+    if gone is not None and labelled == without(record.geometry, gone).groups:
+        return replace(record, **shrunk(record, assembly.geometry))  # type: ignore[arg-type]
     if labelled[: len(own)] != own:
         raise VolumeDamagedError("labels and root record name different RAID groups", "the disks are of two volumes")
     return replace(record, **grown(record, assembly.geometry))  # type: ignore[arg-type]

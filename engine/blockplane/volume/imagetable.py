@@ -16,7 +16,7 @@ from blockplane.volume.codec import NAME_BYTES, TREE_ROOT_BYTES, TreeRoot
 from blockplane.volume.leafbits import LEAF_WORDS
 from blockplane.volume.markplane import MarkPlane
 from blockplane.volume.state import read_all, write_all
-from blockplane.volume.tree import BlockTree
+from blockplane.volume.tree import BlockTree, touched
 from blockplane.volume.treeio import BlockReader
 from blockplane.volume.waiting import leaves_of_plane
 
@@ -132,6 +132,16 @@ class ImageTable:
         tree = BlockTree(self._reader, image.plane, self._writer)
         tree.punch(0, tree.capacity_blocks())
         self._write([other for other in self.all() if other.id != image.id])
+
+    def touch_within(self, start: int, stop: int, most: int) -> int:
+        """See `LocalTree.touch_within`."""
+        images, n_touched = self.all() if self._table.size_bytes else [], 0
+        for image in images:
+            tree = BlockTree(self._reader, image.plane, self._writer)
+            n_touched += touched(tree, start, stop, most - n_touched, self._note)
+        if n_touched:
+            self._write(images)
+        return n_touched
 
     def _write(self, images: list[StoredImage]) -> None:
         write_all(self._table, b"".join(image.encode() for image in images))

@@ -91,6 +91,15 @@ def positions_by_leaf(numbers: NDArray[np.int64]) -> list[tuple[int, NDArray[np.
     return [(int(leaves[at[0]]), at) for at in np.split(order, cuts) if len(at)]
 
 
+def bits_of(leaf_of: Callable[[int], Leaf], numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return for each number whether a plane, given leaf by leaf, has it."""
+    out = np.zeros(len(numbers), np.bool_)
+    for leaf, at in positions_by_leaf(numbers):
+        low = numbers[at] % LEAF_BLOCKS
+        out[at] = (leaf_of(leaf)[low >> 6] >> (low & 63).astype(np.uint64)) & np.uint64(1) != 0
+    return out
+
+
 def set_numbers(words: Leaf, low: NDArray[np.int64]) -> None:
     """Set the bits of numbers within the leaf."""
     np.bitwise_or.at(words, low >> 6, np.uint64(1) << (low & 63).astype(np.uint64))

@@ -92,7 +92,7 @@ class LiveVolume(Points):
         """Take up the state of the root record; opening reads the two roots and nothing that grows."""
         self.beside = BesideWriter(self)
         self.space = Space(self.geometry, self._busy.leaf, self._busy.spared)
-        self.space.n_pending = self.info.n_pending
+        self.space.n_pending, self.space.closed = self.info.n_pending, self.info.leaving
         self.placer = Placer(self.array, self.space, self._declare, self._busy.is_landing, self.beside)
         self.names = Names(self)
         places = PlaceReader(self.array, PlaceMap())
@@ -262,6 +262,31 @@ class LiveVolume(Points):
         for client in self._clients:
             client.reload()
 
+    def close_group(self, group: int | None) -> None:
+        """Give the places of a group to nobody from now on, or with None give them again: durable on return.
+
+        The caller holds the lock and has committed; nothing is dirty.
+        """
+        self._write_info(leaving=group, has_left=False)
+        self._load()
+        for client in self._clients:
+            client.reload()
+
+    def note_left(self) -> None:
+        """Say, durably, that the last two CPs have nothing in the group that is being taken out."""
+        self._write_info(has_left=True)
+
+    def drop_group(self, geometry: Geometry) -> None:
+        """Go over to a geometry without the group that has left, whose labels are durable; as `take_groups`."""
+        assert self.info.leaving is not None
+        gone = self.geometry.groups[self.info.leaving].disks
+        self.array.reduce(geometry, gone)
+        self._write_info(**shrunk(self.info, geometry))
+        self.geometry = geometry
+        self._load()
+        for client in self._clients:
+            client.reload()
+
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def pin(self, snapshot_id: bytes) -> contextlib.AbstractContextManager[None]:
@@ -317,6 +342,17 @@ def grown(info: FsInfo, geometry: Geometry) -> dict[str, object]:
     """Return what changes in the root record when a volume takes up groups that its labels name."""
     states = info.member_states + bytes([MEMBER_OK]) * (geometry.n_disks - len(info.member_states))
     return {"geometry": geometry, "member_states": states, "reserve_blocks": reserve_for(geometry.n_usable)}
+
+
+def shrunk(info: FsInfo, geometry: Geometry) -> dict[str, object]:
+    """Return what changes in the root record when a volume is without the group that has left."""
+    assert info.leaving is not None
+    gone = info.geometry.groups[info.leaving].disks
+    states = bytes(state for disk, state in enumerate(info.member_states) if disk not in gone)
+    return {
+        "geometry": geometry, "member_states": states, "reserve_blocks": reserve_for(geometry.n_usable),
+        "leaving": None, "has_left": False, "areas": [],
+    }  # fmt: skip
 
 
 def reserve_for(n_blocks: int) -> int:

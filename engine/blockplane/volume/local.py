@@ -15,14 +15,14 @@ from blockplane.model.errors import NoSuchSnapshotError, VolumeDamagedError
 from blockplane.volume.codec import ENTRY_BYTES, HOLD_BYTES, Hold, LocalRoot, Pointer, TableEntry, TreeRoot
 from blockplane.volume.imagetable import ImageTable
 from blockplane.volume.incoming import Incoming
-from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, clear_numbers, count, set_range
+from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, bits_of, by_leaf, clear_numbers, count, set_numbers, set_range
 from blockplane.volume.markcodec import DESTINATION_BYTES, DestinationRecord
 from blockplane.volume.marks import Marks
 from blockplane.volume.placemap import EXTENT_BYTES, PlaceMap
 from blockplane.volume.placer import Block, Placer
 from blockplane.volume.shadows import Shadows
 from blockplane.volume.state import read_all, write_all
-from blockplane.volume.tree import BlockTree
+from blockplane.volume.tree import BlockTree, touched
 from blockplane.volume.treeio import BlockReader
 
 
@@ -206,6 +206,49 @@ class LocalTree:
         if not placemap.is_empty:
             self._new_maps[id(entry)] = placemap
             self.is_dirty = True
+
+    def replace_map(self, entry: TableEntry, placemap: PlaceMap) -> None:
+        """Give an entry of the table another place map: its blocks moved."""
+        tree = BlockTree(self._reader, entry.place_map, self)
+        write_all(tree, placemap.encode())
+        tree.flush()
+        self.rewrite_entries()
+
+    def move_held(self, old: NDArray[np.int64], new: NDArray[np.int64]) -> None:
+        """Note that blocks moved from places to others: those that are held, or shadowed, are so there."""
+        for leaf_of, set_leaf in (
+            (self.held_leaf, self.set_held_leaf), (self.shadowed_leaf, self.set_shadowed_leaf)
+        ):  # fmt: skip
+            moved = bits_of(leaf_of, old)
+            for leaf, low in by_leaf(old[moved]):
+                words = leaf_of(leaf).copy()
+                clear_numbers(words, low)
+                set_leaf(leaf, words)
+            for leaf, low in by_leaf(new[moved]):
+                words = leaf_of(leaf).copy()
+                set_numbers(words, low)
+                set_leaf(leaf, words)
+
+    def touch_within(self, start: int, stop: int, most: int) -> int:
+        """Have blocks of this tree that lie at places of a range placed anew, at most so many; return how many."""
+        n_touched = 0
+        for entry in self.entries():
+            if entry.place_map.size_bytes and n_touched < most:
+                tree = BlockTree(self._reader, entry.place_map, self)
+                n_touched += touched(tree, start, stop, most - n_touched, self.rewrite_entries)
+        n_touched += self.shadows.touch_within(start, stop, most - n_touched)
+        n_touched += self.marks.touch_within(start, stop, most - n_touched)
+        n_touched += self.images.touch_within(start, stop, most - n_touched)
+        for tree in self.trees:
+            n_touched += tree.touch_within(start, stop, most - n_touched)
+        self.is_dirty = self.is_dirty or n_touched > 0
+        return n_touched
+
+    def forget_leaves(self, start: int, stop: int) -> None:
+        """Make leaves of the planes of places holes: there are no such places any more, and nothing was there."""
+        for tree in (self.held, self._shadowed, self.local):
+            tree.punch(start, stop)
+        self.is_dirty = True
 
     def set_active_map(self, placemap: PlaceMap) -> None:
         """Replace the active state's place map."""

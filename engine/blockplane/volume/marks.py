@@ -281,6 +281,15 @@ class Marks:
         self._changed = True
         self._note()
 
+    def touch_within(self, start: int, stop: int, most: int) -> int:
+        """See `LocalTree.touch_within`."""
+        n_touched = 0
+        for tree in self.trees():
+            n_touched += tree.touch_within(start, stop, most - n_touched)
+        if n_touched:
+            self.changed()
+        return n_touched
+
     def store(self) -> None:
         """Place what changed in the open CP."""
         if not self._changed:

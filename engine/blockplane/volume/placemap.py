@@ -211,6 +211,13 @@ def from_pairs(vbns: NDArray[np.int64], places: NDArray[np.int64]) -> PlaceMap:
     return PlaceMap(np.column_stack((vbns[starts], vbns[stops - 1] + 1, places[starts])))
 
 
+def moved(placemap: PlaceMap, vbns: NDArray[np.int64], places: NDArray[np.int64]) -> PlaceMap:
+    """Return a map after VBNs, in any order, came to lie at places."""
+    order = np.argsort(vbns)
+    vbns, places = vbns[order], places[order]
+    return union([placemap.without(vbns), from_pairs(vbns, places)])
+
+
 def union(maps: list[PlaceMap]) -> PlaceMap:
     """Return one map of maps whose VBNs are distinct."""
     parts = [m.extents for m in maps if not m.is_empty]

@@ -201,6 +201,15 @@ class Points(Roots):
         self._failure = str(error) or type(error).__name__
         self.placer.discard()
 
+    def relocate(self, placemap: PlaceMap) -> None:
+        """Take up that blocks of the live state were copied in the open CP to where a place map says they lie.
+
+        Nothing else is dirty; what held, marks and shadows know of them the caller has brought into line.
+        """
+        self.active.placemap = placemap
+        root = StateRoot.decode(self.committed.root.encode())
+        self._before = State(self._live_reader(lambda: placemap), root, self.committed.pointer, placemap)
+
     def exchange(self, state: State, parent_id: bytes) -> None:
         """Make a committed state the live one: rollback and receive move the state root, nothing else.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -46,6 +47,14 @@ def read_newest(disks: list[Disk]) -> tuple[FsInfo, bool]:
     for disk, pair in zip(disks, slots, strict=True):
         _refuse_stale(disk, max((record.generation for record in pair if record is not None), default=None), newest)
     return newest, all(r.generation == newest.generation for r in found) and len(found) == 2 * len(disks)
+
+
+def group_that_left(disks: Sequence[Disk]) -> int | None:
+    """Return the index of a group in which disks' newest root record has nothing, so that it can be taken out."""
+    slots = [_read(disk, slot) for disk in disks for slot in slots_of(disk)]
+    found = [record for record in slots if record is not None]
+    newest = max(found, key=lambda record: record.generation) if found else None
+    return newest.leaving if newest is not None and newest.has_left else None
 
 
 def _refuse_stale(disk: Disk, generation: int | None, newest: FsInfo) -> None:

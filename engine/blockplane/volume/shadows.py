@@ -19,8 +19,17 @@ from numpy.typing import NDArray
 
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.volume.codec import KIND_SHADOW, NUMBER_MASK, TableEntry
-from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf, by_leaf, count, numbers_in, set_numbers
-from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.leafbits import (
+    LEAF_BLOCKS,
+    LEAF_WORDS,
+    Leaf,
+    bits_of,
+    by_leaf,
+    count,
+    numbers_in,
+    set_numbers,
+)
+from blockplane.volume.placemap import PlaceMap, moved
 from blockplane.volume.spared import SparedPlaces
 from blockplane.volume.state import changed_pointers
 from blockplane.volume.tree import BlockTree
@@ -45,12 +54,12 @@ class ShadowReader:
 
     def __init__(self, places: BlockReader, placemap: PlaceMap) -> None:
         self._places = places
-        self._placemap = placemap
+        self.placemap = placemap
 
     def read_extents(self, extents: NDArray[np.int64], out: Block) -> None:
         """Fill out with the blocks of extents, in order."""
         parts = [
-            row - LOCAL_FLAG if row[0, 0] >= LOCAL_FLAG else self._placemap.extents_to_places(row)
+            row - LOCAL_FLAG if row[0, 0] >= LOCAL_FLAG else self.placemap.extents_to_places(row)
             for row in np.split(extents, len(extents))
         ]
         self._places.read_extents(np.concatenate(parts), out)
@@ -158,6 +167,18 @@ class ShadowPlane:
             self.blockmap.edit_block(leaf).view(np.uint64)[:] &= ~lost
             self.n_left -= count(lost)
 
+    def relocate(self, old: NDArray[np.int64], new: NDArray[np.int64]) -> bool:
+        """Take up that blocks moved from places to others; return whether the shadow means any of them."""
+        vbns = self.placemap.to_vbns(old)
+        mine = (vbns >= 0) & (vbns < self.space_blocks)
+        mine[mine] = bits_of(lambda leaf: self.blockmap.read_block(leaf).view(np.uint64), vbns[mine])
+        mine |= np.isin(old, self.own_places())
+        if not mine.any():
+            return False
+        self.placemap = moved(self.placemap, vbns[mine], new[mine])
+        self.reader.placemap = self.placemap
+        return True
+
     def own_places(self) -> NDArray[np.int64]:
         """Return the places of the tree's blocks that lie in what was a state, ascending."""
         return own_places(self.blockmap, self.placemap)
@@ -229,6 +250,25 @@ class Shadows:
         self.spared.forget()
         for leaf, words in leaves_of(self.plane(entry).own_places()).items():
             self._local.set_shadowed_leaf(leaf, self._local.shadowed_leaf(leaf) | words)
+
+    def relocate(self, old: NDArray[np.int64], new: NDArray[np.int64]) -> None:
+        """Take up that blocks moved from places to others, whose own content is overwritten with that."""
+        for leaf, words in leaves_of(np.sort(new)).items():
+            self.cleared(leaf, words)
+        for plane in self.planes():
+            if plane.relocate(old, new):
+                self._local.replace_map(plane.entry, plane.placemap)
+        self.spared.forget()
+
+    def touch_within(self, start: int, stop: int, most: int) -> int:
+        """See `LocalTree.touch_within`."""
+        n_touched = 0
+        for plane in self.planes():
+            n = plane.blockmap.touch_within(LOCAL_FLAG + start, LOCAL_FLAG + stop, most - n_touched)
+            if n:
+                self._local.rewrite_entries()
+            n_touched += n
+        return n_touched
 
     def store(self) -> dict[int, Leaf]:
         """Write the trees that changed; return, by leaf, the places of states that no shadow's tree has any more."""

@@ -136,6 +136,8 @@ class Space:
         self._leaves: dict[int, Leaf] = {}
         self._freed_open: dict[int, Leaf | None] = {}  # None: the leaf is to be worked out anew
         self._freed_last: dict[int, Leaf | None] = {}
+        #: the group whose places are given to nobody
+        self.closed: int | None = None
         self.n_freed_open = 0
         self.n_pending = 0
 
@@ -143,6 +145,8 @@ class Space:
 
     def leaf(self, index: int) -> Leaf:
         """Return a leaf of the busy plane; changes to it count until it is forgotten."""
+        if self._is_closed(index):
+            return np.full(LEAF_WORDS, ALL_FREE)
         found = self._leaves.get(index)
         if found is None:
             if len(self._leaves) >= MAX_LEAVES:
@@ -154,6 +158,13 @@ class Space:
                 if index in freed:
                     freed[index] = None
         return found
+
+    def _is_closed(self, leaf: int) -> bool:
+        """Whether a leaf's places, all of one group, are given to nobody."""
+        if self.closed is None:
+            return False
+        group = self.geometry.groups[self.closed]
+        return group.first <= leaf * LEAF_BLOCKS < group.stop
 
     def take(self, start: int, stop: int) -> None:
         """Mark places busy."""
@@ -203,6 +214,8 @@ class Space:
         at hand gave up once more (a snapshot went that held it), for the CP before it still has it.
         """
         for leaf, words in self._freed_last.items():
+            if self._is_closed(leaf):
+                continue
             again = self._freed_open.get(leaf, EMPTY_LEAF)
             if words is None or again is None:
                 self._leaves.pop(leaf, None)
@@ -301,7 +314,7 @@ class Space:
         at = min(start[1] * n_groups + start[0], total - 1)
         for step in range(total):
             area, group = divmod((at - step if backward else at + step) % total, n_groups)
-            if area < counts[group]:
+            if area < counts[group] and group != self.closed:
                 yield group, area
 
     def last_area(self) -> AreaName:

@@ -26,7 +26,7 @@ from blockplane.volume.codec import (
     StateRoot,
     TreeRoot,
 )
-from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, positions_by_leaf
+from blockplane.volume.leafbits import Leaf, bits_of
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.tree import BlockTree
 from blockplane.volume.treediff import differing_blocks
@@ -109,11 +109,7 @@ class State:
 
     def holds(self, vbns: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return for each VBN whether the state holds it."""
-        out = np.zeros(len(vbns), np.bool_)
-        for leaf, at in positions_by_leaf(vbns):
-            low = vbns[at] % LEAF_BLOCKS
-            out[at] = (self.plane_leaf(leaf)[low >> 6] >> (low & 63).astype(np.uint64)) & np.uint64(1) != 0
-        return out
+        return bits_of(self.plane_leaf, vbns)
 
     def leaf_numbers(self) -> Iterator[int]:
         """Yield the leaves of the plane that exist, ascending; the others are empty."""

@@ -6,6 +6,8 @@ the consistency point's `place` and `finish`) gives it a new number, and every n
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -181,6 +183,31 @@ class BlockTree(TreeReader):
     def _cached(self, first: int, n_blocks: int) -> list[int]:
         return [index for level, index in self._nodes if level == 0 and first <= index < first + n_blocks]
 
+    def touch_within(self, start: int, stop: int, most: int) -> int:
+        """Have leaves and nodes whose numbers lie in a range placed anew, at most so many; return how many."""
+        n_touched, indexes = 0, np.arange(ROOT_POINTERS)
+        for level in range(self.root.depth, -1, -1) if self.root.form == FORM_TREE else ():
+            words = self._words_at(level, indexes)
+            indexes, words = indexes[words != 0], words[words != 0]
+            numbers = (words & np.uint64(NUMBER_MASK)).astype(np.int64)
+            for index in indexes[(start <= numbers) & (numbers < stop)].tolist():
+                if n_touched == most:
+                    return n_touched
+                if (level, index) not in self._dirty:
+                    self._edit(level, index)
+                n_touched += 1
+            indexes = (indexes[:, None] * NODE_POINTERS + np.arange(NODE_POINTERS)).reshape(-1)
+        return n_touched
+
+    def _words_at(self, level: int, indexes: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return the pointers' first words of leaves or nodes of a level, whose parents all exist, in order."""
+        if level == self.root.depth:
+            words: NDArray[np.uint64] = self.root.pointers[indexes, 0]
+            return words
+        parents = indexes[::NODE_POINTERS] >> NODE_SHIFT
+        parts = [self.node(level + 1, parent)[:, 0] for parent in parents.tolist()]
+        return np.concatenate([np.empty(0, np.uint64), *parts])
+
     # --- commit ------------------------------------------------------------------------------------------------------
 
     def dirty_positions(self) -> list[tuple[int, int]]:
@@ -251,3 +278,12 @@ class BlockTree(TreeReader):
         """Forget everything in memory, changes included."""
         self._nodes.clear()
         self._dirty.clear()
+
+
+def touched(tree: BlockTree, start: int, stop: int, most: int, note: Callable[[], None]) -> int:
+    """Have blocks of a tree whose root stands in a table placed anew, and that written."""
+    n_touched = tree.touch_within(start, stop, most)
+    if n_touched:
+        tree.flush()
+        note()
+    return n_touched

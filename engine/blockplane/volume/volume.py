@@ -15,8 +15,10 @@ from blockplane.disks.disk import Disk, FileDisk
 from blockplane.disks.geometry import Geometry, GroupRecord
 from blockplane.disks.label import make_labels, mend_labels, settle_labels, write_labels
 from blockplane.model.errors import BlockplaneError, NotAVolumeError, ReadOnlyError, VolumeInUseError
+from blockplane.model.progress import Progress, ignore_progress
 from blockplane.planes import Plane
 from blockplane.volume import deferred, deleting, demoting, holds, making, positions, pressure, snapshots
+from blockplane.volume import shrink as shrinking
 from blockplane.volume.codec import Hold
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, VolumeConfig, read_config, write_config
 from blockplane.volume.destinations import Destinations
@@ -32,7 +34,8 @@ from blockplane.volume.marks import Kind
 from blockplane.volume.positions import Position
 from blockplane.volume.pressure import DemotionPlan, PressurePolicy
 from blockplane.volume.reclaim import reclaim
-from blockplane.volume.rootslots import read_newest, successor, write_record
+from blockplane.volume.rootslots import group_that_left, read_newest, successor, write_record
+from blockplane.volume.shrink import ShrinkPlan, ShrinkReport
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.timer import CommitTimer
 
@@ -168,7 +171,9 @@ class Volume(LiveVolume):
         config = read_config(directory)
         lock = VolumeLock(directory / LOCK_NAME, verb, wait_s, shared=not writable, answers=answers)
         try:
-            assembly = assemble(config.paths(directory), volume_id=config.volume_id or None, writable=writable)
+            assembly = assemble(
+                config.paths(directory), volume_id=config.volume_id or None, writable=writable, leaving=group_that_left
+            )
             try:
                 volume = cls.from_assembly(directory, assembly, writable)
             except BaseException:
@@ -191,7 +196,9 @@ class Volume(LiveVolume):
         record, everywhere = read_newest(list(assembly.disks))
         if record.volume_id != assembly.volume_id:
             raise NotAVolumeError("the root record belongs to another volume than the labels", "")
-        if writable:
+        if writable and assembly.is_reduced:
+            write_labels(assembly.disks, assembly.labels, assembly.generation)
+        elif writable:
             mend = mend_labels if assembly.labels_are_settled else settle_labels
             mend(assembly.disks, assembly.labels)
         array = DiskArray(assembly.geometry, assembly.disks)
@@ -250,6 +257,18 @@ class Volume(LiveVolume):
     ) -> GroupRecord:
         """Add a RAID group; parameters and errors as for `create`. Durable on return, the space there at once."""
         return grow(self, GroupWish(disks, size, parity, chunk, wipe))
+
+    def plan_shrink(self, group: int) -> ShrinkPlan:
+        """Return what taking a RAID group out would move, and whether the others have room; see `shrink.plan`."""
+        return shrinking.plan(self, group)
+
+    def shrink(self, group: int, progress: Progress = ignore_progress) -> ShrinkReport:
+        """Take a RAID group out; what was cut short goes on; see `shrink.shrink`. Durable on return."""
+        return shrinking.shrink(self, group, progress)
+
+    def cancel_shrink(self) -> int:
+        """Call off that a group is taken out; what moved stays where it is. Returns which it was."""
+        return shrinking.cancel(self)
 
     # --- snapshots ---------------------------------------------------------------------------------------------------
 

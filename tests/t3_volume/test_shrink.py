@@ -1,0 +1,248 @@
+"""A volume gives a RAID group back: what lay there moves, and every power cut on the way is survived."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from blockplane.disks.disk import HEAD_BLOCKS
+from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord, without
+from blockplane.model import ChecksumError, NoSpaceError, RefusedError, UsageError
+from blockplane.volume import shrink
+from blockplane.volume.emptying import Emptying, n_in_group
+from faults.crash import Plan, crash_states
+from faults.recording import Recorder
+from faults.world import (
+    FileClient,
+    again,
+    image_plane,
+    make_volume,
+    open_volume,
+    raw_blocks,
+    read_files,
+    revived,
+    verdict,
+)
+
+
+def groups_of(*shapes: tuple[int, int, int, int]) -> Geometry:
+    """Groups of (data disks, parity disks, blocks a disk, chunk)."""
+    groups, first, at = [], 0, 0
+    for n_data, n_parity, disk_blocks, chunk in shapes:
+        members = tuple(range(at, at + n_data + n_parity))
+        groups.append(GroupRecord(first, n_data, n_parity, chunk, disk_blocks, members))
+        first = -(-groups[-1].stop // FIRST_MULTIPLE) * FIRST_MULTIPLE
+        at += len(members)
+    return Geometry(groups)
+
+
+THREE = groups_of((2, 1, 256, 64), (1, 1, 320, 64), (3, 0, 128, 128))
+
+
+def nothing() -> None:
+    """The disks' names are durable elsewhere."""
+
+
+def busy_volume(geometry: Geometry, seed: int = 1, disks=None):
+    """A volume whose snapshots, shadow, marks and live files lie in all groups."""
+    volume, rng = make_volume(geometry, disks, reserve_blocks=64), random.Random(seed)
+    client = FileClient(volume)
+    for step in range(5):
+        for group in range(len(geometry.groups)):
+            volume.sync()
+            volume.placer._cursor[False] = (group, 0)
+            client.write(10 * step + group, rng.randrange(5), [rng.randrange(1 << 40) for _ in range(12)])
+        client.edit(0, rng.randrange(30), rng.randrange(1 << 40))
+        if step:
+            client.remove(10 * (step - 1) + rng.randrange(len(geometry.groups)))
+        volume.snapshot(f"s{step}", mark=step == 2)
+    volume.shadow_snapshot("s1")
+    client.write(77, 0, range(9))
+    volume.sync()
+    return volume, client
+
+
+def emptied(volume, index: int, step_blocks: int) -> int:
+    """Close a group and empty it; return how many steps that took."""
+    group, n_steps = volume.geometry.groups[index], 0
+    if volume.info.leaving is None:
+        volume.commit(clean=True)
+        volume.close_group(index)
+    emptying = Emptying(volume, group)
+    while emptying.step(step_blocks):
+        n_steps += 1
+    assert n_in_group(volume, group)[:2] == (0, 0)
+    return n_steps
+
+
+def take_out(volume, index: int, step_blocks: int = 20) -> None:
+    assert shrink.plan(volume, index).fits
+    emptied(volume, index, step_blocks)
+    shrink._leave(volume)
+    shrink.remove_group(volume, nothing)
+
+
+def marks_of(volume) -> dict[str, list]:
+    return {kind: volume.marks(kind, "s2").extents().tolist() for kind in ("alloc", "dealloc")}
+
+
+@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("step_blocks", [7, 1000])
+def test_everything_stays_and_the_group_is_gone(index, step_blocks):
+    volume, client = busy_volume(THREE)
+    files, snapshots, marks = dict(client.files), snapshot_files_of(volume), marks_of(volume)
+    n_used = volume.used_blocks
+    gone = THREE.groups[index]
+    assert n_in_group(volume, gone)[0] > 20
+    image = volume_image(volume)
+    take_out(volume, index, step_blocks)
+    assert volume.geometry == without(THREE, index)
+    assert volume.info.leaving is None
+    assert volume.n_blocks == THREE.n_usable - gone.n_blocks
+    assert abs(volume.used_blocks - n_used) < 30  # of the local tree alone
+    assert client.files == files
+    assert snapshot_files_of(volume) == snapshots
+    assert marks_of(volume) == marks
+    assert volume_image(volume) == image
+    verdict(volume)
+    volume = again(volume)
+    client = FileClient(volume)
+    assert client.files == files
+    assert snapshot_files_of(volume) == snapshots
+    verdict(volume)
+    go_on(volume, client)
+
+
+def snapshot_files_of(volume) -> dict:
+    return {s.name: read_files(s.state) for s in volume.snapshots if s.kind != "shadow"}
+
+
+def volume_image(volume) -> tuple:
+    """What leaves between two snapshots by their planes and places: moving both alike changes nothing."""
+    return tuple(map(tuple, image_plane(volume, "s4", "s2").extents().tolist()))
+
+
+def go_on(volume, client) -> None:
+    """Write, snapshot, delete, roll back."""
+    client.write(90, 0, range(1000, 1030))
+    volume.snapshot("later")
+    volume.delete_snapshot("s0")
+    verdict(volume)
+    client.remove(90)
+    volume.sync()
+    verdict(volume)
+    volume.rollback("s3")
+    verdict(volume)
+
+
+def test_a_group_that_others_cannot_take_in_is_refused_before_anything_moves():
+    volume = make_volume(groups_of((2, 1, 256, 64), (2, 1, 128, 64)), reserve_blocks=32)
+    client = FileClient(volume)
+    client.write(1, 0, range(1, 430))
+    volume.sync()
+    plan = shrink.plan(volume, 0)
+    assert not plan.fits
+    generation = volume.info.generation
+    with pytest.raises(NoSpaceError, match=rf"{plan.needed_blocks} blocks .* room for {plan.room_blocks}"):
+        shrink.shrink(volume, 0)
+    assert volume.info.generation == generation
+    assert volume.info.leaving is None
+    for index in (2, -1):
+        with pytest.raises(UsageError, match="has no RAID group"):
+            shrink.plan(volume, index)
+    with pytest.raises(UsageError, match="one RAID group alone"):
+        shrink.plan(make_volume(groups_of((2, 1, 256, 64))), 0)
+
+
+def test_while_it_empties_nothing_new_goes_there_and_it_can_be_called_off():
+    volume, client = busy_volume(THREE)
+    volume.commit(clean=True)
+    volume.close_group(1)
+    emptying = Emptying(volume, THREE.groups[1])
+    before = sum(n_in_group(volume, THREE.groups[1])[:2])
+    assert emptying.step(10) == 10
+    with pytest.raises(RefusedError, match="group 1 is being taken out"):
+        shrink.plan(volume, 0)
+    client.write(80, 0, range(100))
+    client.remove(80)
+    volume.sync()
+    volume.snapshot("meanwhile")
+    assert sum(n_in_group(volume, THREE.groups[1])[:2]) <= before - 10
+    verdict(volume)
+    volume = again(volume)
+    assert volume.info.leaving == 1
+    verdict(volume)
+    assert shrink.cancel(volume) == 1
+    assert volume.n_blocks == THREE.n_usable
+    client = FileClient(volume)
+    with pytest.raises(NoSpaceError):
+        client.write(81, 0, range(2000))
+    volume = again(volume)
+    verdict(volume)
+    go_on(volume, FileClient(volume))
+
+
+def test_a_damaged_block_stays_where_it_is_and_what_moved_stays_moved():
+    volume, client = busy_volume(THREE)
+    volume.commit(clean=True)
+    volume.close_group(1)
+    place = int(_numbers_in(volume, 1)[3])
+    disk, dbn = THREE.locate(place, place + 1)
+    for each in (disk, THREE.groups[1].disks[1]):  # and what it could be worked out from
+        volume.array.disks[each].write(HEAD_BLOCKS + dbn, b"\xa5" * 4096)
+    emptying = Emptying(volume, THREE.groups[1])
+    with pytest.raises(ChecksumError, match=f"block at place {place} .* is not moved"):
+        emptying.step(1000)
+    assert n_in_group(volume, THREE.groups[1])[0] > 20
+    free = volume.space.leaf(0).copy()
+    volume.space.forget()
+    assert (volume.space.leaf(0) == free).all()
+    client.write(85, 0, range(20))
+    volume.sync()
+
+
+def _numbers_in(volume, index):
+    group, plane = volume.geometry.groups[index], volume.plane(volume.committed)
+    return np.concatenate([np.arange(a, b) for a, b in plane.extents(group.first, group.stop).tolist()])
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_every_power_cut_leaves_a_volume_that_goes_on(index, is_deep, part, rng, record_property):
+    geometry = groups_of((2, 1, 256, 64), (1, 1, 256, 64))
+    recorder = Recorder()
+    disks = [recorder.disk(raw_blocks(geometry, i)) for i in range(geometry.n_disks)]
+    volume, client = busy_volume(geometry, disks=disks)
+    files, snapshots = dict(client.files), snapshot_files_of(volume)
+    left = geometry.groups[index].disks
+    recorder.start()
+    emptied(volume, index, 25)
+    shrink._leave(volume)
+    shrink.remove_group(volume, lambda: recorder.mark("forgotten"))
+    recorder.mark("removed")
+    n_states = {False: 0, True: 0}
+    first = int(rng.integers(40))
+    for number, state in enumerate(crash_states(recorder, Plan(n_random=2, max_pairs=4, n_torn=1))):
+        is_forgotten = "forgotten" in state.marks
+        if number % part[1] != part[0] if is_deep else (number + first) % (6 if is_forgotten else 60):
+            continue
+        named = [disk for i, disk in enumerate(state.disks) if not (is_forgotten and i in left)]
+        reopened = open_volume(named)
+        assert (reopened.geometry != geometry) == is_forgotten, state.description
+        n_states[is_forgotten] += 1
+        again_client = FileClient(reopened)
+        assert again_client.files == files, state.description
+        assert snapshot_files_of(reopened) == snapshots, state.description
+        verdict(reopened)
+        if not is_forgotten:
+            take_out(reopened, index, 30)
+            named = [disk for i, disk in enumerate(state.disks) if i not in left]
+        reopened.sync()
+        reopened.close()
+        last = open_volume(revived(named))
+        assert last.geometry == without(geometry, index), state.description
+        assert snapshot_files_of(last) == snapshots, state.description
+        verdict(last)
+    assert min(n_states.values()) > 3
+    record_property("summary", f"shrink: {sum(n_states.values())} crash states, {n_states[True]} without the group")
