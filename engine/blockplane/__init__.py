@@ -58,6 +58,8 @@ if TYPE_CHECKING:
         Position,
         PressurePolicy,
         PruneReport,
+        ShrinkPlan,
+        ShrinkReport,
         Snapshot,
         State,
     )
@@ -81,7 +83,8 @@ _HOMES = {
         "verify_streams",
     ),
     "blockplane.volume": (
-        "DemotionPlan", "Destination", "Policy", "Position", "PressurePolicy", "PruneReport", "Snapshot", "State",
+        "DemotionPlan", "Destination", "Policy", "Position", "PressurePolicy", "PruneReport", "ShrinkPlan",
+        "ShrinkReport", "Snapshot", "State",
     ),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -121,6 +124,8 @@ __all__ = [
     "ResumeToken",
     "SavedImage",
     "SendReport",
+    "ShrinkPlan",
+    "ShrinkReport",
     "Snapshot",
     "State",
     "StreamChain",

@@ -191,6 +191,35 @@ def test_marks_and_shadows_on_a_relocated_volume(source, tmp_path, rng):
         assert shadowed.n_blocks <= whole.n_blocks
 
 
+def test_a_group_taken_out_changes_nothing_for_images_and_increments(source, tmp_path, rng):
+    """At the source, and at a replica whose blocks lie elsewhere already; between and after increments."""
+    bp.receive(sent(source, ALL), tmp_path / "copy")
+    with small_copy(source, tmp_path / "small") as small, bp.Volume.open(tmp_path / "copy") as copy:
+        small.grow(disks=2, size="60MiB", parity=0)
+        for step in (6, 7, 8):
+            churn(source, rng, step, 900_000)
+            source.snapshot(f"s{step}")
+            if step == 6:
+                small.shrink(0)
+            if step == 7:
+                before = source.image("s7 - s6").plane.extents().tolist()
+                assert source.plan_shrink(1).n_moving > 0
+                source.shrink(1)
+                assert source.image("s7 - s6").plane.extents().tolist() == before
+                verdict(source)
+            if step == 8:
+                copy.shrink(0)
+            for volume in (small, copy):
+                bp.receive(sent(source, f"s{step} - s{step - 1}"), volume)
+                verdict(volume)
+        assert contents(small) == contents(source)
+        assert contents(copy) == contents(source)
+        bp.receive(sent(source, "s8"), tmp_path / "wide", disks=5, size="700MiB", parity=1)
+        with bp.Volume.open(tmp_path / "wide") as wide:
+            assert content(wide) == content(small.get_snapshot("s8"))
+            assert wide.committed.placemap.is_empty
+
+
 def test_what_does_not_fit_is_refused_with_what_it_needs(source, tmp_path):
     with pytest.raises(RefusedError, match=r"holds block \d+, and .* has \d+ blocks; its \d+ blocks would fit") as fits:
         bp.receive(sent(source, ALL), tmp_path / "small", **SMALL)

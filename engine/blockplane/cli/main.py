@@ -25,6 +25,7 @@ from blockplane.cli import (
     plans,
     pressure,
     retention,
+    shrinking,
     snapshots,
     stored,
     streams,
@@ -76,8 +77,8 @@ def cli() -> None:
 
 
 _MODULES = (
-    volumes, copies, files, snapshots, pressure, retention, differences, holders, images, transfers, copying, plans,
-    streams, chains, keys, demo, completion,
+    volumes, shrinking, copies, files, snapshots, pressure, retention, differences, holders, images, transfers, copying,
+    plans, streams, chains, keys, demo, completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

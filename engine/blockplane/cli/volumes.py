@@ -152,6 +152,7 @@ def describe_volume(volume: bp.Volume) -> dict[str, object]:
         "block_bytes": bp.BLOCK_BYTES,
         "disks": [{"path": disk.path, "n_blocks": disk.n_blocks} for disk in volume.array.disks],
         "groups": groups,
+        "leaving_group": volume.info.leaving,
         "used_blocks": volume.used_blocks if is_whole else None,
         "free_blocks": volume.free_blocks if is_whole else None,
         "available_blocks": volume.available_blocks if is_whole else None,
@@ -286,6 +287,8 @@ def _print_volume(volume: bp.Volume) -> None:
     print(f"volume     {volume.info.volume_id.hex()}")
     for index, group in enumerate(volume.geometry.groups):
         print(f"group {index}    {_layout(group)}")
+    if volume.info.leaving is not None:
+        print(f"leaving    group {volume.info.leaving}: `blockplane shrink` goes on, or calls it off")
     print(f"space      {blocks(volume.n_blocks)}")
     if not volume.damage:
         print(f"used       {blocks(volume.used_blocks)}, of them {blocks(volume.local.root.n_held)} by snapshots alone")

@@ -5,6 +5,7 @@ from blockplane.volume.destinations import Destination
 from blockplane.volume.positions import Position
 from blockplane.volume.pressure import DemotionPlan, PressurePolicy
 from blockplane.volume.retention import Policy, PruneReport
+from blockplane.volume.shrink import ShrinkPlan, ShrinkReport
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.state import State
 from blockplane.volume.tree import BlockTree
@@ -19,6 +20,8 @@ __all__ = [
     "Position",
     "PressurePolicy",
     "PruneReport",
+    "ShrinkPlan",
+    "ShrinkReport",
     "Snapshot",
     "SnapshotRecord",
     "Span",
