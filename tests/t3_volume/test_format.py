@@ -55,7 +55,7 @@ ROOTS = [a_root(seed) for seed in range(11)]
 POINTERS = [Pointer(number, check) for number, check in ((0x1234_5678_9ABC, 77), (3, 4), (5, 6), (7, 8))]
 INFO = FsInfo(
     an_id(1), GEOMETRY, 9, an_id(2), an_id(3), Features(0, 1 << 40, 1 << 41), True, 1, *POINTERS, 1024, 55, 66, 77,
-    bytes([1] * 10), [(0, 3), (1, 2)],
+    bytes([1] * 10), [(0, 3), (1, 2)], 1, True,
 )  # fmt: skip
 STATE = StateRoot(12, an_id(4), an_id(5), 99, 10**18, 14, 13, *ROOTS[:6])
 RECORD = SnapshotRecord(an_id(1), an_id(2), an_id(3), an_id(4), 7, -5, POINTERS[0], 9, "jüne", 1, 3)
@@ -143,7 +143,8 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
             "areas": struct.pack("<IIII", 0, 3, 1, 2),
             "crc": crc32c(INFO.encode()[:-4]),
             **fields_of(INFO, "volume_id", "generation", "nonce", "previous_nonce", "clean", "role", "member_states"),
-            **fields_of(INFO, "reserve_blocks", "n_pending", "log_start", "log_blocks"),
+            **fields_of(INFO, "reserve_blocks", "n_pending", "log_start", "log_blocks", "has_left"),
+            "leaving": INFO.leaving + 1,
             **{name: getattr(INFO, name).encode() for name in ("state", "previous_state", "local", "previous_local")},
         },
     ),

@@ -10,7 +10,7 @@ from blockplane.model.errors import SnapshotExistsError, StreamDamagedError
 from blockplane.planes import Plane
 from blockplane.volume.codec import NO_ID, ROOT_POINTERS, SnapshotRecord, TableEntry
 from blockplane.volume.leafbits import LEAF_BLOCKS, count, numbers_in
-from blockplane.volume.placemap import PlaceMap, union
+from blockplane.volume.placemap import MapExtents, PlaceMap, union
 from blockplane.volume.readers import PlaceReader
 from blockplane.volume.state import State, differing_leaves
 from blockplane.volume.treeread import FETCH_BLOCKS, NODE_SHIFT
@@ -31,19 +31,35 @@ class Arrivals:
 
     def __init__(self, volume: LiveVolume, image: Plane, base: TableEntry | None, placemap: PlaceMap) -> None:
         self._volume, self._image, self._base, self.placemap = volume, image, base, placemap
+        self._candidate: PlaceMap | None = None
+        #: by leaf: of the last state, the pointer to that leaf of its plane, and its part of the map
+        self._cut: dict[int, tuple[tuple[int, int], MapExtents]] = {}
 
     def state(self, record: SnapshotRecord) -> State:
         """Return the state of a snapshot that came, its map cut to its plane; every block of it must be here."""
         volume = self._volume
         base = volume.snapshot_state(self._base) if self._base is not None else None
-        candidate = self.placemap
-        if base is not None and not base.placemap.is_empty:
-            kept = _without_plane(base.placemap, self._image)
-            candidate = union([kept, self.placemap])
+        candidate = self._all_moved(base)
         state = State.read(PlaceReader(volume.array, candidate), record.root, candidate)
         self._require_whole(state, base, record)
-        trimmed = candidate.cut(state.plane_leaf)
-        return State.read(PlaceReader(volume.array, trimmed), record.root, trimmed)
+        trimmed = candidate.of_leaves([self._part(candidate, state, leaf) for leaf in candidate.domain_leaves()])
+        return State(PlaceReader(volume.array, trimmed), state.root, state.pointer, trimmed)
+
+    def _all_moved(self, base: State | None) -> PlaceMap:
+        """Return where blocks of the image, and those of the base that it leaves alone, lie when not at home."""
+        if self._candidate is None:
+            self._candidate = self.placemap
+            if base is not None and not base.placemap.is_empty:
+                self._candidate = union([_without_plane(base.placemap, self._image), self.placemap])
+        return self._candidate
+
+    def _part(self, candidate: PlaceMap, state: State, leaf: int) -> MapExtents:
+        """Return the map of a state's blocks of a leaf; where the state before has the same leaf, that one's."""
+        pointer = state.blockmap.pointer(0, leaf)
+        known = self._cut.get(leaf)
+        if known is None or known[0] != pointer:
+            known = self._cut[leaf] = pointer, candidate.cut_leaf(leaf, state.plane_leaf(leaf))
+        return known[1]
 
     def _require_whole(self, state: State, base: State | None, record: SnapshotRecord) -> None:
         """Hold a snapshot's plane against what came and its base; leaves that it shares with that are whole."""

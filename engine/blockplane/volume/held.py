@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import DiskError, VolumeDamagedError
 from blockplane.volume.codec import TableEntry
 from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
@@ -44,15 +45,15 @@ def surviving(parent_id: bytes, passed: dict[bytes, bytes]) -> bytes:
 def union_leaf(states: Sequence[State], leaf: int) -> Leaf:
     """Return the places of a leaf's range that any of the states occupies; a shared leaf is read once."""
     out = EMPTY_LEAF
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[tuple[int, int], bytes]] = set()
     for state in states:
-        pointer = state.blockmap.pointer(0, leaf)
-        plain = not state.placemap.maps_any(leaf)
-        if plain and (not pointer[0] or pointer in seen):
-            continue
-        if plain:
-            seen.add(pointer)
-        out = out | state.place_leaf(leaf)
+        placemap = state.placemap
+        if not placemap.is_empty:
+            out = out | placemap.range_leaf(leaf)
+        key = state.blockmap.pointer(0, leaf), placemap.leaf_key(leaf)
+        if key[0][0] and key not in seen:
+            seen.add(key)
+            out = out | (state.plane_leaf(leaf) & ~placemap.domain_leaf(leaf))
     return out
 
 
@@ -103,7 +104,8 @@ def let_go(
 
 def rebuild(local: LocalTree, snapshots: Sequence[State], active: State, others: Sequence[State]) -> None:
     """Work held out anew in every leaf in which active differs from any of the others."""
-    leaves = differing_leaves([active, *others])
+    n_leaves = local.held.size_bytes // BLOCK_BYTES  # names there may be more
+    leaves = [leaf for leaf in differing_leaves([active, *others]) if leaf < n_leaves]
     for at in range(0, len(leaves), FETCH_BLOCKS):
         part = leaves[at : at + FETCH_BLOCKS]
         _fetch([active, *snapshots], part)

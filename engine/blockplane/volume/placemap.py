@@ -180,16 +180,25 @@ class PlaceMap:
         -----
         Memory: the map and a leaf.
         """
-        parts = [np.empty((0, 3), np.int64)]
-        for leaf in self.domain_leaves():
-            start = leaf * LEAF_BLOCKS
-            rows = self.overlapping(start, start + LEAF_BLOCKS)
-            words = range_leaf(rows[:, 0:2] - start) & leaf_of(leaf)
-            runs = bit_runs(words) + start
-            pieces, _, row = pieces_of(runs, rows)
-            parts.append(np.column_stack((pieces, rows[row, 2] + pieces[:, 0] - rows[row, 0])))
-        found = PlaceMap(joined(np.concatenate(parts)))
+        return self.of_leaves([self.cut_leaf(leaf, leaf_of(leaf)) for leaf in self.domain_leaves()])
+
+    def cut_leaf(self, leaf: int, words: Leaf) -> MapExtents:
+        """Return the part of the map whose VBNs are the set bits of a leaf."""
+        start = leaf * LEAF_BLOCKS
+        rows = self.overlapping(start, start + LEAF_BLOCKS)
+        runs = bit_runs(range_leaf(rows[:, 0:2] - start) & words) + start
+        pieces, _, row = pieces_of(runs, rows)
+        return np.column_stack((pieces, rows[row, 2] + pieces[:, 0] - rows[row, 0]))
+
+    def of_leaves(self, parts: list[MapExtents]) -> PlaceMap:
+        """Return the map of parts of this one, ascending; itself where they are all of it."""
+        found = PlaceMap(joined(np.concatenate([np.empty((0, 3), np.int64), *parts])))
         return self if found.n_blocks == self.n_blocks else found
+
+    def leaf_key(self, leaf: int) -> bytes:
+        """Return what is equal for two maps that move the same VBNs of a leaf away."""
+        start = leaf * LEAF_BLOCKS
+        return self.overlapping(start, start + LEAF_BLOCKS)[:, 0:2].tobytes()
 
     def maps_any(self, leaf: int) -> bool:
         """Whether the map says anything of a leaf, as VBNs or as places."""
