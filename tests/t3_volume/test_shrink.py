@@ -12,8 +12,9 @@ from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord, wit
 from blockplane.model import ChecksumError, NoSpaceError, RefusedError, UsageError
 from blockplane.volume import shrink
 from blockplane.volume.emptying import Emptying, n_in_group
+from blockplane.volume.grow import add_group
 from faults.crash import Plan, crash_states
-from faults.recording import Recorder
+from faults.recording import MemoryDisk, Recorder
 from faults.world import (
     FileClient,
     again,
@@ -97,7 +98,9 @@ def test_everything_stays_and_the_group_is_gone(index, step_blocks):
     gone = THREE.groups[index]
     assert n_in_group(volume, gone)[0] > 20
     image = volume_image(volume)
+    held = volume.get_snapshot("s4")
     take_out(volume, index, step_blocks)
+    assert read_files(held.state) == snapshots["s4"]
     assert volume.geometry == without(THREE, index)
     assert volume.info.leaving is None
     assert volume.n_blocks == THREE.n_usable - gone.n_blocks
@@ -135,6 +138,32 @@ def go_on(volume, client) -> None:
     verdict(volume)
     volume.rollback("s3")
     verdict(volume)
+
+
+def test_a_group_added_where_another_was_has_its_numbers_and_not_its_blocks():
+    """Names of blocks that moved are numbers of places again: new blocks there get other names."""
+    volume, client = busy_volume(THREE)
+    snapshots, files = snapshot_files_of(volume), dict(client.files)
+    take_out(volume, 2)
+    group = GroupRecord(THREE.groups[2].first, 2, 1, 64, 256, (5, 6, 7))
+    grown = Geometry([*volume.geometry.groups, group])
+    add_group(volume, group, [MemoryDisk(f"new{i}", raw_blocks(grown, i)) for i in group.disks], nothing)
+    client = FileClient(volume)
+    for step in range(8):
+        volume.placer._cursor[False] = (2, 0)
+        client.write(100 + step, 0, range(1000 * step, 1000 * step + 20))
+        files[100 + step] = dict(enumerate(range(1000 * step, 1000 * step + 20)))
+        volume.sync()
+    places = volume.committed.placemap.to_places(_numbers_in(volume, 2))
+    assert (places != _numbers_in(volume, 2)).any()
+    verdict(volume)
+    volume = again(volume)
+    assert read_files(volume.committed) == files
+    assert snapshot_files_of(volume) == snapshots
+    take_out(volume, 2)
+    assert read_files(volume.committed) == files
+    verdict(volume)
+    go_on(volume, FileClient(volume))
 
 
 def test_a_group_that_others_cannot_take_in_is_refused_before_anything_moves():

@@ -191,11 +191,11 @@ class ActiveState(State):
         placemap = self.placemap
         if not self._added.is_empty:
             placemap = union([placemap, self._added.placemap()])
-            self._added = AddedNames()
         if self._unmapped:
             placemap = placemap.without(np.unique(np.concatenate(self._unmapped)))
             self._unmapped = []
         self.placemap = placemap
+        self._added = AddedNames()  # last: who reads meanwhile finds a block in the one or the other
 
     # --- lists -------------------------------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ class Landing:
     ) -> None:
         self._volume = volume
         self._features = features or Features()
-        self._relocates, self._arrival = relocates, arrival
+        self._relocates, self._arrival, self._lender = relocates, arrival, lender
         self._image = image
         self._base = base
         self._is_lent = lender is not None
@@ -159,16 +159,16 @@ class Landing:
         self._waiting = Waiting(combine([image], minus=self.here))
 
     def _may_relocate(self) -> bool:
-        return self._relocates or self._has_relocated_base()
+        return self._relocates or self._has_relocated()
 
-    def _has_relocated_base(self) -> bool:
-        """Whether the base has blocks of numbers that are no places here."""
-        volume, base = self._volume, self._base
-        return base is not None and volume.snapshot_state(base).placemap.stop > volume.geometry.n_blocks
+    def _has_relocated(self) -> bool:
+        """Whether what the image builds on has blocks of numbers that are no places here."""
+        below, volume = [entry for entry in (self._base, self._lender) if entry is not None], self._volume
+        return any(volume.snapshot_state(entry).placemap.stop > volume.geometry.n_blocks for entry in below)
 
     def _assigned(self, vbns: Plane) -> PlaceMap:
         """Reserve places for blocks: their own, as far as the volume has and can spare them, or all in a row."""
-        if reaches(self._image) > self._volume.geometry.n_blocks or self._has_relocated_base():
+        if reaches(self._image) > self._volume.geometry.n_blocks or self._has_relocated():
             return self._places.pack(vbns, self._arrival)
         return self._places.assign(vbns)
 

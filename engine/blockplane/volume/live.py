@@ -138,6 +138,8 @@ class LiveVolume(Points):
             )
         state = self._states.get(entry.record.id)
         if state is None:
+            # as it is now: a snapshot's blocks may have moved since somebody was given the entry
+            entry = next((e for e in self.local.entries() if e.record.id == entry.record.id), entry)
             placemap = self.committed_local.map_of(entry.place_map)
             state = State.read(PlaceReader(self.array, placemap), entry.record.root, placemap)
             self._states[entry.record.id] = state
