@@ -91,6 +91,7 @@ WORDS = {
     "rm": ["rm", "pool:/later", "pool:/tree/hello"],
     "rollback": ["rollback", "pool@june1"],
     "send": ["send", "pool", "june1", "-o", "again.bps", "-n"],
+    "shrink": ["shrink", "pool", "--cancel"],
     "snapshot create": ["snapshot", "create", "pool@june3"],
     "snapshot delete": ["snapshot", "delete", "pool@june2"],
     "snapshot hold": ["snapshot", "hold", "pool@june1", "me"],
@@ -109,10 +110,11 @@ WORDS = {
 NOTHING_THERE = {
     "image delete": b"no stored image is named",
     "snapshot release": b"nobody does",
+    "shrink": b"is being taken out",
     "snapshot unmark": b"is not marked",
 }
 #: Refused beside a receive: it replaces the live file system, and a check would find what it writes half done.
-NOT_BESIDE_A_RECEIVE = {"check", "grow", "mkdir", "mv", "put", "receive", "rm", "rollback"}
+NOT_BESIDE_A_RECEIVE = {"check", "grow", "mkdir", "mv", "put", "receive", "rm", "rollback", "shrink"}
 #: It does that to its target, and the words take the pool for its source, which it only reads.
 TO_ANOTHER = {"copy"}
 
