@@ -29,6 +29,7 @@ from blockplane.volume import landing, making
 from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, NO_ID, SnapshotRecord, TableEntry
 from blockplane.volume.groups import give_back
 from blockplane.volume.incoming import FLAG_MADE_VOLUME, MAX_MEMBERS, IncomingEntry
+from blockplane.volume.landing_places import has_relocated
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.snapshots import check_name, standing_at
 from blockplane.volume.volume import Volume
@@ -193,6 +194,13 @@ class VolumeDestination:
                 f"snapshot {record.name}, which keeps what would be replaced in {self.name}, went meanwhile",
                 "do it again, and say --discard if that is meant",
             )
+
+    def has_relocated(self, stream: StreamMap) -> bool:
+        """Whether what a stream builds on has blocks here of numbers that are no places here."""
+        base = self._base(stream.base) if stream.base is not None else None
+        lender = self._find(stream.lender) if stream.lender is not None else None
+        with self.volume.lock:
+            return has_relocated(self.volume, [base, lender])
 
     def _incoming(self, stream: StreamMap) -> IncomingEntry:
         header, flags = stream.header, FLAG_MADE_VOLUME if self.is_made else 0

@@ -63,6 +63,8 @@ def foresee(
         n_before = 0
         if isinstance(destination, VolumeDestination):
             n_before = len(landed_of(destination.volume, stream.header.image_id, stream.image))
+            if not destination.has_relocated(stream):
+                refuse_beyond(stream.image, destination.volume.geometry.n_blocks, destination.volume.path)
             _refuse_misfit(destination.volume, stream, n_before)
         return Foreseen(stream.header.image_blocks - n_before, n_before)
 
@@ -78,8 +80,7 @@ def _foresee_new(path: Path, stream: StreamMap, wish: DiskWish) -> Foreseen:
 
 
 def _refuse_misfit(volume: LiveVolume, stream: StreamMap, n_before: int) -> None:
-    """Refuse what has no place, or no room; an interrupted receive of it has its room already."""
-    refuse_beyond(stream.image, volume.geometry.n_blocks, volume.path)
+    """Refuse what has no room; an interrupted receive of it has its room already."""
     room = volume.coming_blocks
     if not n_before and volume.local.root.pressure is None and len(stream.image) > room:
         raise _no_space(stream, volume.path, room)

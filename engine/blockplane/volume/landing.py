@@ -34,7 +34,7 @@ from blockplane.volume.incoming import IncomingEntry, IncomingImage, leaves_of
 from blockplane.volume.journal import LandedSlots
 from blockplane.volume.landed import LandedBlocks, vbns_at
 from blockplane.volume.landing_bands import LandingBands
-from blockplane.volume.landing_places import Arrival, LandingPlaces, reaches
+from blockplane.volume.landing_places import Arrival, LandingPlaces, has_relocated, reaches
 from blockplane.volume.leafbits import words_of
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.loans import Loans, lender_of
@@ -158,13 +158,11 @@ class Landing:
         self.here = combine([self.copied, self._loans.plane])
         self._waiting = Waiting(combine([image], minus=self.here))
 
+    def _has_relocated(self) -> bool:
+        return has_relocated(self._volume, [self._base, self._lender])
+
     def _may_relocate(self) -> bool:
         return self._relocates or self._has_relocated()
-
-    def _has_relocated(self) -> bool:
-        """Whether what the image builds on has blocks of numbers that are no places here."""
-        below, volume = [entry for entry in (self._base, self._lender) if entry is not None], self._volume
-        return any(volume.snapshot_state(entry).placemap.stop > volume.geometry.n_blocks for entry in below)
 
     def _assigned(self, vbns: Plane) -> PlaceMap:
         """Reserve places for blocks: their own, as far as the volume has and can spare them, or all in a row."""

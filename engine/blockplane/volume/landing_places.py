@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +17,7 @@ from blockplane.volume.placemap import PlaceMap, aligned, from_pairs
 from blockplane.volume.waiting import leaves_of_plane, plane_leaf
 
 if TYPE_CHECKING:
+    from blockplane.volume.codec import TableEntry
     from blockplane.volume.live import LiveVolume
 
 #: The order in which a plane's blocks will arrive, as extents of VBNs.
@@ -162,3 +163,9 @@ def reaches(plane: Plane) -> int:
     """Return the number behind the highest VBN of a plane."""
     n_blocks = len(plane)
     return int(plane.select(n_blocks - 1)) + 1 if n_blocks else 0
+
+
+def has_relocated(volume: LiveVolume, below: Sequence[TableEntry | None]) -> bool:
+    """Whether snapshots that an image builds on have blocks of numbers that are no places here."""
+    found = [volume.snapshot_state(entry) for entry in below if entry is not None]
+    return any(state.placemap.stop > volume.geometry.n_blocks for state in found)
