@@ -151,12 +151,11 @@ def test_local_writes_beside_what_lies_elsewhere(source, tmp_path, rng):
             written[f"/mine-{step}"] = data
         else:
             pytest.fail("the volume was never full")
-        assert small.available_blocks < 800
+        assert small.available_blocks < 1600  # the file that was too much has up to 1,465
         assert small.committed.placemap.n_blocks > 0
         assert {vbn for vbn in small.committed.placemap.vbns() if vbn >= small.geometry.n_blocks}
         assert contents(small) == before
         assert {path: files.read_bytes(path) for path in written} == written
-        small.snapshot("mine") if small.available_blocks > 50 else None
         for path in sorted(written)[::2]:
             files.unlink(path)
             small.sync()
