@@ -21,17 +21,22 @@ if TYPE_CHECKING:
     from blockplane.api import BlockUse, FileUse, FullCheck, Volume, check
     from blockplane.cli.hosting import serve_control
     from blockplane.filesystem import Change, Difference, FileSystem, GetReport, PutReport
-    from blockplane.image import Backup, BlockDifference, Freeing, Image, PlaneFile, SavedImage, plan_levels
+    from blockplane.image import Backup, BlockDifference, Freeing, Image, PlaneFile, SavedImage, divided, plan_levels
     from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, format_size, parse_size
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
+    from blockplane.server import VolumePlace
     from blockplane.stream import Key, StreamChain, create_key, is_stream, open_stream, read_key, stream_envelope
     from blockplane.transfer import (
+        ChainReport,
         CopyReport,
         InterruptedReceive,
         MergeReport,
         OfferReport,
         Opening,
+        Part,
+        PartsReport,
+        Reach,
         ReceiveReport,
         ResumeToken,
         SendReport,
@@ -44,10 +49,13 @@ if TYPE_CHECKING:
         interrupted_receives,
         merge_streams,
         offer,
+        reach,
         read_token,
         receive,
+        receive_streams,
         resume_token,
         send,
+        send_parts,
         stream_map,
         verify_streams,
     )
@@ -68,7 +76,9 @@ _HOMES = {
     "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check"),
     "blockplane.cli.hosting": ("serve_control",),
     "blockplane.filesystem": ("Change", "Difference", "FileSystem", "GetReport", "PutReport"),
-    "blockplane.image": ("Backup", "BlockDifference", "Freeing", "Image", "PlaneFile", "SavedImage", "plan_levels"),
+    "blockplane.image": (
+        "Backup", "BlockDifference", "Freeing", "Image", "PlaneFile", "SavedImage", "divided", "plan_levels",
+    ),
     "blockplane.model": (
         "BLOCK_BYTES", "BlockplaneError", "Progress", "ProgressEvent", "errors", "format_size", "parse_size",
     ),
@@ -76,10 +86,12 @@ _HOMES = {
     "blockplane.stream": (
         "Key", "StreamChain", "create_key", "is_stream", "open_stream", "read_key", "stream_envelope",
     ),
+    "blockplane.server": ("VolumePlace",),
     "blockplane.transfer": (
-        "CopyReport", "InterruptedReceive", "MergeReport", "OfferReport", "Opening", "ReceiveReport", "ResumeToken",
-        "SendReport", "StreamComparison", "StreamVerdict", "abort_receive", "compare_streams", "copy", "held",
-        "interrupted_receives", "merge_streams", "offer", "read_token", "receive", "resume_token", "send", "stream_map",
+        "ChainReport", "CopyReport", "InterruptedReceive", "MergeReport", "OfferReport", "Opening", "Part",
+        "PartsReport", "Reach", "ReceiveReport", "ResumeToken", "SendReport", "StreamComparison", "StreamVerdict",
+        "abort_receive", "compare_streams", "copy", "held", "interrupted_receives", "merge_streams", "offer", "reach",
+        "read_token", "receive", "receive_streams", "resume_token", "send", "send_parts", "stream_map",
         "verify_streams",
     ),
     "blockplane.volume": (
@@ -95,6 +107,7 @@ __all__ = [
     "BlockDifference",
     "BlockUse",
     "BlockplaneError",
+    "ChainReport",
     "Change",
     "CopyReport",
     "DemotionPlan",
@@ -111,6 +124,8 @@ __all__ = [
     "MergeReport",
     "OfferReport",
     "Opening",
+    "Part",
+    "PartsReport",
     "Plane",
     "PlaneFile",
     "Policy",
@@ -120,6 +135,7 @@ __all__ = [
     "ProgressEvent",
     "PruneReport",
     "PutReport",
+    "Reach",
     "ReceiveReport",
     "ResumeToken",
     "SavedImage",
@@ -132,6 +148,7 @@ __all__ = [
     "StreamComparison",
     "StreamVerdict",
     "Volume",
+    "VolumePlace",
     "abort_receive",
     "check",
     "combine",
@@ -139,6 +156,7 @@ __all__ = [
     "compare_streams",
     "copy",
     "create_key",
+    "divided",
     "errors",
     "format_size",
     "held",
@@ -149,11 +167,14 @@ __all__ = [
     "open_stream",
     "parse_size",
     "plan_levels",
+    "reach",
     "read_key",
     "read_token",
     "receive",
+    "receive_streams",
     "resume_token",
     "send",
+    "send_parts",
     "serve_control",
     "stream_envelope",
     "stream_map",

@@ -12,7 +12,7 @@ from typing import Literal
 from blockplane import image as images
 from blockplane.filesystem import Difference, FileSystem, compare
 from blockplane.filesystem.names import AnyPath
-from blockplane.filesystem.owners import Owner, blocks_below, owners_of
+from blockplane.filesystem.owners import Owner, blocks_below, metadata_of, owners_of
 from blockplane.image import BlockDifference, Freeing, Image, saved
 from blockplane.image.planefiles import PlaneFile, plane_file, plane_files
 from blockplane.image.saved import SavedImage
@@ -146,6 +146,16 @@ class Volume(PlainVolume):
             plane = Plane.empty(self.n_numbers)
             plane.add_many(vbns)
             return FileUse(plane, tuple(shares(self, state, vbns)))
+
+    def metadata(self, name: str) -> Plane:
+        """Return the blocks of a snapshot that are no content of files: what lists it, and finds the rest.
+
+        Notes
+        -----
+        In expressions `meta(NAME)`. Reads the inode file and all blocks of pointers; the snapshot is pinned meanwhile.
+        """
+        with self.pin(self.get_snapshot(name).record.id):
+            return metadata_of(self.state(name), self.n_numbers)
 
     def _settle(self, name: str | None) -> None:
         """Commit where the live file system is to be looked at, and may be written."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import numpy as np
@@ -15,12 +15,13 @@ from blockplane.image.extents import numbers_in
 from blockplane.image.gather import Gathered
 from blockplane.image.order import locations
 from blockplane.model.checks import fresh_checks
+from blockplane.planes import Plane
 from blockplane.stream import Key
-from blockplane.stream.codec import FrameKind, Header, Locations
+from blockplane.stream.codec import PART_FEATURES, FrameKind, Header, Locations
 from blockplane.stream.writer import StreamWriter
 from blockplane.transfer import send
 from blockplane.volume.codec import NO_ID, Branch, SnapshotRecord
-from streams.storage import DictSending, DictStorage
+from streams.storage import DictSending, DictStorage, plane_of
 
 KEY = Key(bytes(range(32)), "golden.key")
 WRITTEN_NS = 1_780_000_000 * 10**9
@@ -50,7 +51,10 @@ class Ordered(DictSending):
         return nullcontext(self._windows())
 
     def _windows(self) -> Iterator[Gathered]:
-        for extents in locations(self.plane, Geometry(GROUPS), self.order, self.window_blocks):
+        yield from self._gathered_of(self.plane)
+
+    def _gathered_of(self, plane: Plane) -> Iterator[Gathered]:
+        for extents in locations(plane, Geometry(GROUPS), self.order, self.window_blocks):
             numbers = numbers_in(extents)
             data = np.frombuffer(b"".join(self.storage.blocks[vbn] for vbn in numbers.tolist()), np.uint8)
             yield Gathered(extents, fresh_checks(data, numbers), data)
@@ -58,6 +62,25 @@ class Ordered(DictSending):
 
 class OnTape(Ordered):
     order = "tape"
+
+
+@dataclass
+class OfPart(Ordered):
+    """Some of the blocks, as one of two parts."""
+
+    chosen_vbns: frozenset[int] = frozenset()
+    number: int = 0
+
+    @property
+    def chosen(self) -> Plane:
+        return plane_of(self.chosen_vbns)
+
+    def header(self) -> Header:
+        n_blocks = len(self.chosen_vbns)
+        return replace(super().header(), part=self.number, n_parts=2, features=PART_FEATURES, part_blocks=n_blocks)
+
+    def _windows(self) -> Iterator[Gathered]:
+        yield from self._gathered_of(self.chosen)
 
 
 @contextmanager
@@ -88,6 +111,8 @@ def golden_streams() -> dict[str, bytes]:
         "implicit": stream_of(replace(full, locations=implicit), compress="zstd:3"),
         "tape": stream_of(tape, compress="zstd:3"),
         "section": with_section(full),
+        "part-1": stream_of(OfPart(made, old, window_blocks=2, chosen_vbns=frozenset({0, 200}))),
+        "part-2": stream_of(OfPart(made, old, window_blocks=2, chosen_vbns=frozenset({1, 64}), number=1)),
     }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from blockplane.model import StreamError, StreamKeyError
+from blockplane.model.errors import StreamPartMissingError
 from blockplane.stream import codec, open_stream
 from blockplane.transfer import receive, stream_map, verify_streams
 from forging import opened_parts, parts_of
@@ -21,6 +22,7 @@ from streams.storage import DictStorage, members
 FOLDER = Path(__file__).with_name("golden")
 FULL = ("full", "compressed", "compressed-encrypted", "implicit", "section")
 STEPS = ("increment", "encrypted", "tape")
+PARTS = ("part-1", "part-2")
 
 
 def golden(name: str) -> Path:
@@ -33,8 +35,8 @@ def rebuilt() -> dict[str, bytes]:
 
 
 def test_all_of_them_are_there_and_they_are_small(rebuilt):
-    assert {path.name for path in FOLDER.glob("*.bps")} == {f"{name}.bps" for name in (*FULL, *STEPS)}
-    assert set(rebuilt) == {*FULL, *STEPS}
+    assert {path.name for path in FOLDER.glob("*.bps")} == {f"{name}.bps" for name in (*FULL, *STEPS, *PARTS)}
+    assert set(rebuilt) == {*FULL, *STEPS, *PARTS}
     assert sum(path.stat().st_size for path in FOLDER.glob("*.bps")) < 100 << 10
 
 
@@ -45,7 +47,7 @@ def blocks_of(source, vbns) -> dict[int, bytes]:
     return dict(zip(numbers.tolist(), (row.tobytes() for row in out.reshape(-1, 4096)), strict=True))
 
 
-@pytest.mark.parametrize("name", [*FULL, *STEPS])
+@pytest.mark.parametrize("name", [*FULL, *STEPS, *PARTS])
 def test_the_writer_writes_them_still(name, rebuilt):
     """Byte by byte; of what is compressed, which is the library's affair, all but the payloads."""
     kept = golden(name).read_bytes()
@@ -101,6 +103,29 @@ def test_chains_are_read_in_place_and_verified(full, step):
     assert verdict.verified_blocks == verdict.n_blocks == len(OLD) + len(NEW - OLD)
     # each byte is right; a block of a dictionary is no block map, and nothing else is amiss
     assert all("is not whole" in problem for problem in verdict.problems)
+
+
+def test_parts_are_one_stream_in_a_chain():
+    """Both of them; of one alone what it has, and the other is named. A storage that takes no parts says so."""
+    made, _, _ = storage()
+    files = [golden(name) for name in PARTS]
+    found = [stream_map(file) for file in files]
+    assert [(one.header.part, one.header.n_parts, set(members(one.following))) for one in found] == [
+        (0, 2, {0, 200}), (1, 2, {1, 64}),
+    ]  # fmt: skip
+    assert [set(members(one.image)) for one in found] == [OLD, OLD]
+    for step in STEPS:
+        with open_stream(files[1], golden(step), files[0], key=KEY) as chain:
+            assert blocks_of(chain, NEW) == {vbn: made.blocks[vbn] for vbn in NEW}
+            assert blocks_of(chain.at("old"), OLD) == {vbn: made.blocks[vbn] for vbn in OLD}
+    with open_stream(files[0]) as chain:
+        assert blocks_of(chain, {0, 200}) == {vbn: made.blocks[vbn] for vbn in (0, 200)}
+        with pytest.raises(StreamPartMissingError, match="block 1 of old is in part 2 of 2"):
+            blocks_of(chain, {0, 1})
+    target = DictStorage()
+    with pytest.raises(StreamError, match="dict takes whole images"):
+        receive(files[0], target)
+    assert target.blocks == {}
 
 
 @pytest.mark.parametrize("name", [*FULL, *STEPS])

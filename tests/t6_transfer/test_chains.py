@@ -22,7 +22,7 @@ from blockplane.stream.codec import Role
 from blockplane.stream.input import ObjectInput
 from blockplane.stream.reader import StreamReader
 from blockplane.transfer import compare_streams, merge_streams, receive, send, stream_map, verify_streams
-from blockplane.transfer.send import ImageSending
+from blockplane.transfer.imagesending import ImageSending
 
 NAMES = ["june1", "june2", "june3", "june4"]
 

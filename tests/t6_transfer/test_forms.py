@@ -10,7 +10,8 @@ import pytest
 import blockplane as bp
 from blockplane.model import UsageError
 from blockplane.stream import Key
-from blockplane.transfer.send import ImageSending, send
+from blockplane.transfer.imagesending import ImageSending
+from blockplane.transfer.send import send
 
 KEY = Key(bytes(range(32)))
 FORMS = [

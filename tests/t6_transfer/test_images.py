@@ -20,7 +20,7 @@ from blockplane.image.order import DiskPlan, shares_of_first, windows
 from blockplane.model import ExpressionError, NoSuchSnapshotError, RefusedError, UsageError
 from blockplane.model.checks import first_bad_block
 from blockplane.planes import Plane
-from blockplane.transfer.send import ImageSending
+from blockplane.transfer.imagesending import ImageSending
 from streams.volumes import Files, fresh, members
 
 JOINS = {"+": set.union, "-": set.difference, "^": set.symmetric_difference}

@@ -22,7 +22,8 @@ from blockplane.model.errors import (
 from blockplane.stream.input import ObjectInput
 from blockplane.stream.partial import read_partial
 from blockplane.stream.reader import StreamReader
-from blockplane.transfer.send import ImageSending
+from blockplane.stream.stored import OneFile
+from blockplane.transfer.imagesending import ImageSending
 from equality import differences, volume_tree
 
 MIB = 1 << 20
@@ -270,7 +271,7 @@ def test_a_half_written_file_is_gone_on_with(source, tmp_path, compress, order, 
         file.seek(0, os.SEEK_END)
         file.write(bytes(70_000))
     with partial.open("rb") as file:
-        found = read_partial(file.fileno(), "it")
+        found = read_partial(OneFile(file.fileno(), "it", owned=False))
         n_there = len(found.copied)
         found.written.index.close()
     assert locations == "explicit" or n_there % 512 == 0

@@ -12,7 +12,7 @@ import blockplane as bp
 from blockplane.model import StreamKeyError, StreamTruncatedError, UsageError
 from blockplane.stream import Key, codec
 from blockplane.transfer.began import began_beside
-from blockplane.transfer.send import ImageSending
+from blockplane.transfer.imagesending import ImageSending
 
 KEY, OTHER = Key(bytes(range(32))), Key(bytes(32))
 

@@ -104,6 +104,9 @@ WORDS = {
     "snapshot unmark": ["snapshot", "unmark", "pool@june1"],
     "stat": ["stat", "pool:/tree/large"],
     "stream compare": ["stream", "compare", "june1.bps", "june2.bps", "pool@june2"],
+    "stream info": ["stream", "info", "june1.bps"],
+    "stream merge": ["stream", "merge", "june1.bps", "june2.bps", "-o", "merged.bps"],
+    "stream verify": ["stream", "verify", "june1.bps", "june2.bps"],
     "who": ["who", "pool:/tree/large"],
 }  # fmt: skip
 #: What these say of the fixture's volume, which has nothing for them.

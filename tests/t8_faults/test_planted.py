@@ -20,7 +20,8 @@ from blockplane.model import BLOCK_BYTES, ChecksumError
 from blockplane.planes import Plane, combine
 from blockplane.stream import StreamMap
 from blockplane.transfer import compare_streams, coverage, merge_streams, receive, stream_map, verify_streams
-from blockplane.transfer.send import ImageSending, send
+from blockplane.transfer.imagesending import ImageSending
+from blockplane.transfer.send import send
 from blockplane.volume import Volume, held, live, points
 from blockplane.volume.beside import BesideWriter
 from blockplane.volume.landing_places import LandingPlaces

@@ -305,3 +305,79 @@ def test_a_send_into_a_file_killed(source, trees, first, tmp_path, is_deep, part
         subprocess.run(["rm", "-r", str(copy), str(path)], check=True)
     record_property("summary", f"sends into a file: {n_files}, killed twice each, {n_kept} gone on with")
     assert n_kept > 0
+
+
+FORMS = {
+    "split": ["-o", "FILE", "--split", "3M", "--digests"],
+    "split and preallocated": ["-o", "FILE", "--split", "5M", "--preallocate"],
+    "parts": ["--part", "FILE.a=june2 - june1", "--part", "FILE.b", "--part", "FILE.c"],
+    "parts, split": ["--part", "FILE.a=june2 & june1", "--part", "FILE.b", "--split", "2M"],
+}
+
+
+def written_in(folder: Path) -> int:
+    """Bytes of what a folder holds, room that was made too."""
+    total = 0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
+
+
+def test_a_send_into_many_files_killed(source, trees, first, tmp_path, is_deep, part, seed):
+    """Pieces and parts are gone on with: what was written before is not written again, and all of it is equal."""
+    n_kept = 0
+    for number in range(seed, seed + (80 if is_deep else 4)):
+        if (number - seed) % part[1] != part[0]:
+            continue
+        rng = random.Random(number)
+        form, image = list(FORMS)[number % len(FORMS)], rng.choice(sorted(IMAGES))
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        words = [word.replace("FILE", str(folder / "out.bps")) for word in FORMS[form]]
+        for _ in range(2):
+            sender = start("send", str(source), IMAGES[image][0], *words, "--resume", stdout=subprocess.DEVNULL)
+            most = rng.randrange(4 * MIB, 24 * MIB)
+            while sender.poll() is None and written_in(folder) < most:
+                time.sleep(0.001)
+            sender.kill()
+            sender.wait()
+        n_kept += any(path.suffix == ".partial" for path in folder.iterdir())
+        done = run("send", str(source), IMAGES[image][0], *words, "--resume", "--json")
+        assert done.returncode == 0, done.stderr
+        assert [path for path in folder.iterdir() if path.suffix == ".partial"] == []
+        copy = tmp_path / f"{number}.copy"
+        prepare(copy, image, first)
+        streams = [folder / name for name in ("out.bps.a", "out.bps.b", "out.bps.c")] if "parts" in form else [folder]
+        bp.receive_streams(*[s for s in streams if s.is_dir() or bp.is_stream(s)], target=copy)
+        require_clean(copy, IMAGES[image][1], trees[IMAGES[image][1]])
+        if (folder / "out.bps.sha256").exists():
+            subprocess.run(["sha256sum", "--strict", "--quiet", "-c", "out.bps.sha256"], cwd=folder, check=True)
+        subprocess.run(["rm", "-r", str(copy), str(folder)], check=True)
+    assert n_kept > 0
+
+
+def test_receiving_parts_killed(source, trees, first, tmp_path, is_deep, part, seed):
+    """Whatever was received of which part: the list is received again, and what came is not written twice."""
+    for number in range(seed, seed + (60 if is_deep else 3)):
+        if (number - seed) % part[1] != part[0]:
+            continue
+        rng = random.Random(number)
+        image = rng.choice(sorted(IMAGES))
+        folder, copy = tmp_path / str(number), tmp_path / f"{number}.copy"
+        folder.mkdir()
+        with bp.Volume.open(source, writable=False) as volume:
+            parts = [bp.Part(folder / "a.bps"), bp.Part(folder / "b.bps"), bp.Part(folder / "c.bps")]
+            bp.send_parts(volume.image(IMAGES[image][0]), parts)
+        prepare(copy, image, first)
+        for _ in range(2):
+            receiver = start("receive", str(copy), "-i", str(folder), stdout=subprocess.DEVNULL)
+            end = time.monotonic() + rng.uniform(0.2, 1.5)
+            while receiver.poll() is None and time.monotonic() < end:
+                time.sleep(0.001)
+            receiver.kill()
+            receiver.wait()
+        done = run("receive", str(copy), "-i", str(folder), "--json")
+        assert done.returncode == 0, done.stdout
+        require_clean(copy, IMAGES[image][1], trees[IMAGES[image][1]])
+        subprocess.run(["rm", "-r", str(copy), str(folder)], check=True)

@@ -13,6 +13,7 @@ from blockplane.cli.completion import SnapshotName
 from blockplane.cli.naming import open_volume, snapshot_of
 from blockplane.cli.options import json_option, key_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
+from blockplane.cli.streamplaces import opened_streams
 from blockplane.cli.streams import stream
 from blockplane.cli.text import blocks, duration, print_json, printable, rate, sentence, size
 from blockplane.cli.transfers import standard_output
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--encrypt", type=click.Path(), metavar="KEYFILE", help="Encrypt the result with this key.")
 @click.option("--plain", is_flag=True, help="Do not encrypt the result, although a FILE is encrypted.")
 @json_option
+@wait_option
 @progress_option
 def merge(
     files: Sequence[str],
@@ -40,6 +42,7 @@ def merge(
     encrypt: str | None,
     plain: bool,
     as_json: bool,
+    wait_s: float,
     progress: bool | None,
 ) -> None:
     """Make one stream of a chain, from the streams alone.
@@ -54,9 +57,9 @@ def merge(
     if plain and encrypt is not None:
         raise bp.errors.UsageError("--encrypt and --plain contradict each other", "say one of them")
     sink = output if output is not None or dry_run else standard_output()
-    with ProgressLine(progress) as line:
+    with opened_streams(files, "stream merge", wait_s) as streams, ProgressLine(progress) as line:
         report = bp.merge_streams(
-            *files, sink=sink, compress=compress, key=keys, encrypt=False if plain else encrypt, dry_run=dry_run,
+            *streams, sink=sink, compress=compress, key=keys, encrypt=False if plain else encrypt, dry_run=dry_run,
             progress=line,
         )  # fmt: skip
     to_stderr = not isinstance(sink, str) and sink is not None

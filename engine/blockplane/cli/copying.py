@@ -24,8 +24,8 @@ from blockplane.cli.options import (
     wait_option,
 )
 from blockplane.cli.progress import ProgressLine
+from blockplane.cli.receiving import tell_interrupted
 from blockplane.cli.text import blocks, duration, print_json, printable, rate
-from blockplane.cli.transfers import tell_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

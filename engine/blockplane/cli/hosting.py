@@ -28,8 +28,8 @@ from blockplane.cli.verbtable import ALONE, KINDS, verb_of
 from blockplane.model.errors import RefusedError, UsageError, VolumeInUseError
 from blockplane.server import Activities, Contact, ControlServer, Kind, Session, contact, current
 from blockplane.server.control import SETTLE_S
+from blockplane.transfer.imagesending import WRITER
 from blockplane.transfer.newvolume import Opening
-from blockplane.transfer.send import WRITER
 from blockplane.volume import Volume as PlainVolume
 from blockplane.volume.making import LOCK_NAME
 

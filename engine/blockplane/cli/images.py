@@ -15,8 +15,10 @@ from blockplane.cli.completion import ExpressionWord, VolumeName
 from blockplane.cli.naming import open_volume, volume_only
 from blockplane.cli.options import (
     json_option,
+    key_option,
     wait_option,
 )
+from blockplane.cli.parts import describe_reach, part_option, parts_of, print_reach, print_shown, shown_parts
 from blockplane.cli.text import blocks, print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -106,10 +108,23 @@ def _names(text: str | None) -> list[str]:
 @click.argument("vol", type=VolumeName())
 @EXPRESSION
 @choice_options
+@part_option
+@click.option("--at", type=click.Path(), metavar="FILE[,FILE...]", help="What these streams, or a folder, have of it.")
+@key_option
 @click.option("--freed", is_flag=True, help="EXPR names snapshots: what deleting all of them would free.")
 @json_option
 @wait_option
-def image(vol: str, words: Sequence[str], choice: Choice, freed: bool, as_json: bool, wait_s: float) -> None:
+def image(
+    vol: str,
+    words: Sequence[str],
+    choice: Choice,
+    parts: Sequence[str],
+    at: str | None,
+    keys: Sequence[str],
+    freed: bool,
+    as_json: bool,
+    wait_s: float,
+) -> None:
     """Say exactly what an image holds; `image save`, `list`, `delete` store images, `image plan` plans levels of them.
 
     No block of it is read. A volume called `plan` is ./plan, and so on.
@@ -120,18 +135,30 @@ def image(vol: str, words: Sequence[str], choice: Choice, freed: bool, as_json: 
     blockplane image pool 'june5 ^ june3'              what one of the two has alone
     blockplane image pool 'june1..june9' --exclude june3,june4
     blockplane image pool --freed june3 june4
+    blockplane image pool june9 --part fast.bps='meta(june9) + (june9 - june2)' --part slow.bps
+
+    blockplane image pool june9 --at fast.bps
+
+    With --part it says what each stream of a send in parts would have, and of which snapshots; with --at what of the
+    image can be read from streams at hand, and what is in parts that are not.
     """
     with open_volume(volume_only(vol), "image", wait_s, writable=False) as volume:
         if freed:
-            if choice != Choice():
+            if choice != Choice() or parts or at is not None:
                 raise bp.errors.UsageError("--freed takes names and ranges alone", "leave the other options out")
             _freed(volume, words, as_json)
             return
         found = choice.image(volume, words, allow_active=True)
+        shown = shown_parts(found, parts_of(parts)) if parts else []
+        there = bp.reach(found, *at.split(","), key=keys) if at is not None else None
         if as_json:
-            print_json(describe_image(found))
+            more: dict[str, object] = {"parts": shown} if parts else {}
+            print_json(describe_image(found) | more | ({"at": describe_reach(there)} if there is not None else {}))
         else:
             _print_image(volume, found)
+            print_shown(shown)
+            if there is not None:
+                print_reach(there)
 
 
 def _freed(volume: bp.Volume, words: Sequence[str], as_json: bool) -> None:

@@ -24,6 +24,7 @@ from blockplane.cli import (
     keys,
     plans,
     pressure,
+    receiving,
     retention,
     shrinking,
     snapshots,
@@ -77,8 +78,8 @@ def cli() -> None:
 
 
 _MODULES = (
-    volumes, shrinking, copies, files, snapshots, pressure, retention, differences, holders, images, transfers, copying,
-    plans, streams, chains, keys, demo, completion,
+    volumes, shrinking, copies, files, snapshots, pressure, retention, differences, holders, images, transfers,
+    receiving, copying, plans, streams, chains, keys, demo, completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

@@ -103,10 +103,10 @@ def stream_paths(place: str) -> list[str]:
     """Return the stream files that a place names: one, several with commas, a folder of them; none for a volume."""
     if os.path.isdir(place):
         is_folder = not os.path.exists(os.path.join(place, CONFIG_NAME)) and any(
-            name.endswith(STREAM_SUFFIX) for name in os.listdir(place)
+            name.endswith((STREAM_SUFFIX, f"{STREAM_SUFFIX}.000")) for name in os.listdir(place)
         )
         return [place] if is_folder else []
-    if os.path.isfile(place):
+    if os.path.isfile(place) or _is_stream_file(place):
         return [place] if _is_stream_file(place) else []
     parts = place.split(",")
     # one that is not there is named when the chain is opened
@@ -114,7 +114,9 @@ def stream_paths(place: str) -> list[str]:
 
 
 def _is_stream_file(path: str) -> bool:
-    return os.path.isfile(path) and (path.endswith(STREAM_SUFFIX) or bp.is_stream(path))
+    if os.path.lexists(path) and not os.path.isfile(path):  # a pipe, which is read once
+        return False
+    return (os.path.isfile(path) and path.endswith(STREAM_SUFFIX)) or bp.is_stream(path)  # in pieces too
 
 
 @contextmanager

@@ -83,6 +83,19 @@ progress_option = click.option(
 )
 
 
+def file_options(function: F) -> F:
+    """Add the options that say how a stream lies in files; the verb takes `split, preallocate, digests`."""
+    for option in reversed(
+        (
+            click.option("--split", type=Size(), metavar="SIZE", help="Write FILE.000, FILE.001, ..., each so long."),
+            click.option("--preallocate", is_flag=True, help="Make room for the whole stream before writing it."),
+            click.option("--digests", is_flag=True, help="Write FILE.sha256 too, for `sha256sum -c`."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
 @dataclass(frozen=True, slots=True)
 class DiskOptions:
     """What was said about a new group's disks; None where nothing was."""

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import blockplane as bp
-from blockplane.cli.options import json_option, key_option, progress_option
+from blockplane.cli.options import json_option, key_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
+from blockplane.cli.streamplaces import opened_streams
 from blockplane.cli.text import blocks, count, duration, iso, moment, print_json, printable, rate, sentence, size
 
 if TYPE_CHECKING:
+    from blockplane.server import VolumePlace
     from blockplane.stream import Envelope, StreamMap
     from blockplane.transfer import StreamVerdict
 
@@ -33,14 +35,16 @@ def stream() -> None:
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 @key_option
 @json_option
-def info(files: Sequence[str], keys: Sequence[str], as_json: bool) -> None:
+@wait_option
+def info(files: Sequence[str], keys: Sequence[str], as_json: bool, wait_s: float) -> None:
     """Show what streams say about themselves: image, snapshots, base, order, compression.
 
     Of an encrypted one without its key: ids, who wrote it, and the id of the key.
 
     --json: an object; of several streams {"streams": [...]}.
     """
-    found = [_looked_into(file, keys) for file in files]
+    with opened_streams(files, "stream info", wait_s) as streams:
+        found = [_looked_into(stream, keys) for stream in streams]
     if not as_json:
         for file, its in zip(files, found, strict=True):
             _print_one(file, its)
@@ -61,8 +65,9 @@ class _Look:
     map: StreamMap | None
 
 
-def _looked_into(file: str, keys: Sequence[str]) -> _Look:
-    shown = bp.stream_envelope(file) if os.path.isfile(file) else None  # a pipe is read once
+def _looked_into(file: str | VolumePlace, keys: Sequence[str]) -> _Look:
+    is_read_once = isinstance(file, str) and os.path.exists(file) and not os.path.isfile(file)
+    shown = None if is_read_once else bp.stream_envelope(file)
     return _Look(shown, None if shown is not None and not keys else bp.stream_map(file, key=keys))
 
 
@@ -93,6 +98,8 @@ def _described_map(found: StreamMap) -> dict[str, object]:
         "n_blocks": header.image_blocks,
         "n_bytes": header.image_blocks * bp.BLOCK_BYTES,
         "following_blocks": header.following_blocks,
+        "part": header.part,
+        "n_parts": header.n_parts,
         "carried_id": header.carried_id.hex() if any(header.carried_id) else None,
         "dropped_blocks": header.dropped_blocks,
         "after_blocks": header.after_blocks,
@@ -137,6 +144,9 @@ def _print_map(file: str, found: StreamMap) -> None:
     print(f"image      {blocks(header.image_blocks)} in {form}, id {header.image_id.hex()}")
     if found.lender is not None:
         print(f"follows    {blocks(header.following_blocks)}: all else is in {found.lender.name} at its destination")
+    elif header.is_one_of_parts:
+        part = f"part {header.part + 1} of {header.n_parts}; the others are in other streams"
+        print(f"follows    {blocks(header.following_blocks)}: {part}")
     elif header.is_part:
         of = f", which began with another image (id {header.carried_id.hex()})" if any(header.carried_id) else ""
         print(f"follows    {blocks(header.following_blocks)}: the rest of an interrupted transfer{of}")
@@ -168,9 +178,15 @@ class Part(_ParamType):
 @click.option("--part", type=Part(), metavar="K/N", help="Of the blocks read only the K-th of N parts.")
 @key_option
 @json_option
+@wait_option
 @progress_option
 def verify(
-    files: Sequence[str], part: tuple[int, int] | None, keys: Sequence[str], as_json: bool, progress: bool | None
+    files: Sequence[str],
+    part: tuple[int, int] | None,
+    keys: Sequence[str],
+    as_json: bool,
+    wait_s: float,
+    progress: bool | None,
 ) -> int:
     """Read streams whole and hold every byte against its checksums.
 
@@ -182,8 +198,8 @@ def verify(
     blockplane stream verify june1.bps june2.bps june3.bps
     blockplane stream verify --part 3/7 backups
     """
-    with ProgressLine(progress) as line:
-        verdict = bp.verify_streams(*files, part=part, key=keys, progress=line)
+    with opened_streams(files, "stream verify", wait_s) as streams, ProgressLine(progress) as line:
+        verdict = bp.verify_streams(*streams, part=part, key=keys, progress=line)
     if as_json:
         print_json(
             {

@@ -6,8 +6,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import blockplane as bp
+
+if TYPE_CHECKING:
+    from blockplane.transfer import PartsReport, ReceiveReport, SendReport
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 
@@ -97,3 +101,16 @@ def print_table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Non
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
+
+
+def measured(report: SendReport | ReceiveReport | PartsReport) -> dict[str, object]:
+    """Return what programs are told of any transfer."""
+    return {
+        "n_blocks": report.n_blocks,
+        "n_bytes": report.n_bytes,
+        "stream_bytes": report.stream_bytes,
+        "seconds": report.seconds,
+        "bytes_per_second": report.bytes_per_second,
+        "top": report.top,
+        "base": report.base,
+    }

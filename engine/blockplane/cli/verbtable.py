@@ -43,6 +43,9 @@ KINDS: Final[dict[str, str]] = {
     "snapshot unmark": "SNAPSHOTS",
     "stat": "READS",
     "stream compare": "READS",
+    "stream info": "READS",
+    "stream merge": "READS",
+    "stream verify": "READS",
     "who": "READS",
 }
 
@@ -53,9 +56,6 @@ ALONE: Final[dict[str, str]] = {
     "demo": "it makes volumes of its own",
     "key create": "it needs no volume",
     "key info": "it needs no volume",
-    "stream info": "it needs no volume",
-    "stream merge": "it needs no volume",
-    "stream verify": "it needs no volume",
 }
 
 

@@ -5,6 +5,7 @@ Nothing on disk leads from a block to its owner: the trees are searched, many at
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -15,7 +16,14 @@ from numpy.typing import NDArray
 from blockplane.disks import aligned_buffer
 from blockplane.filesystem.blockread import read_pointers
 from blockplane.filesystem.errors import damaged
-from blockplane.filesystem.inode import FLAG_ATTRIBUTES, INODE_BYTES, INODES_PER_BLOCK, ROOT_INODE, Inode
+from blockplane.filesystem.inode import (
+    FLAG_ATTRIBUTES,
+    INODE_BYTES,
+    INODES_PER_BLOCK,
+    MODE_OFFSET,
+    ROOT_INODE,
+    Inode,
+)
 from blockplane.filesystem.names import path_text
 from blockplane.filesystem.records import Records
 from blockplane.filesystem.whereabouts import Whereabouts
@@ -89,7 +97,7 @@ class _Search:
         if self._n_met > self._state.root.n_blocks:
             raise damaged("the trees of a state have more blocks than it")
         numbers = (pointers[:, 0] & np.uint64(NUMBER_MASK)).astype(np.int64)
-        hits = slice(None) if self._wanted is None else self._wanted.contains_many(numbers)
+        hits = self._chosen(numbers, owners, level)
         rows = np.column_stack((numbers, owners, np.full(len(numbers), level), indexes * NODE_POINTERS**level))
         self.rows.append(rows[hits])
         for at in range(0, len(pointers) if level else 0, _BATCH_BLOCKS):
@@ -98,6 +106,10 @@ class _Search:
             read_pointers(self._state.reader, pointers[part], data)
             below = (indexes[part, None] * NODE_POINTERS + np.arange(NODE_POINTERS)).reshape(-1)
             self.walk(data.view(np.uint64).reshape(-1, 2), np.repeat(owners[part], NODE_POINTERS), below, level - 1)
+
+    def _chosen(self, numbers: Numbers, owners: Numbers, level: int) -> NDArray[np.bool_]:
+        """Return which blocks of one level are kept."""
+        return np.ones(len(numbers), np.bool_) if self._wanted is None else self._wanted.contains_many(numbers)
 
     def inodes(self, numbers: Numbers, rows: NDArray[np.uint8]) -> None:
         """Meet the blocks of inodes, given as records (n, 512)."""
@@ -144,6 +156,46 @@ def owners_of(state: State, wanted: Plane) -> list[Owner]:
     inodes = sorted({owner for _, _, owner, _, _ in runs if owner >= 0})
     described = _describe(records, inodes)
     return [_owner(run, described) for run in runs]
+
+
+class _MetadataSearch(_Search):
+    """Keeps what is no content of files."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state, None)
+        #: inodes of the batch whose content is kept: directories, holders of attributes, long symbolic links
+        self.shown = np.empty(0, np.int64)
+
+    def _chosen(self, numbers: Numbers, owners: Numbers, level: int) -> NDArray[np.bool_]:
+        if level:
+            return np.ones(len(numbers), np.bool_)
+        kept: NDArray[np.bool_] = (owners < 0) | np.isin(owners, self.shown)
+        return kept
+
+
+def metadata_of(state: State, n_blocks: int) -> Plane:
+    """Return the blocks of a state that are no content of files: all that is needed to list it, and to find the rest.
+
+    Parameters
+    ----------
+    n_blocks : of the numbering.
+
+    Notes
+    -----
+    Its root, the inode file, the block map, checksums, lists, blocks of pointers, directories, extended attributes and
+    symbolic links. Reads the inode file and every block of pointers.
+    """
+    search, found = _MetadataSearch(state), Plane.empty(n_blocks)
+    search.metafiles()
+    for numbers, rows in _all_records(Records(state)):
+        words = np.ascontiguousarray(rows[:, MODE_OFFSET : MODE_OFFSET + 8]).view("<u4")
+        is_file = (words[:, 0] & 0o170000) == stat.S_IFREG
+        search.shown = numbers[~is_file | (words[:, 1] & FLAG_ATTRIBUTES != 0)]
+        search.inodes(numbers, rows)
+        found.add_many(search.found()[:, 0])
+        search.rows = []
+    found.add_many(search.found()[:, 0])
+    return found
 
 
 def blocks_below(state: State, path_inode: int) -> Numbers:

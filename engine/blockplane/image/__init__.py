@@ -1,6 +1,7 @@
 """Storage images: sets of blocks chosen by an expression, their order, and the gather from all disks at once."""
 
 from blockplane.image.blockdiff import BlockDifference, block_difference
+from blockplane.image.division import divided, of_snapshots
 from blockplane.image.expression import parse
 from blockplane.image.freeing import Freeing, freeing
 from blockplane.image.image import Image, build, freed, freed_blocks
@@ -17,9 +18,11 @@ __all__ = [
     "SavedImage",
     "block_difference",
     "build",
+    "divided",
     "freed",
     "freed_blocks",
     "freeing",
+    "of_snapshots",
     "parse",
     "plan_levels",
 ]

@@ -24,8 +24,8 @@ _NAME: Final = re.compile(r"(?:[^\W]|[:-]|\.(?!\.))+")
 _SPACE: Final = re.compile(r"[ \t]+")
 
 Sign = Literal["+", "-", "^"]
-MarkKind = Literal["alloc", "dealloc"]
-_FUNCTIONS: Final[dict[str, MarkKind]] = {"alloc": "alloc", "dealloc": "dealloc"}
+MarkKind = Literal["alloc", "dealloc", "meta"]
+_FUNCTIONS: Final[dict[str, MarkKind]] = {"alloc": "alloc", "dealloc": "dealloc", "meta": "meta"}
 _SIGNS: Final[dict[str, Sign]] = {"+": "+", "-": "-", "^": "^"}
 
 
@@ -79,7 +79,9 @@ class Meet:
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """What entered (`alloc`) or left (`dealloc`) the volume since a marked snapshot."""
+    """What entered (`alloc`) or left (`dealloc`) the volume since a marked snapshot; or of a snapshot all that is no
+    content of files (`meta`).
+    """
 
     kind: MarkKind
     name: Name
@@ -347,12 +349,16 @@ class _Parser:
     def _function(self, token: _Token) -> Marked:
         kind = _FUNCTIONS.get(token.text)
         if kind is None:
-            hint = "there are alloc(SNAPSHOT) and dealloc(SNAPSHOT): what entered and left the volume since"
+            hint = (
+                "there are alloc(SNAPSHOT) and dealloc(SNAPSHOT): what entered and left the volume since; "
+                "meta(SNAPSHOT): what is no content of files"
+            )
             raise self._error(token, f"there is no function {token.text}()", hint)
         self._take()
         name = self._take()
         if name.kind != "name" or name.text == ACTIVE:
-            raise self._error(name, f"{kind}() needs the name of a marked snapshot, not {name.describe()}")
+            which = "a snapshot" if kind == "meta" else "a marked snapshot"
+            raise self._error(name, f"{kind}() needs the name of {which}, not {name.describe()}")
         closing = self._take() if self._peek().kind != "end" else self._peek()
         if closing.kind != ")":
             raise self._error(closing, f"{kind}() takes one name, and ')' behind it", f"write {kind}({name.text})")

@@ -136,7 +136,9 @@ class _Builder:
     def _marks(self, node: Marked) -> Var:
         text = str(node)
         if text not in self._terms:
-            self._terms[text] = Term(text, None, self._store.marks(node.kind, node.name.text))
+            name = node.name.text
+            found = self._store.metadata(name) if node.kind == "meta" else self._store.marks(node.kind, name)
+            self._terms[text] = Term(text, None, found)
         return Var(list(self._terms).index(text))
 
     def _operand(self, name: Name) -> Term:

@@ -13,6 +13,7 @@ from blockplane.volume.features import Features
 from blockplane.volume.imagetable import StoredImage
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.markplane import MarkPlane
+from blockplane.volume.planetree import PlaneTree
 from blockplane.volume.positions import mark_plane
 from blockplane.volume.shadows import ShadowPlane, find
 from blockplane.volume.state import State
@@ -50,6 +51,10 @@ class SnapshotStore(Protocol):
 
     def marks(self, kind: Literal["alloc", "dealloc"], name: str) -> MarkPlane:
         """Return what entered or left since a marked snapshot; RefusedError: that is not known."""
+        ...
+
+    def metadata(self, name: str) -> MarkPlane:
+        """Return the blocks of a snapshot that are no content of files; RefusedError: that is not known."""
         ...
 
     def stored_images(self) -> Sequence[StoredImage]:
@@ -119,6 +124,11 @@ class VolumeStore:
         """See SnapshotStore."""
         with self.volume.lock:
             return mark_plane(self.volume, kind, name)
+
+    def metadata(self, name: str) -> MarkPlane:
+        """See SnapshotStore."""
+        plane = self.volume.metadata(name)
+        return MarkPlane([PlaneTree(plane)], self.volume.committed.placemap)
 
     def stored_images(self) -> Sequence[StoredImage]:
         """See SnapshotStore."""

@@ -167,15 +167,27 @@ class DiskDuplicateError(DiskError):
 
 
 class StreamError(BlockplaneError):
-    """The image stream cannot be used as asked."""
+    """The image stream cannot be used as asked.
+
+    Attributes
+    ----------
+    sequence : the number of the data frame it is of, -1 where it is of no one.
+    """
 
     kind = "stream"
+    sequence = -1
 
 
 class StreamMissingError(StreamError):
     """No file is where the stream was said to be."""
 
     kind = "not-found"
+
+
+class StreamPartMissingError(StreamError):
+    """A block is in a part of the image that is not among the streams."""
+
+    kind = "part-missing"
 
 
 class StreamTruncatedError(StreamError):

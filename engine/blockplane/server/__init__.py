@@ -1,9 +1,10 @@
-"""Control sockets: how other processes reach a volume that a process has open."""
+"""Control sockets: how other processes reach a volume that a process has open; streams in files of volumes."""
 
 from blockplane.server.activity import Activities, Activity, Kind
 from blockplane.server.client import Contact, contact
 from blockplane.server.control import ControlServer
 from blockplane.server.session import CancelledError, Session, current
+from blockplane.server.streamplace import VolumePlace
 
 __all__ = [
     "Activities",
@@ -13,6 +14,7 @@ __all__ = [
     "ControlServer",
     "Kind",
     "Session",
+    "VolumePlace",
     "contact",
     "current",
 ]

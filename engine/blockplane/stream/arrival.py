@@ -13,7 +13,7 @@ import numpy as np
 from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
 from blockplane.model.checks import first_bad_block
-from blockplane.model.errors import StreamTruncatedError
+from blockplane.model.errors import StreamError, StreamTruncatedError
 from blockplane.stream.codec import MAX_PAYLOAD_BYTES, SEAL_TAG_BYTES, FrameHead
 from blockplane.stream.payload import passing_contents
 from blockplane.stream.reader import StreamReader, bad_block
@@ -94,7 +94,11 @@ def _landed(
 def _take(head: FrameHead, stored: Bytes, buffers: Sequence[Bytes]) -> None:
     """Bring the blocks of a frame that does not lie bare to their buffers; hold those of any against their checks."""
     if not head.is_bare:
-        spread(passing_contents(head, stored.data), buffers)
+        try:
+            spread(passing_contents(head, stored.data), buffers)
+        except StreamError as error:
+            error.sequence = head.sequence
+            raise
     numbers, checks, at = numbers_in(head.extents()), head.checks(), 0
     for buffer in buffers:
         n_blocks = len(buffer) // BLOCK_BYTES

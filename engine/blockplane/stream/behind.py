@@ -9,7 +9,9 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Final
 
-from blockplane.stream.sink import Buffer, FileSink, Sink
+from blockplane.stream.fdsink import Buffer
+from blockplane.stream.filesink import FileSink
+from blockplane.stream.sink import Sink
 
 #: Writes on their way at most: whoever calls for more first waits for the oldest.
 MOST_BEHIND: Final = 3

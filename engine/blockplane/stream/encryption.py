@@ -16,8 +16,8 @@ from blockplane.model.checks import crc32c
 from blockplane.model.errors import StreamDamagedError, StreamError, StreamKeyError
 from blockplane.stream import codec
 from blockplane.stream.codec import FrameHead, Header, SealedHead, Sealing
+from blockplane.stream.fdsink import Buffer
 from blockplane.stream.keyfile import Key
-from blockplane.stream.sink import Buffer
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM

@@ -12,12 +12,12 @@ from typing import Final
 
 import numpy as np
 
-from blockplane._native.segments import read_blocks, read_segments
 from blockplane.image.extents import expand
 from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Numbers
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import StreamDamagedError, StreamError, StreamTruncatedError
 from blockplane.stream import codec
+from blockplane.stream.blame import blamed
 from blockplane.stream.cache import MAX_PAYLOADS, FrameCache
 from blockplane.stream.codec import (
     INDEX_BYTES,
@@ -30,10 +30,12 @@ from blockplane.stream.codec import (
     Trailer,
 )
 from blockplane.stream.index import Index, IndexEntries, Pieces, Wanted
-from blockplane.stream.input import FileInput, open_path
+from blockplane.stream.input import FileInput
 from blockplane.stream.keyfile import Key
 from blockplane.stream.payload import contents, passing_contents
+from blockplane.stream.pieces import hint_for
 from blockplane.stream.reader import StreamMap, StreamReader, verify_payload
+from blockplane.stream.stored import SplitFile, StreamPlace, open_stored
 
 #: An index of more entries than this describes more than 64 TiB in whole frames; nothing is sized by it before.
 _MAX_INDEX: Final = 1 << 26
@@ -55,31 +57,36 @@ class StreamFile:
     StreamError, StreamTruncatedError, StreamDamagedError : it cannot be read, is cut off, or damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str], cache: FrameCache, keys: Sequence[Key] = ()) -> None:
-        self.path = os.fspath(path)
+    def __init__(self, path: str | os.PathLike[str] | StreamPlace, cache: FrameCache, keys: Sequence[Key] = ()) -> None:
+        self.path = path.name if isinstance(path, StreamPlace) else os.fspath(path)
         self.keys = keys
         self._cache = cache
-        self._fd = open_path(path)
+        self._stored = open_stored(path)
         try:
-            self.n_bytes = os.fstat(self._fd).st_size
-            self._reader = StreamReader(FileInput(self._fd, self.path), keys)
+            self.n_bytes = self._stored.n_bytes
+            self._reader = StreamReader(FileInput(self._stored), keys)
             self._framing = self._reader.framing
             self._require_readable(self._reader.header)
             self.map: StreamMap = self._reader.read_map()
             self.index = self._load_index(self._trailer())
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_NORMAL)
+            self._stored.advise(os.POSIX_FADV_NORMAL)
         except StreamError as error:
+            found = self._blamed(error)
             self.close()
-            raise of_file(error, self.path) from error
+            raise found from error
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Release the file; twice does no harm."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._stored.close()
+
+    def _blamed(self, error: StreamError) -> StreamError:
+        """Return an error that names the file, and the piece of it."""
+        named = of_file(error, self.path)
+        named.hint = hint_for(self.path) or named.hint
+        return blamed(named, self._stored, self.n_bytes) if isinstance(self._stored, SplitFile) else named
 
     def _require_readable(self, header: Header) -> None:
         unknown = header.features.beyond(KNOWN_FEATURES | header.features.of_states()).reading  # blocks of any state
@@ -88,12 +95,12 @@ class StreamFile:
                 f"{self.path} holds only what a destination lacked",
                 "receive it there, and read files out of that volume, or out of a stream that is whole",
             )
-        if header.is_part:
+        if header.is_part and not header.is_one_of_parts:
             raise StreamError(
                 f"{self.path} holds only the rest of an interrupted transfer",
                 "receive it where the first part went; read files there, or out of a stream that is whole",
             )
-        if unknown or header.n_parts != 1:
+        if unknown or (header.n_parts != 1 and not header.is_part):
             what = codec.feature_names(unknown) if unknown else f"all of its {header.n_parts} parts"
             raise StreamError(f"reading files out of {self.path} needs {what}", "it can still be received or copied")
 
@@ -107,7 +114,7 @@ class StreamFile:
         trailer = codec.decode_trailer(payload)
         if trailer.stream_bytes != self.n_bytes or head.sequence + 1 != trailer.n_frames:
             raise self._truncated()
-        fits = trailer.n_blocks == self.map.header.image_blocks and trailer.n_index * INDEX_BYTES < self.n_bytes
+        fits = trailer.n_blocks == self.map.header.following_blocks and trailer.n_index * INDEX_BYTES < self.n_bytes
         if not fits or trailer.n_index > _MAX_INDEX or trailer.index_offset >= self.n_bytes:
             raise StreamDamagedError(f"the trailer of {self.path} does not fit its header", _AGAIN)
         return trailer
@@ -140,12 +147,13 @@ class StreamFile:
 
     def _read(self, n_bytes: int, offset: int) -> bytes:
         """Read up to n_bytes, fewer at the end of the file."""
+        data = bytearray(n_bytes)
         try:
-            data = os.pread(self._fd, n_bytes, offset)
+            n_read = self._stored.read_into(memoryview(data), offset)
         except OSError as error:
             raise StreamError(f"cannot read {self.path}: {error.strerror}") from error
-        self._cache.count(1, len(data))
-        return data
+        self._cache.count(1, n_read)
+        return bytes(data) if n_read == n_bytes else bytes(data[:n_read])
 
     def _load_index(self, trailer: Trailer) -> Index:
         parts: list[IndexEntries] = []
@@ -166,6 +174,25 @@ class StreamFile:
         return index
 
     @property
+    def parts(self) -> list[StreamFile]:
+        """The files that it is: itself."""
+        return [self]
+
+    @property
+    def names(self) -> list[str]:
+        """What a person calls them."""
+        return [self.path]
+
+    @property
+    def n_held(self) -> int:
+        """How many blocks it holds."""
+        return self.index.n_blocks
+
+    def holds(self, vbn: int) -> bool:
+        """Tell whether it holds a block."""
+        return self.index.holds(vbn)
+
+    @property
     def is_sealed(self) -> bool:
         """Whether it is encrypted."""
         return self.map.header.is_sealed
@@ -178,7 +205,7 @@ class StreamFile:
 
     def reader(self) -> StreamReader:
         """Return what reads the stream from its data on to its end: once, in one thread; others read at random."""
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        self._stored.advise(os.POSIX_FADV_SEQUENTIAL)
         return self._reader
 
     def read_bare(self, offsets: Numbers, numbers: Numbers, checks: Checks, out: Bytes) -> int:
@@ -189,7 +216,7 @@ class StreamFile:
         the index of the first block that does not match its check, or -1.
         """
         try:
-            n_requests, bad = read_blocks(self._fd, offsets, out, numbers, checks)
+            n_requests, bad = self._stored.read_blocks(offsets, out, numbers, checks)
         except EOFError:
             raise self._truncated() from None
         except OSError as error:
@@ -206,7 +233,8 @@ class StreamFile:
             data = np.frombuffer(passing_contents(head, memoryview(stored)), np.uint8)
             verify_payload(head, data)
         except StreamError as error:
-            raise of_file(error, self.path) from error
+            error.sequence = head.sequence
+            raise self._blamed(error) from error
         return data
 
     # --- blocks ------------------------------------------------------------------------------------------------------
@@ -250,8 +278,8 @@ class StreamFile:
         order = np.argsort(offsets, kind="stable")
         lengths = pieces.n_blocks * BLOCK_BYTES
         try:
-            n_requests = read_segments(
-                self._fd, offsets[order], lengths[order], out, (pieces.position * BLOCK_BYTES)[order]
+            n_requests = self._stored.read_segments(
+                offsets[order], lengths[order], out, (pieces.position * BLOCK_BYTES)[order]
             )
         except EOFError:
             raise self._truncated() from None
@@ -274,7 +302,7 @@ class StreamFile:
 
     def _payload(self, offset: int) -> bytes:
         """Return the blocks of a frame that does not lie bare, as they were kept or brought out anew."""
-        key = (self._fd, offset)
+        key = (self._stored.key, offset)
         payload = self._cache.payload(key)
         if payload is None:
             head = self._named_head(offset)
@@ -284,7 +312,8 @@ class StreamFile:
             try:
                 payload = contents(head, memoryview(stored))
             except StreamError as error:
-                raise of_file(error, self.path) from error
+                error.sequence = head.sequence
+                raise self._blamed(error) from error
             self._cache.keep_payload(key, payload)
         return payload
 
@@ -292,23 +321,34 @@ class StreamFile:
         try:
             return self._head(offset)
         except StreamError as error:
+            if isinstance(self._stored, SplitFile):
+                raise blamed(of_file(error, self.path), self._stored, offset + 1) from error
             raise of_file(error, self.path) from error
 
     def _head(self, offset: int) -> FrameHead:
         """Return the head of the data frame at an offset, verified."""
-        head = self._cache.head((self._fd, offset))
+        head = self._cache.head((self._stored.key, offset))
         if head is None:
             absent = StreamDamagedError(f"{self.path} has no frame where its index says, at {offset}", _AGAIN)
             head, _ = self._head_at(offset, absent)
             if head.kind is not FrameKind.DATA:
                 raise StreamDamagedError(f"{self.path} has no blocks where its index says, at {offset}", _AGAIN)
-            self._cache.keep_head((self._fd, offset), head)
+            self._cache.keep_head((self._stored.key, offset), head)
         return head
 
     def place_of(self, vbn: int) -> str:
         """Return where a block of the stream lies, for a message."""
         pieces, _ = self.index.find(Wanted(np.array([[vbn, vbn + 1]], np.int64), np.zeros(1, np.int64)))
-        return f"frame {self._head(int(pieces.frame[0])).sequence} of {self.path}" if len(pieces) else self.path
+        if not len(pieces):
+            return self.path
+        head = self._head(int(pieces.frame[0]))
+        path = self.path
+        if isinstance(self._stored, SplitFile):
+            start, n_bytes = int(pieces.frame[0]) + head.stored_head_bytes, head.stored_bytes
+            if head.is_bare:
+                start, n_bytes = start + int(pieces.first[0]) * BLOCK_BYTES, BLOCK_BYTES
+            path = self._stored.around(start, start + n_bytes)
+        return f"frame {head.sequence} of {path}"
 
 
 def of_file(error: StreamError, path: str) -> StreamError:

@@ -7,12 +7,15 @@ import io
 import os
 import socket
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Final, Protocol
 
-from blockplane.model.errors import StreamError, StreamMissingError, StreamTruncatedError
+from blockplane.model.errors import StreamError, StreamTruncatedError
+from blockplane.stream.blame import blamed
+from blockplane.stream.pieces import hint_for, pieces_of
+from blockplane.stream.stored import SplitFile, Stored, StreamPlace, open_path, open_stored
 
-InputLike = str | os.PathLike[str] | int | IO[bytes] | socket.socket
+InputLike = str | os.PathLike[str] | int | IO[bytes] | socket.socket | StreamPlace
 #: readv takes at most IOV_MAX (1,024) buffers.
 _MAX_BUFFERS: Final = 512
 
@@ -48,8 +51,9 @@ def open_input(origin: InputLike) -> Input:
 
     Parameters
     ----------
-    origin : a path, a file descriptor, a socket, or a file object opened for reading bytes. Descriptors, sockets and
-        objects stay open, are read from where they stand, and no further than the stream goes.
+    origin : a path (of a stream that was split: its first piece, or FILE of FILE.000), a file descriptor, a socket, a
+        file object opened for reading bytes, or a place. Descriptors, sockets and objects stay open, are read from
+        where they stand, and no further than the stream goes.
 
     Raises
     ------
@@ -60,27 +64,16 @@ def open_input(origin: InputLike) -> Input:
     if isinstance(origin, socket.socket):
         return SocketInput(origin)
     if isinstance(origin, (str, os.PathLike)):
-        return FdInput(open_path(origin), os.fspath(origin), named=True)
+        if pieces_of(os.fspath(origin)) is None:
+            return FdInput(open_path(origin), os.fspath(origin), named=True)
+        return FileInput(open_stored(origin), named=True)
+    if isinstance(origin, StreamPlace):
+        return FileInput(origin.open_stored(), named=True)
     with contextlib.suppress(AttributeError, OSError, io.UnsupportedOperation):
         # An unread raw or buffered file: what its buffer holds is asked for first, so that no byte is skipped.
         if isinstance(origin, io.FileIO):
             return FdInput(origin.fileno(), str(origin.name))
     return ObjectInput(origin)
-
-
-def open_path(path: str | os.PathLike[str]) -> int:
-    """Return a descriptor on a stream file; StreamMissingError, StreamError: there is none, or none to be read."""
-    name = os.fspath(path)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise StreamMissingError(f"{name}: no such stream file", "name a file that `blockplane send` wrote") from error
-    except OSError as error:
-        raise StreamError(f"cannot read {name}: {error.strerror}") from error
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise StreamError(f"{name} is a directory", "name a stream file")
-    return fd
 
 
 class FdInput:
@@ -143,18 +136,16 @@ _WINDOW_BYTES: Final = 16 << 10
 
 
 class FileInput:
-    """A regular file that others read too: by offset; small pieces come out of a window, what is skipped costs nothing.
+    """Stored bytes that others read too: by offset; small pieces come out of a window, what is skipped costs nothing.
 
     Parameters
     ----------
-    fd : stays its owner's.
+    named : it was opened here, by a path: it is closed here too, and holds one stream alone.
     """
 
-    is_whole = False
-
-    def __init__(self, fd: int, name: str) -> None:
-        self._fd, self.name = fd, name
-        self._at, self._size = 0, os.fstat(fd).st_size
+    def __init__(self, stored: Stored, *, named: bool = False) -> None:
+        self._stored, self.name, self.is_whole = stored, stored.name, named
+        self._at = 0
         self._window, self._start = b"", 0
 
     def read_into(self, buffers: Sequence[memoryview]) -> int:
@@ -166,10 +157,12 @@ class FileInput:
         try:
             if not 0 <= inside < len(self._window):
                 if len(out) >= _WINDOW_BYTES:
-                    n_read = os.preadv(self._fd, [out], self._at)
+                    n_read = self._stored.read_into(out, self._at)
                     self._at += n_read
                     return n_read
-                self._window, self._start, inside = os.pread(self._fd, _WINDOW_BYTES, self._at), self._at, 0
+                window = bytearray(_WINDOW_BYTES)
+                n_read = self._stored.read_into(memoryview(window), self._at)
+                self._window, self._start, inside = bytes(window[:n_read]), self._at, 0
         except OSError as error:
             raise StreamTruncatedError(f"cannot read {self.name}: {error.strerror}") from error
         part = self._window[inside : inside + len(out)]
@@ -179,12 +172,31 @@ class FileInput:
 
     def skip(self, n_bytes: int) -> int:
         """See Input."""
-        n_bytes = max(min(n_bytes, self._size - self._at), 0)
+        n_bytes = max(min(n_bytes, self._stored.n_bytes - self._at), 0)
         self._at += n_bytes
         return n_bytes
 
+    def blamed(self, error: StreamError) -> StreamError:
+        """Return an error that names the piece it is of, where the stream was split."""
+        return blamed(error, self._stored, self._at) if isinstance(self._stored, SplitFile) else error
+
     def close(self) -> None:
-        """See Input: the descriptor is its owner's."""
+        """See Input."""
+        if self.is_whole:
+            self._stored.close()
+
+
+@contextlib.contextmanager
+def blaming(origin: Input) -> Iterator[None]:
+    """Let errors of a stream name the piece they are of, where it was split."""
+    try:
+        yield
+    except StreamError as error:
+        found = origin.blamed(error) if isinstance(origin, FileInput) else error
+        found.hint = hint_for(origin.name) or found.hint
+        if found is error:
+            raise
+        raise found from error
 
 
 class SocketInput:

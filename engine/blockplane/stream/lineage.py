@@ -11,15 +11,22 @@ from dataclasses import dataclass
 from blockplane.model.errors import StreamMismatchError
 from blockplane.stream.kinship import kinship
 from blockplane.stream.reader import StreamMap
+from blockplane.stream.stored import StreamPlace
 from blockplane.volume.codec import SnapshotRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A stream of a chain: what a person calls it, and its map."""
+    """A stream of a chain: what a person calls it, its map, and where it lies if that is no file of that name."""
 
     name: str
     map: StreamMap
+    place: str | StreamPlace = ""
+
+    @property
+    def source(self) -> str | StreamPlace:
+        """What it is read from."""
+        return self.place or self.name
 
     @property
     def age_key(self) -> tuple[int, int]:

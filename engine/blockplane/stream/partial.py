@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,11 +13,12 @@ from blockplane.model.errors import StreamDamagedError, StreamError, StreamOrder
 from blockplane.planes import Plane
 from blockplane.stream import codec
 from blockplane.stream.codec import FrameHead, FrameKind, Locations
-from blockplane.stream.input import FdInput
+from blockplane.stream.input import FileInput
 from blockplane.stream.keyfile import Key
 from blockplane.stream.locations import ImplicitLocations
 from blockplane.stream.payload import contents
 from blockplane.stream.reader import StreamMap, StreamReader
+from blockplane.stream.stored import Stored
 from blockplane.stream.written import Written, new_index
 
 
@@ -31,12 +31,12 @@ class PartialStream:
     copied: Plane
 
 
-def read_partial(fd: int, name: str, keys: Sequence[Key] = ()) -> PartialStream | None:
+def read_partial(stored: Stored, keys: Sequence[Key] = ()) -> PartialStream | None:
     """Read a half-written stream from its start, every byte held against its checksums, up to its last whole frame.
 
     Parameters
     ----------
-    fd : open for reading, a regular file; read from its start. keys : those at hand, where it is encrypted.
+    stored : what was written. keys : those at hand, where it is encrypted.
 
     Returns
     -------
@@ -47,12 +47,13 @@ def read_partial(fd: int, name: str, keys: Sequence[Key] = ()) -> PartialStream 
     StreamError : the file is no stream, is of another version, or cannot be gone on with. StreamKeyError : it is
         encrypted with another key.
     """
-    os.lseek(fd, 0, os.SEEK_SET)
-    start = os.pread(fd, len(codec.MAGIC), 0)
+    start = _read(stored, len(codec.MAGIC), 0)
+    if not any(start):  # nothing, or room that was made for a stream
+        return None
     if start != codec.MAGIC[: len(start)]:
-        raise StreamError(f"{name} is not an image stream: it starts with {start!r}", "move it out of the way")
+        raise StreamError(f"{stored.name} is not an image stream: it starts with {start!r}", "move it out of the way")
     try:
-        reader = StreamReader(FdInput(fd, name), keys)
+        reader = StreamReader(FileInput(stored), keys)
         stream = reader.read_map()
         offset, sequence, sha = reader.data_start()
     except (StreamTruncatedError, StreamDamagedError, StreamOrderError):
@@ -61,8 +62,8 @@ def read_partial(fd: int, name: str, keys: Sequence[Key] = ()) -> PartialStream 
     partial = PartialStream(stream, written, Plane.empty(stream.header.space_blocks))
     try:
         if stream.header.locations is Locations.IMPLICIT:
-            _read_windows(fd, partial, ImplicitLocations(stream.header, stream.following))
-        while (found := _whole_frame(fd, partial)) is not None and stream.header.locations is Locations.EXPLICIT:
+            _read_windows(stored, partial, ImplicitLocations(stream.header, stream.following))
+        while (found := _whole_frame(stored, partial)) is not None and stream.header.locations is Locations.EXPLICIT:
             _note(partial, *found)
     except BaseException:
         written.index.close()
@@ -70,11 +71,11 @@ def read_partial(fd: int, name: str, keys: Sequence[Key] = ()) -> PartialStream 
     return partial
 
 
-def _read_windows(fd: int, partial: PartialStream, places: ImplicitLocations) -> None:
+def _read_windows(stored: Stored, partial: PartialStream, places: ImplicitLocations) -> None:
     """Go through frames whose order says what they hold, back to the end of the last whole window: there it goes on."""
     written, window_blocks = partial.written, partial.map.header.window_blocks
     whole, since = written.mark(), [np.empty(0, np.int64)]
-    while (found := _whole_frame(fd, partial, places)) is not None:
+    while (found := _whole_frame(stored, partial, places)) is not None:
         _note(partial, *found)
         since.append(numbers_in(found[0].extents()))
         if written.n_blocks % window_blocks == 0:
@@ -84,16 +85,16 @@ def _read_windows(fd: int, partial: PartialStream, places: ImplicitLocations) ->
 
 
 def _whole_frame(
-    fd: int, partial: PartialStream, places: ImplicitLocations | None = None
+    stored: Stored, partial: PartialStream, places: ImplicitLocations | None = None
 ) -> tuple[FrameHead, bytes] | None:
     """Return the next data frame's head if it is whole, and brings blocks of the image that did not come before."""
     written = partial.written
-    fixed = os.pread(fd, codec.FRAME_FIXED_BYTES, written.n_bytes)
+    fixed = _read(stored, codec.FRAME_FIXED_BYTES, written.n_bytes)
     if len(fixed) < codec.FRAME_FIXED_BYTES:
         return None
     try:
         n_rest = written.framing.rest_bytes(fixed)
-        rest = os.pread(fd, n_rest, written.n_bytes + len(fixed))
+        rest = _read(stored, n_rest, written.n_bytes + len(fixed))
         if len(rest) < n_rest:
             return None
         head, raw = written.framing.head(fixed, rest, written.header.tag, written.sequence)
@@ -101,11 +102,17 @@ def _whole_frame(
             return None
         if head.kind is FrameKind.DATA and places is not None:
             head = places.take(head)
-        stored = os.pread(fd, head.stored_bytes, written.n_bytes + head.stored_head_bytes)
-        is_good = head.kind is FrameKind.DATA and _is_good(head, stored, partial)
+        payload = _read(stored, head.stored_bytes, written.n_bytes + head.stored_head_bytes)
+        is_good = head.kind is FrameKind.DATA and _is_good(head, payload, partial)
     except (StreamDamagedError, StreamOrderError):
         return None
     return (head, raw) if is_good else None
+
+
+def _read(stored: Stored, n_bytes: int, offset: int) -> bytes:
+    data = bytearray(n_bytes)
+    n_read = stored.read_into(memoryview(data), offset)
+    return bytes(data[:n_read])
 
 
 def _is_good(head: FrameHead, stored: bytes, partial: PartialStream) -> bool:

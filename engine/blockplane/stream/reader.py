@@ -13,12 +13,7 @@ from typing import Final
 from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
 from blockplane.model.checks import crc32c, first_bad_block
-from blockplane.model.errors import (
-    StreamDamagedError,
-    StreamError,
-    StreamOrderError,
-    StreamTruncatedError,
-)
+from blockplane.model.errors import StreamDamagedError, StreamError, StreamOrderError, StreamTruncatedError
 from blockplane.planes import Plane, combine_count
 from blockplane.stream import codec
 from blockplane.stream.codec import FrameHead, FrameKind, Header, Locations, Role, Trailer
@@ -145,8 +140,13 @@ class StreamReader:
 
     def _part(self, image: Plane) -> Plane | None:
         """Return the part plane, where there is one: some of the image."""
-        if not self.header.is_part:
+        header = self.header
+        if not header.is_part:
             return None
+        if header.is_one_of_parts and (header.is_lent or any(header.carried_id)):
+            raise StreamDamagedError(
+                "the stream claims that other parts bring the rest, and that it is elsewhere", _AGAIN
+            )
         part = self._plane(FrameKind.PART_PLANE, self.header.part_blocks, PlaneDigest())
         if combine_count([part], minus=image):
             raise StreamDamagedError("the stream claims to bring blocks that are not in its image", _AGAIN)
@@ -197,10 +197,10 @@ class StreamReader:
 
         Raises
         ------
-        StreamError : the stream is a part of an image.
+        StreamError : the stream is a part of an image, and does not say which.
         """
         header = self.header
-        if header.n_parts != 1:
+        if header.n_parts != 1 and not header.is_part:
             raise StreamError(f"the stream is part {header.part + 1} of {header.n_parts}", "send the image whole")
 
     def next_data(self) -> FrameHead | None:
@@ -394,4 +394,6 @@ def verify_payload(head: FrameHead, payload: Bytes) -> None:
 
 def bad_block(head: FrameHead, vbn: int) -> StreamDamagedError:
     """Return the error for a block that does not match its check."""
-    return StreamDamagedError(f"block {vbn} in frame {head.sequence} does not match its checksum", _AGAIN)
+    error = StreamDamagedError(f"block {vbn} in frame {head.sequence} does not match its checksum", _AGAIN)
+    error.sequence = head.sequence
+    return error

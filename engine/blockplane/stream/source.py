@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 from types import TracebackType
 from typing import Final
 
@@ -22,15 +21,20 @@ from blockplane.model.errors import NoSuchSnapshotError, StreamDamagedError, Str
 from blockplane.stream import codec
 from blockplane.stream.cache import Counters, FrameCache
 from blockplane.stream.file import StreamFile
+from blockplane.stream.folder import PARTIAL
 from blockplane.stream.index import Wanted
 from blockplane.stream.input import open_input
 from blockplane.stream.keyfile import Keys, keys_of
 from blockplane.stream.lineage import Lineage, Member
+from blockplane.stream.partset import PartSet, joined
+from blockplane.stream.pieces import base_of, pieces_of, without_later
 from blockplane.stream.reader import read_header
+from blockplane.stream.stored import StreamPlace
 from blockplane.volume.codec import SnapshotRecord
 from blockplane.volume.features import Features
 
 SUFFIX: Final = ".bps"
+StreamName = str | os.PathLike[str] | StreamPlace
 
 
 class StreamChain:
@@ -38,7 +42,7 @@ class StreamChain:
 
     Attributes
     ----------
-    files : the streams, in the order given. lineage : how they build on each other.
+    files : the streams, in the order given, the parts of an image as one. lineage : how they build on each other.
     snapshots : every snapshot the streams bring, older first. snapshot : the one that is read.
     counters : requests, bytes and frames decompressed since the files were opened, indexes included.
 
@@ -49,7 +53,7 @@ class StreamChain:
 
     def __init__(
         self,
-        files: Sequence[StreamFile],
+        files: Sequence[StreamFile | PartSet],
         cache: FrameCache,
         snapshot: str | SnapshotRecord | None = None,
         *,
@@ -98,7 +102,7 @@ class StreamChain:
 
     def holds(self, vbn: int) -> bool:
         """Tell whether a stream that the snapshot is read from holds a block."""
-        return any(file.index.holds(vbn) for file in self.path)
+        return any(file.holds(vbn) for file in self.path)
 
     def read_extents(self, extents: Extents, out: Bytes) -> None:
         """See BlockSource; every block is held against its check in the stream.
@@ -106,6 +110,7 @@ class StreamChain:
         Raises
         ------
         StreamDamagedError : a block does not match its check, or no stream of the chain holds it.
+        StreamPartMissingError : it is in a part of an image that is not among the streams.
         """
         wanted = Wanted.one_after_another(extents)
         numbers = numbers_in(extents)
@@ -121,7 +126,7 @@ class StreamChain:
             raise self._bad_block(int(numbers[bad]))
 
     def _bad_block(self, vbn: int) -> StreamDamagedError:
-        file = next(file for file in self.path if file.index.holds(vbn))
+        file = next(file for file in self.path if file.holds(vbn))
         return StreamDamagedError(
             f"block {vbn} in {file.place_of(vbn)} does not match its checksum", "fetch the stream again"
         )
@@ -142,7 +147,7 @@ class StreamChain:
 
 
 def open_stream(
-    *paths: str | os.PathLike[str], snapshot: str | None = None, needs_full: bool = True, key: Keys = None
+    *paths: StreamName, snapshot: str | None = None, needs_full: bool = True, key: Keys = None
 ) -> StreamChain:
     """Open a stream, or a chain of them, in any order.
 
@@ -164,30 +169,58 @@ def open_stream(
     try:
         for name in stream_names(paths):
             files.append(StreamFile(name, cache, keys))  # noqa: PERF401 - what is open must be known when one fails
-        return StreamChain(files, cache, snapshot, needs_full=needs_full)
+        return StreamChain(joined(files), cache, snapshot, needs_full=needs_full)
     except BaseException:
         for file in files:
             file.close()
         raise
 
 
-def stream_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+def stream_names(paths: Sequence[StreamName]) -> list[str | StreamPlace]:
     """Return the stream files that paths name: themselves, or those in the one folder; StreamError: there are none."""
-    names = [os.fspath(path) for path in paths]
-    if len(names) == 1 and os.path.isdir(names[0]):
-        names = sorted(str(path) for path in Path(names[0]).glob(f"*{SUFFIX}"))
+    names = [path if isinstance(path, StreamPlace) else os.fspath(path) for path in paths]
+    if len(names) == 1 and isinstance(names[0], str) and os.path.isdir(names[0]):
+        names = [*_in_folder(names[0])]
     if not names:
         raise StreamError(f"there are no {SUFFIX} files to read", "name stream files, or a folder of them")
-    return names
+    kept = set(without_later([name for name in names if isinstance(name, str)]))
+    return [name for name in names if not isinstance(name, str) or name in kept]
 
 
-def named_once(names: Sequence[str]) -> tuple[list[str], list[str]]:
+def _in_folder(folder: str) -> list[str]:
+    """Return the streams of a folder: what is called so, and what begins as one does."""
+    found = []
+    for path in sorted(os.path.join(folder, name) for name in os.listdir(folder)):
+        if path.endswith(PARTIAL) or not os.path.isfile(path):
+            continue
+        if path.endswith((SUFFIX, f"{SUFFIX}.000")) or is_stream(path):
+            found.append(base_of(path) or path)
+    return found
+
+
+def is_stored(name: str | StreamPlace) -> bool:
+    """Whether a stream is in files, which can be read again."""
+    return isinstance(name, StreamPlace) or os.path.isfile(name) or pieces_of(name) is not None
+
+
+def stored_bytes(name: str | StreamPlace) -> int:
+    """Return how long a stream in files is; 0 where it is in none."""
+    if isinstance(name, StreamPlace):
+        with closing(name.open_stored()) as stored:
+            return stored.n_bytes
+    return sum(os.path.getsize(file) for file in pieces_of(name) or [name] if os.path.isfile(file))
+
+
+def named_once(
+    names: Sequence[str | StreamPlace],
+) -> tuple[list[str | StreamPlace], list[str | StreamPlace]]:
     """Return names, each file's first, and those of files that a name before them names too."""
-    once: list[str] = []
-    again: list[str] = []
+    once: list[str | StreamPlace] = []
+    again: list[str | StreamPlace] = []
     seen: set[tuple[int, int]] = set()
     for name in names:
-        status = os.stat(name) if os.path.isfile(name) else None
+        first = (pieces_of(name) or [name])[0] if isinstance(name, str) else ""
+        status = os.stat(first) if os.path.isfile(first) else None
         key = (status.st_dev, status.st_ino) if status is not None else None
         (again if key in seen else once).append(name)
         if key is not None:
@@ -198,13 +231,14 @@ def named_once(names: Sequence[str]) -> tuple[list[str], list[str]]:
 def is_stream(path: str | os.PathLike[str]) -> bool:
     """Tell whether a file begins as a stream does."""
     try:
-        with open(path, "rb") as file:
+        name = os.fspath(path)
+        with open((pieces_of(name) or [name])[0], "rb") as file:
             return file.read(len(codec.MAGIC)) == codec.MAGIC
-    except OSError:
+    except (OSError, StreamError):
         return False
 
 
-def stream_envelope(path: str | os.PathLike[str]) -> codec.Envelope | None:
+def stream_envelope(path: StreamName) -> codec.Envelope | None:
     """Return what an encrypted stream shows without its key; None: it is not encrypted.
 
     Raises

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from blockplane.model.errors import BlockplaneError, StreamDamagedError
+from blockplane.model.errors import BlockplaneError, StreamDamagedError, StreamPartMissingError
 from blockplane.planes import Plane
 from blockplane.stream.source import StreamChain
 from blockplane.volume.codec import FORM_TREE, NUMBER_MASK, ROOT_POINTERS
@@ -30,7 +30,7 @@ def plane_in(chain: StreamChain) -> HeldPlane:
 
     Raises
     ------
-    StreamDamagedError : the blockmap contradicts itself or the streams.
+    StreamDamagedError : the blockmap contradicts itself or the streams. StreamPartMissingError : it is not all there.
 
     Notes
     -----
@@ -39,7 +39,7 @@ def plane_in(chain: StreamChain) -> HeldPlane:
     try:
         state = State.open(chain)
         return _read(chain, state.blockmap)
-    except StreamDamagedError:
+    except (StreamDamagedError, StreamPartMissingError):
         raise
     except (BlockplaneError, ValueError) as error:
         raise StreamDamagedError(
@@ -68,7 +68,7 @@ class _Walk:
         self._chain, self._tree, self._n_leaves = chain, tree, n_leaves
         self.is_whole = True
         #: a tree has each block once: one that leads in circles is noticed here
-        self._n_left = sum(file.index.n_blocks for file in chain.path)
+        self._n_left = sum(file.n_held for file in chain.path)
 
     def leaves(self) -> Iterator[int]:
         """Yield the leaves that are there, ascending."""

@@ -24,8 +24,9 @@ from blockplane.stream.arrival import n_workers
 from blockplane.stream.codec import FrameKind, Header, Role, Trailer
 from blockplane.stream.compression import pack
 from blockplane.stream.encryption import framing_for
+from blockplane.stream.fdsink import Buffer
 from blockplane.stream.keyfile import Key
-from blockplane.stream.sink import Buffer, Sink
+from blockplane.stream.sink import Sink
 from blockplane.stream.written import Written, new_index
 from blockplane.volume.codec import BRANCH_BYTES, Branch, SnapshotRecord
 

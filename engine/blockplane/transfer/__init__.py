@@ -6,7 +6,9 @@ from blockplane.transfer.destination import abort_receive
 from blockplane.transfer.merge import MergeReport, merge_streams
 from blockplane.transfer.newvolume import Opening
 from blockplane.transfer.offer import OfferReport, offer
+from blockplane.transfer.reach import Reach, reach
 from blockplane.transfer.receive import ReceiveReport, receive
+from blockplane.transfer.receivemany import ChainReport, receive_streams
 from blockplane.transfer.resume import (
     InterruptedReceive,
     ResumeToken,
@@ -16,14 +18,19 @@ from blockplane.transfer.resume import (
     resume_token,
 )
 from blockplane.transfer.send import SendReport, send
+from blockplane.transfer.sendparts import Part, PartsReport, send_parts
 from blockplane.transfer.verify import StreamVerdict, stream_map, verify_streams
 
 __all__ = [
+    "ChainReport",
     "CopyReport",
     "InterruptedReceive",
     "MergeReport",
     "OfferReport",
     "Opening",
+    "Part",
+    "PartsReport",
+    "Reach",
     "ReceiveReport",
     "ResumeToken",
     "SendReport",
@@ -36,10 +43,13 @@ __all__ = [
     "interrupted_receives",
     "merge_streams",
     "offer",
+    "reach",
     "read_token",
     "receive",
+    "receive_streams",
     "resume_token",
     "send",
+    "send_parts",
     "stream_map",
     "verify_streams",
 ]

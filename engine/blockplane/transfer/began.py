@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from blockplane.image.image import Image
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.planes import Plane, combine
 from blockplane.stream.codec import LENT_FEATURES, PART_FEATURES, Header, Locations
+from blockplane.stream.filesink import WHOLE, FileForm, FileSink
+from blockplane.stream.folder import PARTIAL
 from blockplane.stream.keyfile import Key
 from blockplane.stream.partial import PartialStream, read_partial
-from blockplane.stream.sink import PARTIAL, FileSink
+from blockplane.stream.pieces import piece_name
+from blockplane.stream.sink import SinkLike, folder_of
+from blockplane.stream.stored import Stored, split_file
 from blockplane.stream.written import Written
 from blockplane.transfer.against import Lent
 from blockplane.transfer.resume import ResumeToken
@@ -54,8 +60,12 @@ class Began:
         if self.partial is not None:
             self.partial.written.index.close()
 
-    def rest_of(self, header: Header, plane: Plane) -> tuple[Header, Plane | None]:
+    def rest_of(self, header: Header, plane: Plane, chosen: Plane | None = None) -> tuple[Header, Plane | None]:
         """Return the header of the stream to write, and the VBNs still to be sent; None: all.
+
+        Parameters
+        ----------
+        chosen : of the image's plane, what the stream has as a part of it; None: it has all.
 
         Raises
         ------
@@ -68,13 +78,18 @@ class Began:
                     f"{self.name} is a stream of {self.partial.map.top.name}: another image than the one asked for",
                     "name the same snapshots, or send without --resume, which begins anew",
                 )
+            if old.is_one_of_parts is not (chosen is not None) or chosen not in (None, self.partial.map.part):
+                raise RefusedError(
+                    f"{self.name} holds another part of {self.partial.map.top.name} than the one asked for",
+                    "divide the image as before, or send without --resume, which begins anew",
+                )
             self._require_same_order(old, header)
             return old, combine([self.partial.map.following], minus=self.partial.copied)
         if self.lent is not None:
             rest = combine([plane], minus=self.lent.plane)
             return replace(header, features=header.features | LENT_FEATURES, part_blocks=len(rest)), rest
         if self.token is None:
-            return header, None
+            return header, chosen
         if self.token.image_id != header.image_id:
             return self._towards_another(header, self.token, plane)
         rest = self.token.rest_of(plane)
@@ -143,29 +158,40 @@ def began_in(sink: FileSink, key: Key | None = None) -> Began:
     ------
     StreamError : it is no stream. StreamKeyError, UsageError : it is encrypted otherwise, or not at all.
     """
-    partial = _read(sink.fd, sink.name + PARTIAL, key)
+    with closing(sink.stored()) as stored:
+        partial = _read(stored, key)
     sink.go_on_from(partial.written.n_bytes if partial is not None else 0)
-    return Began(partial=partial, name=sink.name + PARTIAL)
+    return Began(partial=partial, name=sink.partial_name)
 
 
-def began_beside(path: str | os.PathLike[str], key: Key | None = None) -> Began:
-    """Return what an interrupted send has left beside a path; nothing is changed."""
-    name = os.fspath(path) + PARTIAL
-    try:
-        with open(name, "rb") as file:
-            return Began(partial=_read(file.fileno(), name, key), name=name)
-    except FileNotFoundError:
+def began_beside(target: SinkLike, key: Key | None = None, form: FileForm = WHOLE) -> Began:
+    """Return what an interrupted send has left beside a path; nothing is changed. In a volume it is not looked for."""
+    if not isinstance(target, (str, os.PathLike)):
         return Began()
+    path = os.fspath(target)
+    numbers = itertools.count() if form.split_bytes else [-1]
+    names = ((piece_name(path, number) if number >= 0 else path) + PARTIAL for number in numbers)
+    found = list(itertools.takewhile(os.path.isfile, names))
+    if not found:
+        return Began()
+    with closing(split_file(found, found[0])) as stored:
+        return Began(partial=_read(stored, key), name=found[0])
 
 
-def _read(fd: int, name: str, key: Key | None) -> PartialStream | None:
-    partial = read_partial(fd, name, [key] if key is not None else [])
+def _read(stored: Stored, key: Key | None) -> PartialStream | None:
+    partial = read_partial(stored, [key] if key is not None else [])
     if partial is not None and key is not None and not partial.map.header.is_sealed:
         partial.written.index.close()
-        raise UsageError(f"{name} is not encrypted", "send without --encrypt, or without --resume, which begins anew")
+        hint = "send without --encrypt, or without --resume, which begins anew"
+        raise UsageError(f"{stored.name} is not encrypted", hint)
     return partial
 
 
-def is_finished(path: str | os.PathLike[str]) -> bool:
+def is_finished(target: SinkLike, form: FileForm = WHOLE) -> bool:
     """Whether a file has the name of the stream itself, and nothing half-written is beside it."""
-    return os.path.isfile(path) and not os.path.lexists(os.fspath(path) + PARTIAL)
+    file = folder_of(target)
+    if file is None:
+        return False
+    folder, base = file
+    name, names = base if form.split_bytes is None else piece_name(base, 0), folder.names()
+    return name in names and name + PARTIAL not in names

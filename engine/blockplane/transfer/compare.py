@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,9 +16,9 @@ from blockplane.model.errors import StreamMismatchError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane, combine
 from blockplane.stream.keyfile import Keys
-from blockplane.stream.source import StreamChain, open_stream
+from blockplane.stream.source import StreamChain, StreamName, open_stream
 from blockplane.stream.stateplane import HeldPlane, plane_in
-from blockplane.transfer.send import ImageSending
+from blockplane.transfer.imagesending import ImageSending
 from blockplane.volume.live import LiveVolume
 
 #: So many blocks that differ are listed; all are counted.
@@ -50,7 +49,7 @@ class StreamComparison:
 
 
 def compare_streams(
-    *paths: str | os.PathLike[str],
+    *paths: StreamName,
     volume: LiveVolume,
     snapshot: str,
     key: Keys = None,

@@ -19,7 +19,7 @@ from blockplane.model.addresses import BLOCK_BYTES, Bytes, Numbers
 from blockplane.model.errors import ChecksumError
 from blockplane.model.progress import Progress, ProgressEvent
 from blockplane.planes import Plane, combine
-from blockplane.transfer.send import ImageSending
+from blockplane.transfer.imagesending import ImageSending
 from blockplane.volume.codec import KIND_REGULAR
 from blockplane.volume.live import LiveVolume
 

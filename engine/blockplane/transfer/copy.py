@@ -25,10 +25,10 @@ from blockplane.transfer.copied import compare_copy
 from blockplane.transfer.description import described
 from blockplane.transfer.destination import VolumeDestination, destination_for
 from blockplane.transfer.foresight import Foreseen, foresee
+from blockplane.transfer.imagesending import ImageSending
 from blockplane.transfer.keeping import OriginError, kept_or_given_up
 from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.protocol import Destination, Landing, Sendable
-from blockplane.transfer.send import ImageSending
 from blockplane.volume.groups import DiskNames
 from blockplane.volume.volume import Volume
 from blockplane.volume.waiting import Waiting

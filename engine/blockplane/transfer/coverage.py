@@ -7,15 +7,16 @@ contain the plane of each snapshot that arrives with it; the planes are the snap
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
 from blockplane.model.errors import StreamError
 from blockplane.planes import Plane, combine
 from blockplane.stream.keyfile import Key
+from blockplane.stream.partset import PartSet
 from blockplane.stream.reader import StreamMap
-from blockplane.stream.source import StreamChain, open_stream
+from blockplane.stream.source import StreamChain, StreamName, open_stream
 from blockplane.stream.stateplane import plane_in
 
 
@@ -33,13 +34,16 @@ class ChainProof:
         return not self.problems
 
 
-def prove_chain(paths: Sequence[str], keys: Sequence[Key] = ()) -> ChainProof:
+def prove_chain(
+    paths: Sequence[StreamName], keys: Sequence[Key] = (), bases: Mapping[bytes, Plane] | None = None
+) -> ChainProof:
     """Prove that streams hold every block of every snapshot they bring, each state its own.
 
     Parameters
     ----------
     paths : stream files in any order. An increment alone has nothing to be proved against: its order is itself.
-    keys : for those that are encrypted.
+    keys : for those that are encrypted. bases : by id, the planes of snapshots that are held elsewhere: what builds on
+        one of them is proved too.
 
     Notes
     -----
@@ -49,10 +53,10 @@ def prove_chain(paths: Sequence[str], keys: Sequence[Key] = ()) -> ChainProof:
     try:
         chain = open_stream(*paths, needs_full=False, key=keys)
     except StreamError as error:
-        proof.order, proof.problems = list(paths), [error.message]
+        proof.order, proof.problems = [str(path) for path in paths], [error.message]
         return proof
     with closing(chain):
-        _Prover(chain, proof).prove()
+        _Prover(chain, proof, bases or {}).prove()
     return proof
 
 
@@ -64,7 +68,8 @@ def held_after(base: Plane, stream: StreamMap) -> Plane:
 class _Prover:
     """Goes through the members in the order in which they apply."""
 
-    def __init__(self, chain: StreamChain, proof: ChainProof) -> None:
+    def __init__(self, chain: StreamChain, proof: ChainProof, bases: Mapping[bytes, Plane]) -> None:
+        self._bases = bases
         self._chain, self._lineage, self._proof = chain, chain.lineage, proof
         #: by snapshot: how many members that build on it are still to be proved
         self._awaited = Counter(m.map.base.id for m in self._lineage.members if m.map.base is not None)
@@ -74,18 +79,20 @@ class _Prover:
     def prove(self) -> None:
         """Fill in the proof."""
         members = self._lineage.members
-        self._proof.order = [members[i].name for i in self._lineage.order]
+        self._proof.order = [name for i in self._lineage.order for name in self._chain.files[i].names]
         if len(members) > 1:
             self._note_missing()
         for i in self._lineage.order:
             base = members[i].map.base
-            if base is None or self._lineage.brings(base.id):
+            if base is None or self._lineage.brings(base.id) or base.id in self._bases:
                 self._prove_member(i)
 
     def _note_missing(self) -> None:
         """Name each stream that begins a chain without being full."""
         for i, member in enumerate(self._lineage.members):
             base = member.map.base
+            if base is not None and base.id in self._bases:
+                continue
             if i in self._lineage.stranded or (base is not None and not self._lineage.brings(base.id)):
                 self._proof.problems.append(self._lineage.missing(i).message)
 
@@ -94,13 +101,20 @@ class _Prover:
         member = self._lineage.members[i]
         base, held = member.map.base, member.map.image
         if base is not None:
-            below = self._held.get(base.id)
+            below = self._held.get(base.id) if self._lineage.brings(base.id) else self._bases.get(base.id)
             self._awaited[base.id] -= 1
             if not self._awaited[base.id]:
                 self._held.pop(base.id, None)
             if below is None:
                 return  # nothing below is proved; what is missing there was named
             held = held_after(below, member.map)
+        file = self._chain.files[i]
+        if isinstance(file, PartSet) and file.missing:
+            n_blocks, what = len(file.missing), file.missing_parts()
+            self._proof.problems.append(
+                f"{n_blocks} blocks of {member.map.top.name} are in {what}, which is not among the streams"
+            )
+            return
         for record in member.map.arriving():
             try:
                 found = plane_in(self._chain.at(record))
@@ -110,10 +124,12 @@ class _Prover:
             lacking = found.plane - held
             if found.is_whole and not lacking:
                 self._proof.whole.append(record.name)
-            elif found.is_whole or base is None or self._is_full(i):
+            elif found.is_whole or base is None or (lacking and self._bases) or self._is_full(i):
                 self._proof.problems.append(f"{member.name}: {_lack(record.name, lacking)}")
             if self._awaited[record.id]:
-                self._held[record.id] = found.plane - lacking if found.is_whole else None
+                # of a snapshot whose block map is partly its base's, all that is held then
+                partly = held if self._bases else None
+                self._held[record.id] = found.plane - lacking if found.is_whole else partly
 
     def _is_full(self, i: int) -> bool:
         """Whether the chain below a member begins with a full stream."""

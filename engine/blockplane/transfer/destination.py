@@ -75,9 +75,10 @@ class VolumeDestination:
 
     def accept(self, stream: StreamMap, *, discard: bool) -> None:
         """See Destination."""
+        self._standing = None
         for record in stream.arriving():
             check_name(record.name)
-        self._refuse_name_clash(stream)
+        self.refuse_name_clash(stream)
         if stream.lender is not None and self._find(stream.lender) is None:
             raise no_lender(self.name, stream, stream.lender)
         if self._lends_to(stream):
@@ -87,7 +88,12 @@ class VolumeDestination:
         else:
             self._accept_increment(stream, stream.base, discard)
 
-    def _refuse_name_clash(self, stream: StreamMap) -> None:
+    def records(self) -> list[SnapshotRecord]:
+        """Return the records of the snapshots that are whole here, older first."""
+        return [entry.record for entry in self._entries() if entry.record.kind == KIND_REGULAR]
+
+    def refuse_name_clash(self, stream: StreamMap) -> None:
+        """Raise RefusedError where the names or ids of what a stream brings are taken."""
         shadows = {entry.record.id: entry.record.name for entry in self._entries() if entry.is_shadow}
         for record in stream.arriving():
             if record.id in shadows:
@@ -184,7 +190,7 @@ class VolumeDestination:
                 self._require_standing(self._standing)
             yield landing.Landing(
                 self.volume, stream.image, entry, self._incoming(stream), stream.part, lender, stream.header.carried_id,
-                stream.header.features, self._relocates, arrival_of(stream),
+                stream.header.features, self._relocates, arrival_of(stream), stream.header.is_one_of_parts,
             )  # fmt: skip
 
     def _require_standing(self, record: SnapshotRecord) -> None:
@@ -250,7 +256,7 @@ def destination_for(
     if not isinstance(target, (str, os.PathLike)):
         return _as_it_is(target)
     path, opening = Path(target), opening or Opening()
-    _clear_half_made(path)
+    clear_half_made(path)
     if is_vacant(path):
         return _made(path, stream, wish, opening, relocates)
     if not wish.is_default and not is_half_made(path):
@@ -263,7 +269,7 @@ def not_to_be_made(path: Path) -> UsageError:
     return UsageError(f"{path} is there already: its disks are what they are", "leave the disk options out")
 
 
-def _clear_half_made(path: Path) -> None:
+def clear_half_made(path: Path) -> None:
     """Remove a volume whose receive was killed before it had anything that could be gone on with."""
     if is_of_no_use(path):
         making.clear(path)

@@ -23,11 +23,13 @@ from blockplane.planes import Plane, combine
 from blockplane.stream.behind import BehindSink
 from blockplane.stream.codec import MAX_FRAME_BLOCKS, Header, Role
 from blockplane.stream.keyfile import KeyLike, Keys
+from blockplane.stream.partset import PartSet
 from blockplane.stream.sink import Sink, SinkLike
-from blockplane.stream.source import StreamChain, named_once, open_stream, stream_names
+from blockplane.stream.source import StreamChain, StreamName, named_once, open_stream, stream_names
 from blockplane.stream.stateplane import plane_in
+from blockplane.transfer.imagesending import WRITER
 from blockplane.transfer.picking import Packing
-from blockplane.transfer.send import WRITER, SendReport, send
+from blockplane.transfer.send import SendReport, send
 from blockplane.volume.codec import NO_ID, Branch, SnapshotRecord
 
 #: The name of the order in which blocks of a merged stream come: that of its members, oldest first.
@@ -50,7 +52,7 @@ class MergeReport:
 
 
 def merge_streams(
-    *paths: str | os.PathLike[str],
+    *paths: StreamName,
     sink: SinkLike | None,
     compress: str | None = None,
     key: Keys = None,
@@ -80,18 +82,18 @@ def merge_streams(
     planes a member, and the frames on their way.
     """
     names, repeated = named_once(stream_names(paths))
-    for name in repeated:
-        raise UsageError(f"{name} is named twice", "name each stream of the chain once")
+    for again in repeated:
+        raise UsageError(f"{again} is named twice", "name each stream of the chain once")
     if isinstance(sink, (str, os.PathLike)) and os.path.exists(sink) and not dry_run:
         for name in names:
-            if os.path.exists(name) and os.path.samefile(name, sink):
+            if isinstance(name, str) and os.path.exists(name) and os.path.samefile(name, sink):
                 raise UsageError(f"{name} would be replaced by what is merged from it", "name another file with -o")
     with closing(open_stream(*names, needs_full=False, key=key)) as chain:
         secret = _secret(chain, encrypt)
         merging = Merging(chain, behind=compress is None and secret is None)
         report = send(merging, sink, compress=compress, key=secret, dry_run=dry_run, progress=progress)
         n_brought = sum(file.map.header.image_blocks for file in chain.path)
-        order = tuple(file.path for file in reversed(chain.path))
+        order = tuple(name for file in reversed(chain.path) for name in file.names)
         return MergeReport(report, order, tuple(merging.dropped_snapshots), n_brought - len(merging.plane))
 
 
@@ -126,6 +128,7 @@ class Merging:
         self._sink: BehindSink | None = None
         self._members = chain.path  # newest first
         self._require_one_chain()
+        self._refuse_missing_parts()
         self._top, self._base = chain.snapshot, self._members[-1].map.base
         self._keep = self._kept()
         self._plane = combine(self._keep)
@@ -143,6 +146,11 @@ class Merging:
                     f"{file.path} is no part of the chain of {self._chain.snapshot.name}, the newest top",
                     "leave it out: one chain is merged at a time",
                 )
+
+    def _refuse_missing_parts(self) -> None:
+        for file in self._members:
+            if isinstance(file, PartSet) and file.missing:
+                raise file.lacks(f"block {file.missing.select(0)} of {file.map.top.name}")
 
     def _kept(self) -> list[Plane]:
         """Return for each member the blocks that the top has of it; StreamMismatchError: some are in none."""
@@ -281,5 +289,8 @@ class Merging:
         """Yield what is kept of each member, oldest first."""
         with closing(Packing(read=read, settle=self._settle)) as packing:
             for file, keep in zip(reversed(self._members), reversed(self._keep), strict=True):
-                yield from packing.add(file, keep)
+                for part in file.parts:
+                    mine = keep & part.map.following
+                    yield from packing.add(part, mine)
+                    keep = keep - mine
             yield from packing.rest()

@@ -13,7 +13,7 @@ from blockplane.model.errors import RefusedError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.stream.offer import MAX_RUN_BLOCKS, RUN_BLOCKS, OfferHeader, OfferWriter, RunDigests
 from blockplane.stream.sink import SinkLike, open_sink
-from blockplane.transfer.send import ImageSending
+from blockplane.transfer.imagesending import ImageSending
 from blockplane.volume.codec import NAME_BYTES, SnapshotRecord
 from blockplane.volume.holds import OFFER_OWNER, hold_by_id, refuse_deleting, release_offers
 from blockplane.volume.live import LiveVolume

@@ -140,8 +140,8 @@ class Packing:
         -----
         What is yielded is used up when the next is asked for.
         """
-        claims = Claims(file.map.image)
-        chosen = None if len(keep) == file.map.header.image_blocks else keep
+        claims = Claims(file.map.following)
+        chosen = None if len(keep) == file.map.header.following_blocks else keep
         batches = _batches(file.reader())
         while (frames := _of(file, batches, claims)) is not None:
             picked = _picked(frames, chosen)

@@ -20,7 +20,11 @@ from blockplane.volume.codec import Branch, SnapshotRecord
 
 
 class Sendable(Protocol):
-    """An image of some storage, ready to be sent."""
+    """An image of some storage, ready to be sent.
+
+    One that is sent as a part of its image has an attribute `chosen`, the VBNs of the part, which its header and its
+    windows are of.
+    """
 
     @property
     def plane(self) -> Plane:
@@ -53,7 +57,11 @@ class Sendable(Protocol):
 
 
 class Landing(Protocol):
-    """One image on its way into a storage. Nothing is visible before `commit`; `abort` leaves no trace."""
+    """One image on its way into a storage. Nothing is visible before `commit`; `abort` leaves no trace.
+
+    One that takes parts of images has an attribute `n_waiting`: how many blocks of the image have not come; while there
+    are some, `suspend` is called in place of `commit` when a part has ended.
+    """
 
     @property
     def here(self) -> Plane:

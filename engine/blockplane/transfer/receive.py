@@ -12,12 +12,12 @@ import numpy as np
 
 from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
-from blockplane.model.errors import StreamDamagedError
+from blockplane.model.errors import StreamDamagedError, StreamError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
 from blockplane.stream.arrival import Ring, arriving
 from blockplane.stream.codec import FrameHead, Role
-from blockplane.stream.input import InputLike, open_input
+from blockplane.stream.input import InputLike, blaming, open_input
 from blockplane.stream.keyfile import Keys, keys_of
 from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.transfer.destination import destination_for
@@ -36,6 +36,8 @@ class ReceiveReport:
     n_blocks, n_bytes : that the stream brought. already_there : the top was there; nothing was done. arrived : names of
         the snapshots that are there now, newest first. n_blocks_shared : blocks of the image that were here already
         under the same numbers, and were not written: the stream says so, or they were compared byte by byte.
+    part, n_parts : which part of the image it was, from 0, of how many. n_blocks_missing : blocks of the image that
+        other parts have still to bring: what came is kept, and nothing of it is visible before.
     """
 
     n_blocks: int
@@ -48,6 +50,9 @@ class ReceiveReport:
     left_out: tuple[str, ...]
     already_there: bool = False
     n_blocks_shared: int = 0
+    part: int = 0
+    n_parts: int = 1
+    n_blocks_missing: int = 0
 
     @property
     def bytes_per_second(self) -> float:
@@ -74,7 +79,8 @@ def receive(
 
     Parameters
     ----------
-    origin : a path, a file object, a descriptor or a socket.
+    origin : a path, a file object, a descriptor or a socket. Of a stream that was split, its first piece, or FILE of
+        FILE.000.
     target : a volume or its directory. Absent, or an empty folder: a volume is made there, and removed on failure.
     disks, size, parity, chunk, wipe : of a volume that is made, as for `Volume.create`; by default the source's.
     discard : give up what the stream would replace and no snapshot holds.
@@ -97,20 +103,21 @@ def receive(
     write pipeline and two planes; of a relocated image, 24 bytes for each run of blocks that came together, and once
     more for each snapshot.
     """
-    with closing(open_input(origin)) as source:
+    with closing(open_input(origin)) as source, blaming(source):
         reader = StreamReader(source, keys_of(key))
         reader.require_receivable()
         stream = reader.read_map()
         wish = DiskWish(disks, size, parity, chunk, wipe)
         with destination_for(target, stream, wish, opening, relocate) as destination:
-            return _receive(reader, stream, destination, discard, progress)
+            return receive_into(reader, stream, destination, discard, progress)
 
 
-def _receive(
+def receive_into(
     reader: StreamReader, stream: StreamMap, destination: Destination, discard: bool, progress: Progress
 ) -> ReceiveReport:
+    """Take in a stream whose map was read; as `receive`."""
     started = time.monotonic()
-    already_there, n_shared = destination.has_top(stream), 0
+    already_there, n_shared, n_missing = destination.has_top(stream), 0, 0
     if already_there:
         _drain(reader)
     else:
@@ -119,18 +126,38 @@ def _receive(
             destination.landing(stream) as landing,
             kept_or_given_up(landing, stream, destination, _again(destination.name)),
         ):
+            _require_parts_fit(stream, landing, destination)
             _land(reader, stream, landing, progress, started)
             progress(ProgressEvent("commit", reader.n_bytes, reader.n_bytes, time.monotonic() - started))
-            landing.commit(stream.arriving())
+            n_missing = _n_still_to_come(stream, landing)
+            if n_missing:
+                landing.suspend()
+            else:
+                landing.commit(stream.arriving())
             n_shared = getattr(landing, "n_shared", 0)
     n_blocks = 0 if already_there else stream.header.following_blocks
     base = stream.base
     return ReceiveReport(
         n_blocks, n_blocks * BLOCK_BYTES, reader.n_bytes, time.monotonic() - started, stream.top.name,
         base.name if base is not None else None,
-        tuple(record.name for role in (Role.TOP, Role.ARRIVES) for record in stream.with_role(role)),
+        () if n_missing else tuple(r.name for role in (Role.TOP, Role.ARRIVES) for r in stream.with_role(role)),
         tuple(record.name for record in stream.with_role(Role.LEFT_OUT)), already_there, n_shared,
+        stream.header.part, stream.header.n_parts, n_missing,
     )  # fmt: skip
+
+
+def _require_parts_fit(stream: StreamMap, landing: Landing, destination: Destination) -> None:
+    if stream.header.is_one_of_parts and not hasattr(landing, "n_waiting"):
+        raise StreamError(
+            f"{destination.name} takes whole images, and this is part {stream.header.part + 1} of "
+            f"{stream.header.n_parts} of {stream.top.name}",
+            "make one stream of the parts first: blockplane stream merge",
+        )
+
+
+def _n_still_to_come(stream: StreamMap, landing: Landing) -> int:
+    """Return how many blocks of the image other parts have still to bring."""
+    return int(getattr(landing, "n_waiting", 0)) if stream.header.is_one_of_parts else 0
 
 
 def _again(name: str) -> str:

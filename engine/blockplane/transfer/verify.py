@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -14,14 +13,15 @@ from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.stream.arrival import Ring, arriving
 from blockplane.stream.codec import FrameHead
 from blockplane.stream.encryption import framing_of
-from blockplane.stream.input import Input, open_input
+from blockplane.stream.input import Input, blaming, open_input
 from blockplane.stream.keyfile import Key, Keys, keys_of
 from blockplane.stream.reader import StreamMap, StreamReader, read_header
-from blockplane.stream.source import named_once, stream_names
+from blockplane.stream.source import StreamName, is_stored, named_once, stored_bytes, stream_names
+from blockplane.stream.stored import StreamPlace
 from blockplane.transfer.coverage import prove_chain
 from blockplane.transfer.receive import Claims
 
-PathLike = str | os.PathLike[str]
+PathLike = StreamName
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ def stream_map(path: PathLike, key: Keys = None) -> StreamMap:
     StreamKeyError : it is encrypted with another key.
     StreamError and its kinds : it is no stream, is cut off before its data, or damaged.
     """
-    with closing(open_input(path)) as source:
+    with closing(open_input(path)) as source, blaming(source):
         return StreamReader(source, keys_of(key)).read_map()
 
 
@@ -94,13 +94,13 @@ def verify_streams(
     (names, repeated), keys = named_once(stream_names(paths)), keys_of(key)
     _require_keys(names, keys)
     started = time.monotonic()
-    run = _Run(sum(os.stat(name).st_size for name in names if os.path.isfile(name)), part, keys, progress, started)
+    run = _Run(sum(stored_bytes(name) for name in names), part, keys, progress, started)
     with ExitStack() as stack:
         sources = [stack.enter_context(closing(open_input(name))) for name in names]
-        whole = [name for name, source in zip(names, sources, strict=True) if run.read(name, source)]
+        whole = [name for name, source in zip(names, sources, strict=True) if run.read(str(name), source)]
     verdict = run.verdict
-    verdict.order, verdict.repeated = names, repeated
-    if all(os.path.isfile(name) for name in names) and whole == names and not run.is_part_alone:
+    verdict.order, verdict.repeated = [str(name) for name in names], [str(name) for name in repeated]
+    if all(is_stored(name) for name in names) and whole == names and not run.is_part_alone:
         proof = prove_chain(names, keys)
         verdict.problems += proof.problems
         verdict.order, verdict.proved = proof.order, proof.whole
@@ -108,13 +108,13 @@ def verify_streams(
     return verdict
 
 
-def _require_keys(names: Sequence[str], keys: Sequence[Key]) -> None:
+def _require_keys(names: Sequence[str | StreamPlace], keys: Sequence[Key]) -> None:
     """Raise StreamKeyError where the key of a stream is not at hand: before any is read."""
     for name in names:
-        if os.path.isfile(name):
+        if is_stored(name):
             with closing(open_input(name)) as source:
                 try:
-                    framing_of(read_header(source), keys, name)
+                    framing_of(read_header(source), keys, source.name)
                 except StreamKeyError:
                     raise
                 except StreamError:
@@ -145,7 +145,8 @@ class _Run:
         """Verify one stream; return whether it is whole."""
         verdict = self.verdict
         try:
-            stream = self._read(source)
+            with blaming(source):
+                stream = self._read(source)
         except StreamError as error:
             verdict.problems.append(error.message if name in error.message else f"{name}: {error.message}")
             return False

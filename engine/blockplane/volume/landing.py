@@ -63,7 +63,7 @@ class Landing:
         receive has them.
     relocates : VBNs that are no places here may lie at others; so they may where the base has such already.
     arrival : gives the order in which blocks will come; None: ascending.
-
+    is_part : the others may come later, with other parts of the image: what came is kept until then.
     features : what the states that arrive need; the volume's root record says so from then on.
 
     Attributes
@@ -89,10 +89,11 @@ class Landing:
         features: Features | None = None,
         relocates: bool = False,
         arrival: Arrival | None = None,
+        is_part: bool = False,
     ) -> None:
         self._volume = volume
         self._features = features or Features()
-        self._relocates, self._arrival, self._lender = relocates, arrival, lender
+        self._relocates, self._arrival, self._lender, self._is_part = relocates, arrival, lender, is_part
         self._image = image
         self._base = base
         self._is_lent = lender is not None
@@ -147,7 +148,7 @@ class Landing:
             if carried is not None:
                 self._kept.take_over(carried.leaves)
                 carried.forget()
-            if self._base is None:
+            if self._base is None and not self._is_part:  # what is shared is not noted for a later part
                 self._loans.share(entry.space_id)
         kept = self._kept
         n_unsaved = kept.max_unsaved if kept is not None else len(own)
@@ -181,7 +182,7 @@ class Landing:
         return None
 
     def _require_all_to_come(self, following: Plane | None) -> None:
-        if following is None:
+        if following is None or self._is_part:
             return
         n_missing = combine_count([self._image], minus=combine([following, self.here]))
         if not n_missing:
@@ -372,14 +373,14 @@ class Landing:
         """Leave it to be continued, by this process or another; return how many blocks of the image are durable here.
 
         Nothing is left where nothing landed, or where this receive cannot be continued; nor of a volume that it made,
-        where less than a mebibyte landed: that is removed as after any failure.
+        where less than a mebibyte landed, and no part of the image by itself: that is removed as after any failure.
         """
         kept = self._kept
         if self._is_over or kept is None:
             self.abort()
             return 0
         self.bands.finish()
-        if len(kept.plane()) < (WORTH_BLOCKS if kept.entry.made_volume else 1):
+        if len(kept.plane()) < (WORTH_BLOCKS if kept.entry.made_volume and not self._is_part else 1):
             self.abort()
             return 0
         n_landed = kept.suspend()

@@ -162,6 +162,15 @@ class LiveVolume(Points):
         """Cache the state of a snapshot that is new."""
         self._states[snapshot_id] = state
 
+    def metadata(self, name: str) -> Plane:
+        """Return the blocks of a snapshot without which nothing of it is found: all but the content of files.
+
+        Raises
+        ------
+        RefusedError: this class of volume does not know its file system.
+        """
+        raise RefusedError(f"what of {name} is metadata cannot be told here", "use blockplane.Volume")
+
     def state(self, name: str | None = None) -> State:
         """Return a snapshot's state, or without a name the state of the last CP.
 

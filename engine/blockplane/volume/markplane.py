@@ -18,6 +18,7 @@ from blockplane.model.errors import VolumeDamagedError
 from blockplane.volume.codec import TreeRoot
 from blockplane.volume.leafbits import Leaf
 from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.planetree import PlaneTree
 from blockplane.volume.tree import BlockTree
 
 #: Numbers that no VBN, place or shadow has, so that no other tree's block is taken for one of a sum.
@@ -29,7 +30,7 @@ _slots = itertools.count()
 class SumTree:
     """Reads trees as one: what `BlockTree` offers those who compare blockmaps. Blocks are told apart by position."""
 
-    def __init__(self, trees: Sequence[BlockTree]) -> None:
+    def __init__(self, trees: Sequence[BlockTree | PlaneTree]) -> None:
         self._trees = trees
         self._first = _SUM_FLAG | (next(_slots) % _SLOTS) << _SLOT_SHIFT
         self.root = TreeRoot(
@@ -53,7 +54,9 @@ class SumTree:
         return (self._first | level << _LEVEL_SHIFT | index, 0) if there else (0, 0)
 
     @staticmethod
-    def _has(tree: BlockTree, level: int, index: int) -> bool:
+    def _has(tree: BlockTree | PlaneTree, level: int, index: int) -> bool:
+        if isinstance(tree, PlaneTree):
+            return tree.has(level, index)
         if level > tree.root.depth:
             return index == 0 and bool(tree.root.pointers[:, 0].any())
         return bool(tree.pointer(level, index)[0])
@@ -100,7 +103,7 @@ class MarkPlane:
     #: a mark means a VBN, at whatever place
     cp = -1
 
-    def __init__(self, trees: Sequence[BlockTree], placemap: PlaceMap | None = None) -> None:
+    def __init__(self, trees: Sequence[BlockTree | PlaneTree], placemap: PlaceMap | None = None) -> None:
         self.blockmap = SumTree(trees)
         self.placemap = placemap if placemap is not None else PlaceMap()
 

@@ -29,6 +29,7 @@ from blockplane.stream.codec.sealed import (
     is_sealed,
     require_next,
 )
+from blockplane.stream.codec.search import SEARCH_BYTES, FoundFrame, find_frame
 from blockplane.stream.codec.trailer import INDEX_DTYPE, TRAILER_FRAME_BYTES, Trailer, decode_trailer, encode_index
 from blockplane.stream.codec.words import (
     FEATURE_LENT,
@@ -96,12 +97,14 @@ __all__ = [
     "SEALED_FEATURES",
     "SEALED_MAGIC",
     "SEAL_TAG_BYTES",
+    "SEARCH_BYTES",
     "TRAILER_BYTES",
     "TRAILER_FRAME_BYTES",
     "VERSION",
     "ZSTD_FEATURES",
     "Envelope",
     "Features",
+    "FoundFrame",
     "FrameHead",
     "FrameKind",
     "Header",
@@ -123,6 +126,7 @@ __all__ = [
     "encode_index",
     "encode_piece_table",
     "feature_names",
+    "find_frame",
     "header_length",
     "is_sealed",
     "require_next",

@@ -78,6 +78,11 @@ class Header:
         return bool(self.features.receiving & FEATURE_PART)
 
     @property
+    def is_one_of_parts(self) -> bool:
+        """Whether other streams bring the blocks of the image that do not follow."""
+        return self.is_part and self.n_parts > 1
+
+    @property
     def is_lent(self) -> bool:
         """Whether the blocks that do not follow are those of a snapshot that the destination has."""
         return bool(self.features.receiving & FEATURE_LENT)

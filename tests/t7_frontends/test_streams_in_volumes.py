@@ -1,0 +1,235 @@
+"""Streams in files of a volume: written, read, received, split, gone on with; a volume that is sent into itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import blockplane as bp
+from blockplane.model.errors import NoSpaceError, StreamError, StreamMissingError
+from blockplane.server import streamplace
+from equality import differences, volume_tree
+
+COMMAND = [sys.executable, "-c", "from blockplane.cli import main; main()"]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def two(tmp_path, rng):
+    """A volume with three snapshots, and another with room for their streams."""
+    with (
+        bp.Volume.create(tmp_path / "pool", disks=4, size="16M") as pool,
+        bp.Volume.create(tmp_path / "vault", disks=3, size="24M", parity=1) as vault,
+    ):
+        files = bp.FileSystem(pool)
+        for i in range(3):
+            files.write_bytes(f"/f{i}", rng.bytes(2 * MIB))
+            pool.snapshot(f"june{i}")
+        bp.FileSystem(vault).mkdir("/backups")
+        yield pool, vault
+
+
+def place(vault, name: str) -> bp.VolumePlace:
+    return bp.VolumePlace(bp.FileSystem(vault), f"/backups/{name}", vault, f"vault:/backups/{name}")
+
+
+def require_equal(source, path: Path, names) -> None:
+    with bp.Volume.open(path, writable=False) as copy:
+        assert bp.check(copy).problems == []
+        assert [snapshot.name for snapshot in copy.snapshots] == list(names)
+        for name in names:
+            mine = volume_tree(bp.FileSystem(copy.get_snapshot(name)))
+            assert differences(mine, volume_tree(bp.FileSystem(source.get_snapshot(name)))) == []
+
+
+FORMS = [{}, {"split": 300_001, "digests": True, "preallocate": True}, {"compress": "zstd", "digests": True}]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_full_and_two_increments(two, tmp_path, form):
+    pool, vault = two
+    places = [place(vault, f"june{i}.bps") for i in range(3)]
+    for i, its in enumerate(places):
+        report = bp.send(pool.image(f"june{i} - june{i - 1}" if i else "june0"), its, **form)
+        assert report.n_blocks > 0
+    names = bp.FileSystem(vault).listdir("/backups")
+    assert [name for name in names if name.endswith(".partial")] == []
+    assert ("june0.bps.000" in names) is ("split" in form)
+    assert bp.check(vault).problems == []
+    if "digests" in form:
+        bp.FileSystem(vault).get("/backups", tmp_path / "out")
+        for i in range(3):
+            subprocess.run(["sha256sum", "--strict", "-c", f"june{i}.bps.sha256"], cwd=tmp_path / "out", check=True)
+    verdict = bp.verify_streams(*places)
+    assert (verdict.problems, verdict.proved) == ([], ["june0", "june1", "june2"])
+    assert verdict.order == [f"vault:/backups/june{i}.bps" for i in range(3)]
+    with bp.open_stream(*places) as chain:
+        assert bp.FileSystem(chain).read_bytes("/f2") == bp.FileSystem(pool).read_bytes("/f2")
+    bp.receive(places[0], tmp_path / "copy")
+    bp.receive_streams(*reversed(places), target=tmp_path / "copy")
+    require_equal(pool, tmp_path / "copy", ["june0", "june1", "june2"])
+
+
+def test_a_volume_sent_into_itself(two, tmp_path):
+    """The image is of a snapshot: what is written goes to other blocks."""
+    pool, _ = two
+    bp.FileSystem(pool).mkdir("/backups")
+    its = place(pool, "june2.bps")
+    bp.send(pool.image("june2"), its)
+    bp.receive(its, tmp_path / "copy")
+    require_equal(pool, tmp_path / "copy", ["june2"])
+    assert bp.check(pool).problems == []
+    image, places = pool.image("june2"), [place(pool, f"more{i}.bps") for i in range(20)]
+    with pytest.raises(NoSpaceError):
+        _ = [bp.send(image, each) for each in places]
+    assert [name for name in bp.FileSystem(pool).listdir("/backups") if "more" not in name] == ["june2.bps"]
+    assert bp.check(pool).problems == []
+
+
+def test_room_is_compared_before(two, monkeypatch):
+    pool, vault = two
+    bp.FileSystem(vault).write_bytes("/much", bytes(1))
+    monkeypatch.setattr(type(vault), "available_blocks", property(lambda self: 100))
+    with pytest.raises(NoSpaceError, match=r"vault:/backups/a\.bps: \d+ blocks are wanted, and 100 free"):
+        bp.send(pool.image("june2"), place(vault, "a.bps"), preallocate=True)
+    assert bp.FileSystem(vault).listdir("/backups") == []
+
+
+def test_what_is_not_there_or_cannot_be_written(two):
+    pool, vault = two
+    with pytest.raises(StreamMissingError, match="vault:/backups/none: no such stream file"):
+        bp.stream_map(place(vault, "none"))
+    with pytest.raises(StreamError, match="cannot write into"):
+        bp.send(pool.image("june0"), bp.VolumePlace(bp.FileSystem(vault), "/nowhere/a.bps", vault))
+    with pytest.raises(StreamError, match="cannot be written"):
+        bp.send(pool.image("june0"), bp.VolumePlace(bp.FileSystem(vault), "/backups/a.bps"))
+    begun = streamplace.VolumeFile(bp.FileSystem(vault), vault, "/backups/a.bps", "a.bps", goes_on=False)
+    with pytest.raises(StreamError, match="being written by another send"):
+        bp.send(pool.image("june0"), place(vault, "a.bps"))
+    begun.close()
+    bp.send(pool.image("june0"), place(vault, "a.bps"))
+    assert bp.FileSystem(vault).listdir("/backups") == ["a.bps"]
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("split", [None, 300_001])
+def test_going_on(two, tmp_path, split):
+    pool, vault = two
+    write_all, total = streamplace.VolumeFile.write_all, [0]
+
+    def stopping(self, buffers):
+        for buffer in buffers:
+            total[0] += len(buffer)
+            if total[0] > 3 * MIB:
+                raise StoppedError
+            write_all(self, [buffer])
+
+    image = pool.image("june2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streamplace.VolumeFile, "write_all", stopping)
+        with pytest.raises(StoppedError):
+            bp.send(image, place(vault, "a.bps"), split=split)
+    names = bp.FileSystem(vault).listdir("/backups")
+    assert {name.rpartition(".")[2] for name in names} == {"partial"}
+    report = bp.send(image, place(vault, "a.bps"), split=split, resume=True)
+    assert report.n_blocks + report.n_blocks_before == image.n_blocks
+    assert report.n_blocks_before > 0
+    bp.receive(place(vault, "a.bps"), tmp_path / "copy")
+    require_equal(pool, tmp_path / "copy", ["june2"])
+
+
+# --- on the command line ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vault(done):
+    done("create", "vault", "--disks", 3, "--size", "16M")
+    done("mkdir", "vault:/backups")
+    return "vault"
+
+
+def test_the_verbs(done, blockplane, pool, vault):
+    done("send", pool, "june1", "-o", "vault:/backups/june1.bps")
+    sent = done("send", pool, "june2 - june1", "-o", "vault:/backups/june2.bps", "--split", "64K", "--json").json
+    assert sent["n_blocks"] > 0
+    assert done("ls", "vault:/backups").out.split()[:2] == ["june1.bps", "june2.bps.000"]
+    names = ["vault:/backups/june1.bps", "vault:/backups/june2.bps"]
+    assert done("stream", "verify", *names, "--json").json["proved"] == ["june1", "june2"]
+    assert done("stream", "info", names[1], "--json").json["top"] == "june2"
+    done("receive", "copy", "-i", names[0])
+    done("receive", "copy", "-i", names[1], "-i", names[0])
+    done("diff", "copy@june1", "copy@june2")
+    assert done("cat", "copy@june2:/tree/hello").out == "hello\n"
+    done("stream", "merge", *names, "-o", "merged.bps")
+    assert done("stream", "verify", "merged.bps").out.startswith("whole")
+    done("snapshot", "create", "vault@v1")
+    done("receive", "again", "-i", "vault@v1:/backups/june1.bps")
+    assert done("cat", "again:/tree/hello").out == "hello\n"
+    error = blockplane("receive", "third", "-i", "vault:/backups/none.bps", "--json").error
+    assert (error["kind"], Path("third").exists()) == ("not-found", False)
+    assert blockplane("send", pool, "june1", "-o", "vault@v1:/x.bps", "--json").error["kind"] == "read-only"
+    assert done("check", "vault", "--json").json["ok"] is True
+
+
+def test_into_itself(done, pool):
+    done("send", pool, "june2", "-o", f"{pool}:/june2.bps")
+    done("receive", "copy", "-i", f"{pool}:/june2.bps")
+    assert done("cat", "copy:/tree/hello").out == "hello\n"
+    assert done("check", pool, "--json").json["ok"] is True
+
+
+def test_parts_in_volumes(done, blockplane, pool, vault):
+    """One on the host, one in another volume, one in the volume itself."""
+    words = ["--part", "fast.bps=meta(june2)", "--part", "vault:/backups/a.bps", "--part", f"{pool}:/b.bps"]
+    counts = [part["n_blocks"] for part in done("send", pool, "june2", *words, "--json").json["parts"]]
+    assert done("cat", f"{pool}@june2:/tree/hello").out == "hello\n"
+    names = ["fast.bps", "vault:/backups/a.bps", f"{pool}:/b.bps"]
+    assert done("stream", "verify", *names, "--json").json["proved"] == ["june2"]
+    found = [done("stream", "info", name, "--json").json["following_blocks"] for name in names]
+    assert found == counts
+    done("receive", "copy", "-i", names[2], "-i", names[1], "-i", names[0])
+    assert done("cat", "copy:/tree/hello").out == "hello\n"
+    error = blockplane("receive", pool, "-i", names[2], "--json").error
+    assert (error["kind"], "lies in the volume that would receive it" in error["message"]) == ("usage", True)
+
+
+def test_killed_and_gone_on_with(done, tmp_path, rng):
+    """What the last consistency point has of it is gone on with; the volume is whole."""
+    with bp.Volume.create("big", disks=4, size="64M") as big:
+        bp.FileSystem(big).write_bytes("/data", rng.bytes(96 * MIB))
+        big.snapshot("june1")
+    done("create", "vault", "--disks", 4, "--size", "64M")
+    words = ["send", "big", "june1", "-o", "vault:/june1.bps", "--resume"]
+    for delay in (0.9, 1.4):
+        sender = subprocess.Popen([*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        sender.kill()
+        sender.wait()
+    done(*words)
+    assert done("stream", "verify", "vault:/june1.bps", "--json").json["ok"] is True
+    done("receive", "copy", "-i", "vault:/june1.bps")
+    assert done("check", "vault", "--json").json["ok"] is True
+    done("get", "copy:/data", "mine")
+    done("get", "big:/data", "theirs")
+    assert Path("mine").read_bytes() == Path("theirs").read_bytes()
+    assert os.path.getsize("mine") == 96 * MIB
+
+
+def test_a_vault_in_use(done, pool, vault):
+    """The verb runs in the process that has the volume which holds the streams."""
+    done("send", pool, "june1", "-o", "vault:/june1.bps")
+    with bp.Volume.open("vault") as opened, bp.serve_control(opened, "test"):
+        ended = subprocess.run([*COMMAND, "stream", "verify", "vault:/june1.bps"], capture_output=True, check=False)
+        assert (ended.returncode, ended.stderr) == (0, b""), ended.stdout
+        words = ["send", pool, "june2", "-o", "vault:/june2.bps"]
+        ended = subprocess.run([*COMMAND, *words], capture_output=True, check=False)
+        assert (ended.returncode, ended.stderr) == (0, b""), ended.stdout
+        assert bp.FileSystem(opened).listdir("/") == ["backups", "june1.bps", "june2.bps"]
