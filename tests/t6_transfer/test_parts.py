@@ -230,7 +230,7 @@ def test_parts_onto_content_with_discard(source, tmp_path):
         bp.FileSystem(copy).write_bytes("/x", b"x")
         copy.snapshot("mine")
         copy.delete_snapshot("old")
-        with pytest.raises(RefusedError, match="full image"):
+        with pytest.raises(RefusedError, match="has content, and the image of june0 is full"):
             bp.receive(files[0], copy)
         for file in files:
             report = bp.receive(file, copy, discard=True)

@@ -63,7 +63,9 @@ def opened_to_send(
         for target in targets:
             if target is not None and _same(target.place, opened) is None:
                 live_file_of(target.text)
-                opened[target.place] = stack.enter_context(open_volume(target.place, "put", wait_s, writable=True))
+                opened[target.place] = stack.enter_context(
+                    open_volume(target.place, "send", wait_s, writable=True, kind="FILES")
+                )
         volume = _same(place, opened) or stack.enter_context(open_volume(place, "send", wait_s, writable=writable))
         sinks: list[str | VolumePlace] = []
         for output, target in zip(outputs, targets, strict=True):

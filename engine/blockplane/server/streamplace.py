@@ -16,7 +16,7 @@ from blockplane.model.checks import first_bad_block
 from blockplane.model.errors import NoSpaceError, StreamError, StreamMissingError
 from blockplane.stream.folder import PARTIAL
 from blockplane.stream.pieces import piece_name
-from blockplane.stream.stored import SplitFile, Stored, new_key
+from blockplane.stream.stored import SplitFile, Stored, new_key, read_bytes
 from blockplane.volume import Volume
 
 if TYPE_CHECKING:
@@ -86,6 +86,10 @@ class VolumeBytes:
                 total += n_read
                 left = left[n_read:]
         return total
+
+    def read(self, n_bytes: int, offset: int) -> bytes:
+        """See Stored."""
+        return read_bytes(self, n_bytes, offset)
 
     def read_segments(self, offsets: Numbers, lengths: Numbers, out: Bytes, positions: Numbers) -> int:
         """See Stored."""

@@ -147,13 +147,12 @@ class StreamFile:
 
     def _read(self, n_bytes: int, offset: int) -> bytes:
         """Read up to n_bytes, fewer at the end of the file."""
-        data = bytearray(n_bytes)
         try:
-            n_read = self._stored.read_into(memoryview(data), offset)
+            data = self._stored.read(n_bytes, offset)
         except OSError as error:
             raise StreamError(f"cannot read {self.path}: {error.strerror}") from error
-        self._cache.count(1, n_read)
-        return bytes(data) if n_read == n_bytes else bytes(data[:n_read])
+        self._cache.count(1, len(data))
+        return data
 
     def _load_index(self, trailer: Trailer) -> Index:
         parts: list[IndexEntries] = []

@@ -47,7 +47,7 @@ def read_partial(stored: Stored, keys: Sequence[Key] = ()) -> PartialStream | No
     StreamError : the file is no stream, is of another version, or cannot be gone on with. StreamKeyError : it is
         encrypted with another key.
     """
-    start = _read(stored, len(codec.MAGIC), 0)
+    start = stored.read(len(codec.MAGIC), 0)
     if not any(start):  # nothing, or room that was made for a stream
         return None
     if start != codec.MAGIC[: len(start)]:
@@ -89,12 +89,12 @@ def _whole_frame(
 ) -> tuple[FrameHead, bytes] | None:
     """Return the next data frame's head if it is whole, and brings blocks of the image that did not come before."""
     written = partial.written
-    fixed = _read(stored, codec.FRAME_FIXED_BYTES, written.n_bytes)
+    fixed = stored.read(codec.FRAME_FIXED_BYTES, written.n_bytes)
     if len(fixed) < codec.FRAME_FIXED_BYTES:
         return None
     try:
         n_rest = written.framing.rest_bytes(fixed)
-        rest = _read(stored, n_rest, written.n_bytes + len(fixed))
+        rest = stored.read(n_rest, written.n_bytes + len(fixed))
         if len(rest) < n_rest:
             return None
         head, raw = written.framing.head(fixed, rest, written.header.tag, written.sequence)
@@ -102,17 +102,11 @@ def _whole_frame(
             return None
         if head.kind is FrameKind.DATA and places is not None:
             head = places.take(head)
-        payload = _read(stored, head.stored_bytes, written.n_bytes + head.stored_head_bytes)
+        payload = stored.read(head.stored_bytes, written.n_bytes + head.stored_head_bytes)
         is_good = head.kind is FrameKind.DATA and _is_good(head, payload, partial)
     except (StreamDamagedError, StreamOrderError):
         return None
     return (head, raw) if is_good else None
-
-
-def _read(stored: Stored, n_bytes: int, offset: int) -> bytes:
-    data = bytearray(n_bytes)
-    n_read = stored.read_into(memoryview(data), offset)
-    return bytes(data[:n_read])
 
 
 def _is_good(head: FrameHead, stored: bytes, partial: PartialStream) -> bool:

@@ -50,6 +50,10 @@ class Stored(Protocol):
         """Fill a buffer; return the bytes read, fewer only at the end."""
         ...
 
+    def read(self, n_bytes: int, offset: int) -> bytes:
+        """Return bytes, fewer only at the end."""
+        ...
+
     def read_segments(self, offsets: Numbers, lengths: Numbers, out: Bytes, positions: Numbers) -> int:
         """Read segments to their places in out; return how many requests that took. EOFError: the end is before."""
         ...
@@ -78,6 +82,13 @@ class StreamPlace(Protocol):
         ...
 
 
+def read_bytes(stored: Stored, n_bytes: int, offset: int) -> bytes:
+    """Read bytes by way of a buffer: `Stored.read` of what has no shorter way."""
+    data = bytearray(n_bytes)
+    n_read = stored.read_into(memoryview(data), offset)
+    return bytes(memoryview(data)[:n_read])
+
+
 class OneFile:
     """A file. It stays open where it is another's."""
 
@@ -96,6 +107,10 @@ class OneFile:
             total += n_read
             left = left[n_read:]
         return total
+
+    def read(self, n_bytes: int, offset: int) -> bytes:
+        """See Stored."""
+        return os.pread(self.fd, n_bytes, offset)
 
     def read_segments(self, offsets: Numbers, lengths: Numbers, out: Bytes, positions: Numbers) -> int:
         """See Stored; without the GIL."""
@@ -166,6 +181,11 @@ class PooledFile:
         with self._pool.opened(self.name) as fd:
             return OneFile(fd, self.name, owned=False).read_into(out, offset)
 
+    def read(self, n_bytes: int, offset: int) -> bytes:
+        """See Stored."""
+        with self._pool.opened(self.name) as fd:
+            return os.pread(fd, n_bytes, offset)
+
     def read_segments(self, offsets: Numbers, lengths: Numbers, out: Bytes, positions: Numbers) -> int:
         """See Stored."""
         with self._pool.opened(self.name) as fd:
@@ -219,6 +239,10 @@ class SplitFile:
             total += n_read
             left = left[n_read:]
         return total
+
+    def read(self, n_bytes: int, offset: int) -> bytes:
+        """See Stored."""
+        return read_bytes(self, n_bytes, offset)
 
     def read_segments(self, offsets: Numbers, lengths: Numbers, out: Bytes, positions: Numbers) -> int:
         """See Stored: what crosses from one piece to the next is read from both."""
