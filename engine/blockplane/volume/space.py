@@ -214,8 +214,6 @@ class Space:
         at hand gave up once more (a snapshot went that held it), for the CP before it still has it.
         """
         for leaf, words in self._freed_last.items():
-            if self._is_closed(leaf):
-                continue
             again = self._freed_open.get(leaf, EMPTY_LEAF)
             if words is None or again is None:
                 self._leaves.pop(leaf, None)
