@@ -224,3 +224,63 @@ class KeyFileError(BlockplaneError):
     """A key file cannot be made, or used."""
 
     kind = "key-file"
+
+
+class TapeError(StreamError):
+    """A tape, or what holds it, cannot be used as asked."""
+
+    kind = "tape"
+
+
+class TapeLabelError(TapeError):
+    """A tape has no label of ours, or a damaged one."""
+
+    kind = "tape-label"
+
+
+class TapeOrderError(TapeError):
+    """A tape of the set, in the place of another one."""
+
+    kind = "tape-order"
+
+
+class TapeSetError(TapeError):
+    """A tape of another set."""
+
+    kind = "tape-set"
+
+
+class TapeTimeError(TapeError):
+    """A tape of the set, written at another time than those it stands beside."""
+
+    kind = "tape-time"
+
+
+class TapeEndError(TapeError):
+    """A tape ends before its end record."""
+
+    kind = "tape-end"
+
+
+class TapeFullError(TapeError):
+    """No tape is left to write on."""
+
+    kind = "no-space"
+
+
+class TapeDamagedError(StreamTruncatedError):
+    """Records of a tape cannot be read; what else there is stays of use.
+
+    Parameters
+    ----------
+    records : what each damaged place is, one line each. lost : VBNs [start, stop) that are gone.
+    """
+
+    kind = "tape-damaged"
+
+    def __init__(
+        self, message: str, hint: str = "", records: tuple[str, ...] = (), lost: tuple[tuple[int, int], ...] = ()
+    ) -> None:
+        super().__init__(message, hint)
+        self.records = records
+        self.lost = lost

@@ -87,7 +87,7 @@ class VolumeBytes:
                 left = left[n_read:]
         return total
 
-    def read(self, n_bytes: int, offset: int) -> bytes:
+    def read(self, n_bytes: int, offset: int, at_least: int | None = None) -> bytes:
         """See Stored."""
         return read_bytes(self, n_bytes, offset)
 

@@ -50,7 +50,7 @@ class _Latest(Generic[T]):
 
 
 class FrameCache:
-    """Shared by the files of a chain; a key is (descriptor, offset of the frame's head). Thread-safe."""
+    """Shared by the files of a chain; a key is (number of the file, offset of the frame's head). Thread-safe."""
 
     def __init__(self) -> None:
         #: guards the rest

@@ -1,4 +1,4 @@
-"""One stream file, read at random: trailer, index, frame, block.
+"""One stream, in a file or on tapes, read at random: trailer, index, frame, block.
 
 A block of a frame that lies bare is read alone, one of a compressed or encrypted frame with it. What the frame's head
 says of a block, its check, goes to the caller with the bytes.
@@ -45,10 +45,11 @@ _AGAIN: Final = "fetch the stream again"
 
 
 class StreamFile:
-    """One stream file, its map and index in memory.
+    """One stream file, or stream on tapes, its map and index in memory.
 
     Parameters
     ----------
+    source : a path; or where else its bytes are, which is closed with it.
     cache : shared by the files of a chain.
     keys : those at hand, for streams that are encrypted.
 
@@ -61,15 +62,15 @@ class StreamFile:
         self.path = path.name if isinstance(path, StreamPlace) else os.fspath(path)
         self.keys = keys
         self._cache = cache
-        self._stored = open_stored(path)
+        self.stored = open_stored(path)
         try:
-            self.n_bytes = self._stored.n_bytes
-            self._reader = StreamReader(FileInput(self._stored), keys)
+            self.n_bytes = self.stored.n_bytes
+            self._reader = StreamReader(FileInput(self.stored), keys)
             self._framing = self._reader.framing
             self._require_readable(self._reader.header)
             self.map: StreamMap = self._reader.read_map()
             self.index = self._load_index(self._trailer())
-            self._stored.advise(os.POSIX_FADV_NORMAL)
+            self.stored.advise(os.POSIX_FADV_NORMAL)
         except StreamError as error:
             found = self._blamed(error)
             self.close()
@@ -80,13 +81,13 @@ class StreamFile:
 
     def close(self) -> None:
         """Release the file; twice does no harm."""
-        self._stored.close()
+        self.stored.close()
 
     def _blamed(self, error: StreamError) -> StreamError:
         """Return an error that names the file, and the piece of it."""
         named = of_file(error, self.path)
         named.hint = hint_for(self.path) or named.hint
-        return blamed(named, self._stored, self.n_bytes) if isinstance(self._stored, SplitFile) else named
+        return blamed(named, self.stored, self.n_bytes) if isinstance(self.stored, SplitFile) else named
 
     def _require_readable(self, header: Header) -> None:
         unknown = header.features.beyond(KNOWN_FEATURES | header.features.of_states()).reading  # blocks of any state
@@ -137,7 +138,7 @@ class StreamFile:
 
     def _head_at(self, offset: int, absent: StreamError) -> tuple[FrameHead, bytes]:
         """Return the head of the frame at an offset, verified, and what was read behind it; `absent` where none is."""
-        data = self._read(_DATA_HEAD_BYTES + self._framing.extra_head_bytes, offset)
+        data = self._read(_DATA_HEAD_BYTES + self._framing.extra_head_bytes, offset, codec.FRAME_FIXED_BYTES)
         fixed = data[: codec.FRAME_FIXED_BYTES]
         if len(fixed) < codec.FRAME_FIXED_BYTES or not fixed.startswith(self._framing.magic):
             raise absent
@@ -145,10 +146,10 @@ class StreamFile:
         head, _ = self._framing.head(fixed, data[codec.FRAME_FIXED_BYTES : n_head], self.map.header.tag, None)
         return head, data[n_head:]
 
-    def _read(self, n_bytes: int, offset: int) -> bytes:
+    def _read(self, n_bytes: int, offset: int, at_least: int | None = None) -> bytes:
         """Read up to n_bytes, fewer at the end of the file."""
         try:
-            data = self._stored.read(n_bytes, offset)
+            data = self.stored.read(n_bytes, offset, at_least)
         except OSError as error:
             raise StreamError(f"cannot read {self.path}: {error.strerror}") from error
         self._cache.count(1, len(data))
@@ -204,7 +205,7 @@ class StreamFile:
 
     def reader(self) -> StreamReader:
         """Return what reads the stream from its data on to its end: once, in one thread; others read at random."""
-        self._stored.advise(os.POSIX_FADV_SEQUENTIAL)
+        self.stored.advise(os.POSIX_FADV_SEQUENTIAL)
         return self._reader
 
     def read_bare(self, offsets: Numbers, numbers: Numbers, checks: Checks, out: Bytes) -> int:
@@ -215,7 +216,7 @@ class StreamFile:
         the index of the first block that does not match its check, or -1.
         """
         try:
-            n_requests, bad = self._stored.read_blocks(offsets, out, numbers, checks)
+            n_requests, bad = self.stored.read_blocks(offsets, out, numbers, checks)
         except EOFError:
             raise self._truncated() from None
         except OSError as error:
@@ -277,7 +278,7 @@ class StreamFile:
         order = np.argsort(offsets, kind="stable")
         lengths = pieces.n_blocks * BLOCK_BYTES
         try:
-            n_requests = self._stored.read_segments(
+            n_requests = self.stored.read_segments(
                 offsets[order], lengths[order], out, (pieces.position * BLOCK_BYTES)[order]
             )
         except EOFError:
@@ -301,7 +302,7 @@ class StreamFile:
 
     def _payload(self, offset: int) -> bytes:
         """Return the blocks of a frame that does not lie bare, as they were kept or brought out anew."""
-        key = (self._stored.key, offset)
+        key = (self.stored.key, offset)
         payload = self._cache.payload(key)
         if payload is None:
             head = self._named_head(offset)
@@ -320,19 +321,19 @@ class StreamFile:
         try:
             return self._head(offset)
         except StreamError as error:
-            if isinstance(self._stored, SplitFile):
-                raise blamed(of_file(error, self.path), self._stored, offset + 1) from error
+            if isinstance(self.stored, SplitFile):
+                raise blamed(of_file(error, self.path), self.stored, offset + 1) from error
             raise of_file(error, self.path) from error
 
     def _head(self, offset: int) -> FrameHead:
         """Return the head of the data frame at an offset, verified."""
-        head = self._cache.head((self._stored.key, offset))
+        head = self._cache.head((self.stored.key, offset))
         if head is None:
             absent = StreamDamagedError(f"{self.path} has no frame where its index says, at {offset}", _AGAIN)
             head, _ = self._head_at(offset, absent)
             if head.kind is not FrameKind.DATA:
                 raise StreamDamagedError(f"{self.path} has no blocks where its index says, at {offset}", _AGAIN)
-            self._cache.keep_head((self._stored.key, offset), head)
+            self._cache.keep_head((self.stored.key, offset), head)
         return head
 
     def place_of(self, vbn: int) -> str:
@@ -342,11 +343,11 @@ class StreamFile:
             return self.path
         head = self._head(int(pieces.frame[0]))
         path = self.path
-        if isinstance(self._stored, SplitFile):
+        if isinstance(self.stored, SplitFile):
             start, n_bytes = int(pieces.frame[0]) + head.stored_head_bytes, head.stored_bytes
             if head.is_bare:
                 start, n_bytes = start + int(pieces.first[0]) * BLOCK_BYTES, BLOCK_BYTES
-            path = self._stored.around(start, start + n_bytes)
+            path = self.stored.around(start, start + n_bytes)
         return f"frame {head.sequence} of {path}"
 
 

@@ -53,19 +53,28 @@ class ImplicitLocations:
         ------
         StreamDamagedError : there are not so many left.
         """
-        parts: list[Extents] = []
-        n_left = head.n_blocks
+        parts = list(self._next(head.n_blocks))
+        if sum(map(n_blocks_in, parts)) < head.n_blocks:
+            message = f"frame {head.sequence} brings more blocks than the stream's plane has"
+            raise StreamDamagedError(message, "fetch the stream again")
+        return head.located(np.concatenate(parts))
+
+    def skip(self, n_blocks: int) -> None:
+        """Pass over blocks whose frames are lost."""
+        for _ in self._next(n_blocks):
+            pass
+
+    def _next(self, n_left: int) -> Iterator[Extents]:
+        """Yield the next blocks of the order, fewer at its end."""
         while n_left:
             if not len(self._pending):
                 window = next(self._windows, None)
                 if window is None:
-                    message = f"frame {head.sequence} brings more blocks than the stream's plane has"
-                    raise StreamDamagedError(message, "fetch the stream again")
+                    return
                 self._pending = window
             part, self._pending = _cut(self._pending, n_left)
-            parts.append(part)
+            yield part
             n_left -= n_blocks_in(part)
-        return head.located(np.concatenate(parts))
 
 
 def _require_orderly(header: Header, image: Plane, geometry: Geometry) -> None:

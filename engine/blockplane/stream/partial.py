@@ -64,7 +64,7 @@ def read_partial(stored: Stored, keys: Sequence[Key] = ()) -> PartialStream | No
         if stream.header.locations is Locations.IMPLICIT:
             _read_windows(stored, partial, ImplicitLocations(stream.header, stream.following))
         while (found := _whole_frame(stored, partial)) is not None and stream.header.locations is Locations.EXPLICIT:
-            _note(partial, *found)
+            note_frame(partial, *found)
     except BaseException:
         written.index.close()
         raise
@@ -76,7 +76,7 @@ def _read_windows(stored: Stored, partial: PartialStream, places: ImplicitLocati
     written, window_blocks = partial.written, partial.map.header.window_blocks
     whole, since = written.mark(), [np.empty(0, np.int64)]
     while (found := _whole_frame(stored, partial, places)) is not None:
-        _note(partial, *found)
+        note_frame(partial, *found)
         since.append(numbers_in(found[0].extents()))
         if written.n_blocks % window_blocks == 0:
             whole, since = written.mark(), since[:1]
@@ -121,7 +121,8 @@ def _is_good(head: FrameHead, stored: bytes, partial: PartialStream) -> bool:
     return first_bad_block(blocks, numbers, head.checks()) < 0
 
 
-def _note(partial: PartialStream, head: FrameHead, raw: bytes) -> None:
+def note_frame(partial: PartialStream, head: FrameHead, raw: bytes) -> None:
+    """Take a whole data frame into what is written. raw : its head as the digest takes it."""
     extents, written = head.extents(), partial.written
     written.sha.update(raw)
     written.index.write(codec.encode_index(extents, written.n_bytes))

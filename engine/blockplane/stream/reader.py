@@ -299,7 +299,7 @@ class StreamReader:
             fixed = self._exactly(codec.FRAME_FIXED_BYTES, f"frame {self._sequence}")
             rest = self._exactly(self.framing.rest_bytes(fixed), f"frame {self._sequence}")
             self._held, head = self.framing.head(fixed, rest, self.header.tag, self._sequence)
-            self._sequence += 1
+            self._sequence = self._held.sequence + 1
             self._sha_before = self._sha.copy()
             if self._held.kind is not FrameKind.TRAILER:
                 self._sha.update(head)

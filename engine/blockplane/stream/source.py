@@ -26,6 +26,7 @@ from blockplane.stream.index import Wanted
 from blockplane.stream.input import open_input
 from blockplane.stream.keyfile import Keys, keys_of
 from blockplane.stream.lineage import Lineage, Member
+from blockplane.stream.media import Rack, TapeSet, is_tape, stores
 from blockplane.stream.partset import PartSet, joined
 from blockplane.stream.pieces import base_of, pieces_of, without_later
 from blockplane.stream.reader import read_header
@@ -104,6 +105,13 @@ class StreamChain:
         """Tell whether a stream that the snapshot is read from holds a block."""
         return any(file.holds(vbn) for file in self.path)
 
+    def first_missing(self, start: int, stop: int) -> int | None:
+        """Return the first block of start..stop that no stream of the snapshot holds; None: all are there."""
+        wanted = Wanted.one_after_another(np.array([[start, stop]], np.int64))
+        for part in (part for file in self.path for part in file.parts):
+            _, wanted = part.index.find(wanted)
+        return int(wanted.extents[:, 0].min()) if len(wanted) else None
+
     def read_extents(self, extents: Extents, out: Bytes) -> None:
         """See BlockSource; every block is held against its check in the stream.
 
@@ -153,7 +161,7 @@ def open_stream(
 
     Parameters
     ----------
-    paths : stream files; or one folder of them.
+    paths : stream files; or one folder of them; tapes of one set, in order, among them.
     snapshot : which snapshot to read; by default the newest top.
     needs_full : whether the chain must begin with a full stream; without one, blocks of its base cannot be read.
     key : a key, a key file, or several, for streams that are encrypted.
@@ -166,9 +174,14 @@ def open_stream(
     """
     files: list[StreamFile] = []
     cache, keys = FrameCache(), keys_of(key)
+    names = stream_names(paths)
+    tapes = [name for name in names if isinstance(name, str) and is_tape(name)]
     try:
-        for name in stream_names(paths):
-            files.append(StreamFile(name, cache, keys))  # noqa: PERF401 - what is open must be known when one fails
+        places: list[str | StreamPlace] = [name for name in names if name not in tapes]
+        if tapes:
+            places += stores(TapeSet(Rack(tapes)))
+        for place in places:
+            files.append(StreamFile(place, cache, keys))  # noqa: PERF401 - what is open must be known when one fails
         return StreamChain(joined(files), cache, snapshot, needs_full=needs_full)
     except BaseException:
         for file in files:

@@ -50,8 +50,8 @@ class Stored(Protocol):
         """Fill a buffer; return the bytes read, fewer only at the end."""
         ...
 
-    def read(self, n_bytes: int, offset: int) -> bytes:
-        """Return bytes, fewer only at the end."""
+    def read(self, n_bytes: int, offset: int, at_least: int | None = None) -> bytes:
+        """Return bytes, fewer only at the end; or, where what is behind at_least of them is damaged, before that."""
         ...
 
     def read_segments(self, offsets: Numbers, lengths: Numbers, out: Bytes, positions: Numbers) -> int:
@@ -108,7 +108,7 @@ class OneFile:
             left = left[n_read:]
         return total
 
-    def read(self, n_bytes: int, offset: int) -> bytes:
+    def read(self, n_bytes: int, offset: int, at_least: int | None = None) -> bytes:
         """See Stored."""
         return os.pread(self.fd, n_bytes, offset)
 
@@ -181,7 +181,7 @@ class PooledFile:
         with self._pool.opened(self.name) as fd:
             return OneFile(fd, self.name, owned=False).read_into(out, offset)
 
-    def read(self, n_bytes: int, offset: int) -> bytes:
+    def read(self, n_bytes: int, offset: int, at_least: int | None = None) -> bytes:
         """See Stored."""
         with self._pool.opened(self.name) as fd:
             return os.pread(fd, n_bytes, offset)
@@ -240,7 +240,7 @@ class SplitFile:
             left = left[n_read:]
         return total
 
-    def read(self, n_bytes: int, offset: int) -> bytes:
+    def read(self, n_bytes: int, offset: int, at_least: int | None = None) -> bytes:
         """See Stored."""
         return read_bytes(self, n_bytes, offset)
 

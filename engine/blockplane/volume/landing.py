@@ -278,6 +278,10 @@ class Landing:
         """How many announced blocks have not come."""
         return self._waiting.n_left
 
+    def waiting(self) -> Plane:
+        """Return the announced blocks that have not come, in this receive or one before."""
+        return self._waiting.left()
+
     def commit(self, arriving: Sequence[SnapshotRecord]) -> None:
         """Make the image's snapshots this volume's, and the newest the live state: one root record, written last.
 

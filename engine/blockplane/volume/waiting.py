@@ -56,6 +56,15 @@ class Waiting:
             bad = max(bad, take(self._leaf(leaf), extents, base=leaf * LEAF_BLOCKS))
         return bad
 
+    def left(self) -> Plane:
+        """Return the blocks that were not taken: a plane of its own."""
+        builder = Plane.builder(self._plane.n_blocks)
+        n_words = -(-self._plane.n_blocks // 64)
+        for leaf in leaves_of_plane(self._plane):
+            first = leaf * LEAF_WORDS
+            builder.append(first, (self._leaves.get(leaf, plane_leaf(self._plane, leaf)))[: n_words - first])
+        return builder.finish()
+
     def _leaf(self, leaf: int) -> Leaf:
         words = self._leaves.get(leaf)
         if words is None:

@@ -14,7 +14,7 @@ from blockplane.stream.codec.frame import (
     encode_frame_head,
     encode_piece_table,
 )
-from blockplane.stream.codec.header import GROUP_BYTES, HEADER_FIXED_BYTES, Header, decode_header, header_length
+from blockplane.stream.codec.header import GROUP_BYTES, HEADER_FIXED_BYTES, Header, decode_header, header_length, tag_of
 from blockplane.stream.codec.sealed import (
     KEY_ID_BYTES,
     SALT_BYTES,
@@ -130,4 +130,5 @@ __all__ = [
     "header_length",
     "is_sealed",
     "require_next",
+    "tag_of",
 ]

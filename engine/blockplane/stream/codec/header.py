@@ -36,6 +36,11 @@ GROUP_BYTES: Final = _GROUP.size
 _CRC = struct.Struct("<I")
 
 
+def tag_of(stream_id: bytes) -> int:
+    """Return the number that every frame of a stream carries."""
+    return int(struct.unpack_from("<Q", stream_id)[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """The head of a stream: what it holds, where it fits, and what its reader must know.
@@ -110,7 +115,7 @@ class Header:
     @property
     def tag(self) -> int:
         """The number that every frame of this stream carries."""
-        return int(struct.unpack_from("<Q", self.stream_id)[0])
+        return tag_of(self.stream_id)
 
     def encode(self) -> bytes:
         """Return the header, its CRC32C in the last four bytes."""

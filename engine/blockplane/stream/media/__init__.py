@@ -1,0 +1,77 @@
+"""Tapes as media of streams: TAPE.md, its codec, drives and .tap files, writing, reading in order and at random."""
+
+from blockplane.stream.media.codec import (
+    DEFAULT_RECORD_BYTES,
+    MAX_RECORD_BYTES,
+    MIN_RECORD_BYTES,
+    ImageEntry,
+    Label,
+    Run,
+    Table,
+    TapeEntry,
+)
+from blockplane.stream.media.cutting import shown
+from blockplane.stream.media.input import ImageInput, images
+from blockplane.stream.media.labels import TapeIdentity, is_blank, read_label
+from blockplane.stream.media.lossy import LossyReader
+from blockplane.stream.media.medium import Found, Kind, Medium, MediumFullError
+from blockplane.stream.media.rack import (
+    Change,
+    Changer,
+    PathLike,
+    Rack,
+    command_changer,
+    is_drive,
+    is_tape,
+    open_medium,
+)
+from blockplane.stream.media.scan import Resumption, Standing, resumption, standing
+from blockplane.stream.media.setstate import SetState, new_set
+from blockplane.stream.media.tapeset import TapeSet, TapeStore, stores
+from blockplane.stream.media.tapfile import TapFile
+from blockplane.stream.media.walk import Walk
+from blockplane.stream.media.writer import MIN_TAPE_BYTES, Names, TapeSink
+
+__all__ = [
+    "DEFAULT_RECORD_BYTES",
+    "MAX_RECORD_BYTES",
+    "MIN_RECORD_BYTES",
+    "MIN_TAPE_BYTES",
+    "Change",
+    "Changer",
+    "Found",
+    "ImageEntry",
+    "ImageInput",
+    "Kind",
+    "Label",
+    "LossyReader",
+    "Medium",
+    "MediumFullError",
+    "Names",
+    "PathLike",
+    "Rack",
+    "Resumption",
+    "Run",
+    "SetState",
+    "Standing",
+    "Table",
+    "TapFile",
+    "TapeEntry",
+    "TapeIdentity",
+    "TapeSet",
+    "TapeSink",
+    "TapeStore",
+    "Walk",
+    "command_changer",
+    "images",
+    "is_blank",
+    "is_drive",
+    "is_tape",
+    "new_set",
+    "open_medium",
+    "read_label",
+    "resumption",
+    "shown",
+    "standing",
+    "stores",
+]
