@@ -18,7 +18,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # not typing's: importing blockplane costs no module that Python has not loaded
 if TYPE_CHECKING:
-    from blockplane.api import BlockUse, FileUse, FullCheck, Volume, check
+    from blockplane.api import BlockUse, FileUse, FullCheck, Volume, check, owners
     from blockplane.cli.hosting import serve_control
     from blockplane.filesystem import Change, Difference, FileSystem, GetReport, PutReport
     from blockplane.image import Backup, BlockDifference, Freeing, Image, PlaneFile, SavedImage, divided, plan_levels
@@ -26,11 +26,22 @@ if TYPE_CHECKING:
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
     from blockplane.server import VolumePlace
-    from blockplane.stream import Key, StreamChain, create_key, is_stream, open_stream, read_key, stream_envelope
+    from blockplane.stream import (
+        Key,
+        StreamChain,
+        command_changer,
+        create_key,
+        is_stream,
+        is_tape,
+        open_stream,
+        read_key,
+        stream_envelope,
+    )
     from blockplane.transfer import (
         ChainReport,
         CopyReport,
         InterruptedReceive,
+        LostBlocks,
         MergeReport,
         OfferReport,
         Opening,
@@ -42,22 +53,33 @@ if TYPE_CHECKING:
         SendReport,
         StreamComparison,
         StreamVerdict,
+        TapeForm,
+        TapeListing,
+        TapeReadReport,
+        TapeVerdict,
+        TapeWriteReport,
         abort_receive,
         compare_streams,
         copy,
         held,
         interrupted_receives,
+        list_tapes,
         merge_streams,
         offer,
         reach,
+        read_tape,
         read_token,
         receive,
         receive_streams,
         resume_token,
+        retrieve_blocks,
         send,
         send_parts,
         stream_map,
         verify_streams,
+        verify_tapes,
+        write_stream_to_tape,
+        write_tape,
     )
     from blockplane.volume import (
         DemotionPlan,
@@ -73,7 +95,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check"),
+    "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check", "owners"),
     "blockplane.cli.hosting": ("serve_control",),
     "blockplane.filesystem": ("Change", "Difference", "FileSystem", "GetReport", "PutReport"),
     "blockplane.image": (
@@ -84,15 +106,18 @@ _HOMES = {
     ),
     "blockplane.planes": ("Plane", "combine", "combine_count"),
     "blockplane.stream": (
-        "Key", "StreamChain", "create_key", "is_stream", "open_stream", "read_key", "stream_envelope",
+        "Key", "StreamChain", "command_changer", "create_key", "is_stream", "is_tape", "open_stream", "read_key",
+        "stream_envelope",
     ),
     "blockplane.server": ("VolumePlace",),
     "blockplane.transfer": (
-        "ChainReport", "CopyReport", "InterruptedReceive", "MergeReport", "OfferReport", "Opening", "Part",
-        "PartsReport", "Reach", "ReceiveReport", "ResumeToken", "SendReport", "StreamComparison", "StreamVerdict",
-        "abort_receive", "compare_streams", "copy", "held", "interrupted_receives", "merge_streams", "offer", "reach",
-        "read_token", "receive", "receive_streams", "resume_token", "send", "send_parts", "stream_map",
-        "verify_streams",
+        "ChainReport", "CopyReport", "InterruptedReceive", "LostBlocks", "MergeReport", "OfferReport", "Opening",
+        "Part", "PartsReport", "Reach", "ReceiveReport", "ResumeToken", "SendReport", "StreamComparison",
+        "StreamVerdict", "TapeForm", "TapeListing", "TapeReadReport", "TapeVerdict", "TapeWriteReport",
+        "abort_receive", "compare_streams", "copy", "held", "interrupted_receives", "list_tapes", "merge_streams",
+        "offer", "reach", "read_tape", "read_token", "receive", "receive_streams", "resume_token",
+        "retrieve_blocks", "send", "send_parts", "stream_map", "verify_streams", "verify_tapes",
+        "write_stream_to_tape", "write_tape",
     ),
     "blockplane.volume": (
         "DemotionPlan", "Destination", "Policy", "Position", "PressurePolicy", "PruneReport", "ShrinkPlan",
@@ -121,6 +146,7 @@ __all__ = [
     "Image",
     "InterruptedReceive",
     "Key",
+    "LostBlocks",
     "MergeReport",
     "OfferReport",
     "Opening",
@@ -147,12 +173,18 @@ __all__ = [
     "StreamChain",
     "StreamComparison",
     "StreamVerdict",
+    "TapeForm",
+    "TapeListing",
+    "TapeReadReport",
+    "TapeVerdict",
+    "TapeWriteReport",
     "Volume",
     "VolumePlace",
     "abort_receive",
     "check",
     "combine",
     "combine_count",
+    "command_changer",
     "compare_streams",
     "copy",
     "create_key",
@@ -162,23 +194,31 @@ __all__ = [
     "held",
     "interrupted_receives",
     "is_stream",
+    "is_tape",
+    "list_tapes",
     "merge_streams",
     "offer",
     "open_stream",
+    "owners",
     "parse_size",
     "plan_levels",
     "reach",
     "read_key",
+    "read_tape",
     "read_token",
     "receive",
     "receive_streams",
     "resume_token",
+    "retrieve_blocks",
     "send",
     "send_parts",
     "serve_control",
     "stream_envelope",
     "stream_map",
     "verify_streams",
+    "verify_tapes",
+    "write_stream_to_tape",
+    "write_tape",
 ]
 
 

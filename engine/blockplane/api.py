@@ -16,13 +16,14 @@ from blockplane.filesystem.owners import Owner, blocks_below, metadata_of, owner
 from blockplane.image import BlockDifference, Freeing, Image, saved
 from blockplane.image.planefiles import PlaneFile, plane_file, plane_files
 from blockplane.image.saved import SavedImage
-from blockplane.model import BlockplaneError, NoSuchSnapshotError, UsageError, VolumeDamagedError
+from blockplane.model import BlockplaneError, BlockSource, NoSuchSnapshotError, UsageError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume import Volume as PlainVolume
 from blockplane.volume import deleting, retention
 from blockplane.volume.check import check as check_volume
 from blockplane.volume.holders import ACTIVE, Holding, StateShare, holders, named_states, shares
 from blockplane.volume.retention import Policy, PruneReport
+from blockplane.volume.state import State
 
 
 class Volume(PlainVolume):
@@ -169,6 +170,17 @@ class Volume(PlainVolume):
     def freeing(self, *names: str) -> Freeing:
         """Return what deleting these snapshots together would free, and each alone; nothing changes."""
         return images.freeing(self, names)
+
+
+def owners(source: BlockSource, extents: Sequence[tuple[int, int]]) -> list[Owner]:
+    """Return what VBNs [start, stop) are in the state that a block source gives: which file's, or which metafile's.
+
+    Notes
+    -----
+    Reads the inode file and every block of pointers of the state; no data.
+    """
+    wanted = Plane.from_extents(list(extents), max((stop for _, stop in extents), default=1))
+    return owners_of(State.open(source), wanted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,10 @@ from blockplane.planes import Plane, combine
 from blockplane.stream import Key, codec
 from blockplane.stream.codec import FLAG_ZSTD, FrameKind
 from blockplane.stream.digest import image_id, plane_digest
+from blockplane.stream.media import codec as tapes
 from blockplane.stream.offer import FRAME_BYTES, HEADER_BYTES
 from forging import VALUES, encrypted, head_bytes, is_data, opened_parts, parts_of, sealed_parts
+from rig.simh import read_objects, tap
 
 KEY = Key(bytes(range(32)), "fuzz.key")
 #: What a parser of ours, or of Python's, says of bytes that cannot be taken apart.
@@ -64,6 +66,45 @@ def plain_havoc(draw: random.Random) -> Callable[[bytes, int], bytes]:
         return bytes(out[:most])
 
     return havoc
+
+
+# --- tapes --------------------------------------------------------------------------------------------------------
+
+
+def mutate_tape(data: bytes, most: int, hand: Hand) -> bytes:
+    """Change fields, payloads, order and number of records of a tape; mostly with checksums that are right."""
+    try:
+        parts = read_objects(data)
+    except (AssertionError, *UNREADABLE):
+        return hand.havoc(data, most)
+    for _ in range(hand.draw.randrange(1, 4)):
+        index = hand.draw.randrange(len(parts))
+        part = parts[index]
+        choice = hand.draw.randrange(8)
+        if choice == 0:
+            parts[index:index] = [parts[hand.draw.randrange(len(parts))]]
+        elif choice == 1 and len(parts) > 3:
+            del parts[index]
+        elif not isinstance(part, str):
+            parts[index] = _changed_record(part, hand)
+    return tap(*parts, 0xFFFFFFFF)[:most]
+
+
+def _changed_record(record: bytes, hand: Hand) -> bytes:
+    part = bytearray(record)
+    if len(part) < tapes.HEAD_BYTES:
+        return hand.havoc(record, tapes.MAX_RECORD_BYTES)
+    if hand.one_in(2):
+        hand.edit(part, tapes.HEAD_BYTES - 8, 6)
+    else:
+        hand.edit(part, len(part), tapes.HEAD_BYTES)
+    if hand.one_in(8):
+        part[tapes.HEAD_BYTES :] = hand.havoc(bytes(part[tapes.HEAD_BYTES :]), tapes.MAX_RECORD_BYTES)
+    if not hand.one_in(8):
+        struct.pack_into("<I", part, 28, len(part) - tapes.HEAD_BYTES)
+        struct.pack_into("<I", part, 72, crc32c(bytes(part[tapes.HEAD_BYTES :])))
+        struct.pack_into("<I", part, 76, crc32c(bytes(part[:76])))
+    return bytes(part)
 
 
 # --- streams ------------------------------------------------------------------------------------------------------

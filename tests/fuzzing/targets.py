@@ -26,7 +26,16 @@ from blockplane.stream.encryption import framing_of
 from blockplane.stream.input import ObjectInput
 from blockplane.stream.offer import OfferReader
 from blockplane.stream.reader import read_header
-from blockplane.transfer import ResumeToken, receive, verify_streams
+from blockplane.transfer import (
+    ResumeToken,
+    TapeForm,
+    list_tapes,
+    read_tape,
+    receive,
+    verify_streams,
+    verify_tapes,
+    write_stream_to_tape,
+)
 from blockplane.transfer.against import compare_offer
 from blockplane.transfer.receive import Claims
 from blockplane.transfer.resume import drop_incoming, interrupted_receives
@@ -168,6 +177,37 @@ def run_index(data: bytes) -> None:
             look_at(FileSystem(chain))
 
 
+def run_tape(data: bytes) -> None:
+    """Listed, verified, read in place, restored: what is damaged is named, and the rest is as it was."""
+    with stream_file(data) as path:
+        errors = []
+        for use in (list_tapes, verify_tapes, _in_place_of, _restored):
+            try:
+                use(path)
+            except BlockplaneError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+
+def _in_place_of(path: Path) -> None:
+    with open_stream(path) as chain:
+        look_at(FileSystem(chain))
+
+
+def _restored(path: Path) -> None:
+    """Onto a volume that has the base: whole and sound, or as it was."""
+    with worlds.opened(worlds.disks_of(worlds.world().target)) as volume:
+        before = volume.committed.pointer
+        with contextlib.suppress(BlockplaneError):
+            read_tape(path, volume)
+        # an image that came whole stays, whatever is wrong behind it
+        has_arrived = [snapshot.name for snapshot in volume.snapshots] != ["one"]
+        assert has_arrived or volume.committed.pointer == before
+        if has_arrived and zlib.crc32(path.read_bytes()) % 4 == 0:
+            assert check(volume).problems == []
+
+
 def look_at(files: FileSystem) -> None:
     """Read everything that can be reached."""
     for top, _, names in files.walk("/"):
@@ -266,6 +306,19 @@ def _in_place() -> list[bytes]:
     return list(worlds.world().full.values())
 
 
+def _tapes() -> list[bytes]:
+    """The streams on tape, in records of 64 KiB."""
+    made, found = worlds.world(), []
+    for stream in (*made.full.values(), *made.steps.values()):
+        if codec.is_sealed(stream):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            tape = Path(folder) / "a.tap"
+            write_stream_to_tape(io.BytesIO(stream), tape, TapeForm(record_size=64 << 10))
+            found.append(tape.read_bytes())
+    return found
+
+
 def _headers() -> list[bytes]:
     made = worlds.world()
     streams = [*made.full.values(), *made.steps.values(), made.rest]
@@ -295,6 +348,7 @@ TARGETS = {
         Target("offer", run_offer, lambda: [worlds.world().offer], mutators.mutate_offer, 150_000),
         Target("token", run_token, lambda: [worlds.world().token], mutators.mutate_token, 150_000, 1 << 15),
         Target("stream", run_stream, lambda: _streams() + _in_place(), mutators.mutate_stream, 100_000),
+        Target("tape", run_tape, _tapes, mutators.mutate_tape, 30_000, collect_every=50),
         Target("index", run_index, _in_place, mutators.mutate_stream, 30_000, collect_every=50),
         Target("receive", run_receive, _streams, mutators.mutate_stream, 30_000, collect_every=50),
         Target("files", run_files, _edits, mutators.mutate_edits, 15_000, 1 << 10, 50),

@@ -107,6 +107,9 @@ WORDS = {
     "stream info": ["stream", "info", "june1.bps"],
     "stream merge": ["stream", "merge", "june1.bps", "june2.bps", "-o", "merged.bps"],
     "stream verify": ["stream", "verify", "june1.bps", "june2.bps"],
+    "tape read": ["tape", "read", "june.tap", "pool"],
+    "tape verify": ["tape", "verify", "june.tap", "--against", "pool"],
+    "tape write": ["tape", "write", "new.tap", "pool", "june1", "-n"],
     "who": ["who", "pool:/tree/large"],
 }  # fmt: skip
 #: What these say of the fixture's volume, which has nothing for them.
@@ -117,7 +120,9 @@ NOTHING_THERE = {
     "snapshot unmark": b"is not marked",
 }
 #: Refused beside a receive: it replaces the live file system, and a check would find what it writes half done.
-NOT_BESIDE_A_RECEIVE = {"check", "grow", "mkdir", "mv", "put", "receive", "rm", "rollback", "shrink"}
+NOT_BESIDE_A_RECEIVE = {
+    "check", "grow", "mkdir", "mv", "put", "receive", "rm", "rollback", "shrink", "tape read",
+}  # fmt: skip
 #: It does that to its target, and the words take the pool for its source, which it only reads.
 TO_ANOTHER = {"copy"}
 
@@ -129,6 +134,12 @@ def test_every_verb_is_tried():
     } == NOT_BESIDE_A_RECEIVE | TO_ANOTHER
 
 
+def with_tape(verb: str, pool: str) -> None:
+    """Write the tape that a verb reads."""
+    if verb.startswith("tape "):
+        assert finish("tape", "write", "june.tap", pool, "june1").returncode == 0
+
+
 def plain(out: bytes) -> list[str]:
     """Lines of output without what differs from run to run: times and rates."""
     return [line.split(" in 0.")[0] for line in out.decode().splitlines()]
@@ -137,6 +148,7 @@ def plain(out: bytes) -> list[str]:
 @pytest.mark.parametrize("verb", sorted(KINDS))
 def test_a_verb_beside_a_reader_says_the_same(pool, verb):
     Path("fresh").write_text("fresh\n")
+    with_tape(verb, pool)
     with stalled("send", pool, "june1") as owner:
         beside = finish(*WORDS[verb])
         if verb in NOTHING_THERE:
@@ -159,6 +171,7 @@ def test_a_verb_beside_a_reader_says_the_same(pool, verb):
 @pytest.mark.parametrize("verb", sorted(KINDS))
 def test_a_verb_beside_a_receive_works_or_says_what_is_in_its_way(pool, verb):
     Path("fresh").write_text("fresh\n")
+    with_tape(verb, pool)
     begun = Path("june1.bps").read_bytes()[:100]
     with stalled("receive", pool, begun=begun) as owner:
         beside = finish(*WORDS[verb])

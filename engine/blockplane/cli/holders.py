@@ -53,7 +53,7 @@ def who(name: str, path: str | None, vbn: str | None, no_files: bool, as_json: b
     if vbn is None:
         _who_has(target, as_json, wait_s)
         return
-    start, stop = _range(vbn)
+    start, stop = block_range(vbn)
     with open_volume(volume_only(name), "who", wait_s, writable=False) as volume:
         found = volume.who(start, stop, owners=not no_files)
     if as_json:
@@ -62,7 +62,7 @@ def who(name: str, path: str | None, vbn: str | None, no_files: bool, as_json: b
         _print(found)
 
 
-def _range(text: str) -> tuple[int, int]:
+def block_range(text: str) -> tuple[int, int]:
     """Return block numbers as a half-open range."""
     match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", text)
     if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
@@ -97,16 +97,17 @@ def _print(found: list[bp.BlockUse]) -> None:
     for use in found[:_MAX_SHOWN]:
         holding = use.holding
         holders = ", ".join(holding.states) if holding.states else _USES[holding.use]
-        place = f" at {_shown(holding.place, holding.place + holding.stop - holding.start)}"
+        place = f" at {shown_range(holding.place, holding.place + holding.stop - holding.start)}"
         elsewhere = place if holding.states and holding.place != holding.start else ""
-        print(f"{_shown(holding.start, holding.stop)}{elsewhere}: {holders}")
+        print(f"{shown_range(holding.start, holding.stop)}{elsewhere}: {holders}")
         for owner in use.owners:
-            print(f"  {_shown(owner.start, owner.stop)}: {_owned(owner)}")
+            print(f"  {shown_range(owner.start, owner.stop)}: {owned(owner)}")
     if len(found) > _MAX_SHOWN:
         print(f"... and {len(found) - _MAX_SHOWN:,} more runs; --json lists them")
 
 
-def _owned(owner: Owner) -> str:
+def owned(owner: Owner) -> str:
+    """Return what blocks are of, as people read it."""
     of = " of " + ", ".join(map(printable, owner.paths)) if owner.paths else ""
     what = owner.what if owner.inode is None or owner.what == "attributes" else f"{owner.what} {owner.inode}"
     pointers = f"pointers (level {owner.level}) to " if owner.level else ""
@@ -114,7 +115,8 @@ def _owned(owner: Owner) -> str:
     return f"{pointers}{what}{of}{where}"
 
 
-def _shown(start: int, stop: int) -> str:
+def shown_range(start: int, stop: int) -> str:
+    """Return blocks start..stop as people name them: both ends included."""
     return str(start) if stop == start + 1 else f"{start}-{stop - 1}"
 
 

@@ -30,6 +30,8 @@ from blockplane.cli import (
     snapshots,
     stored,
     streams,
+    tapelooks,
+    tapes,
     transfers,
     volumes,
 )
@@ -79,7 +81,7 @@ def cli() -> None:
 
 _MODULES = (
     volumes, shrinking, copies, files, snapshots, pressure, retention, differences, holders, images, transfers,
-    receiving, copying, plans, streams, chains, keys, demo, completion,
+    receiving, copying, plans, streams, chains, tapes, tapelooks, keys, demo, completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

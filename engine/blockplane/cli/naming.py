@@ -106,11 +106,13 @@ def stream_paths(place: str) -> list[str]:
             name.endswith((STREAM_SUFFIX, f"{STREAM_SUFFIX}.000")) for name in os.listdir(place)
         )
         return [place] if is_folder else []
+    if bp.is_tape(place):
+        return [place]
     if os.path.isfile(place) or _is_stream_file(place):
         return [place] if _is_stream_file(place) else []
     parts = place.split(",")
     # one that is not there is named when the chain is opened
-    return parts if len(parts) > 1 and any(_is_stream_file(part) for part in parts) else []
+    return parts if len(parts) > 1 and any(_is_stream_file(part) or bp.is_tape(part) for part in parts) else []
 
 
 def _is_stream_file(path: str) -> bool:

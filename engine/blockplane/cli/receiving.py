@@ -128,7 +128,7 @@ def receive(
     is_several = len(origins) > 1 or dry_run or any(os.path.isdir(origin) for origin in origins)
     if dry_run and not origins:
         raise bp.errors.UsageError("standard input is read once", "say -n of files: -i FILE")
-    source = "" if is_several else origins[0] if origins else _standard_input()
+    source = "" if is_several else origins[0] if origins else standard_input()
     left: Sequence[InterruptedReceive] = ()
     with ProgressLine(progress) as line:
         if wish.is_plain and is_there(place):
@@ -212,7 +212,8 @@ def _arrived(vol: str, report: ReceiveReport) -> str:
     )
 
 
-def _standard_input() -> int | IO[bytes]:
+def standard_input() -> int | IO[bytes]:
+    """Return what a stream comes from: a descriptor, or another process's; UsageError: nobody writes it there."""
     if sys.stdin is None or sys.stdin.isatty():
         what = "from a terminal" if sys.stdin is not None else "from nowhere: standard input is closed"
         raise bp.errors.UsageError(f"a stream is not read {what}", "say -i FILE, or pipe it in")

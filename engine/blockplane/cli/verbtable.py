@@ -46,6 +46,9 @@ KINDS: Final[dict[str, str]] = {
     "stream info": "READS",
     "stream merge": "READS",
     "stream verify": "READS",
+    "tape read": "LIVE",
+    "tape verify": "READS",
+    "tape write": "READS",
     "who": "READS",
 }
 
@@ -56,6 +59,8 @@ ALONE: Final[dict[str, str]] = {
     "demo": "it makes volumes of its own",
     "key create": "it needs no volume",
     "key info": "it needs no volume",
+    "tape list": "it needs no volume",
+    "tape retrieve": "it needs no volume",
 }
 
 

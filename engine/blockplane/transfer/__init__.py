@@ -19,12 +19,23 @@ from blockplane.transfer.resume import (
 )
 from blockplane.transfer.send import SendReport, send
 from blockplane.transfer.sendparts import Part, PartsReport, send_parts
+from blockplane.transfer.tapecheck import (
+    LostBlocks,
+    TapeListing,
+    TapeVerdict,
+    list_tapes,
+    retrieve_blocks,
+    verify_tapes,
+)
+from blockplane.transfer.taperead import TapeReadReport, read_tape
+from blockplane.transfer.tapewrite import TapeForm, TapeWriteReport, write_stream_to_tape, write_tape
 from blockplane.transfer.verify import StreamVerdict, stream_map, verify_streams
 
 __all__ = [
     "ChainReport",
     "CopyReport",
     "InterruptedReceive",
+    "LostBlocks",
     "MergeReport",
     "OfferReport",
     "Opening",
@@ -36,20 +47,31 @@ __all__ = [
     "SendReport",
     "StreamComparison",
     "StreamVerdict",
+    "TapeForm",
+    "TapeListing",
+    "TapeReadReport",
+    "TapeVerdict",
+    "TapeWriteReport",
     "abort_receive",
     "compare_streams",
     "copy",
     "held",
     "interrupted_receives",
+    "list_tapes",
     "merge_streams",
     "offer",
     "reach",
+    "read_tape",
     "read_token",
     "receive",
     "receive_streams",
     "resume_token",
+    "retrieve_blocks",
     "send",
     "send_parts",
     "stream_map",
     "verify_streams",
+    "verify_tapes",
+    "write_stream_to_tape",
+    "write_tape",
 ]

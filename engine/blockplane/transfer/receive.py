@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
-from blockplane.model.errors import StreamDamagedError, StreamError
+from blockplane.model.errors import StreamDamagedError, StreamError, TapeDamagedError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
 from blockplane.stream.arrival import Ring, arriving
@@ -113,9 +113,14 @@ def receive(
 
 
 def receive_into(
-    reader: StreamReader, stream: StreamMap, destination: Destination, discard: bool, progress: Progress
+    reader: StreamReader,
+    stream: StreamMap,
+    destination: Destination,
+    discard: bool,
+    progress: Progress,
+    again: str = "receive the stream again",
 ) -> ReceiveReport:
-    """Take in a stream whose map was read; as `receive`."""
+    """Take in a stream whose map was read; as `receive`. again : what helps where it is cut off."""
     started = time.monotonic()
     already_there, n_shared, n_missing = destination.has_top(stream), 0, 0
     if already_there:
@@ -124,7 +129,7 @@ def receive_into(
         destination.accept(stream, discard=discard)
         with (
             destination.landing(stream) as landing,
-            kept_or_given_up(landing, stream, destination, _again(destination.name)),
+            kept_or_given_up(landing, stream, destination, _again(destination.name, again)),
         ):
             _require_parts_fit(stream, landing, destination)
             _land(reader, stream, landing, progress, started)
@@ -160,10 +165,10 @@ def _n_still_to_come(stream: StreamMap, landing: Landing) -> int:
     return int(getattr(landing, "n_waiting", 0)) if stream.header.is_one_of_parts else 0
 
 
-def _again(name: str) -> str:
+def _again(name: str, again: str) -> str:
     """Return how to go on with what was received in part."""
     return (
-        f"receive the stream again: what is there is passed over; or send only the rest, with the token that "
+        f"{again}: what is there is passed over; or send only the rest, with the token that "
         f"`blockplane receive {name} --have` prints; `blockplane receive {name} --abort` gives it up"
     )
 
@@ -177,11 +182,23 @@ def _land(reader: StreamReader, stream: StreamMap, landing: Landing, progress: P
         claims.take(head)
         return landing.buffers(head.extents(), head.checks())
 
-    with closing(arriving(reader, place)) as frames:
-        for _ in frames:
-            landing.landed()
-            progress(ProgressEvent("blocks", claims.n_blocks * BLOCK_BYTES, total, time.monotonic() - started))
-    claims.require_all()
+    try:
+        with closing(arriving(reader, place)) as frames:
+            for _ in frames:
+                landing.landed()
+                progress(ProgressEvent("blocks", claims.n_blocks * BLOCK_BYTES, total, time.monotonic() - started))
+    except TapeDamagedError as error:
+        left: Callable[[], Plane] = getattr(landing, "waiting", claims.missing)
+        error.lost = extents_list(left())
+        if error.lost:
+            raise
+    else:
+        claims.require_all()
+
+
+def extents_list(plane: Plane) -> tuple[tuple[int, int], ...]:
+    """Return a plane's extents as plain numbers."""
+    return tuple((int(start), int(stop)) for start, stop in plane.extents().tolist())
 
 
 class Claims:
@@ -206,6 +223,10 @@ class Claims:
                 f"frame {bringing[-1].sequence} brings block {bad}, which is not in the stream's plane or came before"
             )
         self.n_blocks += sum(head.n_blocks for head in heads)
+
+    def missing(self) -> Plane:
+        """Return what of the plane did not come."""
+        return self._waiting.left()
 
     def require_all(self) -> None:
         """Raise StreamDamagedError unless every block of the plane came."""

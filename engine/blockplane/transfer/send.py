@@ -157,10 +157,10 @@ def send(
             began = began_beside(sink, secret, form)
         with closing(began):
             began = _lent(sending, began, against, progress)
-            report = _send(sending, StreamForm(None, secret), _Nowhere(), progress, began, read=False)
+            report = send_begun(sending, StreamForm(None, secret), _Nowhere(), progress, began, read=False)
         return replace(report, compression=_named(level))
     if resume is True and is_finished(sink, form):
-        report = _send(sending, StreamForm(None, secret), _Nowhere(), progress, Began(), read=False)
+        report = send_begun(sending, StreamForm(None, secret), _Nowhere(), progress, Began(), read=False)
         return already_sent(sink, report, secret, getattr(sending, "chosen", None))
     if resume is True and folder_of(sink) is None:
         raise UsageError("only a file is gone on with by itself", "give the token that `receive --have` wrote")
@@ -172,7 +172,7 @@ def send(
             began = _lent(sending, began, against, progress)
             if preallocate and isinstance(opened, FileSink):
                 opened.allocate(_most_bytes(sending, secret, began))
-            report = _send(sending, StreamForm(level, secret), opened, progress, began, read=True)
+            report = send_begun(sending, StreamForm(level, secret), opened, progress, began, read=True)
             started = time.monotonic()
             opened.commit()
         except BaseException as error:
@@ -201,7 +201,7 @@ def _require_file(sink: SinkLike | None, preallocate: bool) -> None:
 def _most_bytes(sending: Sendable, secret: Key | None, began: Began) -> int:
     """Return how long the stream is, or with compression could be; of one that is gone on with, if it began anew."""
     again = replace(began, partial=None)
-    return _send(sending, StreamForm(None, secret), _Nowhere(), ignore_progress, again, read=False).stream_bytes
+    return send_begun(sending, StreamForm(None, secret), _Nowhere(), ignore_progress, again, read=False).stream_bytes
 
 
 def _lent(sending: Sendable, began: Began, against: InputLike | None, progress: Progress) -> Began:
@@ -243,9 +243,10 @@ class StreamForm:
     key: Key | None
 
 
-def _send(
+def send_begun(
     sending: Sendable, form: StreamForm, sink: Sink, progress: Progress, began: Began, *, read: bool
 ) -> SendReport:
+    """Write an image, or what is left of it, into a sink, which its owner commits; see `send`."""
     started = time.monotonic()
     snapshots, branches = sending.snapshots(), sending.branches()
     chosen: Plane | None = getattr(sending, "chosen", None)

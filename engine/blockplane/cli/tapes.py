@@ -1,0 +1,282 @@
+"""Tapes: writing images to them, and restoring."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+import blockplane as bp
+from blockplane.cli import console
+from blockplane.cli.holders import owned, shown_range
+from blockplane.cli.images import Choice, choice_options
+from blockplane.cli.naming import is_there, open_volume, opening_to_make, volume_only
+from blockplane.cli.options import (
+    Size,
+    disk_options,
+    disks_of,
+    json_option,
+    key_option,
+    progress_option,
+    wait_option,
+)
+from blockplane.cli.progress import ProgressLine
+from blockplane.cli.receiving import standard_input
+from blockplane.cli.text import blocks, count, duration, print_json, printable, rate, size
+
+if TYPE_CHECKING:
+    from blockplane.stream.media import Change, Changer
+    from blockplane.transfer import SendReport, TapeReadReport, TapeWriteReport
+
+#: So many runs of lost blocks, and files, a message names.
+_MAX_NAMED = 8
+
+
+@click.group(subcommand_metavar="VERB ...")
+def tape() -> None:
+    """Write images to tapes, restore them, and take single files and blocks out of them.
+
+    TAPE is a tape drive (/dev/nst0) or a file in SIMH's .tap format. Several TAPEs make a set, in order: the first
+    tape of the set in the first, and so on; where it has more, they are changed in turns, by hand or with --changer.
+    """
+
+
+changer_option = click.option(
+    "--changer",
+    metavar="COMMAND",
+    help="Run this to change tapes; BLOCKPLANE_TAPE is the number of the one that is wanted, BLOCKPLANE_DRIVE where.",
+)
+
+
+def changer_of(command: str | None, *, asks: bool = True) -> Changer | None:
+    """Return what changes tapes: a command, or who sits at the terminal; None: nobody."""
+    if command is not None:
+        return bp.command_changer(command)
+    if asks and console.raw("input") is None and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty():
+        return _ask
+    return None
+
+
+def _ask(its: Change) -> None:
+    what = "a tape to write" if its.is_writing else "the tape"
+    text = f"tape {its.tape}: load {what} in {printable(its.drive)} and press Enter"
+    print(text, end=" ", file=sys.stderr, flush=True)
+    if not sys.stdin.readline():
+        raise bp.errors.TapeError(f"nobody loaded tape {its.tape}")
+
+
+@tape.command()
+@click.argument("words", metavar="TAPE... VOL EXPR", nargs=-1, required=True)
+@click.option("-i", "--input", "origin", metavar="STREAM|-", help="Write a stream that is there, in place of VOL EXPR.")
+@click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be written; touch no tape.")
+@click.option("--tape-size", type=Size(), metavar="SIZE", help="Of each TAPE that is a file (as there is space).")
+@click.option("--record-size", type=Size(), metavar="SIZE", help="Of each record, 64KiB to 1MiB (256KiB).")
+@click.option("--append", is_flag=True, help="Add the image to the set that is on the TAPEs.")
+@click.option("--resume", is_flag=True, help="Go on with an image that was interrupted.")
+@click.option("--discard", is_flag=True, help="Overwrite what the TAPEs hold.")
+@click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
+@click.option("--encrypt", type=click.Path(), metavar="KEYFILE", help="Encrypt with a key that `key create` made.")
+@changer_option
+@choice_options
+@key_option
+@json_option
+@wait_option
+@progress_option
+def write(
+    words: Sequence[str],
+    origin: str | None,
+    dry_run: bool,
+    tape_size: int | None,
+    record_size: int | None,
+    append: bool,
+    resume: bool,
+    discard: bool,
+    compress: str | None,
+    encrypt: str | None,
+    changer: str | None,
+    choice: Choice,
+    keys: Sequence[str],
+    as_json: bool,
+    wait_s: float,
+    progress: bool | None,
+) -> None:
+    """Write an image to tapes, in the order of its block numbers.
+
+    EXPR is one word, in quotes where it has blanks. The first image makes a set; increments are appended to it. An
+    interrupted one is gone on with from its last whole group of records.
+
+    \b
+    blockplane tape write full-1.tap full-2.tap --tape-size 8G pool june1
+    blockplane tape write full-1.tap full-2.tap --append pool 'june2 - june1'
+    blockplane tape write /dev/nst0 --changer 'mtx-load' pool june1
+    blockplane send pool june1 | ssh far blockplane tape write /dev/nst0 -i -
+    """
+    form = bp.TapeForm(
+        tape_size, record_size or bp.TapeForm().record_size, append=append, discard=discard, resume=resume,
+        changer=changer_of(changer, asks=origin != "-"),
+    )  # fmt: skip
+    if origin is not None:
+        if compress is not None or encrypt is not None or dry_run:
+            raise bp.errors.UsageError("a stream is written as it is", "compress and encrypt where it is sent")
+        source = standard_input() if origin == "-" else origin
+        with ProgressLine(progress) as line:
+            report = bp.write_stream_to_tape(source, words, form, key=keys, progress=line)
+    else:
+        if len(words) < 3:
+            raise bp.errors.UsageError("tape write needs TAPE... VOL EXPR", "or TAPE... -i STREAM")
+        *names, vol, expression = words
+        place = volume_only(vol)
+        with open_volume(place, "tape write", wait_s, writable=False) as volume, ProgressLine(progress) as line:
+            image = choice.image(volume, [expression])
+            if dry_run:
+                _tell_planned(bp.send(image, None, dry_run=True, order="tape", key=encrypt), as_json)
+                return
+            report = bp.write_tape(image, names, form, compress=compress, key=encrypt, progress=line)
+    if as_json:
+        print_json(_written(report))
+    else:
+        print(_said(report))
+
+
+def _tell_planned(report: SendReport, as_json: bool) -> None:
+    """Say what an image would put onto tapes: by the stream, which their own records make longer by a thousandth."""
+    if as_json:
+        shown = {"top": report.top, "base": report.base, "n_blocks": report.n_blocks, "dry_run": True}
+        print_json({**shown, "stream_bytes": report.stream_bytes})
+        return
+    base = f" onto {report.base}" if report.base else ""
+    print(f"would write {report.top}{base}: {blocks(report.n_blocks)}, a stream of {size(report.stream_bytes)}")
+
+
+def _written(report: TapeWriteReport) -> dict[str, object]:
+    return {
+        "set_id": report.set_id.hex(),
+        "image": report.image,
+        "n_tapes": report.n_tapes,
+        "top": report.top,
+        "base": report.base,
+        "n_blocks": report.n_blocks,
+        "stream_bytes": report.stream_bytes,
+        "bytes_before": report.n_bytes_before,
+        "seconds": report.seconds,
+        "bytes_per_second": report.bytes_per_second,
+    }
+
+
+def _said(report: TapeWriteReport) -> str:
+    what = "a stream" if report.top is None else report.top + (f" onto {report.base}" if report.base else "")
+    before = f", {size(report.n_bytes_before)} of it before" if report.n_bytes_before else ""
+    return (
+        f"wrote {what} as image {report.image} of set {report.set_id.hex()[:8]}, {count(report.n_tapes, 'tape')}: "
+        f"{size(report.stream_bytes)}{before} in {duration(report.seconds)} "
+        f"({rate(report.stream_bytes - report.n_bytes_before, report.seconds)})"
+    )
+
+
+@tape.command()
+@click.argument("words", metavar="TAPE... VOL", nargs=-1, required=True)
+@click.option("--discard", is_flag=True, help="Give up changes that the images would replace.")
+@changer_option
+@key_option
+@disk_options
+@json_option
+@wait_option
+@progress_option
+def read(
+    words: Sequence[str],
+    discard: bool,
+    changer: str | None,
+    keys: Sequence[str],
+    n_disks: int | None,
+    size: int | None,
+    disk: Sequence[str],
+    parity: int | None,
+    chunk: int | str | None,
+    wipe: bool,
+    as_json: bool,
+    wait_s: float,
+    progress: bool | None,
+) -> None:
+    """Restore all images of a set of tapes, in order.
+
+    The full one makes VOL, increments go onto it; what is there already is passed over. Where records are damaged the
+    rest is kept in VOL, as of an interrupted receive, and the lost blocks and their files are named: another copy of
+    the tape, or the source, can make it whole. Single files come out of damaged tapes with `get TAPE:/PATH`.
+
+    \b
+    blockplane tape read full-1.tap full-2.tap copy
+    blockplane tape read /dev/nst0 copy --disks 3 --size 4G
+    """
+    if len(words) < 2:
+        raise bp.errors.UsageError("tape read needs TAPE... VOL", "the volume is the last word")
+    *names, vol = words
+    place = volume_only(vol)
+    wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
+    bring = changer_of(changer)
+    try:
+        with ProgressLine(progress) as line:
+            if wish.is_plain and is_there(place):
+                with open_volume(place, "tape read", wait_s, writable=True) as volume:
+                    report = bp.read_tape(names, volume, changer=bring, discard=discard, key=keys, progress=line)
+            else:
+                report = bp.read_tape(
+                    names, place, changer=bring, disks=wish.disks, size=wish.size, parity=wish.parity, chunk=wish.chunk,
+                    wipe=wish.wipe, discard=discard, key=keys, progress=line, opening=opening_to_make("tape read"),
+                )  # fmt: skip
+    except bp.errors.TapeDamagedError as error:
+        for line_text in error.records:
+            print(f"blockplane: {printable(line_text)}", file=sys.stderr)
+        if error.lost:
+            error.message += f"; lost are {', '.join(lost_names(names, error.lost, keys))}"
+        raise
+    if as_json:
+        print_json(_restored(report))
+    else:
+        _print_restored(vol, report)
+
+
+def lost_names(
+    tapes: Sequence[str], lost: Sequence[tuple[int, int]], keys: Sequence[str], snapshot: str | None = None
+) -> list[str]:
+    """Return lost blocks as people read them, with what they are of where the tapes still say it."""
+    named = dict.fromkeys(lost, "")
+    try:
+        with bp.open_stream(*tapes, snapshot=snapshot, key=keys, needs_full=False) as chain:
+            found = bp.owners(chain, list(lost))
+        for owner in found:
+            run = next(((a, b) for a, b in lost if a <= owner.start < b), None)
+            if run is not None:
+                named[run] += f"{', ' if named[run] else ''}{owned(owner)}"
+    except bp.BlockplaneError as error:
+        why = f"which files they are of cannot be read: {printable(error.message)}"
+        return [f"blocks {shown_range(*run)}" for run in list(named)[:_MAX_NAMED]] + [why]
+    shown = [f"{shown_range(*run)} ({of or 'of no file of it'})" for run, of in list(named.items())[:_MAX_NAMED]]
+    more = len(named) - len(shown)
+    return [*shown, f"and {more} more runs: tape verify --json lists them"] if more > 0 else shown
+
+
+def _restored(report: TapeReadReport) -> dict[str, object]:
+    return {
+        "images": [
+            {"top": its.top, "base": its.base, "n_blocks": its.n_blocks, "already_there": its.already_there}
+            for its in report.received
+        ],
+        "problems": report.problems,
+        "seconds": report.seconds,
+    }
+
+
+def _print_restored(vol: str, report: TapeReadReport) -> None:
+    for problem in report.problems:
+        print(f"blockplane: {printable(problem)}; nothing was lost by it", file=sys.stderr)
+    for its in report.received:
+        base = f" onto {its.base}" if its.base else ""
+        there = ", there already" if its.already_there else f": {blocks(its.n_blocks)}"
+        print(f"{printable(vol)} has {its.top}{base}{there}")
+    n_bytes = sum(its.stream_bytes for its in report.received)
+    print(f"{size(n_bytes)} in {duration(report.seconds)} ({rate(n_bytes, report.seconds)})")
+
+
+VERBS = (tape,)
