@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -41,8 +43,9 @@ def is_vacant(directory: Path) -> bool:
 
 def remove_socket(directory: Path) -> None:
     """Remove the control socket that a killed process left, and nothing else of that name; the lock is the caller's."""
-    if (directory / SOCKET_NAME).is_socket():
-        (directory / SOCKET_NAME).unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.lstat(directory / SOCKET_NAME).st_mode):
+            os.unlink(directory / SOCKET_NAME)
 
 
 def clear(directory: Path) -> None:
