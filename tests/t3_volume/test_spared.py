@@ -75,7 +75,7 @@ def test_a_shadow_keeps_more_than_with_an_allocator_that_does_not_care(shape, rn
     record_property("summary", f"kept of shadows, shape {shape}: {told}")
     for name in sparing:
         assert sparing[name] >= 0.6  # shape 1 is the one in which little else is free at the end
-        assert sparing[name] > blind[name] + 0.3
+        assert sparing[name] > blind[name] + 0.15
 
 
 def fill_up(volume: Volume, client: FileClient) -> int:

@@ -233,11 +233,12 @@ def test_what_does_not_fit_is_refused_with_what_it_needs(source, tmp_path):
     with pytest.raises(RefusedError, match=r"holds block \d+, and .* has \d+ blocks; its \d+ blocks would fit") as fits:
         bp.receive(sent(source, ALL), tmp_path / "small", **SMALL)
     assert "--relocate" in fits.value.hint
+    tiny = {**SMALL, "size": max(source.image(ALL).n_bytes // 4, 1 << 20)}  # of two data disks: half of what is wanted
     with pytest.raises(RefusedError, match=r"would not fit at other places either, \d+ are free") as tight:
-        bp.receive(sent(source, ALL), tmp_path / "small", **{**SMALL, "size": "4MiB"})
+        bp.receive(sent(source, ALL), tmp_path / "small", **tiny)
     assert "--relocate" not in tight.value.hint
     with pytest.raises(NoSpaceError, match=r"the image has \d+ blocks, and .* has room for \d+"):
-        bp.receive(sent(source, ALL), tmp_path / "small", relocate=True, **{**SMALL, "size": "4MiB"})
+        bp.receive(sent(source, ALL), tmp_path / "small", relocate=True, **tiny)
     assert not (tmp_path / "small").exists()
 
 
