@@ -326,19 +326,26 @@ def kind_of(site: Site, path: str) -> str:
 
 @pytest.mark.parametrize("share", range(SHARES))
 def test_histories(share: int, history_examples: int, history_seed: int, record_property) -> None:
-    """Every history agrees with the model, step by step and at its end; so many ran to their last step."""
+    """Every history agrees with the model, step by step and at its end; so many ran to their last step.
+
+    Which steps they take is chance: there are more histories until there was enough of everything, at most three times
+    as many.
+    """
     wanted, seed, n_runs = history_examples // SHARES, (history_seed * SHARES + share) * 100, 0
     History.counts.clear()
-    while History.counts["whole"] < wanted:
+    while _is_short(wanted) and History.counts["examples"] < 3 * wanted:
         n_examples = max(wanted - History.counts["whole"], 10)
         print(f"seed {seed + n_runs}, {n_examples} examples")
         _run(seed + n_runs, n_examples)
         n_runs += 1
     record_property("summary", f"histories: seed {seed} and {n_runs - 1} after it: {dict(History.counts)}")
-    assert History.counts["whole"] >= wanted
-    assert History.counts["steps"] >= wanted * STEPS
-    assert min(History.counts["sent"], 5 * History.counts["interrupted"]) >= wanted
-    assert 3 * min(History.counts[what] for what in ("shadows", "marked", "read", "backups")) >= wanted
+    assert not _is_short(wanted), History.counts
+
+
+def _is_short(wanted: int) -> bool:
+    counts = History.counts
+    some = [5 * counts["interrupted"], *(10 * counts[what] for what in ("shadows", "marked", "read", "backups"))]
+    return counts["steps"] < wanted * STEPS or min(counts["whole"], counts["sent"], *some) < wanted
 
 
 def _run(seed: int, n_examples: int) -> None:
