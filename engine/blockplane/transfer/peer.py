@@ -1,0 +1,226 @@
+"""A volume at the other end: what it says of itself, what is brought to it, what it gives.
+
+Mirrors bring images to a peer, replicas ask one for them. Which base an image has, the side that has the blocks says:
+it knows both sides' snapshots. A peer is a volume of this machine (`VolumePeer`), or one behind a connection.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Protocol
+
+from blockplane.image.image import Image, build
+from blockplane.model.errors import NoSuchSnapshotError, RefusedError
+from blockplane.model.progress import Progress, ignore_progress
+from blockplane.transfer.copy import CopyReport, copy
+from blockplane.transfer.destination import settled
+from blockplane.transfer.resume import InterruptedReceive, interrupted_receives
+from blockplane.volume.codec import KIND_REGULAR, KIND_SHADOW, NO_ID, SnapshotRecord
+from blockplane.volume.live import LiveVolume
+from blockplane.volume.snapshots import changed_since_newest, create, standing_at
+from blockplane.volume.volume import Volume
+
+#: What a snapshot is called that keeps a destination's own changes when a transfer replaces them.
+KEPT: Final = "kept-{}"
+
+
+class LocalChanges(Enum):
+    """What becomes of a destination's own changes when an image that does not descend from them arrives."""
+
+    REFUSE = "refuse"  # nothing changes
+    KEEP = "keep"  # they stay as a snapshot of their own
+    FLUSH = "flush"  # they go, as the patent has it
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a volume says of itself.
+
+    space_id : of its live file system's numbering; NO_ID: it was never written to. at : id of the snapshot that has all
+    that the live file system has; NO_ID: none has. snapshots : older first, of every kind. interrupted : receives that
+    can be gone on with.
+    """
+
+    volume_id: bytes
+    space_id: bytes
+    at: bytes
+    snapshots: tuple[SnapshotRecord, ...]
+    interrupted: tuple[InterruptedReceive, ...]
+
+    @property
+    def whole(self) -> dict[bytes, SnapshotRecord]:
+        """The snapshots that can be built upon, by id."""
+        return {record.id: record for record in self.snapshots if record.kind == KIND_REGULAR}
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What one transfer did.
+
+    n_blocks, n_bytes : that travelled. kept : the snapshot that has the destination's own changes since; None: there
+    were none. already_there : the top was.
+    """
+
+    top: str
+    base: str | None
+    n_blocks: int
+    n_bytes: int
+    seconds: float
+    already_there: bool = False
+    kept: str | None = None
+
+
+class Peer(Protocol):
+    """A volume at the other end. One transfer at a time; a call that fails can be made again, and goes on."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        ...
+
+    def standing(self) -> Standing:
+        """Say what it has now."""
+        ...
+
+    def take(self, image: Image, changes: LocalChanges, progress: Progress = ignore_progress) -> Brought:
+        """Bring an image to it; durable there on return. What it has of an interrupted one does not travel again.
+
+        Raises
+        ------
+        RefusedError : its own changes would be lost. StreamMismatchError : it has not what the image builds on.
+        NoSpaceError : it has no room. Each leaves it as it was.
+        """
+        ...
+
+    def bring(
+        self, wanted: str, target: Volume, changes: LocalChanges, progress: Progress = ignore_progress
+    ) -> Brought:
+        """Ask it for a snapshot, by a name or a pointer's, and take it in; durable on return.
+
+        Raises
+        ------
+        NoSuchSnapshotError : it has none of that name. RefusedError, StreamMismatchError, NoSpaceError : as `take`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+def standing_of(volume: LiveVolume) -> Standing:
+    """Return what a volume says of itself; everything so far is committed."""
+    with settled(volume):
+        at = standing_at(volume) if volume.was_written else None
+        return Standing(
+            volume.info.volume_id,
+            volume.committed.root.space_id if volume.was_written else NO_ID,
+            at.record.id if at is not None else NO_ID,
+            tuple(entry.record for entry in volume.local.entries()),
+            tuple(interrupted_receives(volume)),
+        )
+
+
+def meeting(volume: LiveVolume, top: str, whole: dict[bytes, SnapshotRecord]) -> SnapshotRecord | None:
+    """Return the newest snapshot that a top descends from, or is, and that the other side can build on; None: none.
+
+    It may be a shadow here: it is only subtracted.
+    """
+    with volume.lock:
+        line = [entry.record for entry in volume.local.ancestors(volume.local.entry(top).record.id)]
+    for record in reversed(line):
+        theirs = whole.get(record.id)
+        if theirs is not None and theirs.space_id == record.space_id and record.kind in (KIND_REGULAR, KIND_SHADOW):
+            return record
+    return None
+
+
+def image_towards(volume: LiveVolume, top: str, standing: Standing, exclude: Sequence[str] = ()) -> Image:
+    """Return the image that brings a snapshot, and those between, to who stands there: an increment if it can be.
+
+    Parameters
+    ----------
+    exclude : snapshots between that are not to arrive.
+    """
+    base = meeting(volume, top, standing.whole)
+    if base is None:
+        return build(volume, top, older="all" if not exclude else _older(volume, top, exclude))
+    if base.name == top:
+        return build(volume, top)
+    between = [name for name in _line(volume, top, after=base.id) if name not in (*exclude, top)]
+    return build(volume, " + ".join([top, *between]) + f" - {base.name}")
+
+
+def _older(volume: LiveVolume, top: str, exclude: Sequence[str]) -> list[str]:
+    return [name for name in _line(volume, top) if name not in (*exclude, top)]
+
+
+def _line(volume: LiveVolume, top: str, after: bytes = NO_ID) -> list[str]:
+    """Return the names of the regular snapshots that a top descends from, newest first, down to one and without it."""
+    with volume.lock:
+        line = [entry.record for entry in volume.local.ancestors(volume.local.entry(top).record.id)]
+    ids = [record.id for record in line]
+    newer = line[ids.index(after) + 1 :] if after in ids else line
+    return [record.name for record in reversed(newer) if record.kind == KIND_REGULAR]
+
+
+class VolumePeer:
+    """A volume that this process has open."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+
+    @property
+    def name(self) -> str:
+        """See Peer."""
+        return str(self.volume.path)
+
+    def standing(self) -> Standing:
+        """See Peer."""
+        return standing_of(self.volume)
+
+    def take(self, image: Image, changes: LocalChanges, progress: Progress = ignore_progress) -> Brought:
+        """See Peer."""
+        kept = keep_changes(self.volume) if changes is LocalChanges.KEEP else None
+        # what is kept in a snapshot of its own is on no line of the top's, and only given up as the live file system
+        discard = changes is not LocalChanges.REFUSE
+        report = copy(image, self.volume, discard=discard, progress=progress)
+        return brought(report, kept)
+
+    def bring(
+        self, wanted: str, target: Volume, changes: LocalChanges, progress: Progress = ignore_progress
+    ) -> Brought:
+        """See Peer."""
+        record = next((r for r in self.standing().snapshots if r.name == wanted), None)
+        if record is None:
+            raise NoSuchSnapshotError(
+                f"{self.name} has no snapshot {wanted}", "`blockplane snapshot list` shows those there are"
+            )
+        if record.kind != KIND_REGULAR:
+            raise RefusedError(f"{wanted} in {self.name} is a shadow and cannot be sent", "ask for a regular snapshot")
+        image = image_towards(self.volume, wanted, standing_of(target))
+        return VolumePeer(target).take(image, changes, progress)
+
+    def close(self) -> None:
+        """See Peer."""
+
+
+def brought(report: CopyReport, kept: str | None) -> Brought:
+    """Return what a copy did."""
+    return Brought(report.top, report.base, report.n_blocks, report.n_bytes, report.seconds, report.already_there, kept)
+
+
+def keep_changes(volume: LiveVolume) -> str | None:
+    """Keep what no snapshot has of a volume's live file system in one; return its name, None: there was nothing."""
+    with settled(volume):
+        if not volume.was_written or standing_at(volume) is not None or not changed_since_newest(volume):
+            return None
+        taken = {entry.record.name for entry in volume.local.entries()}
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        names = (KEPT.format(stamp if n == 0 else f"{stamp}.{n}") for n in range(len(taken) + 1))
+        name = next(name for name in names if name not in taken)
+        create(volume, name)
+        return name
