@@ -91,6 +91,7 @@ if TYPE_CHECKING:
         ShrinkPlan,
         ShrinkReport,
         Snapshot,
+        SnapshotPointer,
         State,
     )
 
@@ -121,7 +122,7 @@ _HOMES = {
     ),
     "blockplane.volume": (
         "DemotionPlan", "Destination", "Policy", "Position", "PressurePolicy", "PruneReport", "ShrinkPlan",
-        "ShrinkReport", "Snapshot", "State",
+        "ShrinkReport", "Snapshot", "SnapshotPointer", "State",
     ),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -169,6 +170,7 @@ __all__ = [
     "ShrinkPlan",
     "ShrinkReport",
     "Snapshot",
+    "SnapshotPointer",
     "State",
     "StreamChain",
     "StreamComparison",

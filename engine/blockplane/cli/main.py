@@ -23,6 +23,7 @@ from blockplane.cli import (
     images,
     keys,
     plans,
+    pointers,
     pressure,
     receiving,
     retention,
@@ -80,8 +81,8 @@ def cli() -> None:
 
 
 _MODULES = (
-    volumes, shrinking, copies, files, snapshots, pressure, retention, differences, holders, images, transfers,
-    receiving, copying, plans, streams, chains, tapes, tapelooks, keys, demo, completion,
+    volumes, shrinking, copies, files, snapshots, pointers, pressure, retention, differences, holders, images,
+    transfers, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, demo, completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

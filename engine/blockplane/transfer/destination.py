@@ -31,7 +31,9 @@ from blockplane.volume.groups import give_back
 from blockplane.volume.incoming import FLAG_MADE_VOLUME, MAX_MEMBERS, IncomingEntry
 from blockplane.volume.landing_places import has_relocated
 from blockplane.volume.live import LiveVolume
-from blockplane.volume.snapshots import check_name, standing_at
+from blockplane.volume.naming import check_name
+from blockplane.volume.pointers import all_of as all_pointers
+from blockplane.volume.snapshots import standing_at
 from blockplane.volume.volume import Volume
 
 
@@ -102,6 +104,7 @@ class VolumeDestination:
                     "becomes a regular snapshot again",
                     f"delete the shadow first: blockplane snapshot delete {self.name}@{shadows[record.id]}",
                 )
+        self._refuse_pointers(stream)
         mine = {entry.record.name: entry.record for entry in self._entries()}
         going = {entry.record.id for entry in self._entries() if entry.is_deleting}
         for record in stream.arriving():
@@ -115,6 +118,15 @@ class VolumeDestination:
                 raise RefusedError(
                     f"the image brings a snapshot {record.name}, and {self.name} has another one of that name",
                     f"rename the one that is there: blockplane snapshot rename {self.name}@{record.name} NEW",
+                )
+
+    def _refuse_pointers(self, stream: StreamMap) -> None:
+        pointers = {pointer.name for pointer in all_pointers(self.volume)}
+        for record in stream.arriving():
+            if record.name in pointers:
+                raise RefusedError(
+                    f"the image brings a snapshot {record.name}, and {self.name} has a pointer of that name",
+                    f"delete the pointer: blockplane pointer {self.name} {record.name} --delete",
                 )
 
     def _accept_full(self, stream: StreamMap, discard: bool) -> None:

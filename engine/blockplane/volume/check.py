@@ -188,8 +188,8 @@ def local_reach(volume: LiveVolume, report: CheckReport) -> dict[int, Leaf]:
     walker = Walker(volume.place_reader(), volume.geometry.n_blocks, name, report, lambda n: np.zeros(len(n), np.bool_))
     walker.root(volume.info.local)
     whats = (
-        "table", "held plane", "local plane", "place map", "marks", "incoming", "holds", "logs", "shadowed plane",
-        "destinations", "stored images",
+        "table", "held plane", "local plane", "place map", "marks", "incoming", "holds", "replication",
+        "shadowed plane", "destinations", "stored images",
     )  # fmt: skip
     for tree, what in zip(local.root.trees(), whats, strict=True):
         walker.tree(tree, f"the {what}")
