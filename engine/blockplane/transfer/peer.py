@@ -306,7 +306,8 @@ def keep_changes(volume: LiveVolume) -> str | None:
         if not volume.was_written or standing_at(volume) is not None or not changed_since_newest(volume):
             return None
         taken = {entry.record.name for entry in volume.local.entries()}
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        # with whose it is: snapshots travel, and two volumes may keep theirs in the same second
+        stamp = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{volume.info.volume_id.hex()[:8]}"
         names = (KEPT.format(stamp if n == 0 else f"{stamp}.{n}") for n in range(len(taken) + 1))
         name = next(name for name in names if name not in taken)
         create(volume, name)

@@ -59,7 +59,7 @@ def pull(
     """
     with target.updates.update(f"the update of {target.path} from {source.name}"):
         theirs = source.standing()
-        pointers.refuse_clash(target, theirs.pointers)
+        pointers.refuse_foreign(target, theirs.pointers)
         wanted = _pointer(theirs.pointers, pointer)
         if wanted is None and all(record.name != pointer for record in theirs.snapshots):
             raise NoSuchSnapshotError(

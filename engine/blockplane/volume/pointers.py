@@ -140,15 +140,19 @@ def adopt(volume: LiveVolume, records: Sequence[PointerRecord], masters: Collect
         return list(dict.fromkeys(p.name for p in later))
 
 
-def refuse_clash(volume: LiveVolume, records: Iterable[PointerRecord]) -> None:
-    """Refuse pointers of a source whose names snapshots have here.
+def refuse_foreign(volume: LiveVolume, records: Sequence[PointerRecord]) -> None:
+    """Refuse pointers of a source that cannot be here.
 
     Raises
     ------
-    RefusedError: one has.
+    RefusedError: there are too many, or a snapshot here has the name of one. UsageError: one is named as none can be.
     """
     with volume.lock:
         mine = {entry.record.name for entry in volume.local.entries()}
+    if len(records) > MAX_POINTERS + MAX_REMEMBERED or any(p.version >> 62 for p in records):
+        raise RefusedError("the source has pointers that no volume can have", "look what is there")
+    for pointer in records:
+        check_name(pointer.name, "a pointer")
     for pointer in records:
         if pointer.snapshot_id != NO_ID and pointer.name in mine:
             raise RefusedError(
