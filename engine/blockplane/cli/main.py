@@ -26,6 +26,7 @@ from blockplane.cli import (
     pointers,
     pressure,
     receiving,
+    replicating,
     retention,
     shrinking,
     snapshots,
@@ -82,7 +83,7 @@ def cli() -> None:
 
 _MODULES = (
     volumes, shrinking, copies, files, snapshots, pointers, pressure, retention, differences, holders, images,
-    transfers, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, demo, completion,
+    transfers, replicating, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, demo, completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

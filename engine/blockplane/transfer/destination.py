@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from blockplane.disks import GroupRecord
 from blockplane.model.errors import (
     BlockplaneError,
     NotAVolumeError,
@@ -346,17 +347,23 @@ def refuse_without_volume(path: Path, stream: StreamMap) -> None:
 
 @contextmanager
 def _made(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening, relocates: bool) -> Iterator[Destination]:
-    """Make a volume; when receiving into it fails, remove what was made and nothing else."""
     refuse_without_volume(path, stream)
+    with made_volume(path, stream.header.groups, wish, opening) as volume:
+        yield VolumeDestination(volume, is_made=True, relocates=relocates)
+
+
+@contextmanager
+def made_volume(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, opening: Opening) -> Iterator[Volume]:
+    """Make a volume for what a source of such groups sends; when that fails, remove what was made and nothing else."""
     existed = path.exists()
     named = [] if wish.disks is None or isinstance(wish.disks, int) else [Path(disk) for disk in wish.disks]
     old_disks = [disk for disk in named if disk.exists()]
     new_disks = [disk for disk in named if disk not in old_disks]
-    volume = create(path, stream, wish, opening)
+    volume = create(path, groups, wish, opening)
     making.mark(path)
     try:
         with opening.entered(volume):
-            yield VolumeDestination(volume, is_made=True, relocates=relocates)
+            yield volume
         volume.close()
         making.unmark(path)
     except BaseException:

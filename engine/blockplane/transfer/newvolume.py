@@ -75,9 +75,8 @@ class Opening:
         return self.around(volume) if self.around is not None else nullcontext()
 
 
-def create(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> Volume:
-    """Make a volume for a stream: as asked, else with the source's geometry."""
-    groups = stream.header.groups
+def create(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, opening: Opening) -> Volume:
+    """Make a volume for what a source sends: as asked, else with the source's groups."""
     if _as_source(groups, wish):
         return _create_groups(path, groups, opening)
     disks, size, parity, chunk = _one_group(groups, wish)

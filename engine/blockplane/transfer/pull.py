@@ -6,14 +6,18 @@ ranked the same everywhere. Nothing goes back: where the source is behind, it he
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from blockplane.model.errors import NoSuchSnapshotError
 from blockplane.model.progress import Progress, ignore_progress
-from blockplane.transfer.destination import settled
+from blockplane.transfer.destination import clear_half_made, is_vacant, made_volume, not_to_be_made, settled
+from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.peer import Brought, LocalChanges, Peer, Standing
 from blockplane.volume import pointers
 from blockplane.volume.codec import FLAG_MASTER, KIND_REGULAR, NO_ID
+from blockplane.volume.groups import DiskNames
 from blockplane.volume.pointers import MASTER
 from blockplane.volume.replicationcodec import PointerRecord
 from blockplane.volume.volume import Volume
@@ -72,6 +76,46 @@ def pull(
             return _called(source, target, theirs, mine, changes)
         brought = source.bring(pointer, target, changes, progress)
         return PullReport(source.name, brought.top, brought, tuple(_follow(target, theirs, source.standing())))
+
+
+def replicate(
+    source: Peer,
+    target: str | os.PathLike[str] | Volume,
+    pointer: str = MASTER,
+    changes: LocalChanges = LocalChanges.KEEP,
+    *,
+    disks: DiskNames | None = None,
+    size: int | str | None = None,
+    parity: int | None = None,
+    chunk: int | str | None = None,
+    wipe: bool = False,
+    progress: Progress = ignore_progress,
+    opening: Opening | None = None,
+) -> PullReport:
+    """As `pull`; the target may be a directory: absent, or an empty folder, a volume is made there.
+
+    Parameters
+    ----------
+    disks, size, parity, chunk, wipe : of a volume that is made, as for `Volume.create`; by default the source's. It is
+        removed where the first pull brings nothing.
+    opening : how a volume that is named by its directory is opened, and what goes on round its use.
+
+    Raises
+    ------
+    UsageError : disk options for a volume that is there. What `pull` raises.
+    """
+    wish, opening = DiskWish(disks, size, parity, chunk, wipe), opening or Opening(verb="replicate")
+    if isinstance(target, Volume):
+        return pull(source, target, pointer, changes, progress)
+    path = Path(target)
+    clear_half_made(path)
+    if is_vacant(path):
+        with made_volume(path, source.standing().groups, wish, opening) as volume:
+            return pull(source, volume, pointer, changes, progress)
+    if not wish.is_default:
+        raise not_to_be_made(path)
+    with opening.open(path) as volume, opening.entered(volume):
+        return pull(source, volume, pointer, changes, progress)
 
 
 def _pointer(found: tuple[PointerRecord, ...], name: str) -> PointerRecord | None:
