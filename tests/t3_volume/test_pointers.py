@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,19 @@ def test_where_a_pointer_stands_nothing_goes(volume):
     volume.shadow_snapshot("two")
     with pytest.raises(RefusedError, match="no pointer can stand at two"):
         volume.move_pointer("stable", "two")
+
+
+def test_a_pointer_whose_snapshot_older_code_deleted_is_found_and_can_be_moved(volume):
+    volume.move_pointer("stable", "two")
+    table = volume.local.replication()
+    volume.local.set_replication(replace(table, pointers=(replace(table.pointers[0], snapshot_id=bytes(range(16))),)))
+    volume.commit()
+    assert standing(volume) == {"stable": None}
+    assert bp.check(volume).problems == ["the pointer 'stable' stands at a snapshot that is gone"]
+    with pytest.raises(NoSuchSnapshotError, match="stands at a snapshot that is gone"):
+        volume.get_snapshot("stable")
+    volume.move_pointer("stable", "one")
+    assert bp.check(volume).problems == []
 
 
 def test_a_stored_image_follows_a_pointer(volume):

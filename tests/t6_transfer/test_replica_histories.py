@@ -25,7 +25,7 @@ from blockplane.transfer.pull import PullReport, pull
 from blockplane.volume import masters
 from blockplane.volume.codec import KIND_REGULAR
 from blockplane.volume.retention import Policy
-from faults.world import geometry_of, make_volume, open_volume
+from faults.world import geometry_of, make_volume, open_volume, revived
 
 copying = import_module("blockplane.transfer.copy")
 
@@ -112,9 +112,12 @@ class Tree:
         assert (done.deleted, done.freed_blocks) == (dry.deleted, dry.freed_blocks)
 
     def reopen(self, node: bp.Volume) -> None:
+        """Closed, or killed: then what no consistency point has is lost."""
         at = self.nodes.index(node)
-        node.commit(clean=True)
-        self.nodes[at] = open_volume(list(node.array.disks), kind=bp.Volume)
+        if self.rng.integers(2):
+            node.commit(clean=True)
+        node.abandon()
+        self.nodes[at] = open_volume(revived(node.array.disks), kind=bp.Volume)
         self.nodes[at].path = node.path
 
     def lose(self, node: bp.Volume) -> None:

@@ -238,7 +238,7 @@ def describe_snapshot(snapshot: bp.Snapshot) -> dict[str, object]:
     }
     if snapshot.is_master:
         found["master"] = True
-    if snapshot.volume.knows_local and (pointers := snapshot.pointers):
+    if pointers := _pointers_at(snapshot):
         found["pointers"] = pointers
     if snapshot.volume.knows_local and (holds := [*snapshot.holds, *snapshot.expired_holds]):
         found["holds"] = [
@@ -277,14 +277,31 @@ def _demotion(snapshot: bp.Snapshot) -> dict[str, object]:
     }
 
 
-def describe_pointers(volume: bp.Volume) -> list[dict[str, object]]:
-    """Return a volume's pointers as the JSON forms show them; snapshot: null where it is gone."""
-    return [{"name": p.name, "snapshot": p.snapshot, "moved": iso(p.moved_ns)} for p in volume.pointers]
+def describe_pointers(volume: bp.Volume) -> list[dict[str, object]] | None:
+    """Return a volume's pointers as the JSON forms show them; snapshot: null where it is gone. None: damaged."""
+    try:
+        pointers = volume.pointers
+    except bp.errors.VolumeDamagedError:
+        return None
+    return [{"name": p.name, "snapshot": p.snapshot, "moved": iso(p.moved_ns)} for p in pointers]
+
+
+def _pointers_at(snapshot: bp.Snapshot) -> list[str]:
+    """Return which pointers stand at a snapshot, as far as that can be read."""
+    try:
+        return snapshot.pointers if snapshot.volume.knows_local else []
+    except bp.errors.VolumeDamagedError:
+        return []
 
 
 def print_pointers(volume: bp.Volume) -> None:
     """Print which pointers stand where."""
-    for pointer in volume.pointers:
+    try:
+        pointers = volume.pointers
+    except bp.errors.VolumeDamagedError as error:
+        print(f"DAMAGED    {sentence(f'the pointers cannot be read: {error}')}")
+        return
+    for pointer in pointers:
         where = pointer.snapshot or "a snapshot that is gone"
         print(f"pointer    {pointer.name} -> {where} ({moment(pointer.moved_ns)})")
 

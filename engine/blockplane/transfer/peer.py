@@ -208,7 +208,9 @@ def giving(volume: LiveVolume, wanted: str, standing: Standing) -> Iterator[Gift
     NoSuchSnapshotError : there is none of that name. RefusedError : it is a shadow, here or there; an update is under
     way and does not end.
     """
-    if wanted in volume.local.replication().standing:
+    with volume.lock:
+        is_pointer = wanted in volume.local.replication().standing
+    if is_pointer:
         volume.updates.settled()
     with volume.lock:
         record = _wanted(volume, wanted)
