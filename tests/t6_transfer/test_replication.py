@@ -153,6 +153,22 @@ def test_a_shadow_takes_the_place_of_what_a_lost_replica_needed(make, rng):
     assert bp.check(source).problems == bp.check(far).problems == []
 
 
+def test_who_calls_after_the_limit_is_not_lost_itself(make, rng, monkeypatch):
+    source, near, far = make("source"), make("near"), make("far")
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), near)
+    pull(VolumePeer(source), far)
+    master(source, "m2", rng.bytes(9000))
+    source.set_replica_limit(3600)
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 4000 * 10**9)
+    assert pull(VolumePeer(source), near).brought.base == "m1"
+    assert {r.name: r.status for r in replicas(source)} == {"near": "idle", "far": "lost"}
+    assert kinds(source) == {"m1": "regular", "m2": "regular"}  # near stood at it, and goes on to m2
+    assert source.expire_replicas() == ["m1"]
+    assert kinds(source) == {"m1": "shadow", "m2": "regular"}
+
+
 def test_without_a_limit_nobody_is_given_up(make, rng):
     source, far = make("source"), make("far")
     master(source, "m1", rng.bytes(9000))

@@ -216,11 +216,11 @@ def giving(volume: LiveVolume, wanted: str, standing: Standing) -> Iterator[Gift
         record = _wanted(volume, wanted)
         _refuse_shadow_there(record, standing)
         if volume.writable:
-            masters.expire(volume)
             caller = replicas.Caller(standing.volume_id, standing.label, standing.generation, standing.below)
             known = replicas.heard(volume, caller, meeting(volume, record.name, standing.whole))
             if record.id not in standing.whole:
                 replicas.begin(volume, known.name, record.name)
+            masters.expire(volume)  # who calls now is not among those that were not heard of
     try:
         image = None if record.id in standing.whole else _image_without_shadows(volume, record, standing)
         yield Gift(record, image)

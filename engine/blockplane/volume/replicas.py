@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import TYPE_CHECKING, Final
 
 from blockplane.model.errors import NoSpaceError, RefusedError
@@ -84,7 +85,8 @@ def _named(volume: LiveVolume, caller: Caller) -> ReplicaRecord:
 def _free(label: str, volume_id: bytes, taken: Iterable[str]) -> str:
     """Return a name that can own holds and that nobody has."""
     name = re.sub(r"[^A-Za-z0-9_.:/@-]", "_", label).lstrip(".:/@-")[: DESTINATION_NAME_BYTES - 33] or "replica"
-    candidates = (name, f"{name}-{volume_id.hex()[:8]}", f"{name}-{volume_id.hex()}")
+    own = f"{name}-{volume_id.hex()[:8]}"
+    candidates = chain((name, own), (f"{own}-{n}" for n in count(2)))
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
