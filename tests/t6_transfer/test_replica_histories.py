@@ -29,7 +29,7 @@ from faults.world import geometry_of, make_volume, open_volume, revived
 
 copying = import_module("blockplane.transfer.copy")
 
-CI_HISTORIES, DEEP_HISTORIES = 20, 1000
+CI_HISTORIES, DEEP_HISTORIES = 16, 1000
 SHARES = 2
 STEPS = 24
 BLOCKS = 1536

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import blockplane as bp
 
-CI_KILLS, DEEP_KILLS = 2, 150
+CI_KILLS, DEEP_KILLS = 1, 150
 COMMAND = [sys.executable, "-c", "from blockplane.cli import main; main()", "replicate"]
 
 

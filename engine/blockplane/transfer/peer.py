@@ -133,11 +133,11 @@ def standing_of(volume: LiveVolume) -> Standing:
             at.record.id if at is not None else NO_ID,
             tuple(entry.record for entry in volume.local.entries()),
             tuple(interrupted_receives(volume)),
-            volume.path.name,
-            volume.info.generation,
-            volume.local.replication().pointers,
-            tuple(replicas.reported(volume)),
-            volume.geometry.groups,
+            label=volume.path.name,
+            generation=volume.info.generation,
+            pointers=volume.local.replication().pointers,
+            below=tuple(replicas.reported(volume)),
+            groups=volume.geometry.groups,
         )
 
 
