@@ -23,7 +23,7 @@ from blockplane.stream.reader import StreamMap
 from blockplane.transfer.against import no_lender
 from blockplane.transfer.arriving import arrival_of
 from blockplane.transfer.history import is_in_history
-from blockplane.transfer.newvolume import DiskWish, Opening, create, remove, remove_made
+from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove, remove_made
 from blockplane.transfer.protocol import Destination
 from blockplane.transfer.resume import drop_incoming, made_by_receive
 from blockplane.volume import landing, making
@@ -359,7 +359,7 @@ def made_volume(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, openi
     named = [] if wish.disks is None or isinstance(wish.disks, int) else [Path(disk) for disk in wish.disks]
     old_disks = [disk for disk in named if disk.exists()]
     new_disks = [disk for disk in named if disk not in old_disks]
-    volume = create(path, groups, wish, opening)
+    volume = create_like(path, groups, wish, opening)
     making.mark(path)
     try:
         with opening.entered(volume):
