@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import StreamDamagedError
@@ -27,7 +27,8 @@ MAX_TAPES: Final = 1 << 16
 MAX_IMAGES: Final = 1 << 16
 MAX_RUNS: Final = 1 << 24
 
-_HEAD = struct.Struct("<4sHH16sIIQQQQIIII")
+_BARE_HEAD = struct.Struct("<4sHH16sIIQQQQIII")
+_HEAD = struct.Struct(_BARE_HEAD.format + "I")
 HEAD_BYTES: Final = _HEAD.size
 _CRC_AT: Final = HEAD_BYTES - 4
 _LABEL = struct.Struct("<16s16sqqqIIQQ16s32sII120x")
@@ -58,9 +59,8 @@ class RecordKind(IntEnum):
     START = 7
 
 
-@dataclass(frozen=True, slots=True)
-class RecordHead:
-    """What each record begins with.
+class RecordHead(NamedTuple):
+    """What each record begins with, in the order of its bytes behind the version.
 
     tape, image : numbers in the set, from 1; image 0 in labels. sequence : of all records of the set. position : of
     the record on its tape. offset : in the image's stream, of the first byte of the payload; of contents and tables
@@ -82,10 +82,7 @@ class RecordHead:
 
     def encode(self) -> bytes:
         """Return the bytes."""
-        head = _HEAD.pack(
-            MAGIC, VERSION, self.kind, self.set_id, self.tape, self.payload_bytes, self.sequence, self.offset,
-            self.position, self.blocks_before, self.first_frame, self.image, self.payload_crc, 0,
-        )[:_CRC_AT]  # fmt: skip
+        head = _BARE_HEAD.pack(MAGIC, VERSION, *self)
         return head + crc32c(head).to_bytes(4, "little")
 
 
