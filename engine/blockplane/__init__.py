@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from blockplane.transfer import (
         ChainReport,
         CopyReport,
+        DriveTapes,
         InterruptedReceive,
         LostBlocks,
         MergeReport,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         StreamVerdict,
         TapeForm,
         TapeListing,
+        TapePartsReport,
         TapeReadReport,
         TapeVerdict,
         TapeWriteReport,
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
         copy,
         held,
         interrupted_receives,
+        list_tape_sets,
         list_tapes,
         merge_streams,
         offer,
@@ -80,6 +83,7 @@ if TYPE_CHECKING:
         verify_tapes,
         write_stream_to_tape,
         write_tape,
+        write_tape_parts,
     )
     from blockplane.volume import (
         DemotionPlan,
@@ -111,13 +115,14 @@ _HOMES = {
     ),
     "blockplane.server": ("VolumePlace",),
     "blockplane.transfer": (
-        "ChainReport", "CopyReport", "InterruptedReceive", "LostBlocks", "MergeReport", "OfferReport", "Opening",
-        "Part", "PartsReport", "Reach", "ReceiveReport", "ResumeToken", "SendReport", "StreamComparison",
-        "StreamVerdict", "TapeForm", "TapeListing", "TapeReadReport", "TapeVerdict", "TapeWriteReport",
-        "abort_receive", "compare_streams", "copy", "held", "interrupted_receives", "list_tapes", "merge_streams",
-        "offer", "reach", "read_tape", "read_token", "receive", "receive_streams", "resume_token",
-        "retrieve_blocks", "send", "send_parts", "stream_map", "verify_streams", "verify_tapes",
-        "write_stream_to_tape", "write_tape",
+        "ChainReport", "CopyReport", "DriveTapes", "InterruptedReceive", "LostBlocks", "MergeReport",
+        "OfferReport", "Opening", "Part", "PartsReport", "Reach", "ReceiveReport", "ResumeToken", "SendReport",
+        "StreamComparison", "StreamVerdict", "TapeForm", "TapeListing", "TapePartsReport", "TapeReadReport",
+        "TapeVerdict", "TapeWriteReport", "abort_receive", "compare_streams", "copy", "held",
+        "interrupted_receives", "list_tape_sets", "list_tapes", "merge_streams", "offer", "reach", "read_tape",
+        "read_token", "receive", "receive_streams", "resume_token", "retrieve_blocks", "send", "send_parts",
+        "stream_map", "verify_streams", "verify_tapes", "write_stream_to_tape", "write_tape",
+        "write_tape_parts",
     ),
     "blockplane.volume": (
         "DemotionPlan", "Destination", "Policy", "Position", "PressurePolicy", "PruneReport", "ShrinkPlan",
@@ -138,6 +143,7 @@ __all__ = [
     "DemotionPlan",
     "Destination",
     "Difference",
+    "DriveTapes",
     "FileSystem",
     "FileUse",
     "Freeing",
@@ -175,6 +181,7 @@ __all__ = [
     "StreamVerdict",
     "TapeForm",
     "TapeListing",
+    "TapePartsReport",
     "TapeReadReport",
     "TapeVerdict",
     "TapeWriteReport",
@@ -195,6 +202,7 @@ __all__ = [
     "interrupted_receives",
     "is_stream",
     "is_tape",
+    "list_tape_sets",
     "list_tapes",
     "merge_streams",
     "offer",
@@ -219,6 +227,7 @@ __all__ = [
     "verify_tapes",
     "write_stream_to_tape",
     "write_tape",
+    "write_tape_parts",
 ]
 
 

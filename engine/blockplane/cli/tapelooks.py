@@ -30,11 +30,15 @@ if TYPE_CHECKING:
 @json_option
 def list_(tapes: Sequence[str], changer: str | None, as_json: bool) -> None:
     """Say what is on tapes: the set, its images, and where they lie. No data are read."""
-    found = bp.list_tapes(tapes, changer=changer_of(changer))
+    found = bp.list_tape_sets(tapes, changer=changer_of(changer))
     if as_json:
-        print_json(_listed(found))
-    else:
-        _print_listed(found)
+        print_json(_listed(found[0]) if len(found) == 1 else {"sets": [_listed(its) for its in found]})
+        return
+    for its in found:
+        _print_listed(its)
+    there = {its.part for its in found}
+    if lacking := [str(i + 1) for i in range(found[0].n_parts) if i not in there]:
+        print(f"missing    the tapes of part {', '.join(lacking)} of {found[0].n_parts}")
 
 
 def _listed(found: TapeListing) -> dict[str, object]:
@@ -42,6 +46,8 @@ def _listed(found: TapeListing) -> dict[str, object]:
         "set_id": found.set_id.hex(),
         "created": iso(found.created_ns),
         "record_bytes": found.record_bytes,
+        "part": found.part,
+        "n_parts": found.n_parts,
         "complete": found.is_complete,
         "unfinished_bytes": found.unfinished,
         "tapes": [
@@ -68,7 +74,9 @@ def _listed(found: TapeListing) -> dict[str, object]:
 
 
 def _print_listed(found: TapeListing) -> None:
-    print(f"set        {found.set_id.hex()}, begun {moment(found.created_ns)}, records of {size(found.record_bytes)}")
+    part = f", part {found.part + 1} of {found.n_parts} of its images" if found.n_parts > 1 else ""
+    when = moment(found.created_ns)
+    print(f"set        {found.set_id.hex()}, begun {when}, records of {size(found.record_bytes)}{part}")
     for number, its in enumerate(found.tapes, found.first_tape):
         print(f"tape {number:<5} written {moment(its.written_ns)}")
     for image in found.images:

@@ -26,7 +26,7 @@ from blockplane.stream.index import Wanted
 from blockplane.stream.input import open_input
 from blockplane.stream.keyfile import Keys, keys_of
 from blockplane.stream.lineage import Lineage, Member
-from blockplane.stream.media import Rack, TapeSet, is_tape, stores
+from blockplane.stream.media import Rack, TapeSet, by_set, is_tape, stores
 from blockplane.stream.partset import PartSet, joined
 from blockplane.stream.pieces import base_of, pieces_of, without_later
 from blockplane.stream.reader import read_header
@@ -161,7 +161,8 @@ def open_stream(
 
     Parameters
     ----------
-    paths : stream files; or one folder of them; tapes of one set, in order, among them.
+    paths : stream files; or one folder of them; tapes of one set, in order, among them, or of
+        sets that were written side by side.
     snapshot : which snapshot to read; by default the newest top.
     needs_full : whether the chain must begin with a full stream; without one, blocks of its base cannot be read.
     key : a key, a key file, or several, for streams that are encrypted.
@@ -178,8 +179,8 @@ def open_stream(
     tapes = [name for name in names if isinstance(name, str) and is_tape(name)]
     try:
         places: list[str | StreamPlace] = [name for name in names if name not in tapes]
-        if tapes:
-            places += stores(TapeSet(Rack(tapes)))
+        for its in by_set(tapes) if tapes else ():
+            places += stores(TapeSet(Rack(its.names)))
         for place in places:
             files.append(StreamFile(place, cache, keys))  # noqa: PERF401 - what is open must be known when one fails
         return StreamChain(joined(files), cache, snapshot, needs_full=needs_full)

@@ -23,10 +23,12 @@ from blockplane.transfer.tapecheck import (
     LostBlocks,
     TapeListing,
     TapeVerdict,
+    list_tape_sets,
     list_tapes,
     retrieve_blocks,
     verify_tapes,
 )
+from blockplane.transfer.tapeparts import DriveTapes, TapePartsReport, write_tape_parts
 from blockplane.transfer.taperead import TapeReadReport, read_tape
 from blockplane.transfer.tapewrite import TapeForm, TapeWriteReport, write_stream_to_tape, write_tape
 from blockplane.transfer.verify import StreamVerdict, stream_map, verify_streams
@@ -34,6 +36,7 @@ from blockplane.transfer.verify import StreamVerdict, stream_map, verify_streams
 __all__ = [
     "ChainReport",
     "CopyReport",
+    "DriveTapes",
     "InterruptedReceive",
     "LostBlocks",
     "MergeReport",
@@ -49,6 +52,7 @@ __all__ = [
     "StreamVerdict",
     "TapeForm",
     "TapeListing",
+    "TapePartsReport",
     "TapeReadReport",
     "TapeVerdict",
     "TapeWriteReport",
@@ -57,6 +61,7 @@ __all__ = [
     "copy",
     "held",
     "interrupted_receives",
+    "list_tape_sets",
     "list_tapes",
     "merge_streams",
     "offer",
@@ -74,4 +79,5 @@ __all__ = [
     "verify_tapes",
     "write_stream_to_tape",
     "write_tape",
+    "write_tape_parts",
 ]

@@ -6,6 +6,7 @@ import os
 import shlex
 import stat
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,19 @@ def command_changer(command: str) -> Changer:
                 f"the changer ended with status {done.returncode} for tape {its.tape}"
                 + (f": {said[0]}" if said else "")
             )
+
+    return change
+
+
+def in_turns(changer: Changer | None) -> Changer | None:
+    """Return a changer that is asked for one tape at a time, whichever thread wants it; None: there is none."""
+    if changer is None:
+        return None
+    lock = threading.Lock()
+
+    def change(its: Change) -> None:
+        with lock:
+            changer(its)
 
     return change
 

@@ -63,7 +63,7 @@ def standing(rack: Rack) -> Standing | None:
         require_next(its, number, before, before.set_id if before is not None else None)
         before = its
         if found is None or now is None:
-            now = SetState(its.set_id, its.label.created_ns, its.label.record_bytes)
+            now = SetState(its.set_id, its.label.created_ns, its.label.record_bytes, part=its.part)
             found = Standing(copy.deepcopy(now), its)
         now.tapes.append(TapeEntry(its.label.tape_id, its.label.written_ns, its.label.first_sequence))
         now.tape, now.sequence = number, its.label.first_sequence

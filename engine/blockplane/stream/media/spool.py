@@ -149,6 +149,7 @@ class Spool:
         label = Label(
             entry.tape_id, before.tape_id, state.created_ns, entry.written_ns, before.written_ns, state.record_bytes,
             self._number, entry.first_sequence, self.offset, self.stream_id, WRITER,
+            state.part.number, state.part.n_parts, state.part.group_id,
         )  # fmt: skip
         self._medium, state.tape = medium, number
         payload = label.encode()
