@@ -138,6 +138,37 @@ def test_nothing_is_overwritten_unasked(backup, tmp_path):
     assert [image.top for image in bp.list_tapes(tapes[:4]).images] == ["s1"]
 
 
+def test_the_last_tape_is_enough_to_append_to(backup, tmp_path):
+    """One drive, by turns: what was written before the last tape stays on the shelf."""
+    shelf, drive = tmp_path / "shelf", tmp_path / "drive.tap"
+    *before, last = backup.copied(shelf)
+    n_tapes = len(before) + 1
+    untouched = [Path(name).read_bytes() for name in before]
+    shutil.copy(before[1], drive)
+    with pytest.raises(errors.TapeEndError, match=r"drive\.tap \(tape 2 of set .* goes on with another tape") as caught:
+        bp.write_tape(backup.volume.image("s3"), drive, APPEND)
+    assert "load its last tape" in caught.value.hint
+    shutil.move(last, drive)
+    asked = []
+
+    def change(its) -> None:
+        asked.append((its.tape, its.is_writing))
+        drive.rename(shelf / f"t{its.tape - 1}.tap")
+
+    report = bp.write_tape(backup.volume.image("s3"), drive, replace(APPEND, changer=change))
+    assert (report.image, report.set_id) == (5, bp.list_tapes(before[:1]).set_id)
+    assert asked == [(n, True) for n in range(n_tapes + 1, report.n_tapes + 1)]
+    assert asked
+    drive.rename(shelf / f"t{report.n_tapes}.tap")
+    assert [Path(name).read_bytes() for name in before] == untouched
+    names = sorted(map(str, shelf.iterdir()))
+    listing = bp.list_tapes(names)
+    assert ([image.top for image in listing.images], listing.is_complete) == ([*SNAPSHOTS, "s3"], True)
+    assert bp.verify_tapes(names, volume=backup.volume).problems == []
+    with pytest.raises(errors.TapeOrderError, match="and tape 1 is needed here"):
+        bp.write_tape(backup.volume.image("s3"), names[-1:], replace(FORM, resume=True))
+
+
 def test_a_set_without_tapes_enough_says_so_and_goes_on_with_more(backup, tmp_path):
     names = [tmp_path / f"n{i}.tap" for i in range(6)]
     with pytest.raises(errors.TapeFullError, match="tape 3 of the set is needed, and 2") as caught:

@@ -75,7 +75,7 @@ def _ask(its: Change) -> None:
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be written; touch no tape.")
 @click.option("--tape-size", type=Size(), metavar="SIZE", help="Of each TAPE that is a file (as there is space).")
 @click.option("--record-size", type=Size(), metavar="SIZE", help="Of each record, 64KiB to 1MiB (256KiB).")
-@click.option("--append", is_flag=True, help="Add the image to the set that is on the TAPEs.")
+@click.option("--append", is_flag=True, help="Add the image to the set that is on the TAPEs; its last is enough.")
 @click.option("--resume", is_flag=True, help="Go on with an image that was interrupted.")
 @click.option("--discard", is_flag=True, help="Overwrite what the TAPEs hold.")
 @click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")

@@ -32,6 +32,7 @@ from blockplane.stream.media import (
     TapeIdentity,
     TapeSet,
     TapeStore,
+    ending,
     in_turns,
     is_blank,
     look_at,
@@ -221,7 +222,8 @@ def _whole_ones(drives: Sequence[DriveTapes], known: Sequence[object], form: Tap
     RefusedError : the sets are not at the same image.
     """
     found = [
-        _standing(drive) if isinstance(its, TapeIdentity) else None for drive, its in zip(drives, known, strict=True)
+        _found(drive, appends=form.append) if isinstance(its, TapeIdentity) else None
+        for drive, its in zip(drives, known, strict=True)
     ]
     counts = [len(its.state.images) if its is not None else 0 for its in found]
     begun = [its is not None and bool(its.groups) for its in found]
@@ -244,10 +246,10 @@ def _whole_ones(drives: Sequence[DriveTapes], known: Sequence[object], form: Tap
     return [its.state.tape if its is not None and n == due else 0 for its, n in zip(found, counts, strict=True)]
 
 
-def _standing(drive: DriveTapes) -> Standing | None:
+def _found(drive: DriveTapes, *, appends: bool) -> Standing | None:
     there = list(takewhile(os.path.lexists, drive.names))
     with closing(Rack(there)) as rack:
-        return standing(rack)
+        return ending(rack, is_all=len(there) < len(drive.names)) if appends else standing(rack)
 
 
 def _writing(drive: DriveTapes, sending: ImageSending, form: TapeForm, stream: StreamForm, part: SetPart) -> Writing:

@@ -33,6 +33,7 @@ from blockplane.stream.media import (
     SetState,
     Standing,
     TapeSink,
+    ending,
     new_set,
     resumption,
     shown,
@@ -76,8 +77,8 @@ class TapeForm:
     """How tapes are written.
 
     tape_size : of tapes that are files: bytes or text as `4G`; None: as long as there is space. record_size : as that,
-    64 KiB to 1 MiB. append : add to the set that is there; discard : lose what is there; resume : go on with what an
-    interrupted run has begun. changer : brings more tapes.
+    64 KiB to 1 MiB. append : add to the set that is there, of which the last tape is enough; discard : lose what is
+    there; resume : go on with what an interrupted run has begun. changer : brings more tapes.
     """
 
     tape_size: int | str | None = None
@@ -240,7 +241,7 @@ class Writing:
         record_bytes = _bytes(form.record_size) or DEFAULT_RECORD_BYTES
         if not (form.append or form.resume):
             return new_set(record_bytes, self._part), None
-        found = standing(self.rack)
+        found = ending(self.rack) if form.append else standing(self.rack)
         if found is None:
             return new_set(record_bytes, self._part), None
         self._require_its_part(found)

@@ -27,7 +27,7 @@ from blockplane.stream.media.rack import (
     is_tape,
     open_medium,
 )
-from blockplane.stream.media.scan import Resumption, Standing, resumption, standing
+from blockplane.stream.media.scan import Resumption, Standing, ending, resumption, standing
 from blockplane.stream.media.setstate import WHOLE, SetPart, SetState, new_set
 from blockplane.stream.media.tapeset import TapeSet, TapeStore, stores
 from blockplane.stream.media.tapfile import TapFile
@@ -69,6 +69,7 @@ __all__ = [
     "Walk",
     "by_set",
     "command_changer",
+    "ending",
     "images",
     "in_turns",
     "is_blank",
