@@ -98,6 +98,15 @@ def test_files_are_listed_and_read_in_place(done, tapes, tree):
     assert Path("out/large").read_bytes() == (tree / "large").read_bytes()
 
 
+def test_a_damaged_table_is_said_and_made_anew(done, tapes):
+    spoil("a.tap", -1)
+    told = done("ls", "a.tap:/")
+    assert "later" in told.out
+    assert "where blocks lie was found group by group" in told.err
+    assert "found group by group" in done("tape", "list", "a.tap", "--json").json["problems"][0]
+    assert "of a name that cannot be read" in done("tape", "list", "a.tap").out
+
+
 def test_retrieve_takes_files_trees_and_blocks(done, blockplane, pool, tapes, tree):
     done("tape", "retrieve", "a.tap", "--path", "/later", "-o", "later")
     assert Path("later").read_text() == "later" * 5000

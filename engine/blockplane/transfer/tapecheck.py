@@ -214,7 +214,8 @@ class TapeListing:
 
     images : those that are whole. unfinished : bytes of the stream of one that was begun, that lie in closed groups;
     None: there is none. is_complete : the last tape named ends with the set's end. tapes : by number. part, n_parts :
-    which part of its images the set has, from 0, of how many.
+    which part of its images the set has, from 0, of how many. problems : what was damaged: of images whose table is,
+    neither names nor ids are known.
     """
 
     set_id: bytes
@@ -228,6 +229,7 @@ class TapeListing:
     unfinished: int | None = None
     part: int = 0
     n_parts: int = 1
+    problems: tuple[str, ...] = ()
 
 
 def list_tapes(tapes: PathLike | Sequence[PathLike], *, changer: Changer | None = None) -> TapeListing:
@@ -251,13 +253,13 @@ def list_tape_sets(tapes: PathLike | Sequence[PathLike], *, changer: Changer | N
 def _listing(names: Sequence[str], changer: Changer | None) -> TapeListing:
     with closing(Rack(names, changer=changer)) as rack:
         try:
-            found = TapeSet(rack)
+            found = TapeSet(rack, rebuilds=True)
         except TapeEndError:
             return _unfinished(rack)
         label, table = found.first.label, found.table
         return TapeListing(
             found.set_id, label.created_ns, found.record_bytes, found.first.tape, table.tapes, table.images, table.runs,
-            True, None, label.part, label.n_parts,
+            True, None, label.part, label.n_parts, tuple(found.problems),
         )  # fmt: skip
 
 

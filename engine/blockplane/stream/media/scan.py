@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from blockplane.model.errors import (
@@ -13,14 +12,13 @@ from blockplane.model.errors import (
     StreamOrderError,
     StreamTruncatedError,
     TapeEndError,
-    TapeError,
 )
 from blockplane.planes import Plane
 from blockplane.stream.codec import FRAME_FIXED_BYTES, FrameHead, FrameKind, Locations, header_length
 from blockplane.stream.input import FileInput
 from blockplane.stream.keyfile import Key
 from blockplane.stream.media import codec
-from blockplane.stream.media.closing import before_mark, contents_before, parts_at
+from blockplane.stream.media.closing import before_mark, contents_before, table_before
 from blockplane.stream.media.codec import Contents, FrameEntry, ImageEntry, RecordKind, Table, TapeEntry
 from blockplane.stream.media.cutting import shown
 from blockplane.stream.media.labels import TapeIdentity, is_blank, read_label, require_next
@@ -123,7 +121,7 @@ def _scan_tape(medium: Medium, now: SetState, found: Standing) -> bool:
             found.goes_on = True
             return True
         if kind is RecordKind.END:
-            table = _table_before(medium, record)
+            table = table_before(medium, record)
             if table is None or table.tapes[-len(now.tapes) :] != tuple(now.tapes):
                 return False
             now.tapes = list(table.tapes)
@@ -145,16 +143,6 @@ def _stood(now: SetState, stop: int, last: Record) -> SetState:
     """Take a record and its filemark for written; return how the set stands behind them, to be kept."""
     now.position, now.sequence = stop, last.head.sequence + 1
     return replace(now, tapes=list(now.tapes), images=list(now.images), runs=list(now.runs))
-
-
-def _table_before(medium: Medium, record: Record) -> Table | None:
-    with suppress(StreamDamagedError, TapeError):
-        end = codec.decode_end(bytes(record.payload))
-        if end.tape != record.head.tape:
-            return None
-        found = parts_at(medium, end.position, end.n_records, RecordKind.TABLE)
-        return codec.decode_table(found) if isinstance(found, bytes) else None
-    return None
 
 
 @dataclass(frozen=True, slots=True)
