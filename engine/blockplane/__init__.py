@@ -18,7 +18,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # not typing's: importing blockplane costs no module that Python has not loaded
 if TYPE_CHECKING:
-    from blockplane.api import BlockUse, FileUse, FullCheck, Volume, check, owners
+    from blockplane.api import BlockUse, FileUse, FullCheck, Volume, check, create_structure, owners
     from blockplane.cli.hosting import serve_control
     from blockplane.filesystem import Change, Difference, FileSystem, GetReport, PutReport
     from blockplane.image import Backup, BlockDifference, Freeing, Image, PlaneFile, SavedImage, divided, plan_levels
@@ -99,7 +99,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check", "owners"),
+    "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check", "create_structure", "owners"),
     "blockplane.cli.hosting": ("serve_control",),
     "blockplane.filesystem": ("Change", "Difference", "FileSystem", "GetReport", "PutReport"),
     "blockplane.image": (
@@ -195,6 +195,7 @@ __all__ = [
     "compare_streams",
     "copy",
     "create_key",
+    "create_structure",
     "divided",
     "errors",
     "format_size",

@@ -19,6 +19,7 @@ from blockplane.transfer.resume import (
 )
 from blockplane.transfer.send import SendReport, send
 from blockplane.transfer.sendparts import Part, PartsReport, send_parts
+from blockplane.transfer.structure import create_structure
 from blockplane.transfer.tapecheck import (
     LostBlocks,
     TapeListing,
@@ -59,6 +60,7 @@ __all__ = [
     "abort_receive",
     "compare_streams",
     "copy",
+    "create_structure",
     "held",
     "interrupted_receives",
     "list_tape_sets",

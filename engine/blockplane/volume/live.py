@@ -20,6 +20,7 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import ChecksumError, DiskError, ReadOnlyError, RefusedError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume import pressure
+from blockplane.volume.basegroup import n_in_base
 from blockplane.volume.beside import BesideWriter
 from blockplane.volume.busy import BusyPlane
 from blockplane.volume.codec import FORM_EMPTY, TableEntry, TreeRoot
@@ -112,6 +113,7 @@ class LiveVolume(Points):
         self._newly_held = 0
         self.is_replica = self.info.role == ROLE_REPLICA
         self.features = self.info.features
+        self.n_in_base = n_in_base(self)
         self._n_forget = 1  # what only the CP before the last refers to is free after the next one, and nobody lists it
 
     # --- reading -----------------------------------------------------------------------------------------------------
@@ -352,7 +354,8 @@ class LiveVolume(Points):
 def grown(info: FsInfo, geometry: Geometry) -> dict[str, object]:
     """Return what changes in the root record when a volume takes up groups that its labels name."""
     states = info.member_states + bytes([MEMBER_OK]) * (geometry.n_disks - len(info.member_states))
-    return {"geometry": geometry, "member_states": states, "reserve_blocks": reserve_for(geometry.n_usable)}
+    base = geometry.groups[info.leaving].n_blocks if info.leaving is not None else 0
+    return {"geometry": geometry, "member_states": states, "reserve_blocks": reserve_for(geometry.n_usable - base)}
 
 
 def shrunk(info: FsInfo, geometry: Geometry) -> dict[str, object]:

@@ -29,6 +29,7 @@ from blockplane.disks.label import make_labels, read_label, write_labels
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
+from blockplane.volume.basegroup import has_base
 from blockplane.volume.config import DISKS_DIR, VolumeConfig, read_config, write_config
 from blockplane.volume.emptying import STEP_BLOCKS, Emptying, is_left, leaves_of_group, n_in_group
 from blockplane.volume.groups import blank_ends
@@ -102,6 +103,10 @@ def plan(volume: LiveVolume, index: int) -> ShrinkPlan:
             )
         if len(geometry.groups) == 1:
             raise UsageError(f"{volume.path} has one RAID group alone", "add one first, with `blockplane grow`")
+        if has_base(volume):
+            raise RefusedError(
+                f"{volume.path} is built on a base, and gives no RAID group back", "make one volume of both first"
+            )
         if leaving is not None and leaving != index:
             raise RefusedError(
                 f"RAID group {leaving} is being taken out", f"end that first: shrink --group {leaving}, or --cancel"
@@ -173,7 +178,7 @@ def cancel(volume: LiveVolume) -> int:
     RefusedError : none is being taken out.
     """
     with volume.lock:
-        leaving = volume.info.leaving
+        leaving = volume.info.leaving if not has_base(volume) else None
         if leaving is None:
             raise RefusedError(f"no RAID group of {volume.path} is being taken out", "")
         volume.commit(clean=True)
