@@ -92,6 +92,8 @@ if TYPE_CHECKING:
         Position,
         PressurePolicy,
         PruneReport,
+        SettlePlan,
+        SettleReport,
         ShrinkPlan,
         ShrinkReport,
         Snapshot,
@@ -125,8 +127,8 @@ _HOMES = {
         "write_tape_parts",
     ),
     "blockplane.volume": (
-        "DemotionPlan", "Destination", "Policy", "Position", "PressurePolicy", "PruneReport", "ShrinkPlan",
-        "ShrinkReport", "Snapshot", "State",
+        "DemotionPlan", "Destination", "Policy", "Position", "PressurePolicy", "PruneReport", "SettlePlan",
+        "SettleReport", "ShrinkPlan", "ShrinkReport", "Snapshot", "State",
     ),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -172,6 +174,8 @@ __all__ = [
     "ResumeToken",
     "SavedImage",
     "SendReport",
+    "SettlePlan",
+    "SettleReport",
     "ShrinkPlan",
     "ShrinkReport",
     "Snapshot",

@@ -26,6 +26,7 @@ from blockplane.cli import (
     pressure,
     receiving,
     retention,
+    settling,
     shrinking,
     snapshots,
     stored,
@@ -80,8 +81,8 @@ def cli() -> None:
 
 
 _MODULES = (
-    volumes, shrinking, copies, files, snapshots, pressure, retention, differences, holders, images, transfers,
-    receiving, copying, plans, streams, chains, tapes, tapelooks, keys, demo, completion,
+    volumes, shrinking, settling, copies, files, snapshots, pressure, retention, differences, holders, images,
+    transfers, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, demo, completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

@@ -26,7 +26,7 @@ from blockplane.volume.busy import BusyPlane
 from blockplane.volume.codec import FORM_EMPTY, TableEntry, TreeRoot
 from blockplane.volume.fsinfo import MEMBER_OK, ROLE_REPLICA, FsInfo
 from blockplane.volume.incoming import IncomingPlane
-from blockplane.volume.leafbits import LEAF_WORDS, Leaf
+from blockplane.volume.leafbits import LEAF_WORDS, WORD_BLOCKS, Leaf
 from blockplane.volume.local import LocalTree
 from blockplane.volume.names import Names
 from blockplane.volume.pins import Pins
@@ -131,6 +131,15 @@ class LiveVolume(Points):
         """See `BusyPlane`."""
         return self._busy.settled_leaf(leaf)
 
+    def busy_leaf(self, leaf: int) -> Leaf:
+        """Return which places of a leaf's range are not free, worked out from everything that may have one, fresh."""
+        return self._busy.leaf(leaf)
+
+    def is_landing(self, place: int) -> bool:
+        """Whether a receive brings blocks to the 64 stripes of a place."""
+        group, dbn = self.placer.locate(place)
+        return self._busy.is_landing(group, dbn // WORD_BLOCKS)
+
     def snapshot_state(self, entry: TableEntry) -> State:
         """Return the state of a snapshot in the table; RefusedError: it is a shadow."""
         if entry.is_shadow:
@@ -163,6 +172,14 @@ class LiveVolume(Points):
     def adopt_state(self, snapshot_id: bytes, state: State) -> None:
         """Cache the state of a snapshot that is new."""
         self._states[snapshot_id] = state
+
+    def state_moved(self, snapshot_id: bytes, placemap: PlaceMap) -> None:
+        """Let whoever has the state of a snapshot at hand read its blocks where they lie from the open CP on."""
+        state = self._states.get(snapshot_id)
+        if state is not None:
+            assert state is not self.committed  # which has them where they were
+            assert isinstance(state.reader, PlaceReader)
+            state.placemap = state.reader.placemap = placemap
 
     def metadata(self, name: str) -> Plane:
         """Return the blocks of a snapshot without which nothing of it is found: all but the content of files.

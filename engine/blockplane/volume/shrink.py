@@ -31,10 +31,11 @@ from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError,
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.volume.basegroup import has_base
 from blockplane.volume.config import DISKS_DIR, VolumeConfig, read_config, write_config
-from blockplane.volume.emptying import STEP_BLOCKS, Emptying, is_left, leaves_of_group, n_in_group
+from blockplane.volume.emptying import Emptying, is_left, leaves_of_group, n_in_group
 from blockplane.volume.groups import blank_ends
 from blockplane.volume.leafbits import LEAF_WORDS
 from blockplane.volume.live import LiveVolume, reserve_for
+from blockplane.volume.moving import STEP_BLOCKS
 from blockplane.volume.placemap import EXTENT_BYTES
 from blockplane.volume.space import ALL_FREE
 

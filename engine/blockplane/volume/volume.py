@@ -18,7 +18,7 @@ from blockplane.model.blocks import BlockSource
 from blockplane.model.errors import BlockplaneError, NotAVolumeError, ReadOnlyError, RefusedError, VolumeInUseError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.planes import Plane
-from blockplane.volume import deferred, deleting, demoting, holds, making, positions, pressure, snapshots
+from blockplane.volume import deferred, deleting, demoting, holds, making, positions, pressure, settling, snapshots
 from blockplane.volume import shrink as shrinking
 from blockplane.volume.basegroup import BASE_GROUP
 from blockplane.volume.basing import BASE_DISK, Base, opener
@@ -38,6 +38,7 @@ from blockplane.volume.positions import Position
 from blockplane.volume.pressure import DemotionPlan, PressurePolicy
 from blockplane.volume.reclaim import reclaim
 from blockplane.volume.rootslots import group_that_left, read_newest, successor, write_record
+from blockplane.volume.settling import SettlePlan, SettleReport
 from blockplane.volume.shrink import ShrinkPlan, ShrinkReport
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.timer import CommitTimer
@@ -293,6 +294,14 @@ class Volume(LiveVolume):
     def cancel_shrink(self) -> int:
         """Call off that a group is taken out; what moved stays where it is. Returns which it was."""
         return shrinking.cancel(self)
+
+    def plan_settle(self) -> SettlePlan:
+        """Return what moving blocks home would come to; see `settling.plan`."""
+        return settling.plan(self)
+
+    def settle(self, progress: Progress = ignore_progress) -> SettleReport:
+        """Move blocks that lie elsewhere to the places of their numbers; see `settling.settle`."""
+        return settling.settle(self, progress)
 
     # --- snapshots ---------------------------------------------------------------------------------------------------
 
