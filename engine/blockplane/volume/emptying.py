@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockplane.disks.geometry import GroupRecord
-from blockplane.volume import moving
+from blockplane.volume import moving, rehousing
 from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, count, numbers_in
 from blockplane.volume.moving import STEP_BLOCKS, state_leaf
 
@@ -52,6 +52,7 @@ def is_left(volume: LiveVolume, group: GroupRecord) -> bool:
             words = words | state.place_leaf(leaf)
         for local in trees:
             words = words | local.held_leaf(leaf) | local.local_leaf(leaf)
+        words = words | volume.incoming.leaf(leaf)
         if words.any():
             return False
     return True
@@ -65,7 +66,9 @@ class Emptying:
         self._leaf = leaves_of_group(group).start
 
     def step(self, most: int = STEP_BLOCKS) -> int:
-        """Move what lies there, at most so many blocks of states or else some of the local tree; return how many.
+        """Move what lies there, at most so many; return how many.
+
+        Blocks of states go first, then what interrupted receives have there, then the local tree's.
 
         Durable on return. 0: nothing is there any more.
 
@@ -80,7 +83,7 @@ class Emptying:
             self._make_room(len(places))
             moving.adopt(volume, places, moving.copied(volume, places))
             n_moved = len(places)
-        else:
+        elif not (n_moved := rehousing.move_on(volume, leaves_of_group(self._group), most)):
             n_moved = volume.local.touch_within(self._group.first, self._group.stop, STEP_LOCAL_BLOCKS)
             if n_moved:
                 volume.local.shadows.store()

@@ -56,8 +56,12 @@ def begin(volume: LiveVolume) -> None:
         volume.snapshot_state(entry)
 
 
-def copied(volume: LiveVolume, places: Numbers) -> Numbers:
+def copied(volume: LiveVolume, places: Numbers, *, are_known: bool = True) -> Numbers:
     """Copy blocks to whatever places are free; return these, in order: reads see them there.
+
+    Parameters
+    ----------
+    are_known : states have them, and they are held against their checks.
 
     Raises
     ------
@@ -66,7 +70,7 @@ def copied(volume: LiveVolume, places: Numbers) -> Numbers:
     new = np.empty(len(places), np.int64)
     with _Undone(volume):
         for start in range(0, len(places), BATCH_BLOCKS):
-            data = _read(volume, places[start : start + BATCH_BLOCKS])
+            data = _read(volume, places[start : start + BATCH_BLOCKS], are_known)
             at, n_blocks = start, len(data) // BLOCK_BYTES
             for first, n, buffer in volume.placer.run(n_blocks):
                 low = (at - start) * BLOCK_BYTES
@@ -137,8 +141,8 @@ class _Undone:
             self._volume.space.forget()
 
 
-def _read(volume: LiveVolume, places: Numbers) -> Bytes:
-    """Return the bytes of blocks that states have, in order, each held against its check.
+def _read(volume: LiveVolume, places: Numbers, are_known: bool = True) -> Bytes:
+    """Return the bytes of blocks, in order, each that states have held against its check.
 
     Raises
     ------
@@ -146,6 +150,8 @@ def _read(volume: LiveVolume, places: Numbers) -> Bytes:
     """
     data = aligned_buffer(len(places) * BLOCK_BYTES)
     volume.array.read_places(runs_of(places), data)
+    if not are_known:
+        return data
     bad = np.flatnonzero(volume.beside.checks.expected(places).bad(data.reshape(-1, BLOCK_BYTES)))
     if len(bad):
         place = int(places[bad[0]])
