@@ -65,6 +65,7 @@ def test_incremental_mirroring_330_to_340_and_reintegration_350_to_360(source, t
             assert_equal(source, structure, name)
             structure.delete_snapshot(*[s.name for s in structure.snapshots if s.name not in ("one", name)])
             structure.sync()
+        assert structure.settle().n_moved == 0  # the homes are the base's
         difference = source.image("four - one").n_blocks
         grown = structure.used_blocks - used
         assert difference <= grown + 1
