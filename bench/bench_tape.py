@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from yardstick.world import Source
 from blockplane.filesystem import FileSystem
 from blockplane.image.image import build
 from blockplane.stream import open_stream
-from blockplane.stream.media import Rack, TapeSink, new_set
+from blockplane.stream.media import Rack, TapeSet, TapeSink, new_set, stores
 from blockplane.transfer import TapeForm, read_tape, receive, send, write_tape
 
 MIB = 1 << 20
@@ -25,7 +26,7 @@ MIB = 1 << 20
 def test_records_beside_a_plain_write(
     benchmark: BenchmarkFixture, source: Source, folder: Path, record_kib: int
 ) -> None:
-    """The same stream, out of memory: cut into records and summed, beside write(2) by the mebibyte; both synced."""
+    """The same stream, out of memory: cut into records, beside write(2) by the mebibyte; both synced."""
     benchmark.group = "tape records"
     stream, tape, plain = folder / "june1.bps", folder / "june1.tap", folder / "plain"
     send(build(source.volume, "june1"), stream, order="tape")
@@ -55,6 +56,9 @@ def test_records_beside_a_plain_write(
 
     run_pairs(benchmark, write_records, write_plain, before=before, n_bytes=len(data), target=0.80)
     assert 0 <= tape.stat().st_size - len(data) < 0.01 * len(data) + MIB
+    with closing(TapeSet(Rack([tape]))) as tapes:
+        store = stores(tapes)[0]
+        assert all(store.read(len(piece), i * 16 * MIB) == piece for i, piece in enumerate(pieces))
 
 
 def test_write_tape(benchmark: BenchmarkFixture, source: Source, folder: Path) -> None:

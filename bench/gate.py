@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from blockplane.disks import DiskCounters
 from blockplane.filesystem import FileSystem, compare
 from blockplane.image.image import build
 from blockplane.stream import open_stream
+from blockplane.stream.media import Rack, TapeSet, TapeSink, new_set, stores
 from blockplane.transfer import merge_streams, stream_map
 from blockplane.transfer.copy import copy
 from blockplane.transfer.receive import receive
@@ -250,24 +252,58 @@ def gate_volume(gate: Gate, source: Source) -> None:
     gate.most("diff: metadata blocks read / changed path", found.n_reads / len(found.changes), 6)
 
 
-def gate_system_calls(gate: Gate, source: Source) -> None:
-    """System calls of a whole send, by strace where it is installed."""
+def gate_system_calls(gate: Gate, source: Source, folder: Path) -> None:
+    """System calls of a whole send and of writing a tape, by strace where it is installed."""
     strace = shutil.which("strace")
     if strace is None:
         print("        system calls: no strace here")
         return
     n_mib = build(source.volume, "june1").n_bytes / MIB
     source.volume.close()
-    command = [sys.executable, "-m", "blockplane", "send", str(source.path), "june1", "-o", os.devnull]
-    traced = subprocess.run(
-        [strace, "-f", "-c", "-e", "trace=preadv,writev,pread64,read", *command],
-        capture_output=True,
-        text=True,
-        check=True,
+    tape = folder / "traced.tap"
+    runs: tuple[tuple[list[str], dict[str, float]], ...] = (
+        (["send", str(source.path), "june1", "-o", os.devnull], {"preadv": 6.0, "writev": 2.0}),
+        (
+            ["tape", "write", str(tape), "--record-size", "64KiB", str(source.path), "june1"],
+            {"writev": 0.6, "write": 0.1},
+        ),
     )
-    calls = {line.split()[-1]: int(line.split()[3]) for line in traced.stderr.splitlines() if line[:1] == " "}
-    for name, limit in (("preadv", 6.0), ("writev", 2.0)):
-        gate.most(f"send june1: {name} / MiB", calls.get(name, 0) / n_mib, limit)
+    for words, limits in runs:
+        command = [strace, "-f", "-c", "-e", "trace=preadv,writev,write", sys.executable, "-m", "blockplane", *words]
+        traced = subprocess.run(command, capture_output=True, text=True, check=True)
+        calls = {line.split()[-1]: int(line.split()[3]) for line in traced.stderr.splitlines() if line[:1] == " "}
+        for name, limit in limits.items():
+            gate.most(f"{words[0]} june1: {name} / MiB", calls.get(name, 0) / n_mib, limit)
+
+
+def gate_tape(gate: Gate, source: Source, folder: Path) -> None:
+    """Speed of cutting a stream into records of 64 KiB beside write(2) of it; only the records are synced."""
+    stream, tape, plain = folder / "june1.bps", folder / "june1.tap", folder / "plain"
+    send(build(source.volume, "june1"), stream, order="tape")
+    data = memoryview(stream.read_bytes())
+
+    def write_plain() -> None:
+        with open(plain, "wb", buffering=0) as file:
+            for at in range(0, len(data), MIB):
+                file.write(data[at : at + MIB])
+
+    def write_records() -> None:
+        with closing(Rack([tape], writable=True)) as rack, closing(TapeSink(rack, new_set(64 << 10))) as sink:
+            for at in range(0, len(data), 16 * MIB):
+                sink.write_all([data[at : at + 16 * MIB]])
+            sink.commit()
+
+    def fresh() -> None:
+        for path in (tape, plain):
+            path.unlink(missing_ok=True)
+
+    pairs = pairs_of(write_records, write_plain, fresh)
+    gate.least("tape records of 64 KiB: share of a plain write's speed", pairs.speed, 0.25)
+    with closing(TapeSet(Rack([tape]))) as tapes:
+        gate.most(
+            "tape records of 64 KiB: images that are not the stream", stores(tapes)[0].read(len(data), 0) != data, 0
+        )
+    stream.unlink()
 
 
 def main() -> int:
@@ -285,7 +321,8 @@ def main() -> int:
             gate_chains(gate, source, folder)
             gate_files(gate, folder / "tree", source, folder)
             gate_volume(gate, source)
-            gate_system_calls(gate, source)
+            gate_tape(gate, source, folder)
+            gate_system_calls(gate, source, folder)
     print(f"{gate.missed} limits missed")
     return min(gate.missed, 1)
 

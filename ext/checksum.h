@@ -49,6 +49,40 @@ static void bp_crc_init(void)
             bp_crc_table[k][i] = (bp_crc_table[k - 1][i] >> 8) ^ bp_crc_table[0][bp_crc_table[k - 1][i] & 0xff];
 }
 
+/* What joining CRCs takes: CRC(A B) = Z(CRC(A)) ^ CRC(B), Z being the step of the register over as many zero bytes as B
+ * has. bp_crc_back takes one zero byte back: the highest byte of what a step leaves says which entry it took. */
+static uint32_t bp_crc_over_block[4][256];
+static uint8_t bp_crc_entry_of[256];
+
+static inline uint32_t bp_crc_skip_block(uint32_t crc)
+{
+    return bp_crc_over_block[0][crc & 0xff] ^ bp_crc_over_block[1][crc >> 8 & 0xff] ^
+           bp_crc_over_block[2][crc >> 16 & 0xff] ^ bp_crc_over_block[3][crc >> 24];
+}
+
+static inline uint32_t bp_crc_back(uint32_t crc)
+{
+    uint8_t entry = bp_crc_entry_of[crc >> 24];
+    return (crc ^ bp_crc_table[0][entry]) << 8 | entry;
+}
+
+static void bp_crc_init_joining(void)
+{
+    for (uint32_t i = 0; i < 256; i++)
+        bp_crc_entry_of[bp_crc_table[0][i] >> 24] = (uint8_t)i;
+    for (int byte = 0; byte < 4; byte++) {
+        uint32_t *row = bp_crc_over_block[byte];
+        row[0] = 0;
+        for (uint32_t bit = 1; bit < 256; bit <<= 1) {
+            uint32_t crc = bit << 8 * byte;
+            for (int i = 0; i < BP_CRC_BLOCK; i++)
+                crc = (crc >> 8) ^ bp_crc_table[0][crc & 0xff];
+            for (uint32_t below = 0; below < bit; below++) /* the step is linear */
+                row[bit | below] = crc ^ row[below];
+        }
+    }
+}
+
 static inline uint64_t bp_load_le64(const uint8_t *p)
 {
     uint64_t v;

@@ -3,7 +3,7 @@
 check(block, number) = CRC32C over the block's 4,096 bytes, continued over the number as 8 little-endian bytes.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "checksum.h" nogil:
     ctypedef uint32_t (*bp_crc_run)(uint32_t crc, const uint8_t* data, size_t n_bytes) noexcept nogil
@@ -18,6 +18,9 @@ cdef extern from "checksum.h" nogil:
     const bp_crc_variant bp_crc_variants[1]
     const int BP_CRC_N_VARIANTS
     void bp_crc_init()
+    void bp_crc_init_joining()
+    uint32_t bp_crc_skip_block(uint32_t crc)
+    uint32_t bp_crc_back(uint32_t crc)
 
 cdef enum:
     BLOCK_BYTES = 4096
@@ -52,6 +55,23 @@ cdef int64_t first_bad_block(
                 return start + i
         start += n
     return -1
+
+
+cdef int64_t unbind(
+    const uint32_t* checks, const int64_t* numbers, int64_t n_blocks, uint32_t* out
+) noexcept nogil:
+    cdef uint8_t number[8]
+    cdef uint32_t crc
+    cdef int64_t i
+    cdef int k, _back
+    for i in range(n_blocks):
+        for k in range(8):
+            number[k] = <uint8_t> (<uint64_t> numbers[i] >> 8 * k)
+        crc = checks[i] ^ ~bp_crc_variants[chosen].run(~<uint32_t> 0, &number[0], 8)
+        for _back in range(8):
+            crc = bp_crc_back(crc)
+        out[i] = crc
+    return n_blocks
 
 
 cdef int64_t blocks_of(const uint8_t[::1] data) except -1:
@@ -120,6 +140,25 @@ def verify_blocks_from(const uint8_t[::1] data, int64_t first_number, const uint
     return bad
 
 
+def unbound_crcs(const uint32_t[::1] checks, const int64_t[::1] numbers, uint32_t[::1] out):
+    """CRC32C of each block's bytes alone into `out`, by its check and number; the bytes are not needed."""
+    cdef int64_t n = checks.shape[0]
+    need("numbers", numbers.shape[0], n)
+    need("out", out.shape[0], n)
+    if n:
+        with nogil:
+            unbind(&checks[0], &numbers[0], n, &out[0])
+
+
+def join_block_crcs(const uint32_t[::1] crcs, uint32_t seed=0):
+    """CRC32C of blocks that follow each other, by that of each alone; `seed` is the CRC of what comes before them."""
+    cdef uint32_t crc = seed
+    cdef int64_t i
+    for i in range(crcs.shape[0]):
+        crc = bp_crc_skip_block(crc) ^ crcs[i]
+    return crc
+
+
 def kernel_names():
     """Variants that this CPU runs, best first."""
     return tuple(
@@ -143,4 +182,5 @@ def select_kernel(str name):
 
 
 bp_crc_init()
+bp_crc_init_joining()
 select_kernel(kernel_names()[0])

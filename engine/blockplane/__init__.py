@@ -18,7 +18,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # not typing's: importing blockplane costs no module that Python has not loaded
 if TYPE_CHECKING:
-    from blockplane.api import BlockUse, FileUse, FullCheck, Volume, check, owners
+    from blockplane.api import BlockUse, FileUse, FullCheck, Volume, check, create_structure, owners
     from blockplane.cli.hosting import serve_control
     from blockplane.filesystem import Change, Difference, FileSystem, GetReport, PutReport
     from blockplane.image import Backup, BlockDifference, Freeing, Image, PlaneFile, SavedImage, divided, plan_levels
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         Brought,
         ChainReport,
         CopyReport,
+        DriveTapes,
         InterruptedReceive,
         LocalChanges,
         LostBlocks,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
         StreamVerdict,
         TapeForm,
         TapeListing,
+        TapePartsReport,
         TapeReadReport,
         TapeVerdict,
         TapeWriteReport,
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
         copy,
         held,
         interrupted_receives,
+        list_tape_sets,
         list_tapes,
         merge_streams,
         offer,
@@ -88,6 +91,7 @@ if TYPE_CHECKING:
         verify_tapes,
         write_stream_to_tape,
         write_tape,
+        write_tape_parts,
     )
     from blockplane.volume import (
         DemotionPlan,
@@ -96,6 +100,8 @@ if TYPE_CHECKING:
         Position,
         PressurePolicy,
         PruneReport,
+        SettlePlan,
+        SettleReport,
         ShrinkPlan,
         ShrinkReport,
         Snapshot,
@@ -104,7 +110,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check", "owners"),
+    "blockplane.api": ("BlockUse", "FileUse", "FullCheck", "Volume", "check", "create_structure", "owners"),
     "blockplane.cli.hosting": ("serve_control",),
     "blockplane.filesystem": ("Change", "Difference", "FileSystem", "GetReport", "PutReport"),
     "blockplane.image": (
@@ -120,18 +126,18 @@ _HOMES = {
     ),
     "blockplane.server": ("VolumePlace",),
     "blockplane.transfer": (
-        "Brought", "ChainReport", "CopyReport", "InterruptedReceive", "LocalChanges", "LostBlocks", "MergeReport",
-        "OfferReport", "Opening", "Part", "PartsReport", "Peer", "PullReport", "Reach", "ReceiveReport",
-        "ReplicaReport", "ResumeToken", "SendReport", "StreamComparison", "StreamVerdict", "TapeForm", "TapeListing",
-        "TapeReadReport", "TapeVerdict", "TapeWriteReport", "VolumePeer",
-        "abort_receive", "compare_streams", "copy", "held", "interrupted_receives", "list_tapes", "merge_streams",
-        "offer", "reach", "read_tape", "read_token", "receive", "receive_streams", "replicas", "replicate",
-        "resume_token", "retrieve_blocks", "send", "send_parts", "stream_map", "verify_streams", "verify_tapes",
-        "write_stream_to_tape", "write_tape",
+        "Brought", "ChainReport", "CopyReport", "DriveTapes", "InterruptedReceive", "LocalChanges", "LostBlocks",
+        "MergeReport", "OfferReport", "Opening", "Part", "PartsReport", "Peer", "PullReport", "Reach",
+        "ReceiveReport", "ReplicaReport", "ResumeToken", "SendReport", "StreamComparison", "StreamVerdict",
+        "TapeForm", "TapeListing", "TapePartsReport", "TapeReadReport", "TapeVerdict", "TapeWriteReport",
+        "VolumePeer", "abort_receive", "compare_streams", "copy", "held", "interrupted_receives", "list_tape_sets",
+        "list_tapes", "merge_streams", "offer", "reach", "read_tape", "read_token", "receive", "receive_streams",
+        "replicas", "replicate", "resume_token", "retrieve_blocks", "send", "send_parts", "stream_map",
+        "verify_streams", "verify_tapes", "write_stream_to_tape", "write_tape", "write_tape_parts",
     ),
     "blockplane.volume": (
-        "DemotionPlan", "Destination", "Policy", "Position", "PressurePolicy", "PruneReport", "ShrinkPlan",
-        "ShrinkReport", "Snapshot", "SnapshotPointer", "State",
+        "DemotionPlan", "Destination", "Policy", "Position", "PressurePolicy", "PruneReport", "SettlePlan",
+        "SettleReport", "ShrinkPlan", "ShrinkReport", "Snapshot", "SnapshotPointer", "State",
     ),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -149,6 +155,7 @@ __all__ = [
     "DemotionPlan",
     "Destination",
     "Difference",
+    "DriveTapes",
     "FileSystem",
     "FileUse",
     "Freeing",
@@ -181,6 +188,8 @@ __all__ = [
     "ResumeToken",
     "SavedImage",
     "SendReport",
+    "SettlePlan",
+    "SettleReport",
     "ShrinkPlan",
     "ShrinkReport",
     "Snapshot",
@@ -191,6 +200,7 @@ __all__ = [
     "StreamVerdict",
     "TapeForm",
     "TapeListing",
+    "TapePartsReport",
     "TapeReadReport",
     "TapeVerdict",
     "TapeWriteReport",
@@ -205,6 +215,7 @@ __all__ = [
     "compare_streams",
     "copy",
     "create_key",
+    "create_structure",
     "divided",
     "errors",
     "format_size",
@@ -212,6 +223,7 @@ __all__ = [
     "interrupted_receives",
     "is_stream",
     "is_tape",
+    "list_tape_sets",
     "list_tapes",
     "merge_streams",
     "offer",
@@ -238,6 +250,7 @@ __all__ = [
     "verify_tapes",
     "write_stream_to_tape",
     "write_tape",
+    "write_tape_parts",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,9 +19,12 @@ from blockplane.image.planefiles import PlaneFile, plane_file, plane_files
 from blockplane.image.saved import SavedImage
 from blockplane.model import BlockplaneError, BlockSource, NoSuchSnapshotError, UsageError, VolumeDamagedError
 from blockplane.planes import Plane
+from blockplane.transfer import structure
+from blockplane.transfer.newvolume import Opening
 from blockplane.volume import Volume as PlainVolume
 from blockplane.volume import deleting, retention
 from blockplane.volume.check import check as check_volume
+from blockplane.volume.groups import DiskNames
 from blockplane.volume.holders import ACTIVE, Holding, StateShare, holders, named_states, shares
 from blockplane.volume.retention import Policy, PruneReport
 from blockplane.volume.state import State
@@ -49,6 +53,11 @@ class Volume(PlainVolume):
             exclude=exclude,
             allow_active=allow_active,
         )
+
+    @classmethod
+    def open_base(cls, names: Sequence[str], snapshot_id: bytes) -> BlockSource:
+        """Open the streams or tapes that a volume is built on; see `structure.open_base`."""
+        return structure.open_base(names, snapshot_id)
 
     @property
     def planes(self) -> list[PlaneFile]:
@@ -170,6 +179,25 @@ class Volume(PlainVolume):
     def freeing(self, *names: str) -> Freeing:
         """Return what deleting these snapshots together would free, and each alone; nothing changes."""
         return images.freeing(self, names)
+
+
+def create_structure(
+    path: str | os.PathLike[str],
+    base: Sequence[str | os.PathLike[str]],
+    *,
+    disks: DiskNames = 1,
+    size: int | str | None = None,
+    parity: int | None = None,
+    chunk: int | str | None = None,
+    wipe: bool = False,
+) -> Volume:
+    """Make the volume of an incremental mirror on a base and open it; see `structure.create_structure`."""
+    opening = Opening(Volume, verb="mirror")
+    volume = structure.create_structure(
+        path, base, disks=disks, size=size, parity=parity, chunk=chunk, wipe=wipe, opening=opening
+    )
+    assert isinstance(volume, Volume)
+    return volume
 
 
 def owners(source: BlockSource, extents: Sequence[tuple[int, int]]) -> list[Owner]:

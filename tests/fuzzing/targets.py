@@ -37,7 +37,7 @@ from blockplane.transfer import (
     write_stream_to_tape,
 )
 from blockplane.transfer.against import compare_offer
-from blockplane.transfer.receive import Claims
+from blockplane.transfer.claims import Claims
 from blockplane.transfer.resume import drop_incoming, interrupted_receives
 from blockplane.volume import Volume
 from faults.recording import MemoryDisk

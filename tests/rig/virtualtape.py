@@ -201,6 +201,9 @@ class VirtualTape:
         data = b"".join(pieces)
         self._written(self._command(self._cdb(0x0A, 0, len(data)), _WRITE, data))
 
+    def settle(self) -> None:
+        """Nothing waits."""
+
     def write_filemark(self, *, wait: bool) -> None:
         """See Medium."""
         self._written(self._command(self._cdb(0x10, 0 if wait else 1, 1)))

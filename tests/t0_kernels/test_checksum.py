@@ -111,6 +111,29 @@ def test_a_number_is_part_of_the_check(kernel):
     assert checks.block_check(block, 5) == checks.fresh_checks(np.zeros(4096, dtype=np.uint8), 5)[0]
 
 
+@pytest.mark.parametrize("n_blocks", [0, 1, 2, 65])
+def test_crcs_of_blocks_alone_join_without_their_bytes(kernel, n_blocks, rng):
+    data = rng.integers(0, 256, n_blocks * 4096, dtype=np.uint8)
+    numbers = rng.integers(-(2**63), 2**63 - 1, n_blocks, dtype=np.int64)
+    guarded = np.full(n_blocks + 2, GUARD)
+    checksum.unbound_crcs(checks.fresh_checks(data, numbers), numbers, guarded[1:-1])
+    crcs = checks.unbound_crcs(checks.fresh_checks(data, numbers), numbers)
+    assert guarded[1:-1].tolist() == crcs.tolist()
+    assert guarded[[0, -1]].tolist() == [GUARD, GUARD]
+    assert crcs.tolist() == [checks.crc32c(data[at : at + 4096]) for at in range(0, len(data), 4096)]
+    before = rng.bytes(77)
+    seed = checks.crc32c(before)
+    assert checks.join_block_crcs(crcs, seed) == checks.crc32c(data, seed)
+    assert checks.join_block_crcs(crcs) == checks.crc32c(data)
+
+
+def test_the_memory_gate_of_joining():
+    one, two = np.zeros(1, np.uint32), np.zeros(2, np.uint32)
+    for found, numbers, out in ((one, 2, one), (one, 1, two), (two, 2, one), (one, 0, one)):
+        with pytest.raises(ValueError, match="entries for"):
+            checksum.unbound_crcs(found, np.zeros(numbers, np.int64), out)
+
+
 @pytest.mark.parametrize(
     ("n_bytes", "n_numbers", "n_out"), [(4095, 0, 0), (1, 1, 1), (8192, 1, 2), (8192, 2, 1), (0, 1, 0), (4096, 0, 0)]
 )

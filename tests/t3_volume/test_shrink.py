@@ -13,11 +13,14 @@ from blockplane.model import ChecksumError, NoSpaceError, RefusedError, UsageErr
 from blockplane.volume import shrink
 from blockplane.volume.emptying import Emptying, n_in_group
 from blockplane.volume.grow import add_group
+from blockplane.volume.incoming import IncomingEntry
+from blockplane.volume.landing import Landing
 from faults.crash import Plan, crash_states
 from faults.recording import MemoryDisk, Recorder
 from faults.world import (
     FileClient,
     again,
+    fill,
     image_plane,
     make_volume,
     open_volume,
@@ -275,3 +278,53 @@ def test_every_power_cut_leaves_a_volume_that_goes_on(index, is_deep, part, rng,
         verdict(last)
     assert min(n_states.values()) > 3
     record_property("summary", f"shrink: {sum(n_states.values())} crash states, {n_states[True]} without the group")
+
+
+def landing_of(volume, source):
+    image = image_plane(source, "theirs")
+    entry = IncomingEntry(
+        b"L" * 16, b"I" * 16, b"S" * 16, b"T" * 16, bytes(16), len(image), 0, image.n_blocks, 0, "theirs"
+    )
+    return Landing(volume, image, None, entry, following=image)
+
+
+def test_power_cuts_while_what_an_interrupted_receive_has_moves(is_deep, part, rng, record_property):
+    geometry = groups_of((2, 1, 1024, 64), (1, 1, 2560, 64))
+    source = make_volume(groups_of((2, 1, 1024, 64)))
+    theirs = FileClient(source)
+    theirs.write(3, 0, range(5000, 6400))
+    source.snapshot("theirs")
+    recorder = Recorder()
+    disks = [recorder.disk(raw_blocks(geometry, i)) for i in range(geometry.n_disks)]
+    volume = make_volume(geometry, disks, reserve_blocks=64)
+    client = FileClient(volume)
+    client.write(1, 0, range(40))
+    volume.sync()
+    volume.snapshot("mine")
+    landing = landing_of(volume, source)
+    fill(landing, source, "theirs", image_plane(source, "theirs"), piece=64, most=18)
+    assert landing.suspend() > 500
+    n_reserved, left = volume.n_incoming, geometry.groups[0].disks
+    assert shrink.plan(volume, 0).n_arriving > 1000
+    recorder.start()
+    emptied(volume, 0, 300)
+    shrink._leave(volume)
+    shrink.remove_group(volume, lambda: recorder.mark("forgotten"))
+    n_states, n_here, first = 0, [], int(rng.integers(100))
+    for number, state in enumerate(crash_states(recorder, Plan(n_random=2, max_pairs=4, n_torn=1))):
+        if number % part[1] != part[0] if is_deep else (number + first) % 100:
+            continue
+        named = [disk for i, disk in enumerate(state.disks) if "forgotten" not in state.marks or i not in left]
+        reopened = open_volume(named)
+        assert reopened.n_incoming == n_reserved, state.description
+        verdict(reopened)
+        landing = landing_of(reopened, source)
+        n_here.append(len(landing.copied))
+        fill(landing, source, "theirs", image_plane(source, "theirs"), piece=64)
+        landing.commit([source.get_snapshot("theirs").record])
+        assert read_files(reopened.get_snapshot("theirs").state) == {3: dict(enumerate(range(5000, 6400)))}
+        assert read_files(reopened.get_snapshot("mine").state) == {1: dict(enumerate(range(40)))}
+        verdict(reopened)
+        n_states += 1
+    assert n_states > 3
+    record_property("summary", f"shrink beside an incoming image: {n_states} crash states, {min(n_here)} blocks kept")

@@ -56,20 +56,21 @@ class Store:
         self.next += 1
         return first, buffer
 
-    def allocate_run(self, n_blocks: int) -> list[tuple[int, int, np.ndarray]]:
+    def allocate_run(self, n_blocks: int) -> list[tuple[np.ndarray, np.ndarray]]:
         runs = []
         while n_blocks:
             n = min(n_blocks, 5)  # a run breaks now and then, as at a chunk border
-            runs.append((self.next, n, self._take(n)[1]))
+            first, buffer = self._take(n)
+            runs.append((np.arange(first, first + n), buffer))
             self.next += 3
             n_blocks -= n
         return runs
 
-    def filled(self, first: int, checks: np.ndarray) -> None:
-        for i in range(len(checks)):
-            data = self.buffers.pop(first + i)
-            assert fresh_checks(data, first + i)[0] == checks[i]
-            self.blocks[first + i] = data.tobytes()
+    def filled(self, numbers: np.ndarray, checks: np.ndarray) -> None:
+        for number, check in zip(numbers.tolist(), checks.tolist(), strict=True):
+            data = self.buffers.pop(number)
+            assert fresh_checks(data, number)[0] == check
+            self.blocks[number] = data.tobytes()
 
     def release(self, numbers: np.ndarray) -> None:
         for number in numbers.tolist():

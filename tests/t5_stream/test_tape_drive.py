@@ -129,7 +129,7 @@ def rows(title: str) -> list[tuple[int, int, str]]:
 
 
 HEAD = codec.RecordHead(codec.RecordKind.TABLE, b"S" * 16, 2, 3, 4, 5, 6, 7, 8, 9, 10)
-LABEL = codec.Label(b"T" * 16, b"P" * 16, 1, 2, 3, 1 << 16, 4, 5, 6, b"I" * 16, "w" * 32, 7, 8)
+LABEL = codec.Label(b"T" * 16, b"P" * 16, 1, 2, 3, 1 << 16, 4, 5, 6, b"I" * 16, "w" * 32, 7, 8, b"G" * 16)
 RUN = codec.Run(1, 2, 3, 4, 5, 6)
 IMAGE = codec.ImageEntry(
     1, b"a" * 16, b"b" * 16, b"c" * 16, b"d" * 16, b"e" * 16, 2, 3, 4, 5, 6, "top", "base", True, 7, 8, 9
@@ -162,7 +162,9 @@ def test_ids_and_names_lie_where_tape_md_says():
     assert [fields[name] for name in ids] == [c * 16 for c in (b"a", b"b", b"c", b"d", b"e")]
     assert [fields[name].rstrip(b"\0") for name in ("top", "base")] == [b"top", b"base"]
     label = {name: LABEL.encode()[offset : offset + size] for offset, size, name in rows("Label")}
-    assert [label[name] for name in ("tape_id", "previous_id", "stream_id")] == [b"T" * 16, b"P" * 16, b"I" * 16]
+    assert [label[name] for name in ("tape_id", "previous_id", "stream_id", "group_id")] == [
+        c * 16 for c in (b"T", b"P", b"I", b"G")
+    ]
 
 
 def test_contents_runs_and_tables_are_as_tape_md_says():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import struct
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockplane.model import StreamMissingError, TapeError
+from blockplane.model import BlockplaneError, StreamMissingError, TapeError
 from blockplane.stream.media import Found, Kind, MediumFullError, TapFile
 from rig.simh import FILEMARK, objects, tap
 
@@ -69,6 +70,44 @@ def test_any_position_is_found_again_and_what_is_written_there_cuts_the_rest_off
     medium.finish()
     medium.close()
     assert objects(path) == [*content[:cut], b"new"]
+
+
+def test_pieces_are_the_callers_again_when_all_is_settled(tmp_path, rng):
+    path, parts = tmp_path / "a.tap", [rng.bytes(300_000 + i) for i in range(40)]
+    medium, buffer = TapFile(str(path), writable=True), bytearray(300_100)
+    for i, part in enumerate(parts):
+        buffer[: len(part)] = part
+        medium.write([memoryview(buffer)[: len(part)]])
+        medium.settle()
+        buffer[:] = bytes(len(buffer))
+        assert medium.position == i + 1
+    medium.seek(0)
+    room = memoryview(bytearray(300_100))
+    assert [bytes(room[: medium.read(room).n_bytes]) for _ in parts] == parts  # read before anything was finished
+    medium.seek(20)
+    for part in parts[:15]:  # more than goes out in one call
+        medium.write([part])
+    medium.finish()
+    medium.close()
+    assert objects(path) == [*parts[:20], *parts[:15]]
+
+
+def test_what_does_not_fit_on_the_disk_is_said_when_it_is_settled(tmp_path, rng):
+    path, part = tmp_path / "a.tap", rng.bytes(100_000)
+    medium = TapFile(str(path), writable=True)
+    medium.write([part])
+    medium.settle()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))
+    try:
+        medium.write([part])
+        with pytest.raises(BlockplaneError, match=r"cannot write .*a\.tap: File too large"):
+            medium.settle()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    medium.close()
+    assert path.stat().st_size == 150_000
+    assert everything(path) == [part]
 
 
 def test_marks_are_passed_by_themselves(tmp_path):

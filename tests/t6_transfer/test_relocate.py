@@ -124,6 +124,45 @@ def test_increments_are_copied_onto_a_relocated_volume(source, tmp_path, rng):
         verdict(small)
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_copied_onto_a_smaller_volume_without_a_stream(source, tmp_path, rng, is_there):
+    """What it would come to, full, interrupted and gone on with, an increment; each compared byte by byte."""
+    target, shape = tmp_path / "small", dict(SMALL)
+    if is_there:
+        bp.Volume.create(target, **shape).close()
+        shape = {}
+    image = source.image(ALL)
+    for dry_run in (True, False):
+        with pytest.raises(RefusedError, match=r"holds block \d+, and .* has \d+ blocks") as refused:
+            bp.copy(image, target, dry_run=dry_run, **shape)
+        assert "--relocate" in refused.value.hint
+    assert target.exists() == is_there
+    foreseen = bp.copy(image, target, relocate=True, dry_run=True, **shape)
+    assert (foreseen.n_blocks, foreseen.makes_volume) == (image.n_blocks, not is_there)
+    with pytest.raises(KeyboardInterrupt):
+        bp.copy(image, target, relocate=True, progress=_stopped_after(image.n_bytes // 2), **shape)
+    report = bp.copy(source.image(ALL), target, relocate=True, verify=True)
+    assert report.n_blocks + report.n_blocks_before == report.n_blocks_verified == image.n_blocks
+    assert report.n_blocks_before > 0
+    churn(source, rng, 6, 900_000)
+    source.snapshot("s6")
+    increment = source.image("s6 - s5")
+    assert bp.copy(increment, target, dry_run=True).n_blocks == increment.n_blocks
+    assert bp.copy(increment, target, verify=True).n_blocks_verified == increment.n_blocks
+    with bp.Volume.open(target) as small:
+        assert small.committed.placemap.stop > small.geometry.n_blocks
+        assert contents(small) == contents(source)
+        verdict(small)
+
+
+def _stopped_after(n_bytes: int):
+    def note(event: object) -> None:
+        if event.done_bytes > n_bytes:
+            raise KeyboardInterrupt
+
+    return note
+
+
 def test_a_grown_volume_takes_increments_as_before(source, tmp_path, rng):
     with small_copy(source, tmp_path / "small") as small:
         for step, grows in ((6, True), (7, False)):

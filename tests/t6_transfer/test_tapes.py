@@ -138,6 +138,37 @@ def test_nothing_is_overwritten_unasked(backup, tmp_path):
     assert [image.top for image in bp.list_tapes(tapes[:4]).images] == ["s1"]
 
 
+def test_the_last_tape_is_enough_to_append_to(backup, tmp_path):
+    """One drive, by turns: what was written before the last tape stays on the shelf."""
+    shelf, drive = tmp_path / "shelf", tmp_path / "drive.tap"
+    *before, last = backup.copied(shelf)
+    n_tapes = len(before) + 1
+    untouched = [Path(name).read_bytes() for name in before]
+    shutil.copy(before[1], drive)
+    with pytest.raises(errors.TapeEndError, match=r"drive\.tap \(tape 2 of set .* goes on with another tape") as caught:
+        bp.write_tape(backup.volume.image("s3"), drive, APPEND)
+    assert "load its last tape" in caught.value.hint
+    shutil.move(last, drive)
+    asked = []
+
+    def change(its) -> None:
+        asked.append((its.tape, its.is_writing))
+        drive.rename(shelf / f"t{its.tape - 1}.tap")
+
+    report = bp.write_tape(backup.volume.image("s3"), drive, replace(APPEND, changer=change))
+    assert (report.image, report.set_id) == (5, bp.list_tapes(before[:1]).set_id)
+    assert asked == [(n, True) for n in range(n_tapes + 1, report.n_tapes + 1)]
+    assert asked
+    drive.rename(shelf / f"t{report.n_tapes}.tap")
+    assert [Path(name).read_bytes() for name in before] == untouched
+    names = sorted(map(str, shelf.iterdir()))
+    listing = bp.list_tapes(names)
+    assert ([image.top for image in listing.images], listing.is_complete) == ([*SNAPSHOTS, "s3"], True)
+    assert bp.verify_tapes(names, volume=backup.volume).problems == []
+    with pytest.raises(errors.TapeOrderError, match="and tape 1 is needed here"):
+        bp.write_tape(backup.volume.image("s3"), names[-1:], replace(FORM, resume=True))
+
+
 def test_a_set_without_tapes_enough_says_so_and_goes_on_with_more(backup, tmp_path):
     names = [tmp_path / f"n{i}.tap" for i in range(6)]
     with pytest.raises(errors.TapeFullError, match="tape 3 of the set is needed, and 2") as caught:
@@ -415,3 +446,56 @@ def is_lost(chain, vbn: int) -> bool:
     except errors.TapeDamagedError:
         return True
     return False
+
+
+def closing_records(name: str) -> dict[str, list[int]]:
+    """Which records of a tape, counted among records alone, are of a kind."""
+    found: dict[str, list[int]] = {}
+    for i, record in enumerate(r for r in objects(name) if r != FILEMARK):
+        found.setdefault(codec.decode_record_head(record).kind.name, []).append(i)
+    return found
+
+
+@pytest.mark.parametrize("spoiled", ["TABLE", "END", "TABLE and END", "CONTENTS too"])
+def test_a_damaged_table_is_made_anew_out_of_the_groups(backup, tmp_path, spoiled):
+    tapes = backup.copied(tmp_path / "copies")
+    records = closing_records(tapes[-1])
+    for kind in ("TABLE", "END"):
+        if kind in spoiled or "too" in spoiled:
+            spoil(tapes[-1], records[kind][-1])
+    if "too" in spoiled:  # that group is found record by record
+        spoil(tapes[1], closing_records(tapes[1])["CONTENTS"][0])
+    with bp.open_stream(*tapes) as chain:
+        assert len(chain.problems) == 1
+        assert "where blocks lie was found group by group" in chain.problems[0]
+        assert chain.snapshot.name == "s3"
+        assert same(chain, backup.files["s3"])
+        assert all(same(chain.at(record), backup.files[record.name]) for record in chain.snapshots)
+    listing = bp.list_tapes(tapes)
+    assert len(listing.images) == 4
+    assert listing.problems
+    assert [(a.number, a.stream_bytes) for a in listing.images] == [
+        (b.number, b.stream_bytes) for b in bp.list_tapes(backup.tapes).images
+    ]
+
+
+@pytest.mark.parametrize("form", ["plain", "zstd", "encrypted"])
+def test_a_damaged_index_is_made_anew_out_of_the_groups(backup, tmp_path, form):
+    key = bp.create_key(tmp_path / "key") if form == "encrypted" else None
+    names = [tmp_path / f"n{i}.tap" for i in range(6)]
+    compress = "zstd:1" if form == "zstd" else None
+    bp.write_tape(backup.volume.image("s0"), names, FORM, compress=compress, key=key)
+    tapes = [str(name) for name in names if name.exists()]
+    with bp.open_stream(*tapes, key=key) as chain:
+        whole = chain.files[0].index.n_blocks
+    spoil(tapes[-1], closing_records(tapes[-1])["DATA"][-1], 200)  # the last one has the index and the trailer
+    with bp.open_stream(*tapes, key=key) as chain:
+        assert "blocks were found group by group" in chain.problems[-1]
+        assert chain.files[0].index.n_blocks == whole
+        # what is in that record is lost, the root of the file system where it is a late block: blocks by their numbers
+        start, stop = backup.volume.get_snapshot("s0").plane.extents()[0].tolist()
+        stop = min(stop, start + 2000)
+        assert bp.retrieve_blocks(chain, start, stop, tmp_path / "out") == stop - start
+        expected = np.empty((stop - start) * 4096, np.uint8)
+        backup.volume.get_snapshot("s0").state.reader.read_extents(np.array([[start, stop]]), expected)
+        assert (tmp_path / "out").read_bytes() == expected.tobytes()

@@ -94,6 +94,7 @@ WORDS = {
     "rm": ["rm", "pool:/later", "pool:/tree/hello"],
     "rollback": ["rollback", "pool@june1"],
     "send": ["send", "pool", "june1", "-o", "again.bps", "-n"],
+    "settle": ["settle", "pool"],
     "shrink": ["shrink", "pool", "--cancel"],
     "snapshot create": ["snapshot", "create", "pool@june3"],
     "snapshot delete": ["snapshot", "delete", "pool@june2"],

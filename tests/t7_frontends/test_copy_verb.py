@@ -55,6 +55,23 @@ def test_full_and_increment_as_they_were_foreseen(done, pool):
     assert sorted(os.listdir("spare")) == ["disks", "lock", "volume.toml"]
 
 
+def test_onto_a_volume_that_has_no_places_of_the_numbers(done, blockplane, pool):
+    with bp.Volume.open(pool) as volume:
+        volume.grow(disks=2, size="24M", parity=0)
+        volume.placer._cursor[False] = (1, 0)
+        bp.FileSystem(volume).write_bytes("/far", b"far" * 100_000)
+        volume.snapshot("far")
+    words = ("copy", pool, "far", "small", "--disks", "2", "--size", "32M")
+    refused = blockplane(*words)
+    assert (refused.status, "--relocate" in refused.err) == (1, True)
+    foreseen = done(*words, "--relocate", "-n", "--json").json
+    assert not os.path.exists("small")
+    report = done(*words, "--relocate", "--verify", "--json").json
+    assert report["n_blocks_verified"] == report["n_blocks"] == foreseen["n_blocks"]
+    require_equal(pool, "small", "far")
+    assert done("cat", "small@far:/far").out.startswith("farfar")
+
+
 def test_onto_other_disks_and_an_empty_volume(done, pool):
     done(
         "copy",

@@ -53,6 +53,34 @@ def test_list_verify_and_read(done, blockplane, pool, tapes):
     assert done("check", "copy", "--json").json["ok"] is True
 
 
+def test_several_drives_write_and_restore_at_once(done, blockplane, pool):
+    drives = ("--drive", "x.tap=meta(june1)", "--drive", "y.tap,y2.tap")
+    told = done("tape", "write", *drives, pool, "june1", "--json").json
+    parts = [part["n_blocks"] for part in told["parts"]]
+    assert (sum(parts), parts[0] > 0) == (told["n_blocks"], True)
+    appended = done("tape", "write", "--append", *drives, pool, "june2 - june1").out
+    assert "wrote june2 onto june1 by 2 drives" in appended
+    assert "image 2 of set" in appended
+    assert [its["part"] for its in done("tape", "list", "y.tap", "x.tap", "--json").json["sets"]] == [0, 1]
+    assert "missing    the tapes of part 1 of 2" in done("tape", "list", "y.tap").out
+    assert done("tape", "verify", "y.tap", "x.tap", "--json").json["proved"] == ["june1", "june2"]
+    kept = done("tape", "read", "y.tap", "copy").out
+    assert "part 2 of 2" in kept
+    assert "are still to come with the others" in kept
+    assert "copy has june2 onto june1" in done("tape", "read", "x.tap", "y.tap", "copy").out
+    assert done("cat", "copy@june2:/later").out == "later" * 5000
+    assert done("ls", "y.tap,x.tap:/").out == done("ls", "copy:/").out
+    for words, kind in (
+        (("--drive", "x.tap", pool, "june1"), "usage"),
+        (("--drive", "z.tap", "--drive", "=june1", pool, "june1"), "usage"),
+        (("--drive", "z.tap", "--drive", "w.tap", "v.tap", pool, "june1"), "usage"),
+        (("--drive", "z.tap", "--drive", "w.tap", "-i", "june1.bps"), "usage"),
+        (("--drive", "x.tap", "--drive", "w.tap", pool, "june1"), "refused"),
+    ):
+        assert blockplane("tape", "write", *words, "--json").error["kind"] == kind
+    assert not list(Path().glob("[zwv].tap"))
+
+
 def test_what_differs_from_the_live_volume_is_found(done, blockplane, pool, tapes):
     done("snapshot", "delete", f"{pool}@june1")
     verdict = done("tape", "verify", "a.tap", "--against", pool, "--json").json
@@ -68,6 +96,15 @@ def test_files_are_listed_and_read_in_place(done, tapes, tree):
     assert "25,000" in done("stat", "a.tap:/later").out
     done("get", "a.tap@june1:/tree", "out")
     assert Path("out/large").read_bytes() == (tree / "large").read_bytes()
+
+
+def test_a_damaged_table_is_said_and_made_anew(done, tapes):
+    spoil("a.tap", -1)
+    told = done("ls", "a.tap:/")
+    assert "later" in told.out
+    assert "where blocks lie was found group by group" in told.err
+    assert "found group by group" in done("tape", "list", "a.tap", "--json").json["problems"][0]
+    assert "of a name that cannot be read" in done("tape", "list", "a.tap").out
 
 
 def test_retrieve_takes_files_trees_and_blocks(done, blockplane, pool, tapes, tree):

@@ -258,3 +258,44 @@ def test_a_writer_killed_at_any_moment_goes_on(written, tmp_path, trial, is_deep
         with bp.Volume.open(tmp_path / "copy", writable=False) as copy:
             assert same(copy.get_snapshot("s2"), written.files["s2"])
     record_property("summary", f"tape: killed {n_kills} times, gone on from byte {before}")
+
+
+DRIVES_WRITER = """
+import sys, blockplane as bp
+volume, *tapes = sys.argv[1:]
+with bp.Volume.open(volume, writable=False) as its:
+    drives = [bp.DriveTapes(tapes[:4]), bp.DriveTapes(tapes[4:])]
+    form = bp.TapeForm(tape_size="4MiB", record_size="64KiB", resume=True)
+    bp.write_tape_parts(its.image("s1"), drives, form)
+"""
+
+
+def test_drives_killed_at_any_moment_go_on_each_where_it_was(written, tmp_path, is_deep, rng, record_property):
+    written.volume.sync()
+    pool = tmp_path / "pool"
+    shutil.copytree(written.folder / "pool", pool)
+    names = [str(tmp_path / f"{drive}{i}.tap") for drive in "ab" for i in range(4)]
+    n_kills = 0
+    for _ in range(40 if is_deep else 2):
+        running = subprocess.Popen([sys.executable, "-c", DRIVES_WRITER, str(pool), *names], stderr=subprocess.PIPE)
+        wanted = int(rng.integers(300_000, 12_000_000))
+        while running.poll() is None and sum(os.path.getsize(name) for name in names if os.path.exists(name)) < wanted:
+            time.sleep(0.002)
+        running.send_signal(signal.SIGKILL)
+        _, said = running.communicate()
+        n_kills += running.returncode == -signal.SIGKILL
+        if running.returncode == 0 or b"the image is whole" in said:
+            break
+        assert running.returncode == -signal.SIGKILL, said.decode()
+    drives, before = [bp.DriveTapes(names[:4]), bp.DriveTapes(names[4:])], 0
+    with bp.Volume.open(pool) as volume:
+        with contextlib.suppress(errors.RefusedError):  # it was finished
+            before = bp.write_tape_parts(volume.image("s1"), drives, replace(FORM, resume=True)).n_bytes_before
+        bp.write_tape_parts(volume.image("s2 - s1"), drives, APPEND)
+        used = [name for name in names if os.path.exists(name)]
+        verdict = bp.verify_tapes(used, volume=volume)
+        assert (verdict.ok, verdict.problems) == (True, [])
+        bp.read_tape(used, tmp_path / "copy")
+        with bp.Volume.open(tmp_path / "copy", writable=False) as copy:
+            assert same(copy.get_snapshot("s2"), written.files["s2"])
+    record_property("summary", f"tape: two drives killed {n_kills} times, gone on from byte {before}")

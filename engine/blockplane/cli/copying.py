@@ -39,6 +39,7 @@ class _Asked:
 
     wish: DiskOptions
     discard: bool
+    relocate: bool
     verify: bool
     dry_run: bool
     wait_s: float
@@ -51,6 +52,7 @@ class _Asked:
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be copied; write nothing.")
 @click.option("--verify", is_flag=True, help="Read both sides again afterwards, and compare every byte.")
 @click.option("--discard", is_flag=True, help="Give up changes that the image would replace.")
+@click.option("--relocate", is_flag=True, help="Lay blocks elsewhere where TARGET has no place of their number.")
 @click.option("--hold", type=Duration(), metavar="TIME", help="Keep its snapshots so long (as 7d) if it fails.")
 @choice_options
 @disk_options
@@ -64,6 +66,7 @@ def copy(
     dry_run: bool,
     verify: bool,
     discard: bool,
+    relocate: bool,
     hold: float | None,
     choice: Choice,
     n_disks: int | None,
@@ -76,7 +79,7 @@ def copy(
     wait_s: float,
     progress: bool | None,
 ) -> None:
-    """Copy an image to another volume on this machine, block by block to the same numbers.
+    """Copy an image to another volume on this machine, block by block under the same numbers.
 
     A full one makes TARGET, an incremental one goes onto the base it names. There is no stream in between.
 
@@ -89,13 +92,17 @@ def copy(
     blockplane copy pool june1 spare --disks 3 --size 4G --chunk 1MiB
     blockplane copy pool 'june3 - june1' spare --verify
     blockplane copy pool 'june3 - june1' spare -n
+    blockplane copy pool june1 small --disks 3 --size 1G --relocate
+
+    With --relocate TARGET need only have room for the blocks in use, however high their numbers are. It is said once:
+    increments onto what came so do not need it.
 
     --verify costs a second read of the image's blocks, from both sides at once.
     """
     source, place = volume_only(vol), volume_only(target)
     if is_same_place(source, place):
         raise bp.errors.RefusedError(f"{place} is the volume that the image is of", "name another target")
-    asked = _Asked(disks_of(n_disks, size, disk, parity, chunk, wipe), discard, verify, dry_run, wait_s)
+    asked = _Asked(disks_of(n_disks, size, disk, parity, chunk, wipe), discard, relocate, verify, dry_run, wait_s)
     left: Sequence[InterruptedReceive] = ()
     is_held = hold is not None and not dry_run
     with (
@@ -108,7 +115,9 @@ def copy(
             stack.enter_context(bp.held(volume, image, hold))
         if asked.wish.is_plain and is_there(place):
             with _target(place, source, asked) as opened:
-                report = bp.copy(image, opened, discard=discard, verify=verify, dry_run=dry_run, progress=line)
+                report = bp.copy(
+                    image, opened, discard=discard, relocate=relocate, verify=verify, dry_run=dry_run, progress=line
+                )
                 left = bp.interrupted_receives(opened) if not dry_run else ()
         else:
             report = _to_new(image, place, asked, line)
@@ -144,6 +153,7 @@ def _to_new(image: bp.Image, place: str, asked: _Asked, line: ProgressLine) -> C
         chunk=wish.chunk,
         wipe=wish.wipe,
         discard=asked.discard,
+        relocate=asked.relocate,
         verify=asked.verify,
         dry_run=asked.dry_run,
         progress=line,

@@ -28,6 +28,7 @@ from blockplane.cli import (
     receiving,
     replicating,
     retention,
+    settling,
     shrinking,
     snapshots,
     stored,
@@ -82,8 +83,9 @@ def cli() -> None:
 
 
 _MODULES = (
-    volumes, shrinking, copies, files, snapshots, pointers, pressure, retention, differences, holders, images,
-    transfers, replicating, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, demo, completion,
+    volumes, shrinking, settling, copies, files, snapshots, pointers, pressure, retention, differences, holders,
+    images, transfers, replicating, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, demo,
+    completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

@@ -7,12 +7,14 @@ first `:/` ends the volume part; `@` counts only after its last `/`.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import blockplane as bp
+from blockplane.cli.text import printable
 
 if TYPE_CHECKING:
     from blockplane.stream import StreamChain
@@ -163,6 +165,12 @@ def is_same_place(one: str, other: str) -> bool:
     return one == other or (os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other))
 
 
+def tell_problems(chain: StreamChain) -> None:
+    """Say what of a chain was damaged, and made up for when it was opened."""
+    for problem in chain.problems:
+        print(f"blockplane: {printable(problem)}", file=sys.stderr)
+
+
 @contextmanager
 def open_files(target: Target, verb: str, wait_s: float, keys: Sequence[str] = ()) -> Iterator[bp.FileSystem]:
     """Open what a target names for reading: the live file system, a snapshot (pinned), a stream or chain.
@@ -173,6 +181,7 @@ def open_files(target: Target, verb: str, wait_s: float, keys: Sequence[str] = (
     with ExitStack() as stack:
         if paths:
             chain: StreamChain = stack.enter_context(bp.open_stream(*paths, snapshot=target.snapshot, key=keys))
+            tell_problems(chain)
             yield bp.FileSystem(chain)
             return
         volume = stack.enter_context(open_volume(target.place, verb, wait_s, writable=False))

@@ -61,6 +61,7 @@ def _print(as_json: bool, found: dict[str, object], text: str) -> None:
 
 def _planned(vol: str, plan: bp.ShrinkPlan) -> str:
     moving = f"{blocks(plan.n_moving)} of files and snapshots, {plan.n_local:,} of tables and planes"
+    moving += f", {plan.n_arriving:,} places of interrupted receives" if plan.n_arriving else ""
     verdict = "they fit" if plan.fits else "they do not fit"
     begun = "; it was begun" if plan.is_under_way else ""
     return (

@@ -13,7 +13,7 @@ import click
 
 import blockplane as bp
 from blockplane.cli.holders import block_range
-from blockplane.cli.naming import open_volume, volume_only
+from blockplane.cli.naming import open_volume, tell_problems, volume_only
 from blockplane.cli.options import json_option, key_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.tapes import changer_of, changer_option, lost_names, tape
@@ -30,11 +30,17 @@ if TYPE_CHECKING:
 @json_option
 def list_(tapes: Sequence[str], changer: str | None, as_json: bool) -> None:
     """Say what is on tapes: the set, its images, and where they lie. No data are read."""
-    found = bp.list_tapes(tapes, changer=changer_of(changer))
+    found = bp.list_tape_sets(tapes, changer=changer_of(changer))
     if as_json:
-        print_json(_listed(found))
-    else:
-        _print_listed(found)
+        print_json(_listed(found[0]) if len(found) == 1 else {"sets": [_listed(its) for its in found]})
+        return
+    for its in found:
+        for problem in its.problems:
+            print(sentence(problem), file=sys.stderr)
+        _print_listed(its)
+    there = {its.part for its in found}
+    if lacking := [str(i + 1) for i in range(found[0].n_parts) if i not in there]:
+        print(f"missing    the tapes of part {', '.join(lacking)} of {found[0].n_parts}")
 
 
 def _listed(found: TapeListing) -> dict[str, object]:
@@ -42,7 +48,10 @@ def _listed(found: TapeListing) -> dict[str, object]:
         "set_id": found.set_id.hex(),
         "created": iso(found.created_ns),
         "record_bytes": found.record_bytes,
+        "part": found.part,
+        "n_parts": found.n_parts,
         "complete": found.is_complete,
+        "problems": list(found.problems),
         "unfinished_bytes": found.unfinished,
         "tapes": [
             {"tape": number, "id": its.tape_id.hex(), "written": iso(its.written_ns)}
@@ -68,12 +77,16 @@ def _listed(found: TapeListing) -> dict[str, object]:
 
 
 def _print_listed(found: TapeListing) -> None:
-    print(f"set        {found.set_id.hex()}, begun {moment(found.created_ns)}, records of {size(found.record_bytes)}")
+    part = f", part {found.part + 1} of {found.n_parts} of its images" if found.n_parts > 1 else ""
+    when = moment(found.created_ns)
+    print(f"set        {found.set_id.hex()}, begun {when}, records of {size(found.record_bytes)}{part}")
     for number, its in enumerate(found.tapes, found.first_tape):
         print(f"tape {number:<5} written {moment(its.written_ns)}")
     for image in found.images:
         on = sorted({run.tape for run in found.runs if run.image == image.number})
-        what = f"id {image.top_id.hex()}, encrypted" if image.is_sealed else image.top
+        what = (
+            f"id {image.top_id.hex()}, encrypted" if image.is_sealed else image.top or "of a name that cannot be read"
+        )
         base = f" onto {image.base}" if image.base else ""
         where = f"tape {on[0]}" if len(on) == 1 else f"tapes {on[0]} to {on[-1]}" if on else "no tape"
         n_bytes = size(image.stream_bytes)
@@ -196,6 +209,7 @@ def retrieve(
         raise bp.errors.UsageError("a tree needs a place to go to", "say -o OUT")
     sink = output if output is not None else standard_output()
     with bp.open_stream(*tapes, snapshot=snapshot, key=keys) as chain, ProgressLine(progress) as line:
+        tell_problems(chain)
         if vbn is not None:
             n_blocks = bp.retrieve_blocks(chain, *block_range(vbn), sink)
             shown: dict[str, object] = {"snapshot": chain.snapshot.name, "n_blocks": n_blocks}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,7 @@ from blockplane.cli.options import (
 )
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.receiving import standard_input
+from blockplane.cli.tapedrives import describe_drives, drive_option, drives_of, print_drives
 from blockplane.cli.text import blocks, count, duration, print_json, printable, rate, size
 
 if TYPE_CHECKING:
@@ -69,11 +70,12 @@ def _ask(its: Change) -> None:
 
 @tape.command()
 @click.argument("words", metavar="TAPE... VOL EXPR", nargs=-1, required=True)
+@drive_option
 @click.option("-i", "--input", "origin", metavar="STREAM|-", help="Write a stream that is there, in place of VOL EXPR.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be written; touch no tape.")
 @click.option("--tape-size", type=Size(), metavar="SIZE", help="Of each TAPE that is a file (as there is space).")
 @click.option("--record-size", type=Size(), metavar="SIZE", help="Of each record, 64KiB to 1MiB (256KiB).")
-@click.option("--append", is_flag=True, help="Add the image to the set that is on the TAPEs.")
+@click.option("--append", is_flag=True, help="Add the image to the set that is on the TAPEs; its last is enough.")
 @click.option("--resume", is_flag=True, help="Go on with an image that was interrupted.")
 @click.option("--discard", is_flag=True, help="Overwrite what the TAPEs hold.")
 @click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
@@ -86,6 +88,7 @@ def _ask(its: Change) -> None:
 @progress_option
 def write(
     words: Sequence[str],
+    drives: Sequence[str],
     origin: str | None,
     dry_run: bool,
     tape_size: int | None,
@@ -105,18 +108,25 @@ def write(
     """Write an image to tapes, in the order of its block numbers.
 
     EXPR is one word, in quotes where it has blanks. The first image makes a set; increments are appended to it. An
-    interrupted one is gone on with from its last whole group of records.
+    interrupted one is gone on with from its last whole group of records. With several --drive each writes a set of its
+    own, which has a part of the blocks, all at once; one that fails does not stop the others, and --resume goes on with
+    it alone. Read them by naming the tapes of all sets.
 
     \b
     blockplane tape write full-1.tap full-2.tap --tape-size 8G pool june1
     blockplane tape write full-1.tap full-2.tap --append pool 'june2 - june1'
     blockplane tape write /dev/nst0 --changer 'mtx-load' pool june1
+    blockplane tape write --drive /dev/nst0 --drive /dev/nst1 pool june1
     blockplane send pool june1 | ssh far blockplane tape write /dev/nst0 -i -
     """
     form = bp.TapeForm(
         tape_size, record_size or bp.TapeForm().record_size, append=append, discard=discard, resume=resume,
         changer=changer_of(changer, asks=origin != "-"),
     )  # fmt: skip
+    if drives and origin is not None:
+        raise bp.errors.UsageError(
+            "a stream is written as it is, to one set", "divide it where it is sent: send --part"
+        )
     if origin is not None:
         if compress is not None or encrypt is not None or dry_run:
             raise bp.errors.UsageError("a stream is written as it is", "compress and encrypt where it is sent")
@@ -124,20 +134,41 @@ def write(
         with ProgressLine(progress) as line:
             report = bp.write_stream_to_tape(source, words, form, key=keys, progress=line)
     else:
-        if len(words) < 3:
-            raise bp.errors.UsageError("tape write needs TAPE... VOL EXPR", "or TAPE... -i STREAM")
-        *names, vol, expression = words
+        *names, vol, expression = _words_of(words, drives)
         place = volume_only(vol)
         with open_volume(place, "tape write", wait_s, writable=False) as volume, ProgressLine(progress) as line:
             image = choice.image(volume, [expression])
             if dry_run:
                 _tell_planned(bp.send(image, None, dry_run=True, order="tape", key=encrypt), as_json)
                 return
+            if drives:
+                _write_parts(image, drives_of(drives), form, as_json, compress=compress, key=encrypt, progress=line)
+                return
             report = bp.write_tape(image, names, form, compress=compress, key=encrypt, progress=line)
     if as_json:
         print_json(_written(report))
     else:
         print(_said(report))
+
+
+def _words_of(words: Sequence[str], drives: Sequence[str]) -> Sequence[str]:
+    """Return the words where there are as many as there must be: tapes, unless drives are named, VOL and EXPR."""
+    if drives and len(words) != 2:
+        raise bp.errors.UsageError("with --drive tape write needs VOL EXPR alone", "name all tapes with --drive")
+    if not drives and len(words) < 3:
+        raise bp.errors.UsageError("tape write needs TAPE... VOL EXPR", "or TAPE... -i STREAM")
+    return words
+
+
+def _write_parts(
+    image: bp.Image, drives: Sequence[bp.DriveTapes], form: bp.TapeForm, as_json: bool, **options: Any
+) -> None:
+    """Write an image by several drives, and say so. options : of `write_tape_parts`."""
+    report = bp.write_tape_parts(image, drives, form, **options)
+    if as_json:
+        print_json(describe_drives(report, drives))
+    else:
+        print_drives(report, drives)
 
 
 def _tell_planned(report: SendReport, as_json: bool) -> None:
@@ -201,9 +232,11 @@ def read(
 ) -> None:
     """Restore all images of a set of tapes, in order.
 
-    The full one makes VOL, increments go onto it; what is there already is passed over. Where records are damaged the
-    rest is kept in VOL, as of an interrupted receive, and the lost blocks and their files are named: another copy of
-    the tape, or the source, can make it whole. Single files come out of damaged tapes with `get TAPE:/PATH`.
+    The full one makes VOL, increments go onto it; what is there already is passed over. Tapes of sets that were written
+    by several drives at once are named all together, and read all at once; where those of one are not there, what came
+    is kept, and the same with the others makes it whole. Where records are damaged the rest is kept in VOL, as of an
+    interrupted receive, and the lost blocks and their files are named: another copy of the tape, or the source, can
+    make it whole. Single files come out of damaged tapes with `get TAPE:/PATH`.
 
     \b
     blockplane tape read full-1.tap full-2.tap copy
@@ -260,7 +293,15 @@ def lost_names(
 def _restored(report: TapeReadReport) -> dict[str, object]:
     return {
         "images": [
-            {"top": its.top, "base": its.base, "n_blocks": its.n_blocks, "already_there": its.already_there}
+            {
+                "top": its.top,
+                "base": its.base,
+                "n_blocks": its.n_blocks,
+                "already_there": its.already_there,
+                "part": its.part,
+                "n_parts": its.n_parts,
+                "n_blocks_missing": its.n_blocks_missing,
+            }
             for its in report.received
         ],
         "problems": report.problems,
@@ -271,10 +312,19 @@ def _restored(report: TapeReadReport) -> dict[str, object]:
 def _print_restored(vol: str, report: TapeReadReport) -> None:
     for problem in report.problems:
         print(f"blockplane: {printable(problem)}; nothing was lost by it", file=sys.stderr)
-    for its in report.received:
+    for top in dict.fromkeys(its.top for its in report.received):
+        parts = [its for its in report.received if its.top == top]
+        its, n_blocks = parts[0], sum(part.n_blocks for part in parts)
+        if its.n_blocks_missing:
+            named = ", ".join(str(part.part + 1) for part in parts)
+            print(
+                f"{printable(vol)} keeps {blocks(n_blocks)} of {top}, part {named} of {its.n_parts}; "
+                f"{blocks(its.n_blocks_missing)} are still to come with the others"
+            )
+            continue
         base = f" onto {its.base}" if its.base else ""
-        there = ", there already" if its.already_there else f": {blocks(its.n_blocks)}"
-        print(f"{printable(vol)} has {its.top}{base}{there}")
+        there = ", there already" if its.already_there else f": {blocks(n_blocks)}"
+        print(f"{printable(vol)} has {top}{base}{there}")
     n_bytes = sum(its.stream_bytes for its in report.received)
     print(f"{size(n_bytes)} in {duration(report.seconds)} ({rate(n_bytes, report.seconds)})")
 

@@ -34,6 +34,7 @@ KINDS: Final[dict[str, str]] = {
     "rm": "FILES",
     "rollback": "LIVE",
     "send": "READS",
+    "settle": "SNAPSHOTS",
     "shrink": "DISKS",
     "snapshot create": "SNAPSHOTS",
     "snapshot delete": "SNAPSHOTS",

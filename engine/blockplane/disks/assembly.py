@@ -19,6 +19,8 @@ from blockplane.model.errors import (
 )
 
 Leaving = Callable[[Sequence[Disk]], int | None]
+#: Opens what a path leads to.
+Opener = Callable[[str], Disk]
 
 
 def nobody_leaves(disks: Sequence[Disk]) -> int | None:
@@ -63,6 +65,7 @@ def assemble(
     direct: bool = True,
     lock: bool = True,
     leaving: Leaving = nobody_leaves,
+    opener: Opener | None = None,
 ) -> Assembly:
     """Open the disks of one volume.
 
@@ -72,6 +75,7 @@ def assemble(
     volume_id : which volume it must be; default: the one of most of the disks.
     direct, lock : as for `FileDisk.open`.
     leaving : says which group, by its index, the disks' volume is without though their labels name it.
+    opener : opens a path, where not each is a file or device.
 
     Raises
     ------
@@ -82,8 +86,9 @@ def assemble(
     refuse_same_file_twice(paths)
     opened: list[Disk] = []
     try:
+        open_disk = opener or (lambda path: FileDisk.open(path, writable=writable, direct=direct, lock=lock))
         # one by one: what is open when the next one fails is closed below
-        opened.extend(FileDisk.open(path, writable=writable, direct=direct, lock=lock) for path in paths)
+        opened.extend(open_disk(path) for path in paths)
         return assemble_disks(opened, in_order=in_order, volume_id=volume_id, leaving=leaving)
     except BaseException:
         for disk in opened:

@@ -17,6 +17,7 @@ from blockplane.model.errors import RefusedError
 from blockplane.planes import Plane, combine
 from blockplane.volume.codec import KIND_SHADOW, SnapshotRecord
 from blockplane.volume.markplane import MarkPlane
+from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.shadows import ShadowPlane
 from blockplane.volume.state import State
 
@@ -84,6 +85,7 @@ class Image:
         self.top, self.base = top.record, base.record if base is not None else None
         self.space_blocks = max(store.geometry.n_blocks, *(term.operand.space_blocks for term in terms))
         self._layout: Layout | None = None
+        self._laid_by: list[PlaceMap] = []
         before = sum(term.operand.blockmap.n_reads for term in terms)
         self._kept_out = kept_out
         likely = [term for term in terms if term is not base and self._may_arrive(term) and self._is_whole(term)]
@@ -161,11 +163,13 @@ class Image:
 
     @property
     def layout(self) -> Layout:
-        """Where the blocks lie."""
-        if self._layout is None:
+        """Where the blocks lie; worked out anew where some have moved since."""
+        with self.store.standing():
             parts = [*((state.placemap, owned) for state, owned in self.owners), *self._marked]
-            self._layout = Layout(self.plane, parts, self.store.geometry.n_blocks)
-        return self._layout
+            maps = [placemap for placemap, _ in parts]
+            if self._layout is None or any(a is not b for a, b in zip(maps, self._laid_by, strict=True)):
+                self._layout, self._laid_by = Layout(self.plane, parts, self.store.geometry.n_blocks), maps
+            return self._layout
 
     @property
     def blocks_per_disk(self) -> list[int]:

@@ -7,8 +7,8 @@ says of a block, its check, goes to the caller with the bytes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -44,6 +44,19 @@ _DATA_HEAD_BYTES: Final = codec.FRAME_FIXED_BYTES + 16 * codec.MAX_FRAME_BLOCKS
 _AGAIN: Final = "fetch the stream again"
 
 
+@runtime_checkable
+class HasFrameHeads(Protocol):
+    """A place of a stream that has the heads of its frames once more, beside the stream."""
+
+    def frame_heads(self) -> Iterator[tuple[int, bytes]]:
+        """Yield where each frame begins, in order, and its head."""
+        ...
+
+    def note(self, problem: str) -> None:
+        """Note what was damaged, and made up for."""
+        ...
+
+
 class StreamFile:
     """One stream file, or stream on tapes, its map and index in memory.
 
@@ -69,7 +82,7 @@ class StreamFile:
             self._framing = self._reader.framing
             self._require_readable(self._reader.header)
             self.map: StreamMap = self._reader.read_map()
-            self.index = self._load_index(self._trailer())
+            self.index = self._found_index()
             self.stored.advise(os.POSIX_FADV_NORMAL)
         except StreamError as error:
             found = self._blamed(error)
@@ -154,6 +167,30 @@ class StreamFile:
             raise StreamError(f"cannot read {self.path}: {error.strerror}") from error
         self._cache.count(1, len(data))
         return data
+
+    def _found_index(self) -> Index:
+        """Return the index; where that is damaged, and its place has the heads of all frames elsewhere, by these."""
+        try:
+            return self._load_index(self._trailer())
+        except StreamError as error:
+            if not isinstance(self.stored, HasFrameHeads) or self.map.header.locations is codec.Locations.IMPLICIT:
+                raise
+            index, due = self._index_of(self.stored), self.map.header.following_blocks
+            lacks = f"; {due - index.n_blocks} of {due} blocks cannot be found" if index.n_blocks < due else ""
+            self.stored.note(f"{self.path}: {error.message}; blocks were found group by group{lacks}")
+            return index
+
+    def _index_of(self, place: HasFrameHeads) -> Index:
+        parts: list[IndexEntries] = []
+        for offset, raw in place.frame_heads():
+            fixed, rest = raw[: codec.FRAME_FIXED_BYTES], raw[codec.FRAME_FIXED_BYTES :]
+            head, _ = self._framing.head(fixed, rest, self.map.header.tag, None)
+            if head.kind is FrameKind.DATA:
+                parts.append(np.frombuffer(codec.encode_index(head.extents(), offset), INDEX_DTYPE))
+        index = Index(parts)
+        if not index.is_sane(self.map.header.space_blocks, self.n_bytes):
+            raise StreamDamagedError(f"the frames of {self.path} contradict each other", _AGAIN)
+        return index
 
     def _load_index(self, trailer: Trailer) -> Index:
         parts: list[IndexEntries] = []

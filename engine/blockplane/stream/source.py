@@ -26,7 +26,7 @@ from blockplane.stream.index import Wanted
 from blockplane.stream.input import open_input
 from blockplane.stream.keyfile import Keys, keys_of
 from blockplane.stream.lineage import Lineage, Member
-from blockplane.stream.media import Rack, TapeSet, is_tape, stores
+from blockplane.stream.media import Rack, TapeSet, by_set, is_tape, stores
 from blockplane.stream.partset import PartSet, joined
 from blockplane.stream.pieces import base_of, pieces_of, without_later
 from blockplane.stream.reader import read_header
@@ -46,6 +46,7 @@ class StreamChain:
     files : the streams, in the order given, the parts of an image as one. lineage : how they build on each other.
     snapshots : every snapshot the streams bring, older first. snapshot : the one that is read.
     counters : requests, bytes and frames decompressed since the files were opened, indexes included.
+    problems : what was damaged, and made up for when the chain was opened.
 
     Notes
     -----
@@ -63,6 +64,7 @@ class StreamChain:
         self.files, self._cache = list(files), cache
         self.lineage = Lineage([Member(file.path, file.map) for file in files], needs_full=needs_full)
         self._needs_full = needs_full
+        self.problems: list[str] = []
         brought = [record for file in files for record in file.map.arriving()]
         self.snapshots = sorted({record.id: record for record in brought}.values(), key=lambda r: (r.cp, r.created_ns))
         self.snapshot = snapshot if isinstance(snapshot, SnapshotRecord) else self._choose(snapshot)
@@ -161,7 +163,8 @@ def open_stream(
 
     Parameters
     ----------
-    paths : stream files; or one folder of them; tapes of one set, in order, among them.
+    paths : stream files; or one folder of them; tapes of one set, in order, among them, or of
+        sets that were written side by side.
     snapshot : which snapshot to read; by default the newest top.
     needs_full : whether the chain must begin with a full stream; without one, blocks of its base cannot be read.
     key : a key, a key file, or several, for streams that are encrypted.
@@ -178,11 +181,14 @@ def open_stream(
     tapes = [name for name in names if isinstance(name, str) and is_tape(name)]
     try:
         places: list[str | StreamPlace] = [name for name in names if name not in tapes]
-        if tapes:
-            places += stores(TapeSet(Rack(tapes)))
+        sets = [TapeSet(Rack(its.names), rebuilds=True) for its in by_set(tapes)] if tapes else []
+        for its in sets:
+            places += stores(its)
         for place in places:
             files.append(StreamFile(place, cache, keys))  # noqa: PERF401 - what is open must be known when one fails
-        return StreamChain(joined(files), cache, snapshot, needs_full=needs_full)
+        chain = StreamChain(joined(files), cache, snapshot, needs_full=needs_full)
+        chain.problems = [problem for its in sets for problem in its.problems]
+        return chain
     except BaseException:
         for file in files:
             file.close()

@@ -22,14 +22,17 @@ from blockplane.transfer.resume import (
 )
 from blockplane.transfer.send import SendReport, send
 from blockplane.transfer.sendparts import Part, PartsReport, send_parts
+from blockplane.transfer.structure import create_structure
 from blockplane.transfer.tapecheck import (
     LostBlocks,
     TapeListing,
     TapeVerdict,
+    list_tape_sets,
     list_tapes,
     retrieve_blocks,
     verify_tapes,
 )
+from blockplane.transfer.tapeparts import DriveTapes, TapePartsReport, write_tape_parts
 from blockplane.transfer.taperead import TapeReadReport, read_tape
 from blockplane.transfer.tapewrite import TapeForm, TapeWriteReport, write_stream_to_tape, write_tape
 from blockplane.transfer.verify import StreamVerdict, stream_map, verify_streams
@@ -38,6 +41,7 @@ __all__ = [
     "Brought",
     "ChainReport",
     "CopyReport",
+    "DriveTapes",
     "InterruptedReceive",
     "LocalChanges",
     "LostBlocks",
@@ -57,6 +61,7 @@ __all__ = [
     "StreamVerdict",
     "TapeForm",
     "TapeListing",
+    "TapePartsReport",
     "TapeReadReport",
     "TapeVerdict",
     "TapeWriteReport",
@@ -64,8 +69,10 @@ __all__ = [
     "abort_receive",
     "compare_streams",
     "copy",
+    "create_structure",
     "held",
     "interrupted_receives",
+    "list_tape_sets",
     "list_tapes",
     "merge_streams",
     "offer",
@@ -85,4 +92,5 @@ __all__ = [
     "verify_tapes",
     "write_stream_to_tape",
     "write_tape",
+    "write_tape_parts",
 ]

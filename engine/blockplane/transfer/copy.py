@@ -80,12 +80,13 @@ def copy(
     chunk: int | str | None = None,
     wipe: bool = False,
     discard: bool = False,
+    relocate: bool = False,
     verify: bool = False,
     dry_run: bool = False,
     progress: Progress = ignore_progress,
     opening: Opening | None = None,
 ) -> CopyReport:
-    """Bring an image to another volume on this machine, block by block to the same numbers.
+    """Bring an image to another volume on this machine, block by block under the same numbers.
 
     Parameters
     ----------
@@ -93,6 +94,8 @@ def copy(
     target : a volume or its directory. Absent, or an empty folder: a volume is made there, and removed on failure.
     disks, size, parity, chunk, wipe : of a volume that is made, as for `Volume.create`; by default the source's.
     discard : give up what the image would replace and no snapshot holds.
+    relocate : where the target has no place of a block's number, lay the image's blocks at other places: it need only
+        be as large as what is in use. Later increments onto what came so do not need it said again.
     verify : afterwards read the target's blocks of the image, and the source's once more, and compare every byte.
     dry_run : say what would be copied, or why not; nothing is written. The target may be open for reading.
     opening : how a volume that is made, or named by its directory, is opened, and what goes on round its use.
@@ -118,9 +121,9 @@ def copy(
     _refuse_same(sending, target, wish)
     started = time.monotonic()
     if dry_run:
-        found = foresee(target, stream, wish, discard=discard)
+        found = foresee(target, stream, wish, discard=discard, relocate=relocate)
         return _report(sending, stream, found, time.monotonic() - started)
-    with destination_for(target, stream, wish, opening or Opening(verb="copy")) as destination:
+    with destination_for(target, stream, wish, opening or Opening(verb="copy"), relocate) as destination:
         if verify and not (isinstance(sending, ImageSending) and isinstance(destination, VolumeDestination)):
             raise UsageError("only a volume's copy on a volume can be read back", "leave the comparison out")
         found = _copy(sending, stream, destination, discard, progress)

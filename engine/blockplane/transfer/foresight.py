@@ -38,9 +38,14 @@ class Foreseen:
 
 
 def foresee(
-    target: str | os.PathLike[str] | LiveVolume | Destination, stream: StreamMap, wish: DiskWish, *, discard: bool
+    target: str | os.PathLike[str] | LiveVolume | Destination,
+    stream: StreamMap,
+    wish: DiskWish,
+    *,
+    discard: bool,
+    relocate: bool = False,
 ) -> Foreseen:
-    """Return what bringing an image to a target would come to.
+    """Return what bringing an image to a target would come to; relocate: see `copy`.
 
     Raises
     ------
@@ -53,7 +58,7 @@ def foresee(
     if isinstance(target, (str, os.PathLike)):
         path = Path(target)
         if is_vacant(path) or is_of_no_use(path):
-            return _foresee_new(path, stream, wish)
+            return _foresee_new(path, stream, wish, relocate)
         if not wish.is_default and not is_half_made(path):
             raise not_to_be_made(path)
     with _opened(target) as destination:
@@ -63,16 +68,17 @@ def foresee(
         n_before = 0
         if isinstance(destination, VolumeDestination):
             n_before = len(landed_of(destination.volume, stream.header.image_id, stream.image))
-            if not destination.has_relocated(stream):
+            if not (relocate or destination.has_relocated(stream)):
                 refuse_beyond(stream.image, destination.volume.geometry.n_blocks, destination.volume.path)
             _refuse_misfit(destination.volume, stream, n_before)
         return Foreseen(stream.header.image_blocks - n_before, n_before)
 
 
-def _foresee_new(path: Path, stream: StreamMap, wish: DiskWish) -> Foreseen:
+def _foresee_new(path: Path, stream: StreamMap, wish: DiskWish, relocate: bool) -> Foreseen:
     refuse_without_volume(path, stream)
     reach, n_places = planned_blocks(path, stream, wish)
-    refuse_beyond(stream.image, reach, path)
+    if not relocate:
+        refuse_beyond(stream.image, reach, path)
     room = n_places - reserve_for(n_places)
     if len(stream.image) > room:
         raise _no_space(stream, path, room)

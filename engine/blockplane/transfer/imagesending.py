@@ -104,19 +104,22 @@ class ImageSending:
     def windows(self, *, read: bool = True) -> Iterator[Iterator[Gathered]]:
         """See Sendable."""
         image, store = self.image, self.image.store
-        plane, layout = image.plane, image.layout
-        if self.part is not None:
-            plane, layout = self.part, layout.within(self.part)
-        every = windows(layout, plane, store.geometry, self._order, self._window_blocks)
-        planned = islice(every, self.n_skipped, None)
         if not read:
-            yield self._blank(planned)
+            yield self._blank(self._planned())
             return
         with ExitStack() as reading:
             for record in image.records():
                 reading.enter_context(store.pin(record.id))
             require_alive(store, image.records())
-            yield reading.enter_context(gathering(planned, self._checks_of, store.array, self._window_blocks))
+            # only now: what is pinned moves no more
+            yield reading.enter_context(gathering(self._planned(), self._checks_of, store.array, self._window_blocks))
+
+    def _planned(self) -> Iterator[Window]:
+        plane, layout = self.image.plane, self.image.layout
+        if self.part is not None:
+            plane, layout = self.part, layout.within(self.part)
+        every = windows(layout, plane, self.image.store.geometry, self._order, self._window_blocks)
+        return islice(every, self.n_skipped, None)
 
     def _blank(self, planned: Iterator[Window]) -> Iterator[Gathered]:
         blank = np.zeros(self._window_blocks * BLOCK_BYTES, np.uint8)

@@ -26,7 +26,7 @@ from blockplane.stream.behind import MOST_BEHIND
 from blockplane.stream.codec import MAX_FRAME_BLOCKS, FrameHead
 from blockplane.stream.file import StreamFile, of_file
 from blockplane.stream.reader import StreamReader, bad_block
-from blockplane.transfer.receive import Claims
+from blockplane.transfer.claims import Claims
 
 #: Blocks of a window. Measured over a chain in memory: 1 MiB costs a tenth of the speed, 4 MiB gain nothing.
 WINDOW_BLOCKS: Final = 2 * MAX_FRAME_BLOCKS

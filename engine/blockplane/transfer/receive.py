@@ -6,27 +6,25 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
-from blockplane.model.errors import StreamDamagedError, StreamError, TapeDamagedError
+from blockplane.model.errors import StreamError, TapeDamagedError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
-from blockplane.planes import Plane
+from blockplane.planes import Plane, combine
 from blockplane.stream.arrival import Ring, arriving
 from blockplane.stream.codec import FrameHead, Role
 from blockplane.stream.input import InputLike, blaming, open_input
 from blockplane.stream.keyfile import Keys, keys_of
 from blockplane.stream.reader import StreamMap, StreamReader
+from blockplane.transfer.claims import Claims, extents_list
 from blockplane.transfer.destination import destination_for
 from blockplane.transfer.keeping import kept_or_given_up
+from blockplane.transfer.landtogether import land_together
 from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.protocol import Destination, Landing
 from blockplane.volume.groups import DiskNames
 from blockplane.volume.volume import Volume
-from blockplane.volume.waiting import Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,29 +119,59 @@ def receive_into(
     again: str = "receive the stream again",
 ) -> ReceiveReport:
     """Take in a stream whose map was read; as `receive`. again : what helps where it is cut off."""
+    return receive_all_into([(reader, stream)], destination, discard, progress, again)[0]
+
+
+def receive_all_into(
+    parts: Sequence[tuple[StreamReader, StreamMap]],
+    destination: Destination,
+    discard: bool,
+    progress: Progress,
+    again: str = "receive the stream again",
+) -> list[ReceiveReport]:
+    """Take in streams that bring parts of one image, all at once, by a thread each; or one stream, in this thread.
+
+    As `receive_into`. They need not be all the parts that there are.
+    """
     started = time.monotonic()
+    stream = parts[0][1]
     already_there, n_shared, n_missing = destination.has_top(stream), 0, 0
     if already_there:
-        _drain(reader)
+        for reader, _ in parts:
+            _drain(reader)
     else:
         destination.accept(stream, discard=discard)
+        whole = replace(stream, part=combine([its.following for _, its in parts])) if len(parts) > 1 else stream
         with (
-            destination.landing(stream) as landing,
+            destination.landing(whole) as landing,
             kept_or_given_up(landing, stream, destination, _again(destination.name, again)),
         ):
             _require_parts_fit(stream, landing, destination)
-            _land(reader, stream, landing, progress, started)
-            progress(ProgressEvent("commit", reader.n_bytes, reader.n_bytes, time.monotonic() - started))
+            if len(parts) == 1:
+                _land(parts[0][0], stream, landing, progress, started)
+            else:
+                land_together(parts, landing, progress)
+            n_read = sum(reader.n_bytes for reader, _ in parts)
+            progress(ProgressEvent("commit", n_read, n_read, time.monotonic() - started))
             n_missing = _n_still_to_come(stream, landing)
             if n_missing:
                 landing.suspend()
             else:
                 landing.commit(stream.arriving())
             n_shared = getattr(landing, "n_shared", 0)
-    n_blocks = 0 if already_there else stream.header.following_blocks
-    base = stream.base
+    seconds = time.monotonic() - started
+    return [
+        _report(reader, its, seconds, n_missing, already_there=already_there, n_shared=n_shared if i == 0 else 0)
+        for i, (reader, its) in enumerate(parts)
+    ]
+
+
+def _report(
+    reader: StreamReader, stream: StreamMap, seconds: float, n_missing: int, *, already_there: bool, n_shared: int
+) -> ReceiveReport:
+    n_blocks, base = 0 if already_there else stream.header.following_blocks, stream.base
     return ReceiveReport(
-        n_blocks, n_blocks * BLOCK_BYTES, reader.n_bytes, time.monotonic() - started, stream.top.name,
+        n_blocks, n_blocks * BLOCK_BYTES, reader.n_bytes, seconds, stream.top.name,
         base.name if base is not None else None,
         () if n_missing else tuple(r.name for role in (Role.TOP, Role.ARRIVES) for r in stream.with_role(role)),
         tuple(record.name for record in stream.with_role(Role.LEFT_OUT)), already_there, n_shared,
@@ -194,44 +222,6 @@ def _land(reader: StreamReader, stream: StreamMap, landing: Landing, progress: P
             raise
     else:
         claims.require_all()
-
-
-def extents_list(plane: Plane) -> tuple[tuple[int, int], ...]:
-    """Return a plane's extents as plain numbers."""
-    return tuple((int(start), int(stop)) for start, stop in plane.extents().tolist())
-
-
-class Claims:
-    """Holds what a stream brings against what its plane claims."""
-
-    def __init__(self, image: Plane) -> None:
-        self._waiting = Waiting(image)
-        self.n_blocks = 0
-
-    def take(self, *heads: FrameHead) -> None:
-        """Note the blocks of frames.
-
-        Raises
-        ------
-        StreamDamagedError : one of them is not in the image plane, or came before.
-        """
-        extents = [head.extents() for head in heads]
-        bad = self._waiting.take(extents[0] if len(heads) == 1 else np.concatenate(extents))
-        if bad >= 0:
-            bringing = [head for head in heads if bad in numbers_in(head.extents())]
-            raise StreamDamagedError(
-                f"frame {bringing[-1].sequence} brings block {bad}, which is not in the stream's plane or came before"
-            )
-        self.n_blocks += sum(head.n_blocks for head in heads)
-
-    def missing(self) -> Plane:
-        """Return what of the plane did not come."""
-        return self._waiting.left()
-
-    def require_all(self) -> None:
-        """Raise StreamDamagedError unless every block of the plane came."""
-        if self._waiting.n_left:
-            raise StreamDamagedError(f"the stream ends without {self._waiting.n_left} blocks that it claims")
 
 
 def _drain(reader: StreamReader) -> None:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -27,14 +27,18 @@ from blockplane.stream.media import (
     TapeEntry,
     TapeSet,
     Walk,
+    by_set,
     images,
+    in_turns,
+    missing_parts,
     standing,
 )
 from blockplane.stream.sink import SinkLike, open_sink
 from blockplane.stream.source import StreamChain
+from blockplane.transfer.claims import Claims, extents_list
 from blockplane.transfer.compare import StreamComparison, compare_streams
 from blockplane.transfer.coverage import prove_chain
-from blockplane.transfer.receive import Claims, extents_list
+from blockplane.transfer.sidebyside import SideBySide
 from blockplane.transfer.taperead import opened_image
 from blockplane.transfer.tapewrite import tape_names
 from blockplane.volume.live import LiveVolume
@@ -89,6 +93,7 @@ def verify_tapes(
 
     Parameters
     ----------
+    tapes : of a set, in order; of sets that were written side by side too, which are read all at once.
     volume : compare those snapshots of it that the tapes bring, byte by byte.
 
     Raises
@@ -96,22 +101,64 @@ def verify_tapes(
     TapeError and its kinds : a tape is missing, or not the one that comes next. What is damaged is a problem in the
         list.
     """
-    started, verdict = time.monotonic(), TapeVerdict()
-    names = tape_names(tapes)
-    with closing(Rack(names, changer=changer)) as rack:
-        walk = Walk(rack)
-        for image in images(walk):
-            _verify_image(image, rack, verdict, keys_of(key), progress, started)
-        verdict.n_tapes = walk.identity.tape if walk.identity is not None else 0
-        verdict.problems += walk.problems
+    started, names = time.monotonic(), tape_names(tapes)
+    sets, keys, bring = by_set(names), keys_of(key), in_turns(changer)
+    running: SideBySide[TapeVerdict] = SideBySide(len(sets), 0, progress)
+
+    def verify_one(number: int) -> TapeVerdict:
+        return _verify_set(sets[number].names, bring, keys, running.progress_of(number), started)
+
+    verdict = _together(running.run(verify_one)) if len(sets) > 1 else verify_one(0)
+    if lacking := missing_parts(sets):
+        verdict.problems.append(f"{lacking} of the images is on no tape named")
     if changer is None and not verdict.problems:
-        proof = prove_chain([os.fspath(name) for name in names], keys_of(key))
+        proof = prove_chain([os.fspath(name) for name in names], keys)
         verdict.problems += proof.problems
         verdict.proved = proof.whole
         if volume is not None:
             verdict.compared = _compared(names, volume, verdict, key, progress)
     verdict.seconds = time.monotonic() - started
     return verdict
+
+
+def _verify_set(
+    names: Sequence[str], changer: Changer | None, keys: Keys, progress: Progress, started: float
+) -> TapeVerdict:
+    """Read one set whole."""
+    verdict = TapeVerdict()
+    with closing(Rack(names, changer=changer)) as rack:
+        walk = Walk(rack)
+        for image in images(walk):
+            _verify_image(image, rack, verdict, keys, progress, started)
+        verdict.n_tapes = walk.identity.tape if walk.identity is not None else 0
+        verdict.problems += walk.problems
+    return verdict
+
+
+def _together(found: Sequence[TapeVerdict | BaseException]) -> TapeVerdict:
+    """Return what was found of all sets; raises what ended one early."""
+    verdict = TapeVerdict()
+    for its in found:
+        if isinstance(its, BaseException):
+            raise its
+        verdict.problems += its.problems
+        verdict.n_images = max(verdict.n_images, its.n_images)
+        verdict.n_tapes += its.n_tapes
+        verdict.n_blocks += its.n_blocks
+        verdict.stream_bytes += its.stream_bytes
+        for lost in its.lost:
+            _add_lost(verdict.lost, lost)
+        verdict.snapshots += [name for name in its.snapshots if name not in verdict.snapshots]
+    return verdict
+
+
+def _add_lost(found: list[LostBlocks], more: LostBlocks) -> None:
+    """Take up what one more set has lost of an image."""
+    for i, its in enumerate(found):
+        if its.image == more.image:
+            found[i] = replace(its, extents=tuple(sorted(its.extents + more.extents)))
+            return
+    found.append(more)
 
 
 def _verify_image(
@@ -166,7 +213,9 @@ class TapeListing:
     """What is on tapes.
 
     images : those that are whole. unfinished : bytes of the stream of one that was begun, that lie in closed groups;
-    None: there is none. is_complete : the last tape named ends with the set's end. tapes : by number.
+    None: there is none. is_complete : the last tape named ends with the set's end. tapes : by number. part, n_parts :
+    which part of its images the set has, from 0, of how many. problems : what was damaged: of images whose table is,
+    neither names nor ids are known.
     """
 
     set_id: bytes
@@ -178,6 +227,9 @@ class TapeListing:
     runs: tuple[Run, ...]
     is_complete: bool
     unfinished: int | None = None
+    part: int = 0
+    n_parts: int = 1
+    problems: tuple[str, ...] = ()
 
 
 def list_tapes(tapes: PathLike | Sequence[PathLike], *, changer: Changer | None = None) -> TapeListing:
@@ -187,15 +239,27 @@ def list_tapes(tapes: PathLike | Sequence[PathLike], *, changer: Changer | None 
     ------
     TapeError and its kinds : a tape is not the one that comes next, or is none of ours.
     """
-    with closing(Rack(tape_names(tapes), changer=changer)) as rack:
+    sets = by_set(tape_names(tapes))
+    if len(sets) > 1:
+        raise UsageError(f"these are tapes of {len(sets)} sets", "list_tape_sets lists them")
+    return _listing(sets[0].names, changer)
+
+
+def list_tape_sets(tapes: PathLike | Sequence[PathLike], *, changer: Changer | None = None) -> list[TapeListing]:
+    """Say what is on tapes of sets that were written side by side, by part; as `list_tapes` of each."""
+    return [_listing(its.names, changer) for its in by_set(tape_names(tapes))]
+
+
+def _listing(names: Sequence[str], changer: Changer | None) -> TapeListing:
+    with closing(Rack(names, changer=changer)) as rack:
         try:
-            found = TapeSet(rack)
+            found = TapeSet(rack, rebuilds=True)
         except TapeEndError:
             return _unfinished(rack)
         label, table = found.first.label, found.table
         return TapeListing(
             found.set_id, label.created_ns, found.record_bytes, found.first.tape, table.tapes, table.images, table.runs,
-            True,
+            True, None, label.part, label.n_parts, tuple(found.problems),
         )  # fmt: skip
 
 
@@ -208,6 +272,7 @@ def _unfinished(rack: Rack) -> TapeListing:
     return TapeListing(
         state.set_id, state.created_ns, state.record_bytes, found.first.tape, tuple(state.tapes),
         tuple(found.state.images), tuple(state.runs), False, n_bytes,
+        state.part.number, state.part.n_parts,
     )  # fmt: skip
 
 

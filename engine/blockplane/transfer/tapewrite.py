@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Final
 
 from blockplane.image.image import Image
 from blockplane.image.order import TAPE
@@ -22,14 +23,17 @@ from blockplane.stream.keyfile import Key, KeyLike, Keys, key_of, keys_of
 from blockplane.stream.media import (
     DEFAULT_RECORD_BYTES,
     MIN_TAPE_BYTES,
+    WHOLE,
     Changer,
     Names,
     PathLike,
     Rack,
     Resumption,
+    SetPart,
     SetState,
     Standing,
     TapeSink,
+    ending,
     new_set,
     resumption,
     shown,
@@ -37,8 +41,8 @@ from blockplane.stream.media import (
 )
 from blockplane.stream.reader import StreamMap, StreamReader, read_header
 from blockplane.transfer.began import Began
+from blockplane.transfer.claims import Claims
 from blockplane.transfer.imagesending import EXPLICIT, ImageSending
-from blockplane.transfer.receive import Claims
 from blockplane.transfer.send import SendReport, StreamForm, send_begun
 
 
@@ -73,8 +77,8 @@ class TapeForm:
     """How tapes are written.
 
     tape_size : of tapes that are files: bytes or text as `4G`; None: as long as there is space. record_size : as that,
-    64 KiB to 1 MiB. append : add to the set that is there; discard : lose what is there; resume : go on with what an
-    interrupted run has begun. changer : brings more tapes.
+    64 KiB to 1 MiB. append : add to the set that is there, of which the last tape is enough; discard : lose what is
+    there; resume : go on with what an interrupted run has begun. changer : brings more tapes.
     """
 
     tape_size: int | str | None = None
@@ -85,10 +89,13 @@ class TapeForm:
     changer: Changer | None = None
 
 
+PLAIN: Final = TapeForm()
+
+
 def write_tape(
     image: Image,
     tapes: PathLike | Sequence[PathLike],
-    form: TapeForm = TapeForm(),
+    form: TapeForm = PLAIN,
     *,
     locations: str = EXPLICIT,
     compress: str | None = None,
@@ -110,26 +117,38 @@ def write_tape(
     -----
     Durable on return. What an interrupted run has written is a group of records at most short of what came.
     """
-    level = parse_compression(compress) if compress is not None else None
-    secret = key_of(key) if key is not None else None
-    sending = ImageSending(image, TAPE, locations=locations)
-    names = (
-        Names() if secret is not None else Names(sending.snapshots()[0][0].name, image.base.name if image.base else "")
+    stream = StreamForm(
+        parse_compression(compress) if compress is not None else None, key_of(key) if key is not None else None
     )
-    with _Writing(tapes, form, keys_of(secret), names) as writing:
-        began = Began()
-        if writing.begun is not None:
-            began = Began(partial=writing.begun.partial, name=writing.rack.names[0])
-        with closing(began):
-            report = send_begun(sending, StreamForm(level, secret), writing.sink, progress, began, read=True)
-            writing.sink.commit()
-        return writing.report(report.top, report.base, sending.image.n_blocks, report)
+    sending = ImageSending(image, TAPE, locations=locations)
+    with Writing(tapes, form, keys_of(stream.key), names_of(sending, stream)) as writing:
+        return write_image(sending, writing, stream, progress)
+
+
+def names_of(sending: ImageSending, stream: StreamForm) -> Names:
+    """Return what the table says of an image; nothing where that is encrypted."""
+    image = sending.image
+    if stream.key is not None:
+        return Names()
+    return Names(sending.snapshots()[0][0].name, image.base.name if image.base else "")
+
+
+def write_image(sending: ImageSending, writing: Writing, stream: StreamForm, progress: Progress) -> TapeWriteReport:
+    """Write an image, or a part of one, to tapes that were opened; durable on return."""
+    began = Began()
+    if writing.begun is not None:
+        began = Began(partial=writing.begun.partial, name=writing.rack.names[0])
+    with closing(began):
+        report = send_begun(sending, stream, writing.sink, progress, began, read=True)
+        writing.sink.commit()
+    n_blocks = len(sending.chosen) if sending.chosen is not None else sending.image.n_blocks
+    return writing.report(report.top, report.base, n_blocks, report)
 
 
 def write_stream_to_tape(
     origin: InputLike,
     tapes: PathLike | Sequence[PathLike],
-    form: TapeForm = TapeForm(),
+    form: TapeForm = PLAIN,
     *,
     key: Keys = None,
     progress: Progress = ignore_progress,
@@ -149,7 +168,7 @@ def write_stream_to_tape(
     with closing(open_input(origin)) as source:
         header = read_header(source)
         keys = keys_of(key)
-        with _Writing(tapes, form, keys, Names()) as writing:
+        with Writing(tapes, form, keys, Names()) as writing:
             passing = _Passing(source, header, writing)
             if is_sealed(header) and not keys:
                 passing.pass_all()
@@ -181,11 +200,23 @@ def _read_through(passing: _Passing, keys: Sequence[Key], progress: Progress) ->
     return stream, claims.n_blocks
 
 
-class _Writing:
-    """Tapes while an image is written to them: opened, the place found where it goes on."""
+class Writing:
+    """Tapes while an image is written to them: opened, the place found where it goes on.
 
-    def __init__(self, tapes: PathLike | Sequence[PathLike], form: TapeForm, keys: Sequence[Key], names: Names) -> None:
-        self._form, self.names = form, names
+    Parameters
+    ----------
+    part : of a set that is begun.
+    """
+
+    def __init__(
+        self,
+        tapes: PathLike | Sequence[PathLike],
+        form: TapeForm,
+        keys: Sequence[Key],
+        names: Names,
+        part: SetPart = WHOLE,
+    ) -> None:
+        self._form, self.names, self._part = form, names, part
         size = _bytes(form.tape_size)
         if size is not None and size < MIN_TAPE_BYTES:
             raise UsageError(f"tapes of {size} bytes are not written", f"say at least {MIN_TAPE_BYTES >> 20}MiB")
@@ -209,10 +240,11 @@ class _Writing:
             raise UsageError("--append, --discard and --resume do not go together", "say one of them")
         record_bytes = _bytes(form.record_size) or DEFAULT_RECORD_BYTES
         if not (form.append or form.resume):
-            return new_set(record_bytes), None
-        found = standing(self.rack)
+            return new_set(record_bytes, self._part), None
+        found = ending(self.rack) if form.append else standing(self.rack)
         if found is None:
-            return new_set(record_bytes), None
+            return new_set(record_bytes, self._part), None
+        self._require_its_part(found)
         if form.append and found.groups:
             raise RefusedError(
                 f"the set on {self.rack.names[0]} ends with an image that was not finished",
@@ -224,6 +256,18 @@ class _Writing:
         self._require_something(found)
         return found.state, None
 
+    def _require_its_part(self, found: Standing) -> None:
+        """Refuse to go on with a set that has another part of its images than the one that is to come."""
+        its, mine = found.state.part, self._part
+        if its != mine:
+            what = f"part {its.number + 1} of {its.n_parts} of its images" if its.n_parts > 1 else "its images whole"
+            raise RefusedError(
+                f"the set on {self.rack.names[0]} has {what}, and "
+                + (f"part {mine.number + 1} of {mine.n_parts}" if mine.n_parts > 1 else "a whole one")
+                + " was to come",
+                "write with the drives that it was begun with",
+            )
+
     def _require_something(self, found: Standing) -> None:
         """Refuse to go on with a set that is whole."""
         if self._form.resume and not found.groups and found.state.images:
@@ -232,7 +276,7 @@ class _Writing:
                 "say --append to add one",
             )
 
-    def __enter__(self) -> _Writing:
+    def __enter__(self) -> Writing:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -257,7 +301,7 @@ class _Passing:
 
     is_whole = False
 
-    def __init__(self, source: Input, header: bytes, writing: _Writing) -> None:
+    def __init__(self, source: Input, header: bytes, writing: Writing) -> None:
         self._source, self._header, self._sink = source, header, writing.sink
         self.name = source.name
         self._to_skip = 0

@@ -18,8 +18,8 @@ from blockplane.stream.keyfile import Key, Keys, keys_of
 from blockplane.stream.reader import StreamMap, StreamReader, read_header
 from blockplane.stream.source import StreamName, is_stored, named_once, stored_bytes, stream_names
 from blockplane.stream.stored import StreamPlace
+from blockplane.transfer.claims import Claims
 from blockplane.transfer.coverage import prove_chain
-from blockplane.transfer.receive import Claims
 
 PathLike = StreamName
 

@@ -6,6 +6,7 @@ from blockplane.volume.pointers import SnapshotPointer
 from blockplane.volume.positions import Position
 from blockplane.volume.pressure import DemotionPlan, PressurePolicy
 from blockplane.volume.retention import Policy, PruneReport
+from blockplane.volume.settling import SettlePlan, SettleReport
 from blockplane.volume.shrink import ShrinkPlan, ShrinkReport
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.state import State
@@ -21,6 +22,8 @@ __all__ = [
     "Position",
     "PressurePolicy",
     "PruneReport",
+    "SettlePlan",
+    "SettleReport",
     "ShrinkPlan",
     "ShrinkReport",
     "Snapshot",

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.checks import fresh_checks
 from blockplane.volume.codec import Pointer, SnapshotRecord, StateRoot, TreeRoot
-from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, clear_numbers, leaf_pieces, set_range
-from blockplane.volume.names import Named, Names
+from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, clear_numbers, leaf_pieces, set_numbers, set_range
+from blockplane.volume.names import Names
 from blockplane.volume.openmap import AddedNames, OpenMap
 from blockplane.volume.placemap import PlaceMap, union
 from blockplane.volume.placer import Block, Placer
 from blockplane.volume.space import Space
 from blockplane.volume.state import CHECKS_PER_LEAF, State, write_all
 from blockplane.volume.tree import BlockTree
-from blockplane.volume.treeio import BlockReader
+from blockplane.volume.treeio import BlockReader, Numbers
 
 
 class StateWriter:
@@ -45,23 +45,19 @@ class StateWriter:
     def allocate_block(self) -> tuple[int, Block]:
         """Return a fresh VBN and its buffer."""
         place, _, buffer = self._active.placer.block()
-        return self._active.name(place, 1, self._covered)[0][0], buffer
+        return int(self._active.name(place, 1, self._covered)[0]), buffer
 
-    def allocate_run(self, n_blocks: int) -> list[tuple[int, int, Block]]:
-        """Return runs of fresh VBNs and their buffers."""
+    def allocate_run(self, n_blocks: int) -> list[tuple[Numbers, Block]]:
+        """Return fresh VBNs and their buffers: for each run of places one."""
         self._active.claim_run(n_blocks)
-        runs: list[tuple[int, int, Block]] = []
-        for first, count, buffer in self._active.placer.run(n_blocks):
-            for vbn, place, n in self._active.name(first, count, self._covered):
-                low = (place - first) * BLOCK_BYTES
-                runs.append((vbn, n, buffer[low : low + n * BLOCK_BYTES]))
-        return runs
+        runs = self._active.placer.run(n_blocks)
+        return [(self._active.name(first, count, self._covered), buffer) for first, count, buffer in runs]
 
-    def filled(self, first: int, checks: NDArray[np.uint32]) -> None:
+    def filled(self, numbers: Numbers, checks: NDArray[np.uint32]) -> None:
         """Record checks; the bytes may go out."""
         if self._covered:
-            self._active.record_checks(first, checks)
-        self._active.placer.filled(self._active.place_of(first), len(checks))
+            self._active.record_checks(numbers, checks)
+        self._active.placer.filled(self._active.place_of(int(numbers[0])), len(checks))
 
     def release(self, numbers: NDArray[np.int64]) -> None:
         """Take VBNs out of the plane."""
@@ -113,15 +109,16 @@ class ActiveState(State):
 
     # --- the plane ---------------------------------------------------------------------------------------------------
 
-    def name(self, first: int, n_blocks: int, covered: bool) -> list[Named]:
-        """Name fresh blocks at places first, ..., and enter them: (VBN, place, count), in the order of the places."""
-        named = self.names.choose(first, n_blocks)
-        for vbn, place, count in named:
-            if vbn != place:
-                self._added.add(vbn, place, count)
-            self._entered_places.update(range(place // LEAF_BLOCKS, (place + count - 1) // LEAF_BLOCKS + 1))
-            self._enter(vbn, count, covered)
-        return named
+    def name(self, first: int, n_blocks: int, covered: bool) -> Numbers:
+        """Name fresh blocks at places first, ..., and enter them; return their VBNs, in the order of the places."""
+        vbns = self.names.choose(first, n_blocks)
+        self._added.add(vbns, first)
+        self._entered_places.update(range(first // LEAF_BLOCKS, (first + n_blocks - 1) // LEAF_BLOCKS + 1))
+        if _is_run(vbns):
+            self._enter(int(vbns[0]), n_blocks, covered)
+        else:
+            self._enter_many(np.sort(vbns), covered)
+        return vbns
 
     def place_of(self, vbn: int) -> int:
         """Return the place of a VBN of the open CP."""
@@ -151,6 +148,17 @@ class ActiveState(State):
             for leaf in range(first // CHECKS_PER_LEAF, (first + n_blocks - 1) // CHECKS_PER_LEAF + 1):
                 self.checksums.edit_block(leaf)
 
+    def _enter_many(self, vbns: Numbers, covered: bool) -> None:
+        """Put fresh VBNs, ascending, into the plane, and make room for their checks."""
+        self.is_dirty = True
+        self.root.n_blocks += len(vbns)
+        self._widen(int(vbns[-1]) + 1)
+        for leaf, low in by_leaf(vbns):
+            set_numbers(self.blockmap.edit_block(leaf).view(np.uint64), low)
+            self._entered.add(leaf)
+        for leaf in np.unique(vbns // CHECKS_PER_LEAF).tolist() if covered else ():
+            self.checksums.edit_block(leaf)
+
     def _widen(self, stop: int) -> None:
         """Let the numbering reach stop: a state from a smaller volume grows with its first write here."""
         if stop > self.space_blocks:
@@ -167,14 +175,16 @@ class ActiveState(State):
         if not (self.placemap.is_empty and self._added.is_empty):
             self._unmapped.append(vbns)
 
-    def record_checks(self, first: int, checks: NDArray[np.uint32]) -> None:
-        """Write checks of VBNs first, ... into the checksum file."""
-        at = 0
-        while at < len(checks):
-            leaf, low = divmod(first + at, CHECKS_PER_LEAF)
-            take = min(len(checks) - at, CHECKS_PER_LEAF - low)
-            self.checksums.edit_block(leaf).view(np.uint32)[low : low + take] = checks[at : at + take]
-            at += take
+    def record_checks(self, vbns: Numbers, checks: NDArray[np.uint32]) -> None:
+        """Write checks of VBNs into the checksum file."""
+        leaves = vbns // CHECKS_PER_LEAF
+        if leaves[0] == leaves[-1] and _is_run(vbns):  # most: cheaper than to ask which leaves there are
+            low = int(vbns[0]) % CHECKS_PER_LEAF
+            self.checksums.edit_block(int(leaves[0])).view(np.uint32)[low : low + len(vbns)] = checks
+            return
+        for leaf in np.unique(leaves).tolist():
+            mine = leaves == leaf
+            self.checksums.edit_block(leaf).view(np.uint32)[vbns[mine] % CHECKS_PER_LEAF] = checks[mine]
 
     def take_entered(self) -> list[int]:
         """Return the leaves of the plane that blocks were written in since the last call."""
@@ -219,7 +229,7 @@ class ActiveState(State):
         for tree in plain:
             tree.place()
         place, _, slot = self.placer.block()
-        vbn = self.name(place, 1, covered=False)[0][0]
+        vbn = int(self.name(place, 1, covered=False)[0])
         while self.blockmap.place() + self.checksums.place():
             pass
         for tree in (*plain, self.blockmap, self.checksums):
@@ -230,6 +240,11 @@ class ActiveState(State):
         self.pointer = Pointer(vbn, int(check[0]))
         self.is_dirty = False
         return self.pointer
+
+
+def _is_run(vbns: Numbers) -> bool:
+    """Whether VBNs, all distinct, follow each other."""
+    return len(vbns) == 1 or bool((np.diff(vbns) == 1).all())
 
 
 def blank_root(space_blocks: int, space_id: bytes, branch_id: bytes) -> StateRoot:

@@ -31,6 +31,8 @@ class Capacity:
     active: ActiveState
     local: LocalTree
     incoming: IncomingPlane
+    #: of the used blocks, those that lie in the base (`volume.basing`) and take no place here
+    n_in_base: int = 0
     _claimed: int = 0
     _dipping: int = 0
     #: names of the snapshots that the pressure policy made shadows while the volume was open
@@ -55,7 +57,7 @@ class Capacity:
     @property
     def used_blocks(self) -> int:
         """Places that the live state, snapshots and the local tree occupy."""
-        return self.active.root.n_blocks + self.local.root.n_held + self.local.root.n_local
+        return self.active.root.n_blocks + self.local.root.n_held + self.local.root.n_local - self.n_in_base
 
     @property
     def free_blocks(self) -> int:

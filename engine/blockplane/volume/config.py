@@ -16,10 +16,16 @@ DISKS_DIR = "disks"
 
 @dataclass(frozen=True, slots=True)
 class VolumeConfig:
-    """The volume's id and the paths of its disks in order; relative ones count from the volume's directory."""
+    """The volume's id and the paths of its disks in order; relative ones count from the volume's directory.
+
+    base : where what it is built on is to be read (`volume.basing`); empty: it stands by itself. base_id : id of the
+    snapshot there.
+    """
 
     volume_id: bytes
     disks: tuple[str, ...]
+    base: tuple[str, ...] = ()
+    base_id: bytes = b""
 
     def paths(self, directory: Path) -> list[str]:
         """Return the disks' paths."""
@@ -34,6 +40,7 @@ def write_config(directory: Path, config: VolumeConfig) -> None:
         "disks = [",
         *(f"  {_quoted(disk)}," for disk in config.disks),
         "]",
+        *(_base_lines(config) if config.base else ()),
         "",
     ]
     temporary = directory / (CONFIG_NAME + ".new")
@@ -88,7 +95,18 @@ def _parsed(text: str) -> VolumeConfig:
         raise ValueError("its id is not 32 hexadecimal digits")
     if not isinstance(disks, list) or not disks or not all(isinstance(disk, str) for disk in disks):
         raise ValueError("its disks are not a list of paths")
-    return VolumeConfig(bytes.fromhex(volume_id), tuple(disks))
+    base, base_id = found.get("base", []), found.get("base_id", "")
+    if not isinstance(base, list) or not all(isinstance(name, str) for name in base):
+        raise ValueError("its base is not a list of paths")
+    if not isinstance(base_id, str) or not re.fullmatch("[0-9a-f]{32}" if base else "", base_id):
+        raise ValueError("its base's id is not 32 hexadecimal digits")
+    return VolumeConfig(bytes.fromhex(volume_id), tuple(disks), tuple(base), bytes.fromhex(base_id))
+
+
+def _base_lines(config: VolumeConfig) -> list[str]:
+    names = (f"  {_quoted(name)}," for name in config.base)
+    return ["# What the volume holds only the difference from; where it was moved, say here where to.",
+            "base = [", *names, "]", f'base_id = "{config.base_id.hex()}"']  # fmt: skip
 
 
 def _quoted(text: str) -> str:

@@ -29,6 +29,7 @@ from blockplane.disks.label import (
     write_labels,
 )
 from blockplane.model.errors import BlockplaneError, RefusedError, UsageError, VolumeDamagedError
+from blockplane.volume.basegroup import has_base
 from blockplane.volume.config import VolumeConfig, read_config, write_config
 from blockplane.volume.fsinfo import MAX_GROUPS, MAX_MEMBERS, FsInfo
 from blockplane.volume.groups import GroupWish, blank_ends, next_first
@@ -51,7 +52,7 @@ def grow(volume: LiveVolume, wish: GroupWish) -> GroupRecord:
         try:
             wish.open_disks(volume.path, names, opened, made)
             group = wish.group(opened, next_first(volume.geometry), first_disk)
-            added = VolumeConfig(volume.info.volume_id, (*config.disks, *names))
+            added = VolumeConfig(volume.info.volume_id, (*config.disks, *names), config.base, config.base_id)
             add_group(volume, group, opened, lambda: write_config(volume.path, added))
         except BaseException:
             if not volume.array.disks[first_disk:]:
@@ -71,7 +72,7 @@ def add_group(volume: LiveVolume, group: GroupRecord, disks: Sequence[Disk], nam
     with volume.lock:
         if volume.incoming.is_running:
             raise RefusedError("a receive is under way", "grow the volume when it has ended")
-        if volume.info.leaving is not None:
+        if volume.info.leaving is not None and not has_base(volume):
             raise RefusedError(
                 f"RAID group {volume.info.leaving} is being taken out", "end that first, with `blockplane shrink`"
             )

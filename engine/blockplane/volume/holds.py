@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from blockplane.model.errors import RefusedError, UsageError
+from blockplane.volume.basegroup import BASE_OWNER, base_snapshot
 from blockplane.volume.codec import KIND_DELETING, NAME_BYTES, Hold, TableEntry
 from blockplane.volume.passing import waiting_for
 
@@ -74,7 +75,7 @@ def release(volume: LiveVolume, name: str, owner: str) -> None:
 
     Raises
     ------
-    NoSuchSnapshotError: the snapshot does not exist. RefusedError: that owner has no hold on it.
+    NoSuchSnapshotError: the snapshot does not exist. RefusedError: that owner has no hold on it, or it is the base.
 
     Notes
     -----
@@ -82,6 +83,8 @@ def release(volume: LiveVolume, name: str, owner: str) -> None:
     """
     with volume.lock:
         snapshot_id = volume.local.entry(name).record.id
+        if owner == BASE_OWNER and snapshot_id == base_snapshot(volume):
+            raise RefusedError(f"{volume.path} is built on {name}", "it stays as long as the volume")
         kept = [hold for hold in volume.local.holds() if (hold.snapshot_id, hold.owner) != (snapshot_id, owner)]
         if len(kept) == len(volume.local.holds()):
             owners = ", ".join(hold.owner for hold in holds_of(volume, snapshot_id))

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blockplane.model.errors import VolumeDamagedError
 from blockplane.volume.codec import NO_ID, TREE_ROOT_BYTES, TreeRoot
-from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
-from blockplane.volume.placemap import EXTENT_BYTES, PlaceMap
+from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, bits_of, by_leaf, clear_numbers, count, set_numbers
+from blockplane.volume.placemap import EXTENT_BYTES, PlaceMap, moved
 from blockplane.volume.state import read_all, write_all
 from blockplane.volume.tree import BlockTree
 from blockplane.volume.treeio import BlockReader
@@ -35,7 +36,7 @@ _MEMBERS_OFFSET: Final = _LENDER_OFFSET + _ID_BYTES + 16
 MAX_MEMBERS: Final = 48
 #: The receive made the volume: giving it up removes what it made.
 FLAG_MADE_VOLUME: Final = 1
-#: Blocks were taken over from a receive of another image: they are held against this one's checks at the end.
+#: Blocks were taken over from a receive of another image, or moved: they are held against this one's checks at the end.
 FLAG_CARRIED: Final = 2
 
 
@@ -78,7 +79,7 @@ class IncomingEntry:
 
     @property
     def is_carried(self) -> bool:
-        """Whether blocks of it came with another image."""
+        """Whether blocks of it came with another image, or moved after they came."""
         return bool(self.flags & FLAG_CARRIED)
 
     def encode(self) -> bytes:
@@ -135,6 +136,19 @@ class IncomingImage:
             self.places.edit_block(leaf).view(np.uint64)[:] = words
         if not placemap.is_empty:
             write_all(self._map_tree, placemap.encode())
+
+    def relocate(self, old: NDArray[np.int64], new: NDArray[np.int64], landed: dict[int, Leaf]) -> None:
+        """Take other places for some of those reserved; what has landed at the old ones, by leaf, has at the new."""
+        before = self.placemap()
+        came = bits_of(lambda leaf: landed.get(leaf, EMPTY_LEAF), old)
+        write_all(self._map_tree, moved(before, before.to_vbns(old), new).encode())
+        noted = bits_of(lambda leaf: self.landed.read_block(leaf).view(np.uint64), old)
+        for tree, gone, come in ((self.places, old, new), (self.landed, old[noted], new[came])):
+            for leaf, low in by_leaf(gone):
+                clear_numbers(tree.edit_block(leaf).view(np.uint64), low)
+            for leaf, low in by_leaf(come):
+                set_numbers(tree.edit_block(leaf).view(np.uint64), low)
+        self.entry.n_landed += int(came.sum()) - int(noted.sum())
 
     def add_landed(self, leaf: int, words: Leaf) -> None:
         """Note places whose blocks are durable, the set bits of words."""

@@ -12,7 +12,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -141,6 +141,15 @@ def read_journal(directory: Path, landing_id: bytes) -> Iterator[LandedSlots]:
             return
         while (record := _next(file.read)) is not None:
             yield record
+
+
+def without_group(directory: Path, landing_id: bytes, index: int) -> None:
+    """Leave out of a journal what it says of a RAID group that has gone; those behind it count one less."""
+    slots = [each for each in read_journal(directory, landing_id) if each.group != index]
+    if slots:
+        journal = LandingJournal(directory, landing_id)
+        journal.restart(replace(each, group=each.group - (each.group > index)) for each in slots)
+        journal.close()
 
 
 def _next(read: Callable[[int], bytes]) -> LandedSlots | None:

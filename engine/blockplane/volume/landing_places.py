@@ -69,9 +69,9 @@ class LandingPlaces:
         return RefusedError(
             f"the image holds block {n_numbers - 1}, and {volume.path} has {volume.geometry.n_blocks} blocks; "
             + (fits if n_blocks <= room else lacks),
-            "receive with --relocate, or onto a volume at least as large as the source"
+            "say --relocate, or take a volume at least as large as the source"
             if n_blocks <= room
-            else "receive onto a volume at least as large as the source, or add a RAID group with `blockplane grow`",
+            else "take a volume at least as large as the source, or add a RAID group with `blockplane grow`",
         )
 
     def assign(self, vbns: Plane) -> PlaceMap:
@@ -155,7 +155,7 @@ def refuse_beyond(image: Plane, n_blocks: int, path: Path) -> None:
     if top >= n_blocks:
         raise RefusedError(
             f"the image holds block {top}, and {path} has {n_blocks} blocks",
-            "take a volume at least as large as the source, or add a RAID group with `blockplane grow`",
+            "say --relocate, take a volume at least as large as the source, or add a RAID group with `blockplane grow`",
         )
 
 

@@ -20,12 +20,13 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import ChecksumError, DiskError, ReadOnlyError, RefusedError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume import pressure
+from blockplane.volume.basegroup import n_in_base
 from blockplane.volume.beside import BesideWriter
 from blockplane.volume.busy import BusyPlane
 from blockplane.volume.codec import FORM_EMPTY, TableEntry, TreeRoot
 from blockplane.volume.fsinfo import MEMBER_OK, ROLE_REPLICA, FsInfo
 from blockplane.volume.incoming import IncomingPlane
-from blockplane.volume.leafbits import LEAF_WORDS, Leaf
+from blockplane.volume.leafbits import LEAF_WORDS, WORD_BLOCKS, Leaf
 from blockplane.volume.local import LocalTree
 from blockplane.volume.names import Names
 from blockplane.volume.pins import Pins
@@ -115,6 +116,7 @@ class LiveVolume(Points):
         self._newly_held = 0
         self.is_replica = self.info.role == ROLE_REPLICA
         self.features = self.info.features
+        self.n_in_base = n_in_base(self)
         self._n_forget = 1  # what only the CP before the last refers to is free after the next one, and nobody lists it
 
     # --- reading -----------------------------------------------------------------------------------------------------
@@ -131,6 +133,15 @@ class LiveVolume(Points):
     def settled_leaf(self, leaf: int) -> Leaf:
         """See `BusyPlane`."""
         return self._busy.settled_leaf(leaf)
+
+    def busy_leaf(self, leaf: int) -> Leaf:
+        """Return which places of a leaf's range are not free, worked out from everything that may have one, fresh."""
+        return self._busy.leaf(leaf)
+
+    def is_landing(self, place: int) -> bool:
+        """Whether a receive brings blocks to the 64 stripes of a place."""
+        group, dbn = self.placer.locate(place)
+        return self._busy.is_landing(group, dbn // WORD_BLOCKS)
 
     def snapshot_state(self, entry: TableEntry) -> State:
         """Return the state of a snapshot in the table; RefusedError: it is a shadow."""
@@ -164,6 +175,14 @@ class LiveVolume(Points):
     def adopt_state(self, snapshot_id: bytes, state: State) -> None:
         """Cache the state of a snapshot that is new."""
         self._states[snapshot_id] = state
+
+    def state_moved(self, snapshot_id: bytes, placemap: PlaceMap) -> None:
+        """Let whoever has the state of a snapshot at hand read its blocks where they lie from the open CP on."""
+        state = self._states.get(snapshot_id)
+        if state is not None:
+            assert state is not self.committed  # which has them where they were
+            assert isinstance(state.reader, PlaceReader)
+            state.placemap = state.reader.placemap = placemap
 
     def metadata(self, name: str) -> Plane:
         """Return the blocks of a snapshot without which nothing of it is found: all but the content of files.
@@ -355,7 +374,8 @@ class LiveVolume(Points):
 def grown(info: FsInfo, geometry: Geometry) -> dict[str, object]:
     """Return what changes in the root record when a volume takes up groups that its labels name."""
     states = info.member_states + bytes([MEMBER_OK]) * (geometry.n_disks - len(info.member_states))
-    return {"geometry": geometry, "member_states": states, "reserve_blocks": reserve_for(geometry.n_usable)}
+    base = geometry.groups[info.leaving].n_blocks if info.leaving is not None else 0
+    return {"geometry": geometry, "member_states": states, "reserve_blocks": reserve_for(geometry.n_usable - base)}
 
 
 def shrunk(info: FsInfo, geometry: Geometry) -> dict[str, object]:

@@ -322,7 +322,7 @@ class LocalTree:
             tree.finish()
         slot[:] = np.frombuffer(self.root.encode(), np.uint8)
         check = fresh_checks(slot, place)
-        self.filled(place, check)
+        self.filled(np.array([place], np.int64), check)
         self.is_dirty = False
         return Pointer(place, int(check[0]))
 
@@ -345,14 +345,15 @@ class LocalTree:
         self.is_dirty = True
         return place, buffer
 
-    def allocate_run(self, n_blocks: int) -> list[tuple[int, int, Block]]:
+    def allocate_run(self, n_blocks: int) -> list[tuple[NDArray[np.int64], Block]]:
         """Return places one by one: what is long in the local tree is still small."""
-        return [(place, 1, buffer) for place, buffer in (self.allocate_block() for _ in range(n_blocks))]
+        found = (self.allocate_block() for _ in range(n_blocks))
+        return [(np.array([place], np.int64), buffer) for place, buffer in found]
 
-    def filled(self, first: int, checks: NDArray[np.uint32]) -> None:
+    def filled(self, numbers: NDArray[np.int64], checks: NDArray[np.uint32]) -> None:
         """Pass on that buffers are full."""
         assert self._placer is not None
-        self._placer.filled(first, len(checks))
+        self._placer.filled(int(numbers[0]), len(checks))
 
     def release(self, numbers: NDArray[np.int64]) -> None:
         """Give up places."""

@@ -11,14 +11,23 @@ in use, so there are no more names in use without their place than places in use
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blockplane.model.errors import ChecksumError, NoSpaceError
-from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, clear_range, leaf_pieces, set_range
-from blockplane.volume.placemap import PlaceMap, bit_runs
+from blockplane.volume.leafbits import (
+    EMPTY_LEAF,
+    LEAF_BLOCKS,
+    LEAF_WORDS,
+    Leaf,
+    clear_numbers,
+    leaf_pieces,
+    numbers_in,
+    set_numbers,
+)
+from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.state import State
 
 if TYPE_CHECKING:
@@ -27,8 +36,7 @@ if TYPE_CHECKING:
 #: Leaves of names in use kept in memory: 4 MiB.
 MAX_LEAVES = 1024
 
-#: VBN, place, count
-Named = tuple[int, int, int]
+Numbers = NDArray[np.int64]
 
 
 class Names:
@@ -46,23 +54,19 @@ class Names:
         self._at = -1
         self._left: Leaf = EMPTY_LEAF
 
-    def choose(self, first: int, n_blocks: int) -> list[Named]:
-        """Name the blocks at places first, ..., which were free: (VBN, place, count), in the order of the places."""
+    def choose(self, first: int, n_blocks: int) -> Numbers:
+        """Return the VBNs of the blocks at places first, ..., which were free, in the order of the places."""
+        vbns = np.arange(first, first + n_blocks, dtype=np.int64)
         if not self._moved():
-            return [(first, first, n_blocks)]
-        named: list[Named] = []
+            return vbns
         for leaf, low, high in leaf_pieces(first, first + n_blocks):
-            taken = self._taken(leaf)
-            start = leaf * LEAF_BLOCKS
-            if not taken[low >> 6 : ((high - 1) >> 6) + 1].any():
-                named.append((start + low, start + low, high - low))
-                continue
-            mine = np.zeros(LEAF_WORDS, np.uint64)
-            set_range(mine, low, high)
-            own = [(start + a, start + a, b - a) for a, b in bit_runs(mine & ~taken).tolist()]
-            others = [given for a, b in bit_runs(mine & taken).tolist() for given in self._others(start + a, b - a)]
-            named += sorted(own + others, key=lambda run: run[1])
-        return named
+            taken = self._taken(leaf)[low >> 6 : ((high - 1) >> 6) + 1]
+            if taken.any():
+                bits = np.unpackbits(taken.view(np.uint8), bitorder="little")[low & 63 :][: high - low]
+                mine = np.flatnonzero(bits) + leaf * LEAF_BLOCKS + low - first
+                if len(mine):
+                    vbns[mine] = self._others(len(mine))
+        return vbns
 
     def _moved(self) -> list[PlaceMap]:
         """Return the maps of states in use that are not empty."""
@@ -88,18 +92,19 @@ class Names:
             self._elsewhere[leaf] = words
         return words | self._given[leaf] if leaf in self._given else words
 
-    def _others(self, place: int, n_blocks: int) -> Iterator[Named]:
-        """Yield other names for the blocks at places."""
+    def _others(self, n_blocks: int) -> Numbers:
+        """Return other names for blocks."""
+        found: list[Numbers] = []
         while n_blocks:
             if not self._left.any():
                 self._next_leaf()
                 continue
-            low, high = (int(n) for n in bit_runs(self._left)[0])
-            high = min(high, low + n_blocks)
-            clear_range(self._left, low, high)
-            set_range(self._given.setdefault(self._at, np.zeros(LEAF_WORDS, np.uint64)), low, high)
-            yield self._at * LEAF_BLOCKS + low, place, high - low
-            place, n_blocks = place + high - low, n_blocks - (high - low)
+            low = numbers_in(self._left)[:n_blocks]
+            clear_numbers(self._left, low)
+            set_numbers(self._given.setdefault(self._at, np.zeros(LEAF_WORDS, np.uint64)), low)
+            found.append(low + self._at * LEAF_BLOCKS)
+            n_blocks -= len(low)
+        return np.concatenate(found)
 
     def _next_leaf(self) -> None:
         """Go on to the next leaf of which some name is free; from the end of the numbering to its start."""

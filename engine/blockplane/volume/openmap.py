@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
-import bisect
-
 import numpy as np
 from numpy.typing import NDArray
 
-from blockplane.volume.placemap import PlaceMap, joined, pieces_of
+from blockplane.volume.placemap import PlaceMap, from_pairs, pieces_of
+
+#: (n, 2): VBN, place.
+Pairs = NDArray[np.int64]
 
 
 class AddedNames:
-    """Blocks of the open CP that have another name than their place."""
+    """Blocks of the open CP that have another name than their place: parts, each ascending, every one larger by far
+    than the next, so that what is added is merged a few times and looked up in few.
+    """
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, int, int]] = []  # VBN, end, place; ascending
+        self._parts: list[Pairs] = []
         self._placemap: PlaceMap | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether there is none."""
-        return not self._rows
+        return not self._parts
 
-    def add(self, vbn: int, place: int, n_blocks: int) -> None:
-        """Note blocks."""
-        bisect.insort(self._rows, (vbn, vbn + n_blocks, place))
+    def add(self, vbns: NDArray[np.int64], first: int) -> None:
+        """Note the names of blocks at places first, ..., in order; those that are their places are passed over."""
+        places = np.arange(first, first + len(vbns), dtype=np.int64)
+        away = vbns != places
+        if not away.any():
+            return
+        pairs = _ascending(np.column_stack((vbns[away], places[away])))
+        while self._parts and len(self._parts[-1]) < 2 * len(pairs):
+            pairs = _ascending(np.concatenate((self._parts.pop(), pairs)))
+        self._parts.append(pairs)
         self._placemap = None
 
     def place_of(self, vbn: int) -> int:
         """Return the place of a VBN: its own where it is none of them."""
-        at = bisect.bisect_right(self._rows, (vbn, 1 << 62, 0)) - 1
-        low, high, place = self._rows[at] if at >= 0 else (0, 0, 0)
-        return place + vbn - low if low <= vbn < high else vbn
+        for pairs in self._parts:
+            at = int(np.searchsorted(pairs[:, 0], vbn))
+            if at < len(pairs) and pairs[at, 0] == vbn:
+                return int(pairs[at, 1])
+        return vbn
 
     def placemap(self) -> PlaceMap:
         """Return them as a map."""
         if self._placemap is None:
-            self._placemap = PlaceMap(joined(np.array(self._rows, np.int64).reshape(-1, 3)))
+            pairs = _ascending(np.concatenate([np.empty((0, 2), np.int64), *self._parts]))
+            self._placemap = from_pairs(pairs[:, 0], pairs[:, 1])
         return self._placemap
+
+
+def _ascending(pairs: Pairs) -> Pairs:
+    return np.asfortranarray(pairs[np.argsort(pairs[:, 0], kind="stable")])
 
 
 class OpenMap:

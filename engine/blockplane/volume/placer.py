@@ -260,7 +260,7 @@ class Placer:
 
     def filled(self, first: int, n_blocks: int) -> None:
         """Note that the bytes of places first, ... are in their buffers; a band that is spent and full is written."""
-        index, dbn = self._locate(first)
+        index, dbn = self.locate(first)
         for band in self._open.get((index, dbn // WORD_BLOCKS), ()):
             if band.owns(first, dbn):
                 band.n_filled += n_blocks
@@ -269,7 +269,7 @@ class Placer:
                 return
         raise AssertionError(f"place {first} was not handed out")
 
-    def _locate(self, place: int) -> tuple[int, int]:
+    def locate(self, place: int) -> tuple[int, int]:
         """Return the group and the dbn of a place."""
         index = self._array.geometry.group_of(place)
         group = self._array.geometry.groups[index]

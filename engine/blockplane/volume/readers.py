@@ -19,11 +19,16 @@ from blockplane.volume.treeio import Block
 
 
 class PlaceReader:
-    """Reads VBNs of one committed state straight from the disks."""
+    """Reads VBNs of one committed state straight from the disks.
+
+    Attributes
+    ----------
+    placemap : where they lie; exchanged where blocks of the state have moved.
+    """
 
     def __init__(self, array: DiskArray, placemap: PlaceMap) -> None:
         self._array = array
-        self._placemap = placemap
+        self.placemap = placemap
 
     def read_extents(self, extents: NDArray[np.int64], out: Block) -> None:
         """Fill out with the blocks of extents, in order.
@@ -32,7 +37,7 @@ class PlaceReader:
         ------
         VolumeDamagedError: a number lies outside the volume.
         """
-        _read_in_range(self._array, self._placemap.extents_to_places(extents), out)
+        _read_in_range(self._array, self.placemap.extents_to_places(extents), out)
 
 
 class LiveReader:

@@ -80,16 +80,17 @@ class ShadowWriter(ShadowReader):
         place, buffer = self._local.allocate_block()
         return place | LOCAL_FLAG, buffer
 
-    def allocate_run(self, n_blocks: int) -> list[tuple[int, int, Block]]:
+    def allocate_run(self, n_blocks: int) -> list[tuple[NDArray[np.int64], Block]]:
         """Return places one by one."""
-        return [(number, 1, buffer) for number, buffer in (self.allocate_block() for _ in range(n_blocks))]
+        found = (self.allocate_block() for _ in range(n_blocks))
+        return [(np.array([number], np.int64), buffer) for number, buffer in found]
 
     def claim(self, n_blocks: int) -> None:
         """Take from the reserve, as all of the local tree does."""
 
-    def filled(self, first: int, checks: NDArray[np.uint32]) -> None:
+    def filled(self, numbers: NDArray[np.int64], checks: NDArray[np.uint32]) -> None:
         """Pass on that buffers are full."""
-        self._local.filled(first & ~LOCAL_FLAG, checks)
+        self._local.filled(numbers & ~LOCAL_FLAG, checks)
 
     def release(self, numbers: NDArray[np.int64]) -> None:
         """Give up places of the local tree."""

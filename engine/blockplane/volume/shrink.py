@@ -29,12 +29,16 @@ from blockplane.disks.label import make_labels, read_label, write_labels
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
+from blockplane.volume.basegroup import has_base
 from blockplane.volume.config import DISKS_DIR, VolumeConfig, read_config, write_config
-from blockplane.volume.emptying import STEP_BLOCKS, Emptying, is_left, leaves_of_group, n_in_group
+from blockplane.volume.emptying import Emptying, is_left, leaves_of_group, n_in_group
 from blockplane.volume.groups import blank_ends
+from blockplane.volume.journal import without_group
 from blockplane.volume.leafbits import LEAF_WORDS
 from blockplane.volume.live import LiveVolume, reserve_for
+from blockplane.volume.moving import STEP_BLOCKS
 from blockplane.volume.placemap import EXTENT_BYTES
+from blockplane.volume.rehousing import n_reserved
 from blockplane.volume.space import ALL_FREE
 
 #: Extents a block of a place map has room for.
@@ -46,7 +50,8 @@ class ShrinkPlan:
     """What taking a group out means.
 
     group : its index, in the order of places. n_blocks : places it has. disks : paths of its disks.
-    n_moving : blocks of states that lie there; n_local : of the local tree. room_blocks : what the other groups can
+    n_moving : blocks of states that lie there; n_local : of the local tree. n_arriving : places there that interrupted
+    receives have. room_blocks : what the other groups can
     take beside their new reserve; map_blocks : what the place maps may take of that at most.
     is_under_way : whether it was begun before.
     """
@@ -56,6 +61,7 @@ class ShrinkPlan:
     disks: tuple[str, ...]
     n_moving: int
     n_local: int
+    n_arriving: int
     room_blocks: int
     map_blocks: int
     is_under_way: bool
@@ -63,7 +69,7 @@ class ShrinkPlan:
     @property
     def needed_blocks(self) -> int:
         """Places that the other groups must have free."""
-        return self.n_moving + self.n_local + self.map_blocks
+        return self.n_moving + self.n_local + self.n_arriving + self.map_blocks
 
     @property
     def fits(self) -> bool:
@@ -102,6 +108,10 @@ def plan(volume: LiveVolume, index: int) -> ShrinkPlan:
             )
         if len(geometry.groups) == 1:
             raise UsageError(f"{volume.path} has one RAID group alone", "add one first, with `blockplane grow`")
+        if has_base(volume):
+            raise RefusedError(
+                f"{volume.path} is built on a base, and gives no RAID group back", "make one volume of both first"
+            )
         if leaving is not None and leaving != index:
             raise RefusedError(
                 f"RAID group {leaving} is being taken out", f"end that first: shrink --group {leaving}, or --cancel"
@@ -111,12 +121,16 @@ def plan(volume: LiveVolume, index: int) -> ShrinkPlan:
         group = geometry.groups[index]
         n_state, n_local, n_runs = n_in_group(volume, group)
         rest = geometry.n_usable - group.n_blocks
-        room = rest - (volume.used_blocks - n_state - n_local) - volume.n_incoming - reserve_for(rest)
+        n_arriving = n_reserved(volume, leaves_of_group(group))
+        elsewhere = volume.used_blocks - n_state - n_local + volume.n_incoming - n_arriving
+        room = rest - elsewhere - reserve_for(rest)
         n_maps = len(volume.local.entries()) + 1
         # each map as it is and as it was, in a step; runs are cut by free space at most once in 64 blocks
         maps = 2 * n_maps * -(-(n_runs + n_state // 64) // _EXTENTS_PER_BLOCK) if n_state else 0
+        maps += 2 * -(-n_arriving // _EXTENTS_PER_BLOCK)
         disks = tuple(volume.array.disks[disk].path for disk in group.disks)
-        return ShrinkPlan(index, group.n_blocks, disks, n_state, n_local, max(room, 0), maps, leaving == index)
+        found = n_state, n_local, n_arriving, max(room, 0), maps
+        return ShrinkPlan(index, group.n_blocks, disks, *found, leaving == index)
 
 
 def shrink(
@@ -126,14 +140,15 @@ def shrink(
 
     Raises
     ------
-    UsageError, RefusedError : see `plan`; a receive is under way, or one was interrupted; a snapshot is being read.
+    UsageError, RefusedError : see `plan`; a receive is under way; a snapshot is being read.
     NoSpaceError : the other groups cannot hold what lies there; nothing moved.
     ChecksumError : a block there is damaged; what moved stays moved.
     """
     started, planned = time.monotonic(), plan(volume, index)
     group = volume.geometry.groups[index]
     with volume.lock:
-        _refuse_incoming(volume)
+        if volume.incoming.is_running:
+            raise RefusedError("a receive is under way", "shrink the volume when it has ended")
         if not planned.fits:
             raise NoSpaceError(
                 f"{planned.needed_blocks} blocks of RAID group {index} have to move, and the other groups of "
@@ -143,7 +158,7 @@ def shrink(
         if volume.info.leaving is None:
             volume.commit(clean=True)
             volume.close_group(index)
-    n_moved, n_steps, total = 0, 0, (planned.n_moving + planned.n_local) * BLOCK_BYTES
+    n_moved, n_steps, total = 0, 0, (planned.n_moving + planned.n_local + planned.n_arriving) * BLOCK_BYTES
     emptying = Emptying(volume, group)
     while True:
         with volume.lock:
@@ -161,6 +176,8 @@ def shrink(
         names = [name for disk, name in enumerate(config.disks) if disk not in group.disks]
         remaining = VolumeConfig(volume.info.volume_id, tuple(names))
         remove_group(volume, lambda: write_config(volume.path, remaining))
+        for image in volume.local.incoming.images():
+            without_group(volume.path, image.entry.landing_id, index)
     removed = _give_back(volume.path, disks)
     return ShrinkReport(index, n_moved, n_steps, time.monotonic() - started, planned.disks, removed)
 
@@ -173,22 +190,12 @@ def cancel(volume: LiveVolume) -> int:
     RefusedError : none is being taken out.
     """
     with volume.lock:
-        leaving = volume.info.leaving
+        leaving = volume.info.leaving if not has_base(volume) else None
         if leaving is None:
             raise RefusedError(f"no RAID group of {volume.path} is being taken out", "")
         volume.commit(clean=True)
         volume.close_group(None)
         return leaving
-
-
-def _refuse_incoming(volume: LiveVolume) -> None:
-    if volume.incoming.is_running:
-        raise RefusedError("a receive is under way", "shrink the volume when it has ended")
-    for image in volume.local.incoming.images():
-        raise RefusedError(
-            f"what an interrupted receive of {image.entry.top_name} has in {volume.path} does not move",
-            f"go on with it, or give it up: blockplane receive {volume.path} --abort",
-        )
 
 
 def _leave(volume: LiveVolume) -> None:

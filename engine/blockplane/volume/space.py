@@ -136,6 +136,7 @@ class Space:
         self._leaves: dict[int, Leaf] = {}
         self._freed_open: dict[int, Leaf | None] = {}  # None: the leaf is to be worked out anew
         self._freed_last: dict[int, Leaf | None] = {}
+        self._kept_free: dict[int, Leaf] = {}
         #: the group whose places are given to nobody
         self.closed: int | None = None
         self.n_freed_open = 0
@@ -153,6 +154,7 @@ class Space:
                 for key in list(self._leaves)[: MAX_LEAVES // 2]:
                     del self._leaves[key]
             found = self._leaves[index] = self._load(index)
+            found |= self._kept_free.get(index, EMPTY_LEAF)
             # what was given up before is in found as it is now, and may be handed out again: it is not cleared later
             for freed in (self._freed_last, self._freed_open):
                 if index in freed:
@@ -170,6 +172,14 @@ class Space:
         """Mark places busy."""
         for leaf, low, high in leaf_pieces(start, stop):
             set_range(self.leaf(leaf), low, high)
+
+    def keep_free(self, places: NDArray[np.int64]) -> None:
+        """Give places to nobody, be they free or not yet, until this is called with others."""
+        self._kept_free = {}
+        for leaf, low in by_leaf(places):
+            self._kept_free[leaf] = np.zeros(LEAF_WORDS, np.uint64)
+            set_numbers(self._kept_free[leaf], low)
+        self.forget()
 
     def take_numbers(self, places: NDArray[np.int64]) -> None:
         """Mark places busy."""
@@ -218,7 +228,8 @@ class Space:
             if words is None or again is None:
                 self._leaves.pop(leaf, None)
             elif leaf in self._leaves:
-                self._leaves[leaf] = self._leaves[leaf] & ~(words & ~again & ~kept(leaf))
+                stays = again | kept(leaf) | self._kept_free.get(leaf, EMPTY_LEAF)
+                self._leaves[leaf] = self._leaves[leaf] & ~(words & ~stays)
         self._freed_last, self._freed_open = self._freed_open, {}
         self.n_pending, self.n_freed_open = self.n_freed_open - n_newly_held, 0
 

@@ -107,19 +107,19 @@ class BlockTree(TreeReader):
             for node in range(first >> NODE_SHIFT, ((first + n_blocks - 1) >> NODE_SHIFT) + 1):
                 self._edit(1, node)
         spans, index = [], first
-        for number, count, buffer in writer.allocate_run(n_blocks):
-            spans.append(Span(index, count, number, buffer))
-            index += count
+        for numbers, buffer in writer.allocate_run(n_blocks):
+            spans.append(Span(index, numbers, buffer))
+            index += len(numbers)
         return spans
 
     def filled(self, spans: list[Span]) -> None:
         """Point the tree at filled spans: checks are computed, the blocks they replace released."""
         writer = self._require_writer()
         for span in spans:
-            checks = fresh_checks(span.buffer, span.vbn)
-            writer.filled(span.vbn, checks)
+            checks = fresh_checks(span.buffer, span.numbers)
+            writer.filled(span.numbers, checks)
             entries = empty_pointers(span.n_blocks)
-            entries[:, 0] = np.arange(BLOCK_WORD | span.vbn, (BLOCK_WORD | span.vbn) + span.n_blocks, dtype=np.uint64)
+            entries[:, 0] = span.numbers.astype(np.uint64) | np.uint64(BLOCK_WORD)
             entries[:, 1] = checks
             self._replace(span.index, entries)
 
@@ -237,10 +237,10 @@ class BlockTree(TreeReader):
     def _place_run(self, leaves: list[Node]) -> None:
         """Give leaves consecutive numbers as far as the volume has them, so that a file lies together."""
         waiting = iter(leaves)
-        for number, count, buffer in self._require_writer().allocate_run(len(leaves)):
-            for i in range(count):
+        for numbers, buffer in self._require_writer().allocate_run(len(leaves)):
+            for i, number in enumerate(numbers.tolist()):
                 node = next(waiting)
-                node.number, node.slot = number + i, buffer[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
+                node.number, node.slot = number, buffer[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
 
     def _entry(self, level: int, index: int) -> NDArray[np.uint64]:
         """Return the pointer entry, a writable view, of a leaf or node whose parents are dirty."""
@@ -261,7 +261,7 @@ class BlockTree(TreeReader):
             slot[:] = node.data
             check = fresh_checks(slot, node.number)
             self._entry(level, index)[1] = check[0]
-            writer.filled(node.number, check)
+            writer.filled(np.array([node.number], np.int64), check)
         for node in self._dirty.values():
             node.dirty, node.number, node.slot = False, -1, None
         self._dirty.clear()

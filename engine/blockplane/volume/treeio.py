@@ -9,16 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 Block = NDArray[np.uint8]
+Numbers = NDArray[np.int64]
 
 
 @dataclass(slots=True)
 class Span:
-    """Freshly allocated blocks of a file: consecutive indexes, consecutive numbers, and where their bytes go."""
+    """Freshly allocated blocks of a file: consecutive indexes, their numbers, and where their bytes go."""
 
     index: int
-    n_blocks: int
-    vbn: int
+    numbers: Numbers
     buffer: Block
+
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks."""
+        return len(self.numbers)
 
 
 class BlockReader(Protocol):
@@ -36,18 +41,18 @@ class BlockWriter(BlockReader, Protocol):
         """Return a fresh number and the buffer its bytes must be in before the commit."""
         ...
 
-    def allocate_run(self, n_blocks: int) -> list[tuple[int, int, Block]]:
-        """Return runs of fresh numbers, (first, count, buffer), in all n_blocks."""
+    def allocate_run(self, n_blocks: int) -> list[tuple[Numbers, Block]]:
+        """Return fresh numbers, in all n_blocks, and the buffers of as many blocks each."""
         ...
 
     def claim(self, n_blocks: int) -> None:
         """Reserve room for blocks that became dirty; NoSpaceError: there is none."""
         ...
 
-    def filled(self, first: int, checks: NDArray[np.uint32]) -> None:
-        """Note that the bytes of numbers first, first + 1, ... are in their buffers, and what their checks are."""
+    def filled(self, numbers: Numbers, checks: NDArray[np.uint32]) -> None:
+        """Note that the bytes of numbers that were given out together are in their buffer, and their checks."""
         ...
 
-    def release(self, numbers: NDArray[np.int64]) -> None:
+    def release(self, numbers: Numbers) -> None:
         """Give up numbers that the tree no longer points to."""
         ...

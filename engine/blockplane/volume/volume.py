@@ -14,7 +14,8 @@ from blockplane.disks.assembly import Assembly, assemble
 from blockplane.disks.disk import Disk, FileDisk
 from blockplane.disks.geometry import Geometry, GroupRecord
 from blockplane.disks.label import make_labels, mend_labels, settle_labels, write_labels
-from blockplane.model.errors import BlockplaneError, NotAVolumeError, ReadOnlyError, VolumeInUseError
+from blockplane.model.blocks import BlockSource
+from blockplane.model.errors import BlockplaneError, NotAVolumeError, ReadOnlyError, RefusedError, VolumeInUseError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.planes import Plane
 from blockplane.volume import (
@@ -28,9 +29,12 @@ from blockplane.volume import (
     positions,
     pressure,
     replicas,
+    settling,
     snapshots,
 )
 from blockplane.volume import shrink as shrinking
+from blockplane.volume.basegroup import BASE_GROUP
+from blockplane.volume.basing import BASE_DISK, Base, opener
 from blockplane.volume.codec import Hold
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, VolumeConfig, read_config, write_config
 from blockplane.volume.destinations import Destinations
@@ -48,6 +52,7 @@ from blockplane.volume.positions import Position
 from blockplane.volume.pressure import DemotionPlan, PressurePolicy
 from blockplane.volume.reclaim import reclaim
 from blockplane.volume.rootslots import group_that_left, read_newest, successor, write_record
+from blockplane.volume.settling import SettlePlan, SettleReport
 from blockplane.volume.shrink import ShrinkPlan, ShrinkReport
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.timer import CommitTimer
@@ -73,6 +78,7 @@ class Volume(LiveVolume):
         wipe: bool = False,
         verb: str = "create",
         answers: bool = False,
+        base: Base | None = None,
     ) -> Self:
         """Make a volume and open it.
 
@@ -82,6 +88,7 @@ class Volume(LiveVolume):
         size : bytes of each disk (`"2G"`); for paths that exist, their own size where not given.
         parity : 0, 1 or 2 disks of each group; by default 1 from three disks on. chunk : bytes, or "disk".
         wipe : use disks that were named although they hold data. verb, answers : as for `open`.
+        base : what it is to hold only the difference from; see `basing.adopt`.
 
         Raises
         ------
@@ -97,14 +104,22 @@ class Volume(LiveVolume):
             making.mark(directory)
             names = wish.names(directory, first=0)
             wish.open_disks(directory, names, opened, files)
-            geometry = Geometry((wish.group(opened, first=0, first_disk=0),))
-            volume_id = os.urandom(16)
             for disk in opened if wipe else ():
                 blank_ends(disk)
+            if base is None:
+                geometry = Geometry((wish.group(opened, first=0, first_disk=0),))
+            else:
+                geometry = base.geometry(wish, opened)
+                opened.insert(BASE_GROUP, base.make_disk(directory))
+                files.append(opened[BASE_GROUP].path)
+                names.insert(BASE_GROUP, BASE_DISK)
+            volume_id = os.urandom(16)
             _write_labels(geometry, volume_id, opened)
-            record = FsInfo(volume_id, geometry, reserve_blocks=reserve_for(geometry.n_usable),
+            record = FsInfo(volume_id, geometry, reserve_blocks=reserve_for(geometry.groups[-1].n_blocks),
+                            leaving=BASE_GROUP if base is not None else None,
                             member_states=bytes([MEMBER_OK]) * len(opened))  # fmt: skip
-            write_config(directory, VolumeConfig(volume_id, tuple(names)))
+            beside = (base.names, base.id) if base is not None else ()
+            write_config(directory, VolumeConfig(volume_id, tuple(names), *beside))
             volume = cls.on_disks(directory, geometry, opened, record)
             making.unmark(directory)
         except BaseException:
@@ -185,8 +200,9 @@ class Volume(LiveVolume):
         lock = VolumeLock(directory / LOCK_NAME, verb, wait_s, shared=not writable, answers=answers)
         try:
             assembly = assemble(
-                config.paths(directory), volume_id=config.volume_id or None, writable=writable, leaving=group_that_left
-            )
+                config.paths(directory), volume_id=config.volume_id or None, writable=writable, leaving=group_that_left,
+                opener=opener(directory, config, writable, cls.open_base),
+            )  # fmt: skip
             try:
                 volume = cls.from_assembly(directory, assembly, writable)
             except BaseException:
@@ -202,6 +218,16 @@ class Volume(LiveVolume):
         if writable:
             volume.close_with(CommitTimer(volume._on_time).__enter__())
         return volume
+
+    @classmethod
+    def open_base(cls, names: Sequence[str], snapshot_id: bytes) -> BlockSource:
+        """Open what a volume is built on.
+
+        Raises
+        ------
+        RefusedError: this class of volume does not know its kind.
+        """
+        raise RefusedError(f"no base is opened here: {', '.join(names)}", "use blockplane.Volume")
 
     @classmethod
     def from_assembly(cls, directory: Path, assembly: Assembly, writable: bool) -> Self:
@@ -282,6 +308,14 @@ class Volume(LiveVolume):
     def cancel_shrink(self) -> int:
         """Call off that a group is taken out; what moved stays where it is. Returns which it was."""
         return shrinking.cancel(self)
+
+    def plan_settle(self) -> SettlePlan:
+        """Return what moving blocks home would come to; see `settling.plan`."""
+        return settling.plan(self)
+
+    def settle(self, progress: Progress = ignore_progress) -> SettleReport:
+        """Move blocks that lie elsewhere to the places of their numbers; see `settling.settle`."""
+        return settling.settle(self, progress)
 
     # --- snapshots ---------------------------------------------------------------------------------------------------
 

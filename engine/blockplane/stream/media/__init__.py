@@ -11,6 +11,7 @@ from blockplane.stream.media.codec import (
     TapeEntry,
 )
 from blockplane.stream.media.cutting import shown
+from blockplane.stream.media.grouping import TapesOfSet, by_set, look_at, missing_parts, require_all_parts
 from blockplane.stream.media.input import ImageInput, images
 from blockplane.stream.media.labels import TapeIdentity, is_blank, read_label
 from blockplane.stream.media.lossy import LossyReader
@@ -21,12 +22,13 @@ from blockplane.stream.media.rack import (
     PathLike,
     Rack,
     command_changer,
+    in_turns,
     is_drive,
     is_tape,
     open_medium,
 )
-from blockplane.stream.media.scan import Resumption, Standing, resumption, standing
-from blockplane.stream.media.setstate import SetState, new_set
+from blockplane.stream.media.scan import Resumption, Standing, ending, resumption, standing
+from blockplane.stream.media.setstate import WHOLE, SetPart, SetState, new_set
 from blockplane.stream.media.tapeset import TapeSet, TapeStore, stores
 from blockplane.stream.media.tapfile import TapFile
 from blockplane.stream.media.walk import Walk
@@ -37,6 +39,7 @@ __all__ = [
     "MAX_RECORD_BYTES",
     "MIN_RECORD_BYTES",
     "MIN_TAPE_BYTES",
+    "WHOLE",
     "Change",
     "Changer",
     "Found",
@@ -52,6 +55,7 @@ __all__ = [
     "Rack",
     "Resumption",
     "Run",
+    "SetPart",
     "SetState",
     "Standing",
     "Table",
@@ -61,15 +65,22 @@ __all__ = [
     "TapeSet",
     "TapeSink",
     "TapeStore",
+    "TapesOfSet",
     "Walk",
+    "by_set",
     "command_changer",
+    "ending",
     "images",
+    "in_turns",
     "is_blank",
     "is_drive",
     "is_tape",
+    "look_at",
+    "missing_parts",
     "new_set",
     "open_medium",
     "read_label",
+    "require_all_parts",
     "resumption",
     "shown",
     "standing",

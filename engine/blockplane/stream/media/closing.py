@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from blockplane.model.errors import StreamDamagedError
+from blockplane.model.errors import StreamDamagedError, TapeError
 from blockplane.stream.media import codec
-from blockplane.stream.media.codec import Contents, RecordKind
+from blockplane.stream.media.codec import Contents, RecordKind, Table
 from blockplane.stream.media.medium import Medium
 from blockplane.stream.media.records import Damage, Record, new_buffer, read_record
 
@@ -48,6 +48,17 @@ def parts_at(medium: Medium, position: int, n_records: int, kind: RecordKind) ->
             return found if isinstance(found, Damage) else Damage(at, "it is not where the end record says")
         parts.append(bytes(found.payload))
     return b"".join(parts)
+
+
+def table_before(medium: Medium, record: Record) -> Table | None:
+    """Return the table that an end record names; None: it is not whole, or not on this tape."""
+    with suppress(StreamDamagedError, TapeError):
+        end = codec.decode_end(bytes(record.payload))
+        if end.tape != record.head.tape:
+            return None
+        found = parts_at(medium, end.position, end.n_records, RecordKind.TABLE)
+        return codec.decode_table(found) if isinstance(found, bytes) else None
+    return None
 
 
 def contents_ahead(medium: Medium) -> Contents | None:

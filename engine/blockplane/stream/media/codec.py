@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import StreamDamagedError
@@ -26,11 +26,14 @@ NO_ID: Final = bytes(16)
 MAX_TAPES: Final = 1 << 16
 MAX_IMAGES: Final = 1 << 16
 MAX_RUNS: Final = 1 << 24
+#: Sets that are written side by side: a drive each.
+MAX_PARTS: Final = 256
 
-_HEAD = struct.Struct("<4sHH16sIIQQQQIIII")
+_BARE_HEAD = struct.Struct("<4sHH16sIIQQQQIII")
+_HEAD = struct.Struct(_BARE_HEAD.format + "I")
 HEAD_BYTES: Final = _HEAD.size
 _CRC_AT: Final = HEAD_BYTES - 4
-_LABEL = struct.Struct("<16s16sqqqIIQQ16s32sII120x")
+_LABEL = struct.Struct("<16s16sqqqIIQQ16s32sII16s104x")
 LABEL_BYTES: Final = _LABEL.size
 #: Which of its fields is text.
 _WRITER: Final = 10
@@ -58,9 +61,8 @@ class RecordKind(IntEnum):
     START = 7
 
 
-@dataclass(frozen=True, slots=True)
-class RecordHead:
-    """What each record begins with.
+class RecordHead(NamedTuple):
+    """What each record begins with, in the order of its bytes behind the version.
 
     tape, image : numbers in the set, from 1; image 0 in labels. sequence : of all records of the set. position : of
     the record on its tape. offset : in the image's stream, of the first byte of the payload; of contents and tables
@@ -82,10 +84,7 @@ class RecordHead:
 
     def encode(self) -> bytes:
         """Return the bytes."""
-        head = _HEAD.pack(
-            MAGIC, VERSION, self.kind, self.set_id, self.tape, self.payload_bytes, self.sequence, self.offset,
-            self.position, self.blocks_before, self.first_frame, self.image, self.payload_crc, 0,
-        )[:_CRC_AT]  # fmt: skip
+        head = _BARE_HEAD.pack(MAGIC, VERSION, *self)
         return head + crc32c(head).to_bytes(4, "little")
 
 
@@ -113,7 +112,8 @@ class Label:
 
     tape_id : random, of this writing of this tape. previous_id, previous_ns : of the tape before. created_ns : when the
     set was begun. image, offset : what goes on here: where in which image's stream. first_sequence : of the record
-    behind the label.
+    behind the label. part, n_parts, group_id : which part of every image the set has, from 0, and what the sets of the
+    others have in common.
     """
 
     tape_id: bytes
@@ -129,13 +129,14 @@ class Label:
     writer: str
     part: int = 0
     n_parts: int = 1
+    group_id: bytes = NO_ID
 
     def encode(self) -> bytes:
         """Return the bytes."""
         return _LABEL.pack(
             self.tape_id, self.previous_id, self.created_ns, self.written_ns, self.previous_ns, self.record_bytes,
             self.image, self.first_sequence, self.offset, self.stream_id, self.writer.encode()[:32], self.part,
-            self.n_parts,
+            self.n_parts, self.group_id,
         )  # fmt: skip
 
 
@@ -148,6 +149,8 @@ def decode_label(data: bytes) -> Label:
     label = Label(*fields)
     if not MIN_RECORD_BYTES <= label.record_bytes <= MAX_RECORD_BYTES or label.image > MAX_IMAGES:
         raise StreamDamagedError(f"it claims records of {label.record_bytes} bytes")
+    if not label.part < label.n_parts <= MAX_PARTS:
+        raise StreamDamagedError(f"it claims part {label.part} of {label.n_parts}")
     return label
 
 

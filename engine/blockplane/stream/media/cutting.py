@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from blockplane.model.checks import crc32c
+from blockplane.image.extents import numbers_in
+from blockplane.model.addresses import BLOCK_BYTES, Checks
+from blockplane.model.checks import crc32c, join_block_crcs, unbound_crcs
 from blockplane.model.errors import StreamDamagedError
 from blockplane.stream import codec
 from blockplane.stream.codec import FrameKind
@@ -46,6 +48,8 @@ class PassingFrame:
     """A frame's head as it lies in the stream.
 
     kind : None where it is encrypted. n_blocks : of a data frame. payload_crc : None of blocks, which have checks.
+    crcs : of the bytes of each block of the payload, by what its check says; None: the payload is not blocks, or the
+    head does not say where they belong.
     """
 
     head: bytes
@@ -53,6 +57,7 @@ class PassingFrame:
     kind: FrameKind | None
     n_blocks: int
     payload_crc: int | None
+    crcs: Checks | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_trailer(self) -> bool:
@@ -70,11 +75,12 @@ def passing_frame(head: bytes, tag: int, sequence: int) -> PassingFrame:
         codec.require_next(sealed, rest, tag, sequence)
         return PassingFrame(head, sealed.payload_bytes, None, 0, sealed.payload_crc)
     found = codec.decode_frame_head(fixed, rest, tag, sequence)
-    n_blocks = found.n_blocks if found.kind is FrameKind.DATA else 0
-    has_checks = found.kind is FrameKind.DATA and not found.is_packed
-    return PassingFrame(
-        head, found.payload_bytes, found.kind, n_blocks, None if has_checks else found.payload_crc
-    )  # fmt: skip
+    if found.kind is not FrameKind.DATA:
+        return PassingFrame(head, found.payload_bytes, found.kind, 0, found.payload_crc)
+    crc = found.payload_crc if found.is_packed else None
+    has_crcs = crc is None and found.is_located
+    crcs = unbound_crcs(found.checks(), numbers_in(found.extents())) if has_crcs else None
+    return PassingFrame(head, found.payload_bytes, found.kind, found.n_blocks, crc, crcs)
 
 
 def head_length(fixed: bytes) -> int:
@@ -98,6 +104,40 @@ class Taker(Protocol):
     def take_payload(self, part: memoryview) -> None:
         """Take some of the payload."""
         ...
+
+
+class RecordCrc:
+    """The checksum of the record that is being filled: of whole blocks by their checks, and so without reading them."""
+
+    def __init__(self) -> None:
+        self._crc = 0
+        self._crcs: Checks | None = None
+        self._at = 0
+
+    def begin_payload(self, frame: PassingFrame) -> None:
+        """Go on with the payload of a frame."""
+        self._crcs, self._at = frame.crcs, 0
+
+    def add(self, piece: memoryview) -> None:
+        """Take what stands before a payload, behind it, or has no checks."""
+        self._crc = crc32c(piece, self._crc)
+
+    def add_payload(self, piece: memoryview) -> None:
+        """Take the next piece of the payload."""
+        start, stop = self._at, self._at + len(piece)
+        self._at = stop
+        first, last = -(-start // BLOCK_BYTES), stop // BLOCK_BYTES
+        if self._crcs is None or first >= last:
+            self.add(piece)
+            return
+        self.add(piece[: first * BLOCK_BYTES - start])
+        self._crc = join_block_crcs(self._crcs[first:last], self._crc)
+        self.add(piece[last * BLOCK_BYTES - start :])
+
+    def take(self) -> int:
+        """Return it; the next record begins."""
+        crc, self._crc = self._crc, 0
+        return crc
 
 
 class Cutter:

@@ -173,6 +173,9 @@ class TapeDrive:
             self.position += 1
             return
 
+    def settle(self) -> None:
+        """See Medium: what was written was copied."""
+
     def write_filemark(self, *, wait: bool) -> None:
         """See Medium."""
         op = Op.WRITE_FILEMARKS if wait else Op.WRITE_FILEMARKS_SOON

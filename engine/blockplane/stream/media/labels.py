@@ -16,6 +16,7 @@ from blockplane.stream.media import codec
 from blockplane.stream.media.codec import NO_ID, Label, RecordKind
 from blockplane.stream.media.medium import Kind, Medium
 from blockplane.stream.media.records import Damage, Record, new_buffer, read_record
+from blockplane.stream.media.setstate import SetPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,11 @@ class TapeIdentity:
     set_id: bytes
     tape: int
     label: Label
+
+    @property
+    def part(self) -> SetPart:
+        """Which part of its images the set has."""
+        return SetPart(self.label.part, self.label.n_parts, self.label.group_id)
 
     @property
     def text(self) -> str:

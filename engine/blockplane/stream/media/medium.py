@@ -78,10 +78,16 @@ class Medium(Protocol):
     def write(self, pieces: Sequence[Buffer]) -> None:
         """Write one record out of its pieces; everything behind it is gone.
 
+        The pieces stay as they are until `settle` returned: records may go out together, by another thread.
+
         Raises
         ------
         MediumFullError : it does not fit. TapeError : it cannot be written.
         """
+        ...
+
+    def settle(self) -> None:
+        """Wait until the medium needs no piece any more; raises what went wrong with the records before."""
         ...
 
     def write_filemark(self, *, wait: bool) -> None:

@@ -6,6 +6,7 @@ import os
 import shlex
 import stat
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -70,6 +71,19 @@ def command_changer(command: str) -> Changer:
     return change
 
 
+def in_turns(changer: Changer | None) -> Changer | None:
+    """Return a changer that is asked for one tape at a time, whichever thread wants it; None: there is none."""
+    if changer is None:
+        return None
+    lock = threading.Lock()
+
+    def change(its: Change) -> None:
+        with lock:
+            changer(its)
+
+    return change
+
+
 def open_medium(name: str, *, writable: bool = False, size_bytes: int | None = None) -> Medium:
     """Open a tape by name: a device, or a .tap file.
 
@@ -107,10 +121,14 @@ class Rack:
 
     Parameters
     ----------
-    names : drives and files; tape `first` is in the first one, the next in the second, and so on, in turns where a
+    names : drives and files; tape 1 is in the first one, the next in the second, and so on, in turns where a
         changer brings more.
     size_bytes : of tapes that are files, where they are written.
     opened : opens a medium; another storage's own.
+
+    Attributes
+    ----------
+    first : the number of the tape that was named first: 1, but where `number_from` says otherwise.
     """
 
     def __init__(
@@ -131,8 +149,15 @@ class Rack:
         self._open = opened if opened is not None else open_medium
         #: by slot: the number of the tape that is there, and the medium where it is open
         self._loaded: dict[int, tuple[int, Medium]] = {}
+        self.first = 1
         self._numbers = {slot: slot + 1 for slot in range(len(self.names))}
         self._n_read = 0
+
+    def number_from(self, first: int) -> None:
+        """Take the tape that was named first for another number, and those behind it for the next ones."""
+        self._numbers = {slot: slot + first for slot in range(len(self.names))}
+        self._loaded = {slot: (slot + first, medium) for slot, (_, medium) in self._loaded.items()}
+        self.first = first
 
     @property
     def n_named(self) -> int:
@@ -159,7 +184,7 @@ class Rack:
         """
         slot = next((slot for slot, n in self._numbers.items() if n == number), None)
         if slot is None:
-            slot = (number - 1) % len(self.names)
+            slot = (number - self.first) % len(self.names)
             self._change(slot, number)
         if slot not in self._loaded:
             medium = self._open(self.names[slot], writable=self._writable, size_bytes=self._size_bytes)

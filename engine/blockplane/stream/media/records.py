@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import StreamDamagedError
-from blockplane.stream.fdsink import Buffer
 from blockplane.stream.media import codec
 from blockplane.stream.media.codec import HEAD_BYTES, RecordHead
 from blockplane.stream.media.medium import Kind, Medium
@@ -65,11 +63,3 @@ def read_record(medium: Medium, buffer: memoryview) -> Record | Mark | Damage:
 def new_buffer() -> memoryview:
     """Return room for the longest record."""
     return np.empty(codec.MAX_RECORD_BYTES, np.uint8).data
-
-
-def crc_of(pieces: Sequence[Buffer]) -> int:
-    """Return the checksum over pieces, one after the other."""
-    crc = 0
-    for piece in pieces:
-        crc = crc32c(piece, crc)
-    return crc

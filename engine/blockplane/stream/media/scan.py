@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from blockplane.model.errors import (
@@ -12,14 +11,14 @@ from blockplane.model.errors import (
     StreamError,
     StreamOrderError,
     StreamTruncatedError,
-    TapeError,
+    TapeEndError,
 )
 from blockplane.planes import Plane
 from blockplane.stream.codec import FRAME_FIXED_BYTES, FrameHead, FrameKind, Locations, header_length
 from blockplane.stream.input import FileInput
 from blockplane.stream.keyfile import Key
 from blockplane.stream.media import codec
-from blockplane.stream.media.closing import before_mark, contents_before, parts_at
+from blockplane.stream.media.closing import before_mark, contents_before, table_before
 from blockplane.stream.media.codec import Contents, FrameEntry, ImageEntry, RecordKind, Table, TapeEntry
 from blockplane.stream.media.cutting import shown
 from blockplane.stream.media.labels import TapeIdentity, is_blank, read_label, require_next
@@ -36,17 +35,46 @@ from blockplane.stream.written import Written, new_index
 
 @dataclass(slots=True)
 class Standing:
-    """What of a set is written. state : behind its last image. groups : closed ones of an image that was begun, and how
-    the set stood behind each.
+    """What of a set is written.
+
+    state : behind its last image. groups : closed ones of an image that was begun, and how the set stood behind each.
+    goes_on : the last tape that was looked at says that the set goes on with another.
     """
 
     state: SetState
     first: TapeIdentity
     groups: list[tuple[Contents, SetState]] = field(default_factory=list)
+    goes_on: bool = False
+
+
+def ending(rack: Rack, *, is_all: bool = False) -> Standing | None:
+    """Find where a set ends: its last tape is enough, whose table says all of those before; None: it is blank.
+
+    The tapes of the rack are numbered as their labels say. is_all : those that the set goes on with are not written.
+
+    Raises
+    ------
+    TapeEndError : the set does not end on the tapes that there are. The rest as `standing`.
+    """
+    medium = rack.tape(rack.first)
+    if not is_blank(medium):
+        rack.number_from(read_label(medium).tape)
+    found = standing(rack)
+    if found is not None and is_all:
+        found.goes_on = False
+    if found is not None and (found.goes_on or (rack.first > 1 and not found.state.images)):
+        what = "goes on with another tape" if found.goes_on else "does not have its end"
+        raise TapeEndError(
+            f"the set of {found.first.text} {what}",
+            "load its last tape, or name all; what was interrupted is gone on with: --resume",
+        )
+    return found
 
 
 def standing(rack: Rack) -> Standing | None:
     """Find where a set stands on the tapes of a rack, from the first on; None: the first one is blank.
+
+    Where that is not the set's first, what is before the table of an image is not known.
 
     Raises
     ------
@@ -55,18 +83,20 @@ def standing(rack: Rack) -> Standing | None:
     found: Standing | None = None
     before: TapeIdentity | None = None
     now: SetState | None = None
-    for number in range(1, rack.n_named + 1):
+    for number in range(rack.first, rack.first + rack.n_named):
         medium = rack.tape(number)
         if is_blank(medium):
+            if found is not None:
+                found.goes_on = False  # nothing was written there
             break
         its = read_label(medium)
         require_next(its, number, before, before.set_id if before is not None else None)
         before = its
         if found is None or now is None:
-            now = SetState(its.set_id, its.label.created_ns, its.label.record_bytes)
+            now = SetState(its.set_id, its.label.created_ns, its.label.record_bytes, part=its.part)
             found = Standing(copy.deepcopy(now), its)
         now.tapes.append(TapeEntry(its.label.tape_id, its.label.written_ns, its.label.first_sequence))
-        now.tape, now.sequence = number, its.label.first_sequence
+        now.tape, now.sequence, found.goes_on = number, its.label.first_sequence, False
         medium.pass_filemark()
         now.position = medium.position
         if not found.groups and not now.images:
@@ -88,11 +118,13 @@ def _scan_tape(medium: Medium, now: SetState, found: Standing) -> bool:
             return False
         kind = record.head.kind
         if kind is RecordKind.CONTINUES:
+            found.goes_on = True
             return True
         if kind is RecordKind.END:
-            table = _table_before(medium, record)
-            if table is None:
+            table = table_before(medium, record)
+            if table is None or table.tapes[-len(now.tapes) :] != tuple(now.tapes):
                 return False
+            now.tapes = list(table.tapes)
             now.images, now.runs = list(table.images), list(table.runs)
             found.groups = []
             found.state = _stood(now, stop, record)
@@ -111,16 +143,6 @@ def _stood(now: SetState, stop: int, last: Record) -> SetState:
     """Take a record and its filemark for written; return how the set stands behind them, to be kept."""
     now.position, now.sequence = stop, last.head.sequence + 1
     return replace(now, tapes=list(now.tapes), images=list(now.images), runs=list(now.runs))
-
-
-def _table_before(medium: Medium, record: Record) -> Table | None:
-    with suppress(StreamDamagedError, TapeError):
-        end = codec.decode_end(bytes(record.payload))
-        if end.tape != record.head.tape:
-            return None
-        found = parts_at(medium, end.position, end.n_records, RecordKind.TABLE)
-        return codec.decode_table(found) if isinstance(found, bytes) else None
-    return None
 
 
 @dataclass(frozen=True, slots=True)

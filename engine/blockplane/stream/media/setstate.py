@@ -5,10 +5,23 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass, field
+from typing import Final
 
 from blockplane.model.errors import UsageError
 from blockplane.stream.media import codec
-from blockplane.stream.media.codec import HEAD_BYTES, ImageEntry, Run, Table, TapeEntry
+from blockplane.stream.media.codec import HEAD_BYTES, NO_ID, ImageEntry, Run, Table, TapeEntry
+
+
+@dataclass(frozen=True, slots=True)
+class SetPart:
+    """Which part of every image a set has: number, from 0, of how many; group_id : what its sets have in common."""
+
+    number: int = 0
+    n_parts: int = 1
+    group_id: bytes = NO_ID
+
+
+WHOLE: Final = SetPart()
 
 
 @dataclass(slots=True)
@@ -28,6 +41,7 @@ class SetState:
     sequence: int = 0
     tape: int = 0
     position: int = 0
+    part: SetPart = WHOLE
 
     @property
     def capacity(self) -> int:
@@ -39,7 +53,7 @@ class SetState:
         return Table(tuple(self.tapes), (*self.images, image), tuple(self.runs))
 
 
-def new_set(record_bytes: int = codec.DEFAULT_RECORD_BYTES) -> SetState:
+def new_set(record_bytes: int = codec.DEFAULT_RECORD_BYTES, part: SetPart = WHOLE) -> SetState:
     """Return a set of which nothing is written.
 
     Raises
@@ -48,4 +62,4 @@ def new_set(record_bytes: int = codec.DEFAULT_RECORD_BYTES) -> SetState:
     """
     if not codec.MIN_RECORD_BYTES <= record_bytes <= codec.MAX_RECORD_BYTES:
         raise UsageError(f"records of {record_bytes} bytes are not written", "say 64KiB to 1MiB")
-    return SetState(secrets.token_bytes(16), time.time_ns(), record_bytes)
+    return SetState(secrets.token_bytes(16), time.time_ns(), record_bytes, part=part)

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
+from blockplane.model.checks import crc32c
 from blockplane.model.errors import RefusedError, TapeLabelError
 from blockplane.stream.fdsink import Buffer
 from blockplane.stream.media.codec import NO_FRAME, NO_ID, Contents, Label, RecordHead, RecordKind, Run, TapeEntry
 from blockplane.stream.media.labels import is_blank, read_label
 from blockplane.stream.media.medium import Medium, MediumFullError
 from blockplane.stream.media.rack import Rack
-from blockplane.stream.media.records import crc_of
 from blockplane.stream.media.setstate import SetState
 
 WRITER: Final = "blockplane 0.1"
@@ -51,27 +51,32 @@ class Spool:
                 self._medium = self._begin_tape()
         return self._medium
 
+    def settle(self) -> None:
+        """Wait until no piece of a record is needed any more; raises what went wrong."""
+        if self._medium is not None:
+            self._medium.settle()
+
     # --- records -----------------------------------------------------------------------------------------------------
 
     def _write(
-        self, kind: RecordKind, pieces: Sequence[Buffer], offset: int, before: int = 0, first: int = NO_FRAME
+        self, kind: RecordKind, pieces: Sequence[Buffer], offset: int, crc: int, before: int = 0, first: int = NO_FRAME
     ) -> RecordHead:
-        """Write one record; raises as `Medium.write`."""
+        """Write one record. crc : of its pieces. Raises as `Medium.write`."""
         state, medium = self._state, self.medium
         n_bytes, image = sum(map(len, pieces)), 0 if kind is RecordKind.LABEL else self._number
         head = RecordHead(
             kind, state.set_id, state.tape, n_bytes, state.sequence, offset, medium.position, before, first, image,
-            crc_of(pieces),
+            crc,
         )  # fmt: skip
         medium.write([head.encode(), *pieces])
         state.sequence += 1
         return head
 
-    def write_data(self, pieces: Sequence[Buffer], blocks_before: int, first_frame: int) -> None:
-        """Write a record of the stream, on the next tape where this one is full."""
+    def write_data(self, pieces: Sequence[Buffer], crc: int, blocks_before: int, first_frame: int) -> None:
+        """Write a record of the stream, on the next tape where this one is full. crc : of its pieces."""
         while True:
             try:
-                head = self._write(RecordKind.DATA, pieces, self.offset, blocks_before, first_frame)
+                head = self._write(RecordKind.DATA, pieces, self.offset, crc, blocks_before, first_frame)
                 break
             except MediumFullError:
                 self.next_tape(is_closed=False)
@@ -101,7 +106,7 @@ class Spool:
         capacity = self._state.capacity
         parts = [payload[at : at + capacity] for at in range(0, len(payload), capacity)]
         for number, part in enumerate(parts):
-            self._write(kind, [part], number)
+            self._write(kind, [part], number, crc32c(part))
         return len(parts)
 
     def close_group(self, contents: Contents) -> None:
@@ -120,7 +125,7 @@ class Spool:
 
     def write_end(self, kind: RecordKind, payload: bytes) -> None:
         """Write a record that ends an image, or a tape, and a filemark that is waited for; raises as `Medium.write`."""
-        self._write(kind, [payload], self.offset)
+        self._write(kind, [payload], self.offset, crc32c(payload))
         self.medium.write_filemark(wait=True)
 
     # --- tapes -------------------------------------------------------------------------------------------------------
@@ -144,9 +149,11 @@ class Spool:
         label = Label(
             entry.tape_id, before.tape_id, state.created_ns, entry.written_ns, before.written_ns, state.record_bytes,
             self._number, entry.first_sequence, self.offset, self.stream_id, WRITER,
+            state.part.number, state.part.n_parts, state.part.group_id,
         )  # fmt: skip
         self._medium, state.tape = medium, number
-        self._write(RecordKind.LABEL, [label.encode()], 0)
+        payload = label.encode()
+        self._write(RecordKind.LABEL, [payload], 0, crc32c(payload))
         medium.write_filemark(wait=False)
         state.tapes.append(entry)
         state.position = medium.position

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -24,6 +24,7 @@ from blockplane.stream.media.codec import HEAD_BYTES, FrameEntry, ImageEntry, Re
 from blockplane.stream.media.labels import TapeIdentity, moment, read_label, require_next
 from blockplane.stream.media.medium import Medium
 from blockplane.stream.media.rack import Rack
+from blockplane.stream.media.rebuild import rebuilt
 from blockplane.stream.media.records import Damage, Record, new_buffer, read_record
 from blockplane.stream.stored import Stored, new_key
 
@@ -37,6 +38,11 @@ class TapeSet:
     Parameters
     ----------
     rack : its tapes. table : what lies where, of a set that was not finished; by default what its last tape says.
+    rebuilds : where that is damaged, make it anew out of the groups of records, which takes longer.
+
+    Attributes
+    ----------
+    problems : what was damaged, and made up for.
 
     Any thread may read; one at a time does.
 
@@ -46,7 +52,7 @@ class TapeSet:
         should be.
     """
 
-    def __init__(self, rack: Rack, table: Table | None = None) -> None:
+    def __init__(self, rack: Rack, table: Table | None = None, *, rebuilds: bool = False) -> None:
         self._rack = rack
         self._lock = threading.RLock()
         self._known: dict[int, tuple[Medium, TapeIdentity]] = {}
@@ -58,7 +64,8 @@ class TapeSet:
         self.set_id, self.record_bytes = self.first.set_id, self.first.label.record_bytes
         for number in range(2, self.last + 1):
             self._checked(number)
-        self.table = self._read_table() if table is None else table
+        self.problems: list[str] = []
+        self.table = self._found_table(rebuilds=rebuilds) if table is None else table
         for number in range(1, self.last + 1):
             self._require_in_table(self._checked(number))
 
@@ -106,6 +113,15 @@ class TapeSet:
                 f"{when}",
                 "take the tapes of one writing",
             )
+
+    def _found_table(self, *, rebuilds: bool) -> Table:
+        try:
+            return self._read_table()
+        except TapeDamagedError as error:
+            if not rebuilds:
+                raise
+            self.problems.append(f"{error.message}; where blocks lie was found group by group, which takes longer")
+        return rebuilt(self._rack, [self._checked(number) for number in range(1, self.last + 1)])
 
     def _read_table(self) -> Table:
         """Read the table that the end record of the last tape names."""
@@ -167,7 +183,8 @@ class TapeSet:
         with self._lock:
             medium = self._medium(image.start_tape)
             start = parts_at(medium, image.start_position, image.start_records, RecordKind.START)
-        return start if isinstance(start, bytes) and len(start) == image.data_offset else b""
+        n_due = image.data_offset or (len(start) if isinstance(start, bytes) else 0)
+        return start if isinstance(start, bytes) and len(start) == n_due else b""
 
     # --- records -----------------------------------------------------------------------------------------------------
 
@@ -251,8 +268,9 @@ class TapeStore:
 
     def _again(self, run: Run, start: int, stop: int) -> memoryview:
         """Return the beginning of start..stop where it lies on the tapes twice: a head, or what is before the data."""
-        if start < self.image.data_offset:
-            return self._start_copy()[start:stop]
+        copy = self._start_copy() if start < self.image.data_offset or not self.image.data_offset else memoryview(b"")
+        if start < len(copy):
+            return copy[start:stop]
         for frame in self.tapes.frames_of(run):
             if frame.offset <= start < frame.offset + len(frame.head):
                 return memoryview(frame.head)[start - frame.offset : stop - frame.offset]
@@ -263,6 +281,19 @@ class TapeStore:
         if self._start is None:
             self._start = memoryview(self.tapes.start_of(self.image))
         return self._start
+
+    def frame_heads(self) -> Iterator[tuple[int, bytes]]:
+        """Yield where each frame of the stream begins, and its head, by what closes the groups: for a lost index."""
+        stop = 0
+        for run in self._runs:
+            for frame in self.tapes.frames_of(run):
+                if frame.offset >= stop:
+                    yield frame.offset, frame.head
+                    stop = frame.offset + len(frame.head)
+
+    def note(self, problem: str) -> None:
+        """Note what was damaged, and made up for."""
+        self.tapes.problems.append(problem)
 
     def read(self, n_bytes: int, offset: int, at_least: int | None = None) -> bytes:
         """See Stored."""

@@ -37,6 +37,9 @@ _PRIVATE: Final = frozenset({1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 13})
 _PRIVATE_MARKER: Final = 14
 #: Gaps are passed over in steps of so much.
 _GAP_BYTES: Final = 64 << 10
+#: So much goes out in one call: the page cache takes long writes at twice the speed of single records of 64 KiB; beyond
+#: 4 MiB nothing is gained.
+_BATCH_BYTES: Final = 4 << 20
 #: A place is remembered every so many objects.
 _REMEMBERED: Final = 64
 
@@ -74,6 +77,11 @@ class TapFile:
     Raises
     ------
     StreamMissingError, TapeError : it cannot be opened, or another process writes it.
+
+    Notes
+    -----
+    Several records go out in one call, straight from the callers' pieces: when there are enough of them, with `settle`
+    and `finish`, and before anything reads or moves.
     """
 
     is_near_end = False
@@ -86,6 +94,9 @@ class TapFile:
         self._offset = self.position = self.read_bytes = 0
         #: whether the descriptor stands at the end: nothing but writing moves it
         self._is_placed = False
+        #: what goes out with the next call
+        self._batch: list[Buffer] = []
+        self._batch_bytes = 0
         #: positions and where they lie in the file, ascending
         self._known: list[tuple[int, int]] = [(0, 0)]
 
@@ -109,6 +120,7 @@ class TapFile:
 
     def _look(self) -> _Object:
         """Return the object at the position; gaps and what is others' affair are passed over."""
+        self.settle()
         at = self._offset
         while True:
             word = self._word(at)
@@ -218,7 +230,7 @@ class TapFile:
     # --- writing -----------------------------------------------------------------------------------------------------
 
     def write(self, pieces: Sequence[Buffer]) -> None:
-        """See Medium; the GIL is released."""
+        """See Medium."""
         n_bytes = sum(len(piece) for piece in pieces)
         self._put(framed(pieces, n_bytes), framed_bytes(n_bytes))
 
@@ -231,37 +243,49 @@ class TapFile:
         room = self.room_bytes
         if room is not None and n_bytes + WORD_BYTES > room:  # the marker of the end fits always
             raise MediumFullError
-        try:
-            self._cut_off()
-            write_buffers(self._fd, buffers)
-        except OSError as error:
-            raise self._failed(error) from error
+        self._cut_off()
+        self._batch += buffers
+        self._batch_bytes += n_bytes
         self._offset, self.position = self._offset + n_bytes, self.position + 1
         self._end = self._offset
+        if self._batch_bytes >= _BATCH_BYTES:
+            self.settle()
         if self.position % _REMEMBERED == 0:
             self._remember()
 
+    def settle(self) -> None:
+        """See Medium; the GIL is released."""
+        if not self._batch:
+            return
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        try:
+            write_buffers(self._fd, batch)
+        except OSError as error:
+            raise self._failed(error) from error
+
     def _cut_off(self) -> None:
         """Let the file end at the position."""
-        if self._end != self._offset:
-            os.ftruncate(self._fd, self._offset)
-            self._end = self._offset
-            del self._known[bisect_right(self._known, (self.position, 1 << 62)) :]
-            self._is_placed = False
-        if not self._is_placed:
+        if self._end == self._offset and self._is_placed:
+            return
+        self.settle()
+        try:
+            if self._end != self._offset:
+                os.ftruncate(self._fd, self._offset)
             os.lseek(self._fd, self._offset, os.SEEK_SET)
-            self._is_placed = True
+        except OSError as error:
+            raise self._failed(error) from error
+        self._end = self._offset
+        del self._known[bisect_right(self._known, (self.position, 1 << 62)) :]
+        self._is_placed = True
 
     def _failed(self, error: OSError) -> BlockplaneError:
         return write_error(self.name, error)
 
     def finish(self) -> None:
         """See Medium: the marker of the end of the medium stands behind the last object."""
-        try:
-            self._cut_off()
-            write_buffers(self._fd, [_WORD.pack(END_OF_MEDIUM)])
-        except OSError as error:
-            raise self._failed(error) from error
+        self._cut_off()
+        self._batch.append(_WORD.pack(END_OF_MEDIUM))
+        self.settle()
         self._end = self._offset + WORD_BYTES
         self._sync()
 
@@ -274,7 +298,7 @@ class TapFile:
     def close(self) -> None:
         """See Medium; a file that was made here and holds nothing is removed."""
         if self._fd >= 0:
-            if self.is_new and not self._end:
+            if self.is_new and not os.fstat(self._fd).st_size:
                 os.unlink(self.name)
             os.close(self._fd)
             self._fd = -1

@@ -12,7 +12,7 @@ from blockplane.stream.codec import FrameKind, tag_of
 from blockplane.stream.fdsink import Buffer
 from blockplane.stream.media import codec
 from blockplane.stream.media.codec import HEAD_BYTES, NO_FRAME, Contents, End, FrameEntry, ImageEntry, RecordKind
-from blockplane.stream.media.cutting import Cutter, PassingFrame, StreamShown
+from blockplane.stream.media.cutting import Cutter, PassingFrame, RecordCrc, StreamShown
 from blockplane.stream.media.medium import MediumFullError
 from blockplane.stream.media.rack import Rack
 from blockplane.stream.media.setstate import SetState
@@ -91,6 +91,7 @@ class TapeSink:
             self._spool.offset = self._group_start = begun.n_bytes
         #: the record that is being filled
         self._pieces: list[Buffer] = []
+        self._crc = RecordCrc()
         self._filled, self._blocks_before, self._first_frame = 0, 0, NO_FRAME
         self._frames: list[FrameEntry] = []
         self._frames_bytes = 0
@@ -107,9 +108,12 @@ class TapeSink:
 
     def write_all(self, buffers: Sequence[Buffer]) -> None:
         """See Sink."""
-        self._cutter.take(buffers)
-        if self._pieces:  # the caller may change its buffers now
-            self._pieces = [b"".join(self._pieces)]
+        try:
+            self._cutter.take(buffers)
+            if self._pieces:
+                self._pieces = [b"".join(self._pieces)]
+        finally:
+            self._spool.settle()  # the caller may change its buffers now
 
     # --- the stream, taken apart -------------------------------------------------------------------------------------
 
@@ -118,7 +122,7 @@ class TapeSink:
         self._shown, self._spool.stream_id = its, its.stream_id
         self._is_start = not its.is_sealed
         self._make_room(len(header), 0)
-        self._put(memoryview(header))
+        self._put(memoryview(header), self._crc.add)
 
     def take_frame(self, frame: PassingFrame) -> None:
         """See Taker."""
@@ -135,19 +139,21 @@ class TapeSink:
             self._is_start = False
             self._n_blocks += frame.n_blocks
         self._n_frames += 1
-        self._put(memoryview(frame.head))
+        self._put(memoryview(frame.head), self._crc.add)
+        self._crc.begin_payload(frame)
 
     def take_payload(self, part: memoryview) -> None:
         """See Taker."""
-        self._put(part)
+        self._put(part, self._crc.add_payload)
 
-    def _put(self, view: memoryview) -> None:
+    def _put(self, view: memoryview, note: Callable[[memoryview], None]) -> None:
         """Add bytes to the record that is being filled; write it when it is full."""
         capacity = self._state.capacity
         if self._is_start:
             self._start.write(view)
         while len(view):
             piece = view[: capacity - self._filled]
+            note(piece)
             self._pieces.append(piece)
             self._filled += len(piece)
             view = view[len(piece) :]
@@ -156,7 +162,7 @@ class TapeSink:
 
     def _flush(self) -> None:
         if self._filled:
-            self._spool.write_data(self._pieces, self._blocks_before, self._first_frame)
+            self._spool.write_data(self._pieces, self._crc.take(), self._blocks_before, self._first_frame)
             self._pieces, self._filled = [], 0
             self._blocks_before, self._first_frame = 0, NO_FRAME
 

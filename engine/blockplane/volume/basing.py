@@ -1,0 +1,114 @@
+"""Volumes built on a base: made with one, opened with it, and its state taken up as theirs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from blockplane.disks.basedisk import END_BLOCKS, BaseDisk
+from blockplane.disks.disk import Disk, FileDisk
+from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord
+from blockplane.disks.label import read_label
+from blockplane.model.blocks import BlockSource
+from blockplane.planes import Plane
+from blockplane.volume.basegroup import BASE_GROUP, BASE_OWNER, n_in_base
+from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
+from blockplane.volume.config import DISKS_DIR, VolumeConfig
+from blockplane.volume.groups import CHUNK_MULTIPLE_BLOCKS, GroupWish
+from blockplane.volume.holds import hold_by_id
+from blockplane.volume.incoming import IncomingEntry
+from blockplane.volume.landing import Landing
+from blockplane.volume.landing_bands import LandingBands
+from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.waiting import Waiting
+
+if TYPE_CHECKING:
+    from blockplane.volume.live import LiveVolume
+
+#: Where the ends of the base's disk lie, beside the volume's own disks.
+BASE_DISK: Final = f"{DISKS_DIR}/base"
+#: Opens what a volume's base is to be read from, by the names in volume.toml and the id of the snapshot.
+OpenBase = Callable[[Sequence[str], bytes], BlockSource]
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a volume is to be built on.
+
+    source : gives its blocks; owned by the volume that is made. names, id : what opens it again, and the snapshot's id.
+    n_numbers : of its space.
+    """
+
+    source: BlockSource
+    names: tuple[str, ...]
+    id: bytes
+    n_numbers: int
+
+    @property
+    def group(self) -> GroupRecord:
+        """Its RAID group: one disk, the first."""
+        n = max(-(-self.n_numbers // CHUNK_MULTIPLE_BLOCKS), 1) * CHUNK_MULTIPLE_BLOCKS
+        return GroupRecord(0, 1, 0, n, n, (BASE_GROUP,))
+
+    def geometry(self, wish: GroupWish, disks: Sequence[Disk]) -> Geometry:
+        """Return the geometry of a volume on it with disks of its own."""
+        first = -(-self.group.stop // FIRST_MULTIPLE) * FIRST_MULTIPLE
+        return Geometry((self.group, wish.group(disks, first, first_disk=1)))
+
+    def make_disk(self, directory: Path) -> BaseDisk:
+        """Make its disk; the path of what was made is the disk's."""
+        (directory / DISKS_DIR).mkdir(exist_ok=True)
+        ends = FileDisk.create(str(directory / BASE_DISK), END_BLOCKS)
+        return BaseDisk(ends, self.source, self.group.disk_blocks)
+
+
+def opener(directory: Path, config: VolumeConfig, writable: bool, open_base: OpenBase) -> Callable[[str], Disk]:
+    """Return what opens a volume's disks: files and devices, and the base's."""
+
+    def open_disk(path: str) -> Disk:
+        disk = FileDisk.open(path, writable=writable)
+        if not config.base or path != str(directory / BASE_DISK):
+            return disk
+        try:
+            n_blocks = read_label(disk).n_blocks
+            names = [os.path.join(directory, name) for name in config.base]
+            return BaseDisk(disk, open_base(names, config.base_id), n_blocks - END_BLOCKS)
+        except BaseException:
+            disk.close()
+            raise
+
+    return open_disk
+
+
+def adopt(volume: LiveVolume, top: SnapshotRecord, plane: Plane) -> None:
+    """Make the state that a volume's base is its live one: nothing is copied. Durable on return.
+
+    Parameters
+    ----------
+    volume : just made on the base. top : the snapshot in it; plane : of that snapshot, over its whole numbering.
+
+    Raises
+    ------
+    StreamDamagedError: the snapshot is not what its record says.
+    """
+    adoption = _Adoption(volume, plane)
+    adoption.commit([top])
+    with volume.lock:
+        hold_by_id(volume, top.id, BASE_OWNER)
+        volume.commit()
+        volume.n_in_base = n_in_base(volume)
+
+
+class _Adoption(Landing):
+    """The receive of an image of which every block is here, at home."""
+
+    def _begin(
+        self, entry: IncomingEntry | None, following: Plane | None, lender: TableEntry | None, carried_id: bytes = NO_ID
+    ) -> None:
+        self.placemap = PlaceMap()
+        self._bands = LandingBands(self._volume, self._due_words, self._saved, 0)
+        self.copied = self.here = self._image
+        self._waiting = Waiting(Plane.empty(self._image.n_blocks))
