@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from blockplane.cli.hosting import serve_control
     from blockplane.filesystem import Change, Difference, FileSystem, GetReport, PutReport
     from blockplane.image import Backup, BlockDifference, Freeing, Image, PlaneFile, SavedImage, divided, plan_levels
-    from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, format_size, parse_size
+    from blockplane.model import (
+        BLOCK_BYTES,
+        BlockplaneError,
+        Progress,
+        ProgressEvent,
+        format_size,
+        parse_duration,
+        parse_size,
+    )
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
     from blockplane.server import VolumePlace
@@ -108,7 +116,8 @@ _HOMES = {
         "Backup", "BlockDifference", "Freeing", "Image", "PlaneFile", "SavedImage", "divided", "plan_levels",
     ),
     "blockplane.model": (
-        "BLOCK_BYTES", "BlockplaneError", "Progress", "ProgressEvent", "errors", "format_size", "parse_size",
+        "BLOCK_BYTES", "BlockplaneError", "Progress", "ProgressEvent", "errors", "format_size", "parse_duration",
+        "parse_size",
     ),
     "blockplane.planes": ("Plane", "combine", "combine_count"),
     "blockplane.stream": (
@@ -213,6 +222,7 @@ __all__ = [
     "offer",
     "open_stream",
     "owners",
+    "parse_duration",
     "parse_size",
     "plan_levels",
     "reach",
