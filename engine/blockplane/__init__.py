@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
     from blockplane.server import VolumePlace
+    from blockplane.server.service import Service, read_policy
     from blockplane.stream import (
         Key,
         StreamChain,
@@ -125,6 +126,7 @@ _HOMES = {
         "stream_envelope",
     ),
     "blockplane.server": ("VolumePlace",),
+    "blockplane.server.service": ("Service", "read_policy"),
     "blockplane.transfer": (
         "ChainReport", "CopyReport", "DriveTapes", "InterruptedReceive", "LostBlocks", "MergeReport",
         "OfferReport", "Opening", "Part", "PartsReport", "Reach", "ReceiveReport", "ResumeToken", "SendReport",
@@ -183,6 +185,7 @@ __all__ = [
     "ResumeToken",
     "SavedImage",
     "SendReport",
+    "Service",
     "SettlePlan",
     "SettleReport",
     "ShrinkPlan",
@@ -227,6 +230,7 @@ __all__ = [
     "plan_levels",
     "reach",
     "read_key",
+    "read_policy",
     "read_tape",
     "read_token",
     "receive",
