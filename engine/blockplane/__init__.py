@@ -22,10 +22,19 @@ if TYPE_CHECKING:
     from blockplane.cli.hosting import serve_control
     from blockplane.filesystem import Change, Difference, FileSystem, GetReport, PutReport
     from blockplane.image import Backup, BlockDifference, Freeing, Image, PlaneFile, SavedImage, divided, plan_levels
-    from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, format_size, parse_size
+    from blockplane.model import (
+        BLOCK_BYTES,
+        BlockplaneError,
+        Progress,
+        ProgressEvent,
+        format_size,
+        parse_duration,
+        parse_size,
+    )
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
     from blockplane.server import VolumePlace
+    from blockplane.server.service import Service, read_policy
     from blockplane.stream import (
         Key,
         StreamChain,
@@ -117,7 +126,8 @@ _HOMES = {
         "Backup", "BlockDifference", "Freeing", "Image", "PlaneFile", "SavedImage", "divided", "plan_levels",
     ),
     "blockplane.model": (
-        "BLOCK_BYTES", "BlockplaneError", "Progress", "ProgressEvent", "errors", "format_size", "parse_size",
+        "BLOCK_BYTES", "BlockplaneError", "Progress", "ProgressEvent", "errors", "format_size", "parse_duration",
+        "parse_size",
     ),
     "blockplane.planes": ("Plane", "combine", "combine_count"),
     "blockplane.stream": (
@@ -125,6 +135,7 @@ _HOMES = {
         "stream_envelope",
     ),
     "blockplane.server": ("VolumePlace",),
+    "blockplane.server.service": ("Service", "read_policy"),
     "blockplane.transfer": (
         "Brought", "ChainReport", "CopyReport", "DriveTapes", "InterruptedReceive", "LocalChanges", "LostBlocks",
         "MergeReport", "OfferReport", "Opening", "Part", "PartsReport", "Peer", "PullReport", "Reach",
@@ -188,6 +199,7 @@ __all__ = [
     "ResumeToken",
     "SavedImage",
     "SendReport",
+    "Service",
     "SettlePlan",
     "SettleReport",
     "ShrinkPlan",
@@ -229,10 +241,12 @@ __all__ = [
     "offer",
     "open_stream",
     "owners",
+    "parse_duration",
     "parse_size",
     "plan_levels",
     "reach",
     "read_key",
+    "read_policy",
     "read_tape",
     "read_token",
     "receive",

@@ -258,23 +258,30 @@ class FullCheck:
         return not self.problems
 
 
-def check(volume: PlainVolume, *, parity: bool = True, phase: Callable[[str], None] | None = None) -> FullCheck:
+def check(
+    volume: PlainVolume,
+    *,
+    parity: bool = True,
+    phase: Callable[[str], None] | None = None,
+    step: Callable[[], None] = lambda: None,
+) -> FullCheck:
     """Check everything: blocks, checksums, planes and parity, then inodes and directories of every state.
 
     Parameters
     ----------
     parity : recompute the parity of every stripe with a live block. phase : told what is being checked.
+    step : called between reads; may raise, which ends the check.
     """
     tell = phase or (lambda _: None)
     tell("blocks and planes")
-    blocks = check_volume(volume, parity=parity)
+    blocks = check_volume(volume, parity=parity, step=step)
     report = FullCheck(list(blocks.problems), blocks.n_blocks, blocks.n_states, blocks.n_stripes, blocks.n_unsettled)
     if blocks.n_suppressed:
         report.problems.append(f"and {blocks.n_suppressed} more problems")
     for name in _states(volume):
         where = f"snapshot {name}" if name else "the live file system"
         tell(f"files of {where}")
-        _check_files(volume, name, where, report)
+        _check_files(volume, name, where, report, step)
     return report
 
 
@@ -287,10 +294,12 @@ def _states(volume: PlainVolume) -> list[str | None]:
         return live
 
 
-def _check_files(volume: PlainVolume, name: str | None, where: str, report: FullCheck) -> None:
+def _check_files(
+    volume: PlainVolume, name: str | None, where: str, report: FullCheck, step: Callable[[], None]
+) -> None:
     try:
         with _reading(volume, name):
-            files = FileSystem(volume.state(name)).check()
+            files = FileSystem(volume.state(name)).check(step)
     except NoSuchSnapshotError:  # deleted since the snapshots were listed
         return
     except BlockplaneError as error:

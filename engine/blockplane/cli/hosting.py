@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,37 +188,55 @@ def _key(place: str | os.PathLike[str]) -> DirectoryKey | None:
 # --- answering ------------------------------------------------------------------------------------------------------
 
 
-def serve_control(volume: bp.Volume, verb: str = "a program") -> AbstractContextManager[object]:
+def serve_control(
+    volume: bp.Volume,
+    verb: str = "a program",
+    activities: Activities | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> AbstractContextManager[ControlServer | None]:
     """Answer a volume's control socket for the length of a `with`: the command line's verbs work on it meanwhile.
 
     Parameters
     ----------
     volume : open, for writing or reading. verb : what others are told that this process does.
+    activities : what goes on in it, where the caller does things to it too. warn : told, in a sentence, what is wrong.
+
+    Returns
+    -------
+    a context of who answers, which `close_door` makes end soon; None: this process answers for it already.
 
     Notes
     -----
     Leaving waits for verbs that run, also for those that begin while others do; do not hold the volume's lock.
     `sys.stdin`, `sys.stdout` and `sys.stderr` stand in for each thread's own meanwhile.
     """
-    return _hosting(volume, verb, Kind.READS, settle_s=0.0)
+    return _hosting(volume, verb, Kind.READS, 0.0, activities, warn)
 
 
 @contextlib.contextmanager
-def _hosting(volume: bp.Volume, verb: str, kind: Kind, settle_s: float = SETTLE_S) -> Iterator[None]:
+def _hosting(
+    volume: bp.Volume,
+    verb: str,
+    kind: Kind,
+    settle_s: float = SETTLE_S,
+    activities: Activities | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> Iterator[ControlServer | None]:
+    tell = warn or _warn
     key = _key(volume.path)
     if key is None or key in _hosts:
-        yield
+        yield None
         return
-    host = Host(volume, Activities(str(volume.path)), Path(os.path.abspath(volume.path)))
-    server = ControlServer(host.directory, _host_verb, RELEASE, verb, settle_s, _warn)
+    host = Host(volume, activities or Activities(str(volume.path)), Path(os.path.abspath(volume.path)))
+    server = ControlServer(host.directory, _host_verb, RELEASE, verb, settle_s, tell)
     with ExitStack() as stack:
         stack.enter_context(console.routed())
         _hosts[key] = host
         stack.callback(_hosts.pop, key)
         server.__enter__()
-        stack.callback(server.finish, _warn)
+        stack.callback(server.finish, tell)
         with host.activities.going_on(kind, verb, os.getpid()):
-            yield
+            yield server
 
 
 def _warn(text: str) -> None:

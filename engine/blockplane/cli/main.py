@@ -28,6 +28,7 @@ from blockplane.cli import (
     receiving,
     replicating,
     retention,
+    serving,
     settling,
     shrinking,
     snapshots,
@@ -84,7 +85,7 @@ def cli() -> None:
 
 _MODULES = (
     volumes, shrinking, settling, copies, files, snapshots, pointers, pressure, retention, differences, holders,
-    images, transfers, replicating, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, demo,
+    images, transfers, replicating, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, serving, demo,
     completion,
 )  # fmt: skip
 for _module in _MODULES:

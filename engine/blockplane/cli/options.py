@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
 else:
     _ParamType = click.ParamType  # generic only in later releases
-
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)([smhdw])", re.ASCII)
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -51,10 +47,7 @@ class Duration(_ParamType):
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
         """Return seconds; what is no length of time is a usage error."""
         del parameter, context
-        match = _DURATION.fullmatch(value)
-        if match is None:
-            raise bp.errors.UsageError(f"{value[:40]!r} is not a length of time", "write 90s, 30m, 12h, 7d or 4w")
-        return float(match[1]) * _UNITS_S[match[2]]
+        return value if isinstance(value, float) else bp.parse_duration(value)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")

@@ -65,6 +65,7 @@ ALONE: Final[dict[str, str]] = {
     "demo": "it makes volumes of its own",
     "key create": "it needs no volume",
     "key info": "it needs no volume",
+    "serve": "it has volumes of its own",
     "tape list": "it needs no volume",
     "tape retrieve": "it needs no volume",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from blockplane.filesystem.directory import Entry
@@ -38,20 +38,24 @@ class CheckReport:
             self.problems.append(problem)
 
 
-def check_store(store: Store) -> CheckReport:
+def check_store(store: Store, step: Callable[[], None] = lambda: None) -> CheckReport:
     """Check a state: links against entries, parents, order and hashes of entries, sizes, attributes, lists of inodes.
+
+    Parameters
+    ----------
+    step : called for each inode; may raise.
 
     Notes
     -----
     Reads every inode and every directory once; memory grows by about 200 bytes an inode. The store's lock is held.
     """
     with store.lock:
-        return _Check(store).run()
+        return _Check(store, step).run()
 
 
 class _Check:
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, step: Callable[[], None]) -> None:
+        self._store, self._step = store, step
         self.report = CheckReport()
         self._links: dict[int, int] = {}
         self._kinds: dict[int, int] = {}
@@ -72,6 +76,7 @@ class _Check:
         pending = [ROOT_INODE]
         seen = {ROOT_INODE}
         while pending:
+            self._step()
             number = pending.pop()
             try:
                 inode = self._store.inodes.get(number)
@@ -161,6 +166,7 @@ class _Check:
         n_used = 0
         holders: dict[int, int] = {}
         for number in self._numbers():
+            self._step()
             try:
                 inode = store.inodes.peek(number)
             except BlockplaneError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import BinaryIO, cast
 
 from blockplane.filesystem.changes import Changes
@@ -78,6 +78,6 @@ class FileSystem(Changes):
         """Copy a tree out to the host; see `copyout.get`."""
         return get(self, source, dest, progress=progress)
 
-    def check(self) -> CheckReport:
+    def check(self, step: Callable[[], None] = lambda: None) -> CheckReport:
         """Check inodes, directories and links; see `check.check_store`."""
-        return check_store(self.store)
+        return check_store(self.store, step)

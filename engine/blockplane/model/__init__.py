@@ -2,6 +2,7 @@
 
 from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Dbn, Extents, Numbers, Place, Vbn, Words
 from blockplane.model.blocks import BlockSink, BlockSource
+from blockplane.model.durations import format_duration, parse_duration
 from blockplane.model.errors import (
     BlockplaneError,
     ChecksumError,
@@ -91,7 +92,9 @@ __all__ = [
     "VolumeDamagedError",
     "VolumeInUseError",
     "Words",
+    "format_duration",
     "format_size",
     "ignore_progress",
+    "parse_duration",
     "parse_size",
 ]

@@ -62,9 +62,9 @@ class ControlServer:
         self._settle_s, self._bind_at = settle_s, float("inf")
         self._listener: socket.socket | None = None
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        #: guards the four below; sessions that end are not in the list any more, and counted till they have
+        #: guards the five below; sessions that end are not in the list any more, and counted till they have
         self._changed = threading.Condition()
-        self._is_over = False
+        self._is_over = self._is_closing = False
         self._sessions: dict[Session, socket.socket] = {}
         self._n_greeted = self._n_ending = 0
         self._thread = threading.Thread(target=self._serve, name="blockplane control", daemon=True)
@@ -124,6 +124,12 @@ class ControlServer:
         with self._changed:
             for session in self._sessions:
                 session.cancel()
+
+    def close_door(self) -> None:
+        """Run no new verb from now on, and end those that run at their next step."""
+        with self._changed:
+            self._is_closing = True
+        self.cancel()
 
     # --- the thread --------------------------------------------------------------------------------------------------
 
@@ -202,6 +208,8 @@ class ControlServer:
                     if session is not None:
                         self._sessions[session] = sock
                         self._n_ending += 1
+                        if self._is_closing:
+                            session.cancel()
                     self._changed.notify_all()
             if session is not None:
                 self._host(sock, session)
@@ -213,7 +221,10 @@ class ControlServer:
             send_message(sock, {"protocol": PROTOCOL, "refused": "this volume is in use by another user"})
             return None
         with self._changed:
-            is_busy = len(self._sessions) >= MAX_SESSIONS
+            is_busy, is_closing = len(self._sessions) >= MAX_SESSIONS, self._is_closing
+        if is_closing:
+            send_message(sock, {**self._greeting, "refused": "it is stopping"})
+            return None
         if is_busy:
             send_message(sock, {**self._greeting, "refused": f"it runs {MAX_SESSIONS} verbs of others already"})
             return None

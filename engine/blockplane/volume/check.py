@@ -36,14 +36,18 @@ __all__ = ["MAX_PROBLEMS", "CheckReport", "check"]
 INODE_BYTES = 512
 
 
-def check(volume: LiveVolume, parity: bool = True) -> CheckReport:
+def check(volume: LiveVolume, parity: bool = True, step: Callable[[], None] = lambda: None) -> CheckReport:
     """Check the last CP of a volume, its snapshots, its local tree, and the parity of every stripe with a live block.
+
+    Parameters
+    ----------
+    step : called between reads; may raise.
 
     Notes
     -----
     Reads every block that anything refers to; memory is bounded by one bit a block of each state in turn.
     """
-    report = CheckReport()
+    report = CheckReport(step=step)
     for left in volume.recovery.left:
         report.add(left)
     with volume.lock:
@@ -329,7 +333,7 @@ def _check_map(state: State, name: str, report: CheckReport) -> None:
 
 def _check_parity(volume: LiveVolume, report: CheckReport) -> None:
     """Recompute the parity of every stripe that holds a live block."""
-    parity = LiveParity(volume)
+    parity = LiveParity(volume, report.step)
     for group, dbn in parity.wrong():
         report.add(f"the parity of stripe {dbn} of group {group} is not that of its members")
     report.n_stripes, report.n_unsettled = parity.n_stripes, parity.n_unsettled

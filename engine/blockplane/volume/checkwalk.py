@@ -33,7 +33,8 @@ class CheckReport:
     """What a check found.
 
     problems: one sentence each, at most 1,000 and then how many more. n_unsettled: stripes that an unclean stop left
-    under way, all that is live in them protected by the log; opening the volume for writing settles them.
+    under way, all that is live in them protected by the log; opening the volume for writing settles them. step: called
+    between reads; may raise.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -42,6 +43,7 @@ class CheckReport:
     n_stripes: int = 0
     n_unsettled: int = 0
     n_suppressed: int = 0
+    step: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
     def ok(self) -> bool:
@@ -124,6 +126,7 @@ class Walker:
 
     def _batch(self, pointers: PointerArray, what: str, is_needed: bool) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
         """Enter and verify a batch; return which blocks are good, and the blocks (n, 4096)."""
+        self.report.step()
         kinds = pointers[:, 0] >> np.uint64(KIND_SHIFT)
         numbers = (pointers[:, 0] & np.uint64(NUMBER_MASK)).astype(np.int64)
         sane = (kinds == KIND_BLOCK) & (numbers < self._space)

@@ -226,6 +226,11 @@ class LiveVolume(Points):
         if not self.writable:
             raise ReadOnlyError(f"{self.path} was opened for reading", "")
 
+    @property
+    def stopped_at(self) -> str:
+        """The error that the volume stopped at: close it and open it again; empty: none."""
+        return self._failure
+
     def new_tree(self, root: TreeRoot | None = None) -> BlockTree:
         """Return a writable tree for a file of the live state."""
         return self.active.tree(root if root is not None else TreeRoot())

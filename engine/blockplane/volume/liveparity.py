@@ -7,7 +7,7 @@ log has what its loss would lose: the next writer settles it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,13 +30,17 @@ if TYPE_CHECKING:
 class LiveParity:
     """See the module.
 
+    Parameters
+    ----------
+    step : called for each area; may raise.
+
     Attributes
     ----------
     n_stripes : looked at so far. n_unsettled : found torn by an unclean stop, all that is live in them in the log.
     """
 
-    def __init__(self, volume: LiveVolume) -> None:
-        self._volume = volume
+    def __init__(self, volume: LiveVolume, step: Callable[[], None] = lambda: None) -> None:
+        self._volume, self._step = volume, step
         self._areas = set() if volume.writable or volume.info.clean else set(volume.info.areas)
         self._logs: dict[int, Log] = {}
         self.n_stripes = self.n_unsettled = 0
@@ -45,6 +49,7 @@ class LiveParity:
         """Yield (group, dbn) of the stripes with a live block whose parity is not that of their members."""
         for index, group in enumerate(self._volume.geometry.groups):
             for start in range(0, group.disk_blocks if group.n_parity else 0, AREA_STRIPES):
+                self._step()
                 for dbn in self._differing(index, start, min(AREA_STRIPES, group.disk_blocks - start)):
                     if self._is_protected(index, dbn):
                         self.n_unsettled += 1

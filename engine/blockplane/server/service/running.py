@@ -1,0 +1,147 @@
+"""A job of a volume: when it is due, its run in a thread of its own, what became of it."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Final
+
+from blockplane.api import Volume
+from blockplane.model.errors import BlockplaneError
+from blockplane.server.activity import Activities
+from blockplane.server.service.clock import Clock
+from blockplane.server.service.jobs import Job, Outcome, StoppedError, Work
+from blockplane.server.service.log import Log
+from blockplane.server.service.past import Past
+from blockplane.server.service.timetable import Pace
+from blockplane.volume.pins import reading_for
+
+#: How long to wait for the volume's lock between two signs of life.
+_LOCK_STEP_S: Final = 0.5
+
+
+class Run:
+    """One run of a job: a thread that has begun.
+
+    Attributes
+    ----------
+    outcome : what it did; None: it failed, was ended early, or is not over. error : why it failed, "" otherwise.
+    beat_s : when it last showed a sign of life, by the monotonic clock.
+    """
+
+    def __init__(
+        self, job: Job, volume: Volume, activities: Activities, clock: Clock, ended: Callable[[], None]
+    ) -> None:
+        self.job = job
+        self.outcome: Outcome | None = None
+        self.error, self.error_kind = "", ""
+        self.begun_wall_s, self.begun_s = clock.wall(), clock.monotonic()
+        self.ended_s = self.beat_s = self.begun_s
+        self.is_over = False
+        self._volume, self._activities, self._clock, self._ended = volume, activities, clock, ended
+        self._is_stopped = threading.Event()
+        self.thread = threading.Thread(target=self._go, name=f"blockplane {job.kind} {job.name}", daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        """End it at its next step."""
+        self._is_stopped.set()
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, or takes."""
+        return (self.ended_s if self.is_over else self._clock.monotonic()) - self.begun_s
+
+    def _step(self) -> None:
+        self.beat_s = self._clock.monotonic()
+        if self._is_stopped.is_set():
+            raise StoppedError
+
+    def _await_lock(self) -> None:
+        """Wait until nobody does long work on the volume with its lock, a check of somebody else's, say."""
+        while not self._volume.lock.acquire(timeout=_LOCK_STEP_S):
+            self._step()
+        self._volume.lock.release()
+        self._step()
+
+    def _go(self) -> None:
+        verb = f"{self.job.kind} {self.job.name}"
+        reading_for.set((verb, os.getpid()))
+        try:
+            with self._activities.going_on(self.job.does, verb, os.getpid(), math.inf, self._step):
+                self._await_lock()
+                self.outcome = self.job.run(Work(self._volume, self.begun_wall_s, self._step))
+        except StoppedError:
+            pass
+        except (BlockplaneError, OSError, MemoryError) as error:
+            self.error, self.error_kind = str(error) or type(error).__name__, getattr(error, "kind", "os")
+        except Exception:  # noqa: BLE001 - one kind of job must not end the service for all others
+            self.error, self.error_kind = f"internal error: {traceback.format_exc()}", "internal"
+        finally:
+            self.ended_s = self._clock.monotonic()
+            self.is_over = True
+            self._ended()
+
+
+class Plan:
+    """A job with its pace, its past and its totals. Used by the service's own thread alone.
+
+    Attributes
+    ----------
+    run : the one under way; None: none is. n_done, n_failed, moved_bytes, freed_bytes : since the service began.
+    """
+
+    def __init__(self, job: Job, clock: Clock, past: Past) -> None:
+        self.job, self.past = job, past
+        self._clock = clock
+        self.pace = Pace(job.due, clock, past.begun_s or None)
+        self.run: Run | None = None
+        self._begun_before_s = past.begun_s
+        self.n_done = self.n_failed = self.moved_bytes = self.freed_bytes = 0
+
+    def change(self, job: Job) -> None:
+        """Go on with a job that a new policy has in its place; its past counts."""
+        if job.due != self.job.due:
+            failures = self.pace.n_failures
+            self.pace = Pace(job.due, self._clock, self.past.begun_s or None)
+            self.pace.n_failures = failures
+        self.job = job
+
+    def begin(self, volume: Volume, activities: Activities, ended: Callable[[], None]) -> None:
+        """Begin a run."""
+        assert self.run is None
+        self.pace.begin()
+        self.run = Run(self.job, volume, activities, self._clock, ended)
+        self._begun_before_s, self.past.begun_s = self.past.begun_s, self.run.begun_wall_s
+
+    def settle(self, log: Log, name: str) -> bool:
+        """Take up what a run that is over did; return whether there was one."""
+        run = self.run
+        if run is None or not run.is_over:
+            return False
+        run.thread.join()
+        self.run = None
+        about = {"volume": name, "kind": run.job.kind, "job": run.job.name, "seconds": round(run.seconds, 3)}
+        if run.outcome is not None:
+            self._note_done(run, run.outcome)
+            log.info("job done", run.outcome.text, **about)
+        elif run.error:
+            self.pace.fail()
+            self.n_failed += 1
+            self.past.error = run.error[:1000]
+            log.error("job failed", run.error, **about, error=run.error_kind)
+        else:
+            self.past.begun_s = self._begun_before_s  # so that whoever serves the volume next makes up for it
+            log.info("job ended early", "it is due again when the volume is next open", **about)
+        return True
+
+    def _note_done(self, run: Run, outcome: Outcome) -> None:
+        self.pace.succeed()
+        self.n_done += 1
+        self.moved_bytes += outcome.moved_bytes
+        self.freed_bytes += outcome.freed_bytes
+        self.past.succeeded_s = run.begun_wall_s + run.seconds
+        self.past.seconds, self.past.error = run.seconds, ""

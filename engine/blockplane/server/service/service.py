@@ -1,0 +1,333 @@
+"""The service: one loop that begins what is due, takes up what is over, and ends in order.
+
+All decisions are taken in the thread that calls `run`; volumes and jobs have threads of their own, and wake it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import select
+import sys
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from blockplane.model.errors import BlockplaneError, RefusedError
+from blockplane.server.service.clock import Clock, SystemClock
+from blockplane.server.service.door import MetricsDoor
+from blockplane.server.service.log import Log
+from blockplane.server.service.metrics import Counts, metrics_text
+from blockplane.server.service.notify import Notifier
+from blockplane.server.service.past import replace_file
+from blockplane.server.service.policy import Policy, VolumePolicy
+from blockplane.server.service.served import Answering, ServedVolume, answer_nobody
+from blockplane.server.service.status import Observer, VolumeStatus
+from blockplane.server.service.timetable import At
+from blockplane.transfer.imagesending import WRITER
+
+#: How long volumes may take to be closed once the service is to end.
+GRACE_S: Final = 5.0
+#: Being asked to end twice within so long is once: whoever signals a group signals its members too.
+AGAIN_S: Final = 0.5
+#: Times of day are looked up anew so often, in case the clock was set; the metrics' file is written so often.
+LOOK_S: Final = 60.0
+
+
+class Service:
+    """Owns volumes and does what a policy says, from `run` until `stop`.
+
+    Parameters
+    ----------
+    reread : reads the policy anew, for `reload`. answering : answers control sockets, as `serve_control` does.
+    once : does what is due when it begins, and ends.
+
+    Attributes
+    ----------
+    policy : that is followed. counts : of the loop and of policies.
+    unfinished : after `run`, what had not ended when there was no more time: the process should end at once.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        reread: Callable[[], Policy] | None = None,
+        answering: Answering = answer_nobody,
+        log: Log | None = None,
+        notifier: Notifier | None = None,
+        clock: Clock | None = None,
+        once: bool = False,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self.policy = policy
+        self.log = log or Log(lambda: sys.stderr, policy.log, policy.log_level)
+        self._reread, self._answering, self._once, self._grace_s = reread, answering, once, grace_s
+        self._notifier, self._clock = notifier or Notifier(), clock or SystemClock()
+        self.counts = Counts(self._clock.wall())
+        self._served: dict[str, ServedVolume] = {}
+        self._leaving: list[ServedVolume] = []
+        self._observer = Observer()
+        self._door: MetricsDoor | None = None
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self._wake_fd)  # not sooner: signals and threads that are left write to it
+        self._n_stops, self._is_reload_wanted = 0, False
+        self._asked_s = 0.0  # by the monotonic clock, as the next one
+        self._stop_by_s: float | None = None
+        self._is_ready = self._has_begun_once = self._has_hung = False
+        self._written_s = self._fed_s = -math.inf
+        self._status = 0
+        self.unfinished: tuple[str, ...] = ()
+
+    # --- from any thread, and from signal handlers -------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End: no new work, what runs is ended at its next step, volumes are closed. Asked for again later: at once."""
+        now = self._clock.monotonic()
+        if not self._n_stops or now - self._asked_s > AGAIN_S:
+            self._n_stops, self._asked_s = self._n_stops + 1, now
+        self._wake()
+
+    def reload(self) -> None:
+        """Read the policy anew; a bad one is told, and changes nothing."""
+        self._is_reload_wanted = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.eventfd_write(self._wake_fd, 1)
+
+    def status(self) -> list[VolumeStatus]:
+        """Return how the volumes and their jobs are; waits for no volume."""
+        wall_s = self._clock.wall()
+        return [self._observer.look(served, wall_s) for served in list(self._served.values())]
+
+    def metrics(self) -> str:
+        """Return the metrics in Prometheus' text format."""
+        return metrics_text(WRITER, replace(self.counts), self.status())
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Where metrics are asked for."""
+        return self._door.address if self._door is not None else None
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until `stop`; return the exit status: 0, or 1 where a volume was not closed, or not opened as wanted.
+
+        Raises
+        ------
+        OSError: metrics cannot be offered at the address; nothing was opened.
+        """
+        try:
+            self._door = self._open_door(self.policy)
+            for volume in self.policy.volumes:
+                self._take(volume)
+            while (wait_s := self.turn()) is not None:
+                self._wait(wait_s)
+        finally:
+            if self._door is not None:
+                self._door.close()
+            self._notifier.close()
+        return self._status
+
+    def turn(self) -> float | None:
+        """Do what is to be done now; return in how many seconds to look again at the latest, None: it is over."""
+        self.counts.n_wakeups += 1
+        if self._n_stops and self._stop_by_s is None:
+            self._begin_stop()
+        if self._is_reload_wanted:
+            self._is_reload_wanted = False
+            if self._stop_by_s is None:
+                self._reload()
+        n_over = sum(served.settle() for served in [*self._served.values(), *self._leaving])
+        self._leaving = [served for served in self._leaving if not served.is_over]
+        if self._stop_by_s is not None and self._is_stopped(self._stop_by_s):
+            return None
+        self._begin_due()
+        self._see_readiness()
+        if n_over:
+            self._written_s = -math.inf
+        return min(self._tell(), self._next_s())
+
+    def _begin_due(self) -> None:
+        if self._stop_by_s is not None or (self._once and self._has_begun_once):
+            return
+        if self._once:
+            if not all(served.was_tried for served in self._served.values()):
+                return
+            self._has_begun_once = True
+        for served in self._served.values():
+            served.begin_due()
+
+    def _see_readiness(self) -> None:
+        """Say that the service is up, once every volume was tried; or end, where that is not enough."""
+        all_served = list(self._served.values())
+        if not self._is_ready and self._stop_by_s is None and all(served.was_tried for served in all_served):
+            self._is_ready = True
+            self._notifier.ready()
+            bad = [served for served in all_served if served.problem]
+            if bad and (self.policy.is_strict or self._once):
+                self._status = 1
+            if bad and self.policy.is_strict:
+                self.log.error("stopping", f"{bad[0].policy.name} cannot be served, and is to be")
+                self.stop()
+        if self._once and self._has_begun_once and not any(p.run for s in all_served for p in s.plans.values()):
+            if any(plan.n_failed for served in all_served for plan in served.plans.values()):
+                self._status = 1
+            if not self._n_stops:
+                self.stop()
+
+    def _next_s(self) -> float:
+        """Return when something is due, or may be."""
+        if self._n_stops and self._stop_by_s is None:
+            return 0.0
+        if self._stop_by_s is not None:
+            return max(self._stop_by_s - self._clock.monotonic(), 0.0)
+        if self._once and self._has_begun_once:
+            return math.inf
+        waits = [served.due_in() for served in self._served.values()]
+        if any(isinstance(job.due, At) for volume in self.policy.volumes for job in volume.jobs):
+            waits.append(LOOK_S)
+        return max(min(waits, default=math.inf), 0.0)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait until somebody wakes us, or asks for metrics, or the time has come."""
+        poll = select.poll()
+        poll.register(self._wake_fd, select.POLLIN)
+        if self._door is not None:
+            poll.register(self._door, select.POLLIN)
+        ready = poll.poll(None if seconds == math.inf else math.ceil(seconds * 1000))
+        for fd, _ in ready:
+            if fd == self._wake_fd:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake_fd)
+            elif self._door is not None:
+                self._door.accept()
+
+    # --- telling -----------------------------------------------------------------------------------------------------
+
+    def _tell(self) -> float:
+        """Tell systemd and the metrics' file what is due to be told; return in how many seconds that is due again."""
+        now = self._clock.monotonic()
+        wait_s = math.inf
+        self._notifier.status(self.summary())
+        if self._notifier.watchdog_s is not None:
+            half_s = self._notifier.watchdog_s / 2
+            if now - self._fed_s >= half_s:
+                self._fed_s = now
+                if self._is_alive(now):
+                    self._notifier.alive()
+            wait_s = self._fed_s + half_s - now
+        if self.policy.metrics_file is not None and self._stop_by_s is None:
+            if now - self._written_s >= LOOK_S:
+                self._written_s = now
+                self._write_metrics()
+            wait_s = min(wait_s, self._written_s + LOOK_S - now)
+        return max(wait_s, 0.0)
+
+    def _is_alive(self, now: float) -> bool:
+        """Whether every job that runs has shown a sign of life of late."""
+        hung = [
+            f"{run.job.kind} {run.job.name} of {served.policy.name}"
+            for served in [*self._served.values(), *self._leaving]
+            for run in served.runs()
+            if now - run.beat_s > self.policy.patience_s
+        ]
+        if hung and not self._has_hung:
+            self.log.error("hung", f"no sign of life from {', '.join(hung)}: the watchdog is not fed")
+        self._has_hung = bool(hung)
+        return not hung
+
+    def summary(self) -> str:
+        """Return in a line what goes on."""
+        served = list(self._served.values())
+        if self._stop_by_s is not None:
+            return "stopping"
+        text = f"{sum(one.volume is not None for one in served)} of {len(served)} volumes open"
+        bad = [f"{one.policy.name}: {one.problem}" for one in served if one.problem]
+        running = [f"{run.job.kind} {run.job.name} of {one.policy.name}" for one in served for run in one.runs()]
+        return "; ".join([text, *running, *bad])
+
+    def _write_metrics(self) -> None:
+        path = self.policy.metrics_file
+        if path is None:
+            return
+        try:
+            replace_file(path, self.metrics(), 0o644)
+        except OSError as error:
+            self.log.error("metrics", f"{path} cannot be written: {error.strerror}", error="os")
+
+    def _open_door(self, policy: Policy) -> MetricsDoor | None:
+        return MetricsDoor(*policy.metrics, self.metrics) if policy.metrics is not None else None
+
+    # --- policies ----------------------------------------------------------------------------------------------------
+
+    def _take(self, volume: VolumePolicy) -> None:
+        """Serve a volume from now on."""
+        self._served[volume.name] = served = ServedVolume(volume, self._answering, self.log, self._clock, self._wake)
+        served.start()
+
+    def _reload(self) -> None:
+        self._notifier.reloading()
+        try:
+            if self._reread is None:
+                raise RefusedError("there is no policy to be read anew")
+            self._change(self._reread())
+        except (BlockplaneError, OSError) as error:
+            self.counts.n_bad_reloads += 1
+            for problem in getattr(error, "mistakes", None) or (error,):
+                self.log.error("policy refused", f"{problem}; what was followed is followed still", error="policy")
+        else:
+            self.counts.n_reloads += 1
+            self.log.info("policy taken", f"{len(self.policy.volumes)} volumes")
+        self._notifier.ready()
+
+    def _change(self, policy: Policy) -> None:
+        """Follow another policy: what is the same in it goes on undisturbed."""
+        if policy.metrics != self.policy.metrics:
+            door = self._open_door(policy)  # first: it may fail
+            if self._door is not None:
+                self._door.close()
+            self._door = door
+        self.policy = policy
+        self.log.set(policy.log, policy.log_level)
+        wanted = {volume.name: volume for volume in policy.volumes}
+        for name, served in list(self._served.items()):
+            if name not in wanted or wanted[name].path != served.policy.path:
+                self._leaving.append(self._served.pop(name))
+                served.stop()
+            elif wanted[name] != served.policy:
+                served.change(wanted[name])
+        for name in wanted.keys() - self._served.keys():
+            self._take(wanted[name])
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def _begin_stop(self) -> None:
+        self._stop_by_s = self._clock.monotonic() + self._grace_s
+        self._notifier.stopping()
+        self._write_metrics()  # as long as there is something to tell
+        self.log.info("stopping", "no new work; volumes are being closed")
+        for served in self._served.values():
+            served.stop()
+
+    def _is_stopped(self, stop_by_s: float) -> bool:
+        """Whether all is closed, or there is no more time."""
+        everything = [*self._served.values(), *self._leaving]
+        left = [served.policy.name for served in everything if not served.is_over]
+        if left and self._n_stops < 2 and self._clock.monotonic() < stop_by_s:
+            return False
+        if left:
+            self.unfinished = tuple(left)
+            self.log.error(
+                "not closed", f"{', '.join(left)}: as of the last consistency point; opening puts that right"
+            )
+        if left or any(served.was_closed_badly for served in everything):
+            self._status = 1
+        else:
+            self.log.info("stopped", "all volumes are closed")
+        return True

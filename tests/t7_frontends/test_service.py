@@ -1,0 +1,394 @@
+"""A service in this process: its turns, its jobs, and what a job that hangs, fails or waits does to it."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+import blockplane as bp
+from blockplane.model.errors import RefusedError
+from blockplane.server import Kind
+from blockplane.server.service import Every, Log, Outcome, Policy, Service, StoppedError, VolumePolicy, Work, door
+from blockplane.server.service.exposition import Family, exposition
+from blockplane.server.service.jobs import CheckJob, SnapshotJob
+from blockplane.server.service.notify import Notifier
+from blockplane.server.service.past import NAME, Past, read_past, write_past
+from rig.owners import TIMEOUT_S, wait_for
+from rig.services import FakeClock
+
+HOURLY = Every(3600.0)
+
+
+@dataclass(frozen=True)
+class GatedJob:
+    """A job that runs until it is let go, and may be deaf to being stopped."""
+
+    kind: ClassVar[str] = "gated"
+
+    name: str = "one"
+    due: Every = HOURLY
+    does: Kind = Kind.READS
+    is_deaf: bool = False
+    error: str = ""
+    gate: threading.Event = field(default_factory=threading.Event, compare=False)
+    begun: list[float] = field(default_factory=list, compare=False)
+
+    def describe(self) -> str:
+        return "waits"
+
+    def run(self, work: Work) -> Outcome:
+        self.begun.append(work.wall_s)
+        while not self.gate.wait(0.01):
+            if not self.is_deaf:
+                work.step()
+        if self.error:
+            raise RefusedError(self.error)
+        return Outcome("was let go", moved_bytes=4096)
+
+
+def policy_of(*jobs) -> Policy:
+    return Policy((VolumePolicy("pool", Path("pool").absolute(), jobs),), log="json", log_level="debug")
+
+
+class Inside:
+    """A service whose loop this test turns by hand."""
+
+    def __init__(self, clock: FakeClock, *jobs, **more) -> None:
+        self.clock, self.log = clock, io.StringIO()
+        self.policy = policy_of(*jobs)
+        self.service = Service(
+            self.policy, log=Log(lambda: self.log, "json", "debug", clock), clock=clock, grace_s=5.0, **more
+        )
+
+    def begin(self) -> None:
+        for volume in self.policy.volumes:
+            self.service._take(volume)
+        wait_for(lambda: all(v.was_tried for v in self.service._served.values()), "the volumes")
+
+    def turn_until(self, condition, what: str) -> None:
+        def is_so() -> bool:
+            self.service.turn()
+            return condition()
+
+        wait_for(is_so, what)
+
+    def end(self) -> None:
+        self.service.stop()
+        self.turn_until(lambda: self.service.turn() is None, "the end")
+        self.service._notifier.close()
+
+    def said(self, event: str) -> list[dict]:
+        return [e for e in map(json.loads, self.log.getvalue().splitlines()) if e["event"] == event]
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@contextmanager
+def inside(clock: FakeClock, *jobs, **more) -> Iterator[Inside]:
+    """Begins a service, and ends it: whatever happens no job is left at its gate."""
+    made = Inside(clock, *jobs, **more)
+    made.begin()
+    try:
+        yield made
+    finally:
+        for job in jobs:
+            if isinstance(job, GatedJob) and job.is_deaf:
+                job.gate.set()
+        made.end()
+
+
+def test_an_idle_service_looks_once_a_minute_at_most(pool, clock, record_property):
+    """A day without anything to do: only times of day are looked up anew."""
+    jobs = (SnapshotJob("hourly", Every(3600.0), "h-%d-%H%M"),)
+    with inside(clock, *jobs) as made:
+        made.turn_until(lambda: made.said("job done"), "the first snapshot")
+        n_before, end = made.service.counts.n_wakeups, clock.monotonic() + 86_401
+        while clock.monotonic() < end:
+            wait_s = made.service.turn()
+            assert wait_s is not None
+            if wait_s < math.inf:  # else it is to be woken by what runs
+                clock.advance(max(wait_s, 0.001))
+            wait_for(lambda: not made.service._served["pool"].runs(), "a snapshot")
+        n_turns = made.service.counts.n_wakeups - n_before
+    record_property("summary", f"an idle service: {n_turns} turns in a day of 24 snapshots")
+    assert len(made.said("job done")) == 25
+    assert n_turns <= 24 * 3 + 2
+
+
+def test_one_run_of_a_job_at_a_time_whatever_a_reload_does(pool, clock):
+    job = GatedJob(due=Every(1.0))
+    with inside(clock, job) as made:
+        policies = [made.policy]
+        made.service._reread = lambda: policies[0]
+        made.turn_until(lambda: job.begun, "the job")
+        for n in range(5):
+            clock.advance(10.0)
+            changed = replace(job, due=Every(2.0 + n))
+            policies[0] = policy_of(changed)
+            made.service.reload()
+            made.service.turn()
+        assert len(job.begun) == 1
+        job.gate.set()
+        made.turn_until(lambda: made.said("job done"), "its end")
+        assert made.service.counts.n_reloads == 5
+        (status,) = made.service.status()
+        assert [(j.when, j.n_done, j.moved_bytes) for j in status.jobs] == [("every 6s", 1, 4096)]
+
+
+def test_a_job_that_went_ends_and_does_not_come_again(pool, clock):
+    job = GatedJob(due=Every(1.0))
+    with inside(clock, job) as made:
+        made.turn_until(lambda: job.begun, "the job")
+        made.service._reread = policy_of
+        made.service.reload()
+        made.service.turn()
+        job.gate.set()
+        made.turn_until(lambda: made.said("job done"), "its end")
+        clock.advance(100.0)
+        made.service.turn()
+        assert len(job.begun) == 1
+        assert made.service.status()[0].jobs == ()
+
+
+def test_what_cannot_go_on_beside_it_is_waited_for_and_does_not_pile_up(pool, clock):
+    gated = GatedJob(does=Kind.LIVE)
+    with inside(clock, gated, CheckJob("often", Every(1.0))) as made:
+        made.turn_until(lambda: gated.begun, "the job")
+        for _ in range(10):
+            clock.advance(10.0)
+            made.service.turn()
+        assert made.said("job done") == []
+        gated.gate.set()
+        made.turn_until(lambda: [e for e in made.said("job done") if e["kind"] == "check"], "the check")
+        assert [e["kind"] for e in made.said("job done")].count("check") == 1
+
+
+def test_a_failure_is_kept_and_tried_again_later_each_time(pool, clock):
+    job = GatedJob(error="no")
+    job.gate.set()
+    with inside(clock, job) as made:
+        for n, wait_s in enumerate([30.0, 60.0, 120.0], 1):
+            made.turn_until(lambda n=n: len(made.said("job failed")) == n, "a failure")
+            (status,) = made.service.status()[0].jobs
+            assert (status.error, status.n_failed, status.due_in_s) == ("no", n, wait_s)
+            clock.advance(wait_s)
+    assert made.said("job failed")[0]["error"] == "refused"
+    assert read_past(Path("pool"))["gated one"].error == "no"
+
+
+def test_an_error_of_our_own_ends_no_service(pool, clock):
+    class Broken(GatedJob):
+        def run(self, work: Work) -> Outcome:
+            raise ZeroDivisionError("mine")
+
+    with inside(clock, Broken()) as made:
+        made.turn_until(lambda: made.said("job failed"), "the failure")
+        assert made.said("job failed")[0]["error"] == "internal"
+        assert made.service.turn() is not None
+
+
+def test_a_job_that_hangs_lets_the_watchdog_fire(pool, clock, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(0)
+
+        def heard() -> list[str]:
+            found = []
+            try:
+                while True:
+                    found.append(manager.recv(4096).decode())
+            except BlockingIOError:
+                return found
+
+        job = GatedJob(is_deaf=True)
+        notifier = Notifier(str(tmp_path / "notify"), watchdog_s=60.0)
+        with inside(clock, job, notifier=notifier) as made:
+            made.turn_until(lambda: job.begun, "the job")
+            heard()
+            signs = []
+            for _ in range(8):
+                clock.advance(30.0)
+                made.service.turn()
+                signs.append("WATCHDOG=1" in heard())
+            assert signs == [True] * 4 + [False] * 4  # patience is 120 s
+            assert "gated one of pool" in made.said("hung")[0]["text"]
+            assert len(made.said("hung")) == 1
+            job.gate.set()
+            made.turn_until(lambda: made.said("job done"), "its end")
+            heard()
+            clock.advance(30.0)
+            made.service.turn()
+            assert "WATCHDOG=1" in heard()
+
+
+def test_a_job_that_shows_signs_of_life_may_take_as_long_as_it_likes(pool, clock, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        job = GatedJob()
+        with inside(clock, job, notifier=Notifier(str(tmp_path / "notify"), 60.0)) as made:
+            made.turn_until(lambda: job.begun, "the job")
+            (run,) = made.service._served["pool"].runs()
+            for _ in range(10):
+                clock.advance(100.0)
+                wait_for(lambda: run.beat_s == clock.monotonic(), "a sign of life")
+                made.service.turn()
+            assert made.said("hung") == []
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_stopping_has_a_limit_and_asking_again_has_none(pool, clock, again):
+    job = GatedJob(is_deaf=True)
+    made = Inside(clock, job)
+    made.begin()
+    made.turn_until(lambda: job.begun, "the job")
+    made.service.stop()
+    assert made.service.turn() == 5.0
+    made.service.stop()  # at once: the same signal to a group and to its member
+    assert made.service.turn() == 5.0
+    clock.advance(1.0 if again else 5.0)
+    if again:
+        made.service.stop()
+    assert made.service.turn() is None
+    assert (made.service.unfinished, made.service._status) == (("pool",), 1)
+    job.gate.set()
+    wait_for(lambda: made.service._served["pool"].is_over, "the volume")
+
+
+def test_a_job_that_was_ended_early_is_due_again(pool, clock):
+    job = GatedJob()
+    with inside(clock, job) as made:
+        made.turn_until(lambda: job.begun, "the job")
+    assert made.said("job ended early")
+    assert "gated one" not in read_past(Path("pool"))
+    again = GatedJob()
+    again.gate.set()
+    with inside(clock, again) as made:
+        made.turn_until(lambda: again.begun, "the job")
+
+
+def test_a_check_ends_at_any_of_its_steps(pool, rng):
+    with bp.Volume.open("pool") as volume:
+        steps = []
+        assert CheckJob("a", HOURLY).run(Work(volume, 0.0, lambda: steps.append(1))).text
+        assert len(steps) > 20
+
+        def stop_at(n: int) -> None:
+            left = iter(range(n))
+
+            def step() -> None:
+                if next(left, None) is None:
+                    raise StoppedError
+
+            with pytest.raises(StoppedError):
+                CheckJob("a", HOURLY).run(Work(volume, 0.0, step))
+
+        for n in [0, len(steps) - 1, *rng.integers(0, len(steps), 10).tolist()]:
+            stop_at(n)
+        assert bp.check(volume).ok
+
+
+def test_a_volume_that_stopped_at_an_error_is_opened_anew(pool, clock):
+    with inside(clock) as made:
+        made.service.turn()
+        made.service._served["pool"].volume._failure = "a disk failed"
+        made.turn_until(lambda: len(made.said("volume open")) == 2, "the volume")
+        assert made.said("volume stopped")
+        assert made.service._served["pool"].volume.stopped_at == ""
+
+
+def test_snapshots_get_another_name_where_the_first_is_taken(pool, clock):
+    with inside(clock, SnapshotJob("s", Every(60.0), "fixed")) as made:
+        for n in range(1, 4):
+            made.turn_until(lambda n=n: len(made.said("job done")) == n, "a snapshot")
+            clock.advance(60.0)
+    with bp.Volume.open("pool", writable=False) as volume:
+        names = [snapshot.name for snapshot in volume.snapshots]
+    assert names[:5] == ["june1", "june2", "fixed", "fixed.2", "fixed.3"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"version": 2, "jobs": {}}', '{"version": 1, "jobs": 3}', '{"version": 1, "jobs": {"a": 1}}',
+     '{"version": 1, "jobs": {"a": {"begun_s": NaN, "succeeded_s": 0, "seconds": 0, "error": ""}}}', "[" * 100_000],
+)  # fmt: skip
+def test_a_hint_that_says_nothing_sensible_is_none(tmp_path, text):
+    (tmp_path / NAME).write_text(text)
+    assert read_past(tmp_path) == {}
+
+
+def test_what_is_remembered_is_not_read_through_a_link(tmp_path):
+    write_past(tmp_path, {"check a": Past(1.0, 2.0, 3.0, "x")})
+    assert read_past(tmp_path) == {"check a": Past(1.0, 2.0, 3.0, "x")}
+    (tmp_path / NAME).rename(tmp_path / "other")
+    (tmp_path / NAME).symlink_to("other")
+    assert read_past(tmp_path) == {}
+
+
+def test_the_exposition_escapes_what_a_label_may_hold():
+    family = Family("a_b", "gauge", "Help.")
+    family.add(1.5, x='say "hi"\\\n')
+    family.add(None, x="unknown")
+    assert exposition([family, Family("empty", "counter", "Nothing.")]) == (
+        '# HELP a_b Help.\n# TYPE a_b gauge\na_b{x="say \\"hi\\"\\\\\\n"} 1.5\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("question", "status"),
+    [
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"200 OK"),
+        (b"HEAD /metrics HTTP/1.0\n\n", b"200 OK"),
+        (b"GET /etc/passwd HTTP/1.0\r\n\r\n", b"404 Not Found"),
+        (b"POST /metrics HTTP/1.0\r\n\r\n", b"400 Bad Request"),
+        (b"\x00" * 9000, b"400 Bad Request"),
+        (b"\r\n\r\n", b"400 Bad Request"),
+    ],
+)
+def test_the_door_of_metrics_answers_one_question(question, status):
+    made = door.MetricsDoor("127.0.0.1", 0, lambda: "x 1\n")
+    try:
+        with socket.create_connection(made.address, TIMEOUT_S) as client:
+            client.sendall(question)
+            made._listener.settimeout(TIMEOUT_S)
+            made.accept()
+            answer = b"".join(iter(lambda: client.recv(4096), b""))
+    except ConnectionResetError:  # what was sent beyond the limit is not read
+        assert len(question) > door.MAX_QUESTION_BYTES
+        return
+    finally:
+        made.close()
+    assert answer.startswith(b"HTTP/1.0 " + status)
+    assert answer.endswith(b"x 1\n") is (question[:3] == b"GET" and b"200" in status)
+
+
+def test_a_door_with_silent_clients_answers_others(monkeypatch):
+    monkeypatch.setattr(door, "DEADLINE_S", 0.2)
+    made = door.MetricsDoor("127.0.0.1", 0, lambda: "x 1\n")
+    made._listener.settimeout(TIMEOUT_S)
+    silent = [socket.create_connection(made.address, TIMEOUT_S) for _ in range(door.MAX_CLIENTS)]
+    try:
+        for _ in silent:
+            made.accept()
+        for client in silent:  # each is closed when its time is over
+            assert client.recv(1) == b""
+        with socket.create_connection(made.address, TIMEOUT_S) as client:
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            made.accept()
+            assert client.recv(4096).startswith(b"HTTP/1.0 200")
+    finally:
+        for client in silent:
+            client.close()
+        made.close()
