@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
     from blockplane.server import VolumePlace
+    from blockplane.server.network import Certificate, Credentials, Listener, RemotePeer, Rights, make_certificates
     from blockplane.stream import (
         Key,
         StreamChain,
@@ -116,6 +117,9 @@ _HOMES = {
         "stream_envelope",
     ),
     "blockplane.server": ("VolumePlace",),
+    "blockplane.server.network": (
+        "Certificate", "Credentials", "Listener", "RemotePeer", "Rights", "make_certificates",
+    ),
     "blockplane.transfer": (
         "ChainReport", "CopyReport", "DriveTapes", "InterruptedReceive", "LostBlocks", "MergeReport",
         "OfferReport", "Opening", "Part", "PartsReport", "Reach", "ReceiveReport", "ResumeToken", "SendReport",
@@ -139,9 +143,11 @@ __all__ = [
     "BlockDifference",
     "BlockUse",
     "BlockplaneError",
+    "Certificate",
     "ChainReport",
     "Change",
     "CopyReport",
+    "Credentials",
     "DemotionPlan",
     "Destination",
     "Difference",
@@ -171,7 +177,9 @@ __all__ = [
     "PutReport",
     "Reach",
     "ReceiveReport",
+    "RemotePeer",
     "ResumeToken",
+    "Rights",
     "SavedImage",
     "SendReport",
     "SettlePlan",
@@ -209,6 +217,7 @@ __all__ = [
     "is_tape",
     "list_tape_sets",
     "list_tapes",
+    "make_certificates",
     "merge_streams",
     "offer",
     "open_stream",

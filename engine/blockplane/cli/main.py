@@ -12,6 +12,7 @@ from typing import ClassVar
 import click
 
 from blockplane.cli import (
+    certs,
     chains,
     completion,
     copies,
@@ -82,7 +83,7 @@ def cli() -> None:
 
 _MODULES = (
     volumes, shrinking, settling, copies, files, snapshots, pressure, retention, differences, holders, images,
-    transfers, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, demo, completion,
+    transfers, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, certs, demo, completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

@@ -167,6 +167,27 @@ def _line(volume: LiveVolume, top: str, after: bytes = NO_ID) -> list[str]:
     return [record.name for record in reversed(newer) if record.kind == KIND_REGULAR]
 
 
+def image_asked_for(volume: LiveVolume, wanted: str, standing: Standing) -> Image:
+    """Return the image that brings what a volume is asked for to who stands there.
+
+    Parameters
+    ----------
+    wanted : a snapshot's name, or what stands for one.
+
+    Raises
+    ------
+    NoSuchSnapshotError : there is none of that name. RefusedError : it is a shadow.
+    """
+    record = next((r for r in standing_of(volume).snapshots if r.name == wanted), None)
+    if record is None:
+        raise NoSuchSnapshotError(
+            f"{volume.path} has no snapshot {wanted}", "`blockplane snapshot list` shows those there are"
+        )
+    if record.kind != KIND_REGULAR:
+        raise RefusedError(f"{wanted} in {volume.path} is a shadow and cannot be sent", "ask for a regular snapshot")
+    return image_towards(volume, wanted, standing)
+
+
 class VolumePeer:
     """A volume that this process has open."""
 
@@ -194,14 +215,7 @@ class VolumePeer:
         self, wanted: str, target: Volume, changes: LocalChanges, progress: Progress = ignore_progress
     ) -> Brought:
         """See Peer."""
-        record = next((r for r in self.standing().snapshots if r.name == wanted), None)
-        if record is None:
-            raise NoSuchSnapshotError(
-                f"{self.name} has no snapshot {wanted}", "`blockplane snapshot list` shows those there are"
-            )
-        if record.kind != KIND_REGULAR:
-            raise RefusedError(f"{wanted} in {self.name} is a shadow and cannot be sent", "ask for a regular snapshot")
-        image = image_towards(self.volume, wanted, standing_of(target))
+        image = image_asked_for(self.volume, wanted, standing_of(target))
         return VolumePeer(target).take(image, changes, progress)
 
     def close(self) -> None:
