@@ -160,6 +160,7 @@ __all__ = [
     "Image",
     "InterruptedReceive",
     "Key",
+    "Listener",
     "LostBlocks",
     "MergeReport",
     "OfferReport",

@@ -26,6 +26,9 @@ from blockplane.server.network.limits import Limits
 
 #: Given to the kernel, or to TLS, at once. Smaller ones cost turns of the interpreter, and larger ones gain nothing.
 _SLICE_BYTES: Final = 256 << 10
+#: What a side that has said its last word still takes, and for how long.
+_PART_BYTES: Final = 4 << 20
+_PART_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +199,30 @@ class Channel:
         with contextlib.suppress(OSError):
             self._sock.close()
 
+    def part(self) -> None:
+        """Say nothing more, and close when the other side has: what it still sends would destroy our last word."""
+        part(self._sock)
+
 
 def abort(sock: socket.socket) -> None:
     """End a connection in both directions, from any thread."""
     with contextlib.suppress(OSError):
         # the plain call: that of ssl would have another thread go on without encryption
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def part(sock: socket.socket) -> None:
+    """Close a connection so that what was written last arrives, although the other side may still be writing."""
+    end, scratch, n_read = time.monotonic() + _PART_S, bytearray(16 << 10), 0
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_WR)
+        while n_read < _PART_BYTES and (left_s := end - time.monotonic()) > 0:
+            sock.settimeout(left_s)
+            n = socket.socket.recv_into(sock, scratch)  # what TLS would make of it does not matter any more
+            if not n:
+                break
+            n_read += n
+    sock.close()
 
 
 def tune(sock: socket.socket, limits: Limits) -> None:

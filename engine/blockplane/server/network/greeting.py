@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
@@ -72,7 +73,8 @@ class Caller:
             tune(sock, self.limits)
             sock = self._secured(sock, deadline)
             channel = Channel(sock, self.limits, str(self.address), deadline)
-            channel.tell(Kind.HELLO, {"protocol": PROTOCOL, "release": RELEASE, **hello})
+            with contextlib.suppress(ConnectionLostError):  # why it is refused, reading says
+                channel.tell(Kind.HELLO, {"protocol": PROTOCOL, "release": RELEASE, **hello})
             self._welcomed(channel)
             channel.deadline = None
             return channel

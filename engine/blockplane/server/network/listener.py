@@ -23,7 +23,7 @@ from blockplane.model.errors import (
 )
 from blockplane.server.network.address import Address
 from blockplane.server.network.admission import Admission, Guest
-from blockplane.server.network.channel import Channel, abort, tune
+from blockplane.server.network.channel import Channel, abort, part, tune
 from blockplane.server.network.codec import Kind
 from blockplane.server.network.greeting import heard, shake_hands, welcome, wrapped
 from blockplane.server.network.limits import Limits
@@ -246,8 +246,7 @@ class Listener:
             if not isinstance(error, (ConnectionLostError, TimeoutError, ConnectionError, ssl.SSLEOFError, BusyError)):
                 self._admission.failed(address)
             self._tell(Event("refused", address, shown(str(error))))
-            abort(guest.sock)
-            guest.sock.close()
+            part(guest.sock)
             return None
         finally:
             self._admission.leave(guest)

@@ -236,9 +236,10 @@ class RemotePeer:
     ) -> Iterator[tuple[Channel, dict[str, Any]]]:
         """Ask on a connection of its own; yield that and the answer. What fails here, the other side is told."""
         with contextlib.closing(self._caller.control()) as control:
-            control.tell(Kind.REQUEST, {"verb": verb, "volume": self._volume, **(found or {})})
-            for blob in blobs:
-                control.send_blob(blob)
+            with contextlib.suppress(ConnectionLostError):  # why it was not taken, reading says
+                control.tell(Kind.REQUEST, {"verb": verb, "volume": self._volume, **(found or {})})
+                for blob in blobs:
+                    control.send_blob(blob)
             answer = _answered(control)
             try:
                 yield control, answer

@@ -149,9 +149,10 @@ class Dialogue:
             self._tell_failed(error)
             self._serving.note("failed", self, f"{type(error).__name__}: {error}")
         finally:
-            for channel in (self._control, *self._data):
+            for channel in self._data:
                 channel.close()
             self.over.set()
+            self._control.part()
 
     def _tell_failed(self, error: Exception) -> None:
         with contextlib.suppress(BlockplaneError):

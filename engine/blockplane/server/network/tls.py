@@ -49,7 +49,7 @@ class Credentials:
         KeyFileError : there is none, or several, or others than its owner may read the key.
         """
         folder = Path(directory)
-        if name is None and not folder.is_dir() and folder.parent.is_dir():
+        if name is None and not folder.is_dir() and (folder.parent / f"{folder.name}.pem").is_file():
             folder, name = folder.parent, folder.name
         name = name or _only_name(folder)
         found = cls(
