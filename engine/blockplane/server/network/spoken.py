@@ -74,6 +74,8 @@ def n_standing_bytes(found: Mapping[str, Any], most: int) -> int:
 
 def standing_heard(found: Mapping[str, Any], blob: bytes) -> Standing:
     """Return a standing; WireError: it is none."""
+    if len(blob) != n_standing_bytes(found, len(blob)):
+        raise WireError("a standing has another number of snapshots than it says")
     try:
         records = [SnapshotRecord.decode(blob[at : at + RECORD_BYTES]) for at in range(0, len(blob), RECORD_BYTES)]
     except (VolumeDamagedError, ValueError):
