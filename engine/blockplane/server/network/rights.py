@@ -45,7 +45,8 @@ class Identity:
         """What rules may call it."""
         if not self.fingerprint:
             return frozenset({PLAINTEXT})
-        return frozenset({name.lower() for name in self.names} | {f"sha256:{self.fingerprint.hex()}"})
+        names = {name.lower() for name in self.names if _is_peer_name(name)}
+        return frozenset(names | {f"sha256:{self.fingerprint.hex()}"})
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,18 @@ class Rights:
         return any(key in keys and verbs for (key, _), verbs in self._allowed.items())
 
 
+def _is_peer_name(name: str) -> bool:
+    """Whether a name cannot be taken for a fingerprint, or for what is no name."""
+    return _PEER_NAME.fullmatch(name) is not None and not name.lower().startswith("sha256:")
+
+
 def peer_key(peer: str) -> str:
     """Return what a rule calls a peer, in one form; UsageError: it is neither a name nor a fingerprint."""
     if peer == PLAINTEXT:
         return peer
     if _FINGERPRINT.fullmatch(peer):
         return "sha256:" + peer[7:].replace(":", "").lower()
-    if not _PEER_NAME.fullmatch(peer) or peer.lower().startswith("sha256:"):
+    if not _is_peer_name(peer):
         raise UsageError(
             f"{peer!r} is no peer", f"write a certificate's name, sha256: and its fingerprint, or {PLAINTEXT}"
         )
