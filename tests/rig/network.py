@@ -53,11 +53,12 @@ class Hosts:
 
 @dataclass
 class Cut:
-    """What happens to the link once: at a byte of one direction, counted over all connections."""
+    """What happens to the link once: at a byte of one direction, counted over all connections, or in the first one."""
 
     at: int
     direction: Direction
     how: How
+    in_first: bool = False
     happened: threading.Event = field(default_factory=threading.Event)
 
 
@@ -74,6 +75,7 @@ class Link:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.n_bytes: dict[Direction, int] = {"up": 0, "down": 0}
+        self.n_first: dict[Direction, int] = {"up": 0, "down": 0}
         self._lock = threading.Lock()
         self.cut, self._pairs, self._frozen = cut, list[tuple[socket.socket, socket.socket]](), set[socket.socket]()
         self._is_over = False
@@ -123,12 +125,13 @@ class Link:
             if not data:
                 other.shutdown(socket.SHUT_WR)
                 return False
-            before, cut = self.n_bytes[direction], self.cut
+            cut, is_first = self.cut, sock in self._pairs[0]
             if cut is not None and not cut.happened.is_set() and cut.direction == direction:
-                inside = cut.at - before
-                if inside < len(data):
+                inside = cut.at - (self.n_first if cut.in_first else self.n_bytes)[direction]
+                if inside < len(data) and (is_first or not cut.in_first):
                     return self._happen(cut, data, inside, other)
             self.n_bytes[direction] += len(data)
+            self.n_first[direction] += len(data) if is_first else 0
             other.sendall(data)
         except OSError:
             self._reset(sock, other)

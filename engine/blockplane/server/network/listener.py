@@ -17,7 +17,6 @@ from blockplane.model.errors import (
     BusyError,
     ConnectionLostError,
     NotAllowedError,
-    RefusedError,
     UntrustedError,
     UsageError,
 )
@@ -317,7 +316,7 @@ class Listener:
             return
         with self._changed:
             if transfer.volume in self._pushing:
-                raise RefusedError(f"a transfer into {transfer.volume} is under way", "wait for its end")
+                raise BusyError(f"a transfer into {transfer.volume} is under way", "it is tried again by itself")
             self._pushing[transfer.volume] = dialogue
         try:
             yield
