@@ -42,7 +42,7 @@ class FarSide:
         """Write random blocks in random runs, take a snapshot, drop the oldest; return its name."""
         while n_blocks > 0:
             run = min(int(self.rng.integers(1, 300)), n_blocks)
-            self.files.write(1 + int(self.rng.integers(0, 3)), int(self.rng.integers(0, 2000)), run)
+            self.files.write(1 + int(self.rng.integers(0, 3)), int(self.rng.integers(0, 3500)), run)
             n_blocks -= run
         self._n += 1
         name = f"s{self._n}"

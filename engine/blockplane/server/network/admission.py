@@ -22,11 +22,12 @@ _MINUTE_S: Final = 60.0
 
 @dataclass(eq=False, slots=True)
 class Guest:
-    """A connection that has not been greeted."""
+    """A connection that has not been greeted. is_gone : it had to make room."""
 
     address: str
     sock: socket.socket
     since: float
+    is_gone: bool = False
 
 
 class Admission:
@@ -57,6 +58,7 @@ class Admission:
                 if guest.since - oldest.since < min(_GRACE_S, self._limits.greeting_s / 4):
                     return None
                 self._guests.remove(oldest)
+                oldest.is_gone = True
                 abort(oldest.sock)
             self._guests.append(guest)
             return guest

@@ -118,13 +118,13 @@ class Listener:
             os.close(self._wake_fd)
             raise
         self._listener.setblocking(False)
+        if not self._place.path:
+            self._place = Address(self._place.host, self._listener.getsockname()[1])
 
     @property
     def address(self) -> str:
         """Where it listens; a port that was left to chance is known."""
-        if self._place.path:
-            return str(self._place)
-        return str(Address(self._place.host, self._listener.getsockname()[1]))
+        return str(self._place)
 
     @property
     def credentials(self) -> Credentials | None:
@@ -239,6 +239,8 @@ class Listener:
                 self._pause(min(delay_s, max(deadline - time.monotonic(), 0.0)))
             tune(guest.sock, self.limits)
             guest.sock = wrapped(guest.sock, self._context)
+            if self._is_over or guest.is_gone:  # whoever said so may have had the socket as it was before
+                raise ConnectionLostError("there is no room, or the listener stops")
             identity = shake_hands(guest.sock, address, deadline)
             return self._admitted(guest, identity, deadline)
         except (OSError, ValueError, BlockplaneError) as error:

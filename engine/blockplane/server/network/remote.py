@@ -43,6 +43,7 @@ from blockplane.transfer.description import described
 from blockplane.transfer.imagesending import ImageSending
 from blockplane.transfer.peer import Brought, LocalChanges, Standing, keep_changes, standing_of
 from blockplane.transfer.receive import receive
+from blockplane.transfer.resume import ResumeToken
 from blockplane.volume.volume import Volume
 
 #: Data connections of a transfer.
@@ -100,8 +101,8 @@ class RemotePeer:
         self._volume, self._n_connections = require_volume_name(volume), n_connections
         self._caller = Caller(place, credentials, self._limits, expects, source=source)
         self._throttle = Throttle(rate)
-        #: bytes of blocks that went or came, over all attempts of a call
-        self._moved = 0
+        #: bytes of blocks that went or came, over all attempts of a call; blocks durable before its last attempt
+        self._moved = self._durable = 0
 
     @property
     def name(self) -> str:
@@ -148,7 +149,7 @@ class RemotePeer:
 
     def _transferring(self, attempt: Callable[[Progress], Brought], progress: Progress) -> Brought:
         """Make attempts; return what they did together."""
-        self._moved, n_attempts, kept = 0, 0, None
+        self._moved, self._durable, n_attempts, kept = 0, 0, 0, None
         started = time.monotonic()
 
         def counted_attempt() -> Brought:
@@ -174,20 +175,23 @@ class RemotePeer:
         )  # fmt: skip
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
-        """Try until it works, does not help, or nothing has got through for too long."""
-        last_s, n_failed, moved = time.monotonic(), 0, self._moved
+        """Try until it works, does not help, or nothing has got through for too long.
+
+        What moved counts as getting through once; then more must be durable at the side that receives than before.
+        """
+        last_s, n_failed, durable = time.monotonic(), 0, -1
         while True:
+            moved = self._moved
             try:
                 return attempt()
-            except _PASSING as error:
+            except _PASSING:
                 now = time.monotonic()
-                if self._moved > moved:
-                    last_s, n_failed, moved = now, 0, self._moved
+                if self._moved > moved and self._durable > durable:
+                    last_s, n_failed, durable = now, 0, self._durable
                 pause_s = min(_FIRST_PAUSE_S * 2**n_failed, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
                 n_failed = min(n_failed + 1, 20)
                 if now + pause_s > last_s + self._patience_s:
                     raise
-                del error
                 time.sleep(pause_s)
 
     # --- one attempt -------------------------------------------------------------------------------------------------
@@ -201,6 +205,7 @@ class RemotePeer:
             if "brought" in answer:
                 return brought_heard(answer)
             token = decode_token(control.receive_blob(number_field(answer, "n_token_bytes", self._limits.token_bytes)))
+            self._note_durable(token)
             try:
                 with contextlib.closing(Outgoing(self._data(answer), self._limits, self._throttle)) as outgoing:
                     send_rest(image, outgoing, token, progress)
@@ -209,9 +214,14 @@ class RemotePeer:
             except ConnectionLostError as error:
                 return brought_heard(_reason(control, error))
 
+    def _note_durable(self, token: ResumeToken | None) -> None:
+        """Note how far the side that receives had come before an attempt."""
+        self._durable = max(self._durable, token.n_copied if token is not None else 0)
+
     def _bring(self, wanted: str, target: Volume, changes: LocalChanges, progress: Progress) -> Brought:
         said, blob = standing_said(standing_of(target))
         token = token_for(target, None, self._limits.token_bytes)
+        self._note_durable(decode_token(token))
         said |= {"wanted": wanted, "n_token_bytes": len(token), "n_connections": self._n_connections}
         with self._asking("bring", said, blob, token) as (control, answer):
             if "brought" in answer:

@@ -18,8 +18,11 @@ from blockplane.server.network.codec import MAX_PIECE_BYTES, Head, Kind, WireErr
 from blockplane.server.network.limits import Limits
 from blockplane.server.network.throttle import Throttle
 
-#: Pieces in memory a connection: one on its way, one that waits.
-_PIECES: Final = 2
+#: A piece that is cut is lost, on every connection: with larger ones short transfers would begin anew. Smaller ones
+#: cost turns of the interpreter.
+PIECE_BYTES: Final = 256 << 10
+#: Pieces in memory a connection.
+_PIECES: Final = 4
 _SETTLE_S: Final = 2.0
 
 
@@ -104,7 +107,7 @@ class Outgoing(_Stripes):
 
     Notes
     -----
-    Memory: two pieces of 1 MiB a connection. What is written is copied once, so that connections work at once.
+    Memory: 1 MiB a connection. What is written is copied once, so that connections work at once.
     """
 
     name = "the network connection"
@@ -112,11 +115,11 @@ class Outgoing(_Stripes):
     def __init__(self, channels: Sequence[Channel], limits: Limits, throttle: Throttle) -> None:
         super().__init__(channels, limits, "blockplane sends")
         self._throttle = throttle
-        self._free = [memoryview(bytearray(MAX_PIECE_BYTES)) for _ in range(_PIECES * len(channels))]
+        self._free = [memoryview(bytearray(PIECE_BYTES)) for _ in range(_PIECES * len(channels))]
         self._ready: deque[tuple[int, memoryview, int]] = deque()
         self._n_pieces, self._is_over = 0, False
         self._filling: memoryview | None = None
-        self._n_filled, self._most = 0, MAX_PIECE_BYTES
+        self._n_filled, self._most = 0, PIECE_BYTES
         self._pace = Pace(limits, lambda: sum(channel.n_sent for channel in channels))
         self._start()
 
@@ -126,7 +129,7 @@ class Outgoing(_Stripes):
         while at < len(view):
             if self._filling is None:
                 self._filling, self._n_filled = self._next_free(), 0
-                self._most = self._throttle.piece_bytes(MAX_PIECE_BYTES)
+                self._most = self._throttle.piece_bytes(PIECE_BYTES)
             n_bytes = min(len(view) - at, self._most - self._n_filled)
             self._filling[self._n_filled : self._n_filled + n_bytes] = view[at : at + n_bytes]
             self._n_filled += n_bytes
@@ -195,7 +198,8 @@ class Incoming(_Stripes):
 
     Notes
     -----
-    Memory: two pieces of 1 MiB a connection. Each piece is received into a buffer of its own, and copied out once.
+    Memory: 1 MiB a connection; 4 MiB, where the other side deals in larger pieces. Each piece
+    is received into a buffer of its own, and copied out once.
     """
 
     name = "the network connection"
@@ -204,7 +208,8 @@ class Incoming(_Stripes):
         super().__init__(channels, limits, "blockplane receives")
         self._throttle = throttle
         self._window = _PIECES * len(channels)
-        self._free = [memoryview(bytearray(MAX_PIECE_BYTES)) for _ in range(self._window)]
+        #: of PIECE_BYTES, replaced by larger ones where such come
+        self._free = [memoryview(bytearray(PIECE_BYTES)) for _ in range(self._window)]
         self._here: dict[int, tuple[memoryview, int]] = {}
         self._next, self._at, self._total = 0, 0, -1
         self._taken: set[int] = set()
@@ -273,6 +278,8 @@ class Incoming(_Stripes):
                 raise WireError(f"{channel.peer} sends a piece twice, or one more than there are")
             self._taken.add(head.sequence)
             buffer = self._free.pop()
+        if len(buffer) < head.n_bytes:
+            buffer = memoryview(bytearray(MAX_PIECE_BYTES))
         self._throttle.take(head.n_bytes, self.ended)
         channel.receive_body(head, buffer[: head.n_bytes])
         with self._changed:
@@ -281,7 +288,8 @@ class Incoming(_Stripes):
 
     def _end(self, channel: Channel, total: int) -> None:
         with self._changed:
-            if self._total not in (-1, total) or any(sequence >= total for sequence in self._taken):
+            most = max(self._next, max(self._taken, default=-1) + 1)
+            if self._total not in (-1, total) or total < most:
                 raise WireError(f"{channel.peer} says two lengths of one stream")
             self._total = total
             self._changed.notify_all()

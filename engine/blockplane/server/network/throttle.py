@@ -113,6 +113,7 @@ class Throttle:
 
     def piece_bytes(self, most: int) -> int:
         """Return how much goes at once, so that no pause is long."""
+        self.due_s(0)  # asks for the rate
         rate = self._rate
         return most if rate is None else max(min(most, int(rate * _BURST_S)), LEAST_RATE // 4)
 
