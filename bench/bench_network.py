@@ -1,0 +1,121 @@
+"""The wire over loopback, four connections: beside raw TLS and raw sockets of the same number, in the same process."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from pathlib import Path
+
+import pytest
+
+from blockplane.server.network import Credentials, Limits, make_certificates
+from blockplane.server.network.channel import Channel
+from blockplane.server.network.striped import Incoming, Outgoing
+from blockplane.server.network.throttle import Throttle
+
+MIB = 1 << 20
+N_BYTES = 256 * MIB
+N_CONNECTIONS = 4
+KINDS = ("plain", "tls")
+
+
+@pytest.fixture(scope="module")
+def credentials(tmp_path_factory) -> Credentials:
+    folder: Path = tmp_path_factory.mktemp("bench") / "tls"
+    make_certificates(folder, ["here=127.0.0.1"])
+    return Credentials.find(folder)
+
+
+def secured(near: socket.socket, far: socket.socket, credentials: Credentials) -> list[socket.socket]:
+    """Do both sides of a handshake."""
+    found: list[ssl.SSLSocket] = []
+    context = credentials.listening()
+    thread = threading.Thread(target=lambda: found.append(context.wrap_socket(far, server_side=True)))
+    thread.start()
+    near = credentials.calling(checks_name=True).wrap_socket(near, server_hostname="127.0.0.1")
+    thread.join()
+    return [near, *found]
+
+
+@contextlib.contextmanager
+def connections(kind: str, credentials: Credentials):
+    """Pairs of connected sockets over loopback TCP, secured where asked for."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pairs = []
+        for _ in range(N_CONNECTIONS):
+            near = socket.create_connection(server.getsockname())
+            far, _ = server.accept()
+            pairs.append([near, far])
+    if kind == "tls":
+        pairs = [secured(*pair, credentials) for pair in pairs]
+    try:
+        yield pairs
+    finally:
+        for sock in (sock for pair in pairs for sock in pair):
+            sock.close()
+
+
+def raw(pairs) -> int:
+    """Send and receive on every connection at once, as fast as the interpreter lets sockets go."""
+    data, found = memoryview(bytearray(MIB)), []
+
+    def send(sock: socket.socket) -> None:
+        for _ in range(N_BYTES // N_CONNECTIONS // MIB):
+            sock.sendall(data)
+
+    def receive(sock: socket.socket) -> None:
+        room, left = memoryview(bytearray(MIB)), N_BYTES // N_CONNECTIONS
+        while left:
+            left -= sock.recv_into(room)
+        found.append(N_BYTES // N_CONNECTIONS)
+
+    threads = [threading.Thread(target=send, args=(near,)) for near, _ in pairs]
+    threads += [threading.Thread(target=receive, args=(far,)) for _, far in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(found)
+
+
+def striped(pairs) -> int:
+    """A stream of frames of a mebibyte, dealt over the connections and put together again."""
+    limits, nothing, found = Limits(), Throttle(), 0
+    out = Outgoing([Channel(near, limits, "there") for near, _ in pairs], limits, nothing)
+    into = Incoming([Channel(far, limits, "here") for _, far in pairs], limits, nothing)
+    frame = memoryview(bytearray(MIB))
+
+    def write() -> None:
+        for _ in range(N_BYTES // MIB):
+            out.write(frame)
+        out.finish()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    room = memoryview(bytearray(MIB))
+    while n := into.readinto(room):
+        found += n
+    thread.join()
+    into.settle()
+    out.close()
+    into.close()
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", [raw, striped], ids=["raw", "striped"])
+def test_four_connections(benchmark, how, kind, credentials):
+    benchmark.group = f"network {kind}, {N_CONNECTIONS} connections, {N_BYTES // MIB} MiB"
+    benchmark.extra_info.update(n_bytes=N_BYTES, n_connections=N_CONNECTIONS, openssl=ssl.OPENSSL_VERSION)
+
+    def setup():
+        stack = contextlib.ExitStack()
+        return (stack, stack.enter_context(connections(kind, credentials))), {}
+
+    def run(stack: contextlib.ExitStack, pairs) -> None:
+        assert how(pairs) == N_BYTES
+        stack.close()
+
+    benchmark.pedantic(run, setup=setup, rounds=5)
