@@ -81,6 +81,9 @@ def test_the_api_page_names_what_exists():
         "files": bp.FileSystem,
         "chain": bp.StreamChain,
         "Plane": bp.Plane,
+        "Credentials": bp.Credentials,
+        "listener": bp.Listener,
+        "peer": bp.RemotePeer,
     }
     called = re.findall(r"`(?:(\w+)\.)?(\w+)\(", page)
     assert len(called) > 20
