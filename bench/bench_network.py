@@ -15,7 +15,7 @@ import pytest
 
 from blockplane.server.network import Credentials, Limits, make_certificates
 from blockplane.server.network.channel import Channel
-from blockplane.server.network.striped import Incoming, Outgoing
+from blockplane.server.network.striped import PIECE_BYTES, Incoming, Outgoing
 from blockplane.server.network.throttle import Throttle
 
 MIB = 1 << 20
@@ -87,12 +87,12 @@ def raw(pairs) -> int:
     found = []
 
     def send(sock: socket.socket) -> None:
-        data = memoryview(bytearray(MIB))
-        for _ in range(N_BYTES // N_CONNECTIONS // MIB):
+        data = memoryview(bytearray(PIECE_BYTES))
+        for _ in range(N_BYTES // N_CONNECTIONS // PIECE_BYTES):
             sock.sendall(data)
 
     def receive(sock: socket.socket) -> None:
-        room, left = memoryview(bytearray(MIB)), N_BYTES // N_CONNECTIONS
+        room, left = memoryview(bytearray(PIECE_BYTES)), N_BYTES // N_CONNECTIONS
         while left:
             left -= sock.recv_into(room)
         found.append(N_BYTES // N_CONNECTIONS)
