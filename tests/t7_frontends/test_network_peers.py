@@ -56,10 +56,10 @@ def test_a_full_push_then_increments(side):
     side.require_done(third)
     again = side.push(third)
     assert (again.already_there, again.n_blocks) == (True, 0)
+    side.require_at_rest()
     done = [(event.what, event.text, event.transfer.verb) for event in side.told if event.what == "done"]
     assert done == [("done", "standing", Verb.READ), ("done", "take", Verb.WRITE)] * 3
     assert {event.transfer.identity.names for event in side.told} == {("source", "127.0.0.1")}
-    side.require_at_rest()
 
 
 def test_the_standing_is_the_volume_s_own(side):
