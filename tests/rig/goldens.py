@@ -1,6 +1,6 @@
 """The recipe of the golden volumes: small ones in which everything stands that a release keeps on disks.
 
-    python -m rig.goldens FOLDER
+    python -m rig.goldens FOLDER [NAME...]
 
 Ids and times are of the day they were made, so that another run gives other bytes: what they hold is written beside
 them. They are made once for each format version, and never again.
@@ -27,7 +27,7 @@ import blockplane as bp
 from blockplane.volume.codec import TableEntry
 from rig.listing import describe
 
-NAMES = ("source", "waiting", "mapped")
+NAMES = ("source", "waiting", "mapped", "pointed")
 
 
 def block(number: int) -> bytes:
@@ -92,6 +92,33 @@ def make(folder: Path) -> None:
                 bp.receive(io.BytesIO(data[:1_500_000] if name == "waiting" else data), volume, discard=True)
 
 
+def make_pointed(folder: Path) -> None:
+    """A volume with masters and pointers that replicas follow: one is behind one that is, one met something."""
+    with (
+        bp.Volume.create(folder / "pointed", disks=2, size="4M") as volume,
+        bp.Volume.create(folder / "near", disks=1, size="9M") as near,
+        bp.Volume.create(folder / "far", disks=1, size="9M") as far,
+        bp.Volume.create(folder / "small", disks=1, size="5M") as small,
+    ):
+        files = bp.FileSystem(volume)
+        files.write_bytes("/file", b"".join(map(block, range(200))))
+        volume.snapshot("one")
+        volume.make_master("one")
+        volume.move_pointer("stable", "one")
+        volume.move_pointer("gone", "one")
+        volume.delete_pointer("gone")
+        bp.replicate(bp.VolumePeer(volume), near)
+        bp.replicate(bp.VolumePeer(near), far)
+        bp.FileSystem(small).write_bytes("/mine", block(1))
+        with contextlib.suppress(bp.errors.RefusedError):
+            bp.replicate(bp.VolumePeer(volume), small, changes=bp.LocalChanges.REFUSE)
+        files.write_bytes("/file", b"".join(map(block, range(100, 150))))
+        volume.snapshot("two")
+        volume.make_master("two")
+        bp.replicate(bp.VolumePeer(volume), near)
+        volume.set_replica_limit(86_400)
+
+
 def contents(path: Path) -> dict[str, Any]:
     """Return what stands in a volume, so far as it can be compared."""
     with bp.Volume.open(path, writable=False) as volume:
@@ -112,8 +139,23 @@ def contents(path: Path) -> dict[str, Any]:
             "destinations": [[d.name, d.status] for d in volume.destinations.list()],
             "policy": repr(volume.pressure),
             "maps": {e.record.name: _map_of(volume, e) for e in volume.local.entries()},
+            **_replication(volume),
             "incoming": [[r.top_name, r.n_image, r.n_landed] for r in bp.interrupted_receives(volume)],
         }
+
+
+def _replication(volume: bp.Volume) -> dict[str, Any]:
+    """Return pointers and replicas, where there are any: the first goldens were written before there were."""
+    if not volume.pointers:
+        return {}
+    replicas = [[r.name, r.via, r.status, r.newest, r.left_blocks, bool(r.error)] for r in bp.replicas(volume)]
+    return {
+        "pointers": [[p.name, p.snapshot] for p in volume.pointers],
+        "remembered": [[p.name, p.version, p.snapshot_id.hex()] for p in volume.local.replication().pointers],
+        "masters": [s.name for s in volume.snapshots if s.is_master],
+        "replicas": replicas,
+        "limit": volume.replica_limit_s,
+    }
 
 
 def _map_of(volume: bp.Volume, entry: TableEntry) -> str:
@@ -143,7 +185,8 @@ def main() -> None:
     target = Path(sys.argv[1])
     with tempfile.TemporaryDirectory() as name:
         make(Path(name))
-        for volume in NAMES:
+        make_pointed(Path(name))
+        for volume in sys.argv[2:] or NAMES:
             (target / f"{volume}.tar.zst").write_bytes(pack(Path(name, volume)))
             (target / f"{volume}.json").write_text(json.dumps(contents(Path(name, volume)), indent=1) + "\n")
 

@@ -29,6 +29,7 @@ from blockplane.volume.features import Features
 from blockplane.volume.fsinfo import FsInfo
 from blockplane.volume.imagetable import StoredImage
 from blockplane.volume.markcodec import DestinationRecord, IntervalRecord
+from blockplane.volume.replicationcodec import PointerRecord, ReplicaRecord, Replication
 from faults.world import geometry_of
 
 u64 = st.integers(0, 2**64 - 1)
@@ -111,6 +112,36 @@ def test_marked_intervals(snapshot_id, flags, n_alloc, n_dealloc, when, alloc, d
     assert (found.n_alloc, found.n_dealloc) == (n_alloc, n_dealloc)
     assert same_root(found.alloc, alloc)
     assert same_root(found.dealloc, dealloc)
+
+
+@given(names, ids, u64, ids, i64)
+def test_snapshot_pointers(name, snapshot_id, version, moved_by, when):
+    made = PointerRecord(name, snapshot_id, version, moved_by, when)
+    assert PointerRecord.decode(made.encode()) == made
+
+
+@given(names, ids, u64, ids, ids, i64, i64, st.text(max_size=60), u32)
+def test_replicas(name, own, generation, stands, via, contact_ns, error_ns, error, flags):
+    made = ReplicaRecord(name, own, generation, stands, via, contact_ns, error_ns, error, flags)
+    assert ReplicaRecord.decode(made.encode()) == made
+
+
+@given(st.lists(st.tuples(names, ids)), st.lists(st.tuples(names, ids)), st.integers(1, 2**40), st.binary(max_size=508))
+def test_a_replication_table_carries_along_what_it_does_not_know(pointers, replicas, limit_s, unknown):
+    strange = (bytes([9, 0, 0, 0]) + unknown).ljust(512, b"\0")
+    made = Replication(
+        tuple(PointerRecord(name, own, 1, own) for name, own in pointers),
+        tuple(ReplicaRecord(name, own) for name, own in replicas),
+        limit_s,
+        (strange,),
+    )
+    assert Replication.decode(made.encode()) == made
+    assert Replication.decode(made.encode() + strange).others == (strange, strange)
+
+
+def test_what_a_replica_met_is_cut_between_letters():
+    made = ReplicaRecord("far", bytes(16), error="ü" * 200)
+    assert ReplicaRecord.decode(made.encode()).error == "ü" * 127
 
 
 texts = st.text(st.characters(blacklist_categories=("Cs",)), max_size=900)

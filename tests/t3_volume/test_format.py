@@ -22,6 +22,7 @@ from blockplane.volume.imagetable import StoredImage
 from blockplane.volume.incoming import IncomingEntry
 from blockplane.volume.markcodec import DestinationRecord, IntervalRecord
 from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.replicationcodec import PointerRecord, ReplicaRecord, Replication
 from faults.world import geometry_of
 
 PAGE = Path(codec.__file__).with_name("FORMAT.md")
@@ -64,6 +65,8 @@ BRANCH = Branch(an_id(6), an_id(7), 8, 9, -10)
 INTERVAL = IntervalRecord(an_id(5), 3, 11, 12, -13, ROOTS[3], ROOTS[4])
 DESTINATION = DestinationRecord("tåpe", an_id(6), an_id(7), 2, -14, -15)
 IMAGE = StoredImage(an_id(8), "week", "s:1", "june1", 21, -22, ROOTS[5])
+POINTER = PointerRecord("mäster", an_id(5), 6, an_id(7), -8)
+REPLICA = ReplicaRecord("städt", an_id(1), 9, an_id(2), an_id(3), -10, -11, "cüt", 1)
 HOLD = Hold(an_id(3), "mirror", 19, -20)
 INCOMING = IncomingEntry(
     an_id(1),
@@ -270,6 +273,27 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
             "member_ids": b"".join(INCOMING.member_ids),
         },
     ),
+    "Snapshot pointer": (
+        POINTER.encode(),
+        {
+            "kind": 1,
+            "n_name": 7,
+            "name": POINTER.name.encode(),
+            **fields_of(POINTER, "version", "snapshot_id", "moved_by", "moved_ns"),
+        },
+    ),
+    "Replica": (
+        REPLICA.encode(),
+        {
+            "kind": 2,
+            "n_name": 6,
+            "name": REPLICA.name.encode(),
+            "n_error": 4,
+            "error": REPLICA.error.encode(),
+            **fields_of(REPLICA, "flags", "generation", "volume_id", "stands", "via", "contact_ns", "error_ns"),
+        },
+    ),
+    "Replica limit": (Replication(limit_s=77).encode(), {"kind": 3, "limit_s": 77}),
     "Place map extent": (
         PlaceMap(np.array([[10, 14, 1 << 40]], np.int64)).encode(),
         {"vbn_start": 10, "vbn_stop": 14, "place_start": 1 << 40},
@@ -291,7 +315,7 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
                         "marks",
                         "incoming",
                         "holds",
-                        "logs",
+                        "replication",
                         "shadowed",
                         "destinations",
                         "images",

@@ -594,7 +594,7 @@ def test_histories(number, rng, is_deep, record_property, monkeypatch):
 def test_a_policy_that_takes_what_is_held_is_found(monkeypatch):
     """The story's own check: pins, holds and destinations do not count."""
     monkeypatch.setattr(pressure, "needs", lambda volume, entry: iter(()))
-    monkeypatch.setattr(pressure, "_needed_here", lambda volume: {})
+    monkeypatch.setattr(pressure, "needed_here", lambda volume: {})
     found = 0
     for seed in range(12):
         try:

@@ -85,9 +85,12 @@ WORDS = {
     "ls": ["ls", "pool:/tree"],
     "mkdir": ["mkdir", "pool:/new", "pool:/other"],
     "mv": ["mv", "pool:/later", "pool:/moved"],
+    "pointer": ["pointer", "pool", "stable", "june1"],
     "prune": ["prune", "pool", "--keep-last", "2"],
     "put": ["put", "pool:/", "fresh", "--json"],
     "receive": ["receive", "pool", "-i", "june2.bps"],
+    "replicas": ["replicas", "pool", "--limit", "7d"],
+    "replicate": ["replicate", "pool", "spare", "--pointer", "june1"],
     "rm": ["rm", "pool:/later", "pool:/tree/hello"],
     "rollback": ["rollback", "pool@june1"],
     "send": ["send", "pool", "june1", "-o", "again.bps", "-n"],
@@ -98,6 +101,7 @@ WORDS = {
     "snapshot hold": ["snapshot", "hold", "pool@june1", "me"],
     "snapshot list": ["snapshot", "list", "pool"],
     "snapshot mark": ["snapshot", "mark", "pool@june1"],
+    "snapshot master": ["snapshot", "master", "pool@june1"],
     "snapshot policy": ["snapshot", "policy", "pool", "--demote-under", "1M"],
     "snapshot release": ["snapshot", "release", "pool@june1", "me"],
     "snapshot rename": ["snapshot", "rename", "pool@june2", "july"],
@@ -125,7 +129,7 @@ NOT_BESIDE_A_RECEIVE = {
     "check", "grow", "mkdir", "mv", "put", "receive", "rm", "rollback", "shrink", "tape read",
 }  # fmt: skip
 #: It does that to its target, and the words take the pool for its source, which it only reads.
-TO_ANOTHER = {"copy"}
+TO_ANOTHER = {"copy", "replicate"}
 
 
 def test_every_verb_is_tried():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import blockplane as bp
+from blockplane.volume.codec import NUMBER_MASK
 
 
 def spoil(path: str, offset: int) -> None:
@@ -61,6 +62,19 @@ def test_a_damaged_local_root_leaves_the_live_file_system(pool, done, blockplane
     assert checked.status == 1
     assert "snapshot table" in checked.json["problems"][0]
     assert blockplane("mkdir", f"{pool}:/x", "--json").error["kind"] == "damaged"
+
+
+def test_damaged_pointers_are_told_of_and_the_rest_is_shown(pool, done, blockplane):
+    done("pointer", pool, "stable", "june1")
+    done("snapshot", "master", f"{pool}@june1")
+    with bp.Volume.open(pool, writable=False) as volume:
+        spoil_block(volume, int(volume.local.root.replication.pointers[0][0]) & NUMBER_MASK)
+    found = done("info", pool, "--json").json
+    assert (found["pointers"], [s["name"] for s in found["snapshots"]]) == (None, ["june1", "june2"])
+    assert "the pointers cannot be read" in done("info", pool).out
+    assert done("cat", f"{pool}@june1:/tree/hello").out == "hello\n"
+    assert blockplane("pointer", pool, "stable", "june2", "--json").error["kind"] == "checksum"
+    assert blockplane("check", pool).status == 1
 
 
 @pytest.mark.parametrize(

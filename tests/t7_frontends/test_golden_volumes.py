@@ -36,13 +36,30 @@ def test_they_hold_what_they_held(golden):
 
 def test_they_stand_for_what_the_format_has():
     """Otherwise the others would show little."""
-    source, waiting, mapped = (json.loads((FOLDER / f"{name}.json").read_text()) for name in NAMES)
+    source, waiting, mapped, pointed = (json.loads((FOLDER / f"{name}.json").read_text()) for name in NAMES)
     assert [kind for _, _, kind, _ in source["snapshots"]] == ["shadow", "regular", "regular", "regular"]
     assert len(source["groups"]) == 2
     assert all(source[what] for what in ("holds", "marks", "images", "destinations"))
     assert "auto" in source["policy"]
     assert waiting["incoming"]
     assert len(set(mapped["maps"].values())) > 1
+    assert (pointed["pointers"], pointed["masters"]) == ([["master", "two"], ["stable", "one"]], ["one", "two"])
+    assert [version for _, version, _ in pointed["remembered"]] == [2, 1, 2]
+    assert {name: (via, newest) for name, via, _, newest, _, _ in pointed["replicas"]} == {
+        "near": ("", "two"), "far": ("near", "one"), "small": ("", None),
+    }  # fmt: skip
+    assert pointed["limit"] == 86_400
+
+
+def test_what_did_not_know_pointers_carried_them_along(tmp_path):
+    """The tree stands where format version 1 had a reserved one, which is written as it was read."""
+    unpack((FOLDER / "pointed.tar.zst").read_bytes(), tmp_path)
+    with bp.Volume.open(tmp_path / "pointed") as volume:
+        before = volume.local.root.replication.encode()
+        bp.FileSystem(volume).write_bytes("/new", block(7) * 30)
+        volume.snapshot("new")
+        assert volume.local.root.replication.encode() == before
+        assert bp.check(volume).problems == []
 
 
 def test_they_are_whole_and_can_be_written_to(golden):

@@ -104,7 +104,23 @@ JSON = st.recursive(
     max_leaves=12,
 )
 FIELDS = st.sampled_from(
-    ["volume_id", "space_id", "at", "n_snapshots", "interrupted", "kind", "message", "hint", "brought", "top"]
+    [
+        "volume_id",
+        "space_id",
+        "at",
+        "label",
+        "generation",
+        "n_snapshots",
+        "n_pointers",
+        "n_below",
+        "n_group_bytes",
+        "interrupted",
+        "kind",
+        "message",
+        "hint",
+        "brought",
+        "top",
+    ]
 )
 
 

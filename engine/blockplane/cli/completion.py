@@ -82,11 +82,11 @@ def _quietly(look: Callable[[], list[str]]) -> list[str]:
 
 
 def snapshot_names(place: str) -> list[str]:
-    """Return the names of a volume's snapshots; none where they cannot be read now."""
+    """Return the names of a volume's snapshots and pointers; none where they cannot be read now."""
 
     def look() -> list[str]:
         with open_volume(place, "completion", 0.0, writable=False) as volume:
-            return [snapshot.name for snapshot in volume.snapshots]
+            return [*(s.name for s in volume.snapshots), *(pointer.name for pointer in volume.pointers)]
 
     return _quietly(look)
 

@@ -24,8 +24,10 @@ from blockplane.cli import (
     images,
     keys,
     plans,
+    pointers,
     pressure,
     receiving,
+    replicating,
     retention,
     settling,
     shrinking,
@@ -82,8 +84,9 @@ def cli() -> None:
 
 
 _MODULES = (
-    volumes, shrinking, settling, copies, files, snapshots, pressure, retention, differences, holders, images,
-    transfers, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, certs, demo, completion,
+    volumes, shrinking, settling, copies, files, snapshots, pointers, pressure, retention, differences, holders,
+    images, transfers, replicating, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, certs, demo,
+    completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

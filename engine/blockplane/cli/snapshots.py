@@ -1,4 +1,4 @@
-"""Snapshots: create, list, delete, rename, shadow, mark, unmark, hold, release, and rollback."""
+"""Snapshots: create, list, delete, rename, shadow, master, mark, unmark, hold, release, and rollback."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from blockplane.cli.completion import SnapshotName, VolumeName
 from blockplane.cli.naming import open_volume, snapshot_of, volume_only
 from blockplane.cli.options import Duration, defer_option, json_option, wait_option
 from blockplane.cli.text import blocks, print_json, printable
-from blockplane.cli.volumes import describe_snapshot, print_snapshots
+from blockplane.cli.volumes import describe_pointers, describe_snapshot, print_pointers, print_snapshots
 
 
 @click.group(subcommand_metavar="VERB ...")
 def snapshot() -> None:
-    """Make, list, delete, rename, shadow, mark and hold snapshots.
+    """Make, list, delete, rename, shadow, mark and hold snapshots; make them masters.
 
     \b
     blockplane snapshot create pool@june1
@@ -53,9 +53,11 @@ def list_(vol: str, as_json: bool, wait_s: float) -> None:
     """
     with open_volume(volume_only(vol), "snapshot list", wait_s, writable=False) as volume:
         if as_json:
-            print_json({"snapshots": [describe_snapshot(found) for found in volume.snapshots]})
+            snapshots = [describe_snapshot(found) for found in volume.snapshots]
+            print_json({"snapshots": snapshots, "pointers": describe_pointers(volume)})
         else:
             print_snapshots(volume.snapshots)
+            print_pointers(volume)
 
 
 @snapshot.command()
@@ -143,6 +145,26 @@ def shadow(name: str, as_json: bool, wait_s: float) -> None:
             print_json({**describe_snapshot(volume.get_snapshot(snap)), "freed_blocks": n_freed})
         else:
             print(f"{printable(name)} is a shadow: {blocks(n_freed)} freed")
+
+
+@snapshot.command()
+@click.argument("name", metavar="VOL@SNAP", type=SnapshotName())
+@json_option
+@wait_option
+def master(name: str, as_json: bool, wait_s: float) -> None:
+    """Let replicas synchronise to a snapshot: the pointer `master` moves to it.
+
+    A master stays until every known replica has passed it; `blockplane replicas` shows them, and sets a limit after
+    which a shadow takes its place.
+    """
+    place, snap = snapshot_of(name)
+    with open_volume(place, "snapshot master", wait_s, writable=True) as volume:
+        volume.make_master(snap)
+        made = volume.get_snapshot(snap)
+        if as_json:
+            print_json(describe_snapshot(made))
+        else:
+            print(f"{printable(place)}: master stands at {made.name}")
 
 
 @snapshot.command()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
-#: verb -> kind when it writes, and when it only reads (a dry run) it is READS. Of `copy`: what it does to its target.
+#: verb -> kind when it writes, and when it only reads (a dry run) it is READS. Of `copy` and `replicate`:
+#: what they do to their target.
 KINDS: Final[dict[str, str]] = {
     "cat": "READS",
     "check": "CHECKS",
@@ -24,9 +25,12 @@ KINDS: Final[dict[str, str]] = {
     "ls": "READS",
     "mkdir": "FILES",
     "mv": "FILES",
+    "pointer": "SNAPSHOTS",
     "prune": "SNAPSHOTS",
     "put": "FILES",
     "receive": "LIVE",
+    "replicas": "SNAPSHOTS",
+    "replicate": "LIVE",
     "rm": "FILES",
     "rollback": "LIVE",
     "send": "READS",
@@ -37,6 +41,7 @@ KINDS: Final[dict[str, str]] = {
     "snapshot hold": "SNAPSHOTS",
     "snapshot list": "READS",
     "snapshot mark": "SNAPSHOTS",
+    "snapshot master": "SNAPSHOTS",
     "snapshot policy": "SNAPSHOTS",
     "snapshot release": "SNAPSHOTS",
     "snapshot rename": "SNAPSHOTS",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MAX_SHOWN_PROBLEMS = 50
 
 #: Why the policy made a shadow of a snapshot.
-DEMOTED_BY = {1: "less was free than its limit", 2: "an operation lacked room"}
+DEMOTED_BY = {1: "less was free than its limit", 2: "an operation lacked room", 3: "a replica was not heard of"}
 
 
 @click.command()
@@ -163,6 +163,7 @@ def describe_volume(volume: bp.Volume) -> dict[str, object]:
         "generation": volume.info.generation,
         "snapshots": [describe_snapshot(snapshot) for snapshot in snapshots],
         "policy": describe_policy(volume.pressure if volume.knows_local else None),
+        "pointers": describe_pointers(volume) if volume.knows_local else None,
         **_describe_marks(volume),
         "incoming": describe_interrupted(volume) if volume.knows_local else None,
         "pins": _pins(snapshots),
@@ -235,6 +236,10 @@ def describe_snapshot(snapshot: bp.Snapshot) -> dict[str, object]:
         "n_blocks": snapshot.n_blocks,
         "exclusive_blocks": _exclusive_blocks(snapshot),
     }
+    if snapshot.is_master:
+        found["master"] = True
+    if pointers := _pointers_at(snapshot):
+        found["pointers"] = pointers
     if snapshot.volume.knows_local and (holds := [*snapshot.holds, *snapshot.expired_holds]):
         found["holds"] = [
             {
@@ -272,6 +277,35 @@ def _demotion(snapshot: bp.Snapshot) -> dict[str, object]:
     }
 
 
+def describe_pointers(volume: bp.Volume) -> list[dict[str, object]] | None:
+    """Return a volume's pointers as the JSON forms show them; snapshot: null where it is gone. None: damaged."""
+    try:
+        pointers = volume.pointers
+    except bp.errors.VolumeDamagedError:
+        return None
+    return [{"name": p.name, "snapshot": p.snapshot, "moved": iso(p.moved_ns)} for p in pointers]
+
+
+def _pointers_at(snapshot: bp.Snapshot) -> list[str]:
+    """Return which pointers stand at a snapshot, as far as that can be read."""
+    try:
+        return snapshot.pointers if snapshot.volume.knows_local else []
+    except bp.errors.VolumeDamagedError:
+        return []
+
+
+def print_pointers(volume: bp.Volume) -> None:
+    """Print which pointers stand where."""
+    try:
+        pointers = volume.pointers
+    except bp.errors.VolumeDamagedError as error:
+        print(f"DAMAGED    {sentence(f'the pointers cannot be read: {error}')}")
+        return
+    for pointer in pointers:
+        where = pointer.snapshot or "a snapshot that is gone"
+        print(f"pointer    {pointer.name} -> {where} ({moment(pointer.moved_ns)})")
+
+
 def _exclusive_blocks(snapshot: bp.Snapshot) -> int | None:
     """Return what deleting a snapshot alone would free; None where damage leaves that open."""
     if not snapshot.volume.knows_local:
@@ -298,6 +332,8 @@ def _print_volume(volume: bp.Volume) -> None:
     for problem in damage:
         print(f"DAMAGED    {sentence(problem)}")
     print_snapshots(snapshots)
+    if volume.knows_local:
+        print_pointers(volume)
     if volume.knows_local and volume.pressure is not None:
         print(f"policy     {printable(str(volume.pressure))}")
     _print_marks(volume)
@@ -337,6 +373,8 @@ def _needs(snapshot: bp.Snapshot) -> list[str]:
         owners = [hold.owner for hold in snapshot.holds]
         owners += [f"{hold.owner} (expired)" for hold in snapshot.expired_holds]
         found = [f"held by {', '.join(owners)}"] if owners else []
+    if snapshot.is_master:
+        found.insert(0, "master")
     readers = [f"{pin.verb} (process {pin.pid})" for pin in snapshot.pins]
     return [*found, f"read by {', '.join(readers)}"] if readers else found
 

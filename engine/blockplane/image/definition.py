@@ -13,6 +13,8 @@ from blockplane.volume.imagetable import StoredImage
 #: What stands before the id of a snapshot, of a stored image, in a definition.
 SNAPSHOT_ID: Final = "s:"
 IMAGE_ID: Final = "i:"
+#: What stands before the name of a pointer: it means where that stands when the image is used.
+POINTER_NAME: Final = "p:"
 #: Definitions within definitions; saving cannot make a circle, damage might.
 MAX_NESTING: Final = 64
 
@@ -20,6 +22,7 @@ MAX_NESTING: Final = 64
 def names_now(store: SnapshotStore) -> dict[str, str]:
     """Return the names that ids have now."""
     names = {SNAPSHOT_ID + record.id.hex(): record.name for record in store.records()}
+    names |= {POINTER_NAME + pointer: pointer for pointer in store.pointers()}
     return names | {IMAGE_ID + image.id.hex(): image.name for image in store.stored_images()} | {ACTIVE: ACTIVE}
 
 

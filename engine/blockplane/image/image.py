@@ -56,7 +56,11 @@ def build(
     Regular snapshots are pinned, and nobody waits. What is left of a shadow, marks and the live file system change with
     every consistency point, and what held them before is reused two later: where one is a term, writers wait.
     """
-    builder = _Builder(store_of(origin), allow_active)
+    store = store_of(origin)
+    pointers = store.pointers()
+    with_, include, exclude = ([pointers.get(n, n) for n in names] for names in (with_, include, exclude))
+    older = older if older == "all" else [pointers.get(name, name) for name in older]
+    builder = _Builder(store, allow_active)
     node = builder.expand(language.parse(text, allow_active=allow_active))
     with builder.standing(node):
         node = builder.choose(node, include, exclude)
@@ -76,8 +80,11 @@ class _Builder:
         self._accepted: set[str] = set()
 
     def expand(self, node: Expression) -> Expression:
-        """Write the definitions of stored images for their names."""
-        return expanded(self._store, node, self._accepted)
+        """Write the definitions of stored images for their names, and for those of pointers where they stand."""
+        pointers = self._store.pointers()
+        node = expanded(self._store, node, self._accepted)
+        self._accepted |= {pointers.get(name, name) for name in self._accepted}
+        return language.with_names(node, lambda word: Name(pointers.get(word.text, word.text))) if pointers else node
 
     def standing(self, node: Expression) -> AbstractContextManager[object]:
         """Keep the terms of an expression as they are while they are read, where they are not regular snapshots."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from blockplane.image import expression as language
-from blockplane.image.definition import IMAGE_ID, SNAPSHOT_ID, names_now
+from blockplane.image.definition import IMAGE_ID, POINTER_NAME, SNAPSHOT_ID, names_now
 from blockplane.image.expression import Name
 from blockplane.image.image import build
 from blockplane.image.store import SnapshotStore, store_of
@@ -27,7 +27,7 @@ from blockplane.model.errors import (
 )
 from blockplane.volume.imagetable import StoredImage
 from blockplane.volume.live import LiveVolume
-from blockplane.volume.snapshots import check_name
+from blockplane.volume.naming import check_name
 from blockplane.volume.waiting import leaves_of_plane
 
 #: What a save needs beside the leaves of the plane: nodes, and the table.
@@ -71,6 +71,7 @@ def save(volume: LiveVolume, name: str, text: str, with_: Sequence[str] = ()) ->
         store = store_of(volume)
         taken = {record.name: "snapshot" for record in store.records()}
         taken |= {image.name: "stored image" for image in store.stored_images()}
+        taken |= dict.fromkeys(store.pointers(), "pointer")
         if name in taken:
             raise SnapshotExistsError(f"a {taken[name]} named {name!r} exists", "take another name")
         node = language.parse(text, allow_active=True)
@@ -78,6 +79,7 @@ def save(volume: LiveVolume, name: str, text: str, with_: Sequence[str] = ()) ->
             raise RefusedError(f"{name} cannot be defined by itself", "take another name")
         found = build(volume, text, with_=with_, allow_active=True)
         ids = {record.name: SNAPSHOT_ID + record.id.hex() for record in store.records()}
+        ids |= {pointer: POINTER_NAME + pointer for pointer in store.pointers()}
         ids |= {image.name: IMAGE_ID + image.id.hex() for image in store.stored_images()}
         by_id = language.with_names(node, lambda word: Name(ids.get(word.text, word.text)))
         n_leaves = sum(1 for _ in leaves_of_plane(found.plane))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
 from blockplane.disks import DiskArray, Geometry
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError
+from blockplane.volume import pointers
 from blockplane.volume.codec import KIND_SHADOW, SnapshotRecord
 from blockplane.volume.features import Features
 from blockplane.volume.imagetable import StoredImage
@@ -59,6 +60,10 @@ class SnapshotStore(Protocol):
 
     def stored_images(self) -> Sequence[StoredImage]:
         """Return the stored images, whose names stand for their definitions."""
+        ...
+
+    def pointers(self) -> Mapping[str, str]:
+        """Return the names that stand for snapshots' names, and for which."""
         ...
 
     def pin(self, snapshot_id: bytes) -> AbstractContextManager[None]:
@@ -134,6 +139,11 @@ class VolumeStore:
         """See SnapshotStore."""
         with self.volume.lock:
             return self.volume.committed_local.images.all()
+
+    def pointers(self) -> Mapping[str, str]:
+        """See SnapshotStore."""
+        found = pointers.all_of(self.volume)
+        return {pointer.name: pointer.snapshot for pointer in found if pointer.snapshot is not None}
 
     def pin(self, snapshot_id: bytes) -> AbstractContextManager[None]:
         """See SnapshotStore."""

@@ -3,9 +3,12 @@
 from blockplane.transfer.compare import StreamComparison, compare_streams
 from blockplane.transfer.copy import CopyReport, copy
 from blockplane.transfer.destination import abort_receive
+from blockplane.transfer.lag import ReplicaReport, replicas
 from blockplane.transfer.merge import MergeReport, merge_streams
 from blockplane.transfer.newvolume import Opening
 from blockplane.transfer.offer import OfferReport, offer
+from blockplane.transfer.peer import Brought, LocalChanges, Peer, VolumePeer
+from blockplane.transfer.pull import PullReport, replicate
 from blockplane.transfer.reach import Reach, reach
 from blockplane.transfer.receive import ReceiveReport, receive
 from blockplane.transfer.receivemany import ChainReport, receive_streams
@@ -35,18 +38,23 @@ from blockplane.transfer.tapewrite import TapeForm, TapeWriteReport, write_strea
 from blockplane.transfer.verify import StreamVerdict, stream_map, verify_streams
 
 __all__ = [
+    "Brought",
     "ChainReport",
     "CopyReport",
     "DriveTapes",
     "InterruptedReceive",
+    "LocalChanges",
     "LostBlocks",
     "MergeReport",
     "OfferReport",
     "Opening",
     "Part",
     "PartsReport",
+    "Peer",
+    "PullReport",
     "Reach",
     "ReceiveReport",
+    "ReplicaReport",
     "ResumeToken",
     "SendReport",
     "StreamComparison",
@@ -57,6 +65,7 @@ __all__ = [
     "TapeReadReport",
     "TapeVerdict",
     "TapeWriteReport",
+    "VolumePeer",
     "abort_receive",
     "compare_streams",
     "copy",
@@ -72,6 +81,8 @@ __all__ = [
     "read_token",
     "receive",
     "receive_streams",
+    "replicas",
+    "replicate",
     "resume_token",
     "retrieve_blocks",
     "send",

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from blockplane.disks import GroupRecord
 from blockplane.model.errors import (
     BlockplaneError,
     NotAVolumeError,
@@ -22,7 +23,7 @@ from blockplane.stream.reader import StreamMap
 from blockplane.transfer.against import no_lender
 from blockplane.transfer.arriving import arrival_of
 from blockplane.transfer.history import is_in_history
-from blockplane.transfer.newvolume import DiskWish, Opening, create, remove, remove_made
+from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove, remove_made
 from blockplane.transfer.protocol import Destination
 from blockplane.transfer.resume import drop_incoming, made_by_receive
 from blockplane.volume import landing, making
@@ -31,7 +32,9 @@ from blockplane.volume.groups import give_back
 from blockplane.volume.incoming import FLAG_MADE_VOLUME, MAX_MEMBERS, IncomingEntry
 from blockplane.volume.landing_places import has_relocated
 from blockplane.volume.live import LiveVolume
-from blockplane.volume.snapshots import check_name, standing_at
+from blockplane.volume.naming import check_name
+from blockplane.volume.pointers import all_of as all_pointers
+from blockplane.volume.snapshots import standing_at
 from blockplane.volume.volume import Volume
 
 
@@ -102,6 +105,7 @@ class VolumeDestination:
                     "becomes a regular snapshot again",
                     f"delete the shadow first: blockplane snapshot delete {self.name}@{shadows[record.id]}",
                 )
+        self._refuse_pointers(stream)
         mine = {entry.record.name: entry.record for entry in self._entries()}
         going = {entry.record.id for entry in self._entries() if entry.is_deleting}
         for record in stream.arriving():
@@ -115,6 +119,15 @@ class VolumeDestination:
                 raise RefusedError(
                     f"the image brings a snapshot {record.name}, and {self.name} has another one of that name",
                     f"rename the one that is there: blockplane snapshot rename {self.name}@{record.name} NEW",
+                )
+
+    def _refuse_pointers(self, stream: StreamMap) -> None:
+        pointers = {pointer.name for pointer in all_pointers(self.volume)}
+        for record in stream.arriving():
+            if record.name in pointers:
+                raise RefusedError(
+                    f"the image brings a snapshot {record.name}, and {self.name} has a pointer of that name",
+                    f"delete the pointer: blockplane pointer {self.name} {record.name} --delete",
                 )
 
     def _accept_full(self, stream: StreamMap, discard: bool) -> None:
@@ -334,17 +347,23 @@ def refuse_without_volume(path: Path, stream: StreamMap) -> None:
 
 @contextmanager
 def _made(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening, relocates: bool) -> Iterator[Destination]:
-    """Make a volume; when receiving into it fails, remove what was made and nothing else."""
     refuse_without_volume(path, stream)
+    with made_volume(path, stream.header.groups, wish, opening) as volume:
+        yield VolumeDestination(volume, is_made=True, relocates=relocates)
+
+
+@contextmanager
+def made_volume(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, opening: Opening) -> Iterator[Volume]:
+    """Make a volume for what a source of such groups sends; when that fails, remove what was made and nothing else."""
     existed = path.exists()
     named = [] if wish.disks is None or isinstance(wish.disks, int) else [Path(disk) for disk in wish.disks]
     old_disks = [disk for disk in named if disk.exists()]
     new_disks = [disk for disk in named if disk not in old_disks]
-    volume = create(path, stream, wish, opening)
+    volume = create_like(path, groups, wish, opening)
     making.mark(path)
     try:
         with opening.entered(volume):
-            yield VolumeDestination(volume, is_made=True, relocates=relocates)
+            yield volume
         volume.close()
         making.unmark(path)
     except BaseException:

@@ -75,9 +75,8 @@ class Opening:
         return self.around(volume) if self.around is not None else nullcontext()
 
 
-def create(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> Volume:
-    """Make a volume for a stream: as asked, else with the source's geometry."""
-    groups = stream.header.groups
+def create_like(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, opening: Opening) -> Volume:
+    """Make a volume: as asked, else with the geometry of other groups."""
     if _as_source(groups, wish):
         return _create_groups(path, groups, opening)
     disks, size, parity, chunk = _one_group(groups, wish)
@@ -85,9 +84,9 @@ def create(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> V
 
 
 def planned_blocks(path: Path, stream: StreamMap, wish: DiskWish) -> tuple[int, int]:
-    """Return how far the numbering of the volume that `create` would make reaches, and how many places it has.
+    """Return how far the numbering of the volume that `create_like` would make reaches, and how many places it has.
 
-    Nothing is made. Errors: as of `create`, but what named disks hold is not looked at.
+    Nothing is made. Errors: as of `create_like`, but what named disks hold is not looked at.
     """
     groups = stream.header.groups
     if _as_source(groups, wish):

@@ -7,19 +7,23 @@ it knows both sides' snapshots. A peer is a volume of this machine (`VolumePeer`
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
+from blockplane.disks import GroupRecord
 from blockplane.image.image import Image, build
-from blockplane.model.errors import NoSuchSnapshotError, RefusedError
+from blockplane.model.errors import BlockplaneError, NoSuchSnapshotError, RefusedError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.copy import CopyReport, copy
 from blockplane.transfer.destination import settled
 from blockplane.transfer.resume import InterruptedReceive, interrupted_receives
+from blockplane.volume import masters, replicas
 from blockplane.volume.codec import KIND_REGULAR, KIND_SHADOW, NO_ID, SnapshotRecord
 from blockplane.volume.live import LiveVolume
+from blockplane.volume.replicationcodec import PointerRecord, ReplicaRecord
 from blockplane.volume.snapshots import changed_since_newest, create, standing_at
 from blockplane.volume.volume import Volume
 
@@ -41,7 +45,8 @@ class Standing:
 
     space_id : of its live file system's numbering; NO_ID: it was never written to. at : id of the snapshot that has all
     that the live file system has; NO_ID: none has. snapshots : older first, of every kind. interrupted : receives that
-    can be gone on with.
+    can be gone on with. label : what its replica may be called. generation : counts its consistency points. pointers :
+    with those that were deleted. below : where those stand that pull from it, or further down. groups : its geometry.
     """
 
     volume_id: bytes
@@ -49,6 +54,11 @@ class Standing:
     at: bytes
     snapshots: tuple[SnapshotRecord, ...]
     interrupted: tuple[InterruptedReceive, ...]
+    label: str = ""
+    generation: int = 0
+    pointers: tuple[PointerRecord, ...] = ()
+    below: tuple[ReplicaRecord, ...] = ()
+    groups: tuple[GroupRecord, ...] = ()
 
     @property
     def whole(self) -> dict[bytes, SnapshotRecord]:
@@ -100,6 +110,8 @@ class Peer(Protocol):
     ) -> Brought:
         """Ask it for a snapshot, by a name or a pointer's, and take it in; durable on return.
 
+        It notes where the target stands, and what the target knows of those below it; see `giving`.
+
         Raises
         ------
         NoSuchSnapshotError : it has none of that name. RefusedError, StreamMismatchError, NoSpaceError : as `take`.
@@ -121,6 +133,11 @@ def standing_of(volume: LiveVolume) -> Standing:
             at.record.id if at is not None else NO_ID,
             tuple(entry.record for entry in volume.local.entries()),
             tuple(interrupted_receives(volume)),
+            label=volume.path.name,
+            generation=volume.info.generation,
+            pointers=volume.local.replication().pointers,
+            below=tuple(replicas.reported(volume)),
+            groups=volume.geometry.groups,
         )
 
 
@@ -167,25 +184,81 @@ def _line(volume: LiveVolume, top: str, after: bytes = NO_ID) -> list[str]:
     return [record.name for record in reversed(newer) if record.kind == KIND_REGULAR]
 
 
-def image_asked_for(volume: LiveVolume, wanted: str, standing: Standing) -> Image:
-    """Return the image that brings what a volume is asked for to who stands there.
+@dataclass(frozen=True, slots=True)
+class Gift:
+    """What is given to who asked for a snapshot: its record, and the image that brings it; None: it has it."""
+
+    record: SnapshotRecord
+    image: Image | None
+
+
+@contextmanager
+def giving(volume: LiveVolume, wanted: str, standing: Standing) -> Iterator[Gift]:
+    """Answer one who asks for a snapshot, for the length of a `with`: what is sent in it arrived where it ends well.
+
+    Who asks is a known replica from then on: where it stands, what is on its way to it, and where those below it stand
+    is noted, and what they need is held. A pointer is looked up when no update of this volume is under way.
 
     Parameters
     ----------
-    wanted : a snapshot's name, or what stands for one.
+    wanted : a snapshot's name, or a pointer's. standing : of who asks.
 
     Raises
     ------
-    NoSuchSnapshotError : there is none of that name. RefusedError : it is a shadow.
+    NoSuchSnapshotError : there is none of that name. RefusedError : it is a shadow, here or there; an update is under
+    way and does not end.
     """
-    record = next((r for r in standing_of(volume).snapshots if r.name == wanted), None)
-    if record is None:
+    with volume.lock:
+        is_pointer = wanted in volume.local.replication().standing
+    if is_pointer:
+        volume.updates.settled()
+    with volume.lock:
+        record = _wanted(volume, wanted)
+        _refuse_shadow_there(record, standing)
+        if volume.writable:
+            caller = replicas.Caller(standing.volume_id, standing.label, standing.generation, standing.below)
+            known = replicas.heard(volume, caller, meeting(volume, record.name, standing.whole))
+            if record.id not in standing.whole:
+                replicas.begin(volume, known.name, record.name)
+            masters.expire(volume)  # who calls now is not among those that were not heard of
+    try:
+        image = None if record.id in standing.whole else _image_without_shadows(volume, record, standing)
+        yield Gift(record, image)
+    except BaseException as error:
+        with suppress(BlockplaneError):
+            if volume.writable:
+                replicas.failed(volume, standing.volume_id, getattr(error, "message", str(error) or repr(error)))
+        raise
+    if volume.writable and image is not None:
+        replicas.arrived(volume, standing.volume_id, record)
+
+
+def _wanted(volume: LiveVolume, wanted: str) -> SnapshotRecord:
+    try:
+        record = volume.local.entry(wanted).record
+    except NoSuchSnapshotError as error:
         raise NoSuchSnapshotError(
             f"{volume.path} has no snapshot {wanted}", "`blockplane snapshot list` shows those there are"
-        )
+        ) from error
     if record.kind != KIND_REGULAR:
         raise RefusedError(f"{wanted} in {volume.path} is a shadow and cannot be sent", "ask for a regular snapshot")
-    return image_towards(volume, wanted, standing)
+    return record
+
+
+def _refuse_shadow_there(record: SnapshotRecord, standing: Standing) -> None:
+    if any(theirs.id == record.id and theirs.kind != KIND_REGULAR for theirs in standing.snapshots):
+        raise RefusedError(
+            f"{record.name} is there as a shadow, and a shadow never becomes a regular snapshot again",
+            "delete the shadow there first",
+        )
+
+
+def _image_without_shadows(volume: LiveVolume, record: SnapshotRecord, standing: Standing) -> Image:
+    """Return the image of a top without older snapshots that are shadows there, or are being deleted."""
+    gone = {theirs.id for theirs in standing.snapshots if theirs.kind != KIND_REGULAR}
+    with volume.lock:
+        exclude = [entry.record.name for entry in volume.local.entries() if entry.record.id in gone]
+    return image_towards(volume, record.name, standing, exclude)
 
 
 class VolumePeer:
@@ -215,8 +288,10 @@ class VolumePeer:
         self, wanted: str, target: Volume, changes: LocalChanges, progress: Progress = ignore_progress
     ) -> Brought:
         """See Peer."""
-        image = image_asked_for(self.volume, wanted, standing_of(target))
-        return VolumePeer(target).take(image, changes, progress)
+        with giving(self.volume, wanted, standing_of(target)) as gift:
+            if gift.image is None:
+                return Brought(gift.record.name, None, 0, 0, 0.0, already_there=True)
+            return VolumePeer(target).take(gift.image, changes, progress)
 
     def close(self) -> None:
         """See Peer."""
@@ -233,7 +308,8 @@ def keep_changes(volume: LiveVolume) -> str | None:
         if not volume.was_written or standing_at(volume) is not None or not changed_since_newest(volume):
             return None
         taken = {entry.record.name for entry in volume.local.entries()}
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        # with whose it is: snapshots travel, and two volumes may keep theirs in the same second
+        stamp = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{volume.info.volume_id.hex()[:8]}"
         names = (KEPT.format(stamp if n == 0 else f"{stamp}.{n}") for n in range(len(taken) + 1))
         name = next(name for name in names if name not in taken)
         create(volume, name)

@@ -2,6 +2,7 @@
 
 from blockplane.volume.codec import SnapshotRecord, StateRoot, TreeRoot
 from blockplane.volume.destinations import Destination
+from blockplane.volume.pointers import SnapshotPointer
 from blockplane.volume.positions import Position
 from blockplane.volume.pressure import DemotionPlan, PressurePolicy
 from blockplane.volume.retention import Policy, PruneReport
@@ -26,6 +27,7 @@ __all__ = [
     "ShrinkPlan",
     "ShrinkReport",
     "Snapshot",
+    "SnapshotPointer",
     "SnapshotRecord",
     "Span",
     "State",

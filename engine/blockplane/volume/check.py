@@ -16,6 +16,7 @@ from blockplane.model.errors import BlockplaneError
 from blockplane.volume.checkwalk import MAX_PROBLEMS, CheckReport, Reach, Walker
 from blockplane.volume.codec import (
     FORM_TREE,
+    KIND_REGULAR,
     ROOT_POINTERS,
     TREE_ROOT_BYTES,
     TreeRoot,
@@ -70,7 +71,8 @@ def _comparable(volume: LiveVolume) -> tuple[Callable[[LiveVolume, CheckReport],
     """Return what can be held against each other: without its root a tree says nothing about the others."""
     if not volume.knows_local:
         return ()
-    return (_check_local, _check_held, _check_marks) if volume.knows_live else (_check_local,)
+    parts = (_check_local, _check_pointers)
+    return (*parts, _check_held, _check_marks) if volume.knows_live else parts
 
 
 def _states(volume: LiveVolume, report: CheckReport) -> list[tuple[str, State]]:
@@ -188,8 +190,8 @@ def local_reach(volume: LiveVolume, report: CheckReport) -> dict[int, Leaf]:
     walker = Walker(volume.place_reader(), volume.geometry.n_blocks, name, report, lambda n: np.zeros(len(n), np.bool_))
     walker.root(volume.info.local)
     whats = (
-        "table", "held plane", "local plane", "place map", "marks", "incoming", "holds", "logs", "shadowed plane",
-        "destinations", "stored images",
+        "table", "held plane", "local plane", "place map", "marks", "incoming", "holds", "replication",
+        "shadowed plane", "destinations", "stored images",
     )  # fmt: skip
     for tree, what in zip(local.root.trees(), whats, strict=True):
         walker.tree(tree, f"the {what}")
@@ -261,6 +263,16 @@ def _check_shadows(volume: LiveVolume, reach: Reach, report: CheckReport) -> Non
             report.add(f"{name}: its plane holds {n_left} blocks, its entry says {plane.n_left}")
     planes = _leaves_of(local.shadowed_leaf, volume.geometry.n_blocks)
     _compare(planes, reached, "shadows", "shadowed and in no shadow's plane", "in a plane and not shadowed", report)
+
+
+def _check_pointers(volume: LiveVolume, report: CheckReport) -> None:
+    """See that every pointer stands at a snapshot that holds its blocks."""
+    local = volume.committed_local
+    kinds = {entry.record.id: entry.record.kind for entry in local.entries()}
+    for name, snapshot_id in local.replication().standing.items():
+        if kinds.get(snapshot_id) != KIND_REGULAR:
+            what = "a snapshot that is gone" if snapshot_id not in kinds else "one that does not hold its blocks"
+            report.add(f"the pointer {name!r} stands at {what}")
 
 
 def _check_marks(volume: LiveVolume, report: CheckReport) -> None:

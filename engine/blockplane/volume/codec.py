@@ -191,6 +191,8 @@ class StateRoot:
 
 
 KIND_REGULAR, KIND_SHADOW, KIND_HIDDEN, KIND_PARTIAL, KIND_DELETING = 1, 2, 3, 4, 5
+#: Of a snapshot in this volume's table: replicas synchronise to it.
+FLAG_MASTER = 1
 KIND_NAMES = {1: "regular", 2: "shadow", 3: "hidden", 4: "partial", 5: "deleting"}
 
 _RECORD = struct.Struct("<16s16s16s16sQqII16sQ8xB127s")
@@ -361,7 +363,7 @@ _PRESSURE_OFFSET = ROOT_TREES_OFFSET + _LOCAL_TREES * TREE_ROOT_BYTES
 class LocalRoot:
     """The local root: what belongs to this set of disks only. Counts are of places.
 
-    pressure : what is done when space runs short; None: nothing. logs is reserved.
+    pressure : what is done when space runs short; None: nothing.
     """
 
     n_held: int = 0
@@ -377,7 +379,7 @@ class LocalRoot:
     marks: TreeRoot = field(default_factory=TreeRoot)
     incoming: TreeRoot = field(default_factory=TreeRoot)
     holds: TreeRoot = field(default_factory=TreeRoot)
-    logs: TreeRoot = field(default_factory=TreeRoot)
+    replication: TreeRoot = field(default_factory=TreeRoot)
     shadowed: TreeRoot = field(default_factory=TreeRoot)
     destinations: TreeRoot = field(default_factory=TreeRoot)
     images: TreeRoot = field(default_factory=TreeRoot)
@@ -386,8 +388,8 @@ class LocalRoot:
     def trees(self) -> tuple[TreeRoot, ...]:
         """Return the tree roots in the order of the format."""
         return (
-            self.table, self.held, self.local, self.place_map, self.marks, self.incoming, self.holds, self.logs,
-            self.shadowed, self.destinations, self.images,
+            self.table, self.held, self.local, self.place_map, self.marks, self.incoming, self.holds,
+            self.replication, self.shadowed, self.destinations, self.images,
         )  # fmt: skip
 
     def encode(self) -> bytes:

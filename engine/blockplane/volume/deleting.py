@@ -13,6 +13,7 @@ from blockplane.volume.codec import (
 )
 from blockplane.volume.holds import defer_needed, refuse_needed
 from blockplane.volume.leafbits import LEAF_WORDS, Leaf
+from blockplane.volume.pointers import refuse_pointed
 from blockplane.volume.state import State
 
 if TYPE_CHECKING:
@@ -63,10 +64,12 @@ def delete(volume: LiveVolume, names: Sequence[str], defer: bool = False) -> int
 
     Raises
     ------
-    NoSuchSnapshotError: one does not exist; none was deleted. RefusedError: one is being read, or held.
+    NoSuchSnapshotError: one does not exist; none was deleted. RefusedError: one is being read, or held, or a pointer
+        stands at it.
     """
     with volume.lock:
         gone = [volume.local.entry(name) for name in dict.fromkeys(names)]
+        refuse_pointed(volume, gone)
         if not defer:
             refuse_needed(volume, gone, may_defer=True)
         volume.commit()

@@ -16,6 +16,7 @@ from blockplane.volume.deleting import states_beside
 from blockplane.volume.demotioncodec import ASKED, Demotion, Pace
 from blockplane.volume.holds import refuse_deleting, refuse_needed
 from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
+from blockplane.volume.pointers import refuse_pointed
 from blockplane.volume.shadows import leaves_of, own_places
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def demote(volume: LiveVolume, name: str) -> int:
 
     Raises
     ------
-    NoSuchSnapshotError: it does not exist. RefusedError: it is being read or held, or is a shadow already.
+    NoSuchSnapshotError: it does not exist. RefusedError: it is being read or held, a pointer stands at it, or it is
+        a shadow already.
 
     Notes
     -----
@@ -39,6 +41,7 @@ def demote(volume: LiveVolume, name: str) -> int:
         if entry.is_shadow:
             raise RefusedError(f"{name} is a shadow already")
         refuse_deleting(entry)
+        refuse_pointed(volume, [entry])
         refuse_needed(volume, [entry])
         volume.commit()
         n_freed = make_shadow(volume, entry, Demotion(ASKED))

@@ -9,7 +9,7 @@ from typing import Final
 from blockplane.model.errors import UsageError, VolumeDamagedError
 
 #: Why a snapshot became a shadow.
-ASKED, UNDER_LIMIT, LACKED_ROOM = 0, 1, 2
+ASKED, UNDER_LIMIT, LACKED_ROOM, UNHEARD = 0, 1, 2, 3
 #: A rate over less than this says nothing about a day.
 SAMPLE_NS: Final = 3600 * 10**9
 
@@ -23,7 +23,8 @@ PACE_BYTES: Final = _PACE.size
 class Demotion:
     """How a snapshot became a shadow (32 bytes).
 
-    by : 0 somebody asked; 1 the policy, as less was free than its limit; 2 the policy, as an operation lacked room.
+    by : 0 somebody asked; 1 the policy, as less was free than its limit; 2 the policy, as an operation lacked room;
+    3 a master, as replicas that needed it were not heard of within the limit.
     room_blocks, wanted_blocks : how much there was for files then, and should have been. freed_blocks : what it freed.
     """
 

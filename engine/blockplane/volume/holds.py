@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume.basegroup import BASE_OWNER, base_snapshot
 from blockplane.volume.codec import KIND_DELETING, NAME_BYTES, Hold, TableEntry
+from blockplane.volume.passing import waiting_for
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
@@ -143,6 +144,9 @@ def needs(volume: LiveVolume, entry: TableEntry) -> Iterator[tuple[str, str]]:
         )
         release_it = f"blockplane snapshot release {volume.path}@{entry.record.name} {held.owner}"
         yield f"is held by {held.owner}{until}", f"if it is needed no longer: {release_it}"
+    if behind := waiting_for(volume, entry):
+        forget = f"blockplane replicas {volume.path} --forget {behind[0]}"
+        yield f"is a master that {', '.join(behind)} has not passed", f"if it does not come back: {forget}"
 
 
 def refuse_needed(volume: LiveVolume, entries: Iterable[TableEntry], may_defer: bool = False) -> None:

@@ -39,6 +39,7 @@ from blockplane.volume.shadows import ShadowPlane
 from blockplane.volume.space import AreaName, Space
 from blockplane.volume.state import State
 from blockplane.volume.tree import BlockTree
+from blockplane.volume.updates import Updates
 
 DIRTY_LIMIT_BYTES = 64 << 20
 CP_INTERVAL_S = 10.0
@@ -62,6 +63,7 @@ class LiveVolume(Points):
     knows_live, knows_local : whether the root of the live file system, of the local tree, could be read.
     is_replica : whether the live state is exactly one received or rolled back to; the first write starts a branch.
     features : what the states here need, in the next root record.
+    updates : whether a source is bringing it something.
     """
 
     def __init__(self, path: Path, array: DiskArray, info: FsInfo, writable: bool) -> None:
@@ -85,6 +87,7 @@ class LiveVolume(Points):
         self._before: State | None = None  # what held was last in line with, where not the committed state
         self._n_forget = 0  # commits to come after which the busy plane is worked out anew
         self.pins = Pins(gone=self._unpinned)
+        self.updates = Updates()
         self.recovery = Recovery()
         self.incoming = IncomingPlane(lambda: self.local)
         self._load()

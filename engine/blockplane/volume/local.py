@@ -20,6 +20,7 @@ from blockplane.volume.markcodec import DESTINATION_BYTES, DestinationRecord
 from blockplane.volume.marks import Marks
 from blockplane.volume.placemap import EXTENT_BYTES, PlaceMap
 from blockplane.volume.placer import Block, Placer
+from blockplane.volume.replicationcodec import REPLICATION_BYTES, Replication
 from blockplane.volume.shadows import Shadows
 from blockplane.volume.state import read_all, write_all
 from blockplane.volume.tree import BlockTree, touched
@@ -53,6 +54,7 @@ class LocalTree:
         self._marks = BlockTree(reader, root.marks, writer)
         self._destinations = BlockTree(reader, root.destinations, writer)
         self._images = BlockTree(reader, root.images, writer)
+        self._replication = BlockTree(reader, root.replication, writer)
         self.shadows = Shadows(self, reader, writes=placer is not None)
         self.marks = Marks(self._marks, reader, writer, self._note)
         self.images = ImageTable(self._images, reader, writer, self._note)
@@ -95,7 +97,7 @@ class LocalTree:
         return chain[::-1]
 
     def entry(self, name: str) -> TableEntry:
-        """Return a snapshot's entry by its name.
+        """Return a snapshot's entry by its name, or by that of a pointer that stands at it.
 
         Raises
         ------
@@ -104,9 +106,20 @@ class LocalTree:
         for entry in self.entries():
             if entry.record.name == name:
                 return entry
+        if (pointed := self.replication().standing.get(name)) is not None:
+            return self._pointed(name, pointed)
         names = ", ".join(entry.record.name for entry in self.entries()[-8:])
         raise NoSuchSnapshotError(
             f"no snapshot is named {name!r}", f"there are: {names}" if names else "there are none yet"
+        )
+
+    def _pointed(self, name: str, snapshot_id: bytes) -> TableEntry:
+        """Return the entry at which a pointer stands."""
+        for entry in self.entries():
+            if entry.record.id == snapshot_id:
+                return entry
+        raise NoSuchSnapshotError(
+            f"the pointer {name} stands at a snapshot that is gone", "move it to another one, or delete it"
         )
 
     def map_of(self, root: TreeRoot) -> PlaceMap:
@@ -128,7 +141,7 @@ class LocalTree:
         """The trees that stand in the local root."""
         return (
             self.table, self.held, self._map_tree, self._holds, self._shadowed, self.incoming.table, self._marks,
-            self._destinations, self._images, self.local,
+            self._destinations, self._images, self._replication, self.local,
         )  # fmt: skip
 
     def entry_maps(self) -> list[BlockTree]:
@@ -159,6 +172,12 @@ class LocalTree:
             DestinationRecord.decode(data[at : at + DESTINATION_BYTES]) for at in range(0, len(data), DESTINATION_BYTES)
         ]
 
+    def replication(self) -> Replication:
+        """Return pointers, known replicas and how long they are waited for."""
+        if not self._replication.size_bytes:
+            return Replication()
+        return Replication.decode(read_all(self._replication, REPLICATION_BYTES))
+
     # --- changing ----------------------------------------------------------------------------------------------------
 
     def _note(self) -> None:
@@ -167,6 +186,11 @@ class LocalTree:
     def set_destinations(self, destinations: list[DestinationRecord]) -> None:
         """Replace the table of destinations."""
         write_all(self._destinations, b"".join(destination.encode() for destination in destinations))
+        self.is_dirty = True
+
+    def set_replication(self, table: Replication) -> None:
+        """Replace pointers and known replicas."""
+        write_all(self._replication, table.encode())
         self.is_dirty = True
 
     def set_holds(self, holds: list[Hold]) -> None:

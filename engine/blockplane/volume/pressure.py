@@ -29,6 +29,7 @@ from blockplane.volume.demotioncodec import (
     PressureRecord,
 )
 from blockplane.volume.holds import needs
+from blockplane.volume.needed import needed_here
 
 if TYPE_CHECKING:
     from blockplane.volume.capacity import Capacity
@@ -209,7 +210,7 @@ def judge(volume: LiveVolume, policy: PressureRecord) -> tuple[list[TableEntry],
     named = [e for e in regular if any(fnmatchcase(e.record.name, pattern) for pattern in policy.only)]
     newest = {entry.record.id for entry in named[-policy.keep :]}
     matching = {entry.record.id for entry in named}
-    needed = _needed_here(volume)
+    needed = needed_here(volume)
     going: list[TableEntry] = []
     kept: list[tuple[str, str]] = []
     for entry in regular:
@@ -226,18 +227,6 @@ def judge(volume: LiveVolume, policy: PressureRecord) -> tuple[list[TableEntry],
         else:
             going.append(entry)
     return going, kept
-
-
-def _needed_here(volume: LiveVolume) -> dict[bytes, str]:
-    """Return why snapshots stay that transfers build on, by id, beside pins and holds."""
-    found: dict[bytes, str] = {}
-    for destination in volume.local.destinations():
-        for snapshot_id in (destination.acknowledged, destination.under_way):
-            found.setdefault(snapshot_id, f"is where {destination.name} stands")
-    for image in volume.local.incoming.images():
-        for snapshot_id in (image.entry.base_id, image.entry.lender_id):
-            found.setdefault(snapshot_id, f"is what the interrupted receive of {image.entry.top_name} builds on")
-    return found
 
 
 def relieve(volume: LiveVolume, n_blocks: int = 0) -> list[str]:

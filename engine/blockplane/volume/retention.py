@@ -16,6 +16,8 @@ from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume import deleting
 from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, SnapshotRecord
 from blockplane.volume.holds import holds_of
+from blockplane.volume.needed import needed_here
+from blockplane.volume.passing import waiting_for
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
@@ -139,7 +141,9 @@ def _check(policy: Policy) -> None:
 def prune(
     volume: LiveVolume, policy: Policy, *, dry_run: bool = False, zone: tzinfo | None = None, defer: bool = False
 ) -> PruneReport:
-    """Delete, in one commit, the snapshots that a policy judges and does not keep, and that nobody holds.
+    """Delete, in one commit, the snapshots that a policy judges and does not keep, and that nobody needs.
+
+    Who holds them may, pointers, known destinations and replicas, receives that were interrupted.
 
     Parameters
     ----------
@@ -150,7 +154,9 @@ def prune(
     RefusedError : the policy keeps none of those it judges, or one that would go is being read; none was deleted.
     """
     with volume.lock:
-        verdicts = [_unless_held(volume, verdict) for verdict in judge(_records(volume), policy, zone)]
+        needed = needed_here(volume)
+        judged = judge(_records(volume), policy, zone)
+        verdicts = [_unless_needed(volume, verdict, needed) for verdict in judged]
         gone = [verdict.name for verdict in verdicts if not verdict.reasons]
         if verdicts and len(gone) == len(verdicts):
             raise RefusedError(
@@ -168,8 +174,13 @@ def _records(volume: LiveVolume) -> list[SnapshotRecord]:
     return [entry.record for entry in volume.local.entries()]
 
 
-def _unless_held(volume: LiveVolume, verdict: Verdict) -> Verdict:
-    """Keep what would go where somebody holds it."""
-    if verdict.reasons or not holds_of(volume, volume.local.entry(verdict.name).record.id):
+def _unless_needed(volume: LiveVolume, verdict: Verdict, needed: dict[bytes, str]) -> Verdict:
+    """Keep what would go where somebody holds it, or a transfer that is known of, a replica or a pointer needs it."""
+    if verdict.reasons:
         return verdict
-    return replace(verdict, reasons=("held",))
+    entry = volume.local.entry(verdict.name)
+    reasons = ["held"] if holds_of(volume, entry.record.id) else []
+    reasons += [needed[entry.record.id]] if entry.record.id in needed else []
+    if behind := waiting_for(volume, entry):
+        reasons.append(f"is a master that {', '.join(behind)} has not passed")
+    return replace(verdict, reasons=tuple(reasons))

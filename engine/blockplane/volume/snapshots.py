@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from blockplane.model.errors import RefusedError, SnapshotExistsError, UsageError
+from blockplane.model.errors import RefusedError, UsageError
 from blockplane.planes import Plane
 from blockplane.volume import held, marking, shadows
 from blockplane.volume.codec import (
+    FLAG_MASTER,
     FORM_EMPTY,
     KIND_NAMES,
     NAME_BYTES,
@@ -24,14 +24,14 @@ from blockplane.volume.demotioncodec import Demotion
 from blockplane.volume.holds import all_of as all_holds_of
 from blockplane.volume.holds import holds_of, refuse_deleting, refuse_needed
 from blockplane.volume.markcodec import FLAG_ASKED
+from blockplane.volume.naming import check_name, refuse_existing
 from blockplane.volume.pins import Pin
+from blockplane.volume.pointers import names_at, refuse_pointed
 from blockplane.volume.positions import refuse_more
 from blockplane.volume.state import State
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
-
-_NAME = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,17 @@ class Snapshot:
         return self.volume.pins.of(self.entry.record.id)
 
     @property
+    def is_master(self) -> bool:
+        """Whether replicas synchronise to it."""
+        return bool(self.entry.record.flags & FLAG_MASTER)
+
+    @property
+    def pointers(self) -> list[str]:
+        """The pointers that stand at it, by name."""
+        with self.volume.lock:
+            return names_at(self.volume, self.entry.record.id)
+
+    @property
     def was_blocks(self) -> int:
         """How many blocks it held when it was made; of a regular snapshot, what it holds."""
         return self.entry.record.n_blocks
@@ -136,20 +147,6 @@ class Snapshot:
         return freed_by(self.volume, [self.name])
 
 
-def check_name(name: str) -> None:
-    """Refuse what cannot name a snapshot.
-
-    Raises
-    ------
-    UsageError: too long, or characters that expressions could not read.
-    """
-    if not _NAME.fullmatch(name) or ".." in name or len(name.encode()) > NAME_BYTES or name == "active":
-        raise UsageError(
-            f"{name!r} cannot name a snapshot",
-            "take letters, digits and _ . : - (not - or . first, no .., at most 127 bytes, not `active`)",
-        )
-
-
 def create(volume: LiveVolume, name: str, mark: bool = False) -> Snapshot:
     """Retain the live state under a name. Durable on return; the same work whatever the volume's size.
 
@@ -159,7 +156,7 @@ def create(volume: LiveVolume, name: str, mark: bool = False) -> Snapshot:
     """
     check_name(name)
     with volume.lock:
-        _refuse_existing(volume, name)
+        refuse_existing(volume, name)
         _refuse_beside_receive(volume)
         if mark:
             refuse_more(volume)
@@ -174,15 +171,6 @@ def _refuse_beside_receive(volume: LiveVolume) -> None:
             f"{volume.path} is receiving what replaces its live file system, and a snapshot would be a change to that",
             "make it when the receive has ended",
         )
-
-
-def _refuse_existing(volume: LiveVolume, name: str) -> None:
-    if any(entry.record.name == name for entry in volume.local.entries()):
-        raise SnapshotExistsError(
-            f"a snapshot named {name!r} exists", "delete or rename it first, or take another name"
-        )
-    if any(image.name == name for image in volume.local.images.all()):
-        raise SnapshotExistsError(f"a stored image is named {name!r}", "take another name, or delete the image")
 
 
 def _retain(volume: LiveVolume, name: str, mark: bool = False) -> Snapshot:
@@ -218,7 +206,7 @@ def rename(volume: LiveVolume, name: str, new: str) -> None:
     with volume.lock:
         found = volume.local.entry(name)
         refuse_deleting(found)
-        _refuse_existing(volume, new)
+        refuse_existing(volume, new)
         _replace_record(volume, found, found.record.renamed(new))
         volume.commit()
 
@@ -280,6 +268,8 @@ def rollback(
         refuse_deleting(target)
         volume.snapshot_state(target)  # a shadow is refused before anything changes
         later = [e for e in volume.local.entries() if target in volume.local.ancestors(e.record.id)[:-1]]
+        if drop_later:
+            refuse_pointed(volume, later)
         if drop_later and not defer:
             refuse_needed(volume, later, may_defer=True)
         volume.commit()
@@ -287,7 +277,7 @@ def rollback(
         if not drop_changes and changed_since_newest(volume):
             kept = keep_as or _free_name(volume, f"before-rollback-to-{name}")
             check_name(kept)
-            _refuse_existing(volume, kept)
+            refuse_existing(volume, kept)
             _retain(volume, kept)
         if drop_later:
             drop_or_defer(volume, [entry for entry in later if entry.record.name != kept])

@@ -18,7 +18,20 @@ from blockplane.model.blocks import BlockSource
 from blockplane.model.errors import BlockplaneError, NotAVolumeError, ReadOnlyError, RefusedError, VolumeInUseError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.planes import Plane
-from blockplane.volume import deferred, deleting, demoting, holds, making, positions, pressure, settling, snapshots
+from blockplane.volume import (
+    deferred,
+    deleting,
+    demoting,
+    holds,
+    making,
+    masters,
+    pointers,
+    positions,
+    pressure,
+    replicas,
+    settling,
+    snapshots,
+)
 from blockplane.volume import shrink as shrinking
 from blockplane.volume.basegroup import BASE_GROUP
 from blockplane.volume.basing import BASE_DISK, Base, opener
@@ -34,6 +47,7 @@ from blockplane.volume.live import LiveVolume, reserve_for
 from blockplane.volume.lock import VolumeLock
 from blockplane.volume.making import LOCK_NAME
 from blockplane.volume.marks import Kind
+from blockplane.volume.pointers import SnapshotPointer
 from blockplane.volume.positions import Position
 from blockplane.volume.pressure import DemotionPlan, PressurePolicy
 from blockplane.volume.reclaim import reclaim
@@ -413,6 +427,46 @@ class Volume(LiveVolume):
     def destinations(self) -> Destinations:
         """Where destinations stand, and what is on its way to them."""
         return Destinations(self)
+
+    # --- replication -------------------------------------------------------------------------------------------------
+
+    @property
+    def pointers(self) -> list[SnapshotPointer]:
+        """The pointers, by name: they stand wherever a snapshot's name may."""
+        return pointers.all_of(self)
+
+    def move_pointer(self, name: str, snapshot: str) -> None:
+        """Let a pointer, which may be new, stand at a snapshot; see `pointers.move`. Durable on return."""
+        pointers.move(self, name, snapshot)
+        deferred.reap(self)
+
+    def delete_pointer(self, name: str) -> None:
+        """Let a name stand for nothing any more; the snapshot stays. Durable on return."""
+        pointers.delete(self, name)
+        deferred.reap(self)
+
+    def make_master(self, name: str) -> None:
+        """Let replicas synchronise to a snapshot, and `master` stand at it; see `masters.make_master`."""
+        masters.make_master(self, name)
+
+    @property
+    def replica_limit_s(self) -> int:
+        """How long a replica that is not heard of is waited for, in seconds; 0: for ever."""
+        with self.lock:
+            return self.local.replication().limit_s
+
+    def set_replica_limit(self, seconds: int) -> None:
+        """Say how long a replica that is not heard of is waited for; see `masters.set_limit`."""
+        masters.set_limit(self, seconds)
+
+    def expire_replicas(self) -> list[str]:
+        """Give up waiting for replicas past the limit; return which masters became shadows; see `masters.expire`."""
+        return masters.expire(self)
+
+    def forget_replica(self, name: str) -> None:
+        """Drop a replica and what is held for it; see `replicas.forget`."""
+        replicas.forget(self, name)
+        deferred.reap(self)
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ from blockplane.server.network.spoken import (
 from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import Throttle
 from blockplane.server.network.tokens import decode_token, token_for
-from blockplane.transfer.peer import Brought, LocalChanges, Standing, image_asked_for, keep_changes, standing_of
+from blockplane.transfer.peer import Brought, LocalChanges, Standing, giving, keep_changes, standing_of
 from blockplane.transfer.receive import ReceiveReport, receive
 from blockplane.transfer.resume import ResumeToken, drop_incoming
 from blockplane.transfer.send import SendReport, send
@@ -214,16 +214,18 @@ class Dialogue:
     def _bring(self, volume: Volume, request: dict[str, Any]) -> Brought:
         wanted = text_field(request, "wanted")
         standing, token = self._asked(request)
-        with alive(self._control, self._limits.alive_s):
-            image = image_asked_for(volume, wanted, standing)
-            top = image.top
-            assert top is not None
-        base = image.base.name if image.base is not None else None
-        if top.id in standing.whole:
-            brought = Brought(top.name, None, 0, 0, 0.0, already_there=True)
-            self._control.tell(Kind.ANSWER, {"brought": brought_said(brought)})
-            return brought
-        found = {"top": top.name, "n_blocks": image.n_blocks}
+        with contextlib.ExitStack() as stack:
+            with alive(self._control, self._limits.alive_s):
+                gift = stack.enter_context(giving(volume, wanted, standing))
+            if gift.image is None:
+                brought = Brought(gift.record.name, None, 0, 0, 0.0, already_there=True)
+                self._control.tell(Kind.ANSWER, {"brought": brought_said(brought)})
+                return brought
+            return self._give(gift.image, request, token)
+
+    def _give(self, image: Image, request: dict[str, Any], token: ResumeToken | None) -> Brought:
+        """Send an image to who asked for it; what it says of that is heard."""
+        found = {"top": image.top.name if image.top is not None else "", "n_blocks": image.n_blocks}
         with self._data_connections(request, found) as channels:
             outgoing = Outgoing(channels, self._limits, self._serving.throttle)
             with contextlib.closing(outgoing):
@@ -232,7 +234,7 @@ class Dialogue:
                     report = send_rest(image, outgoing, token)
                     outgoing.finish()
                 self._heard_durable()
-        return Brought(top.name, base, report.n_blocks, report.n_bytes, report.seconds)
+        return Brought(report.top, report.base, report.n_blocks, report.n_bytes, report.seconds)
 
     def _asked(self, request: dict[str, Any]) -> tuple[Standing, ResumeToken | None]:
         """Return what the other side says of itself, and what it has of an interrupted transfer."""

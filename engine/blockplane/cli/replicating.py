@@ -1,0 +1,258 @@
+"""Replication: replicate, and replicas, which shows who has what."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+import blockplane as bp
+from blockplane.cli import console
+from blockplane.cli.completion import VolumeName
+from blockplane.cli.naming import is_same_place, is_there, open_volume, opening_to_make, volume_only
+from blockplane.cli.options import (
+    DiskOptions,
+    Duration,
+    disk_options,
+    disks_of,
+    json_option,
+    progress_option,
+    wait_option,
+)
+from blockplane.cli.progress import ProgressLine
+from blockplane.cli.text import blocks, duration, iso, moment, print_json, print_table, printable, sentence, size
+
+if TYPE_CHECKING:
+    from blockplane.transfer import Peer, PullReport, ReplicaReport
+
+#: Opens a source that is no directory of this machine, by its name and for how many seconds it is waited for; None:
+#: there are no others. Set by who knows how to reach them.
+open_remote: Callable[[str, float], AbstractContextManager[Peer]] | None = None
+_POLL_S = 0.2
+_CHANGES = ("keep", "flush", "refuse")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the options say about pulls."""
+
+    source: str
+    place: str
+    pointer: str
+    changes: str
+    wish: DiskOptions
+    wait_s: float
+
+
+@click.command()
+@click.argument("source", type=VolumeName())
+@click.argument("vol", type=VolumeName())
+@click.option("--once", is_flag=True, help="Pull once, and end (default).")
+@click.option("--every", type=Duration(), metavar="TIME", help="Pull again and again, as often as said: 30s, 10m.")
+@click.option("--pointer", default="master", metavar="NAME", help="What to follow (master): a pointer, or a snapshot.")
+@click.option(
+    "--changes",
+    type=click.Choice(_CHANGES),
+    default="keep",
+    help="What becomes of changes made in VOL: kept in a snapshot (default), given up, or nothing is pulled.",
+)
+@disk_options
+@json_option
+@wait_option
+@progress_option
+def replicate(
+    source: str,
+    vol: str,
+    once: bool,
+    every: float | None,
+    pointer: str,
+    changes: str,
+    n_disks: int | None,
+    size: int | None,
+    disk: Sequence[str],
+    parity: int | None,
+    chunk: int | str | None,
+    wipe: bool,
+    as_json: bool,
+    wait_s: float,
+    progress: bool | None,
+) -> None:
+    """Bring VOL to where a pointer of SOURCE stands, and its pointers after it.
+
+    VOL says what it has; SOURCE sends what is missing since the newest snapshot that both have, or everything, and
+    notes where VOL stands: what VOL needs to go on from there is held. SOURCE may itself be a replica, and any replica
+    may go on with another source. Snapshots of VOL stay; its pointers move when all that is new is there.
+
+    \b
+    blockplane snapshot master pool@june3
+    blockplane replicate pool copy
+    blockplane replicate copy far --every 10m
+    blockplane replicas pool
+
+    What was interrupted goes on with the next pull. With --every a pull that fails is told of on standard error, and
+    tried again at the next time.
+    """
+    if once and every is not None:
+        raise bp.errors.UsageError("--once and --every contradict each other", "say one of them")
+    wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
+    asked = _Asked(source, volume_only(vol), pointer, changes, wish, wait_s)
+    if is_same_place(asked.source, asked.place):
+        raise bp.errors.RefusedError(f"{vol} is its own source", "name another volume")
+    while True:
+        started = time.monotonic()
+        try:
+            _tell(_pulled(asked, progress), asked, as_json)
+        except bp.BlockplaneError as error:
+            if every is None:
+                raise
+            print(f"blockplane: {sentence(error.message)}", file=sys.stderr, flush=True)
+        if every is None:
+            return
+        _wait(started + every)
+
+
+def _wait(until: float) -> None:
+    """Wait for the next time, as long as somebody wants it."""
+    while (left_s := until - time.monotonic()) > 0:
+        console.require_wanted()
+        time.sleep(min(left_s, _POLL_S))
+
+
+def _pulled(asked: _Asked, progress: bool | None) -> PullReport:
+    """Pull once."""
+    wish, changes = asked.wish, bp.LocalChanges(asked.changes)
+    with _source(asked.source, asked.wait_s) as peer, ProgressLine(progress) as line:
+        if is_there(asked.place) and wish.is_plain:
+            with open_volume(asked.place, "replicate", asked.wait_s, writable=True) as volume:
+                return bp.replicate(peer, volume, asked.pointer, changes, progress=line)
+        return bp.replicate(
+            peer, asked.place, asked.pointer, changes, disks=wish.disks, size=wish.size, parity=wish.parity,
+            chunk=wish.chunk, wipe=wish.wipe, progress=line, opening=opening_to_make("replicate"),
+        )  # fmt: skip
+
+
+@contextmanager
+def _source(name: str, wait_s: float) -> Iterator[Peer]:
+    """Open a source: a volume's directory, else what can be reached."""
+    if open_remote is not None and not os.path.isdir(name) and ":" in name:
+        with open_remote(name, wait_s) as peer:
+            yield peer
+        return
+    with open_volume(volume_only(name), "replicate", wait_s, writable=True, kind="SNAPSHOTS") as volume:
+        yield bp.VolumePeer(volume)
+
+
+def _tell(found: PullReport, asked: _Asked, as_json: bool) -> None:
+    brought = found.brought
+    if as_json:
+        print_json(
+            {
+                "source": found.source,
+                "top": found.top,
+                "base": brought.base,
+                "n_blocks": brought.n_blocks,
+                "n_bytes": brought.n_bytes,
+                "seconds": brought.seconds,
+                "already_there": brought.already_there,
+                "kept": brought.kept,
+                "moved": list(found.moved),
+                "source_is_behind": found.is_ahead,
+            }
+        )
+        return
+    place = printable(asked.place)
+    if found.is_ahead:
+        print(f"{place} is ahead of {printable(asked.source)}: {asked.pointer} was moved later here")
+    elif brought.already_there:
+        print(f"{place} has {brought.top} already")
+    else:
+        onto = f" onto {brought.base}" if brought.base else ""
+        print(f"{place} has {brought.top}{onto}: {blocks(brought.n_blocks)} in {duration(brought.seconds)}")
+    if brought.kept:
+        print(f"what had been changed here is in {brought.kept}")
+    if found.moved:
+        print(f"moved: {', '.join(found.moved)}")
+
+
+@click.command()
+@click.argument("vol", type=VolumeName())
+@click.option("--pointer", default="master", metavar="NAME", help="What they are held against (master).")
+@click.option(
+    "--limit",
+    metavar="TIME|never",
+    help="Wait for a replica that is not heard of so long (7d), then let shadows stand for the masters it needed.",
+)
+@click.option("--forget", metavar="NAME", help="Drop a replica, and what is held for it.")
+@json_option
+@wait_option
+def replicas(vol: str, pointer: str, limit: str | None, forget: str | None, as_json: bool, wait_s: float) -> None:
+    """Show who pulls from VOL, or from those that do, and where each stands.
+
+    Behind is how long ago the first snapshot was made that a replica has not; left, what would travel to it, exactly.
+    A replica that is lost was not heard of within the limit; when it comes back it is brought what it lacks all the
+    same.
+
+    \b
+    blockplane replicas pool
+    blockplane replicas pool --limit 7d
+    blockplane replicas pool --forget old-copy
+    """
+    seconds = None if limit is None else 0 if limit == "never" else int(Duration().convert(limit, None, None))
+    writes = limit is not None or forget is not None
+    with open_volume(volume_only(vol), "replicas", wait_s, writable=writes) as volume:
+        if forget is not None:
+            volume.forget_replica(forget)
+        if seconds is not None:
+            volume.set_replica_limit(seconds)
+        found, limit_s = bp.replicas(volume, pointer), volume.replica_limit_s
+    if as_json:
+        print_json({"replicas": [_described(replica) for replica in found], "limit_seconds": limit_s or None})
+    else:
+        _print(found, limit_s)
+
+
+def _described(found: ReplicaReport) -> dict[str, object]:
+    return {
+        "name": found.name,
+        "volume_id": found.volume_id,
+        "via": found.via or None,
+        "status": found.status,
+        "newest": found.newest,
+        "wanted": found.wanted,
+        "lag_seconds": found.lag_s,
+        "lag_blocks": found.left_blocks,
+        "left_bytes": found.left_bytes,
+        "contact": iso(found.contact_ns),
+        "error": found.error or None,
+        "error_at": iso(found.error_ns) if found.error_ns else None,
+    }
+
+
+def _print(found: Sequence[ReplicaReport], limit_s: int) -> None:
+    if not found:
+        print("no replicas")
+    else:
+        rows = [["replica", "through", "status", "has", "behind", "blocks", "left", "last heard of"]]
+        rows += [_row(replica) for replica in found]
+        print_table(rows, right=(4, 5, 6))
+    for replica in found:
+        if replica.error:
+            print(f"{printable(replica.name)}, {moment(replica.error_ns)}: {sentence(replica.error)}")
+    if limit_s:
+        print(f"one that is not heard of is waited for {duration(limit_s)}")
+
+
+def _row(found: ReplicaReport) -> list[str]:
+    behind = duration(found.lag_s) if found.lag_s else "-"
+    left = ("?", "?") if found.left_blocks is None else (f"{found.left_blocks:,}", size(found.left_bytes or 0))
+    has = found.newest or "nothing yet"
+    return [found.name, found.via or "-", found.status, has, behind, *left, moment(found.contact_ns)]
+
+
+VERBS = (replicate, replicas)

@@ -1,0 +1,94 @@
+"""How far known replicas are behind: in time, in blocks, in bytes that would travel."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import BlockplaneError
+from blockplane.transfer.peer import Standing, image_towards
+from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord
+from blockplane.volume.live import LiveVolume
+from blockplane.volume.markcodec import STATUS_NAMES
+from blockplane.volume.pointers import MASTER
+from blockplane.volume.replicationcodec import ReplicaRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReport:
+    """Where a replica stands.
+
+    via : the replica that told of it, from which it pulls or that is between; empty: it pulls from here. status :
+    `idle`, `under way`, `unknown`, `lost`. newest : the newest snapshot that it has and that is here; None: none.
+    wanted : where the pointer stands. lag_s : how long ago the first snapshot was made that it has not; 0: it has all.
+    left_blocks : what would travel to it; None where that cannot be known. contact_ns : when it was last heard of.
+    """
+
+    name: str
+    volume_id: str
+    via: str
+    status: str
+    newest: str | None
+    wanted: str
+    lag_s: float
+    left_blocks: int | None
+    contact_ns: int
+    error: str
+    error_ns: int
+
+    @property
+    def left_bytes(self) -> int | None:
+        """Bytes of the blocks that would travel."""
+        return None if self.left_blocks is None else self.left_blocks * BLOCK_BYTES
+
+
+def replicas(volume: LiveVolume, pointer: str = MASTER) -> list[ReplicaReport]:
+    """Return where every known replica stands, held against a pointer, or a snapshot; in the order they were heard of.
+
+    Raises
+    ------
+    NoSuchSnapshotError : there is none of that name.
+
+    Notes
+    -----
+    What would travel is counted by algebra, once for all that stand at one snapshot.
+    """
+    with volume.lock:
+        known = volume.local.replication().replicas
+        if not known:
+            return []
+        top = volume.local.entry(pointer).record
+        records = {entry.record.id: entry.record for entry in volume.local.entries()}
+        line = [entry.record for entry in volume.local.ancestors(top.id)]
+        status = {record.name: STATUS_NAMES.get(record.status, "unknown") for record in volume.local.destinations()}
+    left = {at: _left(volume, top, records.get(at)) for at in {replica.stands for replica in known}}
+    names = {replica.volume_id: replica.name for replica in known}
+    return [
+        ReplicaReport(
+            r.name, r.volume_id.hex(), names.get(r.via, "") if not r.is_direct else "",
+            "lost" if r.is_lost else status.get(r.name, "idle"),
+            records[r.stands].name if r.stands in records else None, top.name, _lag_s(r, line), left[r.stands],
+            r.contact_ns, r.error, r.error_ns,
+        )
+        for r in known
+    ]  # fmt: skip
+
+
+def _left(volume: LiveVolume, top: SnapshotRecord, stands: SnapshotRecord | None) -> int | None:
+    """Return how many blocks would travel to one that stands there."""
+    if stands is not None and stands.id == top.id:
+        return 0
+    there = (replace(stands, kind=KIND_REGULAR),) if stands is not None else ()
+    try:
+        return image_towards(volume, top.name, Standing(NO_ID, NO_ID, NO_ID, there, ())).n_blocks
+    except BlockplaneError:
+        return None
+
+
+def _lag_s(replica: ReplicaRecord, line: list[SnapshotRecord]) -> float:
+    """Return how long ago the first snapshot of a line was made that a replica has not."""
+    ids = [record.id for record in line]
+    newer = line[ids.index(replica.stands) + 1 :] if replica.stands in ids else line
+    lacking = [record for record in newer if record.kind == KIND_REGULAR]
+    return max((time.time_ns() - lacking[0].created_ns) / 1e9, 0.0) if lacking else 0.0

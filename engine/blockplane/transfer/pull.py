@@ -1,0 +1,140 @@
+"""Replication: a volume asks a source for what a pointer stands at, and follows its pointers (patent, figure 3).
+
+Whichever volume has a newer master can be the source: snapshots are the same by their ids, and moves of pointers are
+ranked the same everywhere. Nothing goes back: where the source is behind, it hears where the volume stands, no more.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockplane.model.errors import NoSuchSnapshotError
+from blockplane.model.progress import Progress, ignore_progress
+from blockplane.transfer.destination import clear_half_made, is_vacant, made_volume, not_to_be_made, settled
+from blockplane.transfer.newvolume import DiskWish, Opening
+from blockplane.transfer.peer import Brought, LocalChanges, Peer, Standing
+from blockplane.volume import pointers
+from blockplane.volume.codec import FLAG_MASTER, KIND_REGULAR, NO_ID
+from blockplane.volume.groups import DiskNames
+from blockplane.volume.pointers import MASTER
+from blockplane.volume.replicationcodec import PointerRecord
+from blockplane.volume.volume import Volume
+
+
+@dataclass(frozen=True, slots=True)
+class PullReport:
+    """What a pull did.
+
+    top : the snapshot that was asked for; what was there already, or came with it, is in `brought`. moved : pointers
+    that moved here, or went. is_ahead : the pointer was moved later here than at the source: nothing was asked for.
+    """
+
+    source: str
+    top: str
+    brought: Brought
+    moved: tuple[str, ...]
+    is_ahead: bool = False
+
+
+def pull(
+    source: Peer,
+    target: Volume,
+    pointer: str = MASTER,
+    changes: LocalChanges = LocalChanges.KEEP,
+    progress: Progress = ignore_progress,
+) -> PullReport:
+    """Bring a volume to where a source's pointer stands, and its pointers after it.
+
+    Parameters
+    ----------
+    pointer : a pointer of the source, or a snapshot. changes : what becomes of changes made here.
+
+    Raises
+    ------
+    NoSuchSnapshotError : the source has none of that name. RefusedError : a name is another thing's here; another
+    update is under way; what `Peer.bring` refuses. What came of a transfer that fails is kept, and the next goes on.
+
+    Notes
+    -----
+    Durable on return. Pointers move, all in one consistency point, when what they stand at is there. Who asks this
+    volume for a pointer meanwhile waits (`volume.updates`); snapshots and files stay readable.
+    """
+    with target.updates.update(f"the update of {target.path} from {source.name}"):
+        theirs = source.standing()
+        pointers.refuse_foreign(target, theirs.pointers)
+        wanted = _pointer(theirs.pointers, pointer)
+        if wanted is None and all(record.name != pointer for record in theirs.snapshots):
+            raise NoSuchSnapshotError(
+                f"{source.name} has no pointer or snapshot {pointer}",
+                "make one there: `blockplane snapshot master VOL@SNAP`, or `blockplane pointer VOL NAME SNAP`",
+            )
+        with settled(target):
+            mine = _pointer(target.local.replication().pointers, pointer)
+        if wanted is not None and mine is not None and mine.rank > wanted.rank:
+            return _called(source, target, theirs, mine, changes)
+        brought = source.bring(pointer, target, changes, progress)
+        return PullReport(source.name, brought.top, brought, tuple(_follow(target, theirs, source.standing())))
+
+
+def replicate(
+    source: Peer,
+    target: str | os.PathLike[str] | Volume,
+    pointer: str = MASTER,
+    changes: LocalChanges = LocalChanges.KEEP,
+    *,
+    disks: DiskNames | None = None,
+    size: int | str | None = None,
+    parity: int | None = None,
+    chunk: int | str | None = None,
+    wipe: bool = False,
+    progress: Progress = ignore_progress,
+    opening: Opening | None = None,
+) -> PullReport:
+    """As `pull`; the target may be a directory: absent, or an empty folder, a volume is made there.
+
+    Parameters
+    ----------
+    disks, size, parity, chunk, wipe : of a volume that is made, as for `Volume.create`; by default the source's. It is
+        removed where the first pull brings nothing.
+    opening : how a volume that is named by its directory is opened, and what goes on round its use.
+
+    Raises
+    ------
+    UsageError : disk options for a volume that is there. What `pull` raises.
+    """
+    wish, opening = DiskWish(disks, size, parity, chunk, wipe), opening or Opening(verb="replicate")
+    if isinstance(target, Volume):
+        return pull(source, target, pointer, changes, progress)
+    path = Path(target)
+    clear_half_made(path)
+    if is_vacant(path):
+        with made_volume(path, source.standing().groups, wish, opening) as volume:
+            return pull(source, volume, pointer, changes, progress)
+    if not wish.is_default:
+        raise not_to_be_made(path)
+    with opening.open(path) as volume, opening.entered(volume):
+        return pull(source, volume, pointer, changes, progress)
+
+
+def _pointer(found: tuple[PointerRecord, ...], name: str) -> PointerRecord | None:
+    return next((p for p in found if p.name == name and p.snapshot_id != NO_ID), None)
+
+
+def _follow(target: Volume, *standings: Standing) -> list[str]:
+    """Take over pointers and masters, as far as their snapshots are here; return the pointers that moved."""
+    moves = [pointer for standing in standings for pointer in standing.pointers]
+    masters = {r.id for standing in standings for r in standing.snapshots if r.flags & FLAG_MASTER}
+    return pointers.adopt(target, moves, masters)
+
+
+def _called(source: Peer, target: Volume, theirs: Standing, mine: PointerRecord, changes: LocalChanges) -> PullReport:
+    """Let a source that is behind hear where the volume stands: at the newest snapshot of its line that both have."""
+    with target.lock:
+        line = [entry.record for entry in target.local.ancestors(mine.snapshot_id)]
+    common = next((r for r in reversed(line) if r.kind == KIND_REGULAR and r.id in theirs.whole), None)
+    brought = Brought("", None, 0, 0, 0.0, already_there=True)
+    if common is not None:
+        brought = source.bring(theirs.whole[common.id].name, target, changes)
+    return PullReport(source.name, brought.top, brought, tuple(_follow(target, theirs)), is_ahead=True)

@@ -1,0 +1,213 @@
+"""Known replicas: who pulls, from here or further down, and where each stands.
+
+A replica is known by its volume's id. One that pulls from here is a destination as well (`destinations`); what it says
+of those that pull from it comes along, and what they need is held here too, so that one that loses its source can go on
+here. Of two reports on a replica the one of its own later consistency point counts, whatever way they came.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count
+from typing import TYPE_CHECKING, Final
+
+from blockplane.model.errors import NoSpaceError, RefusedError
+from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord
+from blockplane.volume.destinations import Destinations
+from blockplane.volume.holds import hold_by_id, release_all
+from blockplane.volume.markcodec import DESTINATION_NAME_BYTES, STATUS_IDLE, DestinationRecord
+from blockplane.volume.masters import OWNER, let_go
+from blockplane.volume.replicationcodec import FLAG_LOST, ReplicaRecord
+
+if TYPE_CHECKING:
+    from blockplane.volume.live import LiveVolume
+
+#: 512 bytes each.
+MAX_REPLICAS: Final = 1024
+#: A contact that changes nothing else is noted when the one noted before is so old.
+NOTE_NS: Final = 10 * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A replica as it says of itself. label : what it would be called. below : what it knows of those below it."""
+
+    volume_id: bytes
+    label: str
+    generation: int
+    below: Sequence[ReplicaRecord] = ()
+
+
+def records_of(volume: LiveVolume) -> list[ReplicaRecord]:
+    """Return the known replicas, in the order in which they were first heard of."""
+    with volume.lock:
+        return list(volume.local.replication().replicas)
+
+
+def find(volume: LiveVolume, volume_id: bytes) -> ReplicaRecord | None:
+    """Return what is known of a replica."""
+    return next((r for r in records_of(volume) if r.volume_id == volume_id), None)
+
+
+def heard(volume: LiveVolume, caller: Caller, stands: SnapshotRecord | None) -> ReplicaRecord:
+    """Note where a replica that calls stands, and those below it: durable where it is news.
+
+    Parameters
+    ----------
+    stands : the newest snapshot here that it has whole; it is held from now on, in place of the one before.
+    """
+    with volume.lock:
+        record = _named(volume, caller)
+        _settle(volume, record.name, stands)
+        now = time.time_ns()
+        at = stands.id if stands is not None else NO_ID
+        new = replace(record, generation=caller.generation, stands=at, via=NO_ID, contact_ns=now, flags=0)
+        told = [r for r in caller.below if r.volume_id not in (volume.info.volume_id, caller.volume_id)]
+        _put(volume, [new, *_news(volume, caller.volume_id, told, now)])
+        return new
+
+
+def _named(volume: LiveVolume, caller: Caller) -> ReplicaRecord:
+    """Return the record of who calls; a new one gets a name that is nobody's."""
+    known = records_of(volume)
+    for record in known:
+        if record.volume_id == caller.volume_id:
+            return record
+    if len(known) >= MAX_REPLICAS:
+        raise RefusedError(f"{volume.path} has {MAX_REPLICAS} replicas", "forget some: blockplane replicas --forget")
+    taken = {r.name for r in known} | {d.name for d in volume.local.destinations()}
+    return ReplicaRecord(_free(caller.label, caller.volume_id, taken), caller.volume_id)
+
+
+def _free(label: str, volume_id: bytes, taken: Iterable[str]) -> str:
+    """Return a name that can own holds and that nobody has."""
+    name = re.sub(r"[^A-Za-z0-9_.:/@-]", "_", label).lstrip(".:/@-")[: DESTINATION_NAME_BYTES - 33] or "replica"
+    own = f"{name}-{volume_id.hex()[:8]}"
+    candidates = chain((name, own), (f"{own}-{n}" for n in count(2)))
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def _news(volume: LiveVolume, via: bytes, told: Sequence[ReplicaRecord], now: int) -> list[ReplicaRecord]:
+    """Return the records of those below that are known to be later than what is known here."""
+    known = {record.volume_id: record for record in records_of(volume)}
+    taken = {record.name for record in known.values()} | {d.name for d in volume.local.destinations()}
+    news: list[ReplicaRecord] = []
+    for record in told:
+        old = known.get(record.volume_id)
+        if old is None and len(known) + len(news) >= MAX_REPLICAS - 1:
+            continue
+        if old is None or record.generation > old.generation:
+            name = old.name if old is not None else _free(record.name, record.volume_id, taken)
+            taken.add(name)
+            news.append(ReplicaRecord(name, record.volume_id, record.generation, record.stands, via, now))
+    return news
+
+
+def _put(volume: LiveVolume, records: Sequence[ReplicaRecord]) -> None:
+    """Enter records, and hold what those that pull elsewhere need; commit where anything is news."""
+    table = volume.local.replication()
+    by_id = {record.volume_id: record for record in table.replicas}
+    whole = {e.record.id for e in volume.local.entries() if e.record.kind == KIND_REGULAR}
+    is_news = False
+    for record in records:
+        old = by_id.get(record.volume_id)
+        by_id[record.volume_id] = record
+        is_news = is_news or old is None or _differs(old, record)
+        if not record.is_direct and old is not None and old.is_direct:
+            let_go(volume, old)  # it pulls elsewhere now
+        if record.is_direct:
+            release_all(volume, OWNER.format(record.name))
+        elif old is None or old.stands != record.stands or old.is_direct or old.is_lost:
+            release_all(volume, OWNER.format(record.name))
+            if record.stands in whole:
+                hold_by_id(volume, record.stands, OWNER.format(record.name))
+    if is_news:
+        volume.local.set_replication(replace(table, replicas=tuple(by_id.values())))
+        volume.commit()
+
+
+def _differs(old: ReplicaRecord, new: ReplicaRecord) -> bool:
+    """Whether a record says more than that a replica was heard of again, a moment after the last time."""
+    same = replace(old, generation=new.generation, contact_ns=new.contact_ns)
+    return same != new or abs(new.contact_ns - old.contact_ns) >= NOTE_NS
+
+
+def _settle(volume: LiveVolume, name: str, stands: SnapshotRecord | None) -> None:
+    """Bring a destination's record in line with where it says it stands."""
+    destinations = Destinations(volume)
+    record = _destination(volume, name)
+    if record is not None and record.status != STATUS_IDLE:
+        if stands is not None and record.under_way == stands.id:
+            destinations.succeed(name)
+        else:
+            destinations.fail(name)
+        record = _destination(volume, name)
+    has = record.acknowledged if record is not None else NO_ID
+    if stands is None or stands.kind != KIND_REGULAR:
+        if has != NO_ID:  # nothing it has can be held here
+            destinations.forget(name)
+    elif has != stands.id and begin(volume, name, stands.name):
+        destinations.succeed(name)
+
+
+def _destination(volume: LiveVolume, name: str) -> DestinationRecord | None:
+    return next((d for d in volume.local.destinations() if d.name == name), None)
+
+
+def begin(volume: LiveVolume, name: str, top: str) -> bool:
+    """Note that a top goes to a replica; False: the volume is too full for marks, and it goes without."""
+    try:
+        Destinations(volume).begin(name, top)
+    except NoSpaceError:
+        return False
+    return True
+
+
+def arrived(volume: LiveVolume, volume_id: bytes, top: SnapshotRecord) -> None:
+    """Note that a replica has a snapshot now. Durable on return."""
+    with volume.lock:
+        record = find(volume, volume_id)
+        if record is not None:
+            _settle(volume, record.name, top)
+            now = time.time_ns()
+            _put(volume, [replace(record, stands=top.id, contact_ns=now, error="", error_ns=0, flags=0)])
+
+
+def failed(volume: LiveVolume, volume_id: bytes, error: str) -> None:
+    """Note what a transfer to a replica met: nobody knows what arrived, until it calls again. Durable on return."""
+    with volume.lock:
+        record = find(volume, volume_id)
+        if record is None:
+            return
+        going = _destination(volume, record.name)
+        if going is not None and going.status != STATUS_IDLE:
+            Destinations(volume).unknown(record.name)
+        now = time.time_ns()
+        _put(volume, [replace(record, contact_ns=now, error=error, error_ns=now)])
+
+
+def forget(volume: LiveVolume, name: str) -> None:
+    """Drop a replica and all that is held for it; when it calls again it is known again. Durable on return.
+
+    Raises
+    ------
+    RefusedError: none is named so.
+    """
+    with volume.lock:
+        table = volume.local.replication()
+        gone = next((r for r in table.replicas if r.name == name), None)
+        if gone is None:
+            names = ", ".join(r.name for r in table.replicas)
+            raise RefusedError(f"no replica is named {name!r}", f"there are: {names}" if names else "there are none")
+        let_go(volume, gone)
+        rest = tuple(r for r in volume.local.replication().replicas if r is not gone and r.name != name)
+        volume.local.set_replication(replace(volume.local.replication(), replicas=rest))
+        volume.commit()
+
+
+def reported(volume: LiveVolume) -> list[ReplicaRecord]:
+    """Return what is told up of the replicas below: those that are not lost."""
+    return [r for r in records_of(volume) if not r.flags & FLAG_LOST]

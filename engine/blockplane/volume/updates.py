@@ -1,0 +1,69 @@
+"""Updates of a volume from a source: who asks for what a pointer stands at waits until the update under way is done.
+
+The patent's shadow masters: a master that is on its way is none yet, and none is given out that will be replaced in a
+moment. What is there stays readable all the same: only requests for pointers wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from blockplane.model.errors import RefusedError
+
+#: How long a request waits. Two volumes that pull from each other at once both wait: one has to give up.
+WAIT_S: Final = 60.0
+
+
+class Updates:
+    """The updates of one open volume: one at a time. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = ""
+
+    @property
+    def running(self) -> str:
+        """What the volume is being brought; empty: nothing."""
+        return self._running
+
+    @contextlib.contextmanager
+    def update(self, what: str, wait_s: float = WAIT_S) -> Iterator[None]:
+        """Note, for the length of a `with`, that an update is under way.
+
+        Raises
+        ------
+        RefusedError: another one is, and does not end.
+        """
+        with self._changed:
+            self._wait(wait_s)
+            self._running = what
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running = ""
+                self._changed.notify_all()
+
+    def settled(self, wait_s: float = WAIT_S) -> None:
+        """Wait until no update is under way.
+
+        Raises
+        ------
+        RefusedError: one is, and does not end.
+        """
+        with self._changed:
+            self._wait(wait_s)
+
+    def _wait(self, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        while self._running:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise RefusedError(
+                    f"{self._running} is under way, and pointers do not move until it is done", "ask again later"
+                )
+            self._changed.wait(left_s)

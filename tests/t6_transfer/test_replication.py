@@ -1,0 +1,379 @@
+"""Replication: masters, pointers, pulls, tiers; what is held for whom, and what takes its place when nobody comes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import blockplane as bp
+from blockplane.model.errors import NoSuchSnapshotError, RefusedError
+from blockplane.transfer.lag import replicas
+from blockplane.transfer.peer import LocalChanges, VolumePeer, giving, standing_of
+from blockplane.transfer.pull import pull
+from blockplane.volume import masters
+from blockplane.volume.replicas import records_of
+from blockplane.volume.retention import Policy
+
+
+@pytest.fixture
+def make(tmp_path: Path):
+    made: list[bp.Volume] = []
+
+    def make_volume(name: str, disks: int = 2) -> bp.Volume:
+        made.append(bp.Volume.create(tmp_path / name, disks=disks, size="6MiB", parity=0))
+        return made[-1]
+
+    yield make_volume
+    for volume in made:
+        if not volume._failure:
+            volume.close()
+
+
+def write(volume: bp.Volume, path: str, data: bytes) -> None:
+    bp.FileSystem(volume).write_bytes(path, data)
+
+
+def read(volume: bp.Volume | bp.Snapshot, path: str) -> bytes:
+    return bp.FileSystem(volume).read_bytes(path)
+
+
+def master(volume: bp.Volume, name: str, data: bytes) -> None:
+    write(volume, "/file", data)
+    volume.snapshot(name)
+    volume.make_master(name)
+
+
+def standing(volume: bp.Volume) -> dict[str, str | None]:
+    return {pointer.name: pointer.snapshot for pointer in volume.pointers}
+
+
+def kinds(volume: bp.Volume) -> dict[str, str]:
+    return {snapshot.name: snapshot.kind for snapshot in volume.snapshots}
+
+
+def test_a_replica_follows_masters_and_pointers(make, rng):
+    source, copy = make("source", 3), make("copy")
+    content = [rng.bytes(40_000) for _ in range(3)]
+    master(source, "m1", content[0])
+    found = pull(VolumePeer(source), copy)
+    assert (found.top, found.brought.base, found.moved) == ("m1", None, ("master",))
+    master(source, "m2", content[1])
+    source.move_pointer("stable", "m1")
+    write(source, "/file", content[2])  # no snapshot has it
+    found = pull(VolumePeer(source), copy)
+    assert (found.top, found.brought.base, found.brought.n_blocks < 40) == ("m2", "m1", True)
+    assert sorted(found.moved) == ["master", "stable"]
+    assert standing(copy) == {"master": "m2", "stable": "m1"} == standing(source)
+    assert [s.is_master for s in copy.snapshots] == [True, True]
+    assert (read(copy, "/file"), read(copy.get_snapshot("stable"), "/file")) == (content[1], content[0])
+    again = pull(VolumePeer(source), copy)
+    assert (again.brought.already_there, again.moved) == (True, ())
+    source.delete_pointer("stable")
+    assert pull(VolumePeer(source), copy).moved == ("stable",)
+    assert standing(copy) == {"master": "m2"}
+    with pytest.raises(NoSuchSnapshotError, match="no pointer or snapshot stable"):
+        pull(VolumePeer(source), copy, "stable")
+    assert bp.check(copy).problems == bp.check(source).problems == []
+
+
+def test_the_source_knows_who_stands_where_and_holds_it(make, rng):
+    source, one, two = make("source"), make("one"), make("two")
+    master(source, "m1", rng.bytes(30_000))
+    pull(VolumePeer(source), one)
+    pull(VolumePeer(source), two)
+    master(source, "m2", rng.bytes(30_000))
+    pull(VolumePeer(source), one)
+    shown = {r.name: r for r in replicas(source)}
+    assert {name: (r.newest, r.wanted, r.status) for name, r in shown.items()} == {
+        "one": ("m2", "m2", "idle"),
+        "two": ("m1", "m2", "idle"),
+    }
+    assert (shown["one"].lag_s, shown["one"].left_blocks) == (0.0, 0)
+    assert shown["two"].lag_s > 0
+    assert shown["two"].left_blocks == source.image("m2 - m1").n_blocks
+    assert {d.name: d.acknowledged for d in source.destinations.list()} == {"one": "m2", "two": "m1"}
+    with pytest.raises(RefusedError, match="held by mirror:two"):
+        source.delete_snapshot("m1")
+    pull(VolumePeer(source), two)
+    source.delete_snapshot("m1")
+    assert replicas(source)[1].newest == "m2"
+
+
+def test_a_master_stays_until_every_replica_has_passed_it(make, rng):
+    source, near, far = make("source"), make("near"), make("far")
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), near)
+    pull(VolumePeer(source), far)
+    for name in ("m2", "m3", "m4"):
+        master(source, name, rng.bytes(9000))
+        pull(VolumePeer(source), near)
+    dry = source.prune(Policy(last=1), dry_run=True)
+    assert {v.name: v.reasons for v in dry.verdicts} == {
+        "m4": ("last",),
+        "m3": ("is a master that far has not passed",),
+        "m2": ("is a master that far has not passed",),
+        "m1": ("held", "is where far stands", "is a master that far has not passed"),
+    }
+    with pytest.raises(RefusedError, match="is a master that far has not passed"):
+        source.delete_snapshot("m2")
+    assert pull(VolumePeer(source), far).brought.base == "m1"
+    expected = source.freed_by("m1", "m2", "m3")
+    dry = source.prune(Policy(last=1), dry_run=True)
+    assert (dry.deleted, dry.freed_blocks) == (["m3", "m2", "m1"], expected)
+    assert source.prune(Policy(last=1)).freed_blocks == expected
+    master(source, "m5", rng.bytes(9000))
+    assert pull(VolumePeer(source), far).brought.base == "m4"
+
+
+def test_a_shadow_takes_the_place_of_what_a_lost_replica_needed(make, rng):
+    source, near, far = make("source"), make("near"), make("far")
+    data = rng.bytes(200_000)
+    write(source, "/large", rng.bytes(200_000))
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), near)
+    pull(VolumePeer(source), far)
+    write(source, "/large", data)
+    master(source, "m2", rng.bytes(9000))
+    pull(VolumePeer(source), near)
+    source.set_replica_limit(3600)
+    assert kinds(source) == {"m1": "regular", "m2": "regular"}
+    now = time.time_ns()
+    assert masters.expire(source, now + 3590 * 10**9) == []
+    assert masters.expire(source, now + 3700 * 10**9) == ["m1"]
+    assert kinds(source) == {"m1": "shadow", "m2": "regular"}
+    assert source.get_snapshot("m1").demotion.by == 3
+    assert {r.name: r.status for r in replicas(source)} == {"near": "lost", "far": "lost"}
+    assert source.destinations.list() == []
+    found = pull(VolumePeer(source), far)  # back: an increment on what it has, by the shadow
+    assert (found.brought.base, read(far, "/large")) == ("m1", data)
+    assert {r.name: (r.status, r.newest) for r in replicas(source)}["far"] == ("idle", "m2")
+    assert bp.check(source).problems == bp.check(far).problems == []
+
+
+def test_who_calls_after_the_limit_is_not_lost_itself(make, rng, monkeypatch):
+    source, near, far = make("source"), make("near"), make("far")
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), near)
+    pull(VolumePeer(source), far)
+    master(source, "m2", rng.bytes(9000))
+    source.set_replica_limit(3600)
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 4000 * 10**9)
+    assert pull(VolumePeer(source), near).brought.base == "m1"
+    assert {r.name: r.status for r in replicas(source)} == {"near": "idle", "far": "lost"}
+    assert kinds(source) == {"m1": "regular", "m2": "regular"}  # near stood at it, and goes on to m2
+    assert source.expire_replicas() == ["m1"]
+    assert kinds(source) == {"m1": "shadow", "m2": "regular"}
+
+
+def test_without_a_limit_nobody_is_given_up(make, rng):
+    source, far = make("source"), make("far")
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), far)
+    master(source, "m2", rng.bytes(9000))
+    assert masters.expire(source, time.time_ns() + 10**20) == []
+    with pytest.raises(RefusedError, match="held by mirror:far"):
+        source.delete_snapshot("m1")
+    source.forget_replica("far")
+    assert (replicas(source), source.destinations.list()) == ([], [])
+    source.delete_snapshot("m1")
+    found = pull(VolumePeer(source), far)  # nothing is common any more
+    assert (found.brought.base, found.top) == (None, "m2")
+    with pytest.raises(RefusedError, match="no replica is named 'near'"):
+        source.forget_replica("near")
+
+
+def test_tiers_and_a_lost_middle(make, rng):
+    source, middle, leaf = make("source"), make("middle"), make("leaf")
+    master(source, "m1", rng.bytes(60_000))
+    pull(VolumePeer(source), middle)
+    pull(VolumePeer(middle), leaf)
+    assert standing(leaf) == {"master": "m1"}
+    master(source, "m2", rng.bytes(9000))
+    pull(VolumePeer(source), middle)  # positions travel up with it
+    shown = {r.name: (r.via, r.newest) for r in replicas(source)}
+    assert shown == {"middle": ("", "m2"), "leaf": ("middle", "m1")}
+    master(source, "m3", new := rng.bytes(9000))
+    with pytest.raises(RefusedError, match="held by replica:leaf"):
+        source.delete_snapshot("m1")
+    middle.close()  # lost
+    found = pull(VolumePeer(source), leaf)
+    assert (found.brought.base, read(leaf, "/file")) == ("m1", new)
+    shown = {r.name: (r.via, r.newest) for r in replicas(source)}
+    assert shown == {"middle": ("", "m2"), "leaf": ("", "m3")}
+    source.forget_replica("middle")
+    source.delete_snapshot("m1", "m2")
+    # a stale report does not count: the middle comes back and tells of where the leaf was
+    with bp.Volume.open(middle.path) as again:
+        assert {r.name: r.newest for r in replicas(again)} == {"leaf": "m1"}
+        pull(VolumePeer(leaf), again)  # and is fed by who was below it
+        assert standing(again) == {"master": "m3"}
+        pull(VolumePeer(source), again)
+    assert {r.name: (r.via, r.newest) for r in replicas(source)} == {"leaf": ("", "m3"), "middle": ("", "m3")}
+    assert bp.check(source).problems == bp.check(leaf).problems == []
+
+
+def test_a_source_that_is_behind_hears_and_gives_nothing(make, rng):
+    source, copy = make("source"), make("copy")
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), copy)
+    master(copy, "m2", rng.bytes(9000))  # the copy was taken over
+    found = pull(VolumePeer(source), copy)
+    assert (found.is_ahead, found.moved, standing(copy)) == (True, (), {"master": "m2"})
+    assert replicas(source)[0].newest == "m1"
+    assert pull(VolumePeer(copy), source).top == "m2"
+    assert standing(source) == {"master": "m2"}
+
+
+def test_moves_in_two_places_end_the_same_everywhere(make, rng):
+    one, two = make("one"), make("two")
+    for name in ("a", "b", "c"):
+        write(one, "/file", rng.bytes(9000))
+        one.snapshot(name)
+    one.move_pointer("master", "c")
+    pull(VolumePeer(one), two)
+    one.move_pointer("master", "a")
+    two.move_pointer("master", "b")
+    for _ in range(2):
+        pull(VolumePeer(one), two)
+        pull(VolumePeer(two), one)
+    assert standing(one) == standing(two)
+    assert standing(one)["master"] == ("a" if one.info.volume_id > two.info.volume_id else "b")
+
+
+@pytest.mark.parametrize("moves_on", [False, True])
+def test_an_interrupted_pull_is_known_as_such_and_goes_on(make, rng, moves_on):
+    source, copy = make("source"), make("copy")
+    write(source, "/large", rng.bytes(2_000_000))
+    master(source, "m1", rng.bytes(9000))
+
+    def cut(event):
+        if event.phase == "blocks":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pull(VolumePeer(source), copy, progress=cut)
+    record = replicas(source)[0]
+    assert (record.status, record.newest, record.error) == ("unknown", None, "KeyboardInterrupt()")
+    assert standing(copy) == {}
+    n_there = standing_of(copy).interrupted[0].n_landed
+    n_image = source.image("m1").n_blocks
+    assert 0 < n_there <= n_image
+    if moves_on:  # what was under way stays held until it is settled
+        master(source, "m2", rng.bytes(9000))
+        with pytest.raises(RefusedError, match="held by mirror:copy"):
+            source.delete_snapshot("m1")
+    found = pull(VolumePeer(source), copy)
+    assert (found.top, standing(copy)) == (("m2", {"master": "m2"}) if moves_on else ("m1", {"master": "m1"}))
+    if not moves_on:
+        assert found.brought.n_blocks == n_image - n_there
+    assert [(r.status, r.newest, r.error) for r in replicas(source)] == [("idle", found.top, "")]
+    assert read(copy, "/file") == read(source, "/file")
+
+
+def test_who_asks_for_a_pointer_waits_until_the_update_is_done(make, rng):
+    source, middle, leaf = make("source"), make("middle"), make("leaf")
+    master(source, "m1", old := rng.bytes(9000))
+    pull(VolumePeer(source), middle)
+    master(source, "m2", rng.bytes(9000))
+    held, asked, answers = threading.Event(), threading.Event(), []
+
+    def slowly(event):
+        asked.set()
+        assert held.wait(60)
+
+    update = threading.Thread(target=pull, args=(VolumePeer(source), middle), kwargs={"progress": slowly})
+    update.start()
+    assert asked.wait(60)
+    request = threading.Thread(target=lambda: answers.append(pull(VolumePeer(middle), leaf).top))
+    request.start()
+    assert (read(middle, "/file"), standing(middle)) == (old, {"master": "m1"})  # readable all the same
+    with giving(middle, "m1", standing_of(middle)) as gift:  # a snapshot by its own name is given at once
+        assert gift.image is None
+    assert (middle.updates.running != "", answers) == (True, [])
+    held.set()
+    update.join(60)
+    request.join(60)
+    assert answers == ["m2"]
+    middle.updates._running = "the update of middle"
+    with pytest.raises(RefusedError, match="is under way, and pointers do not move until it is done"):
+        middle.updates.settled(wait_s=0.01)
+    middle.updates._running = ""
+
+
+@pytest.mark.parametrize("changes", LocalChanges)
+def test_changes_of_a_replica(make, rng, changes):
+    source, copy = make("source"), make("copy")
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), copy)
+    write(copy, "/mine", mine := rng.bytes(9000))
+    master(source, "m2", rng.bytes(9000))
+    if changes is LocalChanges.REFUSE:
+        with pytest.raises(RefusedError, match="was written to since"):
+            pull(VolumePeer(source), copy, changes=changes)
+        assert (read(copy, "/mine"), standing(copy)) == (mine, {"master": "m1"})
+        assert "was written to since" in replicas(source)[0].error
+        return
+    found = pull(VolumePeer(source), copy, changes=changes)
+    assert standing(copy) == {"master": "m2"}
+    assert (found.brought.kept is not None) == (changes is LocalChanges.KEEP)
+    if found.brought.kept is not None:
+        assert read(copy.get_snapshot(found.brought.kept), "/mine") == mine
+
+
+def test_names_that_are_others_there(make, rng):
+    source, copy = make("source"), make("copy")
+    master(source, "m1", rng.bytes(9000))
+    write(copy, "/x", b"x")
+    copy.snapshot("master")
+    with pytest.raises(RefusedError, match="has a pointer master, and"):
+        pull(VolumePeer(source), copy)
+    copy.rename_snapshot("master", "mine")
+    copy.move_pointer("m1", "mine")
+    with pytest.raises(RefusedError, match="has a pointer of that name"):
+        pull(VolumePeer(source), copy)
+    copy.delete_pointer("m1")
+    pull(VolumePeer(source), copy)
+    assert standing(copy) == {"master": "m1"}
+
+
+def test_a_shadow_in_the_way_is_left_out(make, rng):
+    source, copy = make("source"), make("copy")
+    for name in ("m1", "m2"):
+        master(source, name, rng.bytes(9000))
+        pull(VolumePeer(source), copy)
+    copy.move_pointer("master", "m1")
+    copy.rollback("m1")
+    copy.shadow_snapshot("m2")
+    with pytest.raises(RefusedError, match="there as a shadow"):
+        VolumePeer(source).bring("m2", copy, LocalChanges.FLUSH)
+    master(source, "m3", new := rng.bytes(9000))
+    source.move_pointer("master", "m3")
+    found = VolumePeer(source).bring("m3", copy, LocalChanges.FLUSH)
+    assert (found.base, kinds(copy)) == ("m1", {"m1": "regular", "m2": "shadow", "m3": "regular"})
+    assert read(copy, "/file") == new
+
+
+def test_a_full_source_still_gives(make, rng, monkeypatch):
+    source, copy = make("source"), make("copy")
+    master(source, "m1", rng.bytes(9000))
+    room = type(source).available_blocks.fget  # as where files have taken all but the reserve
+    monkeypatch.setattr(type(source), "available_blocks", property(lambda v: 0 if v is source else room(v)))
+    with pytest.raises(bp.errors.NoSpaceError, match="no room for marks"):
+        source.destinations.begin("tape", "m1")
+    assert pull(VolumePeer(source), copy).top == "m1"
+    assert [r.newest for r in replicas(source)] == ["m1"]
+
+
+def test_labels_that_are_taken_or_strange(make, tmp_path, rng):
+    source = make("source")
+    master(source, "m1", rng.bytes(9000))
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        with bp.Volume.create(tmp_path / folder / "c py", disks=1, size="6MiB") as copy:
+            pull(VolumePeer(source), copy)
+            last = copy.info.volume_id.hex()
+    assert [r.name for r in records_of(source)] == ["c_py", f"c_py-{last[:8]}"]

@@ -1,0 +1,103 @@
+"""`pointer`, `snapshot master`, `replicate` and `replicas`, as they are typed."""
+
+from __future__ import annotations
+
+import pytest
+
+import blockplane as bp
+
+
+def test_pointers_as_typed(done, blockplane, pool):
+    assert done("pointer", pool, "stable", "june1").out.endswith("stable stands at june1\n")
+    assert done("pointer", pool, "stable", f"{pool}@june2", "--json").json["pointers"][0]["snapshot"] == "june2"
+    assert done("ls", f"{pool}@stable:/tree").out == done("ls", f"{pool}@june2:/tree").out
+    assert done("image", pool, "stable - june1", "--json").json["top"] == "june2"
+    for verb in (("info", pool), ("snapshot", "list", pool), ("pointer", pool)):
+        assert [p["name"] for p in done(*verb, "--json").json["pointers"]] == ["stable"]
+        assert "stable -> june2" in done(*verb).out
+    snapshots = {s["name"]: s.get("pointers") for s in done("snapshot", "list", pool, "--json").json["snapshots"]}
+    assert snapshots == {"june1": None, "june2": ["stable"]}
+    refused = blockplane("snapshot", "delete", f"{pool}@june2", "--json")
+    assert (refused.status, refused.error["kind"]) == (1, "refused")
+    assert "the pointer stable stands at snapshot 'june2'" in refused.error["message"]
+    assert f"blockplane pointer {pool} stable" in refused.error["hint"]
+    for words in (("stable",), ("stable", "june1", "--delete"), ("--delete",)):
+        assert blockplane("pointer", pool, *words).status == 2
+    done("pointer", pool, "stable", "--delete")
+    assert done("pointer", pool, "--json").json == {"pointers": []}
+
+
+def test_a_replica_is_made_and_follows(done, blockplane, pool, tmp_path):
+    copy, far = str(tmp_path / "copy"), str(tmp_path / "far")
+    missing = blockplane("replicate", pool, copy, "--json")
+    assert (missing.status, (tmp_path / "copy").exists()) == (1, False)
+    assert "has no pointer or snapshot master" in missing.error["message"]
+    made = done("snapshot", "master", f"{pool}@june1", "--json").json
+    assert (made["master"], made["pointers"]) == (True, ["master"])
+    first = done("replicate", pool, copy, "--json").json
+    assert (first["top"], first["base"], first["moved"]) == ("june1", None, ["master"])
+    done("snapshot", "master", f"{pool}@june2")
+    assert done("replicate", copy, far, "--disks", 1, "--size", "40M", "--json").json["top"] == "june1"
+    text = done("replicate", pool, copy, "--once").out
+    assert "has june2 onto june1" in text
+    assert "moved: master" in text
+    assert done("replicate", pool, copy).out.endswith("has june2 already\n")
+    shown = done("replicas", pool, "--json").json
+    assert shown["limit_seconds"] is None
+    found = {r["name"]: r for r in shown["replicas"]}
+    assert set(found) == {"copy", "far"}
+    assert (found["copy"]["newest"], found["copy"]["lag_seconds"], found["copy"]["left_bytes"]) == ("june2", 0.0, 0)
+    with bp.Volume.open(pool, writable=False) as volume:
+        n_left = volume.image("june2 - june1").n_blocks
+    assert (found["far"]["via"], found["far"]["newest"]) == ("copy", "june1")
+    assert (found["far"]["lag_blocks"], found["far"]["left_bytes"]) == (n_left, n_left * 4096)
+    table = done("replicas", pool, "--limit", "7d").out.splitlines()
+    assert table[0].split()[:3] == ["replica", "through", "status"]
+    assert [line.split()[0] for line in table[1:3]] == ["copy", "far"]
+    assert table[-1].startswith("one that is not heard of is waited for")
+    assert done("replicas", pool, "--limit", "never", "--json").json["limit_seconds"] is None
+    dry = done("prune", pool, "--keep-last", 1, "-n").out
+    assert "is a master that far has not passed" in dry
+    assert "0 snapshots would be deleted" in dry
+    done("replicas", pool, "--forget", "far")
+    assert [r["name"] for r in done("replicas", pool, "--json").json["replicas"]] == ["copy"]
+    assert done("prune", pool, "--keep-last", 1, "--json").json["deleted"] == ["june1"]
+    assert "has june2 onto june1" not in done("replicate", pool, far).out  # nothing was held for it: a full one
+    for place in (pool, copy, far):
+        assert done("check", place, "--json").json["ok"]
+
+
+def test_what_is_refused(done, blockplane, pool, tmp_path):
+    assert done("replicas", pool).out == "no replicas\n"
+    done("snapshot", "master", f"{pool}@june1")
+    done("replicate", pool, tmp_path / "copy")
+    for words, status, kind in (
+        (("replicate", pool, pool), 1, "refused"),
+        (("replicate", pool, tmp_path / "copy", "--once", "--every", "1s"), 2, "usage"),
+        (("replicate", pool, tmp_path / "copy", "--disks", 3), 2, "usage"),
+        (("replicate", tmp_path / "absent", tmp_path / "copy"), 1, "not-a-volume"),
+        (("replicas", pool, "--forget", "absent"), 1, "refused"),
+        (("replicas", pool, "--limit", "soon"), 2, "usage"),
+        (("snapshot", "master", f"{pool}@absent"), 1, "no-such-snapshot"),
+    ):
+        outcome = blockplane(*words, "--json")
+        assert (words, outcome.status, outcome.error["kind"]) == (words, status, kind)
+
+
+@pytest.mark.parametrize("changes", ["keep", "flush", "refuse"])
+def test_changes_of_a_replica(done, blockplane, pool, tmp_path, changes):
+    copy = str(tmp_path / "copy")
+    done("snapshot", "master", f"{pool}@june1")
+    done("replicate", pool, copy)
+    done("mkdir", f"{copy}:/mine")
+    done("snapshot", "master", f"{pool}@june2")
+    outcome = blockplane("replicate", pool, copy, "--changes", changes, "--json")
+    if changes == "refuse":
+        assert (outcome.status, outcome.error["kind"]) == (1, "refused")
+        assert "was written to since june1" in done("replicas", pool).out
+        return
+    kept = outcome.json["kept"]
+    assert (outcome.status, kept is not None) == (0, changes == "keep")
+    assert "mine" not in done("ls", f"{copy}:/").out
+    if kept:
+        assert "mine" in done("ls", f"{copy}@{kept}:/").out
