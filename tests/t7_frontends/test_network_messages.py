@@ -103,24 +103,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
     max_leaves=12,
 )
+NUMBERS = ["generation", "n_snapshots", "n_pointers", "n_below", "n_group_bytes"]
 FIELDS = st.sampled_from(
-    [
-        "volume_id",
-        "space_id",
-        "at",
-        "label",
-        "generation",
-        "n_snapshots",
-        "n_pointers",
-        "n_below",
-        "n_group_bytes",
-        "interrupted",
-        "kind",
-        "message",
-        "hint",
-        "brought",
-        "top",
-    ]
+    [*NUMBERS, "volume_id", "space_id", "at", "label", "interrupted", "kind", "message", "hint", "brought", "top"]
 )
 
 
