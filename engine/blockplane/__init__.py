@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
     from blockplane.server import VolumePlace
+    from blockplane.server.network import Certificate, Credentials, Listener, RemotePeer, Rights, make_certificates
     from blockplane.server.service import Service, read_policy
     from blockplane.stream import (
         Key,
@@ -136,6 +137,9 @@ _HOMES = {
     ),
     "blockplane.server": ("VolumePlace",),
     "blockplane.server.service": ("Service", "read_policy"),
+    "blockplane.server.network": (
+        "Certificate", "Credentials", "Listener", "RemotePeer", "Rights", "make_certificates",
+    ),
     "blockplane.transfer": (
         "Brought", "ChainReport", "CopyReport", "DriveTapes", "InterruptedReceive", "LocalChanges", "LostBlocks",
         "MergeReport", "OfferReport", "Opening", "Part", "PartsReport", "Peer", "PullReport", "Reach",
@@ -160,9 +164,11 @@ __all__ = [
     "BlockUse",
     "BlockplaneError",
     "Brought",
+    "Certificate",
     "ChainReport",
     "Change",
     "CopyReport",
+    "Credentials",
     "DemotionPlan",
     "Destination",
     "Difference",
@@ -175,6 +181,7 @@ __all__ = [
     "Image",
     "InterruptedReceive",
     "Key",
+    "Listener",
     "LocalChanges",
     "LostBlocks",
     "MergeReport",
@@ -195,8 +202,10 @@ __all__ = [
     "PutReport",
     "Reach",
     "ReceiveReport",
+    "RemotePeer",
     "ReplicaReport",
     "ResumeToken",
+    "Rights",
     "SavedImage",
     "SendReport",
     "Service",
@@ -237,6 +246,7 @@ __all__ = [
     "is_tape",
     "list_tape_sets",
     "list_tapes",
+    "make_certificates",
     "merge_streams",
     "offer",
     "open_stream",

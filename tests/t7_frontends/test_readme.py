@@ -82,6 +82,9 @@ def test_the_api_page_names_what_exists():
         "chain": bp.StreamChain,
         "Plane": bp.Plane,
         "service": bp.Service,
+        "Credentials": bp.Credentials,
+        "listener": bp.Listener,
+        "peer": bp.RemotePeer,
     }
     called = re.findall(r"`(?:(\w+)\.)?(\w+)\(", page)
     assert len(called) > 20

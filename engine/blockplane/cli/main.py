@@ -12,6 +12,7 @@ from typing import ClassVar
 import click
 
 from blockplane.cli import (
+    certs,
     chains,
     completion,
     copies,
@@ -85,8 +86,8 @@ def cli() -> None:
 
 _MODULES = (
     volumes, shrinking, settling, copies, files, snapshots, pointers, pressure, retention, differences, holders,
-    images, transfers, replicating, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, serving, demo,
-    completion,
+    images, transfers, replicating, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, certs, serving,
+    demo, completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

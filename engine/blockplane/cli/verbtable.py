@@ -60,6 +60,7 @@ KINDS: Final[dict[str, str]] = {
 
 #: Verbs that open no volume there is.
 ALONE: Final[dict[str, str]] = {
+    "cert": "it needs no volume",
     "completion": "it needs no volume",
     "create": "it makes a volume of its own",
     "demo": "it makes volumes of its own",

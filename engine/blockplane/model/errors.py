@@ -284,3 +284,39 @@ class TapeDamagedError(StreamTruncatedError):
         super().__init__(message, hint)
         self.records = records
         self.lost = lost
+
+
+class NetworkError(BlockplaneError):
+    """The other side of a connection cannot be reached, or is not what was expected there."""
+
+    kind = "network"
+
+
+class UnreachableError(NetworkError):
+    """Nobody answers there."""
+
+    kind = "unreachable"
+
+
+class UntrustedError(NetworkError):
+    """One side of a connection does not take the other for who it should be."""
+
+    kind = "untrusted"
+
+
+class NotAllowedError(NetworkError):
+    """The other side gives no right to that; whether what was named is there, it does not say."""
+
+    kind = "not-allowed"
+
+
+class BusyError(NetworkError):
+    """The other side has no room for one more now."""
+
+    kind = "busy"
+
+
+class ConnectionLostError(StreamTruncatedError):
+    """A connection ended, or stood still for too long, before what went over it was whole; it can be gone on with."""
+
+    kind = "connection-lost"

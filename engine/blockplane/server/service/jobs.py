@@ -16,8 +16,8 @@ from blockplane.server.activity import Kind
 from blockplane.server.service.reading import ALL_NAMES, Table
 from blockplane.server.service.rules import rule_of
 from blockplane.server.service.timetable import Rule
+from blockplane.volume.naming import check_name
 from blockplane.volume.retention import Policy as Retention
-from blockplane.volume.snapshots import check_name
 
 _MAX_SUFFIX: Final = 1000
 

@@ -1,0 +1,46 @@
+"""Certificates of peers: a private CA and keys."""
+
+from __future__ import annotations
+
+import click
+
+import blockplane as bp
+from blockplane.cli.options import json_option
+from blockplane.cli.text import print_json, printable
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(file_okay=False))
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@json_option
+def cert(directory: str, names: tuple[str, ...], as_json: bool) -> None:
+    """Make a private CA in DIR, and a key and a certificate for each host NAME.
+
+    A NAME is a host name or an address, as others call it; NAME=OTHER,OTHER gives it more of them. What is there is
+    never overwritten; further names can be added later. Every host needs ca.pem and its own NAME.pem and NAME.key,
+    and no more: ca.key stays here.
+
+    \b
+    blockplane cert tls source backup=backup.example,10.0.0.2
+    scp tls/ca.pem tls/backup.pem tls/backup.key backup:/etc/blockplane/tls/
+    """
+    made = bp.make_certificates(directory, names)
+    if as_json:
+        listed = [
+            {
+                "names": list(found.names),
+                "fingerprint": f"sha256:{found.fingerprint.hex()}",
+                "certificate": str(found.certificate),
+                "key": str(found.key),
+                "expires": found.expires.isoformat(),
+            }
+            for found in made
+        ]
+        print_json({"directory": directory, "certificates": listed})
+        return
+    for found in made:
+        print(f"{printable(str(found.certificate))}  sha256:{found.fingerprint.hex()}")
+    print(f"{printable(directory)}/ca.key makes further certificates: keep it where nobody else can read it")
+
+
+VERBS = (cert,)

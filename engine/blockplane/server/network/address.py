@@ -1,0 +1,111 @@
+"""Where a listener is: HOST:PORT, [HOST]:PORT or unix:PATH; a volume there is named behind a slash."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import re
+import socket
+import stat
+from dataclasses import dataclass
+from typing import Final
+
+from blockplane.model.errors import UnreachableError, UsageError
+from blockplane.server.network.rights import require_volume_name
+
+_HOST_PORT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|([A-Za-z0-9_.-]+)):(\d{1,5})")
+_UNIX: Final = "unix:"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """host, port : of TCP; or path : of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read an address; UsageError: it is none."""
+        if text.startswith(_UNIX) and len(text) > len(_UNIX):
+            return cls(path=text[len(_UNIX) :])
+        match = _HOST_PORT.fullmatch(text)
+        if match is None or int(match[3]) > 65535:
+            raise UsageError(f"{text[:80]!r} is no address", "write HOST:PORT, [HOST]:PORT or unix:PATH")
+        return cls(match[1] or match[2], int(match[3]))
+
+    def __str__(self) -> str:
+        if self.path:
+            return _UNIX + self.path
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether what goes there cannot leave this machine."""
+        if self.path or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host.partition("%")[0]).is_loopback
+        except ValueError:
+            return False
+
+    def connect(self, timeout_s: float, source: str | None = None) -> socket.socket:
+        """Return a connection to it; UnreachableError: nobody answers. source : the address of ours to call from."""
+        try:
+            if self.path:
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+                sock.settimeout(timeout_s)
+                sock.connect(self.path)
+                return sock
+            return socket.create_connection((self.host, self.port), timeout_s, (source, 0) if source else None)
+        except OSError as error:
+            raise UnreachableError(
+                f"{self} cannot be reached: {error.strerror or error}", "see whether a service listens there"
+            ) from error
+
+    def listen(self, backlog: int) -> socket.socket:
+        """Return a socket that listens there; OSError: the address cannot be had."""
+        if self.path:
+            self._clear()
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            try:
+                os.fchmod(sock.fileno(), 0o600)  # before the name is there: nobody else can ever connect
+                sock.bind(self.path)
+                sock.listen(backlog)
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        return socket.create_server((self.host, self.port), family=family, backlog=backlog)
+
+    def _clear(self) -> None:
+        """Remove a socket that a process which died has left."""
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
+                return
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+                if probe.connect_ex(self.path) == errno.ECONNREFUSED:
+                    os.unlink(self.path)
+
+    def forget(self) -> None:
+        """Take the name of a socket away that listened here."""
+        if self.path:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+
+
+def parse_peer(text: str) -> tuple[Address, str] | None:
+    """Return the address and the volume that HOST:PORT/NAME or unix:PATH/NAME means; None: it is no such thing.
+
+    Raises
+    ------
+    UsageError : it is, and the volume's name is none.
+    """
+    place, slash, name = text.rpartition("/")
+    if not slash or not (place.startswith(_UNIX) or _HOST_PORT.fullmatch(place)):
+        return None
+    return Address.parse(place), require_volume_name(name)

@@ -1,0 +1,238 @@
+"""One connection: whole messages in and out, each with an end to how long it may take."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from blockplane.model.errors import ConnectionLostError
+from blockplane.server.network.codec import (
+    HEAD_BYTES,
+    MAX_PIECE_BYTES,
+    Head,
+    Kind,
+    WireError,
+    decode_object,
+    encode_head,
+    encode_object,
+)
+from blockplane.server.network.limits import Limits
+
+#: Given to the kernel, or to TLS, at once. Smaller ones cost turns of the interpreter, and larger ones gain nothing.
+_SLICE_BYTES: Final = 256 << 10
+#: What a side that has said its last word still takes, and for how long.
+_PART_BYTES: Final = 4 << 20
+_PART_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message whose body is here."""
+
+    kind: Kind
+    body: bytes
+    sequence: int = 0
+
+    @property
+    def object(self) -> dict[str, Any]:
+        """What it says."""
+        return decode_object(self.body)
+
+
+class Channel:
+    """A connection. One thread receives at a time; any thread sends.
+
+    Parameters
+    ----------
+    sock : connected; its handshake is done. Owned from here on.
+    deadline : when all must be over, by `time.monotonic`; None: no such time. May be changed.
+
+    Attributes
+    ----------
+    n_received, n_sent : bytes of messages. peer : what a person calls the other side.
+    """
+
+    def __init__(self, sock: socket.socket, limits: Limits, peer: str, deadline: float | None = None) -> None:
+        self._sock, self._limits, self.peer, self.deadline = sock, limits, peer, deadline
+        #: TLS notices what is changed on the way; plain TCP hardly does
+        self._whole = not isinstance(sock, ssl.SSLSocket)
+        self._sending = threading.Lock()
+        self._head = bytearray(HEAD_BYTES)
+        self.n_received = self.n_sent = 0
+
+    # --- sending -----------------------------------------------------------------------------------------------------
+
+    def tell(self, kind: Kind, found: Mapping[str, object] | None = None) -> None:
+        """Send a message that says something."""
+        self.send(kind, encode_object(found) if found is not None else b"")
+
+    def send(self, kind: Kind, body: bytes | memoryview = b"", sequence: int = 0) -> None:
+        """Send a message; ConnectionLostError: the other side is gone, or does not read."""
+        head = encode_head(kind, body, sequence, whole=self._whole)
+        with self._sending, self._losing("writing to"):
+            if self._whole and body:
+                self._send_all([memoryview(head), memoryview(body)])
+                return
+            # one record of TLS where it fits
+            view = memoryview(body)
+            first = min(len(view), (16 << 10) - len(head))
+            self._send_all([memoryview(head + bytes(view[:first])), view[first:]])
+
+    def _send_all(self, left: list[memoryview]) -> None:
+        while left := [view for view in left if len(view)]:
+            self._sock.settimeout(self._wait_s())
+            if self._whole:
+                n_sent = self._sock.sendmsg(left)
+            else:
+                n_sent = self._sock.send(left[0][:_SLICE_BYTES])
+            self.n_sent += n_sent
+            while left and n_sent >= len(left[0]):
+                n_sent -= len(left.pop(0))
+            if n_sent:
+                left[0] = left[0][n_sent:]
+
+    def send_blob(self, data: bytes | memoryview) -> None:
+        """Send bytes whose number was said before, in pieces."""
+        view = memoryview(data)
+        for at in range(0, len(view), MAX_PIECE_BYTES):
+            self.send(Kind.BLOB, view[at : at + MAX_PIECE_BYTES])
+
+    # --- receiving ---------------------------------------------------------------------------------------------------
+
+    def receive_head(self) -> Head | None:
+        """Receive a head, whose body `receive_body` takes; None: the other side has ended in good order."""
+        view = memoryview(self._head)
+        if not self._fill(view, may_end=True):
+            return None
+        return Head.decode(self._head)
+
+    def receive_body(self, head: Head, out: memoryview) -> None:
+        """Receive the body of the head received last into memory of its length."""
+        self._fill(out)
+        head.require_whole(self._head, out)
+
+    def receive(self, *kinds: Kind) -> Message:
+        """Receive a message of one of some kinds.
+
+        Raises
+        ------
+        ConnectionLostError : none comes. WireError : another one does, or none of ours.
+        """
+        head = self.receive_head()
+        if head is None:
+            raise ConnectionLostError(f"{self.peer} closed the connection")
+        if head.kind not in kinds:
+            raise WireError(f"{self.peer} says {head.kind.name} where something else is due")
+        body = bytearray(head.n_bytes)
+        self.receive_body(head, memoryview(body))
+        return Message(head.kind, bytes(body), head.sequence)
+
+    def receive_blob(self, n_bytes: int) -> bytes:
+        """Receive bytes whose number was said, and held against a bound, before. Memory grows as they come."""
+        data = bytearray()
+        while len(data) < n_bytes:
+            message = self.receive(Kind.BLOB, Kind.ALIVE)
+            if message.kind is Kind.ALIVE:
+                continue
+            if not message.body or len(message.body) > n_bytes - len(data):
+                raise WireError(f"{self.peer} sends another number of bytes than it said")
+            data += message.body
+        return bytes(data)
+
+    def _fill(self, view: memoryview, *, may_end: bool = False) -> bool:
+        """Fill memory; return False where nothing comes and it may. The first byte may take as long as idleness may,
+        the rest must come at the least rate.
+        """
+        at, end = 0, None
+        with self._losing("reading from"):
+            while at < len(view):
+                self._sock.settimeout(self._wait_s(end))
+                n_read = self._sock.recv_into(view[at:])
+                if not n_read:
+                    if may_end and not at:
+                        return False
+                    raise ConnectionLostError(f"{self.peer} closed the connection in the middle of a message")
+                at += n_read
+                self.n_received += n_read
+                end = end or time.monotonic() + self._rest_s(len(view))
+        return True
+
+    def _rest_s(self, n_bytes: int) -> float:
+        """Return how long a message that has begun may take."""
+        return self._limits.least_over_s * max(1.0, n_bytes / self._limits.least_bytes)
+
+    # --- time and end ------------------------------------------------------------------------------------------------
+
+    def _wait_s(self, end: float | None = None) -> float:
+        """Return how long the next step may take; TimeoutError: no time is left."""
+        left = self._limits.idle_s
+        for limit in (end, self.deadline):
+            if limit is not None:
+                left = min(left, limit - time.monotonic())
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    @contextlib.contextmanager
+    def _losing(self, doing: str) -> Any:
+        try:
+            yield
+        except TimeoutError:
+            raise ConnectionLostError(f"{doing} {self.peer} took too long", "see how the network does") from None
+        except (OSError, ValueError) as error:  # ValueError: TLS on a connection that was closed
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+            raise ConnectionLostError(f"{doing} {self.peer} failed: {reason}") from error
+
+    def abort(self) -> None:
+        """End both directions now, from any thread: whoever waits for this connection stops waiting."""
+        abort(self._sock)
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self.abort()
+        with contextlib.suppress(OSError):
+            self._sock.close()
+
+    def part(self) -> None:
+        """Say nothing more, and close when the other side has: what it still sends would destroy our last word."""
+        part(self._sock)
+
+
+def abort(sock: socket.socket) -> None:
+    """End a connection in both directions, from any thread."""
+    with contextlib.suppress(OSError):
+        # the plain call: that of ssl would have another thread go on without encryption
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def part(sock: socket.socket) -> None:
+    """Close a connection so that what was written last arrives, although the other side may still be writing."""
+    end, scratch, n_read = time.monotonic() + _PART_S, bytearray(16 << 10), 0
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_WR)
+        while n_read < _PART_BYTES and (left_s := end - time.monotonic()) > 0:
+            sock.settimeout(left_s)
+            n = socket.socket.recv_into(sock, scratch)  # what TLS would make of it does not matter any more
+            if not n:
+                break
+            n_read += n
+    sock.close()
+
+
+def tune(sock: socket.socket, limits: Limits) -> None:
+    """Have the kernel notice when the other side is gone, and send small messages at once."""
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    every_s = max(int(limits.idle_s / 4), 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, every_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, every_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(int(limits.idle_s * 1000), 1))

@@ -1,0 +1,301 @@
+"""A volume behind a connection, as a peer of transfers."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+from blockplane.image.image import Image
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import (
+    BlockplaneError,
+    BusyError,
+    ConnectionLostError,
+    UnreachableError,
+)
+from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
+from blockplane.server.network.channel import Channel
+from blockplane.server.network.codec import Kind, WireError, bytes_field, number_field
+from blockplane.server.network.greeting import Caller
+from blockplane.server.network.heartbeat import alive
+from blockplane.server.network.limits import Limits
+from blockplane.server.network.listener import allowed_place
+from blockplane.server.network.rights import require_volume_name
+from blockplane.server.network.serving import received, send_rest
+from blockplane.server.network.spoken import (
+    brought_heard,
+    error_heard,
+    error_said,
+    n_standing_bytes,
+    standing_heard,
+    standing_said,
+)
+from blockplane.server.network.striped import Incoming, Outgoing
+from blockplane.server.network.throttle import Rate, Throttle
+from blockplane.server.network.tls import Credentials
+from blockplane.server.network.tokens import decode_token, token_for
+from blockplane.transfer.description import described
+from blockplane.transfer.imagesending import ImageSending
+from blockplane.transfer.peer import Brought, LocalChanges, Standing, keep_changes, standing_of
+from blockplane.transfer.receive import receive
+from blockplane.transfer.resume import ResumeToken
+from blockplane.volume.volume import Volume
+
+#: Data connections of a transfer.
+N_CONNECTIONS: Final = 4
+#: After a failure it is waited so long, then twice as long, and so on; each time by up to half more or less.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 30.0
+#: What may help itself when tried again.
+_PASSING: Final = (ConnectionLostError, UnreachableError, BusyError, WireError)
+#: How long a side whose data connections are gone waits to be told why.
+_REASON_S: Final = 2.0
+
+T = TypeVar("T")
+
+
+class RemotePeer:
+    """A volume that a listener serves; a Peer.
+
+    Parameters
+    ----------
+    address : of the listener: `HOST:PORT`, `[HOST]:PORT` or `unix:PATH`. volume : its name there.
+    credentials : whose certificate is shown, and whose CA is trusted. None: plain TCP, to this machine alone.
+    expects : the name that the listener's certificate must have, or its fingerprint (`sha256:HEX`); by default the host
+    of the address. insecure_plaintext : plain TCP to any address; only without credentials.
+    n_connections : for the data of a transfer. patience_s : how long a call goes on trying since something last got
+    through; 0: it tries once. rate : gives the bytes a second of its transfers. source : the address of this machine to
+    call from.
+
+    Raises
+    ------
+    UsageError : plain TCP that nobody asked for by name; a name that is none.
+
+    Notes
+    -----
+    Nothing is connected until a call, and nothing between calls. A transfer that is cut goes on in the middle: what the
+    side that receives has durably does not travel again. Calls that fail for good raise what the other side says:
+    NotAllowedError (no right, or no such volume), UntrustedError, and as Peer. One call at a time.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        volume: str,
+        credentials: Credentials | None,
+        *,
+        expects: str | None = None,
+        insecure_plaintext: bool = False,
+        limits: Limits | None = None,
+        n_connections: int = N_CONNECTIONS,
+        patience_s: float = 60.0,
+        rate: Rate = lambda: None,
+        source: str | None = None,
+    ) -> None:
+        place = allowed_place(address, credentials, insecure_plaintext)
+        self._limits, self._patience_s = limits or Limits(), patience_s
+        self._volume, self._n_connections = require_volume_name(volume), n_connections
+        self._caller = Caller(place, credentials, self._limits, expects, source=source)
+        self._throttle = Throttle(rate)
+        #: bytes of blocks that went or came, over all attempts of a call; blocks durable before its last attempt
+        self._moved = self._durable = 0
+
+    @property
+    def name(self) -> str:
+        """See Peer."""
+        return f"{self._caller.address}/{self._volume}"
+
+    def close(self) -> None:
+        """See Peer: nothing is connected between calls."""
+
+    # --- calls -------------------------------------------------------------------------------------------------------
+
+    def standing(self) -> Standing:
+        """See Peer."""
+        return self._patiently(self._standing)
+
+    def give_up(self, image_id: bytes) -> int:
+        """Have it give up what an interrupted push of an image left; return how many blocks that frees.
+
+        Raises
+        ------
+        RefusedError : there is none of that.
+        """
+
+        def ask() -> int:
+            with self._asking("give up", {"image_id": image_id.hex()}) as (_, answer):
+                return number_field(answer, "n_blocks")
+
+        return self._patiently(ask)
+
+    def take(self, image: Image, changes: LocalChanges, progress: Progress = ignore_progress) -> Brought:
+        """See Peer."""
+        header = described(ImageSending(image)).header
+        found = {
+            "image_id": header.image_id.hex(), "top_id": header.top_id.hex(), "space_id": header.space_id.hex(),
+            "changes": changes.value, "n_connections": self._n_connections,
+        }  # fmt: skip
+        return self._transferring(lambda counted: self._take(image, found, counted), progress)
+
+    def bring(
+        self, wanted: str, target: Volume, changes: LocalChanges, progress: Progress = ignore_progress
+    ) -> Brought:
+        """See Peer."""
+        return self._transferring(lambda counted: self._bring(wanted, target, changes, counted), progress)
+
+    def _transferring(self, attempt: Callable[[Progress], Brought], progress: Progress) -> Brought:
+        """Make attempts; return what they did together."""
+        self._moved, self._durable, n_attempts, kept = 0, 0, 0, None
+        started = time.monotonic()
+
+        def counted_attempt() -> Brought:
+            nonlocal n_attempts, kept
+            n_attempts += 1
+            before, brought = self._moved, None
+
+            def counted(event: ProgressEvent) -> None:
+                if event.phase == "blocks":
+                    self._moved = before + event.done_bytes
+                progress(replace(event, seconds=time.monotonic() - started))
+
+            try:
+                brought = attempt(counted)
+            finally:
+                kept = kept or (brought.kept if brought is not None else None)
+            return brought
+
+        brought = self._patiently(counted_attempt)
+        return replace(
+            brought, n_blocks=self._moved // BLOCK_BYTES, n_bytes=self._moved, seconds=time.monotonic() - started,
+            already_there=brought.already_there and n_attempts == 1, kept=kept,
+        )  # fmt: skip
+
+    def _patiently(self, attempt: Callable[[], T]) -> T:
+        """Try until it works, does not help, or nothing has got through for too long.
+
+        What moved counts as getting through once; then more must be durable at the side that receives than before.
+        """
+        last_s, n_failed, durable = time.monotonic(), 0, -1
+        while True:
+            moved = self._moved
+            try:
+                return attempt()
+            except _PASSING:
+                now = time.monotonic()
+                if self._moved > moved and self._durable > durable:
+                    last_s, n_failed, durable = now, 0, self._durable
+                pause_s = min(_FIRST_PAUSE_S * 2**n_failed, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
+                n_failed = min(n_failed + 1, 20)
+                if now + pause_s > last_s + self._patience_s:
+                    raise
+                time.sleep(pause_s)
+
+    # --- one attempt -------------------------------------------------------------------------------------------------
+
+    def _standing(self) -> Standing:
+        with self._asking("standing") as (control, answer):
+            return standing_heard(answer, control.receive_blob(n_standing_bytes(answer, self._limits.n_snapshots)))
+
+    def _take(self, image: Image, found: Mapping[str, object], progress: Progress) -> Brought:
+        with self._asking("take", found) as (control, answer):
+            if "brought" in answer:
+                return brought_heard(answer)
+            token = decode_token(control.receive_blob(number_field(answer, "n_token_bytes", self._limits.token_bytes)))
+            self._note_durable(token)
+            try:
+                with contextlib.closing(Outgoing(self._data(answer), self._limits, self._throttle)) as outgoing:
+                    send_rest(image, outgoing, token, progress)
+                    outgoing.finish()
+                    return brought_heard(_answered(control))
+            except ConnectionLostError as error:
+                return brought_heard(_reason(control, error))
+
+    def _note_durable(self, token: ResumeToken | None) -> None:
+        """Note how far the side that receives had come before an attempt."""
+        self._durable = max(self._durable, token.n_copied if token is not None else 0)
+
+    def _bring(self, wanted: str, target: Volume, changes: LocalChanges, progress: Progress) -> Brought:
+        said, blob = standing_said(standing_of(target))
+        token = token_for(target, None, self._limits.token_bytes)
+        self._note_durable(decode_token(token))
+        said |= {"wanted": wanted, "n_token_bytes": len(token), "n_connections": self._n_connections}
+        with self._asking("bring", said, blob, token) as (control, answer):
+            if "brought" in answer:
+                return brought_heard(answer)
+            kept = keep_changes(target) if changes is LocalChanges.KEEP else None
+            try:
+                with contextlib.closing(Incoming(self._data(answer), self._limits, self._throttle)) as incoming:
+                    discard = changes is not LocalChanges.REFUSE
+                    with alive(control, self._limits.alive_s):
+                        report = receive(incoming, target, discard=discard, progress=progress)  # type: ignore[arg-type]
+                        incoming.settle()
+            except ConnectionLostError as error:
+                _reason(control, error)
+                raise
+            with contextlib.suppress(BlockplaneError):  # it is durable here, whether the other side hears of it or not
+                control.tell(Kind.ANSWER, {})
+            return received(report, kept)
+
+    @contextlib.contextmanager
+    def _asking(
+        self, verb: str, found: Mapping[str, object] | None = None, *blobs: bytes
+    ) -> Iterator[tuple[Channel, dict[str, Any]]]:
+        """Ask on a connection of its own; yield that and the answer. What fails here, the other side is told."""
+        with contextlib.closing(self._caller.control()) as control:
+            with contextlib.suppress(ConnectionLostError):  # why it was not taken, reading says
+                control.tell(Kind.REQUEST, {"verb": verb, "volume": self._volume, **(found or {})})
+                for blob in blobs:
+                    control.send_blob(blob)
+            answer = _answered(control)
+            try:
+                yield control, answer
+            except BlockplaneError as error:
+                with contextlib.suppress(BlockplaneError):
+                    control.tell(Kind.FAILED, error_said(error))
+                raise
+
+    def _data(self, answer: Mapping[str, Any]) -> list[Channel]:
+        """Return the data connections of a transfer."""
+        ticket, n_connections = bytes_field(answer, "ticket"), number_field(answer, "n_connections")
+        if not 1 <= n_connections <= max(self._n_connections, 1):
+            raise WireError("the other side asks for another number of connections than it was offered")
+        opened: list[Channel] = []
+
+        def connect(_: int) -> None:
+            opened.append(self._caller.data(ticket))
+
+        try:
+            with ThreadPoolExecutor(min(n_connections, 3), "blockplane connects") as pool:
+                list(pool.map(connect, range(n_connections)))
+        except BaseException:
+            for channel in opened:
+                channel.close()
+            raise
+        return opened
+
+
+def _answered(control: Channel) -> dict[str, Any]:
+    """Return what the other side says once it has done what it does in silence; raise what it failed by."""
+    while (message := control.receive(Kind.ANSWER, Kind.FAILED, Kind.ALIVE)).kind is Kind.ALIVE:
+        continue
+    if message.kind is Kind.FAILED:
+        raise error_heard(message.object)
+    return message.object
+
+
+def _reason(control: Channel, error: ConnectionLostError) -> dict[str, Any]:
+    """Return the answer where a connection was lost after all was said; raise what the other side says, or the loss."""
+    control.deadline = time.monotonic() + _REASON_S
+    try:
+        answer = _answered(control)
+    except ConnectionLostError:
+        raise error from None
+    finally:
+        control.deadline = None
+    if "brought" not in answer:
+        raise error
+    return answer

@@ -1,0 +1,298 @@
+"""The listening side of one control connection: a request, the transfer it is for, how that ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from blockplane.image.image import Image
+from blockplane.model.errors import (
+    BlockplaneError,
+    ConnectionLostError,
+    NotAllowedError,
+    RefusedError,
+)
+from blockplane.model.progress import Progress, ignore_progress
+from blockplane.server.network.channel import Channel
+from blockplane.server.network.codec import (
+    TICKET_BYTES,
+    Kind,
+    WireError,
+    bytes_field,
+    number_field,
+    text_field,
+)
+from blockplane.server.network.heartbeat import alive
+from blockplane.server.network.limits import Limits
+from blockplane.server.network.rights import Identity, Rights, Verb
+from blockplane.server.network.spoken import (
+    brought_said,
+    error_heard,
+    error_said,
+    n_standing_bytes,
+    standing_heard,
+    standing_said,
+)
+from blockplane.server.network.striped import Incoming, Outgoing
+from blockplane.server.network.throttle import Throttle
+from blockplane.server.network.tokens import decode_token, token_for
+from blockplane.transfer.peer import Brought, LocalChanges, Standing, giving, keep_changes, standing_of
+from blockplane.transfer.receive import ReceiveReport, receive
+from blockplane.transfer.resume import ResumeToken, drop_incoming
+from blockplane.transfer.send import SendReport, send
+from blockplane.volume.volume import Volume
+
+#: What a request may ask for, and the right that it takes; a standing, either of two.
+REQUESTS = {
+    "standing": (Verb.READ, Verb.WRITE),
+    "take": (Verb.WRITE,),
+    "bring": (Verb.READ,),
+    "give up": (Verb.ADMIN,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What a peer asks for: who, of which volume, by which verb."""
+
+    identity: Identity
+    volume: str
+    verb: Verb
+
+
+#: An open volume; or what gives one for the length of a `with`, and may refuse: a service notes there what goes on, and
+#: holds it against what else does. Called in a session's thread, after the peer's right was found.
+Opened = Volume | Callable[[Transfer], AbstractContextManager[Volume]]
+
+
+class Serving(Protocol):
+    """What a dialogue needs of its listener."""
+
+    limits: Limits
+    rights: Rights
+    volumes: Mapping[str, Opened]
+    throttle: Throttle
+
+    def take_turn(self, dialogue: Dialogue) -> AbstractContextManager[None]:
+        """Hold a volume against other pushes; end what the same caller has left behind."""
+        ...
+
+    def note(self, what: str, dialogue: Dialogue, text: str = "", brought: Brought | None = None) -> None:
+        """Tell what happens."""
+        ...
+
+
+class Dialogue:
+    """One control connection, and the data connections that come to it.
+
+    Parameters
+    ----------
+    caller : what the other side calls itself.
+    """
+
+    def __init__(self, serving: Serving, channel: Channel, identity: Identity, caller: bytes) -> None:
+        self._serving, self._control, self.identity, self.caller = serving, channel, identity, caller
+        self._limits = serving.limits
+        self.ticket = os.urandom(TICKET_BYTES)
+        self.transfer: Transfer | None = None
+        self.over = threading.Event()
+        #: whether it holds the volume against other pushes
+        self.changes_volume = False
+        #: guards the three below
+        self._changed = threading.Condition()
+        self._wanted, self._data = 0, list[Channel]()
+        self._is_aborted = False
+
+    # --- from other threads ------------------------------------------------------------------------------------------
+
+    def join_data(self, channel: Channel, identity: Identity) -> bool:
+        """Take a data connection; return False where none is due, or it is somebody else's."""
+        with self._changed:
+            is_due = len(self._data) < self._wanted and not self._is_aborted
+            if not is_due or identity.fingerprint != self.identity.fingerprint:
+                return False
+            self._data.append(channel)
+            self._changed.notify_all()
+            return True
+
+    def abort(self) -> None:
+        """End it: connections are shut, the transfer suspends or has committed."""
+        with self._changed:
+            self._is_aborted = True
+            for channel in (self._control, *self._data):
+                channel.abort()
+            self._changed.notify_all()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that went over its connections, both ways."""
+        with self._changed:
+            return sum(channel.n_sent + channel.n_received for channel in (self._control, *self._data))
+
+    # --- the dialogue ------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Take one request and answer it."""
+        try:
+            request = self._control.receive(Kind.REQUEST).object
+            self._answer(request)
+        except BlockplaneError as error:
+            self._tell_failed(error)
+            self._serving.note("denied" if isinstance(error, NotAllowedError) else "failed", self, error.message)
+        except Exception as error:  # noqa: BLE001 - one session's defect must not end the service
+            self._tell_failed(error)
+            self._serving.note("failed", self, f"{type(error).__name__}: {error}")
+        finally:
+            for channel in self._data:
+                channel.close()
+            self.over.set()
+            self._control.part()
+
+    def _tell_failed(self, error: Exception) -> None:
+        with contextlib.suppress(BlockplaneError):
+            self._control.tell(Kind.FAILED, error_said(error))
+
+    def _answer(self, request: dict[str, Any]) -> None:
+        what, name = text_field(request, "verb", 16), text_field(request, "volume", 64)
+        verbs = REQUESTS.get(what)
+        if verbs is None:
+            raise WireError("a request asks for what this release does not know")
+        verb = next((v for v in verbs if self._serving.rights.allow(self.identity, name, v)), None)
+        opened = self._serving.volumes.get(name) if verb is not None else None
+        if verb is None or opened is None:
+            raise NotAllowedError(
+                "this is not allowed, or there is no such volume", "ask whoever runs the service for the right"
+            )
+        self.transfer, self.changes_volume = Transfer(self.identity, name, verb), what in ("take", "give up")
+        run = {"standing": self._standing, "take": self._take, "bring": self._bring, "give up": self._give_up}[what]
+        with self._serving.take_turn(self), _open(opened, self.transfer) as volume:
+            brought = run(volume, request)
+        self._serving.note("done", self, what, brought)
+
+    def _standing(self, volume: Volume, request: dict[str, Any]) -> None:
+        del request
+        said, blob = standing_said(standing_of(volume))
+        self._control.tell(Kind.ANSWER, said)
+        self._control.send_blob(blob)
+
+    def _give_up(self, volume: Volume, request: dict[str, Any]) -> None:
+        image_id = bytes_field(request, "image_id")
+        self._control.tell(Kind.ANSWER, {"n_blocks": drop_incoming(volume, image_id.hex())})
+
+    # --- a push ------------------------------------------------------------------------------------------------------
+
+    def _take(self, volume: Volume, request: dict[str, Any]) -> Brought:
+        top_id, image_id = bytes_field(request, "top_id"), bytes_field(request, "image_id")
+        changes = _changes(request)
+        there = standing_of(volume).whole.get(top_id)
+        if there is not None and there.space_id == bytes_field(request, "space_id"):
+            brought = Brought(there.name, None, 0, 0, 0.0, already_there=True)
+            self._control.tell(Kind.ANSWER, {"brought": brought_said(brought)})
+            return brought
+        with alive(self._control, self._limits.alive_s):
+            kept = keep_changes(volume) if changes is LocalChanges.KEEP else None
+            token = token_for(volume, image_id, self._limits.token_bytes)
+        with self._data_connections(request, {"n_token_bytes": len(token)}, token) as channels:
+            incoming = Incoming(channels, self._limits, self._serving.throttle)
+            with contextlib.closing(incoming):
+                self._serving.note("began", self)
+                with alive(self._control, self._limits.alive_s):
+                    report = receive(incoming, volume, discard=changes is not LocalChanges.REFUSE)  # type: ignore[arg-type]
+                incoming.settle()
+        brought = received(report, kept)
+        self._control.tell(Kind.ANSWER, {"brought": brought_said(brought)})
+        return brought
+
+    # --- a pull ------------------------------------------------------------------------------------------------------
+
+    def _bring(self, volume: Volume, request: dict[str, Any]) -> Brought:
+        wanted = text_field(request, "wanted")
+        standing, token = self._asked(request)
+        with contextlib.ExitStack() as stack:
+            with alive(self._control, self._limits.alive_s):
+                gift = stack.enter_context(giving(volume, wanted, standing))
+            if gift.image is None:
+                brought = Brought(gift.record.name, None, 0, 0, 0.0, already_there=True)
+                self._control.tell(Kind.ANSWER, {"brought": brought_said(brought)})
+                return brought
+            return self._give(gift.image, request, token)
+
+    def _give(self, image: Image, request: dict[str, Any], token: ResumeToken | None) -> Brought:
+        """Send an image to who asked for it; what it says of that is heard."""
+        found = {"top": image.top.name if image.top is not None else "", "n_blocks": image.n_blocks}
+        with self._data_connections(request, found) as channels:
+            outgoing = Outgoing(channels, self._limits, self._serving.throttle)
+            with contextlib.closing(outgoing):
+                self._serving.note("began", self)
+                with alive(self._control, self._limits.alive_s):
+                    report = send_rest(image, outgoing, token)
+                    outgoing.finish()
+                self._heard_durable()
+        return Brought(report.top, report.base, report.n_blocks, report.n_bytes, report.seconds)
+
+    def _asked(self, request: dict[str, Any]) -> tuple[Standing, ResumeToken | None]:
+        """Return what the other side says of itself, and what it has of an interrupted transfer."""
+        blob = self._control.receive_blob(n_standing_bytes(request, self._limits.n_snapshots))
+        token = self._control.receive_blob(number_field(request, "n_token_bytes", self._limits.token_bytes))
+        return standing_heard(request, blob), decode_token(token)
+
+    def _heard_durable(self) -> None:
+        """Wait until the other side says that it has committed."""
+        while (message := self._control.receive(Kind.ANSWER, Kind.FAILED, Kind.ALIVE)).kind is Kind.ALIVE:
+            continue
+        if message.kind is Kind.FAILED:
+            raise error_heard(message.object)
+
+    # --- data connections --------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _data_connections(
+        self, request: dict[str, Any], found: dict[str, object], blob: bytes = b""
+    ) -> Iterator[list[Channel]]:
+        """Answer with a ticket, and wait for the connections that come with it."""
+        n_wanted = min(number_field(request, "n_connections", 1 << 16), self._limits.n_connections) or 1
+        with self._changed:
+            self._wanted = n_wanted
+        ticket = {"ticket": self.ticket.hex(), "n_connections": n_wanted}
+        self._control.tell(Kind.ANSWER, {**found, **ticket})
+        self._control.send_blob(blob)
+        deadline = time.monotonic() + self._limits.greeting_s
+        with self._changed:
+            while len(self._data) < n_wanted:
+                left_s = deadline - time.monotonic()
+                if self._is_aborted or left_s <= 0:
+                    raise ConnectionLostError(f"{self.identity} brought {len(self._data)} of {n_wanted} connections")
+                self._changed.wait(left_s)
+        yield self._data
+
+
+def _open(opened: Opened, transfer: Transfer) -> AbstractContextManager[Volume]:
+    return contextlib.nullcontext(opened) if isinstance(opened, Volume) else opened(transfer)
+
+
+def _changes(request: dict[str, Any]) -> LocalChanges:
+    try:
+        return LocalChanges(text_field(request, "changes", 16))
+    except ValueError:
+        raise WireError("a request says what this release does not know") from None
+
+
+def send_rest(
+    image: Image, outgoing: Outgoing, token: ResumeToken | None, progress: Progress = ignore_progress
+) -> SendReport:
+    """Send an image, without what a token says is there; whole where the token is of something else."""
+    if token is not None:
+        with contextlib.suppress(RefusedError):  # it is refused before a byte is sent
+            return send(image, outgoing, resume=token, progress=progress)  # type: ignore[arg-type]
+    return send(image, outgoing, progress=progress)  # type: ignore[arg-type]
+
+
+def received(report: ReceiveReport, kept: str | None) -> Brought:
+    """Return what a receive did."""
+    return Brought(report.top, report.base, report.n_blocks, report.n_bytes, report.seconds, report.already_there, kept)

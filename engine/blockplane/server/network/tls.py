@@ -1,0 +1,126 @@
+"""Who we are to others, and how they prove who they are: TLS 1.3 from the first byte, both sides with certificates."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+import ssl
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from blockplane.model.errors import KeyFileError, UsageError
+from blockplane.server.network.rights import Identity
+
+_CA: Final = "ca.pem"
+_MAX_BYTES: Final = 1 << 20
+_FINGERPRINT: Final = re.compile(r"(?:sha256:)?((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A certificate, its key, and the private CA that both sides' certificates are of.
+
+    ca, certificate, key : PEM files. revoked : SHA-256 fingerprints of certificates of the CA that are refused.
+    """
+
+    ca: Path
+    certificate: Path
+    key: Path
+    revoked: frozenset[bytes] = frozenset()
+
+    @classmethod
+    def find(
+        cls, directory: str | os.PathLike[str], name: str | None = None, revoked: Iterable[str] = ()
+    ) -> Credentials:
+        """Return what a folder has: ca.pem, and a NAME.pem with its NAME.key.
+
+        Parameters
+        ----------
+        directory : the folder, or `FOLDER/NAME`. name : which certificate, where the folder has several; by default
+        the one of this host's name. revoked : fingerprints, as `fingerprint_of` reads them.
+
+        Raises
+        ------
+        KeyFileError : there is none, or several, or others than its owner may read the key.
+        """
+        folder = Path(directory)
+        if name is None and not folder.is_dir() and (folder.parent / f"{folder.name}.pem").is_file():
+            folder, name = folder.parent, folder.name
+        name = name or _only_name(folder)
+        found = cls(
+            folder / _CA, folder / f"{name}.pem", folder / f"{name}.key", frozenset(map(fingerprint_of, revoked))
+        )
+        for path in (found.ca, found.certificate, found.key):
+            if not path.is_file():
+                raise KeyFileError(f"{path}: no such file", f"make it: blockplane cert {folder} {name}")
+        if found.key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise KeyFileError(f"others than its owner may read {found.key}", f"chmod 600 {found.key}")
+        return found
+
+    def listening(self) -> ssl.SSLContext:
+        """Return the context of the side that is called: TLS 1.3 alone, a certificate of the CA asked for."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.num_tickets = 0  # a session that is taken up again shows no certificate
+        return self._loaded(context)
+
+    def calling(self, *, checks_name: bool) -> ssl.SSLContext:
+        """Return the context of the side that calls; without checks_name a pin must be held against what is found."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = checks_name
+        return self._loaded(context)
+
+    def _loaded(self, context: ssl.SSLContext) -> ssl.SSLContext:
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.options |= ssl.OP_NO_COMPRESSION
+        try:
+            context.load_verify_locations(cadata=_text(self.ca))
+            context.load_cert_chain(self.certificate, self.key, password=lambda: "")
+        except (OSError, ValueError) as error:  # SSLError is an OSError
+            raise KeyFileError(
+                f"{self.certificate}, {self.key} and {self.ca} cannot be used: {error}", "make them: blockplane cert"
+            ) from error
+        return context
+
+
+def _only_name(folder: Path) -> str:
+    if not folder.is_dir():
+        raise KeyFileError(f"{folder}: no such folder", f"make it: blockplane cert {folder} NAME")
+    found = sorted(path.stem for path in folder.glob("*.pem") if path.name != _CA)
+    names = [name for name in found if (folder / f"{name}.key").exists()]
+    if len(names) == 1:
+        return names[0]
+    own = [name for name in names if name.lower() in (socket.gethostname().lower(), socket.getfqdn().lower())]
+    if len(own) == 1:
+        return own[0]
+    if not names:
+        raise KeyFileError(f"{folder} has no certificate with its key", f"make one: blockplane cert {folder} NAME")
+    raise KeyFileError(f"{folder} has several certificates: {', '.join(names[:8])}", f"name one: {folder}/{names[0]}")
+
+
+def _text(path: Path) -> str:
+    with open(path, "rb") as file:
+        return file.read(_MAX_BYTES).decode("ascii", "replace")
+
+
+def fingerprint_of(text: str) -> bytes:
+    """Return the SHA-256 that hex digits stand for, with colons or not; UsageError: they do not."""
+    match = _FINGERPRINT.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{text[:80]!r} is no SHA-256 fingerprint", "write its 64 hex digits, as `cert` showed them")
+    return bytes.fromhex(match[1].replace(":", ""))
+
+
+def identity_of(sock: ssl.SSLSocket, address: str) -> Identity:
+    """Return who is at the other end of a connection whose handshake is done."""
+    packed, shown = sock.getpeercert(binary_form=True), sock.getpeercert()
+    if not packed or not shown or sock.version() != "TLSv1.3":
+        raise ssl.SSLError("the other side showed no certificate")
+    listed = shown.get("subjectAltName", ())
+    names = [str(entry[1]) for entry in listed if entry[0] in ("DNS", "IP Address")]
+    return Identity(tuple(names), hashlib.sha256(packed).digest(), address)

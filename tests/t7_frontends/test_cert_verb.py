@@ -1,0 +1,84 @@
+"""`cert`: a private CA and certificates that both sides can use; nothing is overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import ssl
+import stat
+
+import pytest
+
+import blockplane as bp
+from blockplane.server.network import Credentials
+from blockplane.server.network.tls import fingerprint_of
+
+
+def mode(path) -> int:
+    return stat.S_IMODE(os.stat(path).st_mode)
+
+
+def test_one_command_makes_all(done, tmp_path):
+    made = done("cert", "tls", "source", "backup=backup.example,10.0.0.2,::1", "--json").json["certificates"]
+    assert [entry["names"] for entry in made] == [["ca"], ["source"], ["backup", "backup.example", "10.0.0.2", "::1"]]
+    names = {"ca.pem", "ca.key", "source.pem", "source.key", "backup.pem", "backup.key"}
+    assert set(os.listdir("tls")) == names
+    assert mode("tls") == 0o700
+    assert {mode(f"tls/{name}") for name in names if name.endswith(".key")} == {0o600}
+    for entry in made:
+        der = ssl.PEM_cert_to_DER_cert((tmp_path / entry["certificate"]).read_text())
+        assert fingerprint_of(entry["fingerprint"]) == hashlib.sha256(der).digest()
+    before = {name: (tmp_path / "tls" / name).read_bytes() for name in names}
+    text = done("cert", "tls", "third").out
+    assert "tls/third.pem  sha256:" in text
+    assert "ca.pem" not in text
+    assert {name: (tmp_path / "tls" / name).read_bytes() for name in names} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["a"], 1, "tls/a.pem exists: a certificate is never overwritten"),
+        (["b", "a"], 1, "tls/a.pem exists: a certificate is never overwritten"),
+        (["ca"], 2, "'ca' is the name of the CA itself"),
+        (["../x"], 2, "is no name of a host"),
+        ([".x"], 2, "is no name of a host"),
+        (["x y"], 2, "is no name of a host"),
+        (["x:1"], 2, "is no name of a host"),
+        (["x=a,,b"], 2, "is no name of a host"),
+        (["x" * 65], 2, "is no name of a host"),
+        (["b", "b"], 2, "a name is given twice"),
+    ],
+)
+def test_refusals_change_nothing(blockplane, done, words, status, said):
+    done("cert", "tls", "a")
+    before = sorted(os.listdir("tls"))
+    outcome = blockplane("cert", "tls", *words, "--json")
+    assert (outcome.status, said in outcome.error["message"]) == (status, True), outcome.error
+    assert sorted(os.listdir("tls")) == before
+
+
+def test_a_ca_without_its_key_makes_nothing(done, blockplane, tmp_path):
+    done("cert", "tls", "a")
+    os.unlink("tls/ca.key")
+    outcome = blockplane("cert", "tls", "b", "--json")
+    assert "tls/ca.key is not" in outcome.error["message"]
+    assert not (tmp_path / "tls" / "b.pem").exists()
+
+
+def test_which_certificate_a_folder_means(tmp_path):
+    folder = tmp_path / "tls"
+    with pytest.raises(bp.errors.KeyFileError, match="no such folder"):
+        Credentials.find(folder)
+    bp.make_certificates(folder, ["a", "b"])
+    with pytest.raises(bp.errors.KeyFileError, match="several certificates: a, b"):
+        Credentials.find(folder)
+    assert Credentials.find(folder / "b") == Credentials.find(folder, "b")
+    with pytest.raises(bp.errors.KeyFileError, match=r"c\.pem: no such file"):
+        Credentials.find(folder, "c")
+    for name in ("ca.key", "b.pem", "b.key"):
+        (folder / name).unlink()
+    assert Credentials.find(folder).certificate == folder / "a.pem"
+    (folder / "a.key").chmod(0o640)
+    with pytest.raises(bp.errors.KeyFileError, match="others than its owner may read"):
+        Credentials.find(folder)

@@ -1,0 +1,186 @@
+"""The wire's messages: WIRE.md against the codec, and whatever else may come."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import socket
+import threading
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockplane.model import BlockplaneError
+from blockplane.model.checks import crc32c
+from blockplane.model.errors import ConnectionLostError, UsageError
+from blockplane.server.network import Limits, codec
+from blockplane.server.network.channel import Channel
+from blockplane.server.network.codec import BOUNDS, HEAD_BYTES, Head, Kind, WireError, encode_head
+from blockplane.server.network.serving import REQUESTS
+from blockplane.server.network.spoken import error_heard, error_said, standing_heard, standing_said
+from blockplane.server.network.tokens import decode_token
+from blockplane.transfer.peer import Standing
+from blockplane.transfer.resume import InterruptedReceive
+from rig.network import QUICK
+
+PAGE = Path(codec.__file__).with_name("WIRE.md").read_text()
+
+
+def tables() -> list[list[list[str]]]:
+    return [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+        for block in re.findall(r"(?:^\|.*\n)+", PAGE, re.MULTILINE)
+    ]
+
+
+def table(*heads: str) -> list[list[str]]:
+    """The rows of the table with these heads."""
+    (found,) = [rows[2:] for rows in tables() if rows[0] == list(heads)]
+    return found
+
+
+def test_the_page_says_what_the_codec_does():
+    assert f"# The wire, protocol {codec.PROTOCOL}\n" in PAGE
+    body, at = b"some body", 0
+    for whole in (False, True):
+        packed, at = encode_head(Kind.PIECE, body, 0x0102030405060708, whole=whole), 0
+        values = {
+            "magic": b"BPW\x01", "kind": b"\x08", "flags": bytes([whole]), "zero": b"\0\0",
+            "length": len(body).to_bytes(4, "big"), "sequence": bytes(range(1, 9)),
+            "crc": crc32c(packed[:20] + (body if whole else b"")).to_bytes(4, "big"),
+        }  # fmt: skip
+        for offset, size, name, _ in table("offset", "size", "field", "meaning"):
+            assert int(offset) == at
+            assert packed[at : at + int(size)] == values.pop(name), name
+            at += int(size)
+        assert (at, values) == (HEAD_BYTES, {})
+    kinds = {(int(number), name, int(most)) for number, name, most, _ in table("kind", "name", "body at most", "says")}
+    assert kinds == {(kind.value, kind.name, BOUNDS[kind]) for kind in Kind}
+    defaults = {name.strip("`"): float(value) for name, value, _ in table("limit", "default", "of")}
+    assert defaults == {field.name: getattr(Limits(), field.name) for field in fields(Limits)}
+    assert {row[0].strip("`") for row in table("verb", "request says", "answer says", "then")} == set(REQUESTS)
+
+
+def test_no_limit_is_without_bound():
+    for field in fields(Limits):
+        for value in (0, -1, float("nan")):
+            with pytest.raises(UsageError):
+                Limits(**{field.name: value})
+
+
+@given(st.sampled_from(Kind), st.binary(max_size=300), st.integers(0, (1 << 64) - 1), st.booleans())
+def test_messages_come_back(kind, body, sequence, whole):
+    body = body[: BOUNDS[kind]]
+    packed = encode_head(kind, body, sequence, whole=whole)
+    head = Head.decode(packed)
+    assert (head.kind, head.n_bytes, head.sequence) == (kind, len(body), sequence)
+    head.require_whole(packed, body)
+
+
+@given(st.sampled_from(Kind), st.binary(min_size=1, max_size=60), st.data())
+def test_a_changed_bit_is_never_taken(kind, body, data):
+    body = body[: BOUNDS[kind]]
+    packed = bytearray(encode_head(kind, body, 5, whole=True) + body)
+    at = data.draw(st.integers(0, len(packed) * 8 - 1))
+    packed[at // 8] ^= 1 << at % 8
+    with pytest.raises(WireError):
+        Head.decode(packed[:HEAD_BYTES]).require_whole(packed[:HEAD_BYTES], packed[HEAD_BYTES:])
+
+
+@given(st.binary(min_size=HEAD_BYTES, max_size=HEAD_BYTES))
+def test_any_bytes_are_a_head_within_bounds_or_refused(data):
+    with contextlib.suppress(WireError):
+        head = Head.decode(data)
+        assert head.n_bytes <= BOUNDS[head.kind]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+NUMBERS = ["generation", "n_snapshots", "n_pointers", "n_below", "n_group_bytes"]
+FIELDS = st.sampled_from(
+    [*NUMBERS, "volume_id", "space_id", "at", "label", "interrupted", "kind", "message", "hint", "brought", "top"]
+)
+
+
+@given(st.dictionaries(FIELDS, JSON, max_size=8), st.binary(max_size=600))
+def test_whatever_is_said_is_understood_or_refused(found, blob):
+    for read in (lambda: error_heard(found), lambda: standing_heard(found, blob), lambda: decode_token(blob)):
+        with contextlib.suppress(BlockplaneError):
+            read()
+
+
+@given(st.binary(max_size=400) | JSON.map(lambda found: codec.encode_object({"x": found})))
+def test_bodies_are_objects_or_refused(body):
+    with contextlib.suppress(WireError):
+        assert isinstance(codec.decode_object(body), dict)
+
+
+def test_deep_nesting_is_refused():
+    with pytest.raises(WireError):
+        codec.decode_object(b'{"a":' + b"[" * 60_000)
+
+
+@given(
+    st.binary(min_size=16, max_size=16),
+    st.lists(
+        st.builds(
+            InterruptedReceive, st.text(max_size=40), st.binary(min_size=16, max_size=16), st.integers(0, 1 << 56),
+            st.integers(0, 1 << 56), st.integers(0, 1 << 62), st.booleans(), st.booleans(),
+        ), max_size=40,
+    ),
+)  # fmt: skip
+def test_standings_come_back(some_id, interrupted):
+    standing = Standing(some_id, some_id[::-1], some_id, (), tuple(interrupted))
+    said, blob = standing_said(standing)
+    body = codec.encode_object(said)
+    assert len(body) <= codec.MAX_CONTROL_BYTES
+    heard = standing_heard(codec.decode_object(body), blob)
+    assert (heard.volume_id, heard.space_id, heard.at) == (some_id, some_id[::-1], some_id)
+    assert [found.image_id for found in heard.interrupted] == [found.image_id for found in interrupted[-32:]]
+    assert all(found.top_name.isprintable() for found in heard.interrupted)
+
+
+def test_errors_keep_their_kind_and_lose_control_characters():
+    error = UsageError("no\x1b[31m such\n thing", "do\x00 this")
+    heard = error_heard(codec.decode_object(codec.encode_object(error_said(error))))
+    assert (type(heard), heard.exit_status) == (UsageError, 2)
+    assert heard.message.isprintable()
+    assert heard.hint.isprintable()
+    unforeseen = error_heard(codec.decode_object(codec.encode_object(error_said(KeyError("secret")))))
+    assert "secret" not in str(unforeseen)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=200), max_size=6), st.randoms(use_true_random=False))
+def test_a_channel_takes_bytes_as_they_come(pieces, random):
+    """Garbage, and messages cut in pieces: messages, or an error, and never more than what was sent."""
+    data = b"".join(
+        encode_head(Kind.ANSWER, piece, whole=True) + piece if random.random() < 0.7 else piece for piece in pieces
+    )
+
+    cuts = sorted({random.randint(0, len(data)) for _ in range(6)} | {0, len(data)})
+
+    one, other = socket.socketpair()
+    channel = Channel(one, QUICK, "the other side")
+
+    def write() -> None:
+        for start, stop in itertools.pairwise(cuts):
+            other.sendall(data[start:stop])
+        other.close()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        with contextlib.suppress(WireError, ConnectionLostError):
+            while True:
+                assert channel.receive(Kind.ANSWER).body in data
+        assert channel.n_received <= len(data)
+    finally:
+        thread.join()
+        channel.close()

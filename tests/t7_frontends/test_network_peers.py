@@ -1,0 +1,478 @@
+"""Pushes and pulls over a listener: increments, changes of the destination, resumption, turns, room, an end in time."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import blockplane as bp
+from blockplane.model.errors import (
+    BusyError,
+    ConnectionLostError,
+    NoSpaceError,
+    NoSuchSnapshotError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+)
+from blockplane.server.network import Rights, Schedule, Transfer, Verb
+from blockplane.server.network.admission import Admission, address_key
+from blockplane.server.network.channel import Channel
+from blockplane.server.network.codec import Kind, encode_head
+from blockplane.server.network.striped import Incoming, Outgoing
+from blockplane.server.network.throttle import LEAST_RATE, Throttle
+from blockplane.transfer.peer import KEPT, LocalChanges, VolumePeer, image_towards, standing_of
+from blockplane.transfer.resume import ResumeToken, resume_token
+from rig.farside import far_side
+from rig.network import QUICK, Cut, Hosts, Link, threads_left
+from streams.volumes import Files, contents, fresh
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def side(tmp_path, rng):
+    with far_side(tmp_path, rng) as found:
+        yield found
+
+
+def test_a_full_push_then_increments(side):
+    first = side.change(400)
+    full = side.push(first)
+    assert (full.base, full.already_there, full.n_blocks >= 400) == (None, False, True)
+    side.require_done(first)
+    side.change(100)
+    third = side.change(100)
+    found = side.push(third)
+    assert (found.base, found.n_blocks < 300) == (first, True)
+    assert [snapshot.name for snapshot in side.copy.snapshots] == ["s1", "s2", "s3"]
+    side.require_done(third)
+    again = side.push(third)
+    assert (again.already_there, again.n_blocks) == (True, 0)
+    side.require_at_rest()
+    done = [(event.what, event.text, event.transfer.verb) for event in side.told if event.what == "done"]
+    assert done == [("done", "standing", Verb.READ), ("done", "take", Verb.WRITE)] * 3
+    assert {event.transfer.identity.names for event in side.told} == {("source", "127.0.0.1")}
+
+
+def test_the_standing_is_the_volume_s_own(side):
+    side.push(side.change(50))
+    side.copy.snapshot("mine")
+    assert side.peer().standing() == standing_of(side.copy)
+
+
+@pytest.mark.parametrize("changes", LocalChanges)
+def test_changes_of_the_destination(side, changes):
+    first = side.change(60)
+    side.push(first)
+    own = Files(side.copy, side.rng)
+    own.reload()
+    own.write(5, 0, 9)
+    mine = contents(side.copy.active)
+    second = side.change(60)
+    peer = side.peer()
+    image = image_towards(side.source, second, peer.standing())
+    if changes is LocalChanges.REFUSE:
+        with pytest.raises(RefusedError, match="was written to since"):
+            peer.take(image, changes)
+        assert contents(side.copy.active) == mine
+        return
+    found = peer.take(image, changes)
+    side.require_done(second)
+    if changes is LocalChanges.FLUSH:
+        assert found.kept is None
+        return
+    assert found.kept is not None
+    assert found.kept.startswith(KEPT.format(""))
+    assert contents(side.copy.get_snapshot(found.kept).state) == mine
+
+
+def test_a_pull_full_and_incremental(side, tmp_path):
+    first = side.change(300)
+    side.push(first)
+    with fresh(tmp_path / "pulled", size="24M") as pulled:
+        peer = side.peer()
+        assert peer.bring(first, pulled, LocalChanges.REFUSE).base is None
+        second = side.change(80)
+        side.push(second)
+        found = peer.bring(second, pulled, LocalChanges.REFUSE)
+        assert (found.base, found.n_blocks < 200, found.already_there) == (first, True, False)
+        assert contents(pulled.active) == side.states[second]
+        assert peer.bring(second, pulled, LocalChanges.REFUSE).already_there
+        with pytest.raises(NoSuchSnapshotError, match="nothing"):
+            peer.bring("nothing", pulled, LocalChanges.REFUSE)
+        # what one process has open gives the same
+        with fresh(tmp_path / "local", size="24M") as local:
+            assert VolumePeer(side.copy).bring(second, local, LocalChanges.REFUSE).n_blocks > 0
+            assert contents(local.active) == contents(pulled.active)
+    side.require_at_rest()
+
+
+def test_a_destination_without_room_says_so_and_stays(tmp_path, rng):
+    with far_side(tmp_path, rng, size="64M") as side:
+        first = side.change(100)
+        side.push(first)
+        side.files.write(9, 0, 9000)  # the copy has 48 MiB, two disks of three
+        side.source.snapshot("large")
+        Files(side.copy, rng)
+        filler = Files(side.copy, rng)
+        filler.reload()
+        side.copy.snapshot("before")
+        before = contents(side.copy.active)
+        filler.write(8, 0, side.copy.available_blocks - 5000)
+        side.copy.snapshot("full")
+        filler.punch(8, 0, 1 << 20)
+        side.copy.rollback("before")
+        with pytest.raises((NoSpaceError, RefusedError)):
+            side.push("large", side.peer(patience_s=0))
+        assert contents(side.copy.active) == before
+        side.require_at_rest()
+
+
+def large_change(side) -> str:
+    """A change of more than what is brought again whole, 16 MiB."""
+    side.files.write(7, 0, 5000)
+    return side.change(10)
+
+
+def left_of(side) -> ResumeToken:
+    """What the copy has of a push that was cut, once the session has ended."""
+    while not any(event.what == "failed" for event in side.told):
+        time.sleep(0.01)
+    return resume_token(side.copy)
+
+
+def test_what_was_cut_goes_on_with_the_rest_alone(side):
+    """The stream of the second attempt has exactly the blocks that did not land, whoever makes it."""
+    top = large_change(side)
+    image = image_towards(side.source, top, side.peer().standing())
+    with Link(side.listener.address, Cut(9 * MIB, "up", "reset")) as link:
+        with pytest.raises(ConnectionLostError):
+            side.peer(link.address, patience_s=0).take(image, LocalChanges.REFUSE)
+        token = left_of(side)
+        assert 0 < token.n_copied < token.n_image
+        assert [found.image_id for found in side.peer().standing().interrupted] == [token.image_id]
+        found = side.peer(link.address).take(image, LocalChanges.REFUSE)
+        assert found.n_blocks == token.n_left
+    side.require_done(top)
+    side.require_at_rest()
+
+
+def test_what_was_cut_can_be_given_up(side):
+    top = large_change(side)
+    image = image_towards(side.source, top, side.peer().standing())
+    with Link(side.listener.address, Cut(9 * MIB, "up", "reset")) as link, pytest.raises(ConnectionLostError):
+        side.peer(link.address, patience_s=0).take(image, LocalChanges.REFUSE)
+    left = left_of(side)
+    assert side.peer().give_up(left.image_id) == left.n_image
+    assert side.peer().standing().interrupted == ()
+    with pytest.raises(RefusedError):
+        side.peer().give_up(left.image_id)
+
+
+def test_a_pull_that_was_cut_goes_on_towards_a_later_top(side, tmp_path):
+    first = large_change(side)
+    side.push(first)
+    with fresh(tmp_path / "pulled", size="24M") as pulled:
+        with Link(side.listener.address, Cut(9 * MIB, "down", "reset")) as link, pytest.raises(ConnectionLostError):
+            side.peer(link.address, patience_s=0).bring(first, pulled, LocalChanges.REFUSE)
+        second = side.change(20)
+        side.push(second)
+        found = side.peer().bring(second, pulled, LocalChanges.REFUSE)
+        assert found.n_blocks < 5000
+        assert contents(pulled.active) == side.states[second]
+
+
+# --- turns, room, ends -----------------------------------------------------------------------------------------------
+
+
+def _quiet(peer, image) -> None:
+    with contextlib.suppress(bp.BlockplaneError):
+        peer.take(image, LocalChanges.REFUSE)
+
+
+def test_the_same_caller_ends_what_it_left_behind_and_another_waits(tmp_path, rng):
+    with far_side(tmp_path, rng, limits=replace(QUICK, idle_s=30, least_over_s=30)) as side:
+        top = side.change(1500)
+        same = side.peer(patience_s=0)
+        image = image_towards(side.source, top, same.standing())
+        cut = Cut(2 << 20, "up", "silent")
+        with Link(side.listener.address, cut) as link:
+            same._caller = replace(same._caller, address=type(same._caller.address).parse(link.address))
+            thread = threading.Thread(target=_quiet, args=(same, image))
+            thread.start()
+            assert cut.happened.wait(20)
+            while not side.listener._pushing:
+                time.sleep(0.01)
+            with pytest.raises(BusyError, match="under way"):
+                side.peer(patience_s=0).take(image, LocalChanges.REFUSE)
+            again = side.peer()
+            again._caller = replace(again._caller, id=same._caller.id)
+            again.take(image, LocalChanges.REFUSE)
+            side.require_done(top)
+        thread.join()
+
+
+def test_sessions_have_a_quota_and_one_more_comes_again(tmp_path, rng):
+    with far_side(tmp_path, rng, limits=replace(QUICK, n_sessions=2)) as side:
+        standing = [side.peer()._caller.control() for _ in range(2)]
+        with pytest.raises(BusyError):
+            side.peer(patience_s=0).standing()
+        threading.Timer(0.3, lambda: [channel.close() for channel in standing]).start()
+        assert side.peer(patience_s=20).standing().volume_id == side.copy.info.volume_id
+
+
+@pytest.mark.parametrize("state", ["accepted", "greeted", "asked", "data", "before start"])
+def test_a_stop_ends_sessions_in_every_state(tmp_path, rng, state):
+    with far_side(tmp_path, rng) as side:
+        top = side.change(1500)
+        threads, socks = [], []
+        if state == "before start":
+            with side.hosts.listening({}, {}) as listener:
+                assert listener.stop() is True
+        elif state == "accepted":
+            host, port = side.listener.address.split(":")
+            socks.append(socket.create_connection((host, int(port))))
+        elif state == "greeted":
+            socks.append(side.peer()._caller.control())
+        elif state == "asked":
+            control = side.peer()._caller.control()
+            control.tell(Kind.REQUEST, {"verb": "bring", "volume": "pool"})
+            socks.append(control)
+        else:
+            image = image_towards(side.source, top, side.peer().standing())
+            threads.append(threading.Thread(target=_quiet, args=(side.peer(patience_s=0, rate=lambda: 1e6), image)))
+            threads[0].start()
+            while not any(event.what == "began" for event in side.told):
+                time.sleep(0.01)
+        assert side.listener.stop() is True
+        with pytest.raises(UnreachableError):
+            side.peer(patience_s=0).standing()
+        for thread in threads:
+            thread.join()
+        for sock in socks:
+            sock.close()
+        side.require_a_state()
+        assert threads_left() == []
+
+
+def test_what_gives_a_volume_is_told_and_may_refuse(tmp_path, rng):
+    asked, hosts = [], Hosts.make(tmp_path / "tls")
+    with fresh(tmp_path / "pool") as pool:
+
+        @contextlib.contextmanager
+        def opened(transfer: Transfer):
+            asked.append((transfer.identity.names[0], transfer.volume, transfer.verb))
+            if transfer.verb is Verb.WRITE:
+                raise RefusedError("a rollback goes on", "wait")
+            yield pool
+
+        with hosts.listening({"pool": opened}, {"source": {"pool": ["read", "write"]}}) as listener:
+            peer = hosts.peer(listener.address)
+            assert peer.standing().volume_id == pool.info.volume_id
+            with fresh(tmp_path / "mine") as mine:
+                Files(mine, rng).write(1, 0, 3)
+                mine.snapshot("one")
+                with pytest.raises(RefusedError, match="a rollback goes on"):
+                    peer.take(image_towards(mine, "one", peer.standing()), LocalChanges.REFUSE)
+    assert asked == [("source", "pool", Verb.READ), ("source", "pool", Verb.READ), ("source", "pool", Verb.WRITE)]
+
+
+def test_hosts_of_one_volume_s_name_and_ports(tmp_path):
+    hosts = Hosts.make(tmp_path / "tls")
+    with pytest.raises(UsageError):
+        hosts.peer("127.0.0.1:1", "../x")
+    with pytest.raises(UsageError), hosts.listening({".x": None}, {}):
+        pass
+    with pytest.raises(UnreachableError, match="cannot be reached"):
+        hosts.peer("127.0.0.1:1", patience_s=0).standing()
+    with hosts.listening({}, {}) as listener, pytest.raises(OSError, match="in use"):
+        type(listener)(listener.address, {}, Rights(), None)
+
+
+# --- the door --------------------------------------------------------------------------------------------------------
+
+
+class Door:
+    def __init__(self, **more) -> None:
+        self.now, self.socks = 100.0, []
+        self.admission = Admission(replace(QUICK, n_failures=10, **more), lambda: self.now)
+
+    def knock(self, address: str):
+        self.socks.append(socket.socketpair())
+        return self.admission.enter(self.socks[-1][0], address)
+
+    def is_open(self, i: int) -> bool:
+        self.socks[i][1].setblocking(False)
+        try:
+            return self.socks[i][1].recv(1) != b""
+        except BlockingIOError:
+            return True
+
+    def close(self) -> None:
+        for pair in self.socks:
+            for sock in pair:
+                sock.close()
+
+
+def test_who_waits_longest_goes_when_the_door_is_full():
+    door = Door(n_greeting=6, n_greeting_of_one=3)
+    with contextlib.closing(door):
+        assert all(door.knock("10.0.0.1") for _ in range(3))
+        assert door.knock("10.0.0.1") is None, "nobody goes that has just come"
+        door.now += 1
+        assert door.knock("10.0.0.1") is not None
+        assert [door.is_open(i) for i in range(3)] == [False, True, True]
+        assert all(door.knock(f"10.0.1.{i}") for i in range(3))
+        door.now += 1
+        guest = door.knock("10.0.2.1")
+        assert guest is not None
+        assert [door.is_open(i) for i in (1, 2, 4, 5, 6, 7)] == [False, True, True, True, True, True]
+        door.admission.leave(guest)
+        assert door.knock("10.0.2.2") is not None
+
+
+def test_the_eleventh_failure_of_a_minute_waits():
+    door = Door()
+    for _ in range(9):
+        door.admission.failed("10.0.0.1")
+        assert door.admission.delay_s("10.0.0.1") == 0
+    door.admission.failed("10.0.0.1")
+    assert door.admission.delay_s("10.0.0.1") == pytest.approx(6.0)
+    assert door.admission.delay_s("10.0.0.2") == 0
+    door.now += 6
+    assert door.admission.delay_s("10.0.0.1") == pytest.approx(0)
+    assert address_key("2001:db8::1") == address_key("2001:db8::ffff:2")
+    assert address_key("::ffff:10.0.0.1") == "10.0.0.1"
+
+
+# --- stripes, throttle -----------------------------------------------------------------------------------------------
+
+
+def striped(n: int, limits=QUICK):
+    pairs = [socket.socketpair() for _ in range(n)]
+    ends = [[Channel(pair[i], limits, "the other side") for pair in pairs] for i in (0, 1)]
+    nothing = Throttle()
+    return Outgoing(ends[0], limits, nothing), Incoming(ends[1], limits, nothing)
+
+
+@pytest.mark.parametrize("n_connections", [1, 2, 5])
+def test_a_stream_over_stripes_comes_in_order(n_connections, rng):
+    data = rng.bytes(9_000_000)
+    out, into = striped(n_connections)
+    cuts = sorted({0, len(data), *rng.integers(0, len(data), 40).tolist()})
+
+    def write() -> None:
+        for start, stop in itertools.pairwise(cuts):
+            out.write(data[start:stop])
+        out.finish()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    found, room = bytearray(), memoryview(bytearray(700_001))
+    while n := into.readinto(room[: int(rng.integers(1, len(room)))]):
+        found += room[:n]
+    thread.join()
+    into.settle()
+    assert bytes(found) == data
+    out.close()
+    into.close()
+    assert threads_left() == []
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [(Kind.PIECE, 0, b"a"), (Kind.PIECE, 0, b"b")],
+        [(Kind.PIECE, 1, b"a"), (Kind.PIECE, 0, b"b")],
+        [(Kind.PIECE, 0, b"")],
+        [(Kind.PIECE, 0, b"a"), (Kind.END, 0, b"")],
+        [(Kind.REQUEST, 0, b"{}")],
+        [(Kind.PIECE, 0, b"a"), None],
+        [None],
+    ],
+)
+def test_pieces_out_of_order_end_the_transfer(messages):
+    """None: the connection ends there."""
+    one, other = socket.socketpair()
+    into = Incoming([Channel(one, QUICK, "the other side")], QUICK, Throttle())
+    for message in messages:
+        if message is not None:
+            kind, sequence, body = message
+            other.sendall(encode_head(kind, body, sequence, whole=True) + body)
+    if messages[-1] is None:
+        other.close()
+    with pytest.raises(ConnectionLostError):
+        list(iter(lambda: into.readinto(memoryview(bytearray(1))), 0))
+    into.close()
+    other.close()
+
+
+def test_a_piece_far_ahead_waits_on_its_connection(rng):
+    """No more than the window is in memory, however much comes ahead of what is due."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    into = Incoming([Channel(pair[0], QUICK, "the other side") for pair in pairs], QUICK, Throttle())
+    ahead = b"".join(encode_head(Kind.PIECE, b"x" * 100, s, whole=True) + b"x" * 100 for s in range(1, 40))
+    pairs[0][1].sendall(ahead + encode_head(Kind.END, b"", 40, whole=True))
+    time.sleep(0.05)
+    with into._changed:
+        assert max(into._taken, default=0) < 8
+    pairs[1][1].sendall(
+        encode_head(Kind.PIECE, b"y", 0, whole=True) + b"y" + encode_head(Kind.END, b"", 40, whole=True)
+    )
+    found = bytearray()
+    room = memoryview(bytearray(64))
+    while n := into.readinto(room):
+        found += room[:n]
+    assert bytes(found) == b"y" + b"x" * 3900
+    into.close()
+    for pair in pairs:
+        pair[1].close()
+
+
+def test_a_throttle_keeps_its_rate_whatever_the_pieces(rng):
+    now = [0.0]
+    throttle, sent = Throttle(lambda: 1e6, lambda: now[0]), 0
+    while now[0] < 100:
+        n_bytes = int(rng.integers(1, 1 << 20))
+        sent += n_bytes
+        now[0] += throttle.due_s(n_bytes)
+    assert 1e6 * 99 < sent < 1e6 * 102
+    assert throttle.piece_bytes(1 << 20) == 250_000
+    slow = Throttle(lambda: 1.0, lambda: now[0])
+    assert slow.due_s(LEAST_RATE) <= 1.0
+
+
+def test_a_schedule_follows_the_day():
+    schedule = Schedule.parse("08:00-18:00=10MiB, 22:00-06:00=full, 50MiB")
+    minutes = {0: None, 6 * 60 - 1: None, 6 * 60: 50, 8 * 60: 10, 18 * 60 - 1: 10, 18 * 60: 50, 22 * 60: None}
+    assert {
+        minute: (rate or 0) // (1 << 20) or None for minute in minutes if (rate := schedule.at(minute)) or True
+    } == minutes
+    assert Schedule.parse("full").at(5) is None
+    assert Schedule.parse("00:00-24:00=1MiB").at(1439) == 1 << 20
+    for text in ("08:00-18:00=1", "25:00-26:00=1MiB", "1MiB, 2MiB", "08:61-09:00=1MiB", "x"):
+        with pytest.raises(UsageError):
+            Schedule.parse(text)
+
+
+def test_a_push_that_is_throttled_takes_its_time(side):
+    top = side.change(100)
+    assert side.push(top, side.peer(rate=lambda: 200_000.0)).seconds > 1.5
+    side.require_done(top)
+
+
+def test_numbers_of_progress_never_fall(side):
+    top, seen = side.change(1500), []
+    image = image_towards(side.source, top, side.peer().standing())
+    with Link(side.listener.address, Cut(3 << 20, "up", "reset")) as link:
+        side.peer(link.address).take(image, LocalChanges.REFUSE, lambda event: seen.append(event))
+    assert {event.phase for event in seen} >= {"blocks"}
+    assert all(np.diff([event.seconds for event in seen]) >= 0)
