@@ -19,6 +19,7 @@ from blockplane.cli.hosting import serve_control
 from blockplane.cli.text import count, duration, iso, print_json, printable, sentence
 from blockplane.server.service import confine, explain
 from blockplane.server.service.alerts import alerts_text
+from blockplane.server.service.listening import NetworkPolicy
 from blockplane.server.service.log import Log
 from blockplane.server.service.notify import Notifier
 from blockplane.server.service.policy import Policy, VolumePolicy, check_volume_name
@@ -42,12 +43,31 @@ class Wish:
     def read(self) -> Policy:
         """Return the policy as it is in its file now, with what the command line says."""
         base = read_policy(self.policy) if self.policy is not None else Policy()
-        policy = dataclasses.replace(base, **self.settings).with_volumes(self.volumes)
+        settings = dict(self.settings)
+        network = _network(base.network, settings)
+        policy = dataclasses.replace(base, **settings, network=network).with_volumes(self.volumes)
         if not policy.volumes:
             raise bp.errors.UsageError(
                 "there is no volume to serve", "name a policy with one, or --volume pool=/srv/pool"
             )
         return policy
+
+
+def _network(base: NetworkPolicy | None, settings: dict[str, Any]) -> NetworkPolicy | None:
+    """Return how peers are served; takes what the command line says of that out of its settings."""
+    said = {key: settings.pop(key) for key in ("listen", "tls", "insecure_plaintext") if key in settings}
+    if base is None and not said:
+        return None
+    made = base or NetworkPolicy("")
+    if "tls" in said or "insecure_plaintext" in said:
+        tls = Path(said["tls"]) if "tls" in said else None
+        made = dataclasses.replace(made, tls=tls, is_insecure=bool(said.get("insecure_plaintext")))
+    made = dataclasses.replace(made, listen=said.get("listen", made.listen))
+    if not made.listen:
+        raise bp.errors.UsageError("nobody says where to listen", "say --listen HOST:PORT")
+    made.parsed_rights()
+    made.credentials()
+    return made
 
 
 def wish_of(policy: str | None, named: Sequence[str], settings: dict[str, Any]) -> Wish:
@@ -56,6 +76,8 @@ def wish_of(policy: str | None, named: Sequence[str], settings: dict[str, Any]) 
         settings["metrics"] = address(settings["metrics"])
     if "metrics_file" in settings:
         settings["metrics_file"] = Path(os.path.abspath(settings["metrics_file"]))
+    if "tls" in settings:
+        settings["tls"] = os.path.abspath(settings["tls"])
     return Wish(policy, tuple(map(_volume, named)), settings)
 
 

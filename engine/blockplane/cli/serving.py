@@ -12,6 +12,9 @@ from blockplane.cli.options import json_option
 @click.command()
 @click.argument("policy", required=False, type=click.Path(), metavar="[POLICY.toml]")
 @click.option("--volume", "named", multiple=True, metavar="NAME=VOL", help="A volume to serve; repeat.")
+@click.option("--listen", metavar="HOST:PORT", help="Serve peers there, as the policy's rights say.")
+@click.option("--tls", type=click.Path(), metavar="DIR", help="Certificates, as `blockplane cert` makes them.")
+@click.option("--insecure-plaintext", is_flag=True, default=None, help="Plain connections, anybody's to read.")
 @click.option("--check", "is_check", is_flag=True, help="Say what would be done, and when next; open nothing.")
 @click.option("--once", is_flag=True, help="Do what is due now, and end.")
 @click.option("--strict", is_flag=True, default=None, help="End where a volume cannot be opened at the start.")
@@ -30,6 +33,9 @@ from blockplane.cli.options import json_option
 def serve(
     policy: str | None,
     named: Sequence[str],
+    listen: str | None,
+    tls: str | None,
+    insecure_plaintext: bool | None,
     is_check: bool,
     once: bool,
     strict: bool | None,
@@ -63,6 +69,9 @@ def serve(
         "is_strict": strict,
         "metrics": metrics,
         "metrics_file": metrics_file,
+        "listen": listen,
+        "tls": tls,
+        "insecure_plaintext": insecure_plaintext,
     }
     wish = services.wish_of(policy, named, {key: value for key, value in settings.items() if value is not None})
     if is_check:

@@ -76,6 +76,11 @@ def _of_service(policy: Policy) -> list[str]:
         found.append(f"metrics are at http://{host}:{port}/metrics, for {whom}")
     if policy.metrics_file is not None:
         found.append(f"metrics are kept in {policy.metrics_file}")
+    if (network := policy.network) is not None:
+        how = f"with the certificates of {network.tls}" if network.tls is not None else "plain, for anybody to read"
+        speed = f", at {network.rate} a second" if network.rate else ""
+        found.append(f"peers are served at {network.listen}, {how}{speed}")
+        found += [f"{peer} may {', '.join(verbs)} {volume}" for peer, volume, verbs in network.rights]
     if policy.is_strict:
         found.append("a volume that cannot be opened at the start ends the service")
     found.append(f"a job without a sign of life for {format_duration(policy.patience_s)} counts as hung")

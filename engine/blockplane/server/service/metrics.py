@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from blockplane.server.service.exposition import Family, exposition
@@ -19,10 +19,22 @@ class Counts:
     n_bad_reloads: int = 0
 
 
-def metrics_text(release: str, counts: Counts, volumes: Iterable[VolumeStatus]) -> str:
-    """Return everything in Prometheus' text format."""
+def metrics_text(
+    release: str,
+    counts: Counts,
+    volumes: Iterable[VolumeStatus],
+    transfers: Iterable[tuple[str, str, int]] = (),
+    moved: Mapping[str, int] | None = None,
+) -> str:
+    """Return everything in Prometheus' text format.
+
+    Parameters
+    ----------
+    transfers : of peers, by volume and outcome. moved : bytes that these moved, by volume.
+    """
     volumes = list(volumes)
-    return exposition([*_of_service(release, counts), *_of_volumes(volumes), *_of_jobs(volumes)])
+    families = [*_of_service(release, counts), *_of_volumes(volumes), *_of_jobs(volumes)]
+    return exposition([*families, *_of_peers(transfers, moved or {})])
 
 
 def _of_service(release: str, counts: Counts) -> Iterator[Family]:
@@ -63,6 +75,16 @@ def _of_volumes(volumes: list[VolumeStatus]) -> Iterator[Family]:
             for kind, n in sorted(space.snapshots.items()):
                 snapshots.add(n, volume=volume.name, kind=kind)
     yield from (up, size, used, available, held, snapshots, newest, verbs)
+
+
+def _of_peers(transfers: Iterable[tuple[str, str, int]], moved: Mapping[str, int]) -> Iterator[Family]:
+    ended = Family("blockplane_peer_transfers_total", "counter", "Requests of peers that ended, by outcome.")
+    carried = Family("blockplane_peer_bytes_total", "counter", "Bytes that went over connections with peers.")
+    for volume, outcome, n in sorted(transfers):
+        ended.add(n, volume=volume, outcome=outcome)
+    for volume, n_bytes in sorted(moved.items()):
+        carried.add(n_bytes, volume=volume)
+    yield from (ended, carried)
 
 
 def _of_jobs(volumes: list[VolumeStatus]) -> Iterator[Family]:

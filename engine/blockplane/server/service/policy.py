@@ -9,6 +9,7 @@ from typing import Final
 
 from blockplane.model.errors import UsageError
 from blockplane.server.service.jobs import Job
+from blockplane.server.service.listening import NetworkPolicy
 from blockplane.volume.pressure import PressurePolicy
 
 #: How long a job may show no sign of life before the service counts as hung.
@@ -41,6 +42,7 @@ class Policy:
 
     log : "plain" or "json". metrics : (host, port) to answer at; None: nowhere. metrics_file : rewritten when a job
     ended, and every minute. is_strict : a volume that cannot be opened ends the service. patience_s : see PATIENCE_S.
+    network : how peers are served; None: they are not.
     """
 
     volumes: tuple[VolumePolicy, ...] = ()
@@ -50,6 +52,7 @@ class Policy:
     metrics_file: Path | None = None
     is_strict: bool = False
     patience_s: float = PATIENCE_S
+    network: NetworkPolicy | None = None
     path: Path | None = field(default=None, compare=False)
 
     def with_volumes(self, more: tuple[VolumePolicy, ...]) -> Policy:

@@ -10,6 +10,7 @@ from typing import Any
 
 from blockplane.model.errors import UsageError
 from blockplane.server.service.jobs import KINDS, Job
+from blockplane.server.service.listening import network_of
 from blockplane.server.service.log import LEVELS
 from blockplane.server.service.policy import PATIENCE_S, Policy, VolumePolicy, check_volume_name
 from blockplane.server.service.reading import ALL_NAMES, MAX_BYTES, Mistake, Mistakes, PolicyError, Table
@@ -55,8 +56,10 @@ def _syntax(text: str, message: str) -> Mistake:
 def _policy(top: Table, where: Path) -> Policy:
     service = top.table("service")
     volumes = tuple(_volume(name, table, where.parent) for name, table in top.table("volume").tables())
+    network = network_of(top.table("network"), where.parent, {volume.name for volume in volumes})
     policy = Policy(
         volumes=volumes,
+        network=network,
         log=service.take("log", Table.one_of("plain", "json"), "plain"),
         log_level=service.take("log-level", Table.one_of(*LEVELS), "info"),
         metrics=service.take("metrics", address, None),

@@ -140,6 +140,10 @@ class Table:
             (key, Table(self.take(key, self.mapping, {}), (*self.path, key), self._mistakes)) for key in self._found
         ]
 
+    def names(self) -> list[str]:
+        """Return the keys there are, which are names that people chose."""
+        return list(self._found)
+
     def require(self, key: str, test: Callable[[], object]) -> None:
         """Note what a test raises of a key, or of the table where that is empty."""
         try:

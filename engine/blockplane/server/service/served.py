@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol
 
 from blockplane.api import Volume
-from blockplane.model.errors import BlockplaneError
-from blockplane.server.activity import Activities
+from blockplane.model.errors import BlockplaneError, BusyError
+from blockplane.server.activity import Activities, Kind
+from blockplane.server.network.rights import Verb
+from blockplane.server.network.serving import Transfer
 from blockplane.server.service.clock import Clock
 from blockplane.server.service.log import Log
 from blockplane.server.service.past import Past, read_past, write_past
@@ -20,6 +24,8 @@ from blockplane.server.service.running import Plan, Run
 #: A volume that cannot be opened is tried again after so long, then twice as long, and so on up to the other.
 FIRST_AGAIN_S: Final = 1.0
 LAST_AGAIN_S: Final = 60.0
+#: How long a peer waits for what may not go on beside its transfer.
+LEND_WAIT_S: Final = 5.0
 
 
 class Door(Protocol):
@@ -68,6 +74,8 @@ class ServedVolume:
         self.past = read_past(policy.path)
         self.plans: dict[tuple[str, str], Plan] = {}
         self._changing: list[threading.Thread] = []
+        self._lending = threading.Condition()
+        self._n_lent = 0
         self._take_jobs()
         self._ending = threading.Event()
         #: set to end serving the volume; it is then opened anew, unless everything ends
@@ -149,6 +157,31 @@ class ServedVolume:
         """Return what runs."""
         return [plan.run for plan in list(self.plans.values()) if plan.run is not None and not plan.run.is_over]
 
+    # --- peers -------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lent(self, transfer: Transfer) -> Iterator[Volume]:
+        """Give the volume to a peer's transfer for the length of a `with`; it is not closed meanwhile.
+
+        Raises
+        ------
+        BusyError: it is not open. RefusedError: something goes on beside which that may not.
+        """
+        with self._lending:
+            volume = self.volume
+            if volume is None or self.is_stopping:
+                raise BusyError(f"{self.policy.name} is not open now", "try again later")
+            self._n_lent += 1
+        kind = Kind.READS if transfer.verb is Verb.READ else Kind.LIVE
+        verb = f"{transfer.verb.value} by {transfer.identity}"
+        try:
+            with self.activities.going_on(kind, verb, os.getpid(), LEND_WAIT_S):
+                yield volume
+        finally:
+            with self._lending:
+                self._n_lent -= 1
+                self._lending.notify_all()
+
     # --- its thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -198,6 +231,9 @@ class ServedVolume:
         for thread in [run.thread for run in runs] + self._changing:
             thread.join()
         self._changing.clear()
+        with self._lending:  # the listener cuts connections when everything ends
+            while self._n_lent:
+                self._lending.wait()
 
     def _press(self, volume: Volume) -> None:
         """Take up another pressure policy while the volume is open."""

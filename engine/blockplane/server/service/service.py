@@ -16,8 +16,10 @@ from dataclasses import replace
 from typing import Final
 
 from blockplane.model.errors import BlockplaneError, RefusedError
+from blockplane.server.network.serving import Opened
 from blockplane.server.service.clock import Clock, SystemClock
 from blockplane.server.service.door import MetricsDoor
+from blockplane.server.service.listening import Endpoint
 from blockplane.server.service.log import Log
 from blockplane.server.service.metrics import Counts, metrics_text
 from blockplane.server.service.notify import Notifier
@@ -71,6 +73,8 @@ class Service:
         self._leaving: list[ServedVolume] = []
         self._observer = Observer()
         self._door: MetricsDoor | None = None
+        self._endpoint: Endpoint | None = None
+        self._lent: dict[str, Opened] = {}
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         weakref.finalize(self, os.close, self._wake_fd)  # not sooner: signals and threads that are left write to it
         self._n_stops, self._is_reload_wanted = 0, False
@@ -106,7 +110,10 @@ class Service:
 
     def metrics(self) -> str:
         """Return the metrics in Prometheus' text format."""
-        return metrics_text(WRITER, replace(self.counts), self.status())
+        endpoint = self._endpoint
+        peers = [(volume, what, n) for (volume, what), n in endpoint.n_transfers.items()] if endpoint else []
+        moved = dict(endpoint.n_bytes) if endpoint else {}
+        return metrics_text(WRITER, replace(self.counts), self.status(), peers, moved)
 
     @property
     def metrics_address(self) -> tuple[str, int] | None:
@@ -126,9 +133,12 @@ class Service:
             self._door = self._open_door(self.policy)
             for volume in self.policy.volumes:
                 self._take(volume)
+            self._endpoint = self._listen(self.policy)
             while (wait_s := self.turn()) is not None:
                 self._wait(wait_s)
         finally:
+            if self._endpoint is not None:
+                (self._endpoint.stop if self.unfinished else self._endpoint.wait)()
             if self._door is not None:
                 self._door.close()
             self._notifier.close()
@@ -261,6 +271,14 @@ class Service:
         except OSError as error:
             self.log.error("metrics", f"{path} cannot be written: {error.strerror}", error="os")
 
+    def _listen(self, policy: Policy) -> Endpoint | None:
+        return Endpoint(policy.network, self._lent, self.log) if policy.network is not None else None
+
+    @property
+    def address(self) -> str | None:
+        """Where peers are served."""
+        return self._endpoint.address if self._endpoint is not None else None
+
     def _open_door(self, policy: Policy) -> MetricsDoor | None:
         return MetricsDoor(*policy.metrics, self.metrics) if policy.metrics is not None else None
 
@@ -269,6 +287,7 @@ class Service:
     def _take(self, volume: VolumePolicy) -> None:
         """Serve a volume from now on."""
         self._served[volume.name] = served = ServedVolume(volume, self._answering, self.log, self._clock, self._wake)
+        self._lent[volume.name] = served.lent
         served.start()
 
     def _reload(self) -> None:
@@ -288,6 +307,7 @@ class Service:
 
     def _change(self, policy: Policy) -> None:
         """Follow another policy: what is the same in it goes on undisturbed."""
+        self._change_listener(policy)
         if policy.metrics != self.policy.metrics:
             door = self._open_door(policy)  # first: it may fail
             if self._door is not None:
@@ -299,11 +319,26 @@ class Service:
         for name, served in list(self._served.items()):
             if name not in wanted or wanted[name].path != served.policy.path:
                 self._leaving.append(self._served.pop(name))
+                self._lent.pop(name)
                 served.stop()
             elif wanted[name] != served.policy:
                 served.change(wanted[name])
         for name in wanted.keys() - self._served.keys():
             self._take(wanted[name])
+
+    def _change_listener(self, policy: Policy) -> None:
+        """Listen as a policy says; connections stay where that is possible."""
+        if policy.network == self.policy.network:
+            return
+        if policy.network is not None:
+            policy.network.parsed_rights()
+            policy.network.credentials()
+            if self._endpoint is not None and self._endpoint.takes(policy.network):
+                return
+        if self._endpoint is not None:
+            self._endpoint.wait()  # before another one takes the same port
+            self._endpoint = None
+        self._endpoint = self._listen(policy)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -312,6 +347,8 @@ class Service:
         self._notifier.stopping()
         self._write_metrics()  # as long as there is something to tell
         self.log.info("stopping", "no new work; volumes are being closed")
+        if self._endpoint is not None:
+            self._endpoint.stop()
         for served in self._served.values():
             served.stop()
 

@@ -1,0 +1,89 @@
+"""A service that peers call: rights, transfers beside jobs and verbs, stopping and reloading under them."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from pathlib import Path
+
+import pytest
+
+import blockplane as bp
+from blockplane.model.errors import BlockplaneError
+from blockplane.server.service import PolicyError, read_policy
+from blockplane.transfer.peer import LocalChanges, image_towards
+from rig.network import Hosts
+from rig.services import Serving, serving
+
+POOL = '[volume.pool]\npath = "pool"\n'
+NETWORK = '[network]\nlisten = "127.0.0.1:0"\ntls = "tls/backup"\n[network.rights.source]\n'
+
+
+@pytest.fixture
+def hosts(pool) -> Hosts:
+    return Hosts.make(Path("tls").absolute())
+
+
+def write(text: str) -> str:
+    Path("policy.toml").write_text(text)
+    return "policy.toml"
+
+
+def address_of(service: Serving) -> str:
+    return service.wait_for("listening")[0]["text"].rpartition(" ")[2]
+
+
+def test_peers_pull_and_push_as_their_rights_say(pool, hosts, blockplane):
+    words = write(POOL + NETWORK + 'pool = ["read"]\n')
+    with serving(words) as service, bp.Volume.create("far", disks=2, size="24M") as far:
+        address = address_of(service)
+        service.wait_for("volume open")
+        with contextlib.closing(hosts.peer(address)) as peer:
+            assert [record.name for record in peer.standing().snapshots] == ["june1", "june2"]
+            peer.bring("june2", far, LocalChanges.REFUSE)
+            assert far.get_snapshot("june2").id == far.snapshots[-1].id
+            bp.FileSystem(far).write_bytes("/far", b"far")
+            far.snapshot("july")
+            with pytest.raises(BlockplaneError):
+                peer.take(image_towards(far, "july", peer.standing()), LocalChanges.REFUSE)
+        service.wait_for("peer done")
+        write(POOL + NETWORK + 'pool = ["read", "write"]\n')
+        service.process.send_signal(signal.SIGHUP)
+        service.wait_for("policy taken")
+        with contextlib.closing(hosts.peer(address)) as peer:  # the port stays
+            peer.take(image_towards(far, "july", peer.standing()), LocalChanges.REFUSE)
+        assert "far" in blockplane("cat", "pool:/far").out
+        assert service.end() == 0
+    assert {entry.name for entry in Path("pool").iterdir()} <= {"disks", "lock", "volume.toml", "service.json"}
+    assert blockplane("check", "pool").status == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ('[network]\nlisten = "127.0.0.1:0"\n[network.rights.a]\npool = "read"\n', [3]),
+        ('[network]\nlisten = "127.0.0.1:0"\ntls = "nowhere"\n[network.rights.a]\npool = "read"\n', [5]),
+        (NETWORK + 'pool = ["raed"]\n', [6, 7]),
+        (NETWORK + 'other = ["read"]\n', [7]),
+        (NETWORK.replace("[network.rights.source]\n", ""), [3]),
+        (NETWORK.replace("listen", 'rate = "1"\nlisten') + 'pool = ["read"]\n', [4]),
+        (NETWORK.replace("listen", "lisen") + 'pool = ["read"]\n', [4]),
+    ],
+)
+def test_what_is_wrong_with_a_network_is_found(hosts, text, lines):
+    with pytest.raises(PolicyError) as caught:
+        read_policy(write(POOL + text))
+    assert [mistake.line for mistake in caught.value.mistakes] == lines
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--listen", ":0"],
+        ["--listen", ":0", "--tls", "tls"],
+        ["--tls", "tls"],
+        ["--listen", ":0", "--insecure-plaintext"],
+    ],
+)
+def test_a_listener_without_rights_or_an_address_is_a_usage_error(hosts, blockplane, words):
+    assert blockplane("serve", "--volume", "pool=pool", *words).status == 2
