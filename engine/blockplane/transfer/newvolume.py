@@ -77,7 +77,11 @@ class Opening:
 
 def create(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening) -> Volume:
     """Make a volume for a stream: as asked, else with the source's geometry."""
-    groups = stream.header.groups
+    return create_like(path, stream.header.groups, wish, opening)
+
+
+def create_like(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, opening: Opening) -> Volume:
+    """Make a volume: as asked, else with the geometry of other groups."""
     if _as_source(groups, wish):
         return _create_groups(path, groups, opening)
     disks, size, parity, chunk = _one_group(groups, wish)

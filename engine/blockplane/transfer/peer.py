@@ -10,17 +10,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from blockplane.image.image import Image, build
-from blockplane.model.errors import NoSuchSnapshotError, RefusedError
-from blockplane.model.progress import Progress, ignore_progress
+from blockplane.model.errors import NoSuchSnapshotError, RefusedError, StreamTruncatedError
+from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.transfer.copy import CopyReport, copy
 from blockplane.transfer.destination import settled
 from blockplane.transfer.resume import InterruptedReceive, interrupted_receives
+from blockplane.transfer.since import Since, what_is_since
 from blockplane.volume.codec import KIND_REGULAR, KIND_SHADOW, NO_ID, SnapshotRecord
+from blockplane.volume.deleting import delete
+from blockplane.volume.holds import needs
 from blockplane.volume.live import LiveVolume
-from blockplane.volume.snapshots import changed_since_newest, create, standing_at
+from blockplane.volume.mirrorcodec import MIRROR, MirrorRecord
+from blockplane.volume.mirrored import set_mirror
+from blockplane.volume.snapshots import changed_since_newest, create, rollback, standing_at
 from blockplane.volume.volume import Volume
 
 #: What a snapshot is called that keeps a destination's own changes when a transfer replaces them.
@@ -41,7 +46,8 @@ class Standing:
 
     space_id : of its live file system's numbering; NO_ID: it was never written to. at : id of the snapshot that has all
     that the live file system has; NO_ID: none has. snapshots : older first, of every kind. interrupted : receives that
-    can be gone on with.
+    can be gone on with. mirror : whose mirror it is; None: nobody's, or it does not say. parent : id of the snapshot
+    that the live file system descends from; NO_ID: there is none, or it does not say.
     """
 
     volume_id: bytes
@@ -49,6 +55,8 @@ class Standing:
     at: bytes
     snapshots: tuple[SnapshotRecord, ...]
     interrupted: tuple[InterruptedReceive, ...]
+    mirror: MirrorRecord | None = None
+    parent: bytes = NO_ID
 
     @property
     def whole(self) -> dict[bytes, SnapshotRecord]:
@@ -111,6 +119,31 @@ class Peer(Protocol):
         ...
 
 
+@runtime_checkable
+class MirrorPeer(Peer, Protocol):
+    """A peer that can be a mirror: it knows that it is one. Of another peer old states are its own to delete."""
+
+    def become(self, record: MirrorRecord | None) -> None:
+        """Say whose mirror it is; None: nobody's. Durable there on return."""
+        ...
+
+    def let_go(self, ids: Sequence[bytes]) -> None:
+        """Delete snapshots, those that nobody reads or holds; the others stay."""
+        ...
+
+    def retain(self, name: str) -> SnapshotRecord:
+        """Keep its live state in a snapshot; the one that has it already, where there is one. Durable on return."""
+        ...
+
+    def go_back(self, snapshot_id: bytes, changes: LocalChanges) -> str | None:
+        """Let a snapshot of its be its live file system; return the one that keeps its changes, as `take`."""
+        ...
+
+    def since(self, snapshot_id: bytes) -> Since:
+        """Say what it has beyond a snapshot of its; NO_ID: beyond nothing."""
+        ...
+
+
 def standing_of(volume: LiveVolume) -> Standing:
     """Return what a volume says of itself; everything so far is committed."""
     with settled(volume):
@@ -121,6 +154,8 @@ def standing_of(volume: LiveVolume) -> Standing:
             at.record.id if at is not None else NO_ID,
             tuple(entry.record for entry in volume.local.entries()),
             tuple(interrupted_receives(volume)),
+            volume.local.root.mirror,
+            volume.local.root.parent_id,
         )
 
 
@@ -184,10 +219,12 @@ class VolumePeer:
 
     def take(self, image: Image, changes: LocalChanges, progress: Progress = ignore_progress) -> Brought:
         """See Peer."""
-        kept = keep_changes(self.volume) if changes is LocalChanges.KEEP else None
+        with settled(self.volume):
+            kept = keep_changes(self.volume) if changes is LocalChanges.KEEP else None
+            watched = _unless_changed(self.volume, progress)
         # what is kept in a snapshot of its own is on no line of the top's, and only given up as the live file system
         discard = changes is not LocalChanges.REFUSE
-        report = copy(image, self.volume, discard=discard, progress=progress)
+        report = copy(image, self.volume, discard=discard, progress=watched)
         return brought(report, kept)
 
     def bring(
@@ -204,8 +241,78 @@ class VolumePeer:
         image = image_towards(self.volume, wanted, standing_of(target))
         return VolumePeer(target).take(image, changes, progress)
 
+    def become(self, record: MirrorRecord | None) -> None:
+        """See MirrorPeer."""
+        set_mirror(self.volume, record)
+
+    def let_go(self, ids: Sequence[bytes]) -> None:
+        """See MirrorPeer."""
+        let_go(self.volume, ids)
+
+    def retain(self, name: str) -> SnapshotRecord:
+        """See MirrorPeer."""
+        with settled(self.volume):
+            there = standing_at(self.volume)
+            return there.record if there is not None else create(self.volume, name).record
+
+    def go_back(self, snapshot_id: bytes, changes: LocalChanges) -> str | None:
+        """See MirrorPeer."""
+        return go_back(self.volume, snapshot_id, changes)
+
+    def since(self, snapshot_id: bytes) -> Since:
+        """See MirrorPeer."""
+        with settled(self.volume):
+            return what_is_since(self.volume, snapshot_id)
+
     def close(self) -> None:
         """See Peer."""
+
+
+def let_go(volume: LiveVolume, ids: Sequence[bytes]) -> None:
+    """Delete snapshots of these ids, those that nobody reads or holds; nothing is written where there are none."""
+    with volume.lock:
+        found = [e for e in volume.local.entries() if e.record.id in ids and not any(needs(volume, e))]
+        if found:
+            delete(volume, [entry.record.name for entry in found])
+
+
+def go_back(volume: LiveVolume, snapshot_id: bytes, changes: LocalChanges) -> str | None:
+    """Let a snapshot be the live file system; return the one that keeps what was changed, None: there is none.
+
+    Raises
+    ------
+    NoSuchSnapshotError : it was deleted. RefusedError : there are changes, and they may not be lost.
+    """
+    with settled(volume):
+        name = next((e.record.name for e in volume.local.regular() if e.record.id == snapshot_id), None)
+        if name is None:
+            raise NoSuchSnapshotError(f"{volume.path} has no snapshot of id {snapshot_id.hex()}", "it was deleted")
+        at = standing_at(volume)
+        if at is not None and at.record.id == snapshot_id:
+            return None
+        if changes is LocalChanges.REFUSE and at is None:
+            raise RefusedError(f"{volume.path} was written to since its newest snapshot", "keep that in a snapshot")
+        kept = keep_changes(volume) if changes is LocalChanges.KEEP else None
+        rollback(volume, name, drop_changes=True)
+        return kept
+
+
+def _unless_changed(volume: LiveVolume, progress: Progress) -> Progress:
+    """Have a transfer end, and what came kept, once the live file system is another, or no mirror's any more."""
+    live, mirror = volume.committed.pointer, volume.local.root.mirror
+    was_mirror = mirror is not None and mirror.state == MIRROR
+
+    def watched(event: ProgressEvent) -> None:
+        now = volume.local.root.mirror
+        if was_mirror and (now is None or now.state != MIRROR):
+            raise StreamTruncatedError(f"the mirror {volume.path} was broken off", "`blockplane mirror resync` goes on")
+        if volume.committed.pointer != live:
+            raise StreamTruncatedError(
+                f"{volume.path} was written to meanwhile", "the next transfer goes on from there"
+            )
+        progress(event)
+
+    return watched
 
 
 def brought(report: CopyReport, kept: str | None) -> Brought:

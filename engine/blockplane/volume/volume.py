@@ -18,7 +18,18 @@ from blockplane.model.blocks import BlockSource
 from blockplane.model.errors import BlockplaneError, NotAVolumeError, ReadOnlyError, RefusedError, VolumeInUseError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.planes import Plane
-from blockplane.volume import deferred, deleting, demoting, holds, making, positions, pressure, settling, snapshots
+from blockplane.volume import (
+    deferred,
+    deleting,
+    demoting,
+    holds,
+    making,
+    mirrored,
+    positions,
+    pressure,
+    settling,
+    snapshots,
+)
 from blockplane.volume import shrink as shrinking
 from blockplane.volume.basegroup import BASE_GROUP
 from blockplane.volume.basing import BASE_DISK, Base, opener
@@ -34,6 +45,7 @@ from blockplane.volume.live import LiveVolume, reserve_for
 from blockplane.volume.lock import VolumeLock
 from blockplane.volume.making import LOCK_NAME
 from blockplane.volume.marks import Kind
+from blockplane.volume.mirrored import MirrorOf
 from blockplane.volume.positions import Position
 from blockplane.volume.pressure import DemotionPlan, PressurePolicy
 from blockplane.volume.reclaim import reclaim
@@ -380,7 +392,8 @@ class Volume(LiveVolume):
         drop_changes: bool = False,
         defer: bool = False,
     ) -> str | None:
-        """Make a snapshot the live file system; see `snapshots.rollback`."""
+        """Make a snapshot the live file system; see `snapshots.rollback`. RefusedError: the volume is a mirror."""
+        mirrored.refuse_written(self)
         return snapshots.rollback(self, name, keep_as, drop_later, drop_changes, defer)
 
     # --- marks -------------------------------------------------------------------------------------------------------
@@ -413,6 +426,11 @@ class Volume(LiveVolume):
     def destinations(self) -> Destinations:
         """Where destinations stand, and what is on its way to them."""
         return Destinations(self)
+
+    @property
+    def mirror_of(self) -> MirrorOf | None:
+        """What the volume is a mirror of; None: it is none."""
+        return mirrored.mirror_of(self)
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
