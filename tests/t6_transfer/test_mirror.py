@@ -1,4 +1,4 @@
-"""Full mirrors: added, brought up to date, broken off, rehearsed, joined again; steps 310-320 of the patent's figures."""
+"""Full mirrors: added, brought up to date, broken off, rehearsed, joined again (the patent's steps 310 to 320)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import blockplane as bp
 from blockplane.filesystem.errors import ReadOnlyPathError
 from blockplane.model.errors import BlockplaneError, RefusedError, StreamTruncatedError, UsageError
-from blockplane.transfer import mirror
+from blockplane.transfer import mirrors
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import LocalChanges, VolumePeer
 
@@ -24,8 +24,8 @@ class World:
         self.opened: dict[str, bp.Volume] = {}
         self.n_asked = 0
 
-    def peers(self) -> mirror.Peers:
-        return mirror.Peers(local=self.peer)
+    def peers(self) -> mirrors.Peers:
+        return mirrors.Peers(local=self.peer)
 
     @contextmanager
     def peer(self, dest: str):
@@ -36,22 +36,22 @@ class World:
 
     def add(self, name: str = "copy", **options) -> bp.Volume:
         dest = str(self.folder / name)
-        mirror.add(self.source, dest, peers=self.peers(), wish=options.pop("wish", DiskWish(2, "16MiB")), **options)
+        mirrors.add(self.source, dest, peers=self.peers(), wish=options.pop("wish", DiskWish(2, "16MiB")), **options)
         return self.opened[dest]
 
-    def run(self, **options) -> list[mirror.Ran]:
-        return list(mirror.run_once(self.source, peers=self.peers(), now=True, **options))
+    def run(self, **options) -> list[mirrors.Ran]:
+        return list(mirrors.run_once(self.source, peers=self.peers(), now=True, **options))
 
     def outcomes(self) -> list[str]:
         found = self.run()
         assert [ran.error for ran in found] == [""] * len(found)
         return [ran.report.outcome for ran in found if ran.report is not None]
 
-    def definition(self, copy: bp.Volume) -> mirror.MirrorDefinition:
-        return mirror.find(self.source.path, str(copy.path))
+    def definition(self, copy: bp.Volume) -> mirrors.MirrorDefinition:
+        return mirrors.find(self.source.path, str(copy.path))
 
-    def resync(self, copy: bp.Volume, winner: str | None = None, **options) -> mirror.ResyncReport:
-        return mirror.resync(self.source, self.definition(copy), VolumePeer(copy), winner, **options)
+    def resync(self, copy: bp.Volume, winner: str | None = None, **options) -> mirrors.ResyncReport:
+        return mirrors.resync(self.source, self.definition(copy), VolumePeer(copy), winner, **options)
 
     def close(self) -> None:
         for volume in (self.source, *self.opened.values()):
@@ -86,7 +86,7 @@ def test_an_idle_mirror_asks_nobody_and_writes_nothing(world, rng):
     files = {path: path.stat().st_mtime_ns for path in world.source.path.iterdir()}
     definition = world.definition(copy)
     for _ in range(3):
-        assert mirror.step(world.source, definition, None).outcome == "idle"  # type: ignore[arg-type]
+        assert mirrors.step(world.source, definition, None).outcome == "idle"  # type: ignore[arg-type]
     assert world.outcomes() == ["idle"]
     assert (world.source.info.generation, copy.info.generation) == generations
     assert {path: path.stat().st_mtime_ns for path in world.source.path.iterdir()} == files
@@ -136,10 +136,10 @@ def test_a_mirror_refuses_writes_and_survives_reopening(world, rng):
     with pytest.raises(ReadOnlyPathError):
         write(copy, "/b", b"mine")
     assert read(copy, "/a") == b"one"
-    assert mirror.remove_mirror(world.source, path, peers=world.peers()).told
+    assert mirrors.remove_mirror(world.source, path, peers=world.peers()).told
     write(copy, "/b", b"mine")
     assert (world.source.destinations.list(), names(world.source)) == ([], [])
-    assert mirror.definitions(world.source.path) == []
+    assert mirrors.definitions(world.source.path) == []
 
 
 @pytest.mark.parametrize("changes", [LocalChanges.KEEP, LocalChanges.FLUSH])
@@ -167,12 +167,12 @@ def test_refused_changes_stop_the_mirror_and_nothing_is_lost(world):
     world.run()
     write(copy, "/mine", b"mine")
     world.add(local_changes=LocalChanges.KEEP, wish=DiskWish())
-    mirror.add(
+    mirrors.add(
         world.source, str(copy.path), peers=world.peers(), local_changes=LocalChanges.KEEP
     )  # changed options keep where it stands
     write(world.source, "/a", b"two")
     copy.snapshot("saved")
-    mirror.add(world.source, str(copy.path), peers=world.peers(), local_changes=LocalChanges.REFUSE)
+    mirrors.add(world.source, str(copy.path), peers=world.peers(), local_changes=LocalChanges.REFUSE)
     before = names(world.source)
     (ran,) = world.run()
     assert "was written to since" in ran.error
@@ -183,23 +183,23 @@ def test_refused_changes_stop_the_mirror_and_nothing_is_lost(world):
 
 def test_what_cannot_be_a_mirror(world, tmp_path):
     with pytest.raises(RefusedError, match="is the volume itself"):
-        mirror.add(world.source, str(world.source.path))
+        mirrors.add(world.source, str(world.source.path))
     with pytest.raises(UsageError, match="every 0 s"):
-        mirror.add(world.source, str(tmp_path / "x"), every_s=0)
+        mirrors.add(world.source, str(tmp_path / "x"), every_s=0)
     with pytest.raises(UsageError, match="is on the network"):
-        mirror.add(world.source, "far:7000/pool")
+        mirrors.add(world.source, "far:7000/pool")
     with bp.Volume.create(tmp_path / "other", disks=1, size="8MiB") as other:
         write(other, "/theirs", b"theirs")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(RefusedError, match="has content of its own"):
-        mirror.add(world.source, str(tmp_path / "other"))
+        mirrors.add(world.source, str(tmp_path / "other"))
     assert sorted(tmp_path.rglob("*")) == before
     copy = world.add()
     with (
         bp.Volume.create(tmp_path / "second", disks=1, size="8MiB") as second,
         pytest.raises(RefusedError, match="is a mirror of"),
     ):
-        mirror.add(second, str(copy.path), peers=world.peers())
+        mirrors.add(second, str(copy.path), peers=world.peers())
 
 
 def test_a_lost_connection_is_settled_by_where_the_destination_stands(world, rng):
@@ -218,7 +218,7 @@ def test_a_lost_connection_is_settled_by_where_the_destination_stands(world, rng
                 raise StreamTruncatedError("the line went dead")
 
         with pytest.raises(StreamTruncatedError):
-            mirror.step(world.source, world.definition(copy), Lost(copy))
+            mirrors.step(world.source, world.definition(copy), Lost(copy))
         found = world.source.destinations.get(name)
         assert found.status == "unknown"
         assert None not in (found.acknowledged, found.under_way)
@@ -242,10 +242,10 @@ def test_a_transfer_that_was_cut_goes_on_and_little_travels_twice(world, rng):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        mirror.step(world.source, definition, VolumePeer(copy), cut)
+        mirrors.step(world.source, definition, VolumePeer(copy), cut)
     landed = sum(receive.n_landed for receive in bp.interrupted_receives(copy))
     assert landed > 0
-    report = mirror.step(world.source, definition, VolumePeer(copy))
+    report = mirrors.step(world.source, definition, VolumePeer(copy))
     assert report.brought is not None
     assert report.brought.n_blocks == world.source.get_snapshot(report.top or "").n_blocks - landed
     assert read(copy, "/a") == read(world.source, "/a")
@@ -260,17 +260,17 @@ def test_break_needs_no_source_and_ends_what_is_under_way(world, rng):
 
     def broken_off(event):
         if event.done_bytes and copy.mirror_of.state == "mirror":
-            report = mirror.break_mirror(copy)
+            report = mirrors.break_mirror(copy)
             assert (report.state, report.seconds < 60) == (state, True)
             write(copy, "/mine", b"mine")
 
     with pytest.raises(StreamTruncatedError, match="was broken off"):
-        mirror.step(world.source, world.definition(copy), VolumePeer(copy), broken_off)
+        mirrors.step(world.source, world.definition(copy), VolumePeer(copy), broken_off)
     assert (read(copy, "/a"), read(copy, "/mine")) == (b"one", b"mine")
     assert "was broken off" in world.run()[0].error
     assert (read(copy, "/a"), read(copy, "/mine")) == (b"one", b"mine")
     with pytest.raises(RefusedError, match="is broken already"):
-        mirror.break_mirror(copy)
+        mirrors.break_mirror(copy)
 
 
 def test_a_rehearsal_leaves_the_mirror_as_it_was(world, rng):
@@ -278,13 +278,13 @@ def test_a_rehearsal_leaves_the_mirror_as_it_was(world, rng):
     write(world.source, "/a", b"one")
     world.run()
     for drop in (False, True):
-        mirror.break_mirror(copy, rehearse=True)
+        mirrors.break_mirror(copy, rehearse=True)
         write(copy, "/a", b"rehearsed")
         before = read(world.source, "/a")
         write(world.source, "/a", rng.bytes(5000))
         assert world.outcomes() == ["waiting"]
         assert read(copy, "/a") == b"rehearsed"
-        report = mirror.end_rehearsal(copy, drop_changes=drop)
+        report = mirrors.end_rehearsal(copy, drop_changes=drop)
         assert read(copy, "/a") == before
         assert (report.kept is None) == drop
         if report.kept is not None:
@@ -294,7 +294,7 @@ def test_a_rehearsal_leaves_the_mirror_as_it_was(world, rng):
         assert world.outcomes() == ["brought"]
         assert read(copy, "/a") == read(world.source, "/a")
     with pytest.raises(RefusedError, match="no rehearsal"):
-        mirror.end_rehearsal(copy)
+        mirrors.end_rehearsal(copy)
     assert bp.check(copy).ok
 
 
@@ -306,15 +306,15 @@ def test_resync_in_either_direction(world, rng, winner, written, drop):
     write(world.source, "/a", b"old")
     write(world.source, "/large", rng.bytes(1 << 20))
     world.run()
-    mirror.break_mirror(copy)
+    mirrors.break_mirror(copy)
     sides = {"source": world.source, "destination": copy}
-    expected = {side: b"old" for side in sides}
+    expected = dict.fromkeys(sides, b"old")
     for side in sides if written == "both" else [written]:
         if side != "neither":
             expected[side] = side.encode()
             write(sides[side], "/a", expected[side])
     definition = world.definition(copy)
-    plan = mirror.plan_resync(world.source, definition, VolumePeer(copy))
+    plan = mirrors.plan_resync(world.source, definition, VolumePeer(copy))
     assert plan.is_split == (written == "both")
     assert (plan.source.is_changed, plan.destination.is_changed) == (
         written in ("source", "both"), written in ("destination", "both"),
@@ -346,13 +346,13 @@ def test_nothing_in_common_is_not_guessed(world, rng):
     copy = world.add()
     write(world.source, "/a", b"one")
     world.run()
-    mirror.break_mirror(copy)
+    mirrors.break_mirror(copy)
     write(copy, "/a", b"theirs")
     write(world.source, "/a", b"two")
     for snapshot in names(copy):
         copy.snapshot("mine")
         copy.delete_snapshot(snapshot)
-    plan = mirror.plan_resync(world.source, world.definition(copy), VolumePeer(copy), "source")
+    plan = mirrors.plan_resync(world.source, world.definition(copy), VolumePeer(copy), "source")
     assert plan.common is None
     with pytest.raises(RefusedError, match="no state in common"):
         world.resync(copy, "source")
@@ -378,4 +378,4 @@ def test_a_destination_that_is_full_is_left_alone(world, rng):
 
 def test_errors_are_blockplane_errors(world):
     with pytest.raises(BlockplaneError, match="has no mirror"):
-        mirror.find(world.source.path, "nowhere")
+        mirrors.find(world.source.path, "nowhere")

@@ -22,6 +22,7 @@ from blockplane.cli import (
     holders,
     images,
     keys,
+    mirrors,
     plans,
     pressure,
     receiving,
@@ -82,7 +83,7 @@ def cli() -> None:
 
 _MODULES = (
     volumes, shrinking, settling, copies, files, snapshots, pressure, retention, differences, holders, images,
-    transfers, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, demo, completion,
+    transfers, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, mirrors, demo, completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

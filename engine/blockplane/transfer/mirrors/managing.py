@@ -10,9 +10,9 @@ from pathlib import Path
 
 from blockplane.model.errors import BlockplaneError, RefusedError
 from blockplane.transfer.destination import is_vacant, not_to_be_made
-from blockplane.transfer.mirror import listing
-from blockplane.transfer.mirror.listing import DEFAULT_EVERY_S, LATEST, MirrorDefinition
-from blockplane.transfer.mirror.peers import Peers, is_remote, place_of
+from blockplane.transfer.mirrors import listing
+from blockplane.transfer.mirrors.listing import DEFAULT_EVERY_S, LATEST, MirrorDefinition
+from blockplane.transfer.mirrors.peers import Peers, is_remote, place_of
 from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove
 from blockplane.transfer.peer import LocalChanges, MirrorPeer, Standing, let_go, standing_of
 from blockplane.volume.codec import NO_ID

@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from blockplane.model.errors import BlockplaneError
+from blockplane.model.errors import BlockplaneError, RefusedError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
-from blockplane.transfer.mirror.listing import NEXT, LastRun, MirrorDefinition, definitions, noted
-from blockplane.transfer.mirror.peers import Peers
-from blockplane.transfer.mirror.stepping import CLEAN_FAILURES, StepReport, step
+from blockplane.transfer.mirrors.listing import NEXT, LastRun, MirrorDefinition, definitions, noted
+from blockplane.transfer.mirrors.peers import Peers
+from blockplane.transfer.mirrors.stepping import CLEAN_FAILURES, StepReport, step
 from blockplane.transfer.peer import Peer
 from blockplane.volume.volume import Volume
 
@@ -136,6 +136,15 @@ class _Slot:
     held: ExitStack = field(default_factory=ExitStack)
 
 
+#: The loops that run, by the id of their volume.
+_loops: dict[int, MirrorLoop] = {}
+
+
+def loop_of(volume: Volume) -> MirrorLoop | None:
+    """Return the loop that runs a volume's mirrors in this process; None: there is none."""
+    return _loops.get(id(volume))
+
+
 class MirrorLoop:
     """Runs a volume's mirrors until it is stopped: each at its interval, in a thread of its own.
 
@@ -174,17 +183,25 @@ class MirrorLoop:
         ----------
         wanted : called several times a second; may raise, which ends it.
         """
+        if _loops.setdefault(id(self._volume), self) is not self:
+            raise RefusedError(f"the mirrors of {self._volume.path} are run already", "one loop runs all of them")
         try:
             while not self._stop.is_set():
                 wanted()
                 self._look()
                 self._stop.wait(POLL_S)
         finally:
+            del _loops[id(self._volume)]
             self._stop.set()
             for slot in self._slots.values():
                 if slot.thread is not None:
                     slot.thread.join()
                 slot.held.close()
+
+    def begun_ns(self, name: str) -> int:
+        """Return when the last step of a mirror began, ns since 1970; 0: none did."""
+        slot = self._slots.get(name)
+        return slot.begun_ns if slot is not None else 0
 
     def _look(self) -> None:
         """Take up definitions, and begin what is due."""

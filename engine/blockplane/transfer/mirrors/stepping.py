@@ -11,12 +11,11 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from blockplane.image.blockdiff import block_difference
 from blockplane.image.image import Image
 from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError, StreamMismatchError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
-from blockplane.transfer.mirror.listing import MirrorDefinition, definitions
+from blockplane.transfer.mirrors.listing import MirrorDefinition, definitions
 from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, Peer, Standing, image_towards, let_go, meeting
 from blockplane.transfer.since import has_files_of
 from blockplane.volume.codec import KIND_REGULAR, NO_ID
@@ -237,11 +236,3 @@ def let_old_go(volume: Volume, mirror: MirrorDefinition, peer: Peer, standing: S
     theirs = [r.id for r in standing.snapshots if r.name.startswith(mirror.prefix) and r.name not in keep]
     if theirs and isinstance(peer, MirrorPeer):
         peer.let_go(theirs)
-
-
-def n_left(volume: Volume, mirror: MirrorDefinition) -> int:
-    """Return how many blocks the destination lacks of what the volume has: exact, by algebra, as of the last CP."""
-    found = known_destination(volume, mirror)
-    if found is None or found.acknowledged is None:
-        return volume.committed.root.n_blocks
-    return len(block_difference(volume, found.acknowledged, None).added)

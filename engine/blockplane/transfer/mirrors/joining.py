@@ -14,8 +14,8 @@ from typing import Final
 from blockplane.model.errors import RefusedError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
-from blockplane.transfer.mirror.listing import LastRun, MirrorDefinition, noted
-from blockplane.transfer.mirror.stepping import let_old_go, own_name, step
+from blockplane.transfer.mirrors.listing import LastRun, MirrorDefinition, noted
+from blockplane.transfer.mirrors.stepping import let_old_go, own_name, step
 from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, Standing, go_back, standing_of
 from blockplane.transfer.since import Since, what_is_since
 from blockplane.volume.codec import NO_ID, SnapshotRecord
@@ -87,7 +87,8 @@ def plan_resync(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, winn
     theirs = peer.since(common.id if common is not None else NO_ID)
     is_split = not (mine.is_nothing or theirs.is_nothing)
     chosen = winner or (None if is_split else SOURCE)
-    n_blocks = 0 if chosen is None else (theirs if chosen == DESTINATION else mine).n_blocks
+    ahead = theirs if chosen == DESTINATION else mine
+    n_blocks = 0 if chosen is None or ahead.is_nothing else ahead.n_blocks
     return ResyncPlan(mirror, common.name if common is not None else None, mine, theirs, chosen, n_blocks)
 
 
