@@ -180,13 +180,34 @@ def image_towards(volume: LiveVolume, top: str, standing: Standing, exclude: Seq
     ----------
     exclude : snapshots between that are not to arrive.
     """
-    base = meeting(volume, top, standing.whole)
+    base = base_for(volume, top, standing)
     if base is None:
         return build(volume, top, older="all" if not exclude else _older(volume, top, exclude))
     if base.name == top:
         return build(volume, top)
-    between = [name for name in _line(volume, top, after=base.id) if name not in (*exclude, top)]
-    return build(volume, " + ".join([top, *between]) + f" - {base.name}")
+    with volume.lock:
+        state = volume.snapshot_state(volume.local.entry(top))
+    listed = {record.id: record for record in state.listed_snapshots()}
+    names = {record.name for record in listed.values() if record.id not in standing.whole}
+    line = _line(volume, top, after=base.id)
+    between = [name for name in line if name in names and name not in (*exclude, top)]
+    with_ = [] if base.id in listed else [base.name]
+    return build(volume, " + ".join([top, *between]) + f" - {base.name}", with_=with_)
+
+
+def base_for(volume: LiveVolume, top: str, standing: Standing) -> SnapshotRecord | None:
+    """Return what an image of a top builds on: where both meet, else the newest that both have on whatever line.
+
+    One name has one content in a volume, so the difference of two snapshots of it is right whatever their histories.
+    """
+    found = meeting(volume, top, standing.whole)
+    if found is not None:
+        return found
+    with volume.lock:
+        mine = [entry.record for entry in volume.local.regular()]
+    there = standing.whole
+    both = [r for r in mine if r.kind == KIND_REGULAR and r.id in there and there[r.id].space_id == r.space_id]
+    return max(both, key=lambda record: (record.cp, record.created_ns), default=None)
 
 
 def _older(volume: LiveVolume, top: str, exclude: Sequence[str]) -> list[str]:

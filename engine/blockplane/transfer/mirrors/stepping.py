@@ -16,7 +16,7 @@ from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError,
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.mirrors.listing import MirrorDefinition, definitions
-from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, Peer, Standing, image_towards, let_go, meeting
+from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, Peer, Standing, base_for, image_towards, let_go
 from blockplane.transfer.since import has_files_of
 from blockplane.volume.codec import KIND_REGULAR, NO_ID
 from blockplane.volume.destinations import Destination
@@ -33,8 +33,8 @@ class StepReport:
     """What a step did.
 
     outcome : `idle`, nothing had changed and nothing was written; `brought`; `waiting`, the destination is in a
-    rehearsal. brought : what arrived last. settled : the top of an earlier step of which nobody had known whether it
-    arrived, and which turned out to have.
+    rehearsal. top, brought : what arrived last. settled : the top of an earlier step that had not ended, or of which
+    nobody had known whether it arrived, and which is there now.
     """
 
     name: str
@@ -109,14 +109,16 @@ def step(
     _require_mirror(volume, mirror, standing)
     if standing.mirror is not None and standing.mirror.state == REHEARSING:
         return StepReport(mirror.name, mirror.dest, "waiting")
-    arrived = settle(volume, mirror, standing)
-    if arrived is not None and not force and is_up_to_date(volume, mirror):
-        let_old_go(volume, mirror, peer, standing)
-        return StepReport(mirror.name, mirror.dest, "idle", arrived, settled=arrived)
-    top = _unfinished(volume, mirror) or _top(volume, mirror)
-    brought = _bring(volume, mirror, peer, standing, top, progress, changes or mirror.changes, may_replace)
+    how = progress, changes or mirror.changes, may_replace
+    arrived, brought, top = settle(volume, mirror, standing), None, _unfinished(volume, mirror)
+    if top is not None:
+        arrived, brought = top, _bring(volume, mirror, peer, standing, top, *how)
+        standing = peer.standing()
+    if not (arrived is not None and is_up_to_date(volume, mirror)) or (force and brought is None):
+        top = _top(volume, mirror)
+        brought = _bring(volume, mirror, peer, standing, top, *how)
     let_old_go(volume, mirror, peer, standing)
-    return StepReport(mirror.name, mirror.dest, "brought", top, brought, arrived)
+    return StepReport(mirror.name, mirror.dest, "brought" if brought is not None else "idle", top, brought, arrived)
 
 
 def _require_mirror(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> None:
@@ -208,7 +210,10 @@ def _bring(
 ) -> Brought:
     """Send what brings the destination to a top; the table of destinations follows."""
     is_blank = standing.space_id == NO_ID and not standing.whole
-    if not (is_blank or may_replace) and meeting(volume, top, standing.whole) is None:
+    found = known_destination(volume, mirror)
+    is_first = found is None or found.acknowledged is None
+    is_its_own = is_first and mirror.local_changes in (LocalChanges.KEEP.value, LocalChanges.FLUSH.value)
+    if not (is_blank or is_its_own or may_replace) and base_for(volume, top, standing) is None:
         raise RefusedError(
             f"{mirror.dest} and {volume.path} have no snapshot in common",
             f"blockplane mirror resync {mirror.dest} --full brings all, and keeps what is there in a snapshot",

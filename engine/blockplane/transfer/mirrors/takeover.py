@@ -40,7 +40,7 @@ def break_mirror(volume: LiveVolume, *, rehearse: bool = False) -> BreakReport:
 
     Raises
     ------
-    RefusedError : it is no mirror, or was broken off before.
+    RefusedError : it is no mirror, or was broken off before; there is nothing yet to rehearse with.
 
     Notes
     -----
@@ -55,6 +55,8 @@ def break_mirror(volume: LiveVolume, *, rehearse: bool = False) -> BreakReport:
             if record.state == BROKEN
             else f"end it: blockplane mirror break {volume.path} --end-rehearsal",
         )
+    if rehearse and not volume.was_written:
+        raise RefusedError(f"{volume.path} has no complete state yet", "bring one first: blockplane mirror run")
     with volume.lock:
         if rehearse:  # what the mirror has of its own is a part of what the rehearsal begins at, and ends at
             keep_changes(volume)
