@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from blockplane.model.errors import BlockplaneError, RefusedError, StreamTruncat
 from blockplane.transfer import mirrors
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import LocalChanges, VolumePeer
+from rig.memory import Shape, make_volume
 
 
 class World:
@@ -379,3 +381,83 @@ def test_a_destination_that_is_full_is_left_alone(world, rng):
 def test_errors_are_blockplane_errors(world):
     with pytest.raises(BlockplaneError, match="has no mirror"):
         mirrors.find(world.source.path, "nowhere")
+
+
+def test_takeover_at_16_tebibytes(tmp_path, record_property):
+    """Break to first write costs the same two consistency points as on a small volume; the time goes to the summary."""
+    n_points = []
+    for label, n_blocks in (("small", 1 << 14), ("large", (1 << 32) + (1 << 16))):
+        volumes = []
+        for name in ("source", "copy"):
+            (tmp_path / label / name).mkdir(parents=True)
+            (tmp_path / label / name / "disks in memory").touch()
+            volumes.append(make_volume([Shape(1, 0, 64, n_blocks)], str(tmp_path / label / name)))
+        source, copy = volumes
+
+        @contextmanager
+        def peer(dest: str, copy=copy):
+            yield VolumePeer(copy)
+
+        write(source, "/a", b"one")
+        mirrors.add(source, str(copy.path), peers=mirrors.Peers(peer))
+        mirrors.step(source, mirrors.find(source.path, str(copy.path)), VolumePeer(copy))
+        generation, started = copy.info.generation, time.monotonic()
+        mirrors.break_mirror(copy)
+        write(copy, "/b", b"first")
+        copy.sync()
+        took_s = time.monotonic() - started
+        n_points.append(copy.info.generation - generation)
+        assert (read(copy, "/a"), read(copy, "/b")) == (b"one", b"first")
+        record_property("summary", f"takeover, {label}, {n_blocks >> 18} GiB: first write durable in {took_s:.3f} s")
+    assert n_points[0] == n_points[1]
+
+
+def test_full_mirroring_steps_310_to_320(world, rng):
+    """The patent's flow of full mirroring, steps 310 to 320, in our words.
+
+    A full image makes the mirror. Then, at each consistency point that is due, an increment whose base is the one
+    before and whose top is the newest: what is the same is left alone, what went is dropped, and the old state stays
+    until the new one is whole. When one takes longer than the time between two, the next that is sent is the newest.
+    """
+    copy = world.add()
+    contents = [rng.bytes(40_000) for _ in range(5)]
+    write(world.source, "/kept", kept := rng.bytes(400_000))
+    write(world.source, "/gone", rng.bytes(50_000))
+    write(world.source, "/a", contents[0])
+    (full,) = world.run()
+    assert full.report is not None
+    assert full.report.brought is not None
+    assert full.report.brought.base is None
+    assert full.report.brought.n_blocks == world.source.get_snapshot(full.report.top or "").n_blocks
+    bp.FileSystem(world.source).unlink("/gone")
+    write(world.source, "/a", contents[1])
+    seen = []
+
+    def slow(event):  # consistency points pass while one is sent
+        seen.append(read(copy, "/a"))
+        write(world.source, "/a", contents[len(seen) % 3 + 2])
+        world.source.sync()
+
+    definition = world.definition(copy)
+    first = mirrors.step(world.source, definition, VolumePeer(copy), slow)
+    assert first.brought is not None
+    assert (first.brought.base, set(seen)) == (full.report.top, {contents[0]})
+    assert first.brought.n_blocks < 40  # and not what both have
+    assert (read(copy, "/a"), read(copy, "/kept")) == (contents[1], kept)
+    assert not bp.FileSystem(copy).exists("/gone")
+    second = mirrors.step(world.source, definition, VolumePeer(copy))
+    assert second.brought is not None
+    assert second.brought.base == first.top  # one step to the newest: none of those between queued up
+    assert read(copy, "/a") == read(world.source, "/a")
+    assert mirrors.step(world.source, definition, VolumePeer(copy)).outcome == "idle"
+
+
+@pytest.mark.parametrize(
+    ("late", "took_s", "next_s"), [("latest", 4, 10), ("latest", 25, 10), ("next", 4, 10), ("next", 25, 30)]
+)
+def test_when_the_next_step_is_due(late, took_s, next_s):
+    begun = 10**18
+    last = mirrors.LastRun(begun, begun + took_s * 10**9)
+    made = mirrors.MirrorDefinition("copy", "/copy", "0" * 32, every_s=10.0, late=late, last=last)
+    assert mirrors.due_ns(made) == begun + next_s * 10**9
+    assert mirrors.due_ns(mirrors.MirrorDefinition("copy", "/copy", "0" * 32)) == 0

@@ -54,6 +54,7 @@ class History:
         self.volumes: dict[str, Volume] = {}
         for name, shapes in SHAPES.items():
             (folder / name).mkdir()
+            (folder / name / "disks in memory").touch()
             self.volumes[name] = make_volume(shapes, str(folder / name))
         self.live: dict[str, Content] = {name: {} for name in SHAPES}
         self.seen: dict[bytes, Content] = {}
