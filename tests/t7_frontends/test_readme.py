@@ -81,6 +81,7 @@ def test_the_api_page_names_what_exists():
         "files": bp.FileSystem,
         "chain": bp.StreamChain,
         "Plane": bp.Plane,
+        "mirrors": bp.mirrors,
     }
     called = re.findall(r"`(?:(\w+)\.)?(\w+)\(", page)
     assert len(called) > 20

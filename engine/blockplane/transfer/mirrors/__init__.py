@@ -8,6 +8,7 @@ from blockplane.transfer.mirrors.running import MirrorLoop, Ran, attempt, due_ns
 from blockplane.transfer.mirrors.status import MirrorStatus, status
 from blockplane.transfer.mirrors.stepping import StepReport, step
 from blockplane.transfer.mirrors.takeover import BreakReport, break_mirror, end_rehearsal
+from blockplane.transfer.since import Since
 
 __all__ = [
     "AddReport",
@@ -22,6 +23,7 @@ __all__ = [
     "RemoveReport",
     "ResyncPlan",
     "ResyncReport",
+    "Since",
     "StepReport",
     "add",
     "attempt",
