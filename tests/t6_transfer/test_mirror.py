@@ -378,6 +378,50 @@ def test_a_destination_that_is_full_is_left_alone(world, rng):
     assert world.outcomes() == ["brought"]
 
 
+def test_what_the_next_update_builds_on_is_not_deleted(world):
+    copy = world.add()
+    write(world.source, "/a", b"one")
+    world.run()
+    (own,) = names(copy)
+    for volume, why in ((copy, "is the last complete state of a mirror"), (world.source, "is held by mirror:")):
+        with pytest.raises(RefusedError, match=why):
+            volume.delete_snapshot(own)
+        volume.snapshot("users")
+        volume.prune(bp.Policy(last=1))
+        assert names(volume) == [own, "users"]
+    mirrors.break_mirror(copy)
+    copy.delete_snapshot(*names(copy))
+
+
+def test_status_counts_what_has_landed(world, rng):
+    copy = world.add(wish=DiskWish(3, "8MiB"))
+    (found,) = mirrors.status(world.source)
+    assert (found.state, found.newest, found.left_blocks) == ("never", None, world.source.committed.root.n_blocks)
+    write(world.source, "/a", b"one")
+    world.run()
+    write(world.source, "/large", rng.bytes(3 << 20))
+
+    def cut(event):
+        (at,) = mirrors.status(world.source)
+        assert (at.state, at.is_current) == ("under way", False)
+        if event.done_bytes > 2 << 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mirrors.step(world.source, world.definition(copy), VolumePeer(copy), cut)
+    landed = sum(receive.n_landed for receive in bp.interrupted_receives(copy))
+    (blind,), (asked,) = mirrors.status(world.source), mirrors.status(world.source, peers=world.peers())
+    assert (blind.state, asked.state) == ("unknown", "unknown")
+    assert blind.left_blocks - asked.left_blocks == landed > 0
+    assert asked.lag_s > 0
+    (ran,) = world.run()
+    assert ran.report is not None
+    assert ran.report.brought is not None
+    assert 0 <= asked.left_blocks - ran.report.brought.n_blocks < 10  # what noting the snapshot changed
+    (found,) = mirrors.status(world.source)
+    assert (found.state, found.is_current, found.lag_s, found.left_blocks) == ("idle", True, 0.0, 0)
+
+
 def test_errors_are_blockplane_errors(world):
     with pytest.raises(BlockplaneError, match="has no mirror"):
         mirrors.find(world.source.path, "nowhere")

@@ -48,14 +48,14 @@ def mirror() -> None:
     """
 
 
-def _peers(verb: str, wait_s: float, kind: str) -> bp.mirrors.Peers:
+def _peers(verb: str, wait_s: float, kind: str, writable: bool = True) -> bp.mirrors.Peers:
     """Return how destinations are reached: volumes of this machine, which others' verbs work on meanwhile."""
 
     @contextmanager
     def local(dest: str) -> Iterator[Peer]:
         with ExitStack() as stack:
             try:
-                volume = stack.enter_context(open_volume(dest, verb, wait_s, writable=True, kind=kind))
+                volume = stack.enter_context(open_volume(dest, verb, wait_s, writable=writable, kind=kind))
             except ElsewhereError as found:
                 raise bp.errors.VolumeInUseError(
                     f"{dest} is in use by {found.contact}", "wait until that has ended: it is tried again"
@@ -236,7 +236,8 @@ def status(vol: str, as_json: bool, wait_s: float) -> None:
     time, what went wrong, and when the next step is due.
     """
     with open_volume(volume_only(vol), "mirror status", wait_s, writable=False) as volume:
-        found, mine = bp.mirrors.status(volume), volume.mirror_of
+        peers = _peers("mirror status", wait_s, "READS", writable=False)
+        found, mine = bp.mirrors.status(volume, peers=peers), volume.mirror_of
     if as_json:
         print_json(described_status(found, mine))
     else:

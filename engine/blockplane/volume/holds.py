@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume.basegroup import BASE_OWNER, base_snapshot
 from blockplane.volume.codec import KIND_DELETING, NAME_BYTES, Hold, TableEntry
+from blockplane.volume.mirrorcodec import BROKEN
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
@@ -135,6 +136,8 @@ def refuse_deleting(entry: TableEntry) -> None:
 
 def needs(volume: LiveVolume, entry: TableEntry) -> Iterator[tuple[str, str]]:
     """Yield what keeps a snapshot from going, in words, and what to do about it."""
+    if is_last_complete(volume, entry):
+        yield "is the last complete state of a mirror", f"break the mirror off: blockplane mirror break {volume.path}"
     for pin in volume.pins.of(entry.record.id):
         yield f"is being read by {pin}", "wait until that has ended"
     for held in holds_of(volume, entry.record.id):
@@ -143,6 +146,19 @@ def needs(volume: LiveVolume, entry: TableEntry) -> Iterator[tuple[str, str]]:
         )
         release_it = f"blockplane snapshot release {volume.path}@{entry.record.name} {held.owner}"
         yield f"is held by {held.owner}{until}", f"if it is needed no longer: {release_it}"
+
+
+def is_last_complete(volume: LiveVolume, entry: TableEntry) -> bool:
+    """Whether a snapshot is what was brought last to a mirror, which the next update builds on.
+
+    Of snapshots that were made of that here, which have the same root, it is the oldest.
+    """
+    mirror = volume.local.root.mirror
+    if mirror is None or mirror.state == BROKEN:
+        return False
+    line = volume.local.ancestors(volume.local.root.parent_id)
+    same = [each for each in line if each.record.root == line[-1].record.root]
+    return bool(same) and same[0].record.id == entry.record.id
 
 
 def refuse_needed(volume: LiveVolume, entries: Iterable[TableEntry], may_defer: bool = False) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume import deleting
 from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, SnapshotRecord
-from blockplane.volume.holds import holds_of
+from blockplane.volume.holds import holds_of, is_last_complete
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
@@ -170,6 +170,9 @@ def _records(volume: LiveVolume) -> list[SnapshotRecord]:
 
 def _unless_held(volume: LiveVolume, verdict: Verdict) -> Verdict:
     """Keep what would go where somebody holds it."""
-    if verdict.reasons or not holds_of(volume, volume.local.entry(verdict.name).record.id):
+    entry = volume.local.entry(verdict.name)
+    if not verdict.reasons and is_last_complete(volume, entry):
+        return replace(verdict, reasons=("mirror",))
+    if verdict.reasons or not holds_of(volume, entry.record.id):
         return verdict
     return replace(verdict, reasons=("held",))
