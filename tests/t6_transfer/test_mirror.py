@@ -275,6 +275,23 @@ def test_break_needs_no_source_and_ends_what_is_under_way(world, rng):
         mirrors.break_mirror(copy)
 
 
+def test_a_break_at_the_last_moment_still_counts(world, rng):
+    """After the break no state flips any more, though the transfer had only its root record left to write."""
+    copy = world.add()
+    write(world.source, "/a", b"one")
+    world.run()
+    write(world.source, "/a", rng.bytes(20_000))
+
+    def at_the_commit(event):
+        if event.phase == "commit":
+            mirrors.break_mirror(copy)
+
+    with pytest.raises(RefusedError, match="was written to while it received"):
+        mirrors.step(world.source, world.definition(copy), VolumePeer(copy), at_the_commit)
+    assert read(copy, "/a") == b"one"
+    assert copy.mirror_of.state == "broken"
+
+
 def test_a_rehearsal_leaves_the_mirror_as_it_was(world, rng):
     copy = world.add()
     write(world.source, "/a", b"one")
