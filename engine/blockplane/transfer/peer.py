@@ -16,12 +16,13 @@ from blockplane.image.image import Image, build
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError, StreamTruncatedError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.transfer.copy import CopyReport, copy
-from blockplane.transfer.destination import settled
+from blockplane.transfer.destination import VolumeDestination, settled
 from blockplane.transfer.resume import InterruptedReceive, interrupted_receives
 from blockplane.transfer.since import Since, what_is_since
 from blockplane.volume.codec import KIND_REGULAR, KIND_SHADOW, NO_ID, SnapshotRecord
 from blockplane.volume.deleting import delete
 from blockplane.volume.holds import needs
+from blockplane.volume.landing_places import reaches
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.mirrorcodec import MIRROR, MirrorRecord
 from blockplane.volume.mirrored import set_mirror
@@ -245,7 +246,9 @@ class VolumePeer:
             watched = _unless_changed(self.volume, progress)
         # what is kept in a snapshot of its own is on no line of the top's, and only given up as the live file system
         discard = changes is not LocalChanges.REFUSE
-        report = copy(image, self.volume, discard=discard, progress=watched)
+        is_wider = reaches(image.plane) > self.volume.geometry.n_blocks  # a smaller volume is only a larger place map
+        target = VolumeDestination(self.volume, relocates=True) if is_wider else self.volume
+        report = copy(image, target, discard=discard, progress=watched)
         return brought(report, kept)
 
     def bring(

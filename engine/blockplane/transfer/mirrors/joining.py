@@ -155,7 +155,7 @@ def resync(
     changes = LocalChanges.FLUSH if drop_changes else LocalChanges.KEEP
     begun_ns = time.time_ns()
     if plan.winner == DESTINATION:
-        brought, kept = _bring_back(volume, mirror, peer, plan, changes, progress)
+        brought, kept = _bring_back(volume, mirror, peer, changes, progress)
     else:
         brought, kept = _bring_forth(volume, mirror, peer, plan, changes, progress, full)
     if brought is not None:
@@ -219,7 +219,6 @@ def _bring_back(
     volume: Volume,
     mirror: MirrorDefinition,
     peer: MirrorPeer,
-    plan: ResyncPlan,
     changes: LocalChanges,
     progress: Progress,
 ) -> tuple[Brought | None, str | None]:
@@ -228,20 +227,20 @@ def _bring_back(
     What is written there meanwhile is brought too; what comes at the very last stays there, in a snapshot, by the next
     update.
     """
-    if plan.destination.is_nothing and plan.common is not None:
-        kept = go_back(volume, _id_of(volume, plan.common), changes)
-        _note_standing(volume, mirror, peer, plan.common)
-        _become_mirror(peer)
-        return None, kept
+    brought, kept = None, None
     for _ in range(MAX_ROUNDS):
         top = peer.retain(own_name(volume, mirror.prefix))
-        brought = peer.bring(top.name, volume, changes, progress)
+        if top.id in standing_of(volume).whole:  # it is here, though it is not what is shown
+            kept = go_back(volume, top.id, changes) or kept
+        else:
+            brought = peer.bring(top.name, volume, changes, progress)
+            kept = brought.kept or kept
         if peer.standing().at == top.id:
             break
     name = next(s.name for s in volume.snapshots if s.record.id == top.id)
     _note_standing(volume, mirror, peer, name)
     _become_mirror(peer)
-    return brought, brought.kept
+    return brought, kept
 
 
 def _id_of(volume: Volume, name: str) -> bytes:

@@ -115,7 +115,7 @@ def step(
         arrived, brought = top, _bring(volume, mirror, peer, standing, top, *how)
         standing = peer.standing()
     if not (arrived is not None and is_up_to_date(volume, mirror)) or (force and brought is None):
-        top = _top(volume, mirror)
+        top = _top(volume, mirror, standing)
         brought = _bring(volume, mirror, peer, standing, top, *how)
     let_old_go(volume, mirror, peer, standing)
     return StepReport(mirror.name, mirror.dest, "brought" if brought is not None else "idle", top, brought, arrived)
@@ -168,13 +168,18 @@ def _unfinished(volume: Volume, mirror: MirrorDefinition) -> str | None:
     return found.under_way if found is not None else None
 
 
-def _top(volume: Volume, mirror: MirrorDefinition) -> str:
-    """Return the snapshot that has what the volume has: one there is, not another mirror's, else a new one."""
+def _top(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> str:
+    """Return the snapshot that has what the volume has: one there is, not another mirror's, else a new one.
+
+    One that the destination has, and does not show, is not brought again, and would not be shown: then it is a new one.
+    """
     with settled(volume):
         there = standing_at(volume)
         foreign = tuple(prefix for prefix in own_prefixes(volume) if prefix != mirror.prefix)
         if there is not None and not there.record.name.startswith(foreign or "\0"):
-            return there.record.name
+            is_hidden = there.record.id in standing.whole and standing.at != there.record.id
+            if not is_hidden:
+                return there.record.name
         return create(volume, own_name(volume, mirror.prefix)).name
 
 
