@@ -123,8 +123,8 @@ _HOMES = {
         "StreamComparison", "StreamVerdict", "TapeForm", "TapeListing", "TapePartsReport", "TapeReadReport",
         "TapeVerdict", "TapeWriteReport", "abort_receive", "compare_streams", "copy", "held",
         "interrupted_receives", "list_tape_sets", "list_tapes", "merge_streams", "mirrors", "offer", "reach",
-        "read_tape",         "read_token", "receive", "receive_streams", "resume_token", "retrieve_blocks", "send", "send_parts",
-        "stream_map", "verify_streams", "verify_tapes", "write_stream_to_tape", "write_tape",
+        "read_tape", "read_token", "receive", "receive_streams", "resume_token", "retrieve_blocks", "send",
+        "send_parts", "stream_map", "verify_streams", "verify_tapes", "write_stream_to_tape", "write_tape",
         "write_tape_parts",
     ),
     "blockplane.volume": (
