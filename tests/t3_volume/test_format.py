@@ -21,6 +21,7 @@ from blockplane.volume.fsinfo import FsInfo
 from blockplane.volume.imagetable import StoredImage
 from blockplane.volume.incoming import IncomingEntry
 from blockplane.volume.markcodec import DestinationRecord, IntervalRecord
+from blockplane.volume.mirrorcodec import MirrorRecord
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.replicationcodec import PointerRecord, ReplicaRecord, Replication
 from faults.world import geometry_of
@@ -85,7 +86,8 @@ INCOMING = IncomingEntry(
     (an_id(4), an_id(8)),
 )
 PRESSURE = PressureRecord(1, 500, 2, ("auto-*", "tåg"), -41)
-LOCAL = LocalRoot(1, 2, 3, an_id(8), 4, *ROOTS, n_deleting=6, pressure=PRESSURE)
+MIRROR = MirrorRecord(3, 2, an_id(6), -51, -52, "/srv/påul", an_id(7))
+LOCAL = LocalRoot(1, 2, 3, an_id(8), 4, *ROOTS, n_deleting=6, pressure=PRESSURE, mirror=MIRROR)
 LABEL = Label(
     an_id(1), an_id(3), 6, 672, 1, 1, tuple((g.first, 3, 2, 128, 640) for g in GEOMETRY.groups),
     tuple(an_id(n) for n in (2, 3, 4, 5, 6)), (MemberState.IN,) * 5,
@@ -208,6 +210,14 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
             **fields_of(ENTRY.pace, "before_ns", "before_left", "last_ns", "last_left"),
         },
     ),
+    "Mirror": (
+        MIRROR.encode(),
+        {
+            "n_source": 10,
+            "source": "/srv/påul".encode(),
+            **fields_of(MIRROR, "state", "writes", "source_id", "since_ns", "changed_ns", "broken_at"),
+        },
+    ),
     "Pressure policy": (
         PRESSURE.encode(),
         {
@@ -304,6 +314,7 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
             "magic": b"BPLOCAL\0",
             "version": 1,
             "pressure": PRESSURE.encode(),
+            "mirror": MIRROR.encode(),
             **fields_of(LOCAL, "n_held", "n_local", "n_entries", "n_deleting", "parent_id", "n_shadows"),
             **dict(
                 zip(

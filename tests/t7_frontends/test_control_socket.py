@@ -83,6 +83,12 @@ WORDS = {
     "image save": ["image", "save", "pool", "both", "june2 + june1"],
     "info": ["info", "pool", "--json"],
     "ls": ["ls", "pool:/tree"],
+    "mirror add": ["mirror", "add", "pool", "spare"],
+    "mirror break": ["mirror", "break", "pool"],
+    "mirror remove": ["mirror", "remove", "pool", "spare"],
+    "mirror resync": ["mirror", "resync", "pool"],
+    "mirror run": ["mirror", "run", "pool", "--once"],
+    "mirror status": ["mirror", "status", "pool"],
     "mkdir": ["mkdir", "pool:/new", "pool:/other"],
     "mv": ["mv", "pool:/later", "pool:/moved"],
     "pointer": ["pointer", "pool", "stable", "june1"],
@@ -120,13 +126,16 @@ WORDS = {
 #: What these say of the fixture's volume, which has nothing for them.
 NOTHING_THERE = {
     "image delete": b"no stored image is named",
+    "mirror break": b"is no mirror",
+    "mirror remove": b"has no mirror",
+    "mirror resync": b"is no mirror",
     "snapshot release": b"nobody does",
     "shrink": b"is being taken out",
     "snapshot unmark": b"is not marked",
 }
 #: Refused beside a receive: it replaces the live file system, and a check would find what it writes half done.
 NOT_BESIDE_A_RECEIVE = {
-    "check", "grow", "mkdir", "mv", "put", "receive", "rm", "rollback", "shrink", "tape read",
+    "check", "grow", "mirror resync", "mkdir", "mv", "put", "receive", "rm", "rollback", "shrink", "tape read",
 }  # fmt: skip
 #: It does that to its target, and the words take the pool for its source, which it only reads.
 TO_ANOTHER = {"copy", "replicate"}

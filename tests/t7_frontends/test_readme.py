@@ -85,6 +85,7 @@ def test_the_api_page_names_what_exists():
         "Credentials": bp.Credentials,
         "listener": bp.Listener,
         "peer": bp.RemotePeer,
+        "mirrors": bp.mirrors,
     }
     called = re.findall(r"`(?:(\w+)\.)?(\w+)\(", page)
     assert len(called) > 20

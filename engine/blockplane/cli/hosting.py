@@ -239,6 +239,22 @@ def _hosting(
             yield server
 
 
+@contextlib.contextmanager
+def going_on(volume: PlainVolume, verb: str, kind_name: str, wait_s: float) -> Iterator[None]:
+    """Note, of a volume that this process hosts, that more goes on in it than the verb that opened it said.
+
+    Raises
+    ------
+    RefusedError: something goes on beside which it may not, and did not end in time.
+    """
+    host = _hosts.get(_key(volume.path) or (-1, -1))
+    if host is None:
+        yield
+        return
+    with host.activities.going_on(Kind[kind_name], verb, os.getpid(), wait_s):
+        yield
+
+
 def _warn(text: str) -> None:
     print(f"blockplane: {sentence(text)}", file=sys.stderr, flush=True)
 

@@ -23,6 +23,7 @@ from blockplane.cli import (
     holders,
     images,
     keys,
+    mirrors,
     plans,
     pointers,
     pressure,
@@ -86,8 +87,8 @@ def cli() -> None:
 
 _MODULES = (
     volumes, shrinking, settling, copies, files, snapshots, pointers, pressure, retention, differences, holders,
-    images, transfers, replicating, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, certs, serving,
-    demo, completion,
+    images, transfers, replicating, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, certs, mirrors,
+    serving, demo, completion,
 )  # fmt: skip
 for _module in _MODULES:
     for _verb in _module.VERBS:

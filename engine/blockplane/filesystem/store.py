@@ -32,6 +32,7 @@ from blockplane.model import BLOCK_BYTES, BlockSource, NoSpaceError
 from blockplane.volume.codec import FORM_EMPTY, TreeRoot
 from blockplane.volume.features import Features
 from blockplane.volume.live import LiveVolume
+from blockplane.volume.mirrored import refusal_of, write_hint
 from blockplane.volume.points import Points
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.state import State
@@ -131,9 +132,12 @@ class Store:
         return self._snapshot.volume.pin(self._snapshot.record.id)
 
     def require_writable(self, path: str) -> None:
-        """Raise ReadOnlyPathError on a snapshot or stream; reclaim what a crash left the first time."""
+        """Raise ReadOnlyPathError on a snapshot, stream or mirror; reclaim what a crash left the first time."""
         if self.volume is None or not self.volume.writable:
             raise ReadOnlyPathError(path, hint="write to the live file system of a volume")
+        why = refusal_of(self.volume.local.root.mirror)
+        if why is not None:
+            raise ReadOnlyPathError(path, f"{path}: cannot be written: {why}", write_hint(self.volume))
         self.volume.features.require_known("writing", str(self.volume.path))
         if not self._reaped:
             self._reaped = True

@@ -1,5 +1,6 @@
 """Sending images as streams, receiving them, copying from disk to disk; verifying, merging, comparing stream files."""
 
+from blockplane.transfer import mirrors
 from blockplane.transfer.compare import StreamComparison, compare_streams
 from blockplane.transfer.copy import CopyReport, copy
 from blockplane.transfer.destination import abort_receive
@@ -75,6 +76,7 @@ __all__ = [
     "list_tape_sets",
     "list_tapes",
     "merge_streams",
+    "mirrors",
     "offer",
     "reach",
     "read_tape",

@@ -11,20 +11,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from blockplane.disks import GroupRecord
 from blockplane.image.image import Image, build
-from blockplane.model.errors import BlockplaneError, NoSuchSnapshotError, RefusedError
-from blockplane.model.progress import Progress, ignore_progress
+from blockplane.model.errors import BlockplaneError, NoSuchSnapshotError, RefusedError, StreamTruncatedError
+from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.transfer.copy import CopyReport, copy
-from blockplane.transfer.destination import settled
+from blockplane.transfer.destination import VolumeDestination, settled
 from blockplane.transfer.resume import InterruptedReceive, interrupted_receives
+from blockplane.transfer.since import Since, what_is_since
 from blockplane.volume import masters, replicas
 from blockplane.volume.codec import KIND_REGULAR, KIND_SHADOW, NO_ID, SnapshotRecord
+from blockplane.volume.deleting import delete
+from blockplane.volume.holds import needs
+from blockplane.volume.landing_places import reaches
 from blockplane.volume.live import LiveVolume
+from blockplane.volume.mirrorcodec import MIRROR, MirrorRecord
+from blockplane.volume.mirrored import set_mirror
 from blockplane.volume.replicationcodec import PointerRecord, ReplicaRecord
-from blockplane.volume.snapshots import changed_since_newest, create, standing_at
+from blockplane.volume.snapshots import changed_since_newest, create, rollback, standing_at
 from blockplane.volume.volume import Volume
 
 #: What a snapshot is called that keeps a destination's own changes when a transfer replaces them.
@@ -47,6 +53,8 @@ class Standing:
     that the live file system has; NO_ID: none has. snapshots : older first, of every kind. interrupted : receives that
     can be gone on with. label : what its replica may be called. generation : counts its consistency points. pointers :
     with those that were deleted. below : where those stand that pull from it, or further down. groups : its geometry.
+    mirror : whose mirror it is; None: nobody's, or it does not say. parent : id of the snapshot that the live file
+    system descends from; NO_ID: there is none, or it does not say.
     """
 
     volume_id: bytes
@@ -59,6 +67,8 @@ class Standing:
     pointers: tuple[PointerRecord, ...] = ()
     below: tuple[ReplicaRecord, ...] = ()
     groups: tuple[GroupRecord, ...] = ()
+    mirror: MirrorRecord | None = None
+    parent: bytes = NO_ID
 
     @property
     def whole(self) -> dict[bytes, SnapshotRecord]:
@@ -123,6 +133,31 @@ class Peer(Protocol):
         ...
 
 
+@runtime_checkable
+class MirrorPeer(Peer, Protocol):
+    """A peer that can be a mirror: it knows that it is one. Of another peer old states are its own to delete."""
+
+    def become(self, record: MirrorRecord | None) -> None:
+        """Say whose mirror it is; None: nobody's. Durable there on return."""
+        ...
+
+    def let_go(self, ids: Sequence[bytes]) -> None:
+        """Delete snapshots, those that nobody reads or holds; the others stay."""
+        ...
+
+    def retain(self, name: str) -> SnapshotRecord:
+        """Keep its live state in a snapshot; the one that has it already, where there is one. Durable on return."""
+        ...
+
+    def go_back(self, snapshot_id: bytes, changes: LocalChanges) -> str | None:
+        """Let a snapshot of its be its live file system; return the one that keeps its changes, as `take`."""
+        ...
+
+    def since(self, snapshot_id: bytes) -> Since:
+        """Say what it has beyond a snapshot of its; NO_ID: beyond nothing."""
+        ...
+
+
 def standing_of(volume: LiveVolume) -> Standing:
     """Return what a volume says of itself; everything so far is committed."""
     with settled(volume):
@@ -138,6 +173,8 @@ def standing_of(volume: LiveVolume) -> Standing:
             pointers=volume.local.replication().pointers,
             below=tuple(replicas.reported(volume)),
             groups=volume.geometry.groups,
+            mirror=volume.local.root.mirror,
+            parent=volume.local.root.parent_id,
         )
 
 
@@ -162,13 +199,34 @@ def image_towards(volume: LiveVolume, top: str, standing: Standing, exclude: Seq
     ----------
     exclude : snapshots between that are not to arrive.
     """
-    base = meeting(volume, top, standing.whole)
+    base = base_for(volume, top, standing)
     if base is None:
         return build(volume, top, older="all" if not exclude else _older(volume, top, exclude))
     if base.name == top:
         return build(volume, top)
-    between = [name for name in _line(volume, top, after=base.id) if name not in (*exclude, top)]
-    return build(volume, " + ".join([top, *between]) + f" - {base.name}")
+    with volume.lock:
+        state = volume.snapshot_state(volume.local.entry(top))
+    listed = {record.id: record for record in state.listed_snapshots()}
+    names = {record.name for record in listed.values() if record.id not in standing.whole}
+    line = _line(volume, top, after=base.id)
+    between = [name for name in line if name in names and name not in (*exclude, top)]
+    with_ = [] if base.id in listed else [base.name]
+    return build(volume, " + ".join([top, *between]) + f" - {base.name}", with_=with_)
+
+
+def base_for(volume: LiveVolume, top: str, standing: Standing) -> SnapshotRecord | None:
+    """Return what an image of a top builds on: where both meet, else the newest that both have on whatever line.
+
+    One name has one content in a volume, so the difference of two snapshots of it is right whatever their histories.
+    """
+    found = meeting(volume, top, standing.whole)
+    if found is not None:
+        return found
+    with volume.lock:
+        mine = [entry.record for entry in volume.local.regular()]
+    there = standing.whole
+    both = [r for r in mine if r.kind == KIND_REGULAR and r.id in there and there[r.id].space_id == r.space_id]
+    return max(both, key=lambda record: (record.cp, record.created_ns), default=None)
 
 
 def _older(volume: LiveVolume, top: str, exclude: Sequence[str]) -> list[str]:
@@ -278,10 +336,14 @@ class VolumePeer:
 
     def take(self, image: Image, changes: LocalChanges, progress: Progress = ignore_progress) -> Brought:
         """See Peer."""
-        kept = keep_changes(self.volume) if changes is LocalChanges.KEEP else None
+        with settled(self.volume):
+            kept = keep_changes(self.volume) if changes is LocalChanges.KEEP else None
+            watched = _unless_changed(self.volume, progress)
         # what is kept in a snapshot of its own is on no line of the top's, and only given up as the live file system
         discard = changes is not LocalChanges.REFUSE
-        report = copy(image, self.volume, discard=discard, progress=progress)
+        is_wider = reaches(image.plane) > self.volume.geometry.n_blocks  # a smaller volume is only a larger place map
+        target = VolumeDestination(self.volume, relocates=True) if is_wider else self.volume
+        report = copy(image, target, discard=discard, progress=watched)
         return brought(report, kept)
 
     def bring(
@@ -293,8 +355,78 @@ class VolumePeer:
                 return Brought(gift.record.name, None, 0, 0, 0.0, already_there=True)
             return VolumePeer(target).take(gift.image, changes, progress)
 
+    def become(self, record: MirrorRecord | None) -> None:
+        """See MirrorPeer."""
+        set_mirror(self.volume, record)
+
+    def let_go(self, ids: Sequence[bytes]) -> None:
+        """See MirrorPeer."""
+        let_go(self.volume, ids)
+
+    def retain(self, name: str) -> SnapshotRecord:
+        """See MirrorPeer."""
+        with settled(self.volume):
+            there = standing_at(self.volume)
+            return there.record if there is not None else create(self.volume, name).record
+
+    def go_back(self, snapshot_id: bytes, changes: LocalChanges) -> str | None:
+        """See MirrorPeer."""
+        return go_back(self.volume, snapshot_id, changes)
+
+    def since(self, snapshot_id: bytes) -> Since:
+        """See MirrorPeer."""
+        with settled(self.volume):
+            return what_is_since(self.volume, snapshot_id)
+
     def close(self) -> None:
         """See Peer."""
+
+
+def let_go(volume: LiveVolume, ids: Sequence[bytes]) -> None:
+    """Delete snapshots of these ids, those that nobody reads or holds; nothing is written where there are none."""
+    with volume.lock:
+        found = [e for e in volume.local.entries() if e.record.id in ids and not any(needs(volume, e))]
+        if found:
+            delete(volume, [entry.record.name for entry in found])
+
+
+def go_back(volume: LiveVolume, snapshot_id: bytes, changes: LocalChanges) -> str | None:
+    """Let a snapshot be the live file system; return the one that keeps what was changed, None: there is none.
+
+    Raises
+    ------
+    NoSuchSnapshotError : it was deleted. RefusedError : there are changes, and they may not be lost.
+    """
+    with settled(volume):
+        name = next((e.record.name for e in volume.local.regular() if e.record.id == snapshot_id), None)
+        if name is None:
+            raise NoSuchSnapshotError(f"{volume.path} has no snapshot of id {snapshot_id.hex()}", "it was deleted")
+        at = standing_at(volume)
+        if at is not None and at.record.id == snapshot_id:
+            return None
+        if changes is LocalChanges.REFUSE and at is None:
+            raise RefusedError(f"{volume.path} was written to since its newest snapshot", "keep that in a snapshot")
+        kept = keep_changes(volume) if changes is LocalChanges.KEEP else None
+        rollback(volume, name, drop_changes=True)
+        return kept
+
+
+def _unless_changed(volume: LiveVolume, progress: Progress) -> Progress:
+    """Have a transfer end, and what came kept, once the live file system is another, or no mirror's any more."""
+    live, mirror = volume.committed.pointer, volume.local.root.mirror
+    was_mirror = mirror is not None and mirror.state == MIRROR
+
+    def watched(event: ProgressEvent) -> None:
+        now = volume.local.root.mirror
+        if was_mirror and (now is None or now.state != MIRROR):
+            raise StreamTruncatedError(f"the mirror {volume.path} was broken off", "`blockplane mirror resync` goes on")
+        if volume.committed.pointer != live:
+            raise StreamTruncatedError(
+                f"{volume.path} was written to meanwhile", "the next transfer goes on from there"
+            )
+        progress(event)
+
+    return watched
 
 
 def brought(report: CopyReport, kept: str | None) -> Brought:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import VolumeDamagedError
 from blockplane.volume.demotioncodec import DEMOTION_BYTES, PRESSURE_BYTES, Demotion, Pace, PressureRecord
+from blockplane.volume.mirrorcodec import MIRROR_BYTES, MirrorRecord
 
 POINTER_BYTES = 16
 ROOT_POINTERS = 16
@@ -357,13 +358,15 @@ def _require_counts(which: str, counts: Sequence[int]) -> None:
 _LOCAL = struct.Struct("<8sIIQQQ16sQ")
 _LOCAL_TREES = 11
 _PRESSURE_OFFSET = ROOT_TREES_OFFSET + _LOCAL_TREES * TREE_ROOT_BYTES
+_MIRROR_OFFSET = _PRESSURE_OFFSET + PRESSURE_BYTES
+_MIRROR_STOP = _MIRROR_OFFSET + MIRROR_BYTES
 
 
 @dataclass(slots=True)
 class LocalRoot:
     """The local root: what belongs to this set of disks only. Counts are of places.
 
-    pressure : what is done when space runs short; None: nothing.
+    pressure : what is done when space runs short; None: nothing. mirror : whose mirror the volume is; None: nobody's.
     """
 
     n_held: int = 0
@@ -384,6 +387,7 @@ class LocalRoot:
     destinations: TreeRoot = field(default_factory=TreeRoot)
     images: TreeRoot = field(default_factory=TreeRoot)
     pressure: PressureRecord | None = field(default=None, kw_only=True)
+    mirror: MirrorRecord | None = field(default=None, kw_only=True)
 
     def trees(self) -> tuple[TreeRoot, ...]:
         """Return the tree roots in the order of the format."""
@@ -397,10 +401,10 @@ class LocalRoot:
         counts = self.n_held, self.n_local, self.n_entries
         _require_counts("local", counts)
         head = _LOCAL.pack(LOCAL_MAGIC, VERSION, self.n_deleting, *counts, self.parent_id, self.n_shadows)
+        pressure = self.pressure.encode() if self.pressure is not None else bytes(PRESSURE_BYTES)
+        mirror = self.mirror.encode() if self.mirror is not None else bytes(MIRROR_BYTES)
         block = _root_block(head, self.trees())
-        if self.pressure is None:
-            return block
-        return block[:_PRESSURE_OFFSET] + self.pressure.encode() + block[_PRESSURE_OFFSET + PRESSURE_BYTES :]
+        return block[:_PRESSURE_OFFSET] + pressure + mirror + block[_MIRROR_STOP:]
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> LocalRoot:
@@ -410,5 +414,6 @@ class LocalRoot:
             raise VolumeDamagedError(f"a local root has magic {magic!r}, version {version}", "")
         trees = _root_trees(data, _LOCAL_TREES)
         pressure = PressureRecord.decode(data[_PRESSURE_OFFSET : _PRESSURE_OFFSET + PRESSURE_BYTES])
+        mirror = MirrorRecord.decode(data[_MIRROR_OFFSET:_MIRROR_STOP])
         counts = n_held, n_local, n_entries
-        return cls(*counts, parent, n_shadows, *trees, n_deleting=n_deleting, pressure=pressure)
+        return cls(*counts, parent, n_shadows, *trees, n_deleting=n_deleting, pressure=pressure, mirror=mirror)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume.basegroup import BASE_OWNER, base_snapshot
 from blockplane.volume.codec import KIND_DELETING, NAME_BYTES, Hold, TableEntry
+from blockplane.volume.mirrorcodec import BROKEN
 from blockplane.volume.passing import waiting_for
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ def refuse_deleting(entry: TableEntry) -> None:
 
 def needs(volume: LiveVolume, entry: TableEntry) -> Iterator[tuple[str, str]]:
     """Yield what keeps a snapshot from going, in words, and what to do about it."""
+    if is_last_complete(volume, entry):
+        yield "is the last complete state of a mirror", f"break the mirror off: blockplane mirror break {volume.path}"
     for pin in volume.pins.of(entry.record.id):
         yield f"is being read by {pin}", "wait until that has ended"
     for held in holds_of(volume, entry.record.id):
@@ -147,6 +150,19 @@ def needs(volume: LiveVolume, entry: TableEntry) -> Iterator[tuple[str, str]]:
     if behind := waiting_for(volume, entry):
         forget = f"blockplane replicas {volume.path} --forget {behind[0]}"
         yield f"is a master that {', '.join(behind)} has not passed", f"if it does not come back: {forget}"
+
+
+def is_last_complete(volume: LiveVolume, entry: TableEntry) -> bool:
+    """Whether a snapshot is what was brought last to a mirror, which the next update builds on.
+
+    Of snapshots that were made of that here, which have the same root, it is the oldest.
+    """
+    mirror = volume.local.root.mirror
+    if mirror is None or mirror.state == BROKEN:
+        return False
+    line = volume.local.ancestors(volume.local.root.parent_id)
+    same = [each for each in line if each.record.root == line[-1].record.root]
+    return bool(same) and same[0].record.id == entry.record.id
 
 
 def refuse_needed(volume: LiveVolume, entries: Iterable[TableEntry], may_defer: bool = False) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume import deleting
 from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, SnapshotRecord
-from blockplane.volume.holds import holds_of
+from blockplane.volume.holds import holds_of, is_last_complete
 from blockplane.volume.needed import needed_here
 from blockplane.volume.passing import waiting_for
 
@@ -179,6 +179,8 @@ def _unless_needed(volume: LiveVolume, verdict: Verdict, needed: dict[bytes, str
     if verdict.reasons:
         return verdict
     entry = volume.local.entry(verdict.name)
+    if is_last_complete(volume, entry):
+        return replace(verdict, reasons=("mirror",))
     reasons = ["held"] if holds_of(volume, entry.record.id) else []
     reasons += [needed[entry.record.id]] if entry.record.id in needed else []
     if behind := waiting_for(volume, entry):

@@ -25,6 +25,7 @@ from blockplane.volume import (
     holds,
     making,
     masters,
+    mirrored,
     pointers,
     positions,
     pressure,
@@ -47,6 +48,7 @@ from blockplane.volume.live import LiveVolume, reserve_for
 from blockplane.volume.lock import VolumeLock
 from blockplane.volume.making import LOCK_NAME
 from blockplane.volume.marks import Kind
+from blockplane.volume.mirrored import MirrorOf
 from blockplane.volume.pointers import SnapshotPointer
 from blockplane.volume.positions import Position
 from blockplane.volume.pressure import DemotionPlan, PressurePolicy
@@ -394,7 +396,8 @@ class Volume(LiveVolume):
         drop_changes: bool = False,
         defer: bool = False,
     ) -> str | None:
-        """Make a snapshot the live file system; see `snapshots.rollback`."""
+        """Make a snapshot the live file system; see `snapshots.rollback`. RefusedError: the volume is a mirror."""
+        mirrored.refuse_written(self)
         return snapshots.rollback(self, name, keep_as, drop_later, drop_changes, defer)
 
     # --- marks -------------------------------------------------------------------------------------------------------
@@ -467,6 +470,11 @@ class Volume(LiveVolume):
         """Drop a replica and what is held for it; see `replicas.forget`."""
         replicas.forget(self, name)
         deferred.reap(self)
+
+    @property
+    def mirror_of(self) -> MirrorOf | None:
+        """What the volume is a mirror of; None: it is none."""
+        return mirrored.mirror_of(self)
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 

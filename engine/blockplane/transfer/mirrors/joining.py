@@ -1,0 +1,259 @@
+"""Joining a mirror again after it was broken off: from the newest common state, in either direction.
+
+What each side has beyond that state is said before anything happens. The side that is brought into line loses nothing:
+its snapshots stay, and what none of them has stays in one more, unless it is to be dropped. Where both sides were
+written to, a person must say which one wins.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from blockplane.model.errors import RefusedError
+from blockplane.model.progress import Progress, ignore_progress
+from blockplane.transfer.destination import settled
+from blockplane.transfer.mirrors.listing import LastRun, MirrorDefinition, noted
+from blockplane.transfer.mirrors.stepping import let_old_go, own_name, step
+from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, Standing, go_back, standing_of
+from blockplane.transfer.since import Since, what_is_since
+from blockplane.volume.codec import NO_ID, SnapshotRecord
+from blockplane.volume.mirrorcodec import MIRROR
+from blockplane.volume.mirrored import in_state
+from blockplane.volume.volume import Volume
+
+SOURCE, DESTINATION = "source", "destination"
+#: How often what was written to a destination meanwhile is brought back too.
+MAX_ROUNDS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ResyncPlan:
+    """What a resync would do.
+
+    common : the newest snapshot that both sides' live states descend from; None: there is none. source, destination :
+    what each has beyond it. winner : the side whose state both will have; None: both were written to, and nobody said.
+    n_blocks : what would travel, before the blocks that a snapshot made for it adds.
+    """
+
+    mirror: MirrorDefinition
+    common: str | None
+    source: Since
+    destination: Since
+    winner: str | None
+    n_blocks: int
+
+    @property
+    def is_split(self) -> bool:
+        """Whether both sides have what the other has not."""
+        return not (self.source.is_nothing or self.destination.is_nothing)
+
+    @property
+    def loses(self) -> Since | None:
+        """What the side that is brought into line has, and will not show any more."""
+        if self.winner is None:
+            return None
+        return self.destination if self.winner == SOURCE else self.source
+
+
+@dataclass(frozen=True, slots=True)
+class ResyncReport:
+    """What a resync did. brought : None: both sides were the same. kept : the snapshot, on the side that was brought
+    into line, that has what no other there has; None: there was nothing, or it was dropped.
+    """
+
+    plan: ResyncPlan
+    brought: Brought | None
+    kept: str | None
+
+
+def plan_resync(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, winner: str | None = None) -> ResyncPlan:
+    """Return what joining a mirror again would do; nothing changes but that what is dirty is committed.
+
+    Parameters
+    ----------
+    winner : `source` or `destination`; None: the source, unless both were written to.
+
+    Raises
+    ------
+    RefusedError : the destination is no mirror of this volume.
+    """
+    standing = peer.standing()
+    _require_ours(volume, mirror, standing)
+    common = common_state(volume, standing)
+    with settled(volume):
+        mine = what_is_since(volume, common.id if common is not None else NO_ID)
+    theirs = peer.since(common.id if common is not None else NO_ID)
+    is_split = not (mine.is_nothing or theirs.is_nothing)
+    chosen = winner or (None if is_split else SOURCE)
+    ahead = theirs if chosen == DESTINATION else mine
+    n_blocks = 0 if chosen is None or ahead.is_nothing else ahead.n_blocks
+    return ResyncPlan(mirror, common.name if common is not None else None, mine, theirs, chosen, n_blocks)
+
+
+def common_state(volume: Volume, standing: Standing) -> SnapshotRecord | None:
+    """Return the newest snapshot that the live states of both sides descend from, found by ids and histories.
+
+    It is whole on both sides: what it holds need not travel.
+    """
+    theirs = {record.id: record for record in _line_of(standing)}
+    for record in reversed(_line_of(standing_of(volume))):
+        if record.id in theirs and theirs[record.id].space_id == record.space_id:
+            return record
+    return None
+
+
+def _line_of(standing: Standing) -> list[SnapshotRecord]:
+    """Return the whole snapshots that a volume's live state descends from, older first."""
+    by_id = {record.id: record for record in standing.snapshots}
+    found: list[SnapshotRecord] = []
+    at = standing.parent
+    while at in by_id:
+        record = by_id.pop(at)
+        if record.id in standing.whole:
+            found.append(record)
+        at = record.parent_id
+    return found[::-1]
+
+
+def _require_ours(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> None:
+    if standing.volume_id.hex() != mirror.volume_id:
+        raise RefusedError(f"{mirror.dest} is another volume than the one that was added as a mirror", "remove it")
+    if standing.mirror is None or standing.mirror.source_id != volume.info.volume_id:
+        raise RefusedError(f"{mirror.dest} is no mirror of {volume.path}", "`blockplane mirror add` makes it one")
+
+
+def resync(
+    volume: Volume,
+    mirror: MirrorDefinition,
+    peer: MirrorPeer,
+    winner: str | None = None,
+    *,
+    drop_changes: bool = False,
+    full: bool = False,
+    progress: Progress = ignore_progress,
+) -> ResyncReport:
+    """Join a mirror again: afterwards both sides show one state, and the destination is a mirror as before.
+
+    Parameters
+    ----------
+    winner : as of `plan_resync`. drop_changes : do not keep what the other side has and none of its snapshots does.
+    full : bring all where nothing is common.
+
+    Raises
+    ------
+    RefusedError : both were written to and nobody said which is to win; nothing is common, and `full` was not said.
+    Nothing changed. Others as of `step`; it can be done again, and goes on.
+
+    Notes
+    -----
+    Only what the winner has beyond the common state travels.
+    """
+    plan = plan_resync(volume, mirror, peer, winner)
+    _require_choice(plan, full)
+    changes = LocalChanges.FLUSH if drop_changes else LocalChanges.KEEP
+    begun_ns = time.time_ns()
+    if plan.winner == DESTINATION:
+        brought, kept = _bring_back(volume, mirror, peer, changes, progress)
+    else:
+        brought, kept = _bring_forth(volume, mirror, peer, plan, changes, progress, full)
+    if brought is not None:
+        last = LastRun(begun_ns, time.time_ns(), brought.n_blocks, brought.n_bytes, brought.seconds, kept=kept or "")
+        with volume.lock:
+            noted(volume.path, mirror, last)
+    return ResyncReport(plan, brought, kept)
+
+
+def _require_choice(plan: ResyncPlan, full: bool) -> None:
+    """Refuse what a person has to decide."""
+    if plan.winner is None:
+        since = f"since {plan.common}" if plan.common is not None else "and they have nothing in common"
+        raise RefusedError(
+            f"both sides were written to {since}: the source has {told(plan.source)}, "
+            f"the destination {told(plan.destination)}",
+            "say which one is to win: --from source or --from destination; what the other has is kept in a snapshot",
+        )
+    if plan.common is None and not full and plan.n_blocks:
+        raise RefusedError(
+            f"{plan.mirror.dest} and the source have no state in common: all would travel",
+            "--full brings it, and keeps what is there in a snapshot",
+        )
+
+
+def told(since: Since) -> str:
+    """Say what a side has."""
+    n = len(since.snapshots)
+    has = [f"{n} snapshot{'s' if n > 1 else ''}"] if n else []
+    has += ["changes to files"] if since.is_changed else []
+    return f"{' and '.join(has) or 'nothing'} ({since.n_blocks} blocks)"
+
+
+def _become_mirror(peer: MirrorPeer) -> None:
+    record = peer.standing().mirror
+    assert record is not None
+    if record.state != MIRROR:
+        peer.become(in_state(record, MIRROR))
+
+
+def _bring_forth(
+    volume: Volume,
+    mirror: MirrorDefinition,
+    peer: MirrorPeer,
+    plan: ResyncPlan,
+    changes: LocalChanges,
+    progress: Progress,
+    full: bool,
+) -> tuple[Brought | None, str | None]:
+    """Let the destination show the source's state: it goes back where that is the common one, else it is brought."""
+    _become_mirror(peer)
+    if plan.source.is_nothing and plan.common is not None:
+        kept = None if plan.destination.is_nothing else peer.go_back(_id_of(volume, plan.common), changes)
+        _note_standing(volume, mirror, peer, plan.common)
+        return None, kept
+    brought = step(volume, mirror, peer, progress, changes, may_replace=full, force=True).brought
+    return brought, brought.kept if brought is not None else None
+
+
+def _bring_back(
+    volume: Volume,
+    mirror: MirrorDefinition,
+    peer: MirrorPeer,
+    changes: LocalChanges,
+    progress: Progress,
+) -> tuple[Brought | None, str | None]:
+    """Let the source show the destination's state; only then is the destination a mirror again.
+
+    What is written there meanwhile is brought too; what comes at the very last stays there, in a snapshot, by the next
+    update.
+    """
+    brought, kept = None, None
+    for _ in range(MAX_ROUNDS):
+        top = peer.retain(own_name(volume, mirror.prefix))
+        if top.id in standing_of(volume).whole:  # it is here, though it is not what is shown
+            kept = go_back(volume, top.id, changes) or kept
+        else:
+            brought = peer.bring(top.name, volume, changes, progress)
+            kept = brought.kept or kept
+        if peer.standing().at == top.id:
+            break
+    name = next(s.name for s in volume.snapshots if s.record.id == top.id)
+    _note_standing(volume, mirror, peer, name)
+    _become_mirror(peer)
+    return brought, kept
+
+
+def _id_of(volume: Volume, name: str) -> bytes:
+    return volume.get_snapshot(name).record.id
+
+
+def _note_standing(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, name: str) -> None:
+    """Note that the destination stands at a snapshot, whatever was under way to it."""
+    found = next((each for each in volume.destinations.list() if each.name == mirror.name), None)
+    if found is not None and found.acknowledged == name and found.status == "idle":
+        return
+    if found is not None and found.status != "idle" and found.under_way != name:
+        volume.destinations.fail(mirror.name)
+    volume.destinations.begin(mirror.name, name)
+    volume.destinations.succeed(mirror.name)
+    let_old_go(volume, mirror, peer, peer.standing())

@@ -1,0 +1,192 @@
+"""Adding mirrors to a volume, and taking them out."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockplane.model.errors import BlockplaneError, RefusedError
+from blockplane.transfer.destination import is_vacant, not_to_be_made
+from blockplane.transfer.mirrors import listing
+from blockplane.transfer.mirrors.listing import DEFAULT_EVERY_S, LATEST, MirrorDefinition
+from blockplane.transfer.mirrors.peers import Peers, is_remote, place_of
+from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove
+from blockplane.transfer.peer import LocalChanges, MirrorPeer, Standing, let_go, standing_of
+from blockplane.volume.codec import NO_ID
+from blockplane.volume.mirrorcodec import (
+    BROKEN,
+    MIRROR,
+    WRITES_FLUSHED,
+    WRITES_KEPT,
+    WRITES_REFUSED,
+    MirrorRecord,
+)
+from blockplane.volume.volume import Volume
+
+_WRITES = {LocalChanges.KEEP: WRITES_KEPT, LocalChanges.FLUSH: WRITES_FLUSHED, LocalChanges.REFUSE: WRITES_REFUSED}
+
+
+@dataclass(frozen=True, slots=True)
+class AddReport:
+    """What was added. made : the destination was made for it. common : the newest snapshot that both have."""
+
+    mirror: MirrorDefinition
+    made: bool
+    common: str | None
+
+
+def add(
+    volume: Volume,
+    dest: str,
+    *,
+    peers: Peers | None = None,
+    kind: str = "full",
+    every_s: float = DEFAULT_EVERY_S,
+    local_changes: LocalChanges | None = None,
+    late: str = LATEST,
+    wish: DiskWish | None = None,
+    opening: Opening | None = None,
+) -> AddReport:
+    """Make a volume at a destination a mirror of this one; nothing is sent yet. Durable on both sides on return.
+
+    Parameters
+    ----------
+    dest : a volume's directory, or host:port/name. A directory that is absent or empty gets a volume. peers : how it is
+    reached. every_s : seconds between updates. local_changes : whether files of the mirror may be written to, and what
+    the next update does with that; None or REFUSE: they may not. late : `latest` or `next`, see `run`.
+    wish : disks of a volume that is made; by default as this volume's. opening : how it is opened.
+
+    Raises
+    ------
+    UsageError : not a mirror. RefusedError : the destination has content of its own, or is a mirror of another volume;
+    nothing changed. Adding one that is there changes its options.
+    """
+    listing.require_sane(every_s, kind, late)
+    place, wish = place_of(dest), wish or DiskWish()
+    _refuse_itself(volume, place)
+    made = not is_remote(place) and is_vacant(Path(place))
+    if not made and not wish.is_default:
+        raise not_to_be_made(Path(place))
+    if made:
+        create_like(Path(place), volume.geometry.groups, wish, opening or Opening(verb="mirror add")).close()
+    try:
+        return _add(volume, place, peers or Peers(), every_s, local_changes, late, made)
+    except BaseException:
+        if made:
+            named = wish.disks if wish.disks is not None and not isinstance(wish.disks, int) else ()
+            remove(Path(place), [Path(disk) for disk in named if not wish.wipe], existed=False)
+        raise
+
+
+def _refuse_itself(volume: Volume, place: str) -> None:
+    with suppress(OSError):
+        if os.path.samefile(volume.path, place):
+            raise RefusedError(f"{place} is the volume itself", "name another destination")
+
+
+def _add(
+    volume: Volume,
+    place: str,
+    peers: Peers,
+    every_s: float,
+    local_changes: LocalChanges | None,
+    late: str,
+    made: bool,
+) -> AddReport:
+    with peers.open(place) as peer:
+        standing = peer.standing()
+        common = newest_common(standing_of(volume), standing)
+        _refuse_unfit(volume, place, standing, common, local_changes)
+        known = {each.name: each for each in listing.definitions(volume.path)}
+        name = listing.name_for(place, standing.volume_id)
+        before = known.get(name)
+        text = local_changes.value if local_changes is not None else None
+        now = time.time_ns()
+        mirror = MirrorDefinition(
+            name, place, standing.volume_id.hex(), "full", every_s, text, late,
+            before.added_ns if before is not None else now,
+        )  # fmt: skip
+        if isinstance(peer, MirrorPeer):
+            peer.become(_record(volume, standing, local_changes, now))
+        with volume.lock:
+            listing.put(volume.path, mirror)
+    return AddReport(mirror, made, common)
+
+
+def _record(volume: Volume, standing: Standing, local_changes: LocalChanges | None, now_ns: int) -> MirrorRecord:
+    """Return what the destination will say of itself; a mirror that stays one keeps its times."""
+    writes = _WRITES[local_changes] if local_changes is not None else WRITES_REFUSED
+    old, mine = standing.mirror, volume.info.volume_id
+    since, changed = (old.since_ns, old.changed_ns) if old is not None and old.source_id == mine else (now_ns, now_ns)
+    return MirrorRecord(MIRROR, writes, mine, since, changed, os.path.abspath(volume.path))
+
+
+def newest_common(mine: Standing, theirs: Standing) -> str | None:
+    """Return the name here of the newest snapshot that both sides have whole; None: there is none."""
+    found = [r for r in mine.whole.values() if r.id in theirs.whole and theirs.whole[r.id].space_id == r.space_id]
+    return max(found, key=lambda record: (record.cp, record.created_ns)).name if found else None
+
+
+def _refuse_unfit(
+    volume: Volume, place: str, standing: Standing, common: str | None, local_changes: LocalChanges | None
+) -> None:
+    """Refuse a destination that would lose something, or that serves another volume."""
+    record = standing.mirror
+    if standing.volume_id == volume.info.volume_id:
+        raise RefusedError(f"{place} is the volume itself", "name another destination")
+    if record is not None and record.source_id != volume.info.volume_id and record.state != BROKEN:
+        raise RefusedError(
+            f"{place} is a mirror of {record.source or 'another volume'}", f"first: blockplane mirror break {place}"
+        )
+    if record is not None and record.source_id == volume.info.volume_id and record.state != MIRROR:
+        raise RefusedError(f"the mirror {place} was broken off", f"join it again: blockplane mirror resync {place}")
+    is_blank = standing.space_id == NO_ID and not standing.whole
+    if not is_blank and common is None:
+        raise RefusedError(
+            f"{place} has content of its own, and no snapshot that {volume.path} has too",
+            "name a directory that is empty or does not exist",
+        )
+    if not is_blank and standing.at == NO_ID and local_changes not in (LocalChanges.KEEP, LocalChanges.FLUSH):
+        raise RefusedError(
+            f"{place} was written to since its newest snapshot, and the first update would replace that",
+            "say what becomes of it: --local-changes keep (a snapshot of its own) or flush",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveReport:
+    """What was taken out. told : the destination knows that it is no mirror any more; why_not : else."""
+
+    mirror: MirrorDefinition
+    told: bool
+    why_not: str = ""
+
+
+def remove_mirror(volume: Volume, dest: str, *, peers: Peers | None = None) -> RemoveReport:
+    """Take a mirror out: what was kept here for it goes, the destination stays as it is and may be written to.
+
+    Where it cannot be reached it is taken out all the same, and the report says so.
+
+    Raises
+    ------
+    RefusedError : there is no such mirror.
+    """
+    mirror = listing.find(volume.path, dest)
+    why_not = ""
+    try:
+        with (peers or Peers()).open(mirror.dest) as peer:
+            standing = peer.standing()
+            is_ours = standing.mirror is not None and standing.mirror.source_id == volume.info.volume_id
+            if is_ours and standing.volume_id.hex() == mirror.volume_id and isinstance(peer, MirrorPeer):
+                peer.become(None)
+    except (BlockplaneError, OSError) as error:
+        why_not = str(error)
+    if any(each.name == mirror.name for each in volume.destinations.list()):
+        volume.destinations.forget(mirror.name)
+    let_go(volume, [s.record.id for s in volume.snapshots if s.name.startswith(mirror.prefix)])
+    with volume.lock:
+        listing.drop(volume.path, mirror.name)
+    return RemoveReport(mirror, not why_not, why_not)

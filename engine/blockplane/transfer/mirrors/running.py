@@ -1,0 +1,265 @@
+"""Mirrors at their intervals: which is due, steps side by side, and what their last runs came to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from blockplane.model.errors import BlockplaneError, RefusedError
+from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
+from blockplane.transfer.mirrors.listing import NEXT, LastRun, MirrorDefinition, definitions, noted
+from blockplane.transfer.mirrors.peers import Peers
+from blockplane.transfer.mirrors.stepping import CLEAN_FAILURES, StepReport, step
+from blockplane.transfer.peer import Peer
+from blockplane.volume.volume import Volume
+
+#: How often the definitions are looked at, and a stop is asked for.
+POLL_S: Final = 0.25
+
+
+class StoppedError(KeyboardInterrupt):
+    """The mirrors were asked to stop: what has landed is kept, as of an interrupt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One attempt. report : of a step that went well; error : why it did not; refused : both sides are as they were."""
+
+    mirror: MirrorDefinition
+    report: StepReport | None
+    error: str = ""
+    hint: str = ""
+    refused: bool = False
+
+
+def due_ns(mirror: MirrorDefinition, begun_ns: int | None = None) -> int:
+    """Return when a mirror's next step is due, ns since 1970; 0: it never had one.
+
+    Parameters
+    ----------
+    begun_ns : when its last step began, where that is known to be later than what the definition says.
+
+    Notes
+    -----
+    None queue up: when a step took longer than the interval, the next is due at once and sends the state that is newest
+    then; or, for `late="next"`, waits for the next whole interval.
+    """
+    begun = max(mirror.last.begun_ns, begun_ns or 0)
+    if not begun:
+        return 0
+    every_ns = round(mirror.every_s * 1e9)
+    took_ns = mirror.last.ended_ns - begun
+    if mirror.late == NEXT and took_ns > every_ns:
+        return begun + -(-took_ns // every_ns) * every_ns
+    return begun + every_ns
+
+
+def attempt(
+    volume: Volume,
+    mirror: MirrorDefinition,
+    opened: AbstractContextManager[Peer],
+    progress: Progress = ignore_progress,
+) -> Ran:
+    """Do one step and write down how it went, where it did anything; errors of this volume and the peer are reported.
+
+    Raises
+    ------
+    StoppedError, KeyboardInterrupt : it was stopped; what came is kept.
+    """
+    begun_ns = time.time_ns()
+    try:
+        with opened as peer:
+            report = step(volume, mirror, peer, progress)
+    except (BlockplaneError, OSError) as error:
+        text, hint = str(error) or type(error).__name__, getattr(error, "hint", "")
+        if text != mirror.last.error:
+            last = replace(mirror.last, begun_ns=begun_ns, ended_ns=time.time_ns(), error=text)
+            mirror = _note(volume, mirror, last)
+        return Ran(mirror, None, text, hint, isinstance(error, CLEAN_FAILURES))
+    return Ran(_noted(volume, mirror, report, begun_ns), report)
+
+
+def _noted(volume: Volume, mirror: MirrorDefinition, report: StepReport, begun_ns: int) -> MirrorDefinition:
+    """Write down what a step did; of an idle one nothing, unless it is the first after a failure."""
+    brought = report.brought
+    if brought is not None:
+        last = LastRun(
+            begun_ns, time.time_ns(), brought.n_blocks, brought.n_bytes, brought.seconds, kept=brought.kept or ""
+        )
+        return _note(volume, mirror, last)
+    if mirror.last.error:
+        return _note(volume, mirror, replace(mirror.last, begun_ns=begun_ns, ended_ns=time.time_ns(), error=""))
+    return mirror
+
+
+def _note(volume: Volume, mirror: MirrorDefinition, last: LastRun) -> MirrorDefinition:
+    with volume.lock:  # guards the file too: whoever has the volume open writes it
+        return noted(volume.path, mirror, last)
+
+
+def run_once(
+    volume: Volume,
+    *,
+    peers: Peers | None = None,
+    only: str | None = None,
+    now: bool = False,
+    progress: Progress = ignore_progress,
+) -> Iterator[Ran]:
+    """Do one step of each mirror that is due, one after the other, in the order in which they were added.
+
+    Parameters
+    ----------
+    only : of this one alone, by its place or name. now : of those that are not due too.
+    """
+    for mirror in definitions(volume.path):
+        is_asked = only is None or only in (mirror.dest, mirror.name)
+        if is_asked and (now or due_ns(mirror) <= time.time_ns()):
+            yield attempt(volume, mirror, (peers or Peers()).open(mirror.dest), progress)
+
+
+@dataclass
+class _Slot:
+    """One mirror in a loop.
+
+    thread : of the step that goes on. peer : kept open between steps; is_suspect : contact was lost, it is opened anew.
+    """
+
+    mirror: MirrorDefinition
+    begun_ns: int = 0
+    thread: threading.Thread | None = None
+    peer: Peer | None = None
+    is_suspect: bool = False
+    held: ExitStack = field(default_factory=ExitStack)
+
+
+#: The loops that run, by the id of their volume.
+_loops: dict[int, MirrorLoop] = {}
+
+
+def loop_of(volume: Volume) -> MirrorLoop | None:
+    """Return the loop that runs a volume's mirrors in this process; None: there is none."""
+    return _loops.get(id(volume))
+
+
+class MirrorLoop:
+    """Runs a volume's mirrors until it is stopped: each at its interval, in a thread of its own.
+
+    Parameters
+    ----------
+    told : called with each attempt that did something, from the mirror's thread. around : entered round each step.
+
+    Notes
+    -----
+    Destinations are opened by the thread that calls `run`, and stay open between steps, so that what reads them is
+    served by this process. Mirrors that are added, changed or removed meanwhile are taken up.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        peers: Peers | None = None,
+        told: Callable[[Ran], None] = lambda _: None,
+        progress: Progress = ignore_progress,
+        around: Callable[[Peer], AbstractContextManager[object]] = lambda _: nullcontext(),
+    ) -> None:
+        self._volume, self._peers, self._told, self._progress, self._around = (
+            volume, peers or Peers(), told, progress, around,
+        )  # fmt: skip
+        self._stop = threading.Event()
+        self._slots: dict[str, _Slot] = {}
+
+    def stop(self) -> None:
+        """Have `run` return: a transfer that is under way ends at its next step, and what came is kept. Any thread."""
+        self._stop.set()
+
+    def run(self, wanted: Callable[[], None] = lambda: None) -> None:
+        """Go on until `stop`.
+
+        Parameters
+        ----------
+        wanted : called several times a second; may raise, which ends it.
+        """
+        if _loops.setdefault(id(self._volume), self) is not self:
+            raise RefusedError(f"the mirrors of {self._volume.path} are run already", "one loop runs all of them")
+        try:
+            while not self._stop.is_set():
+                wanted()
+                self._look()
+                self._stop.wait(POLL_S)
+        finally:
+            del _loops[id(self._volume)]
+            self._stop.set()
+            for slot in self._slots.values():
+                if slot.thread is not None:
+                    slot.thread.join()
+                slot.held.close()
+
+    def begun_ns(self, name: str) -> int:
+        """Return when the last step of a mirror began, ns since 1970; 0: none did."""
+        slot = self._slots.get(name)
+        return slot.begun_ns if slot is not None else 0
+
+    def _look(self) -> None:
+        """Take up definitions, and begin what is due."""
+        known = {mirror.name: mirror for mirror in definitions(self._volume.path)}
+        for name in [name for name in self._slots if name not in known]:
+            slot = self._slots[name]
+            if slot.thread is None or not slot.thread.is_alive():
+                self._slots.pop(name).held.close()
+        for name, mirror in known.items():
+            slot = self._slots.setdefault(name, _Slot(mirror))
+            slot.mirror = mirror
+            is_busy = slot.thread is not None and slot.thread.is_alive()
+            if not is_busy and due_ns(mirror, slot.begun_ns) <= time.time_ns():
+                self._begin(slot)
+
+    def _begin(self, slot: _Slot) -> None:
+        slot.begun_ns = time.time_ns()
+        if slot.is_suspect:
+            slot.peer, slot.is_suspect = None, False
+            slot.held.close()
+        if slot.peer is None:
+            try:
+                slot.peer = slot.held.enter_context(self._peers.open(slot.mirror.dest))
+            except (BlockplaneError, OSError) as error:
+                self._tell(attempt(self._volume, slot.mirror, _Failing(error)))
+                return
+        slot.thread = threading.Thread(target=self._work, args=(slot, slot.peer), name=f"mirror {slot.mirror.name}")
+        slot.thread.start()
+
+    def _work(self, slot: _Slot, peer: Peer) -> None:
+        try:
+            with self._around(peer):
+                ran = attempt(self._volume, slot.mirror, nullcontext(peer), self._watched)
+        except KeyboardInterrupt:
+            return
+        except BlockplaneError as error:  # what goes on beside it is in the way; it is tried again
+            ran = Ran(slot.mirror, None, str(error), error.hint, refused=True)
+        slot.is_suspect = bool(ran.error) and not ran.refused
+        self._tell(ran)
+
+    def _watched(self, event: ProgressEvent) -> None:
+        if self._stop.is_set():
+            raise StoppedError
+        self._progress(event)
+
+    def _tell(self, ran: Ran) -> None:
+        if ran.error or (ran.report is not None and ran.report.outcome != "idle"):
+            self._told(ran)
+
+
+class _Failing(AbstractContextManager[Peer]):
+    """Stands for a peer that could not be opened."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __enter__(self) -> Peer:
+        raise self._error
+
+    def __exit__(self, *_: object) -> None:
+        return None

@@ -1,0 +1,110 @@
+"""Where a volume's mirrors stand: how far behind, what is left, how fast, what went wrong, when next."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from blockplane.image.blockdiff import block_difference
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import BlockplaneError
+from blockplane.transfer.mirrors.listing import MirrorDefinition, definitions
+from blockplane.transfer.mirrors.peers import Peers
+from blockplane.transfer.mirrors.running import due_ns, loop_of
+from blockplane.transfer.mirrors.stepping import image_for, is_up_to_date, known_destination
+from blockplane.volume.destinations import Destination
+from blockplane.volume.volume import Volume
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorStatus:
+    """Where one mirror stands, by what its source knows, as of the source's last consistency point.
+
+    state : `never`, `idle`, `under way`, `unknown`. newest : the state it acknowledged, made_ns when that was made;
+    None, 0: none. under_way : the one that is sent. is_current : it has all there is. lag_s, lag_blocks : how old, and
+    how many blocks short of the live file system, newest is. left_blocks : what has still to travel: without what
+    landed of the one that is under way. bytes_per_second : of the last transfer; eta_s : what is left at that rate;
+    None: there was none. next_ns : when the next step is due, ns since 1970; 0: at once. error : of the last attempt.
+    """
+
+    mirror: MirrorDefinition
+    state: str
+    newest: str | None
+    made_ns: int
+    under_way: str | None
+    is_current: bool
+    lag_s: float
+    lag_blocks: int
+    left_blocks: int
+    bytes_per_second: float | None
+    eta_s: float | None
+    next_ns: int
+    error: str
+
+    @property
+    def left_bytes(self) -> int:
+        """Bytes that have still to travel."""
+        return self.left_blocks * BLOCK_BYTES
+
+
+def status(volume: Volume, *, peers: Peers | None = None, now_ns: int | None = None) -> list[MirrorStatus]:
+    """Return where each mirror of a volume stands, in the order in which they were added.
+
+    Parameters
+    ----------
+    peers : asked what has landed of a transfer that did not end; where they cannot be reached, or none are given, all
+    of it counts as left.
+
+    Notes
+    -----
+    Counts are exact, by algebra: the cost follows what differs, no data is read.
+    """
+    now = now_ns if now_ns is not None else time.time_ns()
+    return [_status(volume, mirror, peers, now) for mirror in definitions(volume.path)]
+
+
+def _status(volume: Volume, mirror: MirrorDefinition, peers: Peers | None, now_ns: int) -> MirrorStatus:
+    found = known_destination(volume, mirror)
+    newest = found.acknowledged if found is not None else None
+    made_ns = volume.get_snapshot(newest).created_ns if newest is not None else 0
+    is_current = is_up_to_date(volume, mirror)
+    lag_blocks = 0 if is_current else _behind(volume, newest)
+    left = lag_blocks
+    if found is not None and found.under_way is not None:
+        left = _left(volume, mirror, found, peers)
+    last = mirror.last
+    rate = last.n_bytes / last.seconds if last.seconds and last.n_bytes else None
+    loop = loop_of(volume)
+    return MirrorStatus(
+        mirror, found.status if (found is not None and newest) or (found and found.under_way) else "never", newest,
+        made_ns, found.under_way if found is not None else None, is_current,
+        0.0 if is_current or not made_ns else max(now_ns - made_ns, 0) / 1e9, lag_blocks, left, rate,
+        left * BLOCK_BYTES / rate if rate else None,
+        due_ns(mirror, loop.begun_ns(mirror.name) if loop is not None else None), last.error,
+    )  # fmt: skip
+
+
+def _behind(volume: Volume, newest: str | None) -> int:
+    """Return how many blocks the live file system has that a snapshot has not."""
+    if newest is None:
+        return volume.committed.root.n_blocks
+    return len(block_difference(volume, newest, None).added)
+
+
+def _left(volume: Volume, mirror: MirrorDefinition, found: Destination, peers: Peers | None) -> int:
+    """Return how many blocks are left of what is under way, and of what came after it."""
+    assert found.under_way is not None
+    after = _behind(volume, found.under_way)
+    if peers is not None:
+        try:
+            with peers.open(mirror.dest) as peer:
+                standing = peer.standing()
+            if volume.get_snapshot(found.under_way).record.id in standing.whole:
+                return after
+            n_landed = sum(r.n_landed for r in standing.interrupted if r.top_name == found.under_way)
+            return image_for(volume, found.under_way, standing).n_blocks - n_landed + after
+        except (BlockplaneError, OSError):
+            pass
+    if found.acknowledged is None:
+        return volume.get_snapshot(found.under_way).n_blocks + after
+    return len(block_difference(volume, found.acknowledged, found.under_way).added) + after

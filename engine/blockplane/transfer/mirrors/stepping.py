@@ -1,0 +1,248 @@
+"""One step of a mirror: from where the destination stands to what the volume is now.
+
+Whatever happened before, a step first asks where the destination stands; so a step that was cut off, by either side or
+in between, is gone on with by the next one. Its own snapshots are named `mirror.NAME.TIME`; those older than the one
+that the destination acknowledged go, on both sides, as soon as nobody reads or holds them. Other mirrors' never travel.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from blockplane.image.image import Image
+from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError, StreamMismatchError
+from blockplane.model.progress import Progress, ignore_progress
+from blockplane.transfer.destination import settled
+from blockplane.transfer.mirrors.listing import MirrorDefinition, definitions
+from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, Peer, Standing, base_for, image_towards, let_go
+from blockplane.transfer.since import has_files_of
+from blockplane.volume.codec import KIND_REGULAR, NO_ID
+from blockplane.volume.destinations import Destination
+from blockplane.volume.mirrorcodec import BROKEN, REHEARSING
+from blockplane.volume.snapshots import create, standing_at
+from blockplane.volume.volume import Volume
+
+#: What leaves a destination as it was (see Peer.take): the step failed, and is known to have.
+CLEAN_FAILURES = (RefusedError, StreamMismatchError, NoSpaceError)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step did.
+
+    outcome : `idle`, nothing had changed and nothing was written; `brought`; `waiting`, the destination is in a
+    rehearsal. top, brought : what arrived last. settled : the top of an earlier step that had not ended, or of which
+    nobody had known whether it arrived, and which is there now.
+    """
+
+    name: str
+    dest: str
+    outcome: str
+    top: str | None = None
+    brought: Brought | None = None
+    settled: str | None = None
+
+
+def known_destination(volume: Volume, mirror: MirrorDefinition) -> Destination | None:
+    """Return where a mirror stands by the volume's own table; None: nothing was ever sent."""
+    return next((found for found in volume.destinations.list() if found.name == mirror.name), None)
+
+
+def is_up_to_date(volume: Volume, mirror: MirrorDefinition) -> bool:
+    """Whether a destination has all that the volume has: by the pointers of both states; nothing is read or written.
+
+    The volume's own dirty state is committed first, as it would be anyway.
+    """
+    found = known_destination(volume, mirror)
+    if found is None or found.acknowledged is None or found.status != "idle":
+        return False
+    with settled(volume):
+        entry = volume.local.entry(found.acknowledged)
+        if entry.is_shadow or not has_files_of(volume, entry):
+            return False
+        line = [each.record for each in volume.local.ancestors(volume.local.root.parent_id)]
+        ids = [record.id for record in line]
+        if entry.record.id not in ids:
+            return False
+        foreign = own_prefixes(volume)
+        newer = line[ids.index(entry.record.id) + 1 :]
+        return all(record.kind != KIND_REGULAR or record.name.startswith(foreign) for record in newer)
+
+
+def own_prefixes(volume: Volume) -> tuple[str, ...]:
+    """Return what the names of snapshots that mirrors of this volume made begin with."""
+    names = {each.name for each in definitions(volume.path)} | {each.name for each in volume.destinations.list()}
+    return tuple(f"mirror.{name}." for name in sorted(names))
+
+
+def step(
+    volume: Volume,
+    mirror: MirrorDefinition,
+    peer: Peer,
+    progress: Progress = ignore_progress,
+    changes: LocalChanges | None = None,
+    may_replace: bool = False,
+    force: bool = False,
+) -> StepReport:
+    """Bring a destination up to date, where it is not; durable there, and noted here, on return.
+
+    Parameters
+    ----------
+    changes : what becomes of the destination's own, where not as listing. may_replace : bring all where nothing is
+    common any more, in place of what is there. force : also where the table says that it is up to date.
+
+    Raises
+    ------
+    RefusedError, StreamMismatchError, NoSpaceError : it was refused, and left as it was. Another BlockplaneError, or
+    OSError : contact was lost, or a disk failed; what came is kept, and the next step finds out.
+
+    Notes
+    -----
+    When nothing changed, no peer is asked and nothing is written. Readers of the destination see the state before
+    until the new one is whole there. Memory as of `copy`.
+    """
+    if not force and is_up_to_date(volume, mirror):
+        return StepReport(mirror.name, mirror.dest, "idle")
+    standing = peer.standing()
+    _require_mirror(volume, mirror, standing)
+    if standing.mirror is not None and standing.mirror.state == REHEARSING:
+        return StepReport(mirror.name, mirror.dest, "waiting")
+    how = progress, changes or mirror.changes, may_replace
+    arrived, brought, top = settle(volume, mirror, standing), None, _unfinished(volume, mirror)
+    if top is not None:
+        arrived, brought = top, _bring(volume, mirror, peer, standing, top, *how)
+        standing = peer.standing()
+    if not (arrived is not None and is_up_to_date(volume, mirror)) or (force and brought is None):
+        top = _top(volume, mirror, standing)
+        brought = _bring(volume, mirror, peer, standing, top, *how)
+    let_old_go(volume, mirror, peer, standing)
+    return StepReport(mirror.name, mirror.dest, "brought" if brought is not None else "idle", top, brought, arrived)
+
+
+def _require_mirror(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> None:
+    """Refuse a destination that is another volume, or is a volume of its own by now."""
+    if standing.volume_id.hex() != mirror.volume_id:
+        raise RefusedError(
+            f"{mirror.dest} is another volume than the one that was added as a mirror",
+            f"take it out and add it anew: blockplane mirror remove {volume.path} {mirror.dest}",
+        )
+    mine, record = volume.info.volume_id, standing.mirror
+    if record is not None and record.source_id == mine and record.state != BROKEN:
+        return
+    if record is not None and record.source_id != mine:
+        raise RefusedError(f"{mirror.dest} is a mirror of another volume ({record.source})", "take it out here")
+    if record is not None:
+        raise RefusedError(
+            f"the mirror {mirror.dest} was broken off", f"blockplane mirror resync {mirror.dest} joins it again"
+        )
+
+
+def settle(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> str | None:
+    """Take a destination's word for whether what was under way arrived; return its name where it did.
+
+    What arrived only in part stays under way: the step that follows goes on with it.
+    """
+    found = known_destination(volume, mirror)
+    if found is None or found.status == "idle" or found.under_way is None:
+        return None
+    top = volume.get_snapshot(found.under_way).record
+    if top.id in standing.whole:
+        volume.destinations.succeed(mirror.name)
+        return found.under_way
+    if not any(receive.top_name == found.under_way for receive in standing.interrupted):
+        _give_up(volume, mirror, found.under_way)
+    return None
+
+
+def _give_up(volume: Volume, mirror: MirrorDefinition, top: str) -> None:
+    """Note that a top did not arrive; one of our own that nobody needs goes."""
+    volume.destinations.fail(mirror.name)
+    if top.startswith(mirror.prefix):
+        let_go(volume, [volume.get_snapshot(top).record.id])
+
+
+def _unfinished(volume: Volume, mirror: MirrorDefinition) -> str | None:
+    found = known_destination(volume, mirror)
+    return found.under_way if found is not None else None
+
+
+def _top(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> str:
+    """Return the snapshot that has what the volume has: one there is, not another mirror's, else a new one.
+
+    One that the destination has, and does not show, is not brought again, and would not be shown: then it is a new one.
+    """
+    with settled(volume):
+        there = standing_at(volume)
+        foreign = tuple(prefix for prefix in own_prefixes(volume) if prefix != mirror.prefix)
+        if there is not None and not there.record.name.startswith(foreign or "\0"):
+            is_hidden = there.record.id in standing.whole and standing.at != there.record.id
+            if not is_hidden:
+                return there.record.name
+        return create(volume, own_name(volume, mirror.prefix)).name
+
+
+def own_name(volume: Volume, prefix: str) -> str:
+    """Return a name for a new snapshot of a mirror: the time, UTC, to the microsecond, and later than any there is."""
+    taken = {entry.record.name for entry in volume.local.entries()}
+    now = time.time_ns()
+    while True:
+        name = prefix + time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 10**9)) + f".{now // 1000 % 10**6:06d}Z"
+        if name not in taken:
+            return name
+        now += 1000
+
+
+def image_for(volume: Volume, top: str, standing: Standing) -> Image:
+    """Return the image that brings a top, and the users' snapshots between, to who stands there."""
+    prefixes = own_prefixes(volume)
+    with volume.lock:
+        line = [e.record.name for e in volume.local.ancestors(volume.local.entry(top).record.id)]
+    exclude = [name for name in line if name != top and name.startswith(prefixes or "\0")]
+    return image_towards(volume, top, standing, exclude)
+
+
+def _bring(
+    volume: Volume,
+    mirror: MirrorDefinition,
+    peer: Peer,
+    standing: Standing,
+    top: str,
+    progress: Progress,
+    changes: LocalChanges,
+    may_replace: bool,
+) -> Brought:
+    """Send what brings the destination to a top; the table of destinations follows."""
+    is_blank = standing.space_id == NO_ID and not standing.whole
+    found = known_destination(volume, mirror)
+    is_first = found is None or found.acknowledged is None
+    is_its_own = is_first and mirror.local_changes in (LocalChanges.KEEP.value, LocalChanges.FLUSH.value)
+    if not (is_blank or is_its_own or may_replace) and base_for(volume, top, standing) is None:
+        raise RefusedError(
+            f"{mirror.dest} and {volume.path} have no snapshot in common",
+            f"blockplane mirror resync {mirror.dest} --full brings all, and keeps what is there in a snapshot",
+        )
+    volume.destinations.begin(mirror.name, top)
+    try:
+        brought = peer.take(image_for(volume, top, standing), changes, progress)
+    except CLEAN_FAILURES:
+        _give_up(volume, mirror, top)
+        raise
+    except BaseException:
+        with suppress(BlockplaneError, OSError):  # a volume that stopped still says `under way`, which means the same
+            volume.destinations.unknown(mirror.name)
+        raise
+    volume.destinations.succeed(mirror.name)
+    return brought
+
+
+def let_old_go(volume: Volume, mirror: MirrorDefinition, peer: Peer, standing: Standing) -> None:
+    """Delete the mirror's own snapshots, on both sides, that are older than the one that was acknowledged."""
+    found = known_destination(volume, mirror)
+    keep = {name for name in ((found.acknowledged, found.under_way) if found is not None else ()) if name is not None}
+    old = [s.record for s in volume.snapshots if s.name.startswith(mirror.prefix) and s.name not in keep]
+    let_go(volume, [record.id for record in old])
+    theirs = [r.id for r in standing.snapshots if r.name.startswith(mirror.prefix) and r.name not in keep]
+    if theirs and isinstance(peer, MirrorPeer):
+        peer.let_go(theirs)

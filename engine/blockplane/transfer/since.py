@@ -1,0 +1,61 @@
+"""What a volume has beyond a snapshot: what it would lose if it went back to it. By algebra; no block is read."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from blockplane.image.blockdiff import block_difference
+from blockplane.model.errors import NoSuchSnapshotError
+from blockplane.volume.codec import FORM_EMPTY, KIND_REGULAR, NO_ID, TableEntry
+from blockplane.volume.live import LiveVolume
+
+#: What mirrors call their own snapshots.
+OWN_NAME: Final = re.compile(r"mirror\.[^.]+\.[0-9a-f]{8}\.\d{8}T\d{6}\.\d{6}Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """What a volume has beyond one of its snapshots, as of its last consistency point.
+
+    snapshots : names of the regular ones that the live file system descends from and that are newer, without those that
+    mirrors made. n_blocks : of the live file system, that the snapshot has not. is_changed : whether its files are
+    others.
+    """
+
+    snapshots: tuple[str, ...]
+    n_blocks: int
+    is_changed: bool
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it stands exactly at the snapshot."""
+        return not (self.snapshots or self.is_changed)
+
+
+def what_is_since(volume: LiveVolume, snapshot_id: bytes) -> Since:
+    """Return what a volume has beyond a snapshot; NO_ID: beyond nothing. The caller has committed.
+
+    Raises
+    ------
+    NoSuchSnapshotError : it has none of that id.
+    """
+    with volume.lock:
+        line = [entry.record for entry in volume.local.ancestors(volume.local.root.parent_id)]
+        ids = [record.id for record in line]
+        newer = line[ids.index(snapshot_id) + 1 :] if snapshot_id in ids else line
+        names = tuple(r.name for r in newer if r.kind == KIND_REGULAR and not OWN_NAME.fullmatch(r.name))
+        if snapshot_id == NO_ID:
+            return Since(names, volume.committed.root.n_blocks, volume.active.root.inode_file.form != FORM_EMPTY)
+        found = next((each for each in volume.local.entries() if each.record.id == snapshot_id), None)
+        if found is None:
+            raise NoSuchSnapshotError(f"{volume.path} has no snapshot of id {snapshot_id.hex()}", "it was deleted")
+        added = block_difference(volume, found.record.name, None).added
+        return Since(names, len(added), not has_files_of(volume, found))
+
+
+def has_files_of(volume: LiveVolume, entry: TableEntry) -> bool:
+    """Whether the files of the live file system are a snapshot's: by the root of the inode file, which names all."""
+    mine, theirs = volume.active.root.inode_file, volume.snapshot_state(entry).root.inode_file
+    return mine.form == theirs.form and bool((mine.pointers == theirs.pointers).all())

@@ -1,0 +1,124 @@
+"""Volumes that are mirrors: what they know of it, and whether their files may be written to.
+
+The record belongs to this set of disks: it stands in the local root, survives opening, and neither travels nor is
+rolled back. A mirror that refuses writes stays exactly what was brought to it; `break_off` makes it a volume of its
+own.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from blockplane.model.errors import RefusedError
+from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord
+from blockplane.volume.mirrorcodec import BROKEN, MIRROR, REHEARSING, WRITES_REFUSED, MirrorRecord
+from blockplane.volume.snapshots import standing_at
+
+if TYPE_CHECKING:
+    from blockplane.volume.live import LiveVolume
+
+STATE_NAMES = {MIRROR: "mirror", BROKEN: "broken", REHEARSING: "rehearsing"}
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorOf:
+    """What a volume is a mirror of.
+
+    state : `mirror`, `broken`, `rehearsing`. last_complete : the newest state that was brought; None: none was.
+    """
+
+    state: str
+    source_id: str
+    source: str
+    since_ns: int
+    changed_ns: int
+    may_write: bool
+    last_complete: str | None
+
+
+def mirror_of(volume: LiveVolume) -> MirrorOf | None:
+    """Return what a volume is a mirror of; None: it is none."""
+    with volume.lock:
+        record = volume.local.root.mirror
+        if record is None:
+            return None
+        line = [entry.record for entry in volume.local.ancestors(volume.local.root.parent_id)]
+        names = [r.name for r in line if r.kind == KIND_REGULAR]
+        return MirrorOf(
+            STATE_NAMES[record.state], record.source_id.hex(), record.source, record.since_ns, record.changed_ns,
+            refusal_of(record) is None, names[-1] if names else None,
+        )  # fmt: skip
+
+
+def set_mirror(volume: LiveVolume, record: MirrorRecord | None) -> None:
+    """Say what a volume is a mirror of, or with None that it is none; durable on return."""
+    with volume.lock:
+        if volume.local.root.mirror == record:
+            return
+        volume.local.root.mirror = record
+        volume.local.is_dirty = True
+        volume.commit()
+
+
+def in_state(record: MirrorRecord, state: int, broken_at: bytes = NO_ID) -> MirrorRecord:
+    """Return a record as of now in another state."""
+    return replace(record, state=state, changed_ns=time.time_ns(), broken_at=broken_at)
+
+
+def refusal_of(record: MirrorRecord | None) -> str | None:
+    """Return why files may not be written to; None: they may."""
+    if record is None or record.state != MIRROR or record.writes != WRITES_REFUSED:
+        return None
+    of = f" of {record.source}" if record.source else ""
+    return f"the volume is a mirror{of}"
+
+
+def refuse_written(volume: LiveVolume) -> None:
+    """Refuse to change the live file system of a mirror.
+
+    Raises
+    ------
+    RefusedError: it is one, and local changes are not allowed.
+    """
+    why = refusal_of(volume.local.root.mirror)
+    if why is not None:
+        raise RefusedError(f"{volume.path} cannot be written: {why}", write_hint(volume))
+
+
+def write_hint(volume: LiveVolume) -> str:
+    """Return what to do where a mirror is to be written to."""
+    return f"make it a volume of its own: blockplane mirror break {volume.path} (--rehearse: for a while)"
+
+
+def require_mirror(volume: LiveVolume) -> MirrorRecord:
+    """Return a volume's record; RefusedError: it is no mirror."""
+    record = volume.local.root.mirror
+    if record is None:
+        raise RefusedError(f"{volume.path} is no mirror", "`blockplane mirror add VOL DEST` makes a destination")
+    return record
+
+
+def break_off(volume: LiveVolume, state: int = BROKEN) -> SnapshotRecord | None:
+    """Make a mirror writable, at the state it shows: `BROKEN`, or `REHEARSING`. Durable on return.
+
+    Returns
+    -------
+    the snapshot that the live state is, or descends from; None: there is none.
+
+    Notes
+    -----
+    A branch of history begins (DESIGN.md, law 11), so that a transfer which is under way cannot replace the live state
+    any more, whatever its source does. At most two consistency points; cost does not grow with the volume.
+    """
+    with volume.lock:
+        record = require_mirror(volume)
+        volume.commit()
+        at = standing_at(volume)
+        parent = next((e for e in volume.local.regular() if e.record.id == volume.local.root.parent_id), None)
+        volume.local.root.mirror = in_state(record, state, at.record.id if at is not None else NO_ID)
+        volume.local.is_dirty = True
+        volume.active.is_dirty = True
+        volume.commit()
+        return parent.record if parent is not None else None

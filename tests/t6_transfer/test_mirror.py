@@ -1,0 +1,524 @@
+"""Full mirrors: added, brought up to date, broken off, rehearsed, joined again (the patent's steps 310 to 320)."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import blockplane as bp
+from blockplane.filesystem.errors import ReadOnlyPathError
+from blockplane.model.errors import BlockplaneError, RefusedError, StreamTruncatedError, UsageError
+from blockplane.transfer import mirrors
+from blockplane.transfer.newvolume import DiskWish
+from blockplane.transfer.peer import LocalChanges, VolumePeer
+from rig.memory import Shape, make_volume
+
+
+class World:
+    """A source, and destinations that this process has open by their places."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.source = bp.Volume.create(folder / "source", disks=3, size="8MiB")
+        self.opened: dict[str, bp.Volume] = {}
+        self.n_asked = 0
+
+    def peers(self) -> mirrors.Peers:
+        return mirrors.Peers(local=self.peer)
+
+    @contextmanager
+    def peer(self, dest: str):
+        self.n_asked += 1
+        if dest not in self.opened:
+            self.opened[dest] = bp.Volume.open(dest)
+        yield VolumePeer(self.opened[dest])
+
+    def add(self, name: str = "copy", **options) -> bp.Volume:
+        dest = str(self.folder / name)
+        mirrors.add(self.source, dest, peers=self.peers(), wish=options.pop("wish", DiskWish(2, "16MiB")), **options)
+        return self.opened[dest]
+
+    def run(self, **options) -> list[mirrors.Ran]:
+        return list(mirrors.run_once(self.source, peers=self.peers(), now=True, **options))
+
+    def outcomes(self) -> list[str]:
+        found = self.run()
+        assert [ran.error for ran in found] == [""] * len(found)
+        return [ran.report.outcome for ran in found if ran.report is not None]
+
+    def definition(self, copy: bp.Volume) -> mirrors.MirrorDefinition:
+        return mirrors.find(self.source.path, str(copy.path))
+
+    def resync(self, copy: bp.Volume, winner: str | None = None, **options) -> mirrors.ResyncReport:
+        return mirrors.resync(self.source, self.definition(copy), VolumePeer(copy), winner, **options)
+
+    def close(self) -> None:
+        for volume in (self.source, *self.opened.values()):
+            volume.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path):
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+def write(volume: bp.Volume, path: str, data: bytes) -> None:
+    bp.FileSystem(volume).write_bytes(path, data)
+
+
+def read(volume: bp.Volume, path: str, snapshot: str | None = None) -> bytes:
+    source = volume if snapshot is None else volume.get_snapshot(snapshot)
+    return bp.FileSystem(source).read_bytes(path)
+
+
+def names(volume: bp.Volume) -> list[str]:
+    return [snapshot.name for snapshot in volume.snapshots]
+
+
+def test_an_idle_mirror_asks_nobody_and_writes_nothing(world, rng):
+    copy = world.add()
+    write(world.source, "/a", rng.bytes(30_000))
+    assert world.outcomes() == ["brought"]
+    n_asked, generations = world.n_asked, (world.source.info.generation, copy.info.generation)
+    files = {path: path.stat().st_mtime_ns for path in world.source.path.iterdir()}
+    definition = world.definition(copy)
+    for _ in range(3):
+        assert mirrors.step(world.source, definition, None).outcome == "idle"  # type: ignore[arg-type]
+    assert world.outcomes() == ["idle"]
+    assert (world.source.info.generation, copy.info.generation) == generations
+    assert {path: path.stat().st_mtime_ns for path in world.source.path.iterdir()} == files
+    assert world.n_asked == n_asked + 1  # opened, and nothing asked of it
+
+
+def test_users_snapshots_travel_and_own_ones_of_others_do_not(world, rng):
+    one, two = world.add("one"), world.add("two")
+    contents = {}
+    for name in ("june1", "june2", "june3"):
+        write(world.source, "/a", rng.bytes(20_000))
+        contents[name] = read(world.source, "/a")
+        world.source.snapshot(name)
+        write(world.source, "/b", rng.bytes(9000))
+        assert world.outcomes() == ["brought", "brought"]
+    for copy in (one, two):
+        definition = world.definition(copy)
+        own = [name for name in names(copy) if name.startswith("mirror.")]
+        assert [name for name in names(copy) if not name.startswith("mirror.")] == list(contents)
+        assert len(own) == 1
+        assert own[0].startswith(definition.prefix)
+        assert {name: read(copy, "/a", name) for name in contents} == contents
+        assert read(copy, "/b") == read(world.source, "/b")
+        assert bp.check(copy).ok
+    assert sum(name.startswith("mirror.") for name in names(world.source)) == 2
+    assert world.outcomes() == ["idle", "idle"]
+    world.source.snapshot("june4")  # no change of files, but a snapshot more
+    assert world.outcomes() == ["brought", "brought"]
+    assert all("june4" in names(copy) for copy in (one, two))
+
+
+def test_a_mirror_refuses_writes_and_survives_reopening(world, rng):
+    copy = world.add()
+    write(world.source, "/a", b"one")
+    world.run()
+    path = str(copy.path)
+    with pytest.raises(ReadOnlyPathError, match="is a mirror of") as found:
+        write(copy, "/b", b"mine")
+    assert "mirror break" in found.value.hint
+    with pytest.raises(RefusedError, match="cannot be written"):
+        copy.rollback(names(copy)[0])
+    copy.close()
+    copy = world.opened[path] = bp.Volume.open(path)
+    assert copy.mirror_of is not None
+    assert (copy.mirror_of.state, copy.mirror_of.source_id) == ("mirror", world.source.info.volume_id.hex())
+    assert copy.mirror_of.last_complete == names(copy)[-1]
+    with pytest.raises(ReadOnlyPathError):
+        write(copy, "/b", b"mine")
+    assert read(copy, "/a") == b"one"
+    assert mirrors.remove_mirror(world.source, path, peers=world.peers()).told
+    write(copy, "/b", b"mine")
+    assert (world.source.destinations.list(), names(world.source)) == ([], [])
+    assert mirrors.definitions(world.source.path) == []
+
+
+@pytest.mark.parametrize("changes", [LocalChanges.KEEP, LocalChanges.FLUSH])
+def test_changes_of_the_destination_are_kept_or_flushed(world, rng, changes):
+    copy = world.add(local_changes=changes)
+    write(world.source, "/a", b"one")
+    world.run()
+    write(copy, "/mine", mine := rng.bytes(9000))
+    assert world.outcomes() == ["idle"]  # nothing to bring: nothing is replaced
+    write(world.source, "/a", b"two")
+    (ran,) = world.run()
+    assert ran.report is not None
+    assert ran.report.brought is not None
+    kept = ran.report.brought.kept
+    assert (read(copy, "/a"), bp.FileSystem(copy).exists("/mine")) == (b"two", False)
+    assert (kept is not None) == (changes is LocalChanges.KEEP)
+    if kept is not None:
+        assert read(copy, "/mine", kept) == mine
+    assert bp.check(copy).ok
+
+
+def test_refused_changes_stop_the_mirror_and_nothing_is_lost(world):
+    copy = world.add(local_changes=LocalChanges.KEEP)
+    write(world.source, "/a", b"one")
+    world.run()
+    write(copy, "/mine", b"mine")
+    world.add(local_changes=LocalChanges.KEEP, wish=DiskWish())
+    mirrors.add(
+        world.source, str(copy.path), peers=world.peers(), local_changes=LocalChanges.KEEP
+    )  # changed options keep where it stands
+    write(world.source, "/a", b"two")
+    copy.snapshot("saved")
+    mirrors.add(world.source, str(copy.path), peers=world.peers(), local_changes=LocalChanges.REFUSE)
+    before = names(world.source)
+    (ran,) = world.run()
+    assert "was written to since" in ran.error
+    assert ran.refused
+    assert (read(copy, "/mine"), names(world.source)) == (b"mine", before)
+    assert world.definition(copy).last.error == ran.error
+
+
+def test_what_cannot_be_a_mirror(world, tmp_path):
+    with pytest.raises(RefusedError, match="is the volume itself"):
+        mirrors.add(world.source, str(world.source.path))
+    with pytest.raises(UsageError, match="every 0 s"):
+        mirrors.add(world.source, str(tmp_path / "x"), every_s=0)
+    with pytest.raises(UsageError, match="is on the network"):
+        mirrors.add(world.source, "far:7000/pool")
+    with bp.Volume.create(tmp_path / "other", disks=1, size="8MiB") as other:
+        write(other, "/theirs", b"theirs")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RefusedError, match="has content of its own"):
+        mirrors.add(world.source, str(tmp_path / "other"))
+    assert sorted(tmp_path.rglob("*")) == before
+    copy = world.add()
+    with (
+        bp.Volume.create(tmp_path / "second", disks=1, size="8MiB") as second,
+        pytest.raises(RefusedError, match="is a mirror of"),
+    ):
+        mirrors.add(second, str(copy.path), peers=world.peers())
+
+
+def test_a_lost_connection_is_settled_by_where_the_destination_stands(world, rng):
+    """Both planes stay while nobody knows; the destination's word decides."""
+    copy = world.add()
+    write(world.source, "/a", rng.bytes(9000))
+    world.run()
+    name = world.definition(copy).name
+    for arrives in (True, False):
+        write(world.source, "/a", rng.bytes(9000))
+
+        class Lost(VolumePeer):
+            def take(self, image, changes, progress=None):
+                if arrives:  # noqa: B023 - used in this round
+                    super().take(image, changes)
+                raise StreamTruncatedError("the line went dead")
+
+        with pytest.raises(StreamTruncatedError):
+            mirrors.step(world.source, world.definition(copy), Lost(copy))
+        found = world.source.destinations.get(name)
+        assert found.status == "unknown"
+        assert None not in (found.acknowledged, found.under_way)
+        report = world.run()[0].report
+        assert report is not None
+        assert (report.settled, report.outcome) == ((found.under_way, "idle") if arrives else (None, "brought"))
+        assert world.source.destinations.get(name).status == "idle"
+        assert read(copy, "/a") == read(world.source, "/a")
+
+
+def test_a_transfer_that_was_cut_goes_on_and_little_travels_twice(world, rng):
+    copy = world.add(wish=DiskWish(3, "8MiB"))
+    write(world.source, "/a", rng.bytes(3 << 20))
+    definition = world.definition(copy)
+    n_seen = 0
+
+    def cut(event):
+        nonlocal n_seen
+        n_seen = event.done_bytes
+        if event.done_bytes > 2 << 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mirrors.step(world.source, definition, VolumePeer(copy), cut)
+    landed = sum(receive.n_landed for receive in bp.interrupted_receives(copy))
+    assert landed > 0
+    report = mirrors.step(world.source, definition, VolumePeer(copy))
+    assert report.brought is not None
+    assert report.brought.n_blocks == world.source.get_snapshot(report.top or "").n_blocks - landed
+    assert read(copy, "/a") == read(world.source, "/a")
+
+
+def test_break_needs_no_source_and_ends_what_is_under_way(world, rng):
+    copy = world.add()
+    write(world.source, "/a", b"one")
+    world.run()
+    state = names(copy)[-1]
+    write(world.source, "/a", rng.bytes(2 << 20))
+
+    def broken_off(event):
+        if event.done_bytes and copy.mirror_of.state == "mirror":
+            report = mirrors.break_mirror(copy)
+            assert (report.state, report.seconds < 60) == (state, True)
+            write(copy, "/mine", b"mine")
+
+    with pytest.raises(StreamTruncatedError, match="was broken off"):
+        mirrors.step(world.source, world.definition(copy), VolumePeer(copy), broken_off)
+    assert (read(copy, "/a"), read(copy, "/mine")) == (b"one", b"mine")
+    assert "was broken off" in world.run()[0].error
+    assert (read(copy, "/a"), read(copy, "/mine")) == (b"one", b"mine")
+    with pytest.raises(RefusedError, match="is broken already"):
+        mirrors.break_mirror(copy)
+
+
+def test_a_break_at_the_last_moment_still_counts(world, rng):
+    """After the break no state flips any more, though the transfer had only its root record left to write."""
+    copy = world.add()
+    write(world.source, "/a", b"one")
+    world.run()
+    write(world.source, "/a", rng.bytes(20_000))
+
+    def at_the_commit(event):
+        if event.phase == "commit":
+            mirrors.break_mirror(copy)
+
+    with pytest.raises(RefusedError, match="was written to while it received"):
+        mirrors.step(world.source, world.definition(copy), VolumePeer(copy), at_the_commit)
+    assert read(copy, "/a") == b"one"
+    assert copy.mirror_of.state == "broken"
+
+
+def test_a_rehearsal_leaves_the_mirror_as_it_was(world, rng):
+    copy = world.add()
+    write(world.source, "/a", b"one")
+    world.run()
+    for drop in (False, True):
+        mirrors.break_mirror(copy, rehearse=True)
+        write(copy, "/a", b"rehearsed")
+        before = read(world.source, "/a")
+        write(world.source, "/a", rng.bytes(5000))
+        assert world.outcomes() == ["waiting"]
+        assert read(copy, "/a") == b"rehearsed"
+        report = mirrors.end_rehearsal(copy, drop_changes=drop)
+        assert read(copy, "/a") == before
+        assert (report.kept is None) == drop
+        if report.kept is not None:
+            assert read(copy, "/a", report.kept) == b"rehearsed"
+        with pytest.raises(ReadOnlyPathError):
+            write(copy, "/a", b"no")
+        assert world.outcomes() == ["brought"]
+        assert read(copy, "/a") == read(world.source, "/a")
+    with pytest.raises(RefusedError, match="no rehearsal"):
+        mirrors.end_rehearsal(copy)
+    assert bp.check(copy).ok
+
+
+@pytest.mark.parametrize("winner", ["source", "destination"])
+@pytest.mark.parametrize("written", ["source", "destination", "both", "neither"])
+@pytest.mark.parametrize("drop", [False, True])
+def test_resync_in_either_direction(world, rng, winner, written, drop):
+    copy = world.add()
+    write(world.source, "/a", b"old")
+    write(world.source, "/large", rng.bytes(1 << 20))
+    world.run()
+    mirrors.break_mirror(copy)
+    sides = {"source": world.source, "destination": copy}
+    expected = dict.fromkeys(sides, b"old")
+    for side in sides if written == "both" else [written]:
+        if side != "neither":
+            expected[side] = side.encode()
+            write(sides[side], "/a", expected[side])
+    definition = world.definition(copy)
+    plan = mirrors.plan_resync(world.source, definition, VolumePeer(copy))
+    assert plan.is_split == (written == "both")
+    assert (plan.source.is_changed, plan.destination.is_changed) == (
+        written in ("source", "both"), written in ("destination", "both"),
+    )  # fmt: skip
+    if plan.is_split:
+        before = names(copy), names(world.source), copy.info.generation
+        with pytest.raises(RefusedError, match="both sides were written to"):
+            world.resync(copy)
+        assert (names(copy), names(world.source), copy.info.generation) == before
+    report = world.resync(copy, winner, drop_changes=drop)
+    loser = copy if winner == "source" else world.source
+    lost = written in ("both", "destination" if winner == "source" else "source")
+    assert (read(copy, "/a"), read(world.source, "/a")) == (expected[winner],) * 2
+    assert (report.kept is not None) == (lost and not drop)
+    if report.kept is not None:
+        assert read(loser, "/a", report.kept) == expected["destination" if winner == "source" else "source"]
+    if report.brought is not None:
+        assert report.brought.n_blocks < 60  # and not the mebibyte that both have
+    assert copy.mirror_of.state == "mirror"
+    assert world.outcomes() == ["idle"]
+    write(world.source, "/a", b"and on")
+    assert world.outcomes() == ["brought"]
+    assert read(copy, "/a") == b"and on"
+    for volume in sides.values():
+        assert bp.check(volume).ok
+
+
+def test_nothing_in_common_is_not_guessed(world, rng):
+    copy = world.add()
+    write(world.source, "/a", b"one")
+    world.run()
+    mirrors.break_mirror(copy)
+    write(copy, "/a", b"theirs")
+    write(world.source, "/a", b"two")
+    for snapshot in names(copy):
+        copy.snapshot("mine")
+        copy.delete_snapshot(snapshot)
+    plan = mirrors.plan_resync(world.source, world.definition(copy), VolumePeer(copy), "source")
+    assert plan.common is None
+    with pytest.raises(RefusedError, match="no state in common"):
+        world.resync(copy, "source")
+    assert read(copy, "/a") == b"theirs"
+    world.resync(copy, "source", full=True)
+    assert (read(copy, "/a"), read(copy, "/a", "mine")) == (b"two", b"theirs")
+
+
+def test_a_destination_that_is_full_is_left_alone(world, rng):
+    copy = world.add(wish=DiskWish(1, "4MiB"))
+    write(world.source, "/a", b"one")
+    world.run()
+    write(world.source, "/b", rng.bytes(6 << 20))
+    before = names(copy)
+    (ran,) = world.run()
+    assert ran.error
+    assert ran.refused
+    assert (names(copy), read(copy, "/a")) == (before, b"one")
+    assert [name for name in names(world.source) if name.startswith("mirror.")] == before
+    bp.FileSystem(world.source).unlink("/b")
+    assert world.outcomes() == ["brought"]
+
+
+def test_what_the_next_update_builds_on_is_not_deleted(world):
+    copy = world.add()
+    write(world.source, "/a", b"one")
+    world.run()
+    (own,) = names(copy)
+    for volume, why in ((copy, "is the last complete state of a mirror"), (world.source, "is held by mirror:")):
+        with pytest.raises(RefusedError, match=why):
+            volume.delete_snapshot(own)
+        volume.snapshot("users")
+        volume.prune(bp.Policy(last=1))
+        assert names(volume) == [own, "users"]
+    mirrors.break_mirror(copy)
+    copy.delete_snapshot(*names(copy))
+
+
+def test_status_counts_what_has_landed(world, rng):
+    copy = world.add(wish=DiskWish(3, "8MiB"))
+    (found,) = mirrors.status(world.source)
+    assert (found.state, found.newest, found.left_blocks) == ("never", None, world.source.committed.root.n_blocks)
+    write(world.source, "/a", b"one")
+    world.run()
+    write(world.source, "/large", rng.bytes(3 << 20))
+
+    def cut(event):
+        (at,) = mirrors.status(world.source)
+        assert (at.state, at.is_current) == ("under way", False)
+        if event.done_bytes > 2 << 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mirrors.step(world.source, world.definition(copy), VolumePeer(copy), cut)
+    landed = sum(receive.n_landed for receive in bp.interrupted_receives(copy))
+    (blind,), (asked,) = mirrors.status(world.source), mirrors.status(world.source, peers=world.peers())
+    assert (blind.state, asked.state) == ("unknown", "unknown")
+    assert blind.left_blocks - asked.left_blocks == landed > 0
+    assert asked.lag_s > 0
+    (ran,) = world.run()
+    assert ran.report is not None
+    assert ran.report.brought is not None
+    assert 0 <= asked.left_blocks - ran.report.brought.n_blocks < 10  # what noting the snapshot changed
+    (found,) = mirrors.status(world.source)
+    assert (found.state, found.is_current, found.lag_s, found.left_blocks) == ("idle", True, 0.0, 0)
+
+
+def test_errors_are_blockplane_errors(world):
+    with pytest.raises(BlockplaneError, match="has no mirror"):
+        mirrors.find(world.source.path, "nowhere")
+
+
+def test_takeover_at_16_tebibytes(tmp_path, record_property):
+    """Break to first write costs the same two consistency points as on a small volume; the time goes to the summary."""
+    n_points = []
+    for label, n_blocks in (("small", 1 << 14), ("large", (1 << 32) + (1 << 16))):
+        volumes = []
+        for name in ("source", "copy"):
+            (tmp_path / label / name).mkdir(parents=True)
+            (tmp_path / label / name / "disks in memory").touch()
+            volumes.append(make_volume([Shape(1, 0, 64, n_blocks)], str(tmp_path / label / name)))
+        source, copy = volumes
+
+        @contextmanager
+        def peer(dest: str, copy=copy):
+            yield VolumePeer(copy)
+
+        write(source, "/a", b"one")
+        mirrors.add(source, str(copy.path), peers=mirrors.Peers(peer))
+        mirrors.step(source, mirrors.find(source.path, str(copy.path)), VolumePeer(copy))
+        generation, started = copy.info.generation, time.monotonic()
+        mirrors.break_mirror(copy)
+        write(copy, "/b", b"first")
+        copy.sync()
+        took_s = time.monotonic() - started
+        n_points.append(copy.info.generation - generation)
+        assert (read(copy, "/a"), read(copy, "/b")) == (b"one", b"first")
+        record_property("summary", f"takeover, {label}, {n_blocks >> 18} GiB: first write durable in {took_s:.3f} s")
+    assert n_points[0] == n_points[1]
+
+
+def test_full_mirroring_steps_310_to_320(world, rng):
+    """The patent's flow of full mirroring, steps 310 to 320, in our words.
+
+    A full image makes the mirror. Then, at each consistency point that is due, an increment whose base is the one
+    before and whose top is the newest: what is the same is left alone, what went is dropped, and the old state stays
+    until the new one is whole. When one takes longer than the time between two, the next that is sent is the newest.
+    """
+    copy = world.add()
+    contents = [rng.bytes(40_000) for _ in range(5)]
+    write(world.source, "/kept", kept := rng.bytes(400_000))
+    write(world.source, "/gone", rng.bytes(50_000))
+    write(world.source, "/a", contents[0])
+    (full,) = world.run()
+    assert full.report is not None
+    assert full.report.brought is not None
+    assert full.report.brought.base is None
+    assert full.report.brought.n_blocks == world.source.get_snapshot(full.report.top or "").n_blocks
+    bp.FileSystem(world.source).unlink("/gone")
+    write(world.source, "/a", contents[1])
+    seen = []
+
+    def slow(event):  # consistency points pass while one is sent
+        seen.append(read(copy, "/a"))
+        write(world.source, "/a", contents[len(seen) % 3 + 2])
+        world.source.sync()
+
+    definition = world.definition(copy)
+    first = mirrors.step(world.source, definition, VolumePeer(copy), slow)
+    assert first.brought is not None
+    assert (first.brought.base, set(seen)) == (full.report.top, {contents[0]})
+    assert first.brought.n_blocks < 40  # and not what both have
+    assert (read(copy, "/a"), read(copy, "/kept")) == (contents[1], kept)
+    assert not bp.FileSystem(copy).exists("/gone")
+    second = mirrors.step(world.source, definition, VolumePeer(copy))
+    assert second.brought is not None
+    assert second.brought.base == first.top  # one step to the newest: none of those between queued up
+    assert read(copy, "/a") == read(world.source, "/a")
+    assert mirrors.step(world.source, definition, VolumePeer(copy)).outcome == "idle"
+
+
+@pytest.mark.parametrize(
+    ("late", "took_s", "next_s"), [("latest", 4, 10), ("latest", 25, 10), ("next", 4, 10), ("next", 25, 30)]
+)
+def test_when_the_next_step_is_due(late, took_s, next_s):
+    begun = 10**18
+    last = mirrors.LastRun(begun, begun + took_s * 10**9)
+    made = mirrors.MirrorDefinition("copy", "/copy", "0" * 32, every_s=10.0, late=late, last=last)
+    assert mirrors.due_ns(made) == begun + next_s * 10**9
+    assert mirrors.due_ns(mirrors.MirrorDefinition("copy", "/copy", "0" * 32)) == 0

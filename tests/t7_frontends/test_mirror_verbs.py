@@ -1,0 +1,121 @@
+"""The mirror verbs: what they say, what they refuse, a mirror that runs beside readers and is broken off under way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import blockplane as bp
+from rig.owners import COMMAND, answers, finish, wait_for
+
+STATUS_KEYS = {
+    "name", "dest", "kind", "every_s", "local_changes", "late", "state", "newest", "newest_made", "under_way",
+    "is_current", "lag_s", "lag_blocks", "left_blocks", "left_bytes", "bytes_per_second", "eta_s", "next", "error",
+}  # fmt: skip
+
+
+def status_of(done, pool: str) -> dict:
+    (found,) = done("mirror", "status", pool, "--json").json["mirrors"]
+    assert found.keys() == STATUS_KEYS
+    return found
+
+
+def test_from_add_to_remove(done, blockplane, pool):
+    made = done("mirror", "add", pool, "copy", "--disks", "2", "--size", "16M", "--every", "1h", "--json").json
+    assert (made["dest"], made["made"], made["common"]) == (os.path.abspath("copy"), True, None)
+    found = status_of(done, pool)
+    used = done("info", pool, "--json").json["used_blocks"]
+    assert (found["state"], found["newest"], found["every_s"], found["next"]) == ("never", None, 3600.0, None)
+    assert 0 < found["left_blocks"] <= used
+    (step,) = done("mirror", "run", pool, "--once", "--json").json["steps"]
+    assert (step["outcome"], step["error"], step["base"], step["n_blocks"] > 0) == ("brought", None, None, True)
+    found = status_of(done, pool)
+    assert (found["state"], found["newest"], found["is_current"]) == ("idle", step["top"], True)
+    assert (found["lag_s"], found["left_bytes"], found["error"]) == (0.0, 0, None)
+    assert "no mirror is due" in done("mirror", "run", pool, "--once").out
+    assert "is up to date" in done("mirror", "run", pool, "--once", "--now").out
+    refused = blockplane("mkdir", "copy:/mine")
+    assert refused.status == 1
+    assert f"is a mirror of {os.path.abspath(pool)}" in refused.err
+    assert "blockplane mirror break copy" in refused.err
+    done("mkdir", f"{pool}:/more")
+    found = status_of(done, pool)
+    assert found["lag_s"] > 0
+    assert 0 < found["left_blocks"] == found["lag_blocks"] < 40
+    assert "copy" in done("mirror", "status", pool).out
+    assert "is a mirror of" in done("mirror", "status", "copy").out
+    assert done("mirror", "run", pool, "--once", "--now", "--only", "copy").out.startswith(os.path.abspath("copy"))
+    assert "more" in done("ls", "copy:/").out
+    assert "is no mirror" in done("mirror", "remove", pool, "copy").out
+    done("mkdir", "copy:/mine")
+    assert done("mirror", "status", pool).out == f"{pool} has no mirrors\n"
+    assert done("check", "copy", "--json").json["ok"]
+
+
+def test_takeover_and_back(done, blockplane, pool):
+    done("mirror", "add", pool, "copy")
+    done("mirror", "run", pool, "--once")
+    assert "can be written" in done("mirror", "break", "copy").out
+    done("mkdir", "copy:/there")
+    failed = blockplane("mirror", "run", pool, "--once", "--now")
+    assert (failed.status, failed.out) == (0, f"{os.path.abspath('copy')} is up to date\n")  # nobody was asked
+    done("mkdir", f"{pool}:/here")
+    failed = blockplane("mirror", "run", pool, "--once", "--now", "--json")
+    assert (failed.status, failed.json["ok"]) == (1, False)
+    assert "was broken off" in failed.json["steps"][0]["error"]
+    assert "was broken off" in done("mirror", "status", pool).out
+    foreseen = done("mirror", "resync", "copy", "-n", "--json").json
+    assert (foreseen["is_split"], foreseen["winner"], foreseen["dry_run"]) == (True, None, True)
+    assert foreseen["source"]["is_changed"]
+    assert foreseen["destination"]["n_blocks"] > 0
+    refused = blockplane("mirror", "resync", "copy")
+    assert (refused.status, "both sides were written to" in refused.err) == (1, True)
+    report = done("mirror", "resync", "copy", "--reverse", "--json").json
+    assert (report["winner"], report["dry_run"], report["n_blocks"] < 40) == ("destination", False, True)
+    assert "there" in done("ls", f"{pool}:/").out
+    assert "here" in done("ls", f"{pool}@{report['kept']}:/").out
+    assert blockplane("mkdir", "copy:/again").status == 1
+    assert "is no mirror" in blockplane("mirror", "break", pool).err
+    done("mirror", "break", "copy", "--rehearse")
+    done("mkdir", "copy:/tried")
+    kept = done("mirror", "break", "copy", "--end-rehearsal", "--json").json["kept"]
+    assert "tried" in done("ls", f"copy@{kept}:/").out
+    assert "tried" not in done("ls", "copy:/").out
+
+
+def test_usage(blockplane, pool):
+    for words in (
+        ["add", pool, "copy", "--every", "0s"],
+        ["add", pool, "far:7000/pool"],
+        ["run", pool, "--now"],
+        ["break", pool, "--rehearse", "--end-rehearsal"],
+        ["resync", pool, "--reverse", "--from", "source"],
+    ):
+        assert blockplane("mirror", *words).status == 2, words
+    assert not Path("copy").exists()
+
+
+def test_a_running_mirror_beside_its_readers(pool):
+    """Changes arrive, readers see whole states, a break takes effect under the loop; SIGTERM ends it with status 0."""
+    assert finish("mirror", "add", pool, "copy", "--every", "1s").returncode == 0
+    with subprocess.Popen(
+        [*COMMAND, "mirror", "run", pool, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline())["outcome"] == "brought"
+            wait_for(lambda: answers("copy"), "the destination's control socket")
+            assert finish("mkdir", f"{pool}:/fresh").returncode == 0
+            assert json.loads(process.stdout.readline())["n_blocks"] < 40
+            assert b"fresh" in finish("ls", "copy:/").stdout
+            assert finish("mirror", "break", "copy").returncode == 0
+            assert finish("mkdir", "copy:/mine").returncode == 0
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+    with bp.Volume.open("copy") as copy:
+        assert bp.FileSystem(copy).is_dir("/mine")
+        assert bp.check(copy).ok
