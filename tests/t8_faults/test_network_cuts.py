@@ -13,6 +13,7 @@ import pytest
 
 from blockplane.model.errors import BlockplaneError
 from blockplane.server.network import Listener, RemotePeer, Rights
+from blockplane.transfer.lag import replicas
 from blockplane.transfer.peer import LocalChanges, image_towards
 from rig.farside import FarSide, far_side
 from rig.network import QUICK, Cut, Link, threads_left
@@ -112,6 +113,8 @@ def test_a_pull_cut_at_random_bytes(tmp_path, rng, is_deep, part, record_propert
                     assert link.n_bytes["down"] < brought.n_bytes * 1.02 + ALLOWANCE
                 assert contents(pulled.active) == side.states[top]
                 assert pulled.pins.all() == []
+            for known in replicas(side.copy, top):
+                side.copy.forget_replica(known.name)
             side.forget_before(top)
         side.require_at_rest()
     record_property("summary", f"pulls: {n_mine} of {n_mine} cut ended equal")

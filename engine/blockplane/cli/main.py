@@ -28,6 +28,7 @@ from blockplane.cli import (
     pointers,
     pressure,
     receiving,
+    reintegrating,
     replicating,
     retention,
     serving,
@@ -88,6 +89,7 @@ def cli() -> None:
 _MODULES = (
     volumes, shrinking, settling, copies, files, snapshots, pointers, pressure, retention, differences, holders,
     images, transfers, replicating, receiving, copying, plans, streams, chains, tapes, tapelooks, keys, certs, mirrors,
+    reintegrating,
     serving, demo, completion,
 )  # fmt: skip
 for _module in _MODULES:

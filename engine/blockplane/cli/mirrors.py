@@ -12,6 +12,7 @@ import click
 
 import blockplane as bp
 from blockplane.cli import console
+from blockplane.cli.calling import Calling, is_remote, network_options
 from blockplane.cli.completion import VolumeName
 from blockplane.cli.elsewhere import ElsewhereError
 from blockplane.cli.mirrortext import (
@@ -29,7 +30,7 @@ from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import print_json, printable, sentence
 from blockplane.transfer.mirrors.peers import place_of
 from blockplane.transfer.newvolume import DiskWish, Opening
-from blockplane.transfer.peer import LocalChanges, Peer, VolumePeer
+from blockplane.transfer.peer import LocalChanges, MirrorPeer, Peer, VolumePeer
 
 #: How long a step waits for what goes on in a volume: a verb of somebody else ends soon, or the next step tries again.
 _STEP_WAIT_S = 1.0
@@ -48,27 +49,28 @@ def mirror() -> None:
     """
 
 
-def _peers(verb: str, wait_s: float, kind: str, writable: bool = True) -> bp.mirrors.Peers:
-    """Return how destinations are reached: volumes of this machine, which others' verbs work on meanwhile."""
+def _peers(verb: str, calling: Calling, kind: str, writable: bool = True) -> bp.mirrors.Peers:
+    """Return how destinations are reached: here, where others' verbs work on them meanwhile, or elsewhere."""
 
     @contextmanager
     def local(dest: str) -> Iterator[Peer]:
         with ExitStack() as stack:
             try:
-                volume = stack.enter_context(open_volume(dest, verb, wait_s, writable=writable, kind=kind))
+                volume = stack.enter_context(open_volume(dest, verb, calling.wait_s, writable=writable, kind=kind))
             except ElsewhereError as found:
                 raise bp.errors.VolumeInUseError(
                     f"{dest} is in use by {found.contact}", "wait until that has ended: it is tried again"
                 ) from None
             yield VolumePeer(volume)
 
-    return bp.mirrors.Peers(local)
+    return bp.mirrors.Peers(local, calling.open)
 
 
 @mirror.command()
 @click.argument("vol", type=VolumeName())
 @click.argument("dest", type=VolumeName())
-@click.option("--kind", type=click.Choice(["full"]), default="full", help="A whole volume.")
+@click.option("--kind", type=click.Choice(["full", "incremental"]), default="full", help="Whole, or beside --base.")
+@click.option("--base", multiple=True, metavar="STREAM", help="What an incremental mirror is built on: streams, tapes.")
 @click.option("--every", type=Duration(), default="10s", metavar="TIME", help="Time between updates (10s).")
 @click.option(
     "--local-changes",
@@ -76,6 +78,7 @@ def _peers(verb: str, wait_s: float, kind: str, writable: bool = True) -> bp.mir
     help="Let files there be written to, and keep that in a snapshot, or flush it, at the next update.",
 )
 @click.option("--late", type=click.Choice(["latest", "next"]), default="latest", help="What follows a slow transfer.")
+@network_options
 @disk_options
 @json_option
 @wait_option
@@ -83,9 +86,12 @@ def add(
     vol: str,
     dest: str,
     kind: str,
+    base: Sequence[str],
     every: float,
     local_changes: str | None,
     late: str,
+    tls: str | None,
+    insecure_plaintext: bool,
     n_disks: int | None,
     size: int | None,
     disk: Sequence[str],
@@ -103,10 +109,15 @@ def add(
     When a transfer takes longer than the interval the next follows at once, with the newest state (--late latest), or
     at the next whole interval (--late next); none queue up.
 
+    An incremental mirror holds only what differs from a full backup of VOL, which stays where it is: DEST is made, with
+    disks for that much, and shows a whole state all the time. `mirror reintegrate` makes one volume of both.
+
     \b
     blockplane mirror add pool /far/pool
     blockplane mirror add pool /far/pool --every 5m --disks 3 --size 4G
     blockplane mirror add pool /far/pool --local-changes keep
+    blockplane mirror add pool backup.example:7777/pool --tls tls
+    blockplane mirror add pool fast --kind incremental --base full.bps --size 8G
     """
     asked = disks_of(n_disks, size, disk, parity, chunk, wipe)
     wish = DiskWish(asked.disks, asked.size, asked.parity, asked.chunk, asked.wipe)
@@ -115,8 +126,9 @@ def add(
         found = bp.mirrors.add(
             volume,
             volume_only(dest),
-            peers=_peers("mirror add", wait_s, "SNAPSHOTS"),
+            peers=_peers("mirror add", Calling(tls, insecure_plaintext, wait_s), "SNAPSHOTS"),
             kind=kind,
+            base=base,
             every_s=every,
             local_changes=changes,
             late=late,
@@ -136,10 +148,21 @@ def add(
 @click.option("--once", is_flag=True, help="One step of each mirror that is due, and end.")
 @click.option("--now", is_flag=True, help="With --once: of those that are not due too.")
 @click.option("--only", metavar="DEST", type=VolumeName(), help="With --once: of this mirror alone.")
+@network_options
 @json_option
 @wait_option
 @progress_option
-def run(vol: str, once: bool, now: bool, only: str | None, as_json: bool, wait_s: float, progress: bool | None) -> int:
+def run(
+    vol: str,
+    once: bool,
+    now: bool,
+    only: str | None,
+    tls: str | None,
+    insecure_plaintext: bool,
+    as_json: bool,
+    wait_s: float,
+    progress: bool | None,
+) -> int:
     """Bring VOL's mirrors up to date, each at its interval, until stopped.
 
     Where nothing changed nothing is written and nothing travels. DEST can be read all the time: through this process
@@ -152,24 +175,24 @@ def run(vol: str, once: bool, now: bool, only: str | None, as_json: bool, wait_s
     """
     place = volume_only(vol)
     if once:
-        return _run_once(place, now, only, as_json, wait_s, progress)
+        return _run_once(place, now, only, Calling(tls, insecure_plaintext, wait_s), as_json, progress)
     if now or only is not None:
         raise bp.errors.UsageError("--now and --only belong to --once", "without it every mirror has its interval")
     with open_volume(place, "mirror run", wait_s, writable=True, kind="READS") as volume:
-        _run_on(volume, as_json)
+        _run_on(volume, Calling(tls, insecure_plaintext), as_json)
     return 0
 
 
-def _run_once(place: str, now: bool, only: str | None, as_json: bool, wait_s: float, progress: bool | None) -> int:
+def _run_once(place: str, now: bool, only: str | None, calling: Calling, as_json: bool, progress: bool | None) -> int:
     found = []
     with (
-        open_volume(place, "mirror run", wait_s, writable=True) as volume,
+        open_volume(place, "mirror run", calling.wait_s, writable=True) as volume,
         ProgressLine(progress) as line,
     ):
         n_mirrors = len(bp.mirrors.definitions(volume.path))
         if only is not None:
             only = bp.mirrors.find(volume.path, place_of(volume_only(only))).name
-        peers = _peers("mirror run", wait_s, "LIVE")
+        peers = _peers("mirror run", calling, "LIVE")
         for ran in bp.mirrors.run_once(volume, peers=peers, only=only, now=now, progress=line):
             found.append(ran)
             if not as_json:
@@ -181,7 +204,7 @@ def _run_once(place: str, now: bool, only: str | None, as_json: bool, wait_s: fl
     return 1 if any(ran.error for ran in found) else 0
 
 
-def _run_on(volume: bp.Volume, as_json: bool) -> None:
+def _run_on(volume: bp.Volume, calling: Calling, as_json: bool) -> None:
     """Run the mirrors until somebody asks for an end."""
     from blockplane.cli.hosting import going_on  # it loads all that help and completion do without
 
@@ -198,7 +221,7 @@ def _run_on(volume: bp.Volume, as_json: bool) -> None:
         else:
             _tell(ran)
 
-    loop = bp.mirrors.MirrorLoop(volume, _peers("mirror run", 0.0, "READS"), told, around=around)
+    loop = bp.mirrors.MirrorLoop(volume, _peers("mirror run", calling, "READS"), told, around=around)
     with _stopping(loop):
         loop.run(console.require_wanted)
 
@@ -227,16 +250,17 @@ def _tell(ran: bp.mirrors.Ran) -> None:
 
 @mirror.command()
 @click.argument("vol", type=VolumeName())
+@network_options
 @json_option
 @wait_option
-def status(vol: str, as_json: bool, wait_s: float) -> None:
+def status(vol: str, tls: str | None, insecure_plaintext: bool, as_json: bool, wait_s: float) -> None:
     """Show where VOL's mirrors stand, and of whom it is one itself.
 
     How old the newest state is that arrived, how many blocks it lacks, what is left to travel, how fast that went last
     time, what went wrong, and when the next step is due.
     """
     with open_volume(volume_only(vol), "mirror status", wait_s, writable=False) as volume:
-        peers = _peers("mirror status", wait_s, "READS", writable=False)
+        peers = _peers("mirror status", Calling(tls, insecure_plaintext, wait_s), "READS", writable=False)
         found, mine = bp.mirrors.status(volume, peers=peers), volume.mirror_of
     if as_json:
         print_json(described_status(found, mine))
@@ -287,6 +311,7 @@ def break_(dest: str, rehearse: bool, end_rehearsal: bool, drop_changes: bool, a
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would travel, and what each side has beyond the other.")
 @click.option("--drop-changes", is_flag=True, help="Do not keep what the other side has in a snapshot.")
 @click.option("--full", is_flag=True, help="Bring all, where the two have nothing in common any more.")
+@network_options
 @json_option
 @wait_option
 @progress_option
@@ -298,6 +323,8 @@ def resync(
     dry_run: bool,
     drop_changes: bool,
     full: bool,
+    tls: str | None,
+    insecure_plaintext: bool,
     as_json: bool,
     wait_s: float,
     progress: bool | None,
@@ -316,11 +343,16 @@ def resync(
     if reverse and winner == "source":
         raise bp.errors.UsageError("--reverse and --from source", "--reverse is --from destination")
     winner = "destination" if reverse else winner
-    with open_volume(volume_only(dest), "mirror resync", wait_s, writable=True) as there, ExitStack() as stack:
-        place = _source_of(there, source)
+    with ExitStack() as stack:
+        if is_remote(dest):
+            peer: MirrorPeer = stack.enter_context(Calling(tls, insecure_plaintext, wait_s).open(dest))
+            place = _source_said(dest, source)
+        else:
+            there = stack.enter_context(open_volume(volume_only(dest), "mirror resync", wait_s, writable=True))
+            peer, place = VolumePeer(there), _source_of(there, source)
         here = stack.enter_context(open_volume(place, "mirror resync", wait_s, writable=True))
         found = bp.mirrors.find(here.path, place_of(volume_only(dest)))
-        peer, report = VolumePeer(there), None
+        report = None
         plan = bp.mirrors.plan_resync(here, found, peer, winner)
         if not dry_run:
             line = stack.enter_context(ProgressLine(progress))
@@ -329,6 +361,13 @@ def resync(
         print_json(described_plan(plan, report))
     else:
         print(plan_text(plan, report))
+
+
+def _source_said(dest: str, source: str | None) -> str:
+    """Return the source of a mirror behind a network."""
+    if source is None:
+        raise bp.errors.UsageError(f"{dest} is behind a network", "say which volume here it mirrors: --source VOL")
+    return volume_only(source)
 
 
 def _source_of(there: bp.Volume, source: str | None) -> str:
@@ -347,9 +386,10 @@ def _source_of(there: bp.Volume, source: str | None) -> str:
 @mirror.command()
 @click.argument("vol", type=VolumeName())
 @click.argument("dest", type=VolumeName())
+@network_options
 @json_option
 @wait_option
-def remove(vol: str, dest: str, as_json: bool, wait_s: float) -> None:
+def remove(vol: str, dest: str, tls: str | None, insecure_plaintext: bool, as_json: bool, wait_s: float) -> None:
     """Take a mirror out.
 
     What VOL keeps for it goes. DEST stays as it is, with its snapshots, and can be written to.
@@ -358,7 +398,8 @@ def remove(vol: str, dest: str, as_json: bool, wait_s: float) -> None:
     with suppress(OSError):
         place = place_of(place)
     with open_volume(volume_only(vol), "mirror remove", wait_s, writable=True) as volume:
-        found = bp.mirrors.remove_mirror(volume, place, peers=_peers("mirror remove", wait_s, "SNAPSHOTS"))
+        peers = _peers("mirror remove", Calling(tls, insecure_plaintext, wait_s), "SNAPSHOTS")
+        found = bp.mirrors.remove_mirror(volume, place, peers=peers)
     if as_json:
         print_json({"dest": found.mirror.dest, "told": found.told, "why_not": found.why_not})
         return

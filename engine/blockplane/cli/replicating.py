@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ import click
 
 import blockplane as bp
 from blockplane.cli import console
+from blockplane.cli.calling import Calling, is_remote, network_options
 from blockplane.cli.completion import VolumeName
 from blockplane.cli.naming import is_same_place, is_there, open_volume, opening_to_make, volume_only
 from blockplane.cli.options import (
@@ -31,9 +31,6 @@ from blockplane.cli.text import blocks, duration, iso, moment, print_json, print
 if TYPE_CHECKING:
     from blockplane.transfer import Peer, PullReport, ReplicaReport
 
-#: Opens a source that is no directory of this machine, by its name and for how many seconds it is waited for; None:
-#: there are no others. Set by who knows how to reach them.
-open_remote: Callable[[str, float], AbstractContextManager[Peer]] | None = None
 _POLL_S = 0.2
 _CHANGES = ("keep", "flush", "refuse")
 
@@ -47,6 +44,7 @@ class _Asked:
     pointer: str
     changes: str
     wish: DiskOptions
+    calling: Calling
     wait_s: float
 
 
@@ -62,6 +60,7 @@ class _Asked:
     default="keep",
     help="What becomes of changes made in VOL: kept in a snapshot (default), given up, or nothing is pulled.",
 )
+@network_options
 @disk_options
 @json_option
 @wait_option
@@ -73,6 +72,8 @@ def replicate(
     every: float | None,
     pointer: str,
     changes: str,
+    tls: str | None,
+    insecure_plaintext: bool,
     n_disks: int | None,
     size: int | None,
     disk: Sequence[str],
@@ -93,6 +94,7 @@ def replicate(
     blockplane snapshot master pool@june3
     blockplane replicate pool copy
     blockplane replicate copy far --every 10m
+    blockplane replicate source.example:7777/pool copy --tls tls
     blockplane replicas pool
 
     What was interrupted goes on with the next pull. With --every a pull that fails is told of on standard error, and
@@ -101,8 +103,9 @@ def replicate(
     if once and every is not None:
         raise bp.errors.UsageError("--once and --every contradict each other", "say one of them")
     wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
-    asked = _Asked(source, volume_only(vol), pointer, changes, wish, wait_s)
-    if is_same_place(asked.source, asked.place):
+    calling = Calling(tls, insecure_plaintext, wait_s)
+    asked = _Asked(source, volume_only(vol), pointer, changes, wish, calling, wait_s)
+    if not is_remote(source) and is_same_place(asked.source, asked.place):
         raise bp.errors.RefusedError(f"{vol} is its own source", "name another volume")
     while True:
         started = time.monotonic()
@@ -127,7 +130,7 @@ def _wait(until: float) -> None:
 def _pulled(asked: _Asked, progress: bool | None) -> PullReport:
     """Pull once."""
     wish, changes = asked.wish, bp.LocalChanges(asked.changes)
-    with _source(asked.source, asked.wait_s) as peer, ProgressLine(progress) as line:
+    with _source(asked) as peer, ProgressLine(progress) as line:
         if is_there(asked.place) and wish.is_plain:
             with open_volume(asked.place, "replicate", asked.wait_s, writable=True) as volume:
                 return bp.replicate(peer, volume, asked.pointer, changes, progress=line)
@@ -138,13 +141,14 @@ def _pulled(asked: _Asked, progress: bool | None) -> PullReport:
 
 
 @contextmanager
-def _source(name: str, wait_s: float) -> Iterator[Peer]:
-    """Open a source: a volume's directory, else what can be reached."""
-    if open_remote is not None and not os.path.isdir(name) and ":" in name:
-        with open_remote(name, wait_s) as peer:
+def _source(asked: _Asked) -> Iterator[Peer]:
+    """Open a source: a volume's directory, or one behind a network."""
+    if is_remote(asked.source):
+        with asked.calling.open(asked.source) as peer:
             yield peer
         return
-    with open_volume(volume_only(name), "replicate", wait_s, writable=True, kind="SNAPSHOTS") as volume:
+    place = volume_only(asked.source)
+    with open_volume(place, "replicate", asked.wait_s, writable=True, kind="SNAPSHOTS") as volume:
         yield bp.VolumePeer(volume)
 
 

@@ -25,6 +25,7 @@ KINDS: Final[dict[str, str]] = {
     "ls": "READS",
     "mirror add": "SNAPSHOTS",
     "mirror break": "SNAPSHOTS",
+    "mirror reintegrate": "LIVE",
     "mirror remove": "SNAPSHOTS",
     "mirror resync": "LIVE",
     "mirror run": "SNAPSHOTS",

@@ -25,6 +25,7 @@ from blockplane.server.network.greeting import Caller
 from blockplane.server.network.heartbeat import alive
 from blockplane.server.network.limits import Limits
 from blockplane.server.network.listener import allowed_place
+from blockplane.server.network.mirroring import RemoteMirror
 from blockplane.server.network.rights import require_volume_name
 from blockplane.server.network.serving import received, send_rest
 from blockplane.server.network.spoken import (
@@ -58,8 +59,8 @@ _REASON_S: Final = 2.0
 T = TypeVar("T")
 
 
-class RemotePeer:
-    """A volume that a listener serves; a Peer.
+class RemotePeer(RemoteMirror):
+    """A volume that a listener serves; a MirrorPeer.
 
     Parameters
     ----------
@@ -193,6 +194,15 @@ class RemotePeer:
                 if now + pause_s > last_s + self._patience_s:
                     raise
                 time.sleep(pause_s)
+
+    def _ask(self, what: str, said: dict[str, object]) -> Mapping[str, Any]:
+        """See RemoteMirror."""
+
+        def ask() -> Mapping[str, Any]:
+            with self._asking(what, said) as (_, answer):
+                return answer
+
+        return self._patiently(ask)
 
     # --- one attempt -------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from blockplane.model.errors import (
     RefusedError,
 )
 from blockplane.model.progress import Progress, ignore_progress
+from blockplane.server.network import mirroring
 from blockplane.server.network.channel import Channel
 from blockplane.server.network.codec import (
     TICKET_BYTES,
@@ -42,7 +43,7 @@ from blockplane.server.network.spoken import (
 from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import Throttle
 from blockplane.server.network.tokens import decode_token, token_for
-from blockplane.transfer.peer import Brought, LocalChanges, Standing, giving, keep_changes, standing_of
+from blockplane.transfer.peer import Brought, LocalChanges, Standing, VolumePeer, giving, keep_changes, standing_of
 from blockplane.transfer.receive import ReceiveReport, receive
 from blockplane.transfer.resume import ResumeToken, drop_incoming
 from blockplane.transfer.send import SendReport, send
@@ -54,6 +55,11 @@ REQUESTS = {
     "take": (Verb.WRITE,),
     "bring": (Verb.READ,),
     "give up": (Verb.ADMIN,),
+    "become": (Verb.WRITE,),
+    "let go": (Verb.WRITE,),
+    "retain": (Verb.WRITE,),
+    "go back": (Verb.WRITE,),
+    "since": (Verb.READ, Verb.WRITE),
 }
 
 
@@ -169,8 +175,10 @@ class Dialogue:
             raise NotAllowedError(
                 "this is not allowed, or there is no such volume", "ask whoever runs the service for the right"
             )
-        self.transfer, self.changes_volume = Transfer(self.identity, name, verb), what in ("take", "give up")
-        run = {"standing": self._standing, "take": self._take, "bring": self._bring, "give up": self._give_up}[what]
+        self.transfer, self.changes_volume = Transfer(self.identity, name, verb), what in ("take", "give up", "go back")
+        run = {
+            "standing": self._standing, "take": self._take, "bring": self._bring, "give up": self._give_up
+        }.get(what, self._as_mirror)  # fmt: skip
         with self._serving.take_turn(self), _open(opened, self.transfer) as volume:
             brought = run(volume, request)
         self._serving.note("done", self, what, brought)
@@ -185,11 +193,16 @@ class Dialogue:
         image_id = bytes_field(request, "image_id")
         self._control.tell(Kind.ANSWER, {"n_blocks": drop_incoming(volume, image_id.hex())})
 
+    def _as_mirror(self, volume: Volume, request: dict[str, Any]) -> None:
+        with alive(self._control, self._limits.alive_s):
+            found = mirroring.answer(VolumePeer(volume), text_field(request, "verb", 16), request)
+        self._control.tell(Kind.ANSWER, found)
+
     # --- a push ------------------------------------------------------------------------------------------------------
 
     def _take(self, volume: Volume, request: dict[str, Any]) -> Brought:
         top_id, image_id = bytes_field(request, "top_id"), bytes_field(request, "image_id")
-        changes = _changes(request)
+        changes = mirroring.changes_heard(request)
         there = standing_of(volume).whole.get(top_id)
         if there is not None and there.space_id == bytes_field(request, "space_id"):
             brought = Brought(there.name, None, 0, 0, 0.0, already_there=True)
@@ -274,13 +287,6 @@ class Dialogue:
 
 def _open(opened: Opened, transfer: Transfer) -> AbstractContextManager[Volume]:
     return contextlib.nullcontext(opened) if isinstance(opened, Volume) else opened(transfer)
-
-
-def _changes(request: dict[str, Any]) -> LocalChanges:
-    try:
-        return LocalChanges(text_field(request, "changes", 16))
-    except ValueError:
-        raise WireError("a request says what this release does not know") from None
 
 
 def send_rest(

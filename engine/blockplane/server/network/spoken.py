@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from itertools import accumulate, pairwise
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from blockplane.disks import GroupRecord
 from blockplane.model import errors
 from blockplane.model.errors import BlockplaneError, NetworkError
 from blockplane.server.network.codec import (
-    MAX_PIECE_BYTES,
     WireError,
     bytes_field,
     flag_field,
@@ -22,8 +18,9 @@ from blockplane.server.network.codec import (
 )
 from blockplane.transfer.peer import Brought, Standing
 from blockplane.transfer.resume import InterruptedReceive
+from blockplane.transfer.standingcodec import n_replication_bytes, replication_heard, replication_said
 from blockplane.volume.codec import RECORD_BYTES, SnapshotRecord
-from blockplane.volume.replicationcodec import REPLICATION_BYTES, PointerRecord, ReplicaRecord
+from blockplane.volume.mirrorcodec import MIRROR_BYTES, MirrorRecord
 
 #: Errors that mean the same wherever they are raised; any other one of the other side's is a NetworkError here.
 _SAME: Final[dict[str, type[BlockplaneError]]] = {
@@ -37,6 +34,7 @@ _SAME: Final[dict[str, type[BlockplaneError]]] = {
     )
 }  # fmt: skip
 _TEXT: Final = 2000
+Heard = TypeVar("Heard")
 #: Interrupted receives that a standing tells of.
 _MAX_INTERRUPTED: Final = 32
 
@@ -61,56 +59,44 @@ def error_heard(found: Mapping[str, Any]) -> BlockplaneError:
 
 def standing_said(standing: Standing) -> tuple[dict[str, object], bytes]:
     """Return what is said of a standing: a message, and the records that follow it."""
-    groups = json.dumps([asdict(group) for group in standing.groups]).encode()
+    replication, records = replication_said(standing)
     return {
         "volume_id": standing.volume_id.hex(),
         "space_id": standing.space_id.hex(),
         "at": standing.at.hex(),
-        "label": standing.label,
-        "generation": standing.generation,
+        "parent": standing.parent.hex(),
+        "mirror": standing.mirror.encode().hex() if standing.mirror is not None else "",
         "n_snapshots": len(standing.snapshots),
-        "n_pointers": len(standing.pointers),
-        "n_below": len(standing.below),
-        "n_group_bytes": len(groups),
         "interrupted": [
             {**asdict(found), "image_id": found.image_id.hex()} for found in standing.interrupted[-_MAX_INTERRUPTED:]
         ],
-    }, _joined(standing.snapshots) + _joined(standing.pointers) + _joined(standing.below) + groups
-
-
-def _joined(records: Sequence[SnapshotRecord] | Sequence[PointerRecord] | Sequence[ReplicaRecord]) -> bytes:
-    return b"".join(record.encode() for record in records)
-
-
-def _parts(found: Mapping[str, Any], most: int) -> list[int]:
-    """Return how many bytes of records follow a message of a standing, of each kind."""
-    return [
-        number_field(found, "n_snapshots", most) * RECORD_BYTES,
-        number_field(found, "n_pointers", most) * REPLICATION_BYTES,
-        number_field(found, "n_below", most) * REPLICATION_BYTES,
-        number_field(found, "n_group_bytes", MAX_PIECE_BYTES),
-    ]
+        **replication,
+    }, b"".join(record.encode() for record in standing.snapshots) + records
 
 
 def n_standing_bytes(found: Mapping[str, Any], most: int) -> int:
-    """Return how many bytes follow a message of a standing; WireError: of more than so many of a kind."""
-    return sum(_parts(found, most))
+    """Return how many bytes follow a message of a standing; WireError: of more than so many snapshots, or replicas."""
+    return _n_snapshot_bytes(found, most) + _understood(n_replication_bytes, found)
+
+
+def _n_snapshot_bytes(found: Mapping[str, Any], most: int) -> int:
+    return number_field(found, "n_snapshots", most) * RECORD_BYTES
+
+
+def _understood(hear: Callable[..., Heard], *said: object) -> Heard:
+    """Return what a message says; WireError: it cannot be."""
+    try:
+        return hear(*said)
+    except (BlockplaneError, ValueError) as error:
+        raise WireError(f"a standing cannot be read: {error}") from None
 
 
 def standing_heard(found: Mapping[str, Any], blob: bytes) -> Standing:
     """Return a standing; WireError: it is none."""
-    parts = _parts(found, len(blob))
-    if len(blob) != sum(parts):
+    if len(blob) != n_standing_bytes(found, len(blob)):
         raise WireError("a standing has another number of records than it says")
-    ends = list(accumulate(parts))
-    of_kind = [blob[start:stop] for start, stop in pairwise([0, *ends])]
-    try:
-        records = [SnapshotRecord.decode(data) for data in _cut(of_kind[0], RECORD_BYTES)]
-        pointers = [PointerRecord.decode(data) for data in _cut(of_kind[1], REPLICATION_BYTES)]
-        below = [ReplicaRecord.decode(data) for data in _cut(of_kind[2], REPLICATION_BYTES)]
-        groups = [GroupRecord(**{**group, "disks": tuple(group["disks"])}) for group in json.loads(of_kind[3])]
-    except (BlockplaneError, ValueError, TypeError, KeyError, RecursionError):
-        raise WireError("a standing has records that cannot be read") from None
+    stop = _n_snapshot_bytes(found, len(blob))
+    records = [_understood(SnapshotRecord.decode, blob[at : at + RECORD_BYTES]) for at in range(0, stop, RECORD_BYTES)]
     interrupted = [
         InterruptedReceive(
             shown(text_field(entry, "top_name")), bytes_field(entry, "image_id"), number_field(entry, "n_image"),
@@ -119,16 +105,18 @@ def standing_heard(found: Mapping[str, Any], blob: bytes) -> Standing:
         )
         for entry in list_field(found, "interrupted", _MAX_INTERRUPTED)
     ]  # fmt: skip
-    volume_id, space_id, at = (bytes_field(found, name) for name in ("volume_id", "space_id", "at"))
-    return Standing(
-        volume_id, space_id, at, tuple(records), tuple(interrupted), label=shown(text_field(found, "label")),
-        generation=number_field(found, "generation"), pointers=tuple(pointers), below=tuple(below),
-        groups=tuple(groups),
-    )  # fmt: skip
+    volume_id, space_id, at, parent = (bytes_field(found, name) for name in ("volume_id", "space_id", "at", "parent"))
+    standing = Standing(
+        volume_id, space_id, at, tuple(records), tuple(interrupted), mirror=record_heard(found, "mirror"), parent=parent
+    )
+    return _understood(replication_heard, standing, found, blob[stop:])
 
 
-def _cut(data: bytes, n_bytes: int) -> list[bytes]:
-    return [data[at : at + n_bytes] for at in range(0, len(data), n_bytes)]
+def record_heard(found: Mapping[str, Any], name: str) -> MirrorRecord | None:
+    """Return whose mirror a message says a volume is; None: nobody's."""
+    if not text_field(found, name, 2 * MIRROR_BYTES):
+        return None
+    return _understood(MirrorRecord.decode, bytes_field(found, name, MIRROR_BYTES))
 
 
 def brought_said(brought: Brought) -> dict[str, object]:

@@ -26,6 +26,8 @@ MIN_EVERY_S: Final = 0.1
 DEFAULT_EVERY_S: Final = 10.0
 #: What is sent next when a transfer took longer than its interval.
 LATEST, NEXT = "latest", "next"
+#: A whole volume; one that holds only what differs from a base.
+FULL, INCREMENTAL = "full", "incremental"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class MirrorDefinition:
     name: str
     dest: str
     volume_id: str
-    kind: str = "full"
+    kind: str = FULL
     every_s: float = DEFAULT_EVERY_S
     local_changes: str | None = None
     late: str = LATEST
@@ -106,7 +108,7 @@ def definitions(directory: Path) -> list[MirrorDefinition]:
 
 def _decoded(fields: dict[str, Any]) -> MirrorDefinition:
     made = MirrorDefinition(**{**fields, "last": LastRun(**fields["last"])})
-    if made.kind != "full" or made.late not in (LATEST, NEXT) or not made.every_s >= MIN_EVERY_S:
+    if made.kind not in (FULL, INCREMENTAL) or made.late not in (LATEST, NEXT) or not made.every_s >= MIN_EVERY_S:
         raise ValueError(f"the mirror to {made.dest} is none that this release knows")
     _ = made.changes  # ValueError: none that there is
     return made
@@ -187,8 +189,8 @@ def require_sane(every_s: float, kind: str, late: str) -> None:
     ------
     UsageError : the interval, or the kind.
     """
-    if kind != "full":
-        raise UsageError(f"a mirror of kind {kind!r}", "this release has full ones: --kind full")
+    if kind not in (FULL, INCREMENTAL):
+        raise UsageError(f"a mirror of kind {kind!r}", f"say {FULL} or {INCREMENTAL}")
     if not every_s >= MIN_EVERY_S:
         raise UsageError(f"every {every_s:g} s", f"wait {MIN_EVERY_S:g} s or more between updates")
     if late not in (LATEST, NEXT):

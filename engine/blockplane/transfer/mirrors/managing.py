@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockplane.model.errors import BlockplaneError, RefusedError
+from blockplane.model.errors import BlockplaneError, RefusedError, UsageError
 from blockplane.transfer.destination import is_vacant, not_to_be_made
 from blockplane.transfer.mirrors import listing
-from blockplane.transfer.mirrors.listing import DEFAULT_EVERY_S, LATEST, MirrorDefinition
+from blockplane.transfer.mirrors.listing import DEFAULT_EVERY_S, FULL, INCREMENTAL, LATEST, MirrorDefinition
 from blockplane.transfer.mirrors.peers import Peers, is_remote, place_of
 from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove
 from blockplane.transfer.peer import LocalChanges, MirrorPeer, Standing, let_go, standing_of
+from blockplane.transfer.structure import create_structure
 from blockplane.volume.codec import NO_ID
 from blockplane.volume.mirrorcodec import (
     BROKEN,
@@ -43,7 +45,8 @@ def add(
     dest: str,
     *,
     peers: Peers | None = None,
-    kind: str = "full",
+    kind: str = FULL,
+    base: Sequence[str | os.PathLike[str]] = (),
     every_s: float = DEFAULT_EVERY_S,
     local_changes: LocalChanges | None = None,
     late: str = LATEST,
@@ -57,7 +60,9 @@ def add(
     dest : a volume's directory, or host:port/name. A directory that is absent or empty gets a volume. peers : how it is
     reached. every_s : seconds between updates. local_changes : whether files of the mirror may be written to, and what
     the next update does with that; None or REFUSE: they may not. late : `latest` or `next`, see `run`.
-    wish : disks of a volume that is made; by default as this volume's. opening : how it is opened.
+    kind : `full`, or `incremental`: a volume is made that holds only what differs from `base`, streams or tapes of this
+    volume (`create_structure`). wish : disks of a volume that is made; by default as this volume's. opening : how it is
+    opened.
 
     Raises
     ------
@@ -65,20 +70,34 @@ def add(
     nothing changed. Adding one that is there changes its options.
     """
     listing.require_sane(every_s, kind, late)
+    _require_base(kind, bool(base))
     place, wish = place_of(dest), wish or DiskWish()
     _refuse_itself(volume, place)
     made = not is_remote(place) and is_vacant(Path(place))
-    if not made and not wish.is_default:
+    if not made and (base or not wish.is_default):
         raise not_to_be_made(Path(place))
-    if made:
+    if made and base:
+        create_structure(
+            place, base, disks=wish.disks if wish.disks is not None else 1, size=wish.size, parity=wish.parity,
+            chunk=wish.chunk, wipe=wish.wipe, opening=opening or Opening(verb="mirror add"),
+        ).close()  # fmt: skip
+    elif made:
         create_like(Path(place), volume.geometry.groups, wish, opening or Opening(verb="mirror add")).close()
     try:
-        return _add(volume, place, peers or Peers(), every_s, local_changes, late, made)
+        return _add(volume, place, peers or Peers(), kind, every_s, local_changes, late, made)
     except BaseException:
         if made:
             named = wish.disks if wish.disks is not None and not isinstance(wish.disks, int) else ()
             remove(Path(place), [Path(disk) for disk in named if not wish.wipe], existed=False)
         raise
+
+
+def _require_base(kind: str, has_base: bool) -> None:
+    if (kind == INCREMENTAL) is not has_base:
+        raise UsageError(
+            f"a mirror of kind {kind} with{'' if has_base else 'out'} a base",
+            "an incremental one has a base, and no other does",
+        )
 
 
 def _refuse_itself(volume: Volume, place: str) -> None:
@@ -91,6 +110,7 @@ def _add(
     volume: Volume,
     place: str,
     peers: Peers,
+    kind: str,
     every_s: float,
     local_changes: LocalChanges | None,
     late: str,
@@ -106,7 +126,7 @@ def _add(
         text = local_changes.value if local_changes is not None else None
         now = time.time_ns()
         mirror = MirrorDefinition(
-            name, place, standing.volume_id.hex(), "full", every_s, text, late,
+            name, place, standing.volume_id.hex(), kind, every_s, text, late,
             before.added_ns if before is not None else now,
         )  # fmt: skip
         if isinstance(peer, MirrorPeer):

@@ -1,0 +1,141 @@
+"""Mirrors and replicas behind a network: the verbs against a service, TLS on both sides."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import blockplane as bp
+from blockplane.transfer.peer import MirrorPeer
+
+LIMIT_S = 60
+
+
+def blockplane(*arguments: object, ok: bool = True) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "blockplane", *map(str, arguments)], capture_output=True, text=True, timeout=LIMIT_S,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode == 0) is ok, done.stderr
+    return done.stdout if ok else done.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def served(folder: Path, volume: Path, port: int, verbs: str):
+    policy = folder / f"{volume.name}.toml"
+    policy.write_text(
+        f'[volume.{volume.name}]\npath = "{volume}"\n[network]\nlisten = "127.0.0.1:{port}"\ntls = "{folder}/tls/far"\n'
+        f"[network.rights.near]\n{volume.name} = {verbs}\n"
+    )
+    process = subprocess.Popen([sys.executable, "-m", "blockplane", "serve", str(policy)], stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert process.poll() is None, process.stderr.read().decode()
+                time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.communicate(timeout=LIMIT_S)
+
+
+@pytest.fixture
+def source(tmp_path: Path, rng) -> Path:
+    bp.make_certificates(tmp_path / "tls", ["near=127.0.0.1", "far=127.0.0.1"])
+    with bp.Volume.create(tmp_path / "pool", disks=3, size="8MiB") as volume:
+        bp.FileSystem(volume).write_bytes("/a", rng.bytes(200_000))
+        volume.snapshot("one")
+    return tmp_path / "pool"
+
+
+def write(volume: Path, path: str, data: bytes) -> None:
+    with bp.Volume.open(volume) as opened:
+        bp.FileSystem(opened).write_bytes(path, data)
+
+
+def test_a_mirror_behind_a_network_taken_over_and_joined_again(source, tmp_path, rng):
+    bp.Volume.create(tmp_path / "far", disks=2, size="16MiB").close()
+    port, tls = free_port(), ("--tls", tmp_path / "tls" / "near")
+    dest = f"127.0.0.1:{port}/far"
+    with served(tmp_path, tmp_path / "far", port, '["read", "write"]'):
+        blockplane("mirror", "add", source, dest, *tls)
+        said = blockplane("mirror", "add", source, dest, "--tls", tmp_path / "tls" / "far", ok=False)
+        assert "not allowed" in said
+        assert json.loads(blockplane("mirror", "run", source, "--once", "--now", "--json", *tls))["ok"]
+        write(source, "/b", new := rng.bytes(50_000))
+        assert json.loads(blockplane("mirror", "run", source, "--once", "--now", "--json", *tls))["ok"]
+        assert "mirror break" in blockplane("rm", f"{tmp_path}/far:/b", ok=False)
+        (state,) = json.loads(blockplane("mirror", "status", source, "--json", *tls))["mirrors"]
+        assert (state["left_blocks"], state["error"]) == (0, None)
+        listed = json.loads(blockplane("snapshot", "list", tmp_path / "far", "--json"))["snapshots"]
+        names = [snapshot["name"] for snapshot in listed]
+        assert [name.startswith("mirror.") for name in names] == [False, True]  # the older own one is gone there too
+        blockplane("mirror", "break", tmp_path / "far")
+        blockplane("rm", f"{tmp_path}/far:/b")
+        write(source, "/c", rng.bytes(10_000))
+        assert "broken off" in blockplane("mirror", "run", source, "--once", "--now", *tls, ok=False)
+        split = blockplane("mirror", "resync", dest, "--source", source, *tls, ok=False)
+        assert "--from" in split
+        blockplane("mirror", "resync", dest, "--source", source, "--from", "source", *tls)
+    with bp.Volume.open(tmp_path / "far") as far, bp.Volume.open(source) as near:
+        files = bp.FileSystem(far)
+        assert (files.read_bytes("/b"), files.listdir("/")) == (new, bp.FileSystem(near).listdir("/"))
+        assert bp.check(far).ok
+
+
+def test_a_replica_behind_a_network(source, tmp_path, rng):
+    port, tls = free_port(), ("--tls", tmp_path / "tls" / "near")
+    blockplane("snapshot", "master", f"{source}@one")
+    with served(tmp_path, source, port, '["read"]'):
+        where = f"127.0.0.1:{port}/pool"
+        blockplane("replicate", where, tmp_path / "copy", *tls)
+        (known,) = json.loads(blockplane("replicas", source, "--json"))["replicas"]
+        assert (known["name"].split(".")[0], known["newest"], known["left_bytes"]) == ("copy", "one", 0)
+        blockplane("snapshot", "create", f"{source}@two")
+        blockplane("snapshot", "master", f"{source}@two")
+        blockplane("replicate", where, tmp_path / "copy", *tls)
+        assert "no such volume" in blockplane("replicate", where + "2", tmp_path / "other", *tls, ok=False)
+        assert not (tmp_path / "other").exists()
+    with bp.Volume.open(tmp_path / "copy") as copy:
+        assert [pointer.snapshot for pointer in copy.pointers] == ["two"]
+
+
+def test_what_is_behind_a_network_is_a_mirror_peer():
+    assert isinstance(bp.RemotePeer("127.0.0.1:9", "pool", None), MirrorPeer)
+
+
+def test_an_incremental_mirror_and_its_reintegration(source, tmp_path, rng):
+    blockplane("send", source, "one", "-o", tmp_path / "full.bps")
+    fast, whole = tmp_path / "fast", tmp_path / "whole"
+    kind = ("--kind", "incremental")
+    assert "without a base" in blockplane("mirror", "add", source, fast, *kind, ok=False)
+    blockplane("mirror", "add", source, fast, *kind, "--base", tmp_path / "full.bps", "--size", "8MiB")
+    write(source, "/b", new := rng.bytes(50_000))
+    blockplane("mirror", "run", source, "--once", "--now")
+    blockplane("mirror", "reintegrate", fast, whole, "--size", "16MiB", "--disks", "2")
+    write(source, "/b", newer := rng.bytes(50_000))
+    blockplane("mirror", "run", source, "--once", "--now")
+    found = json.loads(blockplane("mirror", "reintegrate", fast, whole, "--json"))
+    assert (found["base"] is None, found["n_blocks"] < 40) == (False, True)
+    assert new != newer
+    with bp.Volume.open(whole) as volume, bp.Volume.open(fast, writable=False) as structure:
+        assert bp.FileSystem(volume).read_bytes("/b") == bp.FileSystem(structure).read_bytes("/b") == newer
+        assert structure.used_blocks < 60
+        assert bp.check(volume).ok
