@@ -237,9 +237,10 @@ class Volume(LiveVolume):
             raise NotAVolumeError("the root record belongs to another volume than the labels", "")
         if writable and assembly.is_reduced:
             write_labels(assembly.disks, assembly.labels, assembly.generation)
+        elif writable and assembly.labels_are_settled:
+            mend_labels(assembly.disks, assembly.labels, assembly.lost)
         elif writable:
-            mend = mend_labels if assembly.labels_are_settled else settle_labels
-            mend(assembly.disks, assembly.labels)
+            settle_labels(assembly.disks, assembly.labels)
         array = DiskArray(assembly.geometry, assembly.disks)
         if writable and not everywhere:  # before any later one: no disk may fall two generations behind
             write_record(array, record)
