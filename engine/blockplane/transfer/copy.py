@@ -13,6 +13,7 @@ from typing import Final
 from blockplane.image.extents import n_blocks_in, split
 from blockplane.image.gather import Gathered
 from blockplane.image.image import Image
+from blockplane.image.order import WINDOW_BLOCKS
 from blockplane.image.store import VolumeStore
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import BlockplaneError, RefusedError, UsageError, VolumeDamagedError
@@ -33,6 +34,12 @@ from blockplane.volume.groups import DiskNames
 from blockplane.volume.volume import Volume
 from blockplane.volume.waiting import Waiting
 
+#: The fewest blocks of a window: 2 MiB, requests of 512 KiB on four disks.
+MIN_WINDOW_BLOCKS: Final = 512
+#: Windows of an image, at least, and of these in flight. What is read before the first one lands is this share of a
+#: small image: in one window an image of 16 MiB was read whole before any of it was written.
+N_WINDOWS: Final = 16
+N_FLYING: Final = 4
 #: Blocks handed on at a time: few enough bands that they lie in them at once whatever the target's geometry. A whole
 #: window at a time was as fast on equal geometries, and went through memory twice on others.
 PIECE_BLOCKS: Final = 256
@@ -116,7 +123,7 @@ def copy(
     against its check once, by the thread that read it. Memory: the windows of a gather and the target's write pipeline,
     64 MiB each, and two planes. `verify` costs a second read of the source and one of the target, at once.
     """
-    sending = ImageSending(image) if isinstance(image, Image) else image
+    sending = _in_windows(image) if isinstance(image, Image) else image
     stream, wish = described(sending), DiskWish(disks, size, parity, chunk, wipe)
     _refuse_same(sending, target, wish)
     started = time.monotonic()
@@ -130,6 +137,13 @@ def copy(
         n_verified = _verified(sending, destination, progress) if verify else 0
     report = _report(sending, stream, found, time.monotonic() - started)
     return replace(report, n_blocks_verified=n_verified)
+
+
+def _in_windows(image: Image) -> ImageSending:
+    """Return an image as something to send, a small one in small windows: it lands while it is read."""
+    share = -(-len(image.plane) // N_WINDOWS // MIN_WINDOW_BLOCKS) * MIN_WINDOW_BLOCKS
+    window_blocks = min(max(share, MIN_WINDOW_BLOCKS), WINDOW_BLOCKS)
+    return ImageSending(image, window_blocks=window_blocks, ring_bytes=N_FLYING * window_blocks * BLOCK_BYTES)
 
 
 def _copy(
