@@ -213,7 +213,7 @@ def write_raw_block(disk: Disk, block: int, data: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FoundLabel:
-    """The newest valid label of a disk's two ends; lost : the raw blocks of ends that can be read and do not hold it."""
+    """The newest valid label of a disk; lost : the raw blocks of ends that can be read and do not hold it."""
 
     label: Label
     lost: tuple[int, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -24,12 +24,13 @@ from blockplane.stream.codec import Role
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.copied import compare_copy
 from blockplane.transfer.description import described
-from blockplane.transfer.destination import VolumeDestination, destination_for
+from blockplane.transfer.destination import VolumeDestination
 from blockplane.transfer.foresight import Foreseen, foresee
 from blockplane.transfer.imagesending import ImageSending
 from blockplane.transfer.keeping import OriginError, kept_or_given_up
 from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.protocol import Destination, Landing, Sendable
+from blockplane.transfer.targets import destination_for
 from blockplane.volume.groups import DiskNames
 from blockplane.volume.volume import Volume
 from blockplane.volume.waiting import Waiting
@@ -165,7 +166,8 @@ def _copy(
         n_bytes = len(coming) * BLOCK_BYTES
         _bring(sending, landing, Waiting(coming), n_bytes, progress, started)
         progress(ProgressEvent("commit", n_bytes, n_bytes, time.monotonic() - started))
-        landing.commit(stream.arriving())
+        with destination.last_change() if isinstance(destination, VolumeDestination) else nullcontext():
+            landing.commit(stream.arriving())
         n_shared = getattr(landing, "n_shared", 0)
     is_made = isinstance(destination, VolumeDestination) and destination.is_made
     return Foreseen(stream.header.image_blocks - n_before, n_before, n_shared, makes_volume=is_made)

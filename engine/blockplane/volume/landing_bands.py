@@ -237,7 +237,7 @@ class LandingBands:
         return waiting
 
     def _name_areas(self, band: Band) -> None:
-        """Have the areas of a band named while it is filled: that costs flushes, and the band need not wait for them."""
+        """Have the areas of a band named while it is filled: that costs flushes, and the band need not wait for it."""
         names = _areas_from(band)
         if names[0] not in self._named:
             self._named.update(names)
