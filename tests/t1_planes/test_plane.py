@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pyroaring import BitMap, BitMap64
 
 from blockplane.model import ReadOnlyError
-from blockplane.planes import Form, Plane, combine, combine_count
-from blockplane.planes.roaring import WINDOW_BLOCKS
+from blockplane.planes import Form, Plane, combine, combine_count, portable
+from blockplane.planes.roaring import WINDOW_BLOCKS, RoaringBits
 
 FORMS = list(Form)
 #: One word, tails, several containers, several windows, and past 2**32 (Roaring only: dense words would fill memory).
@@ -464,3 +464,17 @@ def test_planes_have_no_hash_and_differ_from_other_things():
     assert Plane.empty(5) == Plane.empty(70, Form.DENSE)
     assert make([(0, 3)], 5, Form.DENSE) == make([(0, 3)], 99, Form.ROARING)
     assert make([(0, 3)], 5, Form.DENSE) != make([(1, 4)], 5, Form.DENSE)
+
+
+def test_a_window_is_decoded_as_far_as_it_is_wanted(rng):
+    """A plane of few blocks does not cost a window's 512 KiB."""
+    numbers = np.sort(rng.choice(100_000, 50, replace=False)).astype(np.int64)
+    bits = RoaringBits.from_portable(portable.from_numbers(numbers, wide=False).tobytes(), 1 << 23)
+    windows = bits.windows()
+    whole = windows.window(0).copy()
+    assert windows.head(0).size == (int(numbers[-1]) // 65536 + 1) * 1024
+    assert (windows.head(0) == whole[: windows.head(0).size]).all()
+    for n_words in (1, 1000, 1024, 1025, 3000):
+        words = windows.window(0, n_words)
+        assert (words.tolist() if words is not None else [0] * n_words) == whole[:n_words].tolist()
+    assert windows.window(1 << 16) is None

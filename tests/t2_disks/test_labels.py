@@ -200,7 +200,9 @@ def test_an_end_that_lost_its_label_gets_it_back_and_the_other_is_not_written(pa
         file.seek(end * 4096)
         file.write(b"\xff" * 4096)
     with assemble_closing(paths) as assembly:
-        mend_labels(assembly.disks, assembly.labels)
+        n_reads = [disk.counters.read_requests for disk in assembly.disks]
+        mend_labels(assembly.disks, assembly.labels, assembly.lost)
+        assert [disk.counters.read_requests for disk in assembly.disks] == n_reads
         label = encode_label(assembly.labels[1])
         assert [read_raw_block(assembly.disks[1], block).tobytes() for block in (0, TOTAL - 1)] == [label, label]
         assert [disk.counters.written_bytes for disk in assembly.disks] == [0, 4096, 0, 0]

@@ -93,6 +93,28 @@ def test_a_copy_is_what_a_stream_brings(source, tmp_path):
         assert one.get_snapshot("june2").plane == other.get_snapshot("june2").plane
 
 
+def test_a_small_copy_writes_two_root_records_and_lands_while_it_is_read(source, tmp_path):
+    """Areas named, and the one commit, which is the last before closing."""
+    for expression in ("june1", "june2 - june1"):
+        bp.copy(source.image(expression), tmp_path / "copied")
+    with bp.Volume.open(tmp_path / "copied", writable=False) as copied:
+        before, is_clean = copied.info.generation, copied.info.clean
+    bp.copy(source.image("june3 - june2"), tmp_path / "copied")
+    with bp.Volume.open(tmp_path / "copied", writable=False) as copied:
+        assert (copied.info.generation - before, copied.info.clean, is_clean) == (2, True, True)
+        assert copied.info.areas == []
+    events: list[bp.ProgressEvent] = []
+    shutil.rmtree(tmp_path / "copied")
+    bp.copy(source.image("june1"), tmp_path / "copied", progress=events.append)
+    steps = np.diff([0, *(event.done_bytes for event in events if event.phase == "blocks")])
+    assert steps.max() <= image_share(source.image("june1").n_bytes)
+
+
+def image_share(n_bytes: int) -> int:
+    """The largest window of a small image: a sixteenth of it, and up to 2 MiB more."""
+    return n_bytes // 16 + 2 * MIB
+
+
 def test_a_new_volume_has_all_the_groups_of_its_source_and_both_may_grow(tmp_path, rng):
     with bp.Volume.create(tmp_path / "pool", disks=3, size="12M") as volume:
         volume.grow(2, "16M", parity=0, chunk="1MiB")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from blockplane.disks.disk import Disk, FileDisk
 from blockplane.disks.geometry import Geometry
-from blockplane.disks.label import Label, MemberState, read_label
+from blockplane.disks.label import Label, MemberState, find_label
 from blockplane.model.errors import (
     DiskDuplicateError,
     DiskForeignError,
@@ -36,6 +36,8 @@ class Assembly:
     geometry: Geometry
     disks: tuple[Disk, ...]
     labels: tuple[Label, ...]
+    #: per disk the raw blocks of ends that lost its label
+    lost: tuple[tuple[int, ...], ...]
     #: whether a group was being taken out, and labels on the disks still name it
     is_reduced: bool = False
 
@@ -106,7 +108,8 @@ def assemble_disks(
     """As `assemble`, with disks that are open already; they stay open on failure."""
     if not disks:
         raise DiskMissingError("no disks were named")
-    labels = [read_label(disk) for disk in disks]
+    ends = [find_label(disk) for disk in disks]
+    labels = [end.label for end in ends]
     volume_id = volume_id or _most_common(label.volume_id for label in labels)
     _refuse_foreign(disks, labels, volume_id)
     found = labels
@@ -130,6 +133,7 @@ def assemble_disks(
         geometry,
         tuple(disks[which] for which in chosen),
         tuple(labels[which] for which in chosen),
+        tuple(ends[which].lost for which in chosen),
         is_reduced=labels != found,
     )
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import mmap
 import os
 import stat
@@ -30,6 +29,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from blockplane._native import diskio
+from blockplane.disks.descriptors import is_block_device, open_direct, refuse_read_only
 from blockplane.disks.disklock import WATCHER_TIMEOUT_S, lock_disk
 from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Numbers
 from blockplane.model.errors import DiskError, DiskMissingError, DiskShortError, VolumeInUseError
@@ -41,7 +41,6 @@ FSINFO_HEAD_BLOCK: Final = 1
 #: One request; larger ones gained nothing on an NVMe disk and a virtio disk. Turn it down for latency.
 MAX_REQUEST_BLOCKS: Final = 256
 _HUGE_PAGE_BYTES: Final = 2 << 20
-_BLKROGET: Final = 0x125E
 
 
 def label_tail_block(n_blocks: int) -> int:
@@ -194,11 +193,11 @@ class FileDisk:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOCTTY
         fd = -1
         try:
-            is_device = _is_block_device(path)
+            is_device = is_block_device(path)
             flags |= os.O_EXCL if is_device and lock and writable else 0
-            fd, is_direct = _open_direct(path, flags) if direct else (os.open(path, flags), False)
+            fd, is_direct = open_direct(path, flags) if direct else (os.open(path, flags), False)
             if is_device and writable:
-                _refuse_read_only(fd, path)
+                refuse_read_only(fd, path)
             is_locked = lock and lock_disk(fd, shared=not writable, timeout_s=WATCHER_TIMEOUT_S if is_device else 0.0)
             return cls(path, fd, os.lseek(fd, 0, os.SEEK_END) // BLOCK_BYTES, direct=is_direct, locked=is_locked)
         except (OSError, DiskError) as error:
@@ -243,7 +242,7 @@ class FileDisk:
             fd = os.open(f"/proc/self/fd/{self._fd}", flags | (os.O_EXCL if is_device else 0))
             try:
                 if is_device:
-                    _refuse_read_only(fd, self.path)
+                    refuse_read_only(fd, self.path)
                 os.dup2(fd, self._fd, inheritable=False)
             finally:
                 os.close(fd)
@@ -364,39 +363,3 @@ def _aligned_copy(buffer: Bytes, position: int, n_blocks: int) -> Bytes:
     copy = aligned_buffer(n_blocks * BLOCK_BYTES)
     copy[:] = buffer[position * BLOCK_BYTES : (position + n_blocks) * BLOCK_BYTES]
     return copy
-
-
-def _refuse_read_only(fd: int, path: str) -> None:
-    """Refuse a write-protected device, which opens for writing all the same and fails at the first write."""
-    is_read_only = False
-    with contextlib.suppress(OSError):  # a device that does not tell
-        is_read_only = any(fcntl.ioctl(fd, _BLKROGET, bytes(4)))
-    if is_read_only:
-        raise DiskError(
-            f"{path}: a read-only device", path, "reading verbs take it as it is; make it writable for others"
-        )
-
-
-def _is_block_device(path: str) -> bool:
-    mode = os.stat(path).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        raise DiskError(f"{path}: neither a file nor a block device", path)
-    return stat.S_ISBLK(mode)
-
-
-def _open_direct(path: str, flags: int) -> tuple[int, bool]:
-    """Open past the page cache when a read of one block works so; else buffered."""
-    try:
-        fd = os.open(path, flags | os.O_DIRECT)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return os.open(path, flags), False
-    try:
-        os.preadv(fd, [mmap.mmap(-1, BLOCK_BYTES)], 0)
-    except OSError as error:
-        os.close(fd)
-        if error.errno != errno.EINVAL:
-            raise
-        return os.open(path, flags), False
-    return fd, True

@@ -211,17 +211,26 @@ def write_raw_block(disk: Disk, block: int, data: bytes) -> None:
     disk.write_plan(np.array([block], dtype=np.int64), one, buffer, one - 1)
 
 
-def read_label(disk: Disk) -> Label:
-    """The newest valid label of a disk's two ends.
+@dataclass(frozen=True, slots=True)
+class FoundLabel:
+    """The newest valid label of a disk; lost : the raw blocks of ends that can be read and do not hold it."""
+
+    label: Label
+    lost: tuple[int, ...]
+
+
+def find_label(disk: Disk) -> FoundLabel:
+    """Read both ends of a disk, once.
 
     Raises
     ------
-    DiskForeignError : neither end holds one; the message says what was found.
+    DiskForeignError : neither end holds a label; the message says what was found.
     """
-    labels, found = [], []
+    labels, found, blocks = [], [], {}
     for block in label_blocks(disk) if disk.n_blocks > HEAD_BLOCKS else ():
         try:
-            labels.append(decode_label(read_raw_block(disk, block).tobytes()))
+            blocks[block] = read_raw_block(disk, block).tobytes()
+            labels.append(decode_label(blocks[block]))
         except (ValueError, DiskError) as error:
             found.append(str(error))
     if not labels:
@@ -229,37 +238,35 @@ def read_label(disk: Disk) -> Label:
         raise DiskForeignError(
             f"{disk.path}: not a disk of a blockplane volume: {what} found", disk.path, "name the disks of one volume"
         )
-    return max(labels, key=lambda label: label.generation)
+    newest = max(labels, key=lambda label: label.generation)
+    encoded = encode_label(newest)
+    return FoundLabel(newest, tuple(block for block, data in blocks.items() if data != encoded))
 
 
-def mend_labels(disks: Sequence[Disk], labels: Sequence[Label]) -> None:
+def read_label(disk: Disk) -> Label:
+    """The newest valid label of a disk's two ends; errors as of `find_label`."""
+    return find_label(disk).label
+
+
+def mend_labels(disks: Sequence[Disk], labels: Sequence[Label], lost: Sequence[tuple[int, ...]]) -> None:
     """Write again the end of a disk that lost its label; an end that cannot be read is left alone. Durable on return.
 
     The other end is not touched: it may be the only one.
 
     Parameters
     ----------
-    labels : one per disk, settled.
+    labels, lost : one per disk, settled, and as `find_label` found them.
     """
-    for disk, label in zip(disks, labels, strict=True):
-        encoded = encode_label(label)
-        lost = [block for block in label_blocks(disk) if not _holds_or_hides(disk, block, encoded)]
-        for block in lost:
-            write_raw_block(disk, block, encoded)
-        if lost:
+    for disk, label, blocks in zip(disks, labels, lost, strict=True):
+        for block in blocks:
+            write_raw_block(disk, block, encode_label(label))
+        if blocks:
             disk.flush()
 
 
 def label_blocks(disk: Disk) -> tuple[int, int]:
     """Raw blocks of a disk's labels: at its head, at its tail."""
     return LABEL_HEAD_BLOCK, label_tail_block(disk.n_blocks)
-
-
-def _holds_or_hides(disk: Disk, block: int, data: bytes) -> bool:
-    try:
-        return read_raw_block(disk, block).tobytes() == data
-    except DiskError:
-        return True
 
 
 def write_labels(disks: Sequence[Disk], labels: Sequence[Label], generation: int) -> int:

@@ -21,7 +21,7 @@ from blockplane.image.order import DiskPlan, Window
 from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Extents, Numbers
 from blockplane.model.errors import ChecksumError
 
-#: Memory of all window buffers together.
+#: Memory of all window buffers together, where nothing else is said.
 RING_BYTES: Final = 64 << 20
 #: Holes read through may add this share of a window's blocks: the sum of bytes read stays below 1.05 of the image.
 _HOLE_SHARE: Final = 1 / 25
@@ -68,14 +68,18 @@ class _InFlight:
 
 @contextmanager
 def gathering(
-    windows: Iterator[Window], checks_of: Callable[[Numbers], Checks], array: DiskArray, window_blocks: int
+    windows: Iterator[Window],
+    checks_of: Callable[[Numbers], Checks],
+    array: DiskArray,
+    window_blocks: int,
+    ring_bytes: int = RING_BYTES,
 ) -> Iterator[Iterator[Gathered]]:
     """Read the blocks of windows; within the context they come, in order, verified.
 
     Parameters
     ----------
     checks_of : the checks that blocks must have, by VBN. It and the windows are used in a thread of their own.
-    window_blocks : the most blocks a window has.
+    window_blocks : the most blocks a window has. ring_bytes : memory of all windows together; at least two's.
 
     Raises
     ------
@@ -84,9 +88,9 @@ def gathering(
 
     Notes
     -----
-    Reading begins at once, before the first window is asked for. Memory: RING_BYTES, at least two windows.
+    Reading begins at once, before the first window is asked for. Memory: ring_bytes.
     """
-    ring = _Ring(windows, checks_of, array, window_blocks)
+    ring = _Ring(windows, checks_of, array, window_blocks, ring_bytes)
     ring.start()
     try:
         yield ring.whole_windows()
@@ -98,12 +102,17 @@ class _Ring(threading.Thread):
     """Plans windows and gives them to the disks as fast as buffers come back."""
 
     def __init__(
-        self, windows: Iterator[Window], checks_of: Callable[[Numbers], Checks], array: DiskArray, window_blocks: int
+        self,
+        windows: Iterator[Window],
+        checks_of: Callable[[Numbers], Checks],
+        array: DiskArray,
+        window_blocks: int,
+        ring_bytes: int,
     ) -> None:
         super().__init__(name="blockplane gather", daemon=True)
         self._windows, self._checks_of, self._array = windows, checks_of, array
         window_bytes = window_blocks * BLOCK_BYTES
-        memory = aligned_buffer(max(RING_BYTES // window_bytes, 2) * window_bytes)
+        memory = aligned_buffer(max(ring_bytes // window_bytes, 2) * window_bytes)
         #: None: stop
         self._free: SimpleQueue[Bytes | None] = SimpleQueue()
         for at in range(0, len(memory), window_bytes):

@@ -147,8 +147,7 @@ class _Operand:
     def window(self, start: int, stop: int) -> Words | None:
         """Return words ``[start, stop)``, or None where the operand is known to be empty."""
         if self._windows is not None:
-            words = self._windows.window(start)
-            return None if words is None else words[: stop - start]
+            return self._windows.window(start, stop - start)
         assert self._dense is not None
         if start >= self._dense.array.size:
             return None
@@ -181,8 +180,8 @@ def _is_bounded_by_roaring(expression: Expression) -> bool:
 def _build(expression: Expression) -> Bits:
     """Evaluate a mixed expression that Roaring operands bound, never holding all of it dense."""
     builder = BitsBuilder(expression.n_blocks)
-    window = allocate_words(WINDOW_WORDS)
     n_words = words_for(expression.n_blocks)
+    window = allocate_words(min(WINDOW_WORDS, n_words))
     for start, n_blocks in _mixed(expression, _Everywhere(window)):  # type: ignore[arg-type]
         if n_blocks:
             builder.append(start, window[: min(WINDOW_WORDS, n_words - start)])

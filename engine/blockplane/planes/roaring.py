@@ -45,15 +45,25 @@ class Windows:
         """First words of the windows that hold a container, ascending."""
         return distinct(self._keys // WINDOW_CONTAINERS) * WINDOW_WORDS
 
-    def window(self, first_word: int) -> Words | None:
-        """Return the window's words, valid until the next call, or None where it is empty."""
-        first = first_word // portable.CONTAINER_WORDS
-        low, high = np.searchsorted(self._keys, [first, first + WINDOW_CONTAINERS])
+    def window(self, first_word: int, n_words: int = WINDOW_WORDS) -> Words | None:
+        """Return the window's words, or its first n_words, valid until the next call; None where they are empty."""
+        first, n_containers = first_word // portable.CONTAINER_WORDS, -(-n_words // portable.CONTAINER_WORDS)
+        low, high = np.searchsorted(self._keys, [first, first + n_containers])
         if low == high:
             return None
-        self._buffer.fill(0)
-        portable.decode_window(self._data, self._rows[low:high], first, self._buffer)
-        return self._buffer
+        return self._decoded(low, high, first, n_containers * portable.CONTAINER_WORDS)[:n_words]
+
+    def head(self, first_word: int) -> Words:
+        """Return the words of a window that holds a container, up to its last one; valid until the next call."""
+        first = first_word // portable.CONTAINER_WORDS
+        low, high = np.searchsorted(self._keys, [first, first + WINDOW_CONTAINERS])
+        return self._decoded(low, high, first, (int(self._keys[high - 1]) + 1 - first) * portable.CONTAINER_WORDS)
+
+    def _decoded(self, low: int, high: int, first: int, n_words: int) -> Words:
+        words = self._buffer[:n_words]
+        words.fill(0)
+        portable.decode_window(self._data, self._rows[low:high], first, words)
+        return words
 
     def into(self, words: Words) -> None:
         """Write all of the bitmap to zeroed words that begin with block 0."""
@@ -205,9 +215,8 @@ class RoaringBits:
     def _window_extents(self, start: int, stop: int) -> Iterator[Extents]:
         windows = self.windows(start, stop)
         for first_word in windows.starts().tolist():
-            words = windows.window(first_word)
-            if words is not None:
-                yield runs.extents_of(words, 0, WINDOW_BLOCKS, first_word * WORD_BITS)
+            words = windows.head(first_word)
+            yield runs.extents_of(words, 0, words.size * WORD_BITS, first_word * WORD_BITS)
 
     def free_extents(self, start: int, stop: int, min_blocks: int, max_extents: int) -> Extents:
         """Runs of blocks of ``[start, stop)`` that are not in."""

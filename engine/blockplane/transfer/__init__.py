@@ -3,7 +3,6 @@
 from blockplane.transfer import mirrors
 from blockplane.transfer.compare import StreamComparison, compare_streams
 from blockplane.transfer.copy import CopyReport, copy
-from blockplane.transfer.destination import abort_receive
 from blockplane.transfer.lag import ReplicaReport, replicas
 from blockplane.transfer.merge import MergeReport, merge_streams
 from blockplane.transfer.newvolume import Opening
@@ -36,6 +35,7 @@ from blockplane.transfer.tapecheck import (
 from blockplane.transfer.tapeparts import DriveTapes, TapePartsReport, write_tape_parts
 from blockplane.transfer.taperead import TapeReadReport, read_tape
 from blockplane.transfer.tapewrite import TapeForm, TapeWriteReport, write_stream_to_tape, write_tape
+from blockplane.transfer.targets import abort_receive
 from blockplane.transfer.verify import StreamVerdict, stream_map, verify_streams
 
 __all__ = [

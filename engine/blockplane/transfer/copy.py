@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,7 @@ from typing import Final
 from blockplane.image.extents import n_blocks_in, split
 from blockplane.image.gather import Gathered
 from blockplane.image.image import Image
+from blockplane.image.order import WINDOW_BLOCKS
 from blockplane.image.store import VolumeStore
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import BlockplaneError, RefusedError, UsageError, VolumeDamagedError
@@ -23,16 +24,23 @@ from blockplane.stream.codec import Role
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.copied import compare_copy
 from blockplane.transfer.description import described
-from blockplane.transfer.destination import VolumeDestination, destination_for
+from blockplane.transfer.destination import VolumeDestination
 from blockplane.transfer.foresight import Foreseen, foresee
 from blockplane.transfer.imagesending import ImageSending
 from blockplane.transfer.keeping import OriginError, kept_or_given_up
 from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.protocol import Destination, Landing, Sendable
+from blockplane.transfer.targets import destination_for
 from blockplane.volume.groups import DiskNames
 from blockplane.volume.volume import Volume
 from blockplane.volume.waiting import Waiting
 
+#: The fewest blocks of a window: 2 MiB, requests of 512 KiB on four disks.
+MIN_WINDOW_BLOCKS: Final = 512
+#: Windows of an image, at least, and of these in flight. What is read before the first one lands is this share of a
+#: small image: in one window an image of 16 MiB was read whole before any of it was written.
+N_WINDOWS: Final = 16
+N_FLYING: Final = 4
 #: Blocks handed on at a time: few enough bands that they lie in them at once whatever the target's geometry. A whole
 #: window at a time was as fast on equal geometries, and went through memory twice on others.
 PIECE_BLOCKS: Final = 256
@@ -116,7 +124,7 @@ def copy(
     against its check once, by the thread that read it. Memory: the windows of a gather and the target's write pipeline,
     64 MiB each, and two planes. `verify` costs a second read of the source and one of the target, at once.
     """
-    sending = ImageSending(image) if isinstance(image, Image) else image
+    sending = _in_windows(image) if isinstance(image, Image) else image
     stream, wish = described(sending), DiskWish(disks, size, parity, chunk, wipe)
     _refuse_same(sending, target, wish)
     started = time.monotonic()
@@ -130,6 +138,13 @@ def copy(
         n_verified = _verified(sending, destination, progress) if verify else 0
     report = _report(sending, stream, found, time.monotonic() - started)
     return replace(report, n_blocks_verified=n_verified)
+
+
+def _in_windows(image: Image) -> ImageSending:
+    """Return an image as something to send, a small one in small windows: it lands while it is read."""
+    share = -(-len(image.plane) // N_WINDOWS // MIN_WINDOW_BLOCKS) * MIN_WINDOW_BLOCKS
+    window_blocks = min(max(share, MIN_WINDOW_BLOCKS), WINDOW_BLOCKS)
+    return ImageSending(image, window_blocks=window_blocks, ring_bytes=N_FLYING * window_blocks * BLOCK_BYTES)
 
 
 def _copy(
@@ -151,7 +166,8 @@ def _copy(
         n_bytes = len(coming) * BLOCK_BYTES
         _bring(sending, landing, Waiting(coming), n_bytes, progress, started)
         progress(ProgressEvent("commit", n_bytes, n_bytes, time.monotonic() - started))
-        landing.commit(stream.arriving())
+        with destination.last_change() if isinstance(destination, VolumeDestination) else nullcontext():
+            landing.commit(stream.arriving())
         n_shared = getattr(landing, "n_shared", 0)
     is_made = isinstance(destination, VolumeDestination) and destination.is_made
     return Foreseen(stream.header.image_blocks - n_before, n_before, n_shared, makes_volume=is_made)

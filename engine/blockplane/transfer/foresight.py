@@ -10,17 +10,17 @@ from pathlib import Path
 
 from blockplane.model.errors import NoSpaceError
 from blockplane.stream.reader import StreamMap
-from blockplane.transfer.destination import (
-    VolumeDestination,
+from blockplane.transfer.destination import VolumeDestination
+from blockplane.transfer.newvolume import DiskWish, planned_blocks
+from blockplane.transfer.protocol import Destination
+from blockplane.transfer.resume import landed_of
+from blockplane.transfer.targets import (
     is_half_made,
     is_of_no_use,
     is_vacant,
     not_to_be_made,
     refuse_without_volume,
 )
-from blockplane.transfer.newvolume import DiskWish, planned_blocks
-from blockplane.transfer.protocol import Destination
-from blockplane.transfer.resume import landed_of
 from blockplane.volume.landing_places import refuse_beyond
 from blockplane.volume.live import LiveVolume, reserve_for
 from blockplane.volume.volume import Volume

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from blockplane.image.expected import ExpectedChecks
-from blockplane.image.gather import Gathered, gathering
+from blockplane.image.gather import RING_BYTES, Gathered, gathering
 from blockplane.image.image import Image
 from blockplane.image.order import DISK, VERSION, WINDOW_BLOCKS, Window, windows
 from blockplane.image.store import require_alive
@@ -37,9 +37,14 @@ class ImageSending:
     """
 
     def __init__(
-        self, image: Image, order: str = DISK, window_blocks: int = WINDOW_BLOCKS, locations: str = EXPLICIT
+        self,
+        image: Image,
+        order: str = DISK,
+        window_blocks: int = WINDOW_BLOCKS,
+        locations: str = EXPLICIT,
+        ring_bytes: int = RING_BYTES,
     ) -> None:
-        self.image, self._order, self._window_blocks = image, order, window_blocks
+        self.image, self._order, self._window_blocks, self._ring_bytes = image, order, window_blocks, ring_bytes
         self._top = image.require_sendable()
         self._locations = _locations(locations)
         if self._locations is Locations.IMPLICIT and order == DISK and not image.layout.is_home:
@@ -112,7 +117,9 @@ class ImageSending:
                 reading.enter_context(store.pin(record.id))
             require_alive(store, image.records())
             # only now: what is pinned moves no more
-            yield reading.enter_context(gathering(self._planned(), self._checks_of, store.array, self._window_blocks))
+            yield reading.enter_context(
+                gathering(self._planned(), self._checks_of, store.array, self._window_blocks, self._ring_bytes)
+            )
 
     def _planned(self) -> Iterator[Window]:
         plane, layout = self.image.plane, self.image.layout

@@ -18,11 +18,11 @@ from blockplane.stream.input import InputLike, blaming, open_input
 from blockplane.stream.keyfile import Keys, keys_of
 from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.transfer.claims import Claims, extents_list
-from blockplane.transfer.destination import destination_for
 from blockplane.transfer.keeping import kept_or_given_up
 from blockplane.transfer.landtogether import land_together
 from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.protocol import Destination, Landing
+from blockplane.transfer.targets import destination_for
 from blockplane.volume.groups import DiskNames
 from blockplane.volume.volume import Volume
 

@@ -22,10 +22,11 @@ from blockplane.stream.source import StreamName, is_stored, stream_names
 from blockplane.stream.stored import StreamPlace
 from blockplane.transfer.applying import Live, Plan, Step, plan_streams
 from blockplane.transfer.coverage import prove_chain
-from blockplane.transfer.destination import VolumeDestination, clear_half_made, destination_for, is_blank, is_vacant
+from blockplane.transfer.destination import VolumeDestination, is_blank
 from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.receive import ReceiveReport, receive_into
 from blockplane.transfer.resume import landed_of
+from blockplane.transfer.targets import clear_half_made, destination_for, is_vacant
 from blockplane.transfer.verify import stream_map
 from blockplane.volume.groups import DiskNames
 from blockplane.volume.live import LiveVolume

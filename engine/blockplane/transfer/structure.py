@@ -15,8 +15,8 @@ from blockplane.model.errors import StreamMismatchError, UsageError
 from blockplane.stream.source import StreamChain, open_stream
 from blockplane.stream.stateplane import plane_in
 from blockplane.transfer.coverage import prove_chain
-from blockplane.transfer.destination import is_vacant
 from blockplane.transfer.newvolume import Opening, remove_made
+from blockplane.transfer.targets import is_vacant
 from blockplane.volume.basing import Base, adopt
 from blockplane.volume.groups import DiskNames
 from blockplane.volume.volume import Volume

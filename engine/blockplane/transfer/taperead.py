@@ -27,11 +27,11 @@ from blockplane.stream.media import (
     is_drive,
 )
 from blockplane.stream.reader import StreamMap
-from blockplane.transfer.destination import destination_for
 from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.protocol import Destination
 from blockplane.transfer.receive import ReceiveReport, receive_all_into
 from blockplane.transfer.tapewrite import tape_names
+from blockplane.transfer.targets import destination_for
 from blockplane.volume.groups import DiskNames
 from blockplane.volume.volume import Volume
 

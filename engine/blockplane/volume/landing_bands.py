@@ -21,7 +21,7 @@ from blockplane.disks.pending import Pending
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.volume.journal import LandedSlots
 from blockplane.volume.livechecks import SlotChecks
-from blockplane.volume.space import AREA_STRIPES
+from blockplane.volume.space import AREA_STRIPES, AreaName
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
@@ -108,6 +108,7 @@ class LandingBands:
         self._handed: deque[_Handed] = deque()
         self._closing: deque[Future[None]] = deque()
         self._closer = ThreadPoolExecutor(1, "landing")
+        self._named: set[AreaName] = set()  # areas that the closer was asked to name
         self._sent: dict[BandKey, SlotChecks] = {}  # the closer's: of bands that went out before they were whole
         geometry = volume.geometry
         homes = [geometry.home(disk) for disk in range(geometry.n_disks)]
@@ -232,7 +233,15 @@ class LandingBands:
         band = self._volume.array.new_band(group, first, n_stripes, zero=due < mine.size * 64)
         band.written[:] = False
         waiting = self._open[key] = _LandingBand(band, due)
+        self._name_areas(band)
         return waiting
+
+    def _name_areas(self, band: Band) -> None:
+        """Have the areas of a band named while it is filled: that costs flushes, and the band need not wait for it."""
+        names = _areas_from(band)
+        if names[0] not in self._named:
+            self._named.update(names)
+            self.submit(lambda: self._volume.declare_areas(names))
 
     def _bound(self) -> None:
         """Close the bands longest untouched as they are, when too many are open; the rest of them comes later."""
@@ -271,12 +280,10 @@ class LandingBands:
     def _write(self, waiting: _LandingBand) -> None:
         """Send a band out: what landed, and the parity of the stripes it touches."""
         band, volume = waiting.band, self._volume
-        area = band.dbn_start // AREA_STRIPES
-        ahead = range(area, min(area + AREAS_AHEAD, band.record.n_areas))
         before = None if band.written.all() else self._sent_before(waiting)
         with volume.lock:  # a record that names other areas may come before or after, not in between
             try:
-                volume.declare_areas([(band.group, index) for index in ahead])
+                volume.declare_areas(_areas_from(band))
                 slots = _slots(waiting)
                 writes = None if band.written.all() else volume.beside.write(band, before)
             except BaseException:
@@ -330,6 +337,12 @@ class LandingBands:
         for waiting in self._open.values():
             self._volume.array.drop_band(waiting.band)
         self._open.clear()
+
+
+def _areas_from(band: Band) -> list[AreaName]:
+    """Return the area of a band, and those after it."""
+    area = band.dbn_start // AREA_STRIPES
+    return [(band.group, index) for index in range(area, min(area + AREAS_AHEAD, band.record.n_areas))]
 
 
 def _slots(waiting: _LandingBand) -> LandedSlots:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from blockplane.model.errors import NotAVolumeError
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR
 from blockplane.volume.lock import VolumeLock
 
@@ -60,3 +62,38 @@ def clear(directory: Path) -> None:
         remove_socket(directory)
         for name in (CONFIG_NAME, CONFIG_NAME + ".new", MARK_NAME):
             (directory / name).unlink(missing_ok=True)
+
+
+def make_directory(directory: Path) -> bool:
+    """Make the directory of a new volume; return whether it was not there. Errors: as of `refuse_taken`."""
+    refuse_taken(directory)
+    if directory.exists():
+        return False
+    directory.mkdir(parents=True)
+    return True
+
+
+def refuse_taken(directory: Path) -> None:
+    """Refuse a directory in which no volume can be made; what a maker left that stopped goes first.
+
+    Raises
+    ------
+    NotAVolumeError: it is a volume already, or holds something else.
+    """
+    if is_marked(directory):
+        clear(directory)
+    if (directory / CONFIG_NAME).exists():
+        raise NotAVolumeError(f"{directory} is a volume already", "take another name, or remove it first")
+    if directory.exists() and not (directory.is_dir() and is_vacant(directory)):
+        raise NotAVolumeError(f"{directory} is not empty", "name a directory that is empty or does not exist")
+
+
+def unmake_directory(directory: Path, made: bool, files: Sequence[str]) -> None:
+    """Undo what a failed create left: disk files it made, its names in a directory it had found empty or absent."""
+    for file in files:
+        Path(file).unlink(missing_ok=True)
+    shutil.rmtree(directory / DISKS_DIR, ignore_errors=True)
+    for name in (CONFIG_NAME, LOCK_NAME, MARK_NAME):
+        (directory / name).unlink(missing_ok=True)
+    if made:
+        directory.rmdir()

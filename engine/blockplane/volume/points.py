@@ -45,12 +45,14 @@ class Points(Roots):
     ----------
     active : the live state. previous, previous_local : those of the CP before the last.
     is_replica : whether the live state is exactly one received or rolled back to; the first write starts a branch.
+    ends_next : whether the next CP is the last before closing, and its root record says so: closing writes none then.
     """
 
     previous: State
     previous_local: LocalTree
     beside: BesideWriter
     is_replica: bool
+    ends_next: bool = False
     features: Features
     _busy: BusyPlane
     _clients: list[Client]
@@ -120,6 +122,7 @@ class Points(Roots):
             with self.dipping():  # the reserve is there for this
                 changes = self._commit_trees()
             self._settle_data()
+            clean = clean or self.ends_next
             self._write_info(**changes, areas=[] if clean else list(self._declared), clean=clean)
             self._pass_on()
         elif clean and not self.info.clean:

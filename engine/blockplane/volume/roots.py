@@ -53,12 +53,12 @@ class Roots(Capacity):
         """Take up the live state; for reading, an empty one where its root is damaged, which `require_live` refuses."""
         try:
             self.committed = self._committed_state(self.info.state, self.committed_local)
-            self.active = self._live_state(self.info.state, self.committed_local.active_map())
+            self.active = self._live_state(self.committed, self.committed_local.active_map())
         except VolumeDamagedError as error:
             self.knows_live = False
             self._go_on_without("the root of the live file system", error)
             self.committed = self._committed_state(Pointer.none(), self.committed_local)
-            self.active = self._live_state(Pointer.none(), PlaceMap())
+            self.active = self._live_state(self.committed, PlaceMap())
 
     def _go_on_without(self, what: str, error: VolumeDamagedError) -> None:
         """Note that a root is damaged; nothing is built on it by writing."""
@@ -101,12 +101,13 @@ class Roots(Capacity):
         placemap = local.active_map()
         return State.read(PlaceReader(self.array, placemap), pointer, placemap)
 
-    def _live_state(self, pointer: Pointer, placemap: PlaceMap) -> ActiveState:
-        if pointer.exists:
-            root = StateRoot.decode(read_root(PlaceReader(self.array, placemap), pointer))
+    def _live_state(self, committed: State, placemap: PlaceMap) -> ActiveState:
+        """Return a live state that goes on from a committed one, with a root of its own."""
+        if committed.pointer.exists:
+            root = StateRoot.decode(committed.root.encode())
         else:
             root = blank_root(self.geometry.n_blocks, os.urandom(16), os.urandom(16))
         reader = self._live_reader(lambda: self.active.open_map())
         return ActiveState(
-            reader, root, pointer, placemap, self.placer, self.space, self._claim, self._claim_run, self.names
+            reader, root, committed.pointer, placemap, self.placer, self.space, self._claim, self._claim_run, self.names
         )

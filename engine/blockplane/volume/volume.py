@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -37,7 +36,7 @@ from blockplane.volume import shrink as shrinking
 from blockplane.volume.basegroup import BASE_GROUP
 from blockplane.volume.basing import BASE_DISK, Base, opener
 from blockplane.volume.codec import Hold
-from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, VolumeConfig, read_config, write_config
+from blockplane.volume.config import VolumeConfig, read_config, write_config
 from blockplane.volume.destinations import Destinations
 from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
 from blockplane.volume.groups import DiskNames, GroupWish, blank_ends
@@ -98,7 +97,7 @@ class Volume(LiveVolume):
         """
         directory = Path(path)
         wish = GroupWish(disks, size, parity, chunk, wipe)
-        made = _make_directory(directory)
+        made = making.make_directory(directory)
         lock = VolumeLock(directory / LOCK_NAME, verb, answers=answers)
         opened: list[Disk] = []
         files: list[str] = []
@@ -127,7 +126,7 @@ class Volume(LiveVolume):
         except BaseException:
             for disk in opened:
                 disk.close()
-            _unmake_directory(directory, made, files)
+            making.unmake_directory(directory, made, files)
             lock.release()
             raise
         volume.close_with(lock)
@@ -144,7 +143,7 @@ class Volume(LiveVolume):
         chunk: int | str | None = None,
     ) -> tuple[list[str], GroupRecord]:
         """Return the disks that `create` would make or use, and the group they would be; nothing is made."""
-        _refuse_taken(Path(path))
+        making.refuse_taken(Path(path))
         return GroupWish(disks, size, parity, chunk).plan(Path(path))
 
     @classmethod
@@ -239,9 +238,10 @@ class Volume(LiveVolume):
             raise NotAVolumeError("the root record belongs to another volume than the labels", "")
         if writable and assembly.is_reduced:
             write_labels(assembly.disks, assembly.labels, assembly.generation)
+        elif writable and assembly.labels_are_settled:
+            mend_labels(assembly.disks, assembly.labels, assembly.lost)
         elif writable:
-            mend = mend_labels if assembly.labels_are_settled else settle_labels
-            mend(assembly.disks, assembly.labels)
+            settle_labels(assembly.disks, assembly.labels)
         array = DiskArray(assembly.geometry, assembly.disks)
         if writable and not everywhere:  # before any later one: no disk may fall two generations behind
             write_record(array, record)
@@ -492,32 +492,3 @@ class Volume(LiveVolume):
 def _write_labels(geometry: Geometry, volume_id: bytes, disks: Sequence[Disk]) -> None:
     member_ids = [os.urandom(16) for _ in disks]
     write_labels(disks, make_labels(geometry, volume_id, member_ids, [disk.n_blocks for disk in disks]), 0)
-
-
-def _make_directory(directory: Path) -> bool:
-    """Make the directory of a new volume; return whether it was not there."""
-    _refuse_taken(directory)
-    if directory.exists():
-        return False
-    directory.mkdir(parents=True)
-    return True
-
-
-def _refuse_taken(directory: Path) -> None:
-    if making.is_marked(directory):
-        making.clear(directory)
-    if (directory / CONFIG_NAME).exists():
-        raise NotAVolumeError(f"{directory} is a volume already", "take another name, or remove it first")
-    if directory.exists() and not (directory.is_dir() and making.is_vacant(directory)):
-        raise NotAVolumeError(f"{directory} is not empty", "name a directory that is empty or does not exist")
-
-
-def _unmake_directory(directory: Path, made: bool, files: Sequence[str]) -> None:
-    """Undo what a failed create left: disk files it made, its names in a directory it had found empty or absent."""
-    for file in files:
-        Path(file).unlink(missing_ok=True)
-    shutil.rmtree(directory / DISKS_DIR, ignore_errors=True)
-    for name in (CONFIG_NAME, LOCK_NAME, making.MARK_NAME):
-        (directory / name).unlink(missing_ok=True)
-    if made:
-        directory.rmdir()

@@ -1,0 +1,188 @@
+"""What a target's name stands for: a volume that is there, that is made for an image, or that was left half made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+from blockplane.disks import GroupRecord
+from blockplane.model.errors import (
+    BlockplaneError,
+    NotAVolumeError,
+    StreamMismatchError,
+    UsageError,
+    VolumeInUseError,
+)
+from blockplane.stream.reader import StreamMap
+from blockplane.transfer.against import no_lender
+from blockplane.transfer.destination import VolumeDestination
+from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove, remove_made
+from blockplane.transfer.protocol import Destination
+from blockplane.transfer.resume import drop_incoming, made_by_receive
+from blockplane.volume import making
+from blockplane.volume.groups import give_back
+from blockplane.volume.live import LiveVolume
+from blockplane.volume.volume import Volume
+
+
+def destination_for(
+    target: str | os.PathLike[str] | LiveVolume | Destination,
+    stream: StreamMap,
+    wish: DiskWish,
+    opening: Opening | None = None,
+    relocates: bool = False,
+) -> AbstractContextManager[Destination]:
+    """Return the destination, open; a volume that was opened or made here is closed on leaving.
+
+    Raises
+    ------
+    UsageError : disk options for a volume that is there already.
+    """
+    if isinstance(target, LiveVolume):
+        return _as_it_is(VolumeDestination(target, relocates=relocates))
+    if not isinstance(target, (str, os.PathLike)):
+        return _as_it_is(target)
+    path, opening = Path(target), opening or Opening()
+    clear_half_made(path)
+    if is_vacant(path):
+        return _made(path, stream, wish, opening, relocates)
+    if not wish.is_default and not is_half_made(path):
+        raise not_to_be_made(path)
+    return _opened(path, opening, relocates)
+
+
+def not_to_be_made(path: Path) -> UsageError:
+    """Return the error for disk options of a volume that is there."""
+    return UsageError(f"{path} is there already: its disks are what they are", "leave the disk options out")
+
+
+def clear_half_made(path: Path) -> None:
+    """Remove a volume whose receive was killed before it had anything that could be gone on with."""
+    if is_of_no_use(path):
+        making.clear(path)
+
+
+def is_of_no_use(path: Path) -> bool:
+    """Whether a volume was being made, and its maker killed before there was anything to be gone on with."""
+    if not making.is_marked(path):
+        return False
+    try:
+        with Volume.open(path, writable=False, verb="receive") as volume:
+            return not (volume.was_written or volume.local.incoming.images())
+    except VolumeInUseError:
+        raise
+    except BlockplaneError:  # not even a volume
+        return True
+
+
+def is_half_made(path: Path) -> bool:
+    """Whether a receive that was interrupted made the volume: disk options may be given again with its command."""
+    try:
+        with Volume.open(path, writable=False, verb="receive") as volume:
+            return made_by_receive(volume)
+    except BlockplaneError:
+        return False
+
+
+def is_vacant(path: Path) -> bool:
+    """Whether a volume can be made there: nothing is, or an empty folder."""
+    if path.is_symlink() and not path.exists():
+        raise NotAVolumeError(f"{path} is a symbolic link that leads nowhere", "name the directory itself")
+    return not path.exists() or (path.is_dir() and making.is_vacant(path))
+
+
+@contextmanager
+def _as_it_is(destination: Destination) -> Iterator[Destination]:
+    yield destination
+
+
+@contextmanager
+def _opened(path: Path, opening: Opening, relocates: bool) -> Iterator[Destination]:
+    with opening.open(path) as volume, opening.entered(volume):
+        yield VolumeDestination(volume, relocates=relocates, is_opened=True)
+
+
+def refuse_without_volume(path: Path, stream: StreamMap) -> None:
+    """Refuse what cannot be the beginning of a volume.
+
+    Raises
+    ------
+    StreamMismatchError : it builds on what would have to be there.
+    """
+    base = stream.base
+    if base is not None:
+        raise StreamMismatchError(
+            f"the image builds on snapshot {base.name}, and there is no volume {path}",
+            "bring the full image that it is in first",
+        )
+    if stream.lender is not None:
+        raise no_lender(str(path), stream, stream.lender)
+
+
+@contextmanager
+def _made(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening, relocates: bool) -> Iterator[Destination]:
+    refuse_without_volume(path, stream)
+    with made_volume(path, stream.header.groups, wish, opening) as volume:
+        yield VolumeDestination(volume, is_made=True, relocates=relocates, is_opened=True)
+
+
+@contextmanager
+def made_volume(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, opening: Opening) -> Iterator[Volume]:
+    """Make a volume for what a source of such groups sends; when that fails, remove what was made and nothing else."""
+    existed = path.exists()
+    named = [] if wish.disks is None or isinstance(wish.disks, int) else [Path(disk) for disk in wish.disks]
+    old_disks = [disk for disk in named if disk.exists()]
+    new_disks = [disk for disk in named if disk not in old_disks]
+    volume = create_like(path, groups, wish, opening)
+    making.mark(path)
+    try:
+        with opening.entered(volume):
+            yield volume
+        volume.close()
+        making.unmark(path)
+    except BaseException:
+        has_arrived = volume.committed_local.root.n_entries  # and then something went wrong
+        if has_arrived or volume.local.incoming.images():  # or it was interrupted, and can go on
+            with suppress(BlockplaneError):  # of a volume that stopped: what its last CP has stays
+                volume.close()
+            making.unmark(path)
+            raise
+        volume.abandon()
+        remove(path, new_disks, existed)
+        for disk in old_disks:
+            give_back(str(disk))
+        raise
+
+
+def abort_receive(
+    path: str | os.PathLike[str],
+    wait_s: float = 0.0,
+    opened: AbstractContextManager[LiveVolume] | None = None,
+    top: str | None = None,
+) -> int:
+    """Give up what interrupted receives have left in a volume; one that such a receive made is removed.
+
+    Parameters
+    ----------
+    opened : gives the volume, open for writing, where it is not to be opened here. It is not removed while it is open.
+    top : of which alone, as for `resume_token`; by default of all.
+
+    Returns
+    -------
+    how many blocks were reserved.
+
+    Raises
+    ------
+    RefusedError : no receive was interrupted here, or not that; one that is under way is not.
+    """
+    directory = Path(path)
+    with opened or Volume.open(directory, wait_s=wait_s, verb="receive --abort") as volume:
+        is_made = made_by_receive(volume)
+        n_blocks = drop_incoming(volume, top)
+        is_made = is_made and not volume.local.incoming.images()
+    if is_made:
+        with suppress(VolumeInUseError):  # it stays, empty, for who has it
+            remove_made(directory)
+    return n_blocks
