@@ -139,3 +139,24 @@ def test_an_incremental_mirror_and_its_reintegration(source, tmp_path, rng):
         assert bp.FileSystem(volume).read_bytes("/b") == bp.FileSystem(structure).read_bytes("/b") == newer
         assert structure.used_blocks < 60
         assert bp.check(volume).ok
+
+
+def test_a_service_brings_mirrors_and_replicas_up_to_date(source, tmp_path, rng):
+    bp.Volume.create(tmp_path / "far", disks=2, size="16MiB").close()
+    bp.Volume.create(tmp_path / "copy", disks=2, size="16MiB").close()
+    blockplane("mirror", "add", source, tmp_path / "far", "--every", "1s")
+    blockplane("snapshot", "master", f"{source}@one")
+    policy = tmp_path / "policy.toml"
+    policy.write_text(
+        '[volume.pool]\npath = "pool"\n[volume.pool.mirror.all]\nevery = "1s"\n[volume.far]\npath = "far"\n'
+        f'[volume.copy]\npath = "copy"\n[volume.copy.replicate.master]\nevery = "1s"\nsource = "{source}"\n'
+    )
+    said = blockplane("serve", "--check", policy)
+    assert "brings its mirrors up to date" in said
+    assert "pulls what master of" in said
+    blockplane("serve", policy, "--once")
+    for name in ("far", "copy"):
+        with bp.Volume.open(tmp_path / name) as volume, bp.Volume.open(source, writable=False) as near:
+            assert bp.FileSystem(volume).read_bytes("/a") == bp.FileSystem(near).read_bytes("/a"), name
+    policy.write_text(policy.read_text().replace("source =", "sauce ="))
+    assert "sauce" in blockplane("serve", "--check", policy, ok=False)

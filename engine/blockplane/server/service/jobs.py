@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Final, Protocol
 
 from blockplane.api import Volume
@@ -22,6 +24,15 @@ from blockplane.volume.retention import Policy as Retention
 _MAX_SUFFIX: Final = 1000
 
 
+Near = Callable[[Path, Kind], AbstractContextManager[Volume]]
+
+
+def open_near(path: Path, kind: Kind) -> AbstractContextManager[Volume]:
+    """Open a volume that the service does not have."""
+    del kind
+    return Volume.open(path, verb="serve")
+
+
 class StoppedError(BaseException):
     """Ends a job before its end: the service stops, or the volume is to be closed."""
 
@@ -31,12 +42,15 @@ class Work:
     """What a job is given for one run.
 
     volume : open for writing. wall_s : now, seconds since 1970. step : to be called at every step of what lasts: shows
-    that the job is alive, and raises StoppedError when it is to end.
+    that the job is alive, and raises StoppedError when it is to end. near : gives another volume of this machine, open
+    for writing, for the length of a `with` in which something of a kind is done to it: as the service has it, or from
+    its disks.
     """
 
     volume: Volume
     wall_s: float
     step: Callable[[], None]
+    near: Near = open_near
 
     def progress(self, event: ProgressEvent) -> None:
         """Take what a long call tells of itself."""
@@ -202,7 +216,7 @@ def _check_of(name: str, table: Table) -> CheckJob:
     return CheckJob(name, rule_of(table), table.take("parity", table.truth, True))
 
 
-#: The kinds of jobs a volume can have, by their word in policies.
+#: The kinds of jobs that a volume has by itself, by their word in policies.
 KINDS: Final[dict[str, Callable[[str, Table], Job]]] = {
     SnapshotJob.kind: _snapshot_of,
     PruneJob.kind: _prune_of,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from blockplane.model.errors import UsageError
+from blockplane.server.service.following import MirrorJob, ReplicateJob, mirror_of, replicate_of
 from blockplane.server.service.jobs import KINDS, Job
 from blockplane.server.service.listening import network_of
 from blockplane.server.service.log import LEVELS
@@ -81,7 +82,7 @@ def _volume(name: str, table: Table, directory: Path) -> VolumePolicy:
     path = table.take("path", lambda value: _path(value, directory), directory)
     pressure = _pressure(table)
     jobs: list[Job] = []
-    for kind, read in KINDS.items():
+    for kind, read in {**KINDS, MirrorJob.kind: mirror_of, ReplicateJob.kind: replicate_of}.items():
         for job_name, job_table in table.table(kind).tables():
             job_table.require("", lambda job_name=job_name: check_volume_name(job_name))  # type: ignore[misc]
             jobs.append(read(job_name, job_table))

@@ -13,7 +13,7 @@ from blockplane.api import Volume
 from blockplane.model.errors import BlockplaneError
 from blockplane.server.activity import Activities
 from blockplane.server.service.clock import Clock
-from blockplane.server.service.jobs import Job, Outcome, StoppedError, Work
+from blockplane.server.service.jobs import Job, Near, Outcome, StoppedError, Work, open_near
 from blockplane.server.service.log import Log
 from blockplane.server.service.past import Past
 from blockplane.server.service.timetable import Pace
@@ -33,7 +33,7 @@ class Run:
     """
 
     def __init__(
-        self, job: Job, volume: Volume, activities: Activities, clock: Clock, ended: Callable[[], None]
+        self, job: Job, volume: Volume, activities: Activities, clock: Clock, ended: Callable[[], None], near: Near
     ) -> None:
         self.job = job
         self.outcome: Outcome | None = None
@@ -42,6 +42,7 @@ class Run:
         self.ended_s = self.beat_s = self.begun_s
         self.is_over = False
         self._volume, self._activities, self._clock, self._ended = volume, activities, clock, ended
+        self._near = near
         self._is_stopped = threading.Event()
         self.thread = threading.Thread(target=self._go, name=f"blockplane {job.kind} {job.name}", daemon=True)
         self.thread.start()
@@ -73,7 +74,7 @@ class Run:
         try:
             with self._activities.going_on(self.job.does, verb, os.getpid(), math.inf, self._step):
                 self._await_lock()
-                self.outcome = self.job.run(Work(self._volume, self.begun_wall_s, self._step))
+                self.outcome = self.job.run(Work(self._volume, self.begun_wall_s, self._step, self._near))
         except StoppedError:
             pass
         except (BlockplaneError, OSError, MemoryError) as error:
@@ -110,11 +111,11 @@ class Plan:
             self.pace.n_failures = failures
         self.job = job
 
-    def begin(self, volume: Volume, activities: Activities, ended: Callable[[], None]) -> None:
+    def begin(self, volume: Volume, activities: Activities, ended: Callable[[], None], near: Near = open_near) -> None:
         """Begin a run."""
         assert self.run is None
         self.pace.begin()
-        self.run = Run(self.job, volume, activities, self._clock, ended)
+        self.run = Run(self.job, volume, activities, self._clock, ended, near)
         self._begun_before_s, self.past.begun_s = self.past.begun_s, self.run.begun_wall_s
 
     def settle(self, log: Log, name: str) -> bool:

@@ -16,6 +16,7 @@ from blockplane.server.activity import Activities, Kind
 from blockplane.server.network.rights import Verb
 from blockplane.server.network.serving import Transfer
 from blockplane.server.service.clock import Clock
+from blockplane.server.service.jobs import Near, open_near
 from blockplane.server.service.log import Log
 from blockplane.server.service.past import Past, read_past, write_past
 from blockplane.server.service.policy import VolumePolicy
@@ -52,8 +53,8 @@ class ServedVolume:
 
     Parameters
     ----------
-    past : what is remembered of its jobs. changed : called, from its thread, when it was opened, could not be, or was
-    closed, and from a job's when that is over.
+    near : gives other volumes of this machine. changed : called, from its thread, when it was opened, could not be, or
+    was closed, and from a job's when that is over.
 
     Attributes
     ----------
@@ -63,7 +64,13 @@ class ServedVolume:
     """
 
     def __init__(
-        self, policy: VolumePolicy, answering: Answering, log: Log, clock: Clock, changed: Callable[[], None]
+        self,
+        policy: VolumePolicy,
+        answering: Answering,
+        log: Log,
+        clock: Clock,
+        changed: Callable[[], None],
+        near: Near = open_near,
     ) -> None:
         self.policy = policy
         self.activities = Activities(str(policy.path))
@@ -71,6 +78,7 @@ class ServedVolume:
         self.problem = ""
         self.was_tried = self.was_closed_badly = self.is_over = False
         self._answering, self._log, self._clock, self._changed = answering, log, clock, changed
+        self._near = near
         self.past = read_past(policy.path)
         self.plans: dict[tuple[str, str], Plan] = {}
         self._changing: list[threading.Thread] = []
@@ -140,7 +148,7 @@ class ServedVolume:
             return 0
         due = [plan for plan in self._planned() if plan.run is None and plan.pace.due_in() <= 0]
         for plan in due:
-            plan.begin(volume, self.activities, self._changed)
+            plan.begin(volume, self.activities, self._changed, self._near)
         return len(due)
 
     def due_in(self) -> float:
@@ -161,7 +169,14 @@ class ServedVolume:
 
     @contextlib.contextmanager
     def lent(self, transfer: Transfer) -> Iterator[Volume]:
-        """Give the volume to a peer's transfer for the length of a `with`; it is not closed meanwhile.
+        """Give the volume to a peer's transfer for the length of a `with`; as `used`."""
+        kind = Kind.READS if transfer.verb is Verb.READ else Kind.LIVE
+        with self.used(kind, f"{transfer.verb.value} by {transfer.identity}") as volume:
+            yield volume
+
+    @contextlib.contextmanager
+    def used(self, kind: Kind, verb: str) -> Iterator[Volume]:
+        """Give the volume to somebody for the length of a `with`; it is not closed meanwhile.
 
         Raises
         ------
@@ -172,8 +187,6 @@ class ServedVolume:
             if volume is None or self.is_stopping:
                 raise BusyError(f"{self.policy.name} is not open now", "try again later")
             self._n_lent += 1
-        kind = Kind.READS if transfer.verb is Verb.READ else Kind.LIVE
-        verb = f"{transfer.verb.value} by {transfer.identity}"
         try:
             with self.activities.going_on(kind, verb, os.getpid(), LEND_WAIT_S):
                 yield volume

@@ -12,13 +12,18 @@ import select
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
+from blockplane.api import Volume
 from blockplane.model.errors import BlockplaneError, RefusedError
+from blockplane.server.activity import Kind
 from blockplane.server.network.serving import Opened
 from blockplane.server.service.clock import Clock, SystemClock
 from blockplane.server.service.door import MetricsDoor
+from blockplane.server.service.jobs import open_near
 from blockplane.server.service.listening import Endpoint
 from blockplane.server.service.log import Log
 from blockplane.server.service.metrics import Counts, metrics_text
@@ -286,9 +291,18 @@ class Service:
 
     def _take(self, volume: VolumePolicy) -> None:
         """Serve a volume from now on."""
-        self._served[volume.name] = served = ServedVolume(volume, self._answering, self.log, self._clock, self._wake)
+        self._served[volume.name] = served = ServedVolume(
+            volume, self._answering, self.log, self._clock, self._wake, self._near
+        )
         self._lent[volume.name] = served.lent
         served.start()
+
+    def _near(self, path: Path, kind: Kind) -> AbstractContextManager[Volume]:
+        """Give a volume of this machine to a job of another one: one that is served, or from its disks."""
+        for served in list(self._served.values()):
+            if served.policy.path == path or (path.exists() and served.policy.path.samefile(path)):
+                return served.used(kind, "a job of another volume")
+        return open_near(path, kind)
 
     def _reload(self) -> None:
         self._notifier.reloading()

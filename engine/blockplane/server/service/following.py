@@ -1,0 +1,138 @@
+"""Jobs that keep volumes in step: mirrors that are brought up to date, sources that are pulled from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import BlockplaneError, UsageError
+from blockplane.server.activity import Kind
+from blockplane.server.network.address import parse_peer
+from blockplane.server.network.remote import RemotePeer
+from blockplane.server.network.tls import Credentials
+from blockplane.server.service.jobs import Outcome, Work
+from blockplane.server.service.reading import Table
+from blockplane.server.service.rules import rule_of
+from blockplane.server.service.timetable import Rule
+from blockplane.transfer.mirrors.peers import Peers
+from blockplane.transfer.mirrors.running import run_once
+from blockplane.transfer.peer import LocalChanges, Peer, VolumePeer
+from blockplane.transfer.pull import pull
+from blockplane.volume.pointers import MASTER
+
+#: How long a peer behind a network is tried before a run counts as failed; less than a job may show no sign of life.
+_PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How peers are reached. tls : a folder of certificates; None: none."""
+
+    tls: Path | None = None
+    insecure_plaintext: bool = False
+
+    @contextmanager
+    def remote(self, dest: str) -> Iterator[RemotePeer]:
+        """Give the peer that HOST:PORT/NAME means."""
+        found = parse_peer(dest)
+        if found is None:
+            raise UsageError(f"{dest} is no volume behind a network", "name it as HOST:PORT/NAME")
+        credentials = Credentials.find(self.tls) if self.tls is not None else None
+        peer = RemotePeer(
+            str(found[0]), found[1], credentials, insecure_plaintext=self.insecure_plaintext, patience_s=_PATIENCE_S
+        )
+        with closing(peer):
+            yield peer
+
+    def peers(self, work: Work, kind: Kind) -> Peers:
+        """Return how peers are reached for one run, in which something of a kind is done to them."""
+
+        @contextmanager
+        def local(dest: str) -> Iterator[Peer]:
+            with work.near(Path(dest), kind) as volume:
+                yield VolumePeer(volume)
+
+        return Peers(local, self.remote)
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorJob:
+    """Brings the volume's mirrors up to date, those that `mirror add` made and whose time has come."""
+
+    kind: ClassVar[str] = "mirror"
+    does: ClassVar[Kind] = Kind.SNAPSHOTS
+
+    name: str
+    due: Rule
+    reach: Reach
+
+    def describe(self) -> str:
+        """See Job."""
+        return "brings its mirrors up to date, each at its interval"
+
+    def run(self, work: Work) -> Outcome:
+        """See Job."""
+        work.step()
+        found = list(run_once(work.volume, peers=self.reach.peers(work, Kind.LIVE), progress=work.progress))
+        bad = [f"{ran.mirror.dest}: {ran.error}" for ran in found if ran.error]
+        if bad:
+            raise BlockplaneError("; ".join(bad), "`blockplane mirror status` says more")
+        brought = [ran.report.brought for ran in found if ran.report is not None and ran.report.brought is not None]
+        n_blocks = sum(each.n_blocks for each in brought)
+        return Outcome(f"brought {n_blocks} blocks to {len(brought)} of {len(found)} mirrors", n_blocks * BLOCK_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicateJob:
+    """Pulls what a pointer of a source stands at. changes : what becomes of changes made here."""
+
+    kind: ClassVar[str] = "replicate"
+    does: ClassVar[Kind] = Kind.LIVE
+
+    name: str
+    due: Rule
+    source: str
+    pointer: str
+    changes: LocalChanges
+    reach: Reach
+
+    def describe(self) -> str:
+        """See Job."""
+        return f"pulls what {self.pointer} of {self.source} stands at"
+
+    def run(self, work: Work) -> Outcome:
+        """See Job."""
+        work.step()
+        with self.reach.peers(work, Kind.SNAPSHOTS).open(self.source) as peer:
+            report = pull(peer, work.volume, self.pointer, self.changes, work.progress)
+        brought = report.brought
+        text = f"{report.top} was there" if brought.already_there else f"{report.top}, {brought.n_blocks} blocks"
+        return Outcome(text, brought.n_blocks * BLOCK_BYTES)
+
+
+def _reach(table: Table) -> Reach:
+    tls = table.take("tls", lambda value: Path(Table.text(value)).expanduser().absolute(), None)
+    return Reach(tls, table.take("insecure-plaintext", Table.truth, False))
+
+
+def mirror_of(name: str, table: Table) -> MirrorJob:
+    """Return what a policy says of mirrors."""
+    return MirrorJob(name, rule_of(table), _reach(table))
+
+
+def replicate_of(name: str, table: Table) -> ReplicateJob:
+    """Return what a policy says of a source."""
+    if not table.has("source"):
+        table.add("it has no source", 'source = "backup.example:7420/pool"')
+    source = table.take("source", Table.text, "")
+    pointer = table.take("pointer", Table.text, MASTER)
+    changes = table.take("changes", _changes, LocalChanges.KEEP)
+    return ReplicateJob(name, rule_of(table), source, pointer, changes, _reach(table))
+
+
+def _changes(value: Any) -> LocalChanges:
+    return LocalChanges(Table.one_of(*(each.value for each in LocalChanges))(value))
