@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from blockplane.server.network import Event, Limits, Listener, RemotePeer
-from blockplane.transfer.peer import LocalChanges, image_towards
+from blockplane.transfer.peer import LocalChanges
 from blockplane.transfer.resume import interrupted_receives
+from blockplane.transfer.standing import image_towards
 from blockplane.volume import Volume
 from rig.network import QUICK, Hosts, threads_left
 from streams.volumes import Files, contents, fresh

@@ -13,7 +13,8 @@ import pytest
 
 import blockplane as bp
 from blockplane.model.errors import RefusedError
-from blockplane.transfer.peer import VolumePeer, giving, standing_of
+from blockplane.transfer.peer import VolumePeer, giving
+from blockplane.transfer.standing import standing_of
 from blockplane.volume import masters
 from blockplane.volume.retention import Policy
 

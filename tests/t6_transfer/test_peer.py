@@ -8,7 +8,8 @@ import pytest
 
 import blockplane as bp
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError
-from blockplane.transfer.peer import LocalChanges, VolumePeer, image_towards, meeting, standing_of
+from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.standing import image_towards, meeting, standing_of
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import pytest
 import blockplane as bp
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError
 from blockplane.transfer.lag import replicas
-from blockplane.transfer.peer import LocalChanges, VolumePeer, giving, standing_of
+from blockplane.transfer.peer import LocalChanges, VolumePeer, giving
 from blockplane.transfer.pull import pull
+from blockplane.transfer.standing import standing_of
 from blockplane.volume import masters
 from blockplane.volume.replicas import records_of
 from blockplane.volume.retention import Policy

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockplane.transfer.peer import Standing
+from blockplane.transfer.standing import Standing
 from blockplane.transfer.standingcodec import n_replication_bytes, replication_heard, replication_said
 from blockplane.volume.codec import NO_ID
 from blockplane.volume.replicationcodec import PointerRecord, ReplicaRecord, Replication

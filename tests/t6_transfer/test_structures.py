@@ -9,7 +9,8 @@ import pytest
 import blockplane as bp
 from blockplane.model.errors import RefusedError, StreamError, StreamMismatchError
 from blockplane.transfer.newvolume import Opening
-from blockplane.transfer.peer import LocalChanges, VolumePeer, image_towards, standing_of
+from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.standing import image_towards, standing_of
 
 SIZE = "16MiB"
 

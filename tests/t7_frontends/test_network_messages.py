@@ -23,8 +23,8 @@ from blockplane.server.network.codec import BOUNDS, HEAD_BYTES, Head, Kind, Wire
 from blockplane.server.network.serving import REQUESTS
 from blockplane.server.network.spoken import error_heard, error_said, standing_heard, standing_said
 from blockplane.server.network.tokens import decode_token
-from blockplane.transfer.peer import Standing
 from blockplane.transfer.resume import InterruptedReceive
+from blockplane.transfer.standing import Standing
 from rig.network import QUICK
 
 PAGE = Path(codec.__file__).with_name("WIRE.md").read_text()

@@ -28,8 +28,9 @@ from blockplane.server.network.channel import Channel
 from blockplane.server.network.codec import Kind, encode_head
 from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import LEAST_RATE, Throttle
-from blockplane.transfer.peer import KEPT, LocalChanges, VolumePeer, image_towards, standing_of
+from blockplane.transfer.peer import KEPT, LocalChanges, VolumePeer
 from blockplane.transfer.resume import ResumeToken, resume_token
+from blockplane.transfer.standing import image_towards, standing_of
 from rig.farside import far_side
 from rig.network import QUICK, Cut, Hosts, Link, threads_left
 from streams.volumes import Files, contents, fresh

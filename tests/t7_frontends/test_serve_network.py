@@ -11,7 +11,8 @@ import pytest
 import blockplane as bp
 from blockplane.model.errors import BlockplaneError
 from blockplane.server.service import PolicyError, read_policy
-from blockplane.transfer.peer import LocalChanges, image_towards
+from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.standing import image_towards
 from rig.network import Hosts
 from rig.services import Serving, serving
 

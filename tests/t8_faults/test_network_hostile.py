@@ -164,7 +164,8 @@ PUSH = """
 import sys
 from pathlib import Path
 from blockplane.server.network import Credentials, RemotePeer
-from blockplane.transfer.peer import LocalChanges, image_towards
+from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.standing import image_towards
 from blockplane.volume import Volume
 
 folder, path = Path(sys.argv[1]), Path(sys.argv[2])

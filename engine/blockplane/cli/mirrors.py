@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import click
 
@@ -28,9 +29,10 @@ from blockplane.cli.naming import is_there, open_volume, volume_only
 from blockplane.cli.options import Duration, disk_options, disks_of, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import print_json, printable, sentence
-from blockplane.transfer.mirrors.peers import place_of
-from blockplane.transfer.newvolume import DiskWish, Opening
-from blockplane.transfer.peer import LocalChanges, MirrorPeer, Peer, VolumePeer
+
+if TYPE_CHECKING:
+    from blockplane.transfer.peer import MirrorPeer, Peer
+
 
 #: How long a step waits for what goes on in a volume: a verb of somebody else ends soon, or the next step tries again.
 _STEP_WAIT_S = 1.0
@@ -61,7 +63,7 @@ def _peers(verb: str, calling: Calling, kind: str, writable: bool = True) -> bp.
                 raise bp.errors.VolumeInUseError(
                     f"{dest} is in use by {found.contact}", "wait until that has ended: it is tried again"
                 ) from None
-            yield VolumePeer(volume)
+            yield bp.VolumePeer(volume)
 
     return bp.mirrors.Peers(local, calling.open)
 
@@ -74,7 +76,7 @@ def _peers(verb: str, calling: Calling, kind: str, writable: bool = True) -> bp.
 @click.option("--every", type=Duration(), default="10s", metavar="TIME", help="Time between updates (10s).")
 @click.option(
     "--local-changes",
-    type=click.Choice([each.value for each in LocalChanges]),
+    type=click.Choice(["refuse", "keep", "flush"]),
     help="Let files there be written to, and keep that in a snapshot, or flush it, at the next update.",
 )
 @click.option("--late", type=click.Choice(["latest", "next"]), default="latest", help="What follows a slow transfer.")
@@ -120,8 +122,8 @@ def add(
     blockplane mirror add pool fast --kind incremental --base full.bps --size 8G
     """
     asked = disks_of(n_disks, size, disk, parity, chunk, wipe)
-    wish = DiskWish(asked.disks, asked.size, asked.parity, asked.chunk, asked.wipe)
-    changes = LocalChanges(local_changes) if local_changes is not None else None
+    wish = bp.mirrors.DiskWish(asked.disks, asked.size, asked.parity, asked.chunk, asked.wipe)
+    changes = bp.LocalChanges(local_changes) if local_changes is not None else None
     with open_volume(volume_only(vol), "mirror add", wait_s, writable=True) as volume:
         found = bp.mirrors.add(
             volume,
@@ -133,7 +135,7 @@ def add(
             local_changes=changes,
             late=late,
             wish=wish,
-            opening=Opening(bp.Volume, verb="mirror add"),
+            opening=bp.Opening(bp.Volume, verb="mirror add"),
         )
     if as_json:
         print_json({"name": found.mirror.name, "dest": found.mirror.dest, "made": found.made, "common": found.common})
@@ -191,7 +193,7 @@ def _run_once(place: str, now: bool, only: str | None, calling: Calling, as_json
     ):
         n_mirrors = len(bp.mirrors.definitions(volume.path))
         if only is not None:
-            only = bp.mirrors.find(volume.path, place_of(volume_only(only))).name
+            only = bp.mirrors.find(volume.path, bp.mirrors.place_of(volume_only(only))).name
         peers = _peers("mirror run", calling, "LIVE")
         for ran in bp.mirrors.run_once(volume, peers=peers, only=only, now=now, progress=line):
             found.append(ran)
@@ -211,7 +213,7 @@ def _run_on(volume: bp.Volume, calling: Calling, as_json: bool) -> None:
     @contextmanager
     def around(peer: Peer) -> Iterator[None]:
         with going_on(volume, "mirror run", "SNAPSHOTS", _STEP_WAIT_S), ExitStack() as stack:
-            if isinstance(peer, VolumePeer):
+            if isinstance(peer, bp.VolumePeer):
                 stack.enter_context(going_on(peer.volume, "mirror run", "LIVE", _STEP_WAIT_S))
             yield
 
@@ -349,9 +351,9 @@ def resync(
             place = _source_said(dest, source)
         else:
             there = stack.enter_context(open_volume(volume_only(dest), "mirror resync", wait_s, writable=True))
-            peer, place = VolumePeer(there), _source_of(there, source)
+            peer, place = bp.VolumePeer(there), _source_of(there, source)
         here = stack.enter_context(open_volume(place, "mirror resync", wait_s, writable=True))
-        found = bp.mirrors.find(here.path, place_of(volume_only(dest)))
+        found = bp.mirrors.find(here.path, bp.mirrors.place_of(volume_only(dest)))
         report = None
         plan = bp.mirrors.plan_resync(here, found, peer, winner)
         if not dry_run:
@@ -396,7 +398,7 @@ def remove(vol: str, dest: str, tls: str | None, insecure_plaintext: bool, as_js
     """
     place = volume_only(dest)
     with suppress(OSError):
-        place = place_of(place)
+        place = bp.mirrors.place_of(place)
     with open_volume(volume_only(vol), "mirror remove", wait_s, writable=True) as volume:
         peers = _peers("mirror remove", Calling(tls, insecure_plaintext, wait_s), "SNAPSHOTS")
         found = bp.mirrors.remove_mirror(volume, place, peers=peers)

@@ -14,7 +14,6 @@ from blockplane.cli.naming import is_there, open_volume, opening_to_make, volume
 from blockplane.cli.options import DiskOptions, disk_options, disks_of, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import blocks, print_json, printable
-from blockplane.transfer.peer import LocalChanges, VolumePeer, image_towards, standing_of
 
 if TYPE_CHECKING:
     from blockplane.transfer.copy import CopyReport
@@ -73,7 +72,7 @@ def reintegrate(
 
 def _last_whole(volume: bp.Volume) -> str:
     """Return the snapshot that a mirror's live state is, or was brought as."""
-    standing = standing_of(volume)
+    standing = bp.VolumePeer(volume).standing()
     found = next((r.name for r in standing.snapshots if r.id in (standing.at, standing.parent)), None)
     if found is None:
         raise bp.errors.RefusedError(f"{volume.path} has no state that was brought to it", "`mirror run` brings one")
@@ -85,8 +84,7 @@ def _reintegrated(
 ) -> Brought | CopyReport:
     if is_there(place) and asked.is_plain:
         with open_volume(place, "mirror reintegrate", wait_s, writable=True) as target:
-            image = image_towards(structure, top, standing_of(target))
-            return VolumePeer(target).take(image, LocalChanges.REFUSE, progress)
+            return bp.VolumePeer(structure).bring(top, target, bp.LocalChanges.REFUSE, progress)
     return bp.copy(
         structure.image(top, older="all"), place, disks=asked.disks, size=asked.size, parity=asked.parity,
         chunk=asked.chunk, wipe=asked.wipe, progress=progress, opening=opening_to_make("mirror reintegrate"),

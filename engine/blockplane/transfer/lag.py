@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import BlockplaneError
-from blockplane.transfer.peer import Standing, image_towards
+from blockplane.transfer.standing import Standing, image_towards
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.markcodec import STATUS_NAMES

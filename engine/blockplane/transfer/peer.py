@@ -1,4 +1,4 @@
-"""A volume at the other end: what it says of itself, what is brought to it, what it gives.
+"""A volume at the other end: what is brought to it, what it gives.
 
 Mirrors bring images to a peer, replicas ask one for them. Which base an image has, the side that has the blocks says:
 it knows both sides' snapshots. A peer is a volume of this machine (`VolumePeer`), or one behind a connection.
@@ -13,23 +13,21 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol, runtime_checkable
 
-from blockplane.disks import GroupRecord
-from blockplane.image.image import Image, build
+from blockplane.image.image import Image
 from blockplane.model.errors import BlockplaneError, NoSuchSnapshotError, RefusedError, StreamTruncatedError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.transfer.copy import CopyReport, copy
 from blockplane.transfer.destination import VolumeDestination, settled
-from blockplane.transfer.resume import InterruptedReceive, interrupted_receives
 from blockplane.transfer.since import Since, what_is_since
+from blockplane.transfer.standing import Standing, image_towards, meeting, standing_of
 from blockplane.volume import masters, replicas
-from blockplane.volume.codec import KIND_REGULAR, KIND_SHADOW, NO_ID, SnapshotRecord
+from blockplane.volume.codec import KIND_REGULAR, SnapshotRecord
 from blockplane.volume.deleting import delete
 from blockplane.volume.holds import needs
 from blockplane.volume.landing_places import reaches
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.mirrorcodec import MIRROR, MirrorRecord
 from blockplane.volume.mirrored import set_mirror
-from blockplane.volume.replicationcodec import PointerRecord, ReplicaRecord
 from blockplane.volume.snapshots import changed_since_newest, create, rollback, standing_at
 from blockplane.volume.volume import Volume
 
@@ -43,37 +41,6 @@ class LocalChanges(Enum):
     REFUSE = "refuse"  # nothing changes
     KEEP = "keep"  # they stay as a snapshot of their own
     FLUSH = "flush"  # they go, as the patent has it
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What a volume says of itself.
-
-    space_id : of its live file system's numbering; NO_ID: it was never written to. at : id of the snapshot that has all
-    that the live file system has; NO_ID: none has. snapshots : older first, of every kind. interrupted : receives that
-    can be gone on with. label : what its replica may be called. generation : counts its consistency points. pointers :
-    with those that were deleted. below : where those stand that pull from it, or further down. groups : its geometry.
-    mirror : whose mirror it is; None: nobody's, or it does not say. parent : id of the snapshot that the live file
-    system descends from; NO_ID: there is none, or it does not say.
-    """
-
-    volume_id: bytes
-    space_id: bytes
-    at: bytes
-    snapshots: tuple[SnapshotRecord, ...]
-    interrupted: tuple[InterruptedReceive, ...]
-    label: str = ""
-    generation: int = 0
-    pointers: tuple[PointerRecord, ...] = ()
-    below: tuple[ReplicaRecord, ...] = ()
-    groups: tuple[GroupRecord, ...] = ()
-    mirror: MirrorRecord | None = None
-    parent: bytes = NO_ID
-
-    @property
-    def whole(self) -> dict[bytes, SnapshotRecord]:
-        """The snapshots that can be built upon, by id."""
-        return {record.id: record for record in self.snapshots if record.kind == KIND_REGULAR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,90 +123,6 @@ class MirrorPeer(Peer, Protocol):
     def since(self, snapshot_id: bytes) -> Since:
         """Say what it has beyond a snapshot of its; NO_ID: beyond nothing."""
         ...
-
-
-def standing_of(volume: LiveVolume) -> Standing:
-    """Return what a volume says of itself; everything so far is committed."""
-    with settled(volume):
-        at = standing_at(volume) if volume.was_written else None
-        return Standing(
-            volume.info.volume_id,
-            volume.committed.root.space_id if volume.was_written else NO_ID,
-            at.record.id if at is not None else NO_ID,
-            tuple(entry.record for entry in volume.local.entries()),
-            tuple(interrupted_receives(volume)),
-            label=volume.path.name,
-            generation=volume.info.generation,
-            pointers=volume.local.replication().pointers,
-            below=tuple(replicas.reported(volume)),
-            groups=volume.geometry.groups,
-            mirror=volume.local.root.mirror,
-            parent=volume.local.root.parent_id,
-        )
-
-
-def meeting(volume: LiveVolume, top: str, whole: dict[bytes, SnapshotRecord]) -> SnapshotRecord | None:
-    """Return the newest snapshot that a top descends from, or is, and that the other side can build on; None: none.
-
-    It may be a shadow here: it is only subtracted.
-    """
-    with volume.lock:
-        line = [entry.record for entry in volume.local.ancestors(volume.local.entry(top).record.id)]
-    for record in reversed(line):
-        theirs = whole.get(record.id)
-        if theirs is not None and theirs.space_id == record.space_id and record.kind in (KIND_REGULAR, KIND_SHADOW):
-            return record
-    return None
-
-
-def image_towards(volume: LiveVolume, top: str, standing: Standing, exclude: Sequence[str] = ()) -> Image:
-    """Return the image that brings a snapshot, and those between, to who stands there: an increment if it can be.
-
-    Parameters
-    ----------
-    exclude : snapshots between that are not to arrive.
-    """
-    base = base_for(volume, top, standing)
-    if base is None:
-        return build(volume, top, older="all" if not exclude else _older(volume, top, exclude))
-    if base.name == top:
-        return build(volume, top)
-    with volume.lock:
-        state = volume.snapshot_state(volume.local.entry(top))
-    listed = {record.id: record for record in state.listed_snapshots()}
-    names = {record.name for record in listed.values() if record.id not in standing.whole}
-    line = _line(volume, top, after=base.id)
-    between = [name for name in line if name in names and name not in (*exclude, top)]
-    with_ = [] if base.id in listed else [base.name]
-    return build(volume, " + ".join([top, *between]) + f" - {base.name}", with_=with_)
-
-
-def base_for(volume: LiveVolume, top: str, standing: Standing) -> SnapshotRecord | None:
-    """Return what an image of a top builds on: where both meet, else the newest that both have on whatever line.
-
-    One name has one content in a volume, so the difference of two snapshots of it is right whatever their histories.
-    """
-    found = meeting(volume, top, standing.whole)
-    if found is not None:
-        return found
-    with volume.lock:
-        mine = [entry.record for entry in volume.local.regular()]
-    there = standing.whole
-    both = [r for r in mine if r.kind == KIND_REGULAR and r.id in there and there[r.id].space_id == r.space_id]
-    return max(both, key=lambda record: (record.cp, record.created_ns), default=None)
-
-
-def _older(volume: LiveVolume, top: str, exclude: Sequence[str]) -> list[str]:
-    return [name for name in _line(volume, top) if name not in (*exclude, top)]
-
-
-def _line(volume: LiveVolume, top: str, after: bytes = NO_ID) -> list[str]:
-    """Return the names of the regular snapshots that a top descends from, newest first, down to one and without it."""
-    with volume.lock:
-        line = [entry.record for entry in volume.local.ancestors(volume.local.entry(top).record.id)]
-    ids = [record.id for record in line]
-    newer = line[ids.index(after) + 1 :] if after in ids else line
-    return [record.name for record in reversed(newer) if record.kind == KIND_REGULAR]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from blockplane.model.errors import NoSuchSnapshotError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.newvolume import DiskWish, Opening
-from blockplane.transfer.peer import Brought, LocalChanges, Peer, Standing
+from blockplane.transfer.peer import Brought, LocalChanges, Peer
+from blockplane.transfer.standing import Standing
 from blockplane.transfer.targets import clear_half_made, is_vacant, made_volume, not_to_be_made
 from blockplane.volume import pointers
 from blockplane.volume.codec import FLAG_MASTER, KIND_REGULAR, NO_ID

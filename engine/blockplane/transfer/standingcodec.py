@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from blockplane.disks import Geometry, GroupRecord
 from blockplane.model.errors import BlockplaneError
-from blockplane.transfer.peer import Standing
+from blockplane.transfer.standing import Standing
 from blockplane.volume.naming import check_name
 from blockplane.volume.pointers import MAX_POINTERS, MAX_REMEMBERED
 from blockplane.volume.replicas import MAX_REPLICAS

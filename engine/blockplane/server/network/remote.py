@@ -42,9 +42,10 @@ from blockplane.server.network.tls import Credentials
 from blockplane.server.network.tokens import decode_token, token_for
 from blockplane.transfer.description import described
 from blockplane.transfer.imagesending import ImageSending
-from blockplane.transfer.peer import Brought, LocalChanges, Standing, keep_changes, standing_of
+from blockplane.transfer.peer import Brought, LocalChanges, keep_changes
 from blockplane.transfer.receive import receive
 from blockplane.transfer.resume import ResumeToken
+from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.volume import Volume
 
 #: Data connections of a transfer.

@@ -43,10 +43,11 @@ from blockplane.server.network.spoken import (
 from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import Throttle
 from blockplane.server.network.tokens import decode_token, token_for
-from blockplane.transfer.peer import Brought, LocalChanges, Standing, VolumePeer, giving, keep_changes, standing_of
+from blockplane.transfer.peer import Brought, LocalChanges, VolumePeer, giving, keep_changes
 from blockplane.transfer.receive import ReceiveReport, receive
 from blockplane.transfer.resume import ResumeToken, drop_incoming
 from blockplane.transfer.send import SendReport, send
+from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.volume import Volume
 
 #: What a request may ask for, and the right that it takes; a standing, either of two.

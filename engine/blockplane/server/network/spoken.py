@@ -16,8 +16,9 @@ from blockplane.server.network.codec import (
     number_field,
     text_field,
 )
-from blockplane.transfer.peer import Brought, Standing
+from blockplane.transfer.peer import Brought
 from blockplane.transfer.resume import InterruptedReceive
+from blockplane.transfer.standing import Standing
 from blockplane.transfer.standingcodec import n_replication_bytes, replication_heard, replication_said
 from blockplane.volume.codec import RECORD_BYTES, SnapshotRecord
 from blockplane.volume.mirrorcodec import MIRROR_BYTES, MirrorRecord

@@ -3,16 +3,18 @@
 from blockplane.transfer.mirrors.joining import ResyncPlan, ResyncReport, plan_resync, resync
 from blockplane.transfer.mirrors.listing import LastRun, MirrorDefinition, definitions, find
 from blockplane.transfer.mirrors.managing import AddReport, RemoveReport, add, remove_mirror
-from blockplane.transfer.mirrors.peers import Opener, Peers
+from blockplane.transfer.mirrors.peers import Opener, Peers, place_of
 from blockplane.transfer.mirrors.running import MirrorLoop, Ran, attempt, due_ns, run_once
 from blockplane.transfer.mirrors.status import MirrorStatus, status
 from blockplane.transfer.mirrors.stepping import StepReport, step
 from blockplane.transfer.mirrors.takeover import BreakReport, break_mirror, end_rehearsal
+from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.since import Since
 
 __all__ = [
     "AddReport",
     "BreakReport",
+    "DiskWish",
     "LastRun",
     "MirrorDefinition",
     "MirrorLoop",
@@ -32,6 +34,7 @@ __all__ = [
     "due_ns",
     "end_rehearsal",
     "find",
+    "place_of",
     "plan_resync",
     "remove_mirror",
     "resync",

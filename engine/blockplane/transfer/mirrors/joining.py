@@ -16,8 +16,9 @@ from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.mirrors.listing import LastRun, MirrorDefinition, noted
 from blockplane.transfer.mirrors.stepping import let_old_go, own_name, step
-from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, Standing, go_back, standing_of
+from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, go_back
 from blockplane.transfer.since import Since, what_is_since
+from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.codec import NO_ID, SnapshotRecord
 from blockplane.volume.mirrorcodec import MIRROR
 from blockplane.volume.mirrored import in_state

@@ -14,7 +14,8 @@ from blockplane.transfer.mirrors import listing
 from blockplane.transfer.mirrors.listing import DEFAULT_EVERY_S, FULL, INCREMENTAL, LATEST, MirrorDefinition
 from blockplane.transfer.mirrors.peers import Peers, is_remote, place_of
 from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove
-from blockplane.transfer.peer import LocalChanges, MirrorPeer, Standing, let_go, standing_of
+from blockplane.transfer.peer import LocalChanges, MirrorPeer, let_go
+from blockplane.transfer.standing import Standing, standing_of
 from blockplane.transfer.structure import create_structure
 from blockplane.transfer.targets import is_vacant, not_to_be_made
 from blockplane.volume.codec import NO_ID

@@ -16,8 +16,9 @@ from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError,
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.mirrors.listing import MirrorDefinition, definitions
-from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, Peer, Standing, base_for, image_towards, let_go
+from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, Peer, let_go
 from blockplane.transfer.since import has_files_of
+from blockplane.transfer.standing import Standing, base_for, image_towards
 from blockplane.volume.codec import KIND_REGULAR, NO_ID
 from blockplane.volume.destinations import Destination
 from blockplane.volume.mirrorcodec import BROKEN, REHEARSING
