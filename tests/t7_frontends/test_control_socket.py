@@ -85,6 +85,7 @@ WORDS = {
     "ls": ["ls", "pool:/tree"],
     "mirror add": ["mirror", "add", "pool", "spare"],
     "mirror break": ["mirror", "break", "pool"],
+    "mirror reintegrate": ["mirror", "reintegrate", "pool", "spare"],
     "mirror remove": ["mirror", "remove", "pool", "spare"],
     "mirror resync": ["mirror", "resync", "pool"],
     "mirror run": ["mirror", "run", "pool", "--once"],
@@ -138,7 +139,7 @@ NOT_BESIDE_A_RECEIVE = {
     "check", "grow", "mirror resync", "mkdir", "mv", "put", "receive", "rm", "rollback", "shrink", "tape read",
 }  # fmt: skip
 #: It does that to its target, and the words take the pool for its source, which it only reads.
-TO_ANOTHER = {"copy", "replicate"}
+TO_ANOTHER = {"copy", "mirror reintegrate", "replicate"}
 
 
 def test_every_verb_is_tried():
