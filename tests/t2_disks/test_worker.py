@@ -120,3 +120,23 @@ def test_what_is_written_holds_up_no_read_any_more(disk, worker):
     for write in writes:
         write.pending.wait()
     assert not worker.may_be_written(0, N_BLOCKS)
+
+
+def test_an_interrupt_in_the_middle_of_waking_it_costs_no_later_job(disk):
+    """What `Condition.notify` leaves behind where KeyboardInterrupt ends it: a waiter that waits no more."""
+    worker = DiskWorker(disk, lambda _: None)
+    worker.start()
+    while not worker._changed._waiters:
+        pass
+    left = threading.Lock()
+    left.acquire()
+    with worker._changed:
+        worker._changed._waiters.appendleft(left)
+    pending = Pending(1)
+    worker.submit(FlushJob(pending))
+    ended = threading.Thread(target=pending.wait, daemon=True)
+    ended.start()
+    ended.join(20)
+    asked = list(disk.asked)
+    worker.close()
+    assert asked == [("flush", -1)]

@@ -77,7 +77,8 @@ class DiskWorker(threading.Thread):
         self.disk = disk
         self._on_failure = on_failure
         self._failure: BaseException | None = None
-        #: guards everything below
+        #: guards everything below. All are woken, though one alone waits: an interrupt in the middle of waking it leaves
+        #: a mark of it behind, which the next wake-up would go to.
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._urgent: deque[ReadJob] = deque()
@@ -95,7 +96,7 @@ class DiskWorker(threading.Thread):
             if isinstance(job, WriteJob):
                 self._note_write(job)
             self._jobs.append(job)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def submit_urgent(self, job: ReadJob) -> None:
         """Queue a read before all that waits, unless a write to what it reads is among it."""
@@ -107,7 +108,7 @@ class DiskWorker(threading.Thread):
             if self._closing:
                 raise RuntimeError("the disk array is closed")
             self._urgent.append(job)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _note_write(self, job: WriteJob) -> None:
         start, stop = int(job.blocks.min()), int((job.blocks + job.n_blocks).max())
@@ -126,7 +127,7 @@ class DiskWorker(threading.Thread):
         """End the thread after what is queued."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
         self.join()
 
     def run(self) -> None:
