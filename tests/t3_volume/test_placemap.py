@@ -163,7 +163,7 @@ def test_the_open_map_is_both_maps(model, spans):
     rest = {vbn: place for vbn, place in model.items() if not vbn % 2 and vbn != place}
     added = AddedNames()
     for vbn, place in rest.items():
-        added.add(vbn, place, 1)
+        added.add(np.array([vbn], np.int64), place)
     both = OpenMap(map_of(base), added.placemap())
     assert both.to_places(every).tolist() == [model.get(vbn, vbn) for vbn in every.tolist()]
     extents = np.array([(start, start + n) for start, n in spans], np.int64).reshape(-1, 2)

@@ -263,7 +263,7 @@ def test_a_half_written_file_is_gone_on_with(source, tmp_path, compress, order, 
     path, partial = tmp_path / "june1.bps", tmp_path / "june1.bps.partial"
     options = {"compress": compress, "order": order, "locations": locations}
     small = 1 << 9
-    monkeypatch.setattr(ImageSending.__init__, "__defaults__", ("disk", 512, "explicit"))
+    monkeypatch.setattr(ImageSending.__init__, "__defaults__", ("disk", 512, *ImageSending.__init__.__defaults__[2:]))
     broken_send(source, "june1", path, 0.6, **options)
     assert (path.exists(), partial.stat().st_size > MIB) == (False, True)
     with partial.open("r+b") as file:  # what a power cut leaves

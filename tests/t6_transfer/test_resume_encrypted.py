@@ -100,7 +100,7 @@ def test_the_rest_of_an_implicit_stream(source, tmp_path, order):
 @pytest.mark.parametrize("at_mib", [2, 5, 8])
 def test_a_half_written_implicit_file(source, tmp_path, at_mib, monkeypatch):
     """It goes on at a window's end: windows are 2 MiB here."""
-    monkeypatch.setattr(ImageSending.__init__, "__defaults__", ("disk", 512, "explicit"))
+    monkeypatch.setattr(ImageSending.__init__, "__defaults__", ("disk", 512, *ImageSending.__init__.__defaults__[2:]))
     written = stream_of(source, locations="implicit", key=KEY)[: at_mib << 20]
     (tmp_path / "s.bps.partial").write_bytes(written)
     options = {"locations": "implicit", "key": KEY, "resume": True}

@@ -27,7 +27,7 @@ CHILD = """
 import sys, blockplane as bp
 from blockplane.transfer.imagesending import ImageSending
 class Small(ImageSending):
-    def __init__(self, image):
+    def __init__(self, image, **windows):
         super().__init__(image, window_blocks=128)
 bp.copy
 sys.modules["blockplane.transfer.copy"].ImageSending = Small

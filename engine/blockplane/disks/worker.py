@@ -77,8 +77,8 @@ class DiskWorker(threading.Thread):
         self.disk = disk
         self._on_failure = on_failure
         self._failure: BaseException | None = None
-        #: guards everything below. All are woken, though one alone waits: an interrupt in the middle of waking it leaves
-        #: a mark of it behind, which the next wake-up would go to.
+        #: guards everything below. All who wait are woken, though one alone does: an interrupt in the middle of waking
+        #: it leaves a waiter behind, which the next wake-up would go to.
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._urgent: deque[ReadJob] = deque()
