@@ -18,7 +18,7 @@ from blockplane.image.division import Choice, divided
 from blockplane.image.image import Image
 from blockplane.image.order import TAPE
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import BlockplaneError, RefusedError, TapeEndError, TapeSetError, UsageError
+from blockplane.model.errors import BlockplaneError, RefusedError, TapeSetError, UsageError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.planes import Plane
 from blockplane.stream.compression import parse_compression
@@ -257,16 +257,10 @@ def _writing(drive: DriveTapes, sending: ImageSending, form: TapeForm, stream: S
 
 
 def _has_it(names: Sequence[str], sending: ImageSending, stream: StreamForm) -> bool:
-    """Whether the last image of a set is the part that is to be written; RefusedError: it is another one.
-
-    Where its writer was killed before the end record it is not whole yet.
-    """
-    try:
-        with closing(TapeSet(Rack(names))) as tapes:
-            last: TapeStore = stores(tapes)[-1]
-            found = StreamReader(FileInput(last), keys_of(stream.key)).read_map()
-    except TapeEndError:
-        return False
+    """Whether the last image of a set is the part that is to be written; RefusedError: it is another one."""
+    with closing(TapeSet(Rack(names))) as tapes:
+        last: TapeStore = stores(tapes)[-1]
+        found = StreamReader(FileInput(last), keys_of(stream.key)).read_map()
     base = sending.image.base
     same = found.top.id == sending.snapshots()[0][0].id and (found.base.id if found.base else None) == (
         base.id if base is not None else None
