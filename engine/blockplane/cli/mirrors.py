@@ -29,6 +29,7 @@ from blockplane.cli.naming import is_there, open_volume, volume_only
 from blockplane.cli.options import Duration, disk_options, disks_of, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import print_json, printable, sentence
+from blockplane.cli.watching import watch, watch_option
 
 if TYPE_CHECKING:
     from blockplane.transfer.peer import MirrorPeer, Peer
@@ -253,14 +254,23 @@ def _tell(ran: bp.mirrors.Ran) -> None:
 @mirror.command()
 @click.argument("vol", type=VolumeName())
 @network_options
+@watch_option
 @json_option
 @wait_option
-def status(vol: str, tls: str | None, insecure_plaintext: bool, as_json: bool, wait_s: float) -> None:
+def status(
+    vol: str, tls: str | None, insecure_plaintext: bool, watch_s: float | None, as_json: bool, wait_s: float
+) -> None:
     """Show where VOL's mirrors stand, and of whom it is one itself.
 
     How old the newest state is that arrived, how many blocks it lacks, what is left to travel, how fast that went last
     time, what went wrong, and when the next step is due.
+
+    \b
+    blockplane mirror status pool
+    blockplane mirror status pool --watch 2s
     """
+    if watch_s is not None:
+        watch(watch_s)
     with open_volume(volume_only(vol), "mirror status", wait_s, writable=False) as volume:
         peers = _peers("mirror status", Calling(tls, insecure_plaintext, wait_s), "READS", writable=False)
         found, mine = bp.mirrors.status(volume, peers=peers), volume.mirror_of

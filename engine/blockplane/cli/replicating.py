@@ -27,6 +27,7 @@ from blockplane.cli.options import (
 )
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import blocks, duration, iso, moment, print_json, print_table, printable, sentence, size
+from blockplane.cli.watching import watch, watch_option
 
 if TYPE_CHECKING:
     from blockplane.transfer import Peer, PullReport, ReplicaReport
@@ -193,9 +194,18 @@ def _tell(found: PullReport, asked: _Asked, as_json: bool) -> None:
     help="Wait for a replica that is not heard of so long (7d), then let shadows stand for the masters it needed.",
 )
 @click.option("--forget", metavar="NAME", help="Drop a replica, and what is held for it.")
+@watch_option
 @json_option
 @wait_option
-def replicas(vol: str, pointer: str, limit: str | None, forget: str | None, as_json: bool, wait_s: float) -> None:
+def replicas(
+    vol: str,
+    pointer: str,
+    limit: str | None,
+    forget: str | None,
+    watch_s: float | None,
+    as_json: bool,
+    wait_s: float,
+) -> None:
     """Show who pulls from VOL, or from those that do, and where each stands.
 
     Behind is how long ago the first snapshot was made that a replica has not; left, what would travel to it, exactly.
@@ -204,11 +214,16 @@ def replicas(vol: str, pointer: str, limit: str | None, forget: str | None, as_j
 
     \b
     blockplane replicas pool
+    blockplane replicas pool --watch 5s
     blockplane replicas pool --limit 7d
     blockplane replicas pool --forget old-copy
     """
     seconds = None if limit is None else 0 if limit == "never" else int(Duration().convert(limit, None, None))
     writes = limit is not None or forget is not None
+    if watch_s is not None:
+        if writes:
+            raise bp.errors.UsageError("--watch with --limit or --forget", "change it first, then watch")
+        watch(watch_s)
     with open_volume(volume_only(vol), "replicas", wait_s, writable=writes) as volume:
         if forget is not None:
             volume.forget_replica(forget)

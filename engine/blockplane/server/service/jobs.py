@@ -152,6 +152,7 @@ class PruneJob:
 
     def run(self, work: Work) -> Outcome:
         """See Job."""
+        work.volume.expire_replicas()  # first: what only those needed that are lost may go
         report = work.volume.prune(self.keep, defer=self.defer)
         n_bytes = report.freed_blocks * BLOCK_BYTES
         return Outcome(f"deleted {len(report.deleted)}, kept {len(report.kept)}, freed {n_bytes} bytes", 0, n_bytes)
