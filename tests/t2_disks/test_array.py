@@ -245,13 +245,14 @@ def test_neighbouring_bands_become_one_request(recorder, tmp_path):
     disk = FileDisk.create(str(tmp_path / "disk"), TOTAL)
     geometry = Geometry([GroupRecord(0, 1, 0, DISK_BLOCKS, DISK_BLOCKS, (0,))])
     with DiskArray(geometry, [disk]) as array:
-        gate = threading.Event()
+        began, gate = threading.Event(), threading.Event()
         plain = disk.write_plan
-        disk.write_plan = lambda *arguments: (gate.wait(10), plain(*arguments))[1]
+        disk.write_plan = lambda *arguments: (began.set(), gate.wait(60), plain(*arguments))[2]
         for start in (0, 64, 192, 128, 256, 320):
             band = array.new_band(0, start, 64, zero=False)
             band.data[:] = start // 64 + 1
             array.write_band(band)
+            assert began.wait(60)
         gate.set()
         array.drain()
         # the first alone, since nothing else was queued yet; then 1 MiB, and the rest

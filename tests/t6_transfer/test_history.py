@@ -26,7 +26,7 @@ from rig.site import fill_pattern
 from rig.transfers import Cut, Wish, transfer
 
 STEPS = 50
-CI_EXAMPLES = 200
+CI_EXAMPLES = 140
 DEEP_EXAMPLES = 5000
 #: tests that the examples are spread over, so that several processes share them
 SHARES = 4

@@ -20,19 +20,19 @@ from faults.world import geometry_of, make_volume, open_volume, raw_blocks
 
 #: States that a story opens at least in the CI run; threads order the writes of different disks a little otherwise.
 LEAST_STATES = {
-    "files": 550,
+    "files": 1100,
     "snapshots": 900,
-    "rollback": 750,
-    "shadows": 600,
-    "pressure": 550,
-    "marks": 800,
+    "rollback": 290,
+    "shadows": 580,
+    "pressure": 320,
+    "marks": 310,
     "full": 550,
-    "increment": 750,
-    "interrupted": 550,
-    "carried": 600,
-    "lent": 400,
-    "copy": 400,
-    "nearly full": 620,
+    "increment": 240,
+    "interrupted": 540,
+    "carried": 290,
+    "lent": 190,
+    "copy": 130,
+    "nearly full": 400,
 }
 #: The deep run repeats every story in so many variations, with more torn writes and subsets.
 DEEP_VARIATIONS = 14
@@ -40,8 +40,8 @@ DEEP_VARIATIONS = 14
 LOGGED = {"full", "increment", "interrupted", "carried", "lent", "copy", "nearly full"}
 #: Of these stories the CI run opens each n-th state.
 EACH = {
-    "files": 2, "rollback": 2, "shadows": 3, "pressure": 3, "marks": 2, "interrupted": 2, "carried": 3, "lent": 4,
-    "nearly full": 2,
+    "rollback": 5, "shadows": 3, "pressure": 5, "marks": 5, "increment": 3, "interrupted": 2, "carried": 6, "lent": 8,
+    "copy": 3, "nearly full": 3,
 }  # fmt: skip
 CI_PLAN = Plan(n_random=20, max_pairs=30, n_torn=2)
 

@@ -89,8 +89,8 @@ def test_the_nth_operation_fails(story, operation, persistent, is_deep):
     clean = stage.play()
     assert clean.error is None
     n_operations = clean.recorder.counts[operation]
-    # every one in the deep run; some 12 in each case of the CI run, the last and the one after the last among them
-    stride = 1 if is_deep else max(n_operations // 12, 1)
+    # every one in the deep run; some 8 in each case of the CI run, the last and the one after the last among them
+    stride = 1 if is_deep else max(n_operations // 8, 1)
     chosen = [*range(1, n_operations, stride), n_operations, n_operations + 1]
     fired = [nth for nth in chosen if run_with_fault(stage, operation, nth, persistent, clean).fired]
     print(f"I/O errors, {story.name}, {operation}, persistent {persistent}: {len(fired)} of {n_operations}")

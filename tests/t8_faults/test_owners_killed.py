@@ -22,9 +22,9 @@ from blockplane.volume.pins import Pins
 from rig.owners import COMMAND, answers, finish, wait_for
 
 #: Kills in the CI run, and in the deep one.
-KILLS, DEEP_KILLS = 15, 300
+KILLS, DEEP_KILLS = 10, 300
 #: Rounds of each of the two races: together a twentieth of 500.
-ROUNDS, DEEP_ROUNDS = 12, 500
+ROUNDS, DEEP_ROUNDS = 8, 500
 BIG_BYTES = 2 << 20
 
 
@@ -95,7 +95,7 @@ def test_kills_of_owners_and_clients(pool, is_deep, record_property):
     rng = random.Random(int(os.environ.get("BLOCKPLANE_SEED", "0") or 0))
     shutil.copytree(pool, "whole")
     n_kills, killed, statuses = 0, {"owner": 0, "client": 0}, {}
-    while n_kills < (DEEP_KILLS if is_deep else KILLS):
+    while n_kills < (DEEP_KILLS if is_deep else KILLS) or min(killed.values()) < (5 if is_deep else 1):
         shutil.rmtree(pool)
         shutil.copytree("whole", pool)
         for rest in ("out", "out2"):
@@ -116,7 +116,6 @@ def test_kills_of_owners_and_clients(pool, is_deep, record_property):
             assert process.returncode in (0, 1, -signal.SIGKILL), err
         require_free(pool)
     record_property("summary", f"{n_kills} kills ({killed}), exit statuses {statuses}")
-    assert min(killed.values()) >= (5 if is_deep else 1)
 
 
 def test_a_kill_of_a_client_that_pins_lets_its_snapshot_go(pool, is_deep):

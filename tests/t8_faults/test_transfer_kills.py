@@ -23,7 +23,7 @@ from equality import Tree, differences, volume_tree
 
 COMMAND = [sys.executable, "-c", "from blockplane.cli import main; main()"]
 MIB = 1 << 20
-N_EACH, N_EACH_DEEP = 15, 300
+N_EACH, N_EACH_DEEP = 12, 300
 #: What may travel twice.
 ALLOWANCE, SHARE = 16 * MIB, 0.02
 
