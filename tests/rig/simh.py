@@ -65,3 +65,14 @@ def tap(*parts: bytes | str | int) -> bytes:
             word = struct.pack("<I", len(part))
             out += word + part + bytes(len(part) % 2) + word
     return out
+
+
+def boundaries(path: Path | str) -> list[int]:
+    """Where each object of the file ends, its end's marker too."""
+    raw = Path(path).read_bytes()
+    found, at = [], 0
+    while at < len(raw):
+        (word,) = struct.unpack_from("<I", raw, at)
+        at += 4 if word in (0, 0xFFFFFFFF) else 8 + word + word % 2
+        found.append(at)
+    return found

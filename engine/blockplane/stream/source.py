@@ -176,14 +176,15 @@ def open_stream(
         message names the snapshot that is missing. NoSuchSnapshotError : they do not bring that snapshot.
     """
     files: list[StreamFile] = []
+    sets: list[TapeSet] = []
     cache, keys = FrameCache(), keys_of(key)
     names = stream_names(paths)
     tapes = [name for name in names if isinstance(name, str) and is_tape(name)]
     try:
         places: list[str | StreamPlace] = [name for name in names if name not in tapes]
-        sets = [TapeSet(Rack(its.names), rebuilds=True) for its in by_set(tapes)] if tapes else []
-        for its in sets:
-            places += stores(its)
+        for named in by_set(tapes) if tapes else []:
+            sets.append(TapeSet(Rack(named.names), rebuilds=True))
+            places += stores(sets[-1])
         for place in places:
             files.append(StreamFile(place, cache, keys))  # noqa: PERF401 - what is open must be known when one fails
         chain = StreamChain(joined(files), cache, snapshot, needs_full=needs_full)
@@ -192,6 +193,8 @@ def open_stream(
     except BaseException:
         for file in files:
             file.close()
+        for its in sets:
+            its.close()
         raise
 
 

@@ -20,7 +20,6 @@ from blockplane.image.order import TAPE
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import BlockplaneError, RefusedError, TapeSetError, UsageError
 from blockplane.model.progress import Progress, ignore_progress
-from blockplane.planes import Plane
 from blockplane.stream.compression import parse_compression
 from blockplane.stream.input import FileInput
 from blockplane.stream.keyfile import KeyLike, key_of, keys_of
@@ -28,7 +27,9 @@ from blockplane.stream.media import (
     PathLike,
     Rack,
     SetPart,
+    SetState,
     Standing,
+    Table,
     TapeIdentity,
     TapeSet,
     TapeStore,
@@ -40,7 +41,7 @@ from blockplane.stream.media import (
     standing,
     stores,
 )
-from blockplane.stream.reader import StreamReader
+from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.transfer.imagesending import EXPLICIT, ImageSending
 from blockplane.transfer.send import StreamForm
 from blockplane.transfer.sidebyside import SideBySide, StoppedError, failures
@@ -117,12 +118,12 @@ def write_tape_parts(
     """
     _require_drives(drives)
     image.require_sendable()
-    planes = divided(image, [drive.within for drive in drives])
     stream = StreamForm(
         parse_compression(compress) if compress is not None else None, key_of(key) if key is not None else None
     )
     _ = image.layout  # worked out once, for all of them
     numbers, group_id, whole = _looked_at(drives, form)
+    planes = divided(image, [drives[numbers.index(i)].within for i in range(len(drives))])
     form = replace(form, changer=in_turns(form.changer))
     running: SideBySide[TapeWriteReport | None] = SideBySide(len(drives), image.n_blocks * BLOCK_BYTES, progress)
     sendings = []
@@ -131,29 +132,23 @@ def write_tape_parts(
         sending.take_part(planes[number], number, len(drives))
         sendings.append(sending)
     with ExitStack() as opened:
-        writings = [
-            None
-            if n_tapes and _has_it(drive.names[:n_tapes], sending, stream)
-            else opened.enter_context(_writing(drive, sending, form, stream, SetPart(number, len(drives), group_id)))
-            for drive, sending, number, n_tapes in zip(drives, sendings, numbers, whole, strict=True)
-        ]
-        if all(writing is None for writing in writings):
-            raise RefusedError(
-                f"nothing was interrupted on {drives[0].names[0]} and the others: the image is whole",
-                "say --append to add one",
-            )
+        writings: list[Writing | None] = []
+        for drive, sending, number, its in zip(drives, sendings, numbers, whole, strict=True):
+            part = SetPart(number, len(drives), group_id)
+            writings.append(_writing(drive, its, sending, form, stream, part))
+            if (writing := writings[-1]) is not None:
+                opened.callback(writing.close)
+        _require_one_to_write(drives, writings)
 
-        opened.pop_all()
+        def write_one(number: int) -> TapeWriteReport | None:
+            writing = writings[number]
+            if writing is None:
+                return None
+            with writing:
+                return write_image(sendings[number], writing, stream, running.progress_of(number))
 
-    def write_one(number: int) -> TapeWriteReport | None:
-        writing = writings[number]
-        if writing is None:
-            return None
-        with writing:
-            return write_image(sendings[number], writing, stream, running.progress_of(number))
-
-    results = running.run(write_one)
-    _require_all(drives, results)
+        results = running.run(write_one)
+    _require_all(drives, writings, results)
     base = image.base.name if image.base is not None else None
     parts = tuple(its for its in results if not isinstance(its, BaseException))
     seconds = max(part.seconds for part in parts if part is not None)
@@ -170,17 +165,18 @@ def _require_drives(drives: Sequence[DriveTapes]) -> None:
             raise UsageError(f"two drives are to write {name}", "name each tape once")
 
 
-def _looked_at(drives: Sequence[DriveTapes], form: TapeForm) -> tuple[list[int], bytes, list[int]]:
-    """Return which part each drive writes, what the sets have in common, and on how many tapes is a whole part."""
+def _looked_at(drives: Sequence[DriveTapes], form: TapeForm) -> tuple[list[int], bytes, list[SetState | None]]:
+    """Return which part each drive writes, what the sets have in common, and those that have their part whole."""
+    none: list[SetState | None] = [None] * len(drives)
     n_parts, fresh = len(drives), secrets.token_bytes(16)
     if not (form.append or form.resume):
         if not form.discard:
             _refuse_written(drives)
-        return list(range(n_parts)), fresh, [0] * n_parts
+        return list(range(n_parts)), fresh, none
     known = [look_at(drive.names[0]) for drive in drives]
     there = [its for its in known if isinstance(its, TapeIdentity)]
     if not there:
-        return list(range(n_parts)), fresh, [0] * n_parts
+        return list(range(n_parts)), fresh, none
     _require_one_group(there, n_parts)
     left = [i for i in range(n_parts) if i not in {its.part.number for its in there}]
     numbers = [its.part.number if isinstance(its, TapeIdentity) else left.pop(0) for its in known]
@@ -214,8 +210,8 @@ def _require_one_group(there: Sequence[TapeIdentity], n_parts: int) -> None:
         raise TapeSetError("two of the drives have tapes of the same part", "name a tape of each set")
 
 
-def _whole_ones(drives: Sequence[DriveTapes], known: Sequence[object], form: TapeForm) -> list[int]:
-    """Return of each set that has its part of the image under way whole, how many tapes it has; of others 0.
+def _whole_ones(drives: Sequence[DriveTapes], known: Sequence[object], form: TapeForm) -> list[SetState | None]:
+    """Return the sets that have their part of the image under way whole; None: it is to be written, or the rest of it.
 
     Raises
     ------
@@ -227,6 +223,7 @@ def _whole_ones(drives: Sequence[DriveTapes], known: Sequence[object], form: Tap
     ]
     counts = [len(its.state.images) if its is not None else 0 for its in found]
     begun = [its is not None and bool(its.groups) for its in found]
+    none: list[SetState | None] = [None] * len(drives)
     if form.append:
         low = counts.index(min(counts))
         if len(set(counts)) > 1 or any(begun):
@@ -235,15 +232,15 @@ def _whole_ones(drives: Sequence[DriveTapes], known: Sequence[object], form: Tap
                 f"{drives[counts.index(max(counts))].names[0]} {max(counts)}",
                 "go on with it first: --resume; or lose all sets: --discard",
             )
-        return [0] * len(drives)
-    due = max(count + is_begun for count, is_begun in zip(counts, begun, strict=True))
+        return none
+    due = max(1, *(count + is_begun for count, is_begun in zip(counts, begun, strict=True)))
     for drive, count in zip(drives, counts, strict=True):
         if count < due - 1:
             raise RefusedError(
                 f"{drive.names[0]} has {count} images, and the one under way is number {due}",
                 "write what it lacks onto it first, or begin all anew with --discard",
             )
-    return [its.state.tape if its is not None and n == due else 0 for its, n in zip(found, counts, strict=True)]
+    return [its.state if its is not None and n == due else None for its, n in zip(found, counts, strict=True)]
 
 
 def _found(drive: DriveTapes, *, appends: bool) -> Standing | None:
@@ -252,29 +249,59 @@ def _found(drive: DriveTapes, *, appends: bool) -> Standing | None:
         return ending(rack, is_all=len(there) < len(drive.names)) if appends else standing(rack)
 
 
-def _writing(drive: DriveTapes, sending: ImageSending, form: TapeForm, stream: StreamForm, part: SetPart) -> Writing:
-    return Writing(drive.tapes, form, keys_of(stream.key), names_of(sending, stream), part)
+def _writing(
+    drive: DriveTapes,
+    whole: SetState | None,
+    sending: ImageSending,
+    form: TapeForm,
+    stream: StreamForm,
+    part: SetPart,
+) -> Writing | None:
+    """Open the tapes of a drive; None: they have its part whole. What is on them is of the image that is asked for."""
+    if whole is not None:
+        _require_whole(drive, whole, sending, stream)
+        return None
+    writing = Writing(drive.tapes, form, keys_of(stream.key), names_of(sending, stream), part)
+    if writing.begun is not None and not _is_it(writing.begun.partial.map, sending):
+        writing.close()
+        raise _another(drive, "was begun with")
+    return writing
 
 
-def _has_it(names: Sequence[str], sending: ImageSending, stream: StreamForm) -> bool:
-    """Whether the last image of a set is the part that is to be written; RefusedError: it is another one."""
-    with closing(TapeSet(Rack(names))) as tapes:
+def _require_whole(drive: DriveTapes, state: SetState, sending: ImageSending, stream: StreamForm) -> None:
+    """Refuse a set whose last image is not the part that is asked for; it may have been begun with one more."""
+    table = Table(tuple(state.tapes), tuple(state.images), tuple(state.runs))
+    with closing(TapeSet(Rack(drive.names[: len(state.tapes)]), table)) as tapes:
         last: TapeStore = stores(tapes)[-1]
         found = StreamReader(FileInput(last), keys_of(stream.key)).read_map()
-    base = sending.image.base
-    same = found.top.id == sending.snapshots()[0][0].id and (found.base.id if found.base else None) == (
-        base.id if base is not None else None
+    if not _is_it(found, sending):
+        raise _another(drive, "ends with")
+
+
+def _is_it(found: StreamMap, sending: ImageSending) -> bool:
+    """Whether a stream is the part of the image that is to be written."""
+    base, chosen = sending.image.base, sending.chosen
+    its_base = found.base.id if found.base is not None else None
+    same = found.top.id == sending.snapshots()[0][0].id and its_base == (base.id if base is not None else None)
+    return same and chosen is not None and found.part == chosen
+
+
+def _another(drive: DriveTapes, what: str) -> RefusedError:
+    return RefusedError(
+        f"the set on {drive.names[0]} {what} another image, or another part of it, than the one asked for",
+        "name the same image, divided as before; or add one with --append",
     )
-    chosen: Plane | None = sending.chosen
-    if not same or found.part != chosen:
+
+
+def _require_one_to_write(drives: Sequence[DriveTapes], writings: Sequence[Writing | None]) -> None:
+    if all(writing is None for writing in writings):
         raise RefusedError(
-            f"the set on {names[0]} ends with another image, or another part of it, than the one asked for",
-            "name the same image, divided as before; or add one with --append",
+            f"nothing was interrupted on {drives[0].names[0]} and the others: the image is whole",
+            "say --append to add one",
         )
-    return True
 
 
-def _require_all(drives: Sequence[DriveTapes], results: Sequence[object]) -> None:
+def _require_all(drives: Sequence[DriveTapes], writings: Sequence[Writing | None], results: Sequence[object]) -> None:
     """Raise what went wrong with a drive, saying what became of the others."""
     failed = failures([drive.names[0] for drive in drives], results)
     if not failed:
@@ -291,7 +318,8 @@ def _require_all(drives: Sequence[DriveTapes], results: Sequence[object]) -> Non
     error.message += "".join(f"; {other}" for other in others)
     error.message += f"; {rest}" if n_whole else ""
     error.args = (error.message,)
-    if "--resume" not in error.hint:
+    can_go_on = n_whole or any(writing is not None and writing.state.has_begun for writing in writings)
+    if can_go_on and "--resume" not in error.hint:
         more = "the same again with --resume writes what is missing"
         error.hint = f"{error.hint}; {more}" if error.hint else more
     raise error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Final
 
@@ -222,16 +222,18 @@ class Writing:
             raise UsageError(f"tapes of {size} bytes are not written", f"say at least {MIN_TAPE_BYTES >> 20}MiB")
         self.rack = Rack(tape_names(tapes), writable=True, size_bytes=size, changer=form.changer)
         self._started = time.monotonic()
-        try:
+        with ExitStack() as opened:
+            opened.callback(self.rack.close)
             self.state, self.begun = self._place(keys)
-        except BaseException:
-            self.rack.close()
-            raise
-        self._n_before = self.begun.begun.n_bytes if self.begun is not None else 0
-        self.sink = TapeSink(
-            self.rack, self.state, names=lambda: self.names, discard=form.discard,
-            begun=self.begun.begun if self.begun is not None else None,
-        )  # fmt: skip
+            if self.begun is not None:
+                opened.callback(self.begun.partial.written.index.close)
+            self._n_before = self.begun.begun.n_bytes if self.begun is not None else 0
+            self.sink = TapeSink(
+                self.rack, self.state, names=lambda: self.names, discard=form.discard,
+                begun=self.begun.begun if self.begun is not None else None,
+            )  # fmt: skip
+            opened.callback(self.sink.close)
+            self._opened = opened.pop_all()
 
     def _place(self, keys: Sequence[Key]) -> tuple[SetState, Resumption | None]:
         """Return what of the set is written, and what was begun."""
@@ -269,8 +271,8 @@ class Writing:
             )
 
     def _require_something(self, found: Standing) -> None:
-        """Refuse to go on with a set that is whole."""
-        if self._form.resume and not found.groups and found.state.images:
+        """Refuse to go on with a set that is whole; one of several may be, where another one is not."""
+        if self._form.resume and self._part == WHOLE and not found.groups and found.state.images:
             raise RefusedError(
                 f"nothing was interrupted on {self.rack.names[0]}: its {len(found.state.images)} images are whole",
                 "say --append to add one",
@@ -280,11 +282,14 @@ class Writing:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.sink.close()
-        self.rack.close()
-        if isinstance(error, BlockplaneError) and self.state.tape and not isinstance(error, RefusedError):
+        self.close()
+        if isinstance(error, BlockplaneError) and self.state.has_begun and not isinstance(error, RefusedError):
             more = "what is written can be gone on with: the same again with --resume"
             error.hint = f"{error.hint}; {more}" if error.hint else more
+
+    def close(self) -> None:
+        """Release the tapes; what is written stays. Once more is nothing."""
+        self._opened.close()
 
     def report(self, top: str | None, base: str | None, n_blocks: int, sent: SendReport | None) -> TapeWriteReport:
         """Return what was written."""

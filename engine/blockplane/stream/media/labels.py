@@ -40,11 +40,28 @@ class TapeIdentity:
 
 
 def is_blank(medium: Medium) -> bool:
-    """Tell whether nothing is on a medium; afterwards it is at its beginning."""
+    """Tell whether nothing is on a medium, or less than a label of ours; afterwards it is at its beginning.
+
+    A label without its filemark, or a part of one, is what a kill may leave of a tape that was begun: nothing is lost
+    with it.
+    """
     medium.seek(0)
-    kind = medium.read(new_buffer()).kind
+    buffer = new_buffer()
+    found = medium.read(buffer)
+    blank = found.kind in (Kind.END, Kind.FILEMARK)
+    if found.kind is Kind.CUT:
+        blank = bytes(buffer[: min(found.n_bytes, len(codec.MAGIC))]) == codec.MAGIC
+    elif found.kind is Kind.RECORD and _is_label(buffer[: found.n_bytes]):
+        blank = medium.read(buffer).kind in (Kind.END, Kind.CUT)
     medium.seek(0)
-    return kind in (Kind.END, Kind.FILEMARK)
+    return blank
+
+
+def _is_label(record: memoryview) -> bool:
+    try:
+        return codec.decode_record_head(bytes(record[: codec.HEAD_BYTES])).kind is RecordKind.LABEL
+    except StreamDamagedError:
+        return False
 
 
 def read_label(medium: Medium) -> TapeIdentity:

@@ -71,7 +71,8 @@ class Medium(Protocol):
 
         Parameters
         ----------
-        out : room for the longest record; a longer one is Kind.BAD.
+        out : room for the longest record; a longer one is Kind.BAD. Of one that the medium's end cuts off, what there
+            is comes.
         """
         ...
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -94,13 +93,13 @@ def standing(rack: Rack) -> Standing | None:
         before = its
         if found is None or now is None:
             now = SetState(its.set_id, its.label.created_ns, its.label.record_bytes, part=its.part)
-            found = Standing(copy.deepcopy(now), its)
+            found = Standing(now, its)
         now.tapes.append(TapeEntry(its.label.tape_id, its.label.written_ns, its.label.first_sequence))
         now.tape, now.sequence, found.goes_on = number, its.label.first_sequence, False
         medium.pass_filemark()
         now.position = medium.position
-        if not found.groups and not now.images:
-            found.state = copy.copy(now)
+        if found.state is now:
+            found.state = _kept(now)
         if not _scan_tape(medium, now, found):
             break
     return found
@@ -130,7 +129,7 @@ def _scan_tape(medium: Medium, now: SetState, found: Standing) -> bool:
             found.state = _stood(now, stop, record)
         elif kind is RecordKind.CONTENTS:
             contents = contents_before(medium, stop, record)
-            if contents is None:
+            if contents is None or not _goes_on(found, contents):
                 return False
             now.runs = [*now.runs, *contents.runs]
             found.groups.append((contents, _stood(now, stop, record)))
@@ -142,7 +141,20 @@ def _scan_tape(medium: Medium, now: SetState, found: Standing) -> bool:
 def _stood(now: SetState, stop: int, last: Record) -> SetState:
     """Take a record and its filemark for written; return how the set stands behind them, to be kept."""
     now.position, now.sequence = stop, last.head.sequence + 1
+    return _kept(now)
+
+
+def _kept(now: SetState) -> SetState:
     return replace(now, tapes=list(now.tapes), images=list(now.images), runs=list(now.runs))
+
+
+def _goes_on(found: Standing, contents: Contents) -> bool:
+    """Whether a group begins where the last one ends: else it is of an earlier writing, of which its tape is left."""
+    if not contents.runs:
+        return False
+    if not found.groups and found.first.tape > 1:
+        return True  # what is on the tapes before is not known
+    return contents.runs[0].offset == (found.groups[-1][0].runs[-1].stop if found.groups else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,11 @@ class SetState:
     part: SetPart = WHOLE
 
     @property
+    def has_begun(self) -> bool:
+        """Whether something is written that can be gone on with: a closed group of an image, or a first label."""
+        return bool(self.tape) and (not self.images or any(run.image > len(self.images) for run in self.runs))
+
+    @property
     def capacity(self) -> int:
         """How many bytes a record holds."""
         return self.record_bytes - HEAD_BYTES

@@ -37,8 +37,9 @@ class TapeSet:
 
     Parameters
     ----------
-    rack : its tapes. table : what lies where, of a set that was not finished; by default what its last tape says.
-    rebuilds : where that is damaged, make it anew out of the groups of records, which takes longer.
+    rack : its tapes; the set closes them, also where it refuses them. table : what lies where, of a set that was not
+        finished; by default what its last tape says. rebuilds : where that is damaged, make it anew out of the groups
+        of records, which takes longer.
 
     Attributes
     ----------
@@ -59,12 +60,20 @@ class TapeSet:
         #: of the group that was asked for last
         self._contents: dict[Run, Sequence[FrameEntry]] = {}
         self._kept: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
+        self.problems: list[str] = []
         self.last = rack.n_named if table is None else len(table.tapes)
+        try:
+            self._open(table, rebuilds=rebuilds)
+        except BaseException:
+            rack.close()
+            raise
+
+    def _open(self, table: Table | None, *, rebuilds: bool) -> None:
+        """Hold all tapes against each other, and against the table."""
         self.first = self._checked(1)
         self.set_id, self.record_bytes = self.first.set_id, self.first.label.record_bytes
         for number in range(2, self.last + 1):
             self._checked(number)
-        self.problems: list[str] = []
         self.table = self._found_table(rebuilds=rebuilds) if table is None else table
         for number in range(1, self.last + 1):
             self._require_in_table(self._checked(number))

@@ -140,7 +140,7 @@ class TapFile:
                 raise self._malformed(at, f"the word {word:#010x} is no length and no marker")
             stop = at + framed_bytes(n_bytes)
             if stop > self._end:
-                return _Object(Kind.CUT, at, at, 0, at)
+                return _Object(Kind.CUT, at, at + WORD_BYTES, min(n_bytes, self._end - at - WORD_BYTES), at)
             if self._word(stop - WORD_BYTES) != word:
                 raise self._malformed(at, f"a record of {n_bytes} bytes does not end with its length")
             if its_class in _PRIVATE:
@@ -171,7 +171,9 @@ class TapFile:
         """See Medium."""
         its = self._look()
         if its.kind in (Kind.END, Kind.CUT):
-            return Found(its.kind)
+            n_bytes = min(its.n_bytes, len(out))
+            self._fill(out[:n_bytes], its.data)
+            return Found(its.kind, n_bytes)
         kind = its.kind
         if kind is Kind.RECORD and its.n_bytes > len(out):
             kind = Kind.BAD
