@@ -25,8 +25,8 @@ def drives(tmp_path, monkeypatch):
         yield names
 
 
-def test_a_full_image_and_three_increments_on_a_virtual_drive(drives, tmp_path, record_property):
-    backup = fill(tmp_path, np.random.default_rng(3))
+def test_a_full_image_and_three_increments_on_a_virtual_drive(drives, tmp_path, is_deep, record_property):
+    backup = fill(tmp_path, np.random.default_rng(3), n_files=40 if is_deep else 8)
     with backup.volume as volume:
         report = bp.write_tape(volume.image("s0"), drives[:1], bp.TapeForm(record_size="64KiB"))
         assert report.n_tapes == 1

@@ -114,7 +114,7 @@ def test_whatever_a_kill_leaves_of_two_drives_is_gone_on_with(written, tmp_path,
     ends = [ours[0], ours[1], ours[3], ours[-1]]  # nothing, hardly anything, all of it
     pairs = [(a, b) for a in ends[:2] for b in (others[0], others[1], others[-1])]
     pairs += [(ends[2], others[-1]), (ends[-1], others[0])]
-    n_more = 400 if is_deep else 6
+    n_more = 400 if is_deep else 4
     pairs += [(ours[int(rng.integers(len(ours)))], others[int(rng.integers(len(others)))]) for _ in range(n_more)]
     counts: dict[str, int] = {}
     for number, pair in enumerate(pairs):
