@@ -74,6 +74,29 @@ cdef int64_t unbind(
     return n_blocks
 
 
+cdef int64_t join_pieces(
+    const uint8_t* data, const uint32_t* crcs, int64_t start, int64_t n_each, int64_t n_pieces, uint32_t* out
+) noexcept nogil:
+    # data lies `start` bytes behind the first of the blocks that crcs are of
+    cdef bp_crc_run run = bp_crc_variants[chosen].run
+    cdef int64_t at = 0
+    cdef int64_t i, k, first, last
+    cdef uint32_t crc
+    for i in range(n_pieces):
+        first = (start + at + BLOCK_BYTES - 1) // BLOCK_BYTES
+        last = (start + at + n_each) // BLOCK_BYTES
+        if first >= last:
+            crc = ~run(~<uint32_t> 0, data + at, <size_t> n_each)
+        else:
+            crc = ~run(~<uint32_t> 0, data + at, <size_t> (first * BLOCK_BYTES - start - at))
+            for k in range(first, last):
+                crc = bp_crc_skip_block(crc) ^ crcs[k]
+            crc = ~run(~crc, data + last * BLOCK_BYTES - start, <size_t> (start + at + n_each - last * BLOCK_BYTES))
+        out[i] = crc
+        at += n_each
+    return n_pieces
+
+
 cdef int64_t blocks_of(const uint8_t[::1] data) except -1:
     if data.shape[0] % BLOCK_BYTES:
         raise ValueError(f"data: {data.shape[0]} bytes are not whole blocks of {BLOCK_BYTES}")
@@ -157,6 +180,21 @@ def join_block_crcs(const uint32_t[::1] crcs, uint32_t seed=0):
     for i in range(crcs.shape[0]):
         crc = bp_crc_skip_block(crc) ^ crcs[i]
     return crc
+
+
+def piece_crcs(const uint8_t[::1] data, const uint32_t[::1] crcs, int64_t start, uint32_t[::1] out):
+    """CRC32C of equal pieces of blocks into `out`: of data, which begins `start` bytes behind the first of the blocks.
+
+    crcs : of each block; one that lies whole in a piece is not read.
+    """
+    cdef int64_t n = out.shape[0]
+    cdef int64_t n_bytes = data.shape[0]
+    if n == 0 or n_bytes == 0 or n_bytes % n:
+        raise ValueError(f"data: {n_bytes} bytes are not {n} equal pieces")
+    if start < 0 or start > crcs.shape[0] * BLOCK_BYTES - n_bytes:
+        raise ValueError(f"data: {n_bytes} bytes from {start} on are not in {crcs.shape[0]} blocks")
+    with nogil:
+        join_pieces(&data[0], &crcs[0], start, n_bytes // n, n, &out[0])
 
 
 def kernel_names():

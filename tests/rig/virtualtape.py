@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from blockplane.stream.media import Found, Kind, MediumFullError
 
 TARGET = "iqn.2026-11.blockplane.test:tape"
@@ -203,6 +205,9 @@ class VirtualTape:
 
     def settle(self) -> None:
         """Nothing waits."""
+
+    def write_records(self, heads: np.ndarray, payload: memoryview) -> int:
+        return 0
 
     def write_filemark(self, *, wait: bool) -> None:
         """See Medium."""

@@ -127,6 +127,39 @@ def test_crcs_of_blocks_alone_join_without_their_bytes(kernel, n_blocks, rng):
     assert checks.join_block_crcs(crcs) == checks.crc32c(data)
 
 
+@pytest.mark.parametrize("n_each", [1, 100, 4095, 4096, 4097, 8192, 65_456])
+@pytest.mark.parametrize("start", [0, 1, 4000, 4096, 5000])
+def test_equal_pieces_have_the_crc_of_their_bytes(kernel, n_each, start, rng):
+    data = rng.integers(0, 256, 50 * 4096, dtype=np.uint8)
+    crcs = np.array([checks.crc32c(data[at : at + 4096]) for at in range(0, len(data), 4096)], np.uint32)
+    n_pieces = min((len(data) - start) // n_each, 70)
+    part = data[start : start + n_pieces * n_each]
+    guarded = np.full(n_pieces + 2, GUARD)
+    checksum.piece_crcs(part, crcs, start, guarded[1:-1])
+    assert guarded[[0, -1]].tolist() == [GUARD, GUARD]
+    expected = [checks.crc32c(part[at : at + n_each]) for at in range(0, len(part), n_each)]
+    assert guarded[1:-1].tolist() == expected
+    assert checks.piece_crcs(part.data, n_pieces, crcs, start).tolist() == expected
+
+
+def test_blocks_that_lie_whole_in_a_piece_are_not_read(kernel, rng):
+    data = rng.integers(0, 256, 3 * 4096, dtype=np.uint8)
+    crcs = np.array([checks.crc32c(data[at : at + 4096]) for at in range(0, len(data), 4096)], np.uint32)
+    (expected,) = checks.piece_crcs(data, 1, crcs, 0).tolist()
+    data[5000] ^= 1
+    assert checks.piece_crcs(data, 1, crcs, 0).tolist() == [expected]
+    assert checks.piece_crcs(data[100:], 1, crcs, 100).tolist() != checks.piece_crcs(data, 1, crcs, 0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "n_crcs", "start", "n_pieces"),
+    [(0, 1, 0, 1), (4096, 1, 0, 0), (4096, 1, 0, 3), (4096, 1, 1, 1), (4096, 1, -1, 1), (4097, 1, 0, 1), (1, 0, 0, 1)],
+)
+def test_the_memory_gate_of_pieces(n_bytes, n_crcs, start, n_pieces):
+    with pytest.raises(ValueError, match=r"equal pieces|are not in"):
+        checks.piece_crcs(np.zeros(n_bytes, np.uint8), n_pieces, np.zeros(n_crcs, np.uint32), start)
+
+
 def test_the_memory_gate_of_joining():
     one, two = np.zeros(1, np.uint32), np.zeros(2, np.uint32)
     for found, numbers, out in ((one, 2, one), (one, 1, two), (two, 2, one), (one, 0, one)):

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockplane.model import BlockplaneError, StreamMissingError, TapeError
-from blockplane.stream.media import Found, Kind, MediumFullError, TapFile
+from blockplane.model.checks import crc32c
+from blockplane.stream.media import Found, Kind, MediumFullError, TapFile, codec
+from blockplane.stream.media.codec import NO_FRAME
 from rig.simh import FILEMARK, objects, tap
 
 
@@ -227,3 +229,46 @@ def test_only_what_is_read_counts(tmp_path, rng):
     assert medium.read_bytes == 0
     medium.read(memoryview(np.empty(6000, np.uint8)))
     assert medium.read_bytes == 5000
+
+
+# --- records together ---
+
+
+@pytest.mark.parametrize("n_bytes", [500, 70_000])
+def test_records_that_are_written_together_lie_as_those_that_are_written_alone(tmp_path, n_bytes, rng):
+    payload, size = memoryview(rng.bytes(70 * n_bytes)), 70 * n_bytes + 70 * 88 + 1000
+    crcs = [crc32c(payload[at : at + n_bytes]) for at in range(0, len(payload), n_bytes)]
+    first = codec.RecordHead(
+        codec.RecordKind.DATA, bytes(range(16)), 3, n_bytes, 2**40, 2**41, 1, 0, NO_FRAME, 7, crcs[0]
+    )
+    each = [
+        first._replace(sequence=2**40 + i, offset=2**41 + i * n_bytes, position=1 + i, payload_crc=crc)
+        for i, crc in enumerate(crcs)
+    ]
+    heads = codec.encode_heads(first, crcs)
+    assert [row.tobytes() for row in heads] == [head.encode() for head in each]
+    alone, together = (TapFile(str(tmp_path / name), writable=True, size_bytes=size) for name in ("a.tap", "b.tap"))
+    for medium in (alone, together):
+        medium.write([b"label"])
+    for number, head in enumerate(each):
+        alone.write([head.encode(), payload[number * n_bytes : (number + 1) * n_bytes]])
+    assert together.write_records(heads, payload) == 70
+    for medium in (alone, together):
+        medium.write_filemark(wait=False)
+        medium.finish()
+    assert (together.position, together.room_bytes) == (alone.position, alone.room_bytes)
+    assert (tmp_path / "a.tap").read_bytes() == (tmp_path / "b.tap").read_bytes()
+    together.seek(66)
+    assert together.read(memoryview(bytearray(80_000))) == Found(Kind.RECORD, 80 + n_bytes)
+    together.seek(72)
+    assert together.write_records(heads, payload) == 0  # no room
+    assert together.room_bytes == alone.room_bytes
+    for medium in (alone, together):
+        medium.close()
+
+
+def test_records_of_odd_lengths_are_not_written_together(tmp_path, rng):
+    medium = TapFile(str(tmp_path / "a.tap"), writable=True)
+    assert medium.write_records(np.zeros((2, 80), np.uint8), memoryview(rng.bytes(2 * 501))) == 0
+    assert medium.position == 0
+    medium.close()

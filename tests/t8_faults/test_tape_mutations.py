@@ -284,6 +284,9 @@ def require_all(written, volume: bp.Volume, names: list[str], target: Path) -> N
     bp.read_tape(used, target)
     with bp.Volume.open(target, writable=False) as copy:
         assert same(copy.get_snapshot("s2"), written.files["s2"])
+    shutil.rmtree(target)
+    for name in used:
+        os.unlink(name)
 
 
 def test_a_writer_killed_at_any_moment_goes_on(written, pool, tmp_path, is_deep, rng, record_property):

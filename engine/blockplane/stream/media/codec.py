@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, NamedTuple
 
+import numpy as np
+
+from blockplane.model.addresses import Bytes, Checks
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import StreamDamagedError
 
@@ -61,6 +64,17 @@ class RecordKind(IntEnum):
     START = 7
 
 
+#: The same as an array has it.
+_HEADS: Final = np.dtype(
+    [
+        ("fixed", "V24"), ("tape", "<u4"), ("payload_bytes", "<u4"), ("sequence", "<u8"), ("offset", "<u8"),
+        ("position", "<u8"), ("blocks_before", "<u8"), ("first_frame", "<u4"), ("image", "<u4"),
+        ("payload_crc", "<u4"), ("head_crc", "<u4"),
+    ]
+)  # fmt: skip
+assert _HEADS.itemsize == HEAD_BYTES, "an array of heads is heads"
+
+
 class RecordHead(NamedTuple):
     """What each record begins with, in the order of its bytes behind the version.
 
@@ -86,6 +100,22 @@ class RecordHead(NamedTuple):
         """Return the bytes."""
         head = _BARE_HEAD.pack(MAGIC, VERSION, *self)
         return head + crc32c(head).to_bytes(4, "little")
+
+
+def encode_heads(first: RecordHead, crcs: Sequence[int] | Checks) -> Bytes:
+    """Return the heads of full data records that follow each other, in which no frame begins: (n, HEAD_BYTES), fresh.
+
+    first : the head of the first one. crcs : of the payload of each.
+    """
+    raw = bytearray(first.encode() * len(crcs))
+    heads = np.frombuffer(raw, _HEADS)
+    steps = np.arange(len(crcs), dtype=np.uint64)
+    heads["sequence"] += steps
+    heads["position"] += steps
+    heads["offset"] += steps * np.uint64(first.payload_bytes)
+    heads["payload_crc"] = crcs
+    heads["head_crc"] = [crc32c(raw[at : at + _CRC_AT]) for at in range(0, len(raw), HEAD_BYTES)]
+    return np.frombuffer(raw, np.uint8).reshape(len(crcs), HEAD_BYTES)
 
 
 def decode_record_head(data: bytes) -> RecordHead:

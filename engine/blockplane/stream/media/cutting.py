@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import BLOCK_BYTES, Checks
-from blockplane.model.checks import crc32c, join_block_crcs, unbound_crcs
+from blockplane.model.checks import crc32c, join_block_crcs, piece_crcs, unbound_crcs
 from blockplane.model.errors import StreamDamagedError
 from blockplane.stream import codec
 from blockplane.stream.codec import FrameKind
@@ -133,6 +133,16 @@ class RecordCrc:
         self.add(piece[: first * BLOCK_BYTES - start])
         self._crc = join_block_crcs(self._crcs[first:last], self._crc)
         self.add(piece[last * BLOCK_BYTES - start :])
+
+    def of_pieces(self, pieces: memoryview, n_bytes: int) -> Sequence[int] | Checks:
+        """Return the checksums of records that the next pieces of the payload fill; `pass_payload` takes these."""
+        if self._crcs is None:
+            return [crc32c(pieces[at : at + n_bytes]) for at in range(0, len(pieces), n_bytes)]
+        return piece_crcs(pieces, len(pieces) // n_bytes, self._crcs, self._at)
+
+    def pass_payload(self, n_bytes: int) -> None:
+        """Take pieces whose checksums were asked for."""
+        self._at += n_bytes
 
     def take(self) -> int:
         """Return it; the next record begins."""

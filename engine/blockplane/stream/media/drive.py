@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
+from blockplane.model.addresses import Bytes
 from blockplane.model.errors import TapeError
 from blockplane.stream.fdsink import Buffer, write_error
 from blockplane.stream.media import mtio
@@ -172,6 +173,10 @@ class TapeDrive:
                 raise TapeError(f"{self.name} took {n_written} bytes of a record of {len(data)}")
             self.position += 1
             return
+
+    def write_records(self, heads: Bytes, payload: memoryview) -> int:
+        """See Medium: one write is one record."""
+        return 0
 
     def settle(self) -> None:
         """See Medium: what was written was copied."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from blockplane.model.addresses import Bytes
 from blockplane.stream.fdsink import Buffer
 
 
@@ -84,6 +85,19 @@ class Medium(Protocol):
         Raises
         ------
         MediumFullError : it does not fit. TapeError : it cannot be written.
+        """
+        ...
+
+    def write_records(self, heads: Bytes, payload: memoryview) -> int:
+        """Write records of equal lengths together, as `write` does one.
+
+        Parameters
+        ----------
+        heads : (n, head bytes) uint8, what each begins with. payload : what they hold, in equal shares.
+
+        Returns
+        -------
+        how many were written: n or, where the medium takes records one by one, or has no room for all, none.
         """
         ...
 

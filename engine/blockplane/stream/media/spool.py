@@ -8,10 +8,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
+from blockplane.model.addresses import Checks
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import RefusedError, TapeLabelError
 from blockplane.stream.fdsink import Buffer
-from blockplane.stream.media.codec import NO_FRAME, NO_ID, Contents, Label, RecordHead, RecordKind, Run, TapeEntry
+from blockplane.stream.media.codec import (
+    NO_FRAME,
+    NO_ID,
+    Contents,
+    Label,
+    RecordHead,
+    RecordKind,
+    Run,
+    TapeEntry,
+    encode_heads,
+)
 from blockplane.stream.media.labels import is_blank, read_label
 from blockplane.stream.media.medium import Medium, MediumFullError
 from blockplane.stream.media.rack import Rack
@@ -83,6 +94,23 @@ class Spool:
         if self._first is None:
             self._first = head
         self.offset += head.payload_bytes
+
+    def write_full(self, payload: memoryview, crcs: Sequence[int] | Checks) -> int:
+        """Write full records of the stream, in which no frame begins, together; return how many were: all, or none.
+
+        crcs : of each.
+        """
+        state, medium = self._state, self.medium
+        head = RecordHead(
+            RecordKind.DATA, state.set_id, state.tape, state.capacity, state.sequence, self.offset, medium.position, 0,
+            NO_FRAME, self._number, int(crcs[0]),
+        )  # fmt: skip
+        n_written = medium.write_records(encode_heads(head, crcs), payload)
+        if n_written and self._first is None:
+            self._first = head
+        state.sequence += n_written
+        self.offset += n_written * state.capacity
+        return n_written
 
     @property
     def runs(self) -> list[Run]:

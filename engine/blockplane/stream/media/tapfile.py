@@ -17,7 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from blockplane.disks import write_buffers
+from blockplane.model.addresses import Bytes
 from blockplane.model.errors import BlockplaneError, StreamMissingError, TapeError
 from blockplane.stream.fdsink import Buffer, write_error
 from blockplane.stream.media.medium import Found, Kind, MediumFullError
@@ -236,23 +239,46 @@ class TapFile:
         n_bytes = sum(len(piece) for piece in pieces)
         self._put(framed(pieces, n_bytes), framed_bytes(n_bytes))
 
+    def write_records(self, heads: Bytes, payload: memoryview) -> int:
+        """See Medium: between two payloads lies one buffer, the lengths of both and the head of the other."""
+        n_records, n_head = len(heads), heads.shape[1]
+        n_payload = len(payload) // n_records
+        n_bytes = n_head + n_payload
+        n_framed = n_records * framed_bytes(n_bytes)
+        if n_bytes % 2 or not self._has_room(n_framed):
+            return 0
+        word = _WORD.pack(n_bytes)
+        between = np.empty((n_records, 2 * WORD_BYTES + n_head), np.uint8)
+        between[:, : 2 * WORD_BYTES] = np.frombuffer(2 * word, np.uint8)
+        between[:, 2 * WORD_BYTES :] = heads
+        rows, stride = between.reshape(-1).data, between.shape[1]
+        starts = zip(range(0, len(rows), stride), range(0, len(payload), n_payload), strict=True)
+        buffers = [part for at, to in starts for part in (rows[at : at + stride], payload[to : to + n_payload])]
+        buffers[0] = rows[WORD_BYTES:stride]
+        self._put([*buffers, word], n_framed, n_records)
+        return n_records
+
     def write_filemark(self, *, wait: bool) -> None:
         """See Medium: `finish` waits."""
         self._put([_WORD.pack(FILEMARK)], WORD_BYTES)
         self._remember()
 
-    def _put(self, buffers: Sequence[Buffer], n_bytes: int) -> None:
+    def _has_room(self, n_bytes: int) -> bool:
         room = self.room_bytes
-        if room is not None and n_bytes + WORD_BYTES > room:  # the marker of the end fits always
+        return room is None or n_bytes <= room - WORD_BYTES  # the marker of the end fits always
+
+    def _put(self, buffers: Sequence[Buffer], n_bytes: int, n_objects: int = 1) -> None:
+        if not self._has_room(n_bytes):
             raise MediumFullError
         self._cut_off()
+        before = self.position
         self._batch += buffers
         self._batch_bytes += n_bytes
-        self._offset, self.position = self._offset + n_bytes, self.position + 1
+        self._offset, self.position = self._offset + n_bytes, self.position + n_objects
         self._end = self._offset
         if self._batch_bytes >= _BATCH_BYTES:
             self.settle()
-        if self.position % _REMEMBERED == 0:
+        if self.position // _REMEMBERED > before // _REMEMBERED:
             self._remember()
 
     def settle(self) -> None:
