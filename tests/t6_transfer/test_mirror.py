@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 import blockplane as bp
 from blockplane.filesystem.errors import ReadOnlyPathError
-from blockplane.model.errors import BlockplaneError, RefusedError, StreamTruncatedError, UsageError
+from blockplane.model.errors import BlockplaneError, RefusedError, StreamTruncatedError, UnreachableError, UsageError
 from blockplane.transfer import mirrors
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import LocalChanges, VolumePeer
@@ -522,3 +523,42 @@ def test_when_the_next_step_is_due(late, took_s, next_s):
     made = mirrors.MirrorDefinition("copy", "/copy", "0" * 32, every_s=10.0, late=late, last=last)
     assert mirrors.due_ns(made) == begun + next_s * 10**9
     assert mirrors.due_ns(mirrors.MirrorDefinition("copy", "/copy", "0" * 32)) == 0
+
+
+def test_a_clock_that_was_set_back_does_not_put_a_step_off():
+    begun = time.time_ns() + 86_400 * 10**9
+    last = mirrors.LastRun(begun, begun + 10**9)
+    made = mirrors.MirrorDefinition("copy", "/copy", "0" * 32, every_s=10.0, last=last)
+    assert mirrors.due_ns(made) == 0
+    mine = time.time_ns()
+    assert mirrors.due_ns(made, mine) == mine + 10 * 10**9
+
+
+def test_a_mirror_whose_place_does_not_answer_holds_nobody_up(world):
+    """Steps side by side: while one waits, another has two; and what waits ends where that is not wanted any more."""
+    good, let_go = world.add("good", every_s=0.1), threading.Event()
+    dead = world.add("dead", every_s=0.1)
+    states = []
+
+    @contextmanager
+    def peer(dest: str):
+        if dest == str(dead.path):
+            assert let_go.wait(60)
+            raise UnreachableError(f"{dest} does not answer")
+        yield VolumePeer(good)
+
+    def wanted() -> None:
+        at = bp.FileSystem(good).listdir("/") if good.was_written else []
+        if at and [at] != states[-1:]:
+            states.append(at)
+            bp.FileSystem(world.source).mkdir(f"/d{len(at)}")
+            if len(states) == 3:
+                raise KeyboardInterrupt
+
+    bp.FileSystem(world.source).mkdir("/first")
+    peers = mirrors.Peers(local=peer)
+    with pytest.raises(KeyboardInterrupt):
+        mirrors.run_side_by_side(world.source, peers=peers, wanted=wanted, give_up=let_go.set)
+    assert len(states) == 3
+    ran = mirrors.run_side_by_side(world.source, peers=peers)
+    assert sorted((each.error != "", each.report is None) for each in ran)[-1] == (True, True)

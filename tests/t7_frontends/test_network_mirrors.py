@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 import blockplane as bp
+from blockplane.cli.main import run
 from blockplane.transfer.peer import MirrorPeer
+from rig.owners import wait_for
+from rig.services import serving
 
 LIMIT_S = 60
 
@@ -160,3 +163,49 @@ def test_a_service_brings_mirrors_and_replicas_up_to_date(source, tmp_path, rng)
             assert bp.FileSystem(volume).read_bytes("/a") == bp.FileSystem(near).read_bytes("/a"), name
     policy.write_text(policy.read_text().replace("source =", "sauce ="))
     assert "sauce" in blockplane("serve", "--check", policy, ok=False)
+
+
+def test_a_service_is_held_up_by_no_peer_that_is_silent(source, tmp_path, rng):
+    """One mirror's place takes connections and says nothing: the other goes on, and the service ends in good order."""
+    bp.Volume.create(tmp_path / "far", disks=2, size="16MiB").close()
+    bp.Volume.create(tmp_path / "near", disks=2, size="16MiB").close()
+    port, tls = free_port(), ("--tls", tmp_path / "tls" / "near")
+    with served(tmp_path, tmp_path / "far", port, '["read", "write"]'):
+        blockplane("mirror", "add", source, f"127.0.0.1:{port}/far", "--every", "0.2s", *tls)
+    blockplane("mirror", "add", source, tmp_path / "near", "--every", "0.2s")
+    (tmp_path / "policy.toml").write_text(
+        f'[volume.pool]\npath = "pool"\n[volume.pool.mirror.all]\nevery = "1s"\ntls = "{tmp_path}/tls/near"\n'
+        '[volume.near]\npath = "near"\n'
+    )
+    with (
+        socket.create_server(("127.0.0.1", port)) as silent,
+        serving(str(tmp_path / "policy.toml"), log=str(tmp_path / "log")) as service,
+    ):
+        service.wait_for("volume open", n=2)
+        held, _ = silent.accept()
+        for name in ("b", "c"):
+            (tmp_path / name).write_bytes(data := rng.bytes(30_000))
+            assert run(["put", f"{source}:/{name}", str(tmp_path / name)]) == 0
+            get = ["get", f"{tmp_path}/near:/{name}", str(tmp_path / "got")]
+            wait_for(lambda get=get: run(get) == 0, f"{name} at the mirror")
+            assert (tmp_path / "got").read_bytes() == data
+        assert service.said("job done") == service.said("job failed") == []  # it still waits for the silent one
+        assert service.end() == 0
+        held.close()
+    assert service.said("stopped")
+
+
+def test_a_service_whose_source_is_silent_ends_in_good_order(source, tmp_path):
+    port = free_port()
+    (tmp_path / "policy.toml").write_text(
+        f'[volume.pool]\npath = "pool"\n[volume.pool.replicate.one]\nevery = "1s"\ntls = "{tmp_path}/tls/near"\n'
+        f'source = "127.0.0.1:{port}/far"\n'
+    )
+    with (
+        socket.create_server(("127.0.0.1", port)) as silent,
+        serving(str(tmp_path / "policy.toml"), log=str(tmp_path / "log")) as service,
+    ):
+        held, _ = silent.accept()
+        assert service.end() == 0
+        held.close()
+    assert service.said("stopped")

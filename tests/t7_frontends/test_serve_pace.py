@@ -143,6 +143,18 @@ def test_failures_are_tried_again_later_each_time_and_success_forgets_them():
     assert (pace.n_failures, pace.due_in()) == (0, DAY_S)
 
 
+def test_a_job_that_is_worth_trying_soon_is_tried_soon_and_seldomer_each_time():
+    clock = FakeClock()
+    pace = Pace(Every(10.0), clock, first_retry_s=1.0)
+    waits = []
+    for _ in range(6):
+        pace.begin()
+        pace.fail()
+        waits.append(pace.due_in())
+        clock.advance(waits[-1])
+    assert waits == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+
+
 def test_a_job_of_every_second_that_fails_is_tried_every_half_minute():
     clock = FakeClock()
     pace = Pace(Every(1.0), clock)

@@ -34,6 +34,7 @@ class GatedJob:
     """A job that runs until it is let go, and may be deaf to being stopped."""
 
     kind: ClassVar[str] = "gated"
+    retry_s: ClassVar[float] = 30.0
 
     name: str = "one"
     due: Every = HOURLY

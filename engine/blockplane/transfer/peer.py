@@ -96,7 +96,7 @@ class Peer(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of it."""
+        """Let go of it; from any thread. A call that goes on and waits for the other side ends, as one that failed."""
         ...
 
 

@@ -9,8 +9,9 @@ import os
 import re
 import socket
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from blockplane.model.errors import UnreachableError, UsageError
 from blockplane.server.network.rights import require_volume_name
@@ -52,19 +53,40 @@ class Address:
         except ValueError:
             return False
 
-    def connect(self, timeout_s: float, source: str | None = None) -> socket.socket:
-        """Return a connection to it; UnreachableError: nobody answers. source : the address of ours to call from."""
+    def connect(
+        self, timeout_s: float, source: str | None = None, made: Callable[[socket.socket], None] = lambda _: None
+    ) -> socket.socket:
+        """Return a connection to it; UnreachableError: nobody answers.
+
+        Parameters
+        ----------
+        source : the address of ours to call from. made : called with each socket before it is connected.
+        """
+        failed: OSError | None = None
         try:
-            if self.path:
-                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-                sock.settimeout(timeout_s)
-                sock.connect(self.path)
-                return sock
-            return socket.create_connection((self.host, self.port), timeout_s, (source, 0) if source else None)
+            for family, place in self._places():
+                sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+                try:
+                    sock.settimeout(timeout_s)
+                    if source:
+                        sock.bind((source, 0))
+                    made(sock)
+                    sock.connect(place)
+                    return sock
+                except OSError as error:
+                    sock.close()
+                    failed = error
         except OSError as error:
-            raise UnreachableError(
-                f"{self} cannot be reached: {error.strerror or error}", "see whether a service listens there"
-            ) from error
+            failed = error
+        why = (failed.strerror or failed) if failed is not None else "it has no address"
+        raise UnreachableError(f"{self} cannot be reached: {why}", "see whether a service listens there") from failed
+
+    def _places(self) -> list[tuple[int, Any]]:
+        """Return where it may be, by family."""
+        if self.path:
+            return [(socket.AF_UNIX, self.path)]
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        return [(int(family), place) for family, _, _, _, place in found]
 
     def listen(self, backlog: int) -> socket.socket:
         """Return a socket that listens there; OSError: the address cannot be had."""

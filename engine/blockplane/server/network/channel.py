@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -202,6 +203,30 @@ class Channel:
     def part(self) -> None:
         """Say nothing more, and close when the other side has: what it still sends would destroy our last word."""
         part(self._sock)
+
+
+class Ending:
+    """Ends what one side waits for, from any thread: connections that there are, and those that are begun later."""
+
+    def __init__(self) -> None:
+        self.is_over = threading.Event()
+        self._lock = threading.Lock()
+        self._socks: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def watch(self, sock: socket.socket) -> None:
+        """End a connection too, when it comes to that; one that is being made as well."""
+        with self._lock:
+            self._socks.add(sock)
+        if self.is_over.is_set():
+            abort(sock)
+
+    def end(self) -> None:
+        """Do it: whoever waits is told that the connection is gone."""
+        self.is_over.set()
+        with self._lock:
+            socks = list(self._socks)
+        for sock in socks:
+            abort(sock)
 
 
 def abort(sock: socket.socket) -> None:

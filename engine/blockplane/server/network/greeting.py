@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from blockplane.model.errors import ConnectionLostError, NetworkError, UntrustedError
 from blockplane.server.network.address import Address
-from blockplane.server.network.channel import Channel, tune
+from blockplane.server.network.channel import Channel, Ending, tune
 from blockplane.server.network.codec import PROTOCOL, TICKET_BYTES, Kind, WireError, bytes_field, text_field
 from blockplane.server.network.limits import Limits
 from blockplane.server.network.rights import Identity
@@ -35,6 +35,7 @@ class Caller:
 
     expects : the name or the fingerprint (`sha256:HEX`) of its certificate; None: the host of its address.
     id : random; a listener ends what the same caller has left behind. source : address of ours to call from.
+    ending : ends its connections.
     """
 
     address: Address
@@ -43,6 +44,7 @@ class Caller:
     expects: str | None = None
     id: bytes = field(default_factory=lambda: os.urandom(TICKET_BYTES))
     source: str | None = None
+    ending: Ending = field(default_factory=Ending)
 
     @cached_property
     def _pin(self) -> bytes | None:
@@ -67,8 +69,10 @@ class Caller:
         return self._greeted({"role": "data", "ticket": ticket.hex()})
 
     def _greeted(self, hello: dict[str, object]) -> Channel:
+        if self.ending.is_over.is_set():
+            raise ConnectionLostError(f"nobody calls {self.address} any more", "call it anew")
         deadline = time.monotonic() + self.limits.greeting_s
-        sock = self.address.connect(self.limits.greeting_s, self.source)
+        sock = self.address.connect(self.limits.greeting_s, self.source, self.ending.watch)
         try:
             tune(sock, self.limits)
             sock = self._secured(sock, deadline)
@@ -95,6 +99,7 @@ class Caller:
         try:
             tls = context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
             sock = tls
+            self.ending.watch(tls)
             tls.do_handshake()
             found = identity_of(tls, str(self.address))
         except (OSError, ValueError) as error:

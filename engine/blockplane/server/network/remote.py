@@ -112,7 +112,8 @@ class RemotePeer(RemoteMirror):
         return f"{self._caller.address}/{self._volume}"
 
     def close(self) -> None:
-        """See Peer: nothing is connected between calls."""
+        """See Peer. From any thread: a call that goes on ends as where contact is lost, and so does a later one."""
+        self._caller.ending.end()
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
@@ -192,9 +193,9 @@ class RemotePeer(RemoteMirror):
                     last_s, n_failed, durable = now, 0, self._durable
                 pause_s = min(_FIRST_PAUSE_S * 2**n_failed, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
                 n_failed = min(n_failed + 1, 20)
-                if now + pause_s > last_s + self._patience_s:
+                is_over = self._caller.ending.is_over
+                if is_over.is_set() or now + pause_s > last_s + self._patience_s or is_over.wait(pause_s):
                     raise
-                time.sleep(pause_s)
 
     def _ask(self, what: str, said: dict[str, object]) -> Mapping[str, Any]:
         """See RemoteMirror."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextvars
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import BlockplaneError, UsageError
@@ -19,13 +22,61 @@ from blockplane.server.service.reading import Table
 from blockplane.server.service.rules import rule_of
 from blockplane.server.service.timetable import Rule
 from blockplane.transfer.mirrors.peers import Peers
-from blockplane.transfer.mirrors.running import run_once
+from blockplane.transfer.mirrors.running import run_side_by_side
 from blockplane.transfer.peer import LocalChanges, Peer, VolumePeer
 from blockplane.transfer.pull import pull
 from blockplane.volume.pointers import MASTER
 
 #: How long a peer behind a network is tried before a run counts as failed; less than a job may show no sign of life.
 _PATIENCE_S = 30.0
+#: How long after a first failure it is tried again: networks come back, and asking costs nothing.
+_RETRY_S = 1.0
+#: How often it is seen whether a run is still wanted.
+_POLL_S = 0.25
+
+T = TypeVar("T")
+
+
+class Calls:
+    """Peers behind a network that a run calls, so that it can end while one of them does not answer. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._peers: list[RemotePeer] = []
+        self._is_over = False
+
+    @contextmanager
+    def one(self, peer: RemotePeer) -> Iterator[None]:
+        """Know of a peer, for the length of a `with`."""
+        with self._lock:
+            self._peers.append(peer)
+            if self._is_over:
+                peer.close()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._peers.remove(peer)
+
+    def give_up(self) -> None:
+        """End what waits for a peer, now and later."""
+        with self._lock:
+            self._is_over = True
+            for peer in self._peers:
+                peer.close()
+
+    def watched(self, call: Callable[[], T], require_wanted: Callable[[], None]) -> T:
+        """Return what a call does in a thread of its own; where that is not wanted any more, give up first."""
+        with ThreadPoolExecutor(1, "blockplane pull") as pool:
+            context = contextvars.copy_context()
+            found = pool.submit(context.run, call)
+            try:
+                while not wait([found], _POLL_S).done:
+                    require_wanted()
+            except BaseException:
+                self.give_up()
+                raise
+            return found.result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +87,7 @@ class Reach:
     insecure_plaintext: bool = False
 
     @contextmanager
-    def remote(self, dest: str) -> Iterator[RemotePeer]:
+    def remote(self, dest: str, calls: Calls) -> Iterator[RemotePeer]:
         """Give the peer that HOST:PORT/NAME means."""
         found = parse_peer(dest)
         if found is None:
@@ -45,10 +96,10 @@ class Reach:
         peer = RemotePeer(
             str(found[0]), found[1], credentials, insecure_plaintext=self.insecure_plaintext, patience_s=_PATIENCE_S
         )
-        with closing(peer):
+        with closing(peer), calls.one(peer):
             yield peer
 
-    def peers(self, work: Work, kind: Kind) -> Peers:
+    def peers(self, work: Work, kind: Kind, calls: Calls) -> Peers:
         """Return how peers are reached for one run, in which something of a kind is done to them."""
 
         @contextmanager
@@ -56,7 +107,7 @@ class Reach:
             with work.near(Path(dest), kind) as volume:
                 yield VolumePeer(volume)
 
-        return Peers(local, self.remote)
+        return Peers(local, lambda dest: self.remote(dest, calls))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +116,7 @@ class MirrorJob:
 
     kind: ClassVar[str] = "mirror"
     does: ClassVar[Kind] = Kind.SNAPSHOTS
+    retry_s: ClassVar[float] = _RETRY_S
 
     name: str
     due: Rule
@@ -77,7 +129,14 @@ class MirrorJob:
     def run(self, work: Work) -> Outcome:
         """See Job."""
         work.step()
-        found = list(run_once(work.volume, peers=self.reach.peers(work, Kind.LIVE), progress=work.progress))
+        calls = Calls()
+        found = run_side_by_side(
+            work.volume,
+            peers=self.reach.peers(work, Kind.LIVE, calls),
+            progress=work.progress,
+            wanted=work.require_wanted,
+            give_up=calls.give_up,
+        )
         bad = [f"{ran.mirror.dest}: {ran.error}" for ran in found if ran.error]
         if bad:
             raise BlockplaneError("; ".join(bad), "`blockplane mirror status` says more")
@@ -92,6 +151,7 @@ class ReplicateJob:
 
     kind: ClassVar[str] = "replicate"
     does: ClassVar[Kind] = Kind.LIVE
+    retry_s: ClassVar[float] = _RETRY_S
 
     name: str
     due: Rule
@@ -107,8 +167,11 @@ class ReplicateJob:
     def run(self, work: Work) -> Outcome:
         """See Job."""
         work.step()
-        with self.reach.peers(work, Kind.SNAPSHOTS).open(self.source) as peer:
-            report = pull(peer, work.volume, self.pointer, self.changes, work.progress)
+        calls = Calls()
+        with self.reach.peers(work, Kind.SNAPSHOTS, calls).open(self.source) as peer:
+            report = calls.watched(
+                lambda: pull(peer, work.volume, self.pointer, self.changes, work.progress), work.require_wanted
+            )
         brought = report.brought
         text = f"{report.top} was there" if brought.already_there else f"{report.top}, {brought.n_blocks} blocks"
         return Outcome(text, brought.n_blocks * BLOCK_BYTES)

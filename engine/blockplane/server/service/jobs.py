@@ -17,7 +17,7 @@ from blockplane.model.progress import ProgressEvent
 from blockplane.server.activity import Kind
 from blockplane.server.service.reading import ALL_NAMES, Table
 from blockplane.server.service.rules import rule_of
-from blockplane.server.service.timetable import Rule
+from blockplane.server.service.timetable import RETRY_S, Rule
 from blockplane.volume.naming import check_name
 from blockplane.volume.retention import Policy as Retention
 
@@ -44,13 +44,14 @@ class Work:
     volume : open for writing. wall_s : now, seconds since 1970. step : to be called at every step of what lasts: shows
     that the job is alive, and raises StoppedError when it is to end. near : gives another volume of this machine, open
     for writing, for the length of a `with` in which something of a kind is done to it: as the service has it, or from
-    its disks.
+    its disks. require_wanted : as step, and shows no life: for who watches something that does.
     """
 
     volume: Volume
     wall_s: float
     step: Callable[[], None]
     near: Near = open_near
+    require_wanted: Callable[[], None] = lambda: None
 
     def progress(self, event: ProgressEvent) -> None:
         """Take what a long call tells of itself."""
@@ -73,11 +74,12 @@ class Job(Protocol):
     Attributes
     ----------
     kind : the word of the policy. does : what may not go on beside it. name : unique among the volume's jobs of a kind.
-    due : when.
+    due : when. retry_s : how long after a first failure it is tried again.
     """
 
     kind: ClassVar[str]
     does: ClassVar[Kind]
+    retry_s: ClassVar[float]
 
     @property
     def name(self) -> str:
@@ -100,6 +102,7 @@ class SnapshotJob:
 
     kind: ClassVar[str] = "snapshot"
     does: ClassVar[Kind] = Kind.SNAPSHOTS
+    retry_s: ClassVar[float] = RETRY_S
 
     name: str
     due: Rule
@@ -136,6 +139,7 @@ class PruneJob:
 
     kind: ClassVar[str] = "prune"
     does: ClassVar[Kind] = Kind.SNAPSHOTS
+    retry_s: ClassVar[float] = RETRY_S
 
     name: str
     due: Rule
@@ -164,6 +168,7 @@ class CheckJob:
 
     kind: ClassVar[str] = "check"
     does: ClassVar[Kind] = Kind.CHECKS
+    retry_s: ClassVar[float] = RETRY_S
 
     name: str
     due: Rule

@@ -58,6 +58,9 @@ class Run:
 
     def _step(self) -> None:
         self.beat_s = self._clock.monotonic()
+        self._require_wanted()
+
+    def _require_wanted(self) -> None:
         if self._is_stopped.is_set():
             raise StoppedError
 
@@ -74,7 +77,9 @@ class Run:
         try:
             with self._activities.going_on(self.job.does, verb, os.getpid(), math.inf, self._step):
                 self._await_lock()
-                self.outcome = self.job.run(Work(self._volume, self.begun_wall_s, self._step, self._near))
+                self.outcome = self.job.run(
+                    Work(self._volume, self.begun_wall_s, self._step, self._near, self._require_wanted)
+                )
         except StoppedError:
             pass
         except (BlockplaneError, OSError, MemoryError) as error:
@@ -98,7 +103,7 @@ class Plan:
     def __init__(self, job: Job, clock: Clock, past: Past) -> None:
         self.job, self.past = job, past
         self._clock = clock
-        self.pace = Pace(job.due, clock, past.begun_s or None)
+        self.pace = Pace(job.due, clock, past.begun_s or None, job.retry_s)
         self.run: Run | None = None
         self._begun_before_s = past.begun_s
         self.n_done = self.n_failed = self.moved_bytes = self.freed_bytes = 0
@@ -107,7 +112,7 @@ class Plan:
         """Go on with a job that a new policy has in its place; its past counts."""
         if job.due != self.job.due:
             failures = self.pace.n_failures
-            self.pace = Pace(job.due, self._clock, self.past.begun_s or None)
+            self.pace = Pace(job.due, self._clock, self.past.begun_s or None, job.retry_s)
             self.pace.n_failures = failures
         self.job = job
 

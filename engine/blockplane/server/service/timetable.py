@@ -13,7 +13,8 @@ from typing import Final
 from blockplane.model.durations import format_duration
 from blockplane.server.service.clock import Clock
 
-#: After a failure: so long, and twice as long after each further one, up to what is usual between two runs.
+#: After a failure: so long, and twice as long after each further one, up to what is usual between two runs, or to the
+#: first of these where that is longer.
 RETRY_S: Final = 30.0
 RETRY_MAX_S: Final = 3600.0
 WEEKDAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -82,10 +83,13 @@ class Pace:
     Parameters
     ----------
     last_wall_s : when it last began, by the wall's clock, from before this process; None: not known that it ever did.
+    first_retry_s : how long after a first failure.
     """
 
-    def __init__(self, rule: Rule, clock: Clock, last_wall_s: float | None = None) -> None:
-        self.rule, self._clock = rule, clock
+    def __init__(
+        self, rule: Rule, clock: Clock, last_wall_s: float | None = None, first_retry_s: float = RETRY_S
+    ) -> None:
+        self.rule, self._clock, self._first_retry_s = rule, clock, first_retry_s
         self._retry_s: float | None = None
         self.n_failures = 0
         wall, now = clock.wall(), clock.monotonic()
@@ -129,6 +133,6 @@ class Pace:
 
     def fail(self) -> None:
         """Note that it failed: it is tried again, later each time."""
-        longest = min(max(self.rule.gap_s, RETRY_S), RETRY_MAX_S)
-        self._retry_s = self._clock.monotonic() + min(RETRY_S * 2 ** min(self.n_failures, 20), longest)
+        longest = min(max(self.rule.gap_s, self._first_retry_s), RETRY_MAX_S)
+        self._retry_s = self._clock.monotonic() + min(self._first_retry_s * 2 ** min(self.n_failures, 20), longest)
         self.n_failures += 1

@@ -4,7 +4,7 @@ from blockplane.transfer.mirrors.joining import ResyncPlan, ResyncReport, plan_r
 from blockplane.transfer.mirrors.listing import LastRun, MirrorDefinition, definitions, find
 from blockplane.transfer.mirrors.managing import AddReport, RemoveReport, add, remove_mirror
 from blockplane.transfer.mirrors.peers import Opener, Peers, place_of
-from blockplane.transfer.mirrors.running import MirrorLoop, Ran, attempt, due_ns, run_once
+from blockplane.transfer.mirrors.running import MirrorLoop, Ran, attempt, due_ns, run_once, run_side_by_side
 from blockplane.transfer.mirrors.status import MirrorStatus, status
 from blockplane.transfer.mirrors.stepping import StepReport, step
 from blockplane.transfer.mirrors.takeover import BreakReport, break_mirror, end_rehearsal
@@ -39,6 +39,7 @@ __all__ = [
     "remove_mirror",
     "resync",
     "run_once",
+    "run_side_by_side",
     "status",
     "step",
 ]

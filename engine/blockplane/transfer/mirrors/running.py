@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,9 +47,11 @@ def due_ns(mirror: MirrorDefinition, begun_ns: int | None = None) -> int:
     Notes
     -----
     None queue up: when a step took longer than the interval, the next is due at once and sends the state that is newest
-    then; or, for `late="next"`, waits for the next whole interval.
+    then; or, for `late="next"`, waits for the next whole interval. What began later than now, by a clock that was set
+    back since, does not count.
     """
-    begun = max(mirror.last.begun_ns, begun_ns or 0)
+    now = time.time_ns()
+    begun = max((ns for ns in (mirror.last.begun_ns, begun_ns or 0) if ns <= now), default=0)
     if not begun:
         return 0
     every_ns = round(mirror.every_s * 1e9)
@@ -119,6 +122,61 @@ def run_once(
         is_asked = only is None or only in (mirror.dest, mirror.name)
         if is_asked and (now or due_ns(mirror) <= time.time_ns()):
             yield attempt(volume, mirror, (peers or Peers()).open(mirror.dest), progress)
+
+
+def run_side_by_side(
+    volume: Volume,
+    *,
+    peers: Peers | None = None,
+    progress: Progress = ignore_progress,
+    wanted: Callable[[], None] = lambda: None,
+    give_up: Callable[[], None] = lambda: None,
+) -> list[Ran]:
+    """Do a step of each mirror that is due, a thread each; return when all have ended.
+
+    Parameters
+    ----------
+    progress : called from several threads. wanted : called several times a second; may raise, which ends all of it:
+    what has landed is kept. give_up : called then; lets the steps end that wait for a peer.
+
+    Notes
+    -----
+    One that takes long, or whose place does not answer, holds nobody up: others whose time comes meanwhile have their
+    next steps, until one of them fails.
+    """
+    running, begun = dict[str, threading.Thread](), dict[str, int]()
+    ran, failed = list[Ran](), list[BaseException]()
+
+    def work(mirror: MirrorDefinition) -> None:
+        try:
+            ran.append(attempt(volume, mirror, (peers or Peers()).open(mirror.dest), progress))
+        except BaseException as error:  # noqa: BLE001 - raised by who waits for it
+            failed.append(error)
+
+    try:
+        while True:
+            wanted()
+            lost = {each.mirror.name for each in ran if each.error}
+            for mirror in definitions(volume.path):
+                name = mirror.name
+                if name in running or name in lost or due_ns(mirror, begun.get(name)) > time.time_ns():
+                    continue
+                begun[name] = time.time_ns()
+                context = contextvars.copy_context()
+                running[name] = threading.Thread(target=context.run, args=(work, mirror), name=f"mirror {name}")
+                running[name].start()
+            for name in [name for name, thread in running.items() if not thread.is_alive()]:
+                running.pop(name).join()
+            if failed:
+                raise failed[0]
+            if not running:
+                return ran
+            next(iter(running.values())).join(POLL_S)
+    finally:
+        if running:
+            give_up()
+        for thread in running.values():
+            thread.join()
 
 
 @dataclass
@@ -194,6 +252,8 @@ class MirrorLoop:
             del _loops[id(self._volume)]
             self._stop.set()
             for slot in self._slots.values():
+                if slot.peer is not None:
+                    slot.peer.close()
                 if slot.thread is not None:
                     slot.thread.join()
                 slot.held.close()
