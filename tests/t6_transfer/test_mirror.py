@@ -562,3 +562,38 @@ def test_a_mirror_whose_place_does_not_answer_holds_nobody_up(world):
     assert len(states) == 3
     ran = mirrors.run_side_by_side(world.source, peers=peers)
     assert sorted((each.error != "", each.report is None) for each in ran)[-1] == (True, True)
+
+
+@pytest.mark.parametrize("how", ["get", "steady"])
+def test_who_reads_a_mirror_at_length_reads_one_state(world, rng, how, tmp_path):
+    """While updates arrive, and their blocks take the places of those that are read."""
+    copy, n_rounds = world.add(wish=DiskWish(1, "16MiB")), 0
+    expected = {f"f{i}": rng.bytes(300_000) for i in range(12)}
+
+    def change() -> None:
+        for name in expected:
+            bp.FileSystem(world.source).write_bytes(f"/{name}", rng.bytes(300_000))
+        assert world.outcomes() == ["brought"]
+
+    def changing(_: object) -> None:
+        nonlocal n_rounds
+        if n_rounds < 3:
+            n_rounds += 1
+            change()
+
+    for name, data in expected.items():
+        bp.FileSystem(world.source).write_bytes(f"/{name}", data)
+    assert world.outcomes() == ["brought"]
+    if how == "get":
+        bp.FileSystem(copy).get("/.", tmp_path / "out", progress=changing)
+        found = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    else:
+        with bp.FileSystem(copy).steady() as files:
+            found = {}
+            for name in files.listdir("/"):
+                changing(None)
+                found[name] = files.read_bytes(f"/{name}")
+    assert n_rounds == 3
+    assert found == expected
+    assert copy.pins.all() == []
+    assert read(copy, "/f0") == read(world.source, "/f0") != expected["f0"]

@@ -186,7 +186,7 @@ def open_files(target: Target, verb: str, wait_s: float, keys: Sequence[str] = (
             return
         volume = stack.enter_context(open_volume(target.place, verb, wait_s, writable=False))
         if target.snapshot is None:
-            yield bp.FileSystem(volume)
+            yield stack.enter_context(bp.FileSystem(volume).steady())
             return
         snapshot = volume.get_snapshot(target.snapshot)
         stack.enter_context(volume.pin(snapshot.record.id))

@@ -55,8 +55,14 @@ def get(fs: Queries, source: AnyPath, dest: str | os.PathLike[str], *, progress:
 
     Notes
     -----
-    As an ordinary user owners stay the user's own, and what needs root (devices) is skipped and reported.
+    As an ordinary user owners stay the user's own, and what needs root (devices) is skipped and reported. Of a mirror
+    or replica it is one state, whatever arrives meanwhile.
     """
+    with fs.steady() as steady:
+        return _get(steady, source, dest, progress)
+
+
+def _get(fs: Queries, source: AnyPath, dest: str | os.PathLike[str], progress: Progress | None) -> GetReport:
     started = time.monotonic()
     copy = _CopyOut(fs.store, progress or ignore_progress, started)
     raw = path_bytes(source)
@@ -68,8 +74,7 @@ def get(fs: Queries, source: AnyPath, dest: str | os.PathLike[str], *, progress:
         target = os.path.join(target, name)
     if os.path.isdir(target) and not top.is_directory:
         raise ExistsError(os.fsdecode(target), f"{os.fsdecode(target)}: a directory is not replaced by a file")
-    with fs.store.pinned():
-        copy.run(top, target, path_text(raw))
+    copy.run(top, target, path_text(raw))
     copy.report.seconds = time.monotonic() - started
     return copy.report
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Self
 
 from blockplane.filesystem.directory import Entry
 from blockplane.filesystem.errors import (
@@ -19,6 +21,7 @@ from blockplane.filesystem.names import AnyPath, path_bytes, path_text
 from blockplane.filesystem.paths import Resolver
 from blockplane.filesystem.stat_result import DirEntry, StatResult, stat_of
 from blockplane.filesystem.store import Source, Store
+from blockplane.volume.snapshots import shown_by
 
 
 class Queries:
@@ -38,6 +41,22 @@ class Queries:
     def is_writable(self) -> bool:
         """Whether it is a volume's live file system."""
         return self.store.is_writable
+
+    @contextmanager
+    def steady(self) -> Iterator[Self]:
+        """Give what this shows now, for reading at length: a receive that ends meanwhile does not change it.
+
+        Of the live file system of a mirror or replica that is the snapshot it stands at, pinned for the length of the
+        `with`. One that is written to changes by its writers all the same.
+        """
+        volume = self.store.volume
+        with ExitStack() as stack:
+            with self.store.lock:
+                shown = shown_by(volume) if volume is not None else None
+                if volume is not None and shown is not None:
+                    stack.enter_context(volume.pin(shown.record.id))
+            stack.enter_context(self.store.pinned())
+            yield type(self)(shown) if shown is not None else self
 
     @property
     def n_inodes(self) -> int:

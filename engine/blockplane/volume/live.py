@@ -243,6 +243,11 @@ class LiveVolume(Points):
         """Take part no longer."""
         self._clients.remove(client)
 
+    @property
+    def has_unsaved(self) -> bool:
+        """Whether the live state has changes that no consistency point has yet."""
+        return bool(self._dirty_bytes) or self.active.is_dirty
+
     def mark_dirty(self, n_bytes: int) -> None:
         """Note that an operation ended and left n_bytes more in memory; commits by the dirty limit or the timer."""
         now = time.monotonic()

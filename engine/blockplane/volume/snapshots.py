@@ -243,6 +243,17 @@ def standing_at(volume: LiveVolume) -> TableEntry | None:
     return parent
 
 
+def shown_by(volume: LiveVolume) -> Snapshot | None:
+    """Return the snapshot that the live state is, where it was received, or rolled back to, and not written to since.
+
+    Such a state may be exchanged for another at any time; None: it may not, or no snapshot has it.
+    """
+    if not volume.is_replica or volume.has_unsaved:
+        return None
+    entry = standing_at(volume)
+    return Snapshot(volume, entry) if entry is not None else None
+
+
 def rollback(
     volume: LiveVolume,
     name: str,
