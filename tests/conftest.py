@@ -38,11 +38,11 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture
-def rng(request: pytest.FixtureRequest) -> np.random.Generator:
-    """A generator that differs from run to run and from test to test, and prints how to have it again."""
+def rng(request: pytest.FixtureRequest, part: tuple[int, int]) -> np.random.Generator:
+    """A generator that differs by run, test and part of a deep run, and prints how to have it again."""
     seed = int(os.environ["BLOCKPLANE_SEED"])
     print(f"BLOCKPLANE_SEED={seed}")
-    return np.random.default_rng([seed, zlib.crc32(request.node.nodeid.encode())])
+    return np.random.default_rng([seed, zlib.crc32(request.node.nodeid.encode()), *part[:1] * (part[0] > 0)])
 
 
 @pytest.fixture(scope="session")
