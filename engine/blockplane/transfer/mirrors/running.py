@@ -144,39 +144,62 @@ def run_side_by_side(
     One that takes long, or whose place does not answer, holds nobody up: others whose time comes meanwhile have their
     next steps, until one of them fails.
     """
-    running, begun = dict[str, threading.Thread](), dict[str, int]()
-    ran, failed = list[Ran](), list[BaseException]()
-
-    def work(mirror: MirrorDefinition) -> None:
-        try:
-            ran.append(attempt(volume, mirror, (peers or Peers()).open(mirror.dest), progress))
-        except BaseException as error:  # noqa: BLE001 - raised by who waits for it
-            failed.append(error)
-
+    steps = _Steps(volume, peers or Peers(), progress)
     try:
         while True:
             wanted()
-            lost = {each.mirror.name for each in ran if each.error}
-            for mirror in definitions(volume.path):
-                name = mirror.name
-                if name in running or name in lost or due_ns(mirror, begun.get(name)) > time.time_ns():
-                    continue
-                begun[name] = time.time_ns()
-                context = contextvars.copy_context()
-                running[name] = threading.Thread(target=context.run, args=(work, mirror), name=f"mirror {name}")
-                running[name].start()
-            for name in [name for name, thread in running.items() if not thread.is_alive()]:
-                running.pop(name).join()
-            if failed:
-                raise failed[0]
-            if not running:
-                return ran
-            next(iter(running.values())).join(POLL_S)
+            steps.begin_due()
+            steps.take_up()
+            if not steps.running:
+                return steps.ran
+            next(iter(steps.running.values())).join(POLL_S)
     finally:
-        if running:
+        if steps.running:
             give_up()
-        for thread in running.values():
+        for thread in steps.running.values():
             thread.join()
+
+
+class _Steps:
+    """Steps of several mirrors, a thread each.
+
+    Attributes
+    ----------
+    running : by the mirror's name. ran : how those that ended went.
+    """
+
+    def __init__(self, volume: Volume, peers: Peers, progress: Progress) -> None:
+        self._volume, self._peers, self._progress = volume, peers, progress
+        self.running: dict[str, threading.Thread] = {}
+        self.ran: list[Ran] = []
+        self._begun_ns: dict[str, int] = {}
+        self._failed: list[BaseException] = []
+
+    def begin_due(self) -> None:
+        """Begin the step of each mirror that is due, has none, and has not failed."""
+        lost = {each.mirror.name for each in self.ran if each.error}
+        for mirror in definitions(self._volume.path):
+            name = mirror.name
+            if name in self.running or name in lost or due_ns(mirror, self._begun_ns.get(name)) > time.time_ns():
+                continue
+            self._begun_ns[name] = time.time_ns()
+            context = contextvars.copy_context()
+            thread = threading.Thread(target=context.run, args=(self._work, mirror), name=f"mirror {name}")
+            self.running[name] = thread
+            thread.start()
+
+    def _work(self, mirror: MirrorDefinition) -> None:
+        try:
+            self.ran.append(attempt(self._volume, mirror, self._peers.open(mirror.dest), self._progress))
+        except BaseException as error:  # noqa: BLE001 - raised by who waits for it
+            self._failed.append(error)
+
+    def take_up(self) -> None:
+        """Forget the threads that have ended; raise what one of them was ended by."""
+        for name in [name for name, thread in self.running.items() if not thread.is_alive()]:
+            self.running.pop(name).join()
+        if self._failed:
+            raise self._failed[0]
 
 
 @dataclass
