@@ -597,3 +597,30 @@ def test_who_reads_a_mirror_at_length_reads_one_state(world, rng, how, tmp_path)
     assert found == expected
     assert copy.pins.all() == []
     assert read(copy, "/f0") == read(world.source, "/f0") != expected["f0"]
+
+
+def test_a_loop_that_is_stopped_does_not_wait_for_a_peer(world):
+    """What waits for the other side ends when the peer is closed."""
+    copy, asked, closed = world.add(every_s=0.1), threading.Event(), threading.Event()
+
+    class Silent(VolumePeer):
+        def standing(self):
+            asked.set()
+            assert closed.wait(60)
+            raise UnreachableError("nobody answers any more")
+
+        def close(self) -> None:
+            closed.set()
+
+    @contextmanager
+    def peer(dest: str):
+        yield Silent(copy)
+
+    loop = mirrors.MirrorLoop(world.source, mirrors.Peers(local=peer))
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    bp.FileSystem(world.source).mkdir("/first")
+    assert asked.wait(60)
+    loop.stop()
+    thread.join(50)
+    assert not thread.is_alive()
