@@ -6,6 +6,7 @@ is read after every fault: it shows a state that the source had, whole, and neve
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -216,6 +217,30 @@ def test_a_full_destination_shows_its_last_state_until_there_is_room(tmp_path, r
         assert site.seen["east"] < len(site.states) - 1
         assert site.seen["east"] >= at
         must("grow", site.volume("east"), "--disks", 2, "--size", "32M", "--parity", 0)
+        site.settle_all()
+        site.check()
+
+
+def test_a_destination_whose_host_is_full_goes_on_once_there_is_room(tmp_path, rng, is_deep, part):
+    """The disks are files that grow, in a file system with less room than they want."""
+    only_in_deep(is_deep, part, 0)
+    small = tmp_path / "small"
+    small.mkdir()
+    with contextlib.ExitStack() as stack:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", small], check=True)
+        stack.callback(subprocess.run, ["umount", "-l", small], check=True)
+        (tmp_path / "east").symlink_to(small / "east")
+        (small / "east").mkdir()
+        site = stack.enter_context(tiers(tmp_path, rng, names=("source", "east", "west")))
+        site.change(2, 2 * MIB)
+        site.settle()
+        for turn in range(8):
+            site.put(f"f{turn}", rng.bytes(4 * MIB))
+        site.settle("east")
+        site.hosts["source"].service.wait_for("job failed")
+        site.probe("east")
+        assert site.seen["east"] < len(site.states) - 1
+        subprocess.run(["mount", "-o", "remount,size=200m", small], check=True)
         site.settle_all()
         site.check()
 
