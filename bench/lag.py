@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,8 @@ class Run:
 
     def status(self) -> dict:
         done = finish("mirror", "status", self.site.volume("source"), "--json", *self.tls)
+        if done.returncode:
+            raise SystemExit(f"mirror status: {done.stderr.decode()}")
         return json.loads(done.stdout)["mirrors"][0]
 
     @contextmanager
@@ -102,13 +105,13 @@ class Run:
             while not over.wait(LOOK_S):
                 self.look()
 
-        thread = threading.Thread(target=look_on)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(look_on)
+            try:
+                yield
+            finally:
+                over.set()
+            found.result()
 
     def look(self) -> None:
         found, hosts = self.status(), self.site.hosts
