@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -189,9 +190,10 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=20.0, help="MB a second that are written")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between updates of the mirror")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without clearing up
     rate = chosen.rate * MB
-    # of the live files, of what is on its way and of what came since, with as much again
-    size = f"{max(int(2 * rate * (N_FILES / 4 + 6 * chosen.every) / 2) >> 20, 128)}M"
+    # two disks of data: the live files, what is on its way and what came since, with as much again
+    size = f"{max(int(rate * (N_FILES / 4 + 3 * chosen.every)) >> 20, 128)}M"
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # verbs say what they do
     with tempfile.TemporaryDirectory() as folder:
         names, sizes = ("source", "east"), {"source": size, "east": size}
