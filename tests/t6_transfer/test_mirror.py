@@ -599,6 +599,30 @@ def test_who_reads_a_mirror_at_length_reads_one_state(world, rng, how, tmp_path)
     assert read(copy, "/f0") == read(world.source, "/f0") != expected["f0"]
 
 
+def test_steps_side_by_side_end_though_there_is_always_something_due(world):
+    """Each step of one lasts until the other has begun its next, for a while: there is never none under way."""
+    copies, changed = {name: world.add(name, every_s=0.1) for name in ("one", "two")}, threading.Condition()
+    n_begun, most = dict.fromkeys(copies, 0), 15
+
+    @contextmanager
+    def peer(dest: str):
+        name = dest.rpartition("/")[2]
+        other = "two" if name == "one" else "one"
+        with changed:
+            n_begun[name] += 1
+            changed.notify_all()
+            before = n_begun[other]
+            if n_begun[name] < most:
+                bp.FileSystem(world.source).mkdir(f"/{name}{n_begun[name]}")
+                changed.wait_for(lambda: n_begun[other] > before, timeout=2)
+        yield VolumePeer(copies[name])
+
+    bp.FileSystem(world.source).mkdir("/first")
+    ran = mirrors.run_side_by_side(world.source, peers=mirrors.Peers(local=peer))
+    assert {each.mirror.dest for each in ran} == {str(copy.path) for copy in copies.values()}
+    assert max(n_begun.values()) < most
+
+
 def test_a_loop_that_is_stopped_does_not_wait_for_a_peer(world):
     """What waits for the other side ends when the peer is closed."""
     copy, asked, closed = world.add(every_s=0.1), threading.Event(), threading.Event()

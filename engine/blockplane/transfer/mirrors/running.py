@@ -142,7 +142,7 @@ def run_side_by_side(
     Notes
     -----
     One that takes long, or whose place does not answer, holds nobody up: others whose time comes meanwhile have their
-    next steps, until one of them fails.
+    next steps, until all that were due at first have ended.
     """
     steps = _Steps(volume, peers or Peers(), progress)
     try:
@@ -173,10 +173,17 @@ class _Steps:
         self.running: dict[str, threading.Thread] = {}
         self.ran: list[Ran] = []
         self._begun_ns: dict[str, int] = {}
+        self._first: set[str] | None = None  # of those that were due at first, whose step goes on
         self._failed: list[BaseException] = []
 
     def begin_due(self) -> None:
-        """Begin the step of each mirror that is due, has none, and has not failed."""
+        """Begin the step of each mirror that is due, has none, and has not failed; none once the first have ended."""
+        if self._first is None or self._first:
+            self._begin_due()
+        if self._first is None:
+            self._first = set(self.running)
+
+    def _begin_due(self) -> None:
         lost = {each.mirror.name for each in self.ran if each.error}
         for mirror in definitions(self._volume.path):
             name = mirror.name
@@ -198,6 +205,7 @@ class _Steps:
         """Forget the threads that have ended; raise what one of them was ended by."""
         for name in [name for name, thread in self.running.items() if not thread.is_alive()]:
             self.running.pop(name).join()
+            (self._first or set()).discard(name)
         if self._failed:
             raise self._failed[0]
 
