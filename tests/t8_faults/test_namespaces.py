@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -262,11 +263,14 @@ def test_a_clock_a_day_off(tmp_path, rng, days, is_deep, part):
     asked = ("faketime", "-m", "-f", f"{days:+d}d", "printenv", "LD_PRELOAD")
     library = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     off = {"LD_PRELOAD": library, "FAKETIME": f"{days:+d}d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    with tiers(tmp_path, rng) as site:
+    with contextlib.ExitStack() as stack:
+        site = stack.enter_context(tiers(tmp_path, rng))
         for names in (["east", "tier"], ["source"], []):
             for name, host in site.hosts.items():
                 assert host.stop() == 0
-                host.start(environment=off if name in names else None)
+                pid = host.start(environment=off if name in names else None).process.pid
+                for what in ("faketime_shm", "sem.faketime_sem"):  # which the library leaves behind
+                    stack.callback(Path(f"/dev/shm/{what}_{pid}").unlink, missing_ok=True)
                 assert service_day(host) == (days if name in names else 0)
             site.change(2, MIB)
             site.settle_all()

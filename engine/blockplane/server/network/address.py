@@ -73,8 +73,10 @@ class Address:
                     made(sock)
                     sock.connect(place)
                     return sock
-                except OSError as error:
+                except BaseException as error:
                     sock.close()
+                    if not isinstance(error, OSError):
+                        raise
                     failed = error
         except OSError as error:
             failed = error
