@@ -13,7 +13,9 @@ import pytest
 
 import blockplane as bp
 from blockplane.disks import HEAD_BLOCKS
+from blockplane.disks.disk import FileDisk
 from blockplane.image.order import DISK, WINDOW_BLOCKS, Window, windows
+from blockplane.model.errors import DiskError
 from blockplane.transfer.copied import compare_copy
 from blockplane.transfer.resume import interrupted_receives
 from blockplane.transfer.send import ImageSending
@@ -428,3 +430,25 @@ def test_small_windows_arrive_as_large_ones_do(source, tmp_path):
     sending = ImageSending(source.image("june2"), window_blocks=100)
     assert bp.copy(sending, tmp_path / "copied", disks=8, size="40M", parity=2, verify=True).n_blocks_verified > 0
     require_equal(source, tmp_path / "copied", "june2")
+
+
+def test_a_volume_whose_disk_took_no_more_says_that_it_stopped(source, tmp_path, monkeypatch):
+    """So that whoever has it open for long opens it anew, and the copy goes on once there is room."""
+    written = FileDisk.write_plan
+
+    def full(disk: FileDisk, *arguments) -> None:
+        if str(tmp_path) in str(disk.path):
+            raise DiskError(f"{disk.path}: write failed: No space left on device")
+        written(disk, *arguments)
+
+    with bp.Volume.create(tmp_path / "copy", disks=2, size="90M", parity=0) as target:
+        with monkeypatch.context() as patch:
+            patch.setattr(FileDisk, "write_plan", full)
+            patch.setattr(FileDisk, "write_gathered", full)
+            with pytest.raises(DiskError, match="No space left"):
+                bp.copy(source.image("june1"), target)
+        assert "No space left" in target.stopped_at
+    with bp.Volume.open(tmp_path / "copy") as again:
+        assert again.stopped_at == ""
+        bp.copy(source.image("june1"), again)
+    require_equal(source, tmp_path / "copy", "june1")

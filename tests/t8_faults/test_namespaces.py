@@ -111,7 +111,7 @@ class Faults:
 
 
 def test_links_are_cut_and_services_killed(tmp_path, rng, is_deep, part, record_property):
-    n_cuts, n_kills = (-(-500 // part[1]), -(-300 // part[1])) if is_deep else (2, 2)
+    n_cuts, n_kills = (-(-500 // part[1]), -(-300 // part[1])) if is_deep else (2, 1)
     with tiers(tmp_path, rng) as site:
         faults = Faults(site)
         for host in site.hosts.values():
@@ -217,7 +217,7 @@ def test_a_full_destination_shows_its_last_state_until_there_is_room(tmp_path, r
         site.probe("east")
         assert site.seen["east"] < len(site.states) - 1
         assert site.seen["east"] >= at
-        must("grow", site.volume("east"), "--disks", 2, "--size", "32M", "--parity", 0)
+        must("grow", site.volume("east"), "--disks", 2, "--size", "32M", "--parity", 0, "--wait", 60)
         site.settle_all()
         site.check()
 

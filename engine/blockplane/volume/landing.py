@@ -402,3 +402,6 @@ class Landing:
             self._kept.close()
         with self._volume.lock:
             self._forget_incoming()
+            failure = self._volume.array.failure
+            if failure is not None and not self._volume.stopped_at:
+                self._volume.stop(failure)  # the disks take nothing more: who has the volume opens it anew

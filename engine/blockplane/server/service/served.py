@@ -194,6 +194,8 @@ class ServedVolume:
             with self._lending:
                 self._n_lent -= 1
                 self._lending.notify_all()
+            if volume.stopped_at:
+                self._changed()
 
     # --- its thread --------------------------------------------------------------------------------------------------
 
