@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from blockplane.transfer.copied import compare_copy
 from blockplane.transfer.resume import interrupted_receives
 from blockplane.transfer.send import ImageSending
 from blockplane.volume import making
+from blockplane.volume.landing import Landing
 from equality import differences, volume_tree
 from places import contents
 from streams.storage import DictSending, DictStorage, members, pair
@@ -452,3 +456,60 @@ def test_a_volume_whose_disk_took_no_more_says_that_it_stopped(source, tmp_path,
         assert again.stopped_at == ""
         bp.copy(source.image("june1"), again)
     require_equal(source, tmp_path / "copy", "june1")
+
+
+@contextlib.contextmanager
+def interrupted_before(function, n: int) -> Iterator[list[bool]]:
+    """Interrupt before the n-th line of a function runs; the list is empty where it has fewer."""
+    done: list[bool] = []
+    left = [n]
+
+    def line(frame, event, argument):
+        left[0] -= event == "line"
+        if left[0] < 0 and not done:
+            done.append(True)
+            raise KeyboardInterrupt
+        return line
+
+    sys.settrace(lambda frame, event, argument: line if frame.f_code is function.__code__ else None)
+    try:
+        yield done
+    finally:
+        sys.settrace(None)
+
+
+@pytest.mark.parametrize("size", ["1M", "20M"])
+def test_an_interrupt_at_any_step_of_the_end_leaves_the_old_state_or_the_new_one(tmp_path, rng, is_deep, size):
+    """An image that is too small for what landed to be noted on the way, and one of which it is noted."""
+    with bp.Volume.create(tmp_path / "pool", disks=3, size="40M") as source:
+        files = bp.FileSystem(source)
+        files.write_bytes("/a", rng.bytes(MIB))
+        source.snapshot("june1")
+        files.write_bytes("/b", rng.bytes(bp.parse_size(size)))
+        source.snapshot("june2")
+        bp.copy(source.image("june1"), tmp_path / "base", disks=3, size="40M")
+        steps = interrupted_ends(source, tmp_path, range(0, 100, 1 if is_deep else 3 if size == "1M" else 5))
+    assert steps > 15
+
+
+def interrupted_ends(source, tmp_path, steps: range) -> int:
+    """Go through all of it at each step; return how many there are."""
+    for step in steps:
+        copy = tmp_path / "copy"
+        shutil.copytree(tmp_path / "base", copy)
+        with bp.Volume.open(copy) as target:
+            with interrupted_before(Landing._exchange, step) as done, contextlib.suppress(KeyboardInterrupt):
+                bp.copy(source.image("june2 - june1"), target)
+            if not done:
+                return step
+            assert target.stopped_at
+            with pytest.raises(bp.errors.BlockplaneError):  # whoever goes on with it in the same process is told
+                target.snapshot("more")
+        with bp.Volume.open(copy) as target:
+            assert [snapshot.name for snapshot in target.snapshots] == ["june1"]
+            assert bp.check(target).problems == []
+            bp.copy(source.image("june2 - june1"), target)
+            assert bp.interrupted_receives(target) == []
+        require_equal(source, copy, "june1", "june2")
+        shutil.rmtree(copy)
+    raise AssertionError("it has no end")

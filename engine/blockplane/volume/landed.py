@@ -140,6 +140,11 @@ class LandedBlocks:
             self._journal.restart(slots for parts in self._partial.values() for slots in parts)
 
     @property
+    def n_stored(self) -> int:
+        """How many blocks a consistency point has; those behind it are found by the journal."""
+        return self.entry.n_landed if self._is_stored else 0
+
+    @property
     def _owner(self) -> str:
         """Who holds base and lender, as `snapshot list` shows it."""
         return f"receive:{self.entry.top_name}:{self.entry.landing_id.hex()[:8]}"[:NAME_BYTES]

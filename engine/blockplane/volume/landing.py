@@ -332,7 +332,14 @@ class Landing:
             )
 
     def _flip(self, states: list[State], entries: list[TableEntry], old: State) -> None:
-        """Enter what arrived, older first, and make the last of it the live state."""
+        """Enter what arrived, older first, and make the last of it the live state: all of it, or the volume stops."""
+        try:
+            self._exchange(states, entries, old)
+        except BaseException as error:  # an interrupt comes between any two steps: half of them is not committed
+            self._volume.stop(error)
+            raise
+
+    def _exchange(self, states: list[State], entries: list[TableEntry], old: State) -> None:
         volume, top = self._volume, states[-1]
         volume.local.set_entries([*volume.local.entries(), *entries])
         for entry, state in zip(entries, states, strict=True):
@@ -383,6 +390,9 @@ class Landing:
         if self._is_over or kept is None:
             self.abort()
             return 0
+        if self._volume.stopped_at:  # what was committed until then stays
+            self.abandon()
+            return kept.n_stored
         self.bands.finish()
         if len(kept.plane()) < (WORTH_BLOCKS if kept.entry.made_volume and not self._is_part else 1):
             self.abort()
