@@ -513,3 +513,20 @@ def interrupted_ends(source, tmp_path, steps: range) -> int:
         require_equal(source, copy, "june1", "june2")
         shutil.rmtree(copy)
     raise AssertionError("it has no end")
+
+
+def test_an_interrupt_at_any_step_of_the_end_keeps_what_came_of_a_volume_that_is_made(tmp_path, rng, is_deep):
+    with bp.Volume.create(tmp_path / "pool", disks=3, size="40M") as source:
+        bp.FileSystem(source).write_bytes("/a", rng.bytes(24 * MIB))
+        source.snapshot("june1")
+        for step in range(0, 100, 1 if is_deep else 4):
+            copy = tmp_path / "copy"
+            with interrupted_before(Landing._exchange, step) as done, contextlib.suppress(KeyboardInterrupt):
+                bp.copy(source.image("june1"), copy)
+            if not done:
+                break
+            again = bp.copy(source.image("june1"), copy)
+            assert again.n_blocks_before > 16 * MIB // bp.BLOCK_BYTES
+            require_equal(source, copy, "june1")
+            shutil.rmtree(copy)
+    assert step > 15

@@ -143,8 +143,9 @@ def made_volume(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, openi
         volume.close()
         making.unmark(path)
     except BaseException:
-        has_arrived = volume.committed_local.root.n_entries  # and then something went wrong
-        if has_arrived or volume.local.incoming.images():  # or it was interrupted, and can go on
+        on_disk = volume.committed_local
+        # something arrived, and then something went wrong; or it was interrupted, and can go on
+        if on_disk.root.n_entries or on_disk.incoming.n_stored:
             with suppress(BlockplaneError):  # of a volume that stopped: what its last CP has stays
                 volume.close()
             making.unmark(path)

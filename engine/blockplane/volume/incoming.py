@@ -173,6 +173,11 @@ class Incoming:
         self._images: list[IncomingImage] | None = None
         self._is_dirty = False
 
+    @property
+    def n_stored(self) -> int:
+        """How many images the table had when it was last written."""
+        return self.table.root.size_bytes // INCOMING_BYTES
+
     def images(self) -> list[IncomingImage]:
         """Return the images; the table is not read where there are none."""
         if self._images is None:
