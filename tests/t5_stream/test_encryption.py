@@ -209,12 +209,12 @@ def resealed(frame: bytes) -> bytes:
     return replace(head, payload_crc=crc32c(payload)).encode(frame[48 : head.head_bytes]) + payload
 
 
-@pytest.mark.parametrize("part", ["head", "payload"])
-def test_what_was_changed_under_right_crcs_is_refused_by_name(part, rng):
+@pytest.mark.parametrize("where", ["head", "payload"])
+def test_what_was_changed_under_right_crcs_is_refused_by_name(where, rng):
     header, *frames = frames_of(sealed_stream("zstd")[0])
     for i, frame in enumerate(frames):
         n_head = codec.decode_sealed_fixed(frame[:48]).head_bytes
-        low, high = (48, n_head) if part == "head" else (n_head, len(frame))
+        low, high = (48, n_head) if where == "head" else (n_head, len(frame))
         for place in {low, high - 1, int(rng.integers(low, high))}:
             bad = bytearray(frame)
             bad[place] ^= 1
