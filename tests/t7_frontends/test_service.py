@@ -7,6 +7,7 @@ import json
 import math
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,9 +21,13 @@ from blockplane.model.errors import RefusedError
 from blockplane.server import Kind
 from blockplane.server.service import Every, Log, Outcome, Policy, Service, StoppedError, VolumePolicy, Work, door
 from blockplane.server.service.exposition import Family, exposition
-from blockplane.server.service.jobs import CheckJob, SnapshotJob
+from blockplane.server.service.jobs import CheckJob, PruneJob, SnapshotJob
 from blockplane.server.service.notify import Notifier
 from blockplane.server.service.past import NAME, Past, read_past, write_past
+from blockplane.transfer.lag import replicas
+from blockplane.transfer.peer import VolumePeer
+from blockplane.transfer.pull import pull
+from blockplane.volume.retention import Policy as Retention
 from rig.owners import TIMEOUT_S, wait_for
 from rig.services import FakeClock
 
@@ -393,3 +398,23 @@ def test_a_door_with_silent_clients_answers_others(monkeypatch):
         for client in silent:
             client.close()
         made.close()
+
+
+def test_a_prune_gives_up_who_never_comes_again(pool, tmp_path, rng, monkeypatch):
+    prune = PruneJob("a", HOURLY, Retention(last=1))
+    with bp.Volume.open("pool") as source, bp.Volume.create(tmp_path / "far", disks=1, size="8MiB") as far:
+        for name in ("m1", "m2"):
+            bp.FileSystem(source).write_bytes("/file", rng.bytes(9000))
+            source.snapshot(name)
+            source.make_master(name)
+            if name == "m1":
+                pull(VolumePeer(source), far)
+        source.set_replica_limit(3600)
+        prune.run(Work(source, 0.0, lambda: None))
+        assert [replica.status for replica in replicas(source)] == ["idle"]  # far stands at m1, and m1 is kept for it
+        assert "m1" in [snapshot.name for snapshot in source.snapshots]
+        now = time.time_ns()
+        monkeypatch.setattr(time, "time_ns", lambda: now + 4000 * 10**9)
+        prune.run(Work(source, 0.0, lambda: None))
+        assert [replica.status for replica in replicas(source)] == ["lost"]
+        assert "m1" not in [snapshot.name for snapshot in source.snapshots if snapshot.kind == "regular"]

@@ -66,3 +66,12 @@ def test_the_first_view_that_fails_is_the_last(pool, blockplane):
     assert (both.status, "change it first" in both.err) == (2, True), both.err
     with bp.Volume.open(pool, writable=False) as volume:
         assert volume.replica_limit_s == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [(("mirror", "status"), "--watch"), (("replicas",), "--watch"), (("replicate", "far"), "--every")],
+)
+def test_without_a_pause_is_refused(pool, blockplane, words, option):
+    found = blockplane(*words, pool, option, "0s")
+    assert (found.status, "every 0 s would be without a pause" in found.err) == (2, True), found.err

@@ -77,13 +77,6 @@ def killed(source: Path, text: str, target: Path, disks: list[str], rng: random.
     return done
 
 
-def has(target: Path, name: str) -> bool:
-    if not target.exists() or (target / "making").exists() or not (target / "volume.toml").exists():
-        return False
-    with bp.Volume.open(target, writable=False) as volume:
-        return name in [snapshot.name for snapshot in volume.snapshots]
-
-
 def bring(source: Path, name: str, target: Path, disks: list[str], rng: random.Random) -> tuple[int, int]:
     """Copy an image, killed on the way; return how often, and the most bytes that one kill lost."""
     n_killed = worst = 0
@@ -92,17 +85,18 @@ def bring(source: Path, name: str, target: Path, disks: list[str], rng: random.R
         n_bytes, kept = image.n_bytes, 0
         for _ in range(rng.randint(1, 3)):
             done = killed(source, IMAGES[name], target, disks, rng, n_bytes - kept)
-            if has(target, name):
+            found = bp.copy(image, target, dry_run=True)
+            if found.already_there:
                 break
             n_killed += 1
-            there = bp.copy(image, target, dry_run=True).n_blocks_before * bp.BLOCK_BYTES
+            there = found.n_blocks_before * bp.BLOCK_BYTES
             worst, kept = max(worst, kept + done - there), there
     options = (
         [] if target.exists() else [word for disk in disks for word in ("--disk", disk)] + ["--wipe"] * bool(disks)
     )
-    found = finish("copy", source, IMAGES[name], target, "--verify", "--json", *options)
-    assert found.returncode == 0, found.stderr + found.stdout
-    report = json.loads(found.stdout)
+    ended = finish("copy", source, IMAGES[name], target, "--verify", "--json", *options)
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    report = json.loads(ended.stdout)
     if not report["already_there"]:
         assert report["n_blocks"] + report["n_blocks_before"] == report["n_image_blocks"]
         assert report["n_blocks_before"] * bp.BLOCK_BYTES == kept

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -289,28 +290,35 @@ def require_all(written, volume: bp.Volume, names: list[str], target: Path) -> N
         os.unlink(name)
 
 
-def test_a_writer_killed_at_any_moment_goes_on(written, pool, tmp_path, is_deep, rng, record_property):
-    n_killed = n_before = 0
-    for turn in range(30 if is_deep else 1):
-        names = [str(tmp_path / f"k{turn}-{i}.tap") for i in range(8)]
-        n_killed += kill_often(WRITER, pool, names, 4 if is_deep else 2, rng)
-        with bp.Volume.open(pool) as volume:
-            with contextlib.suppress(errors.RefusedError):  # it was finished
-                n_before += bp.write_tape(volume.image("s1"), names, RESUME).n_bytes_before
-            bp.write_tape(volume.image("s2 - s1"), names, APPEND)
-            require_all(written, volume, names, tmp_path / f"copy{turn}")
-    record_property("summary", f"tape: killed {n_killed} times, {n_before:,} bytes gone on from")
+def one_writer(
+    folder: Path, turn: int
+) -> tuple[list[str], list[str], Callable[..., bp.TapeWriteReport | bp.TapePartsReport]]:
+    """Return names for tapes, all of them as they are written, and what writes an image on them."""
+    names = [str(folder / f"k{turn}-{i}.tap") for i in range(8)]
+    return names, names, bp.write_tape
 
 
-def test_drives_killed_at_any_moment_go_on_each_where_it_was(written, pool, tmp_path, is_deep, rng, record_property):
+def two_drives(
+    folder: Path, turn: int
+) -> tuple[list[str], list[bp.DriveTapes], Callable[..., bp.TapeWriteReport | bp.TapePartsReport]]:
+    """See one_writer."""
+    names = [str(folder / f"{drive}{turn}-{i}.tap") for drive in "ab" for i in range(4)]
+    return names, [bp.DriveTapes(names[:4]), bp.DriveTapes(names[4:])], bp.write_tape_parts
+
+
+@pytest.mark.parametrize(
+    ("how", "writer", "n_turns", "n_kills"), [(one_writer, WRITER, 30, 4), (two_drives, DRIVES_WRITER, 20, 2)]
+)
+def test_writers_killed_at_any_moment_go_on(
+    how, writer, n_turns, n_kills, written, pool, tmp_path, is_deep, rng, record_property
+):
     n_killed = n_before = 0
-    for turn in range(20 if is_deep else 1):
-        names = [str(tmp_path / f"{drive}{turn}-{i}.tap") for drive in "ab" for i in range(4)]
-        n_killed += kill_often(DRIVES_WRITER, pool, names, 2, rng)
-        drives = [bp.DriveTapes(names[:4]), bp.DriveTapes(names[4:])]
+    for turn in range(n_turns if is_deep else 1):
+        names, tapes, write = how(tmp_path, turn)
+        n_killed += kill_often(writer, pool, names, n_kills if is_deep else 2, rng)
         with bp.Volume.open(pool) as volume:
             with contextlib.suppress(errors.RefusedError):  # it was finished
-                n_before += bp.write_tape_parts(volume.image("s1"), drives, RESUME).n_bytes_before
-            bp.write_tape_parts(volume.image("s2 - s1"), drives, APPEND)
+                n_before += write(volume.image("s1"), tapes, RESUME).n_bytes_before
+            write(volume.image("s2 - s1"), tapes, APPEND)
             require_all(written, volume, names, tmp_path / f"copy{turn}")
-    record_property("summary", f"tape: two drives killed {n_killed} times, {n_before:,} bytes gone on from")
+    record_property("summary", f"tape, {how.__name__}: killed {n_killed} times, {n_before:,} bytes gone on from")

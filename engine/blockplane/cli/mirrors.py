@@ -26,7 +26,7 @@ from blockplane.cli.mirrortext import (
     ran_text,
 )
 from blockplane.cli.naming import is_there, open_volume, volume_only
-from blockplane.cli.options import Duration, disk_options, disks_of, json_option, progress_option, wait_option
+from blockplane.cli.options import Interval, disk_options, disks_of, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import print_json, printable, sentence
 from blockplane.cli.watching import watch, watch_option
@@ -74,7 +74,7 @@ def _peers(verb: str, calling: Calling, kind: str, writable: bool = True) -> bp.
 @click.argument("dest", type=VolumeName())
 @click.option("--kind", type=click.Choice(["full", "incremental"]), default="full", help="Whole, or beside --base.")
 @click.option("--base", multiple=True, metavar="STREAM", help="What an incremental mirror is built on: streams, tapes.")
-@click.option("--every", type=Duration(), default="10s", metavar="TIME", help="Time between updates (10s).")
+@click.option("--every", type=Interval(), default="10s", metavar="TIME", help="Time between updates (10s).")
 @click.option(
     "--local-changes",
     type=click.Choice(["refuse", "keep", "flush"]),

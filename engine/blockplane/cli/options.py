@@ -50,6 +50,17 @@ class Duration(_ParamType):
         return value if isinstance(value, float) else bp.parse_duration(value)
 
 
+class Interval(Duration):
+    """A length of time between two turns of something: more than nothing."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        """Return seconds; none is a usage error."""
+        seconds = super().convert(value, parameter, context)
+        if not seconds:
+            raise bp.errors.UsageError("every 0 s would be without a pause", "write 1s, 90s, 30m, 12h, 7d or 4w")
+        return seconds
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 wait_option = click.option(
     "--wait",

@@ -19,6 +19,7 @@ from blockplane.cli.naming import is_same_place, is_there, open_volume, opening_
 from blockplane.cli.options import (
     DiskOptions,
     Duration,
+    Interval,
     disk_options,
     disks_of,
     json_option,
@@ -53,7 +54,7 @@ class _Asked:
 @click.argument("source", type=VolumeName())
 @click.argument("vol", type=VolumeName())
 @click.option("--once", is_flag=True, help="Pull once, and end (default).")
-@click.option("--every", type=Duration(), metavar="TIME", help="Pull again and again, as often as said: 30s, 10m.")
+@click.option("--every", type=Interval(), metavar="TIME", help="Pull again and again, as often as said: 30s, 10m.")
 @click.option("--pointer", default="master", metavar="NAME", help="What to follow (master): a pointer, or a snapshot.")
 @click.option(
     "--changes",

@@ -9,12 +9,12 @@ import click
 from click.core import ParameterSource
 
 from blockplane.cli import console
-from blockplane.cli.options import Duration
+from blockplane.cli.options import Interval
 
 _CLEAR = "\x1b[H\x1b[2J"
 
 watch_option = click.option(
-    "--watch", "watch_s", type=Duration(), metavar="TIME", help="Show it anew so often, until interrupted: 2s."
+    "--watch", "watch_s", type=Interval(), metavar="TIME", help="Show it anew so often, until interrupted: 2s."
 )
 
 
