@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 import threading
 import time
 import weakref
@@ -25,8 +26,8 @@ from blockplane.server.network.codec import (
 )
 from blockplane.server.network.limits import Limits
 
-#: Given to the kernel, or to TLS, at once. Smaller ones cost turns of the interpreter, and larger ones gain nothing.
-_SLICE_BYTES: Final = 256 << 10
+#: How often who waits for a socket looks at the time.
+_TICK_S: Final = 0.5
 #: What a side that has said its last word still takes, and for how long.
 _PART_BYTES: Final = 4 << 20
 _PART_S: Final = 1.0
@@ -63,6 +64,7 @@ class Channel:
         self._sock, self._limits, self.peer, self.deadline = sock, limits, peer, deadline
         #: TLS notices what is changed on the way; plain TCP hardly does
         self._whole = not isinstance(sock, ssl.SSLSocket)
+        _wait_in_ticks(sock, min(_TICK_S, limits.idle_s))
         self._sending = threading.Lock()
         self._head = bytearray(HEAD_BYTES)
         self.n_received = self.n_sent = 0
@@ -86,12 +88,14 @@ class Channel:
             self._send_all([memoryview(head + bytes(view[:first])), view[first:]])
 
     def _send_all(self, left: list[memoryview]) -> None:
+        quiet_since = time.monotonic()
         while left := [view for view in left if len(view)]:
-            self._sock.settimeout(self._wait_s())
-            if self._whole:
-                n_sent = self._sock.sendmsg(left)
-            else:
-                n_sent = self._sock.send(left[0][:_SLICE_BYTES])
+            try:
+                n_sent = self._sock.sendmsg(left) if self._whole else self._sock.send(left[0])
+            except (TimeoutError, BlockingIOError):
+                self._require_time(quiet_since)
+                continue
+            quiet_since = time.monotonic()
             self.n_sent += n_sent
             while left and n_sent >= len(left[0]):
                 n_sent -= len(left.pop(0))
@@ -150,18 +154,23 @@ class Channel:
         """Fill memory; return False where nothing comes and it may. The first byte may take as long as idleness may,
         the rest must come at the least rate.
         """
-        at, end = 0, None
+        at, n_bytes, end, flags = 0, len(view), None, socket.MSG_WAITALL if self._whole else 0
+        quiet_since = time.monotonic()
         with self._losing("reading from"):
-            while at < len(view):
-                self._sock.settimeout(self._wait_s(end))
-                n_read = self._sock.recv_into(view[at:])
+            while at < n_bytes:
+                self._require_time(quiet_since, end)
+                try:
+                    n_read = self._sock.recv_into(view[at:], 0, flags)
+                except (TimeoutError, BlockingIOError):
+                    continue
                 if not n_read:
                     if may_end and not at:
                         return False
                     raise ConnectionLostError(f"{self.peer} closed the connection in the middle of a message")
                 at += n_read
                 self.n_received += n_read
-                end = end or time.monotonic() + self._rest_s(len(view))
+                quiet_since = time.monotonic()
+                end = end or quiet_since + self._rest_s(n_bytes)
         return True
 
     def _rest_s(self, n_bytes: int) -> float:
@@ -170,15 +179,13 @@ class Channel:
 
     # --- time and end ------------------------------------------------------------------------------------------------
 
-    def _wait_s(self, end: float | None = None) -> float:
-        """Return how long the next step may take; TimeoutError: no time is left."""
-        left = self._limits.idle_s
-        for limit in (end, self.deadline):
-            if limit is not None:
-                left = min(left, limit - time.monotonic())
-        if left <= 0:
+    def _require_time(self, quiet_since: float, end: float | None = None) -> None:
+        """Hold the time against what the next byte may take; TimeoutError: none is left."""
+        now = time.monotonic()
+        if now >= quiet_since + self._limits.idle_s or any(
+            limit is not None and now >= limit for limit in (end, self.deadline)
+        ):
             raise TimeoutError
-        return left
 
     @contextlib.contextmanager
     def _losing(self, doing: str) -> Any:
@@ -227,6 +234,21 @@ class Ending:
             socks = list(self._socks)
         for sock in socks:
             abort(sock)
+
+
+def _wait_in_ticks(sock: socket.socket, tick_s: float) -> None:
+    """Have a socket wait no longer than that in one call, at no cost a call.
+
+    A plain one blocks, and the kernel minds the time: a message is then taken in one call. With TLS, where the library
+    would try for ever, the interpreter minds it.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        sock.settimeout(tick_s)
+        return
+    seconds, fraction = divmod(tick_s, 1.0)
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(seconds), max(int(fraction * 1e6), 1)))
+    sock.settimeout(None)
 
 
 def abort(sock: socket.socket) -> None:

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import numpy as np
+
 from blockplane.model.errors import BlockplaneError, ConnectionLostError
 from blockplane.server.network.channel import Channel
 from blockplane.server.network.codec import MAX_PIECE_BYTES, Head, Kind, WireError
@@ -61,7 +63,9 @@ class _Stripes:
         self._channels, self._limits = channels, limits
         self.ended = threading.Event()
         #: guards all that follows, here and below
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        #: what a user of the stream waits for
+        self._changed = threading.Condition(self._lock)
         self._error: BlockplaneError | None = None
         self._threads = [
             threading.Thread(target=self._guarded, args=(channel,), name=name, daemon=True) for channel in channels
@@ -81,12 +85,16 @@ class _Stripes:
         raise NotImplementedError
 
     def _fail(self, error: BlockplaneError) -> None:
-        with self._changed:
+        with self._lock:
             self._error = self._error or error
             self.ended.set()
-            self._changed.notify_all()
+            self._wake_all()
         for channel in self._channels:
             channel.abort()
+
+    def _wake_all(self) -> None:
+        """Have everybody who waits look again; the lock is held."""
+        raise NotImplementedError
 
     def _require_going(self) -> None:
         if self._error is not None:
@@ -114,10 +122,12 @@ class Outgoing(_Stripes):
 
     def __init__(self, channels: Sequence[Channel], limits: Limits, throttle: Throttle) -> None:
         super().__init__(channels, limits, "blockplane sends")
+        #: what connections wait for
+        self._filled = threading.Condition(self._lock)
         self._throttle = throttle
         self._free = [memoryview(bytearray(PIECE_BYTES)) for _ in range(_PIECES * len(channels))]
         self._ready: deque[tuple[int, memoryview, int]] = deque()
-        self._n_pieces, self._is_over = 0, False
+        self._n_pieces, self._is_over, self._n_done = 0, False, 0
         self._filling: memoryview | None = None
         self._n_filled, self._most = 0, PIECE_BYTES
         self._pace = Pace(limits, lambda: sum(channel.n_sent for channel in channels))
@@ -131,7 +141,7 @@ class Outgoing(_Stripes):
                 self._filling, self._n_filled = self._next_free(), 0
                 self._most = self._throttle.piece_bytes(PIECE_BYTES)
             n_bytes = min(len(view) - at, self._most - self._n_filled)
-            self._filling[self._n_filled : self._n_filled + n_bytes] = view[at : at + n_bytes]
+            _copy(view[at : at + n_bytes], self._filling[self._n_filled : self._n_filled + n_bytes])
             self._n_filled += n_bytes
             at += n_bytes
             if self._n_filled == self._most:
@@ -148,20 +158,20 @@ class Outgoing(_Stripes):
 
     def _hand_over(self) -> None:
         assert self._filling is not None
-        with self._changed:
+        with self._lock:
             self._ready.append((self._n_pieces, self._filling, self._n_filled))
             self._n_pieces += 1
-            self._changed.notify_all()
+            self._filled.notify()
         self._filling = None
 
     def finish(self) -> None:
         """Send what is left, and say on each connection that it was all; ConnectionLostError: one is gone."""
         if self._filling is not None and self._n_filled:
             self._hand_over()
-        with self._changed:
+        with self._lock:
             self._is_over = True
-            self._changed.notify_all()
-            while any(thread.is_alive() for thread in self._threads) and self._error is None:
+            self._filled.notify_all()
+            while self._n_done < len(self._threads) and self._error is None:
                 self._pace.wait(self._changed)
             self._require_going()
 
@@ -173,24 +183,28 @@ class Outgoing(_Stripes):
                 continue
             self._throttle.take(n_bytes, self.ended)
             channel.send(Kind.PIECE, buffer[:n_bytes], sequence)
-            with self._changed:
+            with self._lock:
                 self._free.append(buffer)
-                self._changed.notify_all()
+                self._changed.notify()
         if not self.ended.is_set():
             channel.send(Kind.END, b"", self._n_pieces)
-        with self._changed:
-            self._changed.notify_all()
+        with self._lock:
+            self._n_done += 1
+            self._changed.notify()
 
     def _next_ready(self) -> tuple[int, memoryview, int] | None:
         """Return the next piece; one without bytes: there has been none for a while; None: all are sent."""
-        with self._changed:
-            if not self._ready and not self._is_over and self._error is None:
-                self._changed.wait(self._limits.alive_s)
+        with self._lock:
+            self._filled.wait_for(lambda: self._ready or self._is_over or self._error is not None, self._limits.alive_s)
             if self._error is not None:
                 return None
             if self._ready:
                 return self._ready.popleft()
             return None if self._is_over else (0, memoryview(b""), 0)
+
+    def _wake_all(self) -> None:
+        self._changed.notify_all()
+        self._filled.notify_all()
 
 
 class Incoming(_Stripes):
@@ -213,6 +227,8 @@ class Incoming(_Stripes):
         self._here: dict[int, tuple[memoryview, int]] = {}
         self._next, self._at, self._total = 0, 0, -1
         self._taken: set[int] = set()
+        #: who waits to receive a piece that is too far ahead, by its number
+        self._early: dict[int, threading.Condition] = {}
         self._pace = Pace(limits, lambda: sum(channel.n_received for channel in channels))
         self._start()
 
@@ -227,7 +243,7 @@ class Incoming(_Stripes):
                     return 0
                 buffer, n_bytes = self._here[self._next]
             left = min(n_bytes - self._at, len(out))
-            out[:left] = buffer[self._at : self._at + left]
+            _copy(buffer[self._at : self._at + left], out[:left])
             self._at += left
             if self._at == n_bytes:
                 self._pass_on(buffer)
@@ -241,12 +257,13 @@ class Incoming(_Stripes):
             thread.join(max(end - time.monotonic(), 0.0))
 
     def _pass_on(self, buffer: memoryview) -> None:
-        with self._changed:
+        with self._lock:
             del self._here[self._next]
             self._taken.discard(self._next)
             self._next, self._at = self._next + 1, 0
             self._free.append(buffer)
-            self._changed.notify_all()
+            if (early := self._early.get(self._next + self._window - 1)) is not None:
+                early.notify()
 
     def _work(self, channel: Channel) -> None:
         last = -1
@@ -269,9 +286,9 @@ class Incoming(_Stripes):
 
     def _take(self, channel: Channel, head: Head) -> None:
         """Receive a piece once it is near enough to the one that is due."""
-        with self._changed:
-            while head.sequence >= self._next + self._window and self._error is None:
-                self._changed.wait()
+        with self._lock:
+            if head.sequence >= self._next + self._window:
+                self._wait_for_room(head.sequence)
             if self._error is not None:
                 raise self._error
             if head.sequence < self._next or head.sequence in self._taken or 0 <= self._total <= head.sequence:
@@ -282,9 +299,19 @@ class Incoming(_Stripes):
             buffer = memoryview(bytearray(MAX_PIECE_BYTES))
         self._throttle.take(head.n_bytes, self.ended)
         channel.receive_body(head, buffer[: head.n_bytes])
-        with self._changed:
+        with self._lock:
             self._here[head.sequence] = buffer, head.n_bytes
-            self._changed.notify_all()
+            if head.sequence == self._next:
+                self._changed.notify()
+
+    def _wait_for_room(self, sequence: int) -> None:
+        """Wait until a piece is near enough; the lock is held. A number that another one waits with is said twice."""
+        if sequence in self._early:
+            raise WireError("a piece is sent twice")
+        room = self._early[sequence] = threading.Condition(self._lock)
+        while sequence >= self._next + self._window and self._error is None:
+            room.wait()
+        del self._early[sequence]
 
     def _end(self, channel: Channel, total: int) -> None:
         with self._changed:
@@ -292,4 +319,14 @@ class Incoming(_Stripes):
             if self._total not in (-1, total) or total < most:
                 raise WireError(f"{channel.peer} says two lengths of one stream")
             self._total = total
-            self._changed.notify_all()
+            self._changed.notify()
+
+    def _wake_all(self) -> None:
+        self._changed.notify_all()
+        for early in self._early.values():
+            early.notify()
+
+
+def _copy(origin: memoryview, out: memoryview) -> None:
+    """Copy bytes, and let other threads run meanwhile."""
+    np.copyto(np.frombuffer(out, np.uint8), np.frombuffer(origin, np.uint8))
