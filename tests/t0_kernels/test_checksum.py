@@ -65,6 +65,13 @@ def test_any_bytes(name, data, split, seed):
         checksum.select_kernel(chosen)
 
 
+@pytest.mark.parametrize("n_bytes", [12_287, 12_288, 12_289, 16_384, 24_583, 40_961])
+def test_a_run_of_several_stretches(kernel, n_bytes):
+    data = np.random.default_rng(n_bytes).bytes(n_bytes + 3)[3:]  # not aligned
+    for seed in (0, 0x12345678):
+        assert checksum.crc32c(data, seed) == reference_crc32c(data, seed)
+
+
 @pytest.mark.parametrize("n_blocks", [0, 1, 2, 3, 4, 5, 6, 7, 47, 48, 49, 50, 97])
 def test_blocks(kernel, n_blocks):
     random = np.random.default_rng(n_blocks)
