@@ -11,7 +11,14 @@ import click
 import blockplane as bp
 from blockplane.cli.completion import SnapshotName
 from blockplane.cli.naming import open_volume, snapshot_of
-from blockplane.cli.options import json_option, key_option, progress_option, wait_option
+from blockplane.cli.options import (
+    compress_option,
+    encrypt_option,
+    json_option,
+    key_option,
+    progress_option,
+    wait_option,
+)
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.streamplaces import opened_streams
 from blockplane.cli.streams import stream
@@ -26,9 +33,9 @@ if TYPE_CHECKING:
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be written; read no block but block maps.")
-@click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
+@compress_option
 @key_option
-@click.option("--encrypt", type=click.Path(), metavar="KEYFILE", help="Encrypt the result with this key.")
+@encrypt_option
 @click.option("--plain", is_flag=True, help="Do not encrypt the result, although a FILE is encrypted.")
 @json_option
 @wait_option

@@ -16,9 +16,9 @@ from blockplane.cli.images import EXPRESSION, Choice, ExpressionVerb, choice_opt
 from blockplane.cli.naming import is_same_place, is_there, open_volume, opening_to_make, volume_only
 from blockplane.cli.options import (
     DiskOptions,
-    Duration,
     disk_options,
     disks_of,
+    hold_option,
     json_option,
     progress_option,
     wait_option,
@@ -53,7 +53,7 @@ class _Asked:
 @click.option("--verify", is_flag=True, help="Read both sides again afterwards, and compare every byte.")
 @click.option("--discard", is_flag=True, help="Give up changes that the image would replace.")
 @click.option("--relocate", is_flag=True, help="Lay blocks elsewhere where TARGET has no place of their number.")
-@click.option("--hold", type=Duration(), metavar="TIME", help="Keep its snapshots so long (as 7d) if it fails.")
+@hold_option
 @choice_options
 @disk_options
 @json_option

@@ -79,6 +79,13 @@ key_option = click.option(
     envvar="BLOCKPLANE_KEY_FILE",
     help="Key file for encrypted streams; repeat for several (or BLOCKPLANE_KEY_FILE).",
 )
+compress_option = click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
+encrypt_option = click.option(
+    "--encrypt", type=click.Path(), metavar="KEYFILE", help="Encrypt with a key that `key create` made."
+)
+hold_option = click.option(
+    "--hold", type=Duration(), metavar="TIME", help="Keep its snapshots so long (as 7d) if it fails."
+)
 defer_option = click.option(
     "--defer", is_flag=True, help="What is being read, or held, goes when it no longer is; until then it is `deleting`."
 )

@@ -15,8 +15,10 @@ from blockplane.cli.images import Choice, choice_options
 from blockplane.cli.naming import is_there, open_volume, opening_to_make, volume_only
 from blockplane.cli.options import (
     Size,
+    compress_option,
     disk_options,
     disks_of,
+    encrypt_option,
     json_option,
     key_option,
     progress_option,
@@ -78,8 +80,8 @@ def _ask(its: Change) -> None:
 @click.option("--append", is_flag=True, help="Add the image to the set that is on the TAPEs; its last is enough.")
 @click.option("--resume", is_flag=True, help="Go on with an image that was interrupted.")
 @click.option("--discard", is_flag=True, help="Overwrite what the TAPEs hold.")
-@click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
-@click.option("--encrypt", type=click.Path(), metavar="KEYFILE", help="Encrypt with a key that `key create` made.")
+@compress_option
+@encrypt_option
 @changer_option
 @choice_options
 @key_option

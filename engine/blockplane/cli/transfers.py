@@ -13,7 +13,15 @@ import blockplane as bp
 from blockplane.cli import console
 from blockplane.cli.completion import VolumeName
 from blockplane.cli.images import EXPRESSION, Choice, ExpressionVerb, choice_options
-from blockplane.cli.options import Duration, file_options, json_option, progress_option, wait_option
+from blockplane.cli.options import (
+    compress_option,
+    encrypt_option,
+    file_options,
+    hold_option,
+    json_option,
+    progress_option,
+    wait_option,
+)
 from blockplane.cli.parts import part_option, parts_of, send_in_parts
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.streamplaces import opened_to_send
@@ -37,8 +45,8 @@ if TYPE_CHECKING:
     default="explicit",
     help="Whether the stream lists where blocks belong, or its order says it (explicit).",
 )
-@click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
-@click.option("--encrypt", type=click.Path(), metavar="KEYFILE", help="Encrypt with a key that `key create` made.")
+@compress_option
+@encrypt_option
 @click.option(
     "--resume",
     metavar="[TOKEN]",
@@ -48,7 +56,7 @@ if TYPE_CHECKING:
     "half-written FILE of -o.",
 )
 @click.option("--against", type=click.Path(), metavar="OFFER", help="Send only what differs from what OFFER offers.")
-@click.option("--hold", type=Duration(), metavar="TIME", help="Keep its snapshots so long (as 7d) if it fails.")
+@hold_option
 @file_options
 @part_option
 @choice_options
