@@ -25,8 +25,8 @@ from blockplane.model.errors import (
 from blockplane.server.network import Rights, Schedule, Transfer, Verb
 from blockplane.server.network.admission import Admission, address_key
 from blockplane.server.network.channel import Channel
-from blockplane.server.network.codec import Kind, encode_head
-from blockplane.server.network.striped import Incoming, Outgoing
+from blockplane.server.network.codec import HEAD_BYTES, Head, Kind, encode_head
+from blockplane.server.network.striped import PIECE_BYTES, Incoming, Outgoing
 from blockplane.server.network.throttle import LEAST_RATE, Throttle
 from blockplane.transfer.peer import KEPT, LocalChanges, VolumePeer
 from blockplane.transfer.resume import ResumeToken, resume_token
@@ -433,6 +433,49 @@ def test_a_piece_far_ahead_waits_on_its_connection(rng):
     while n := into.readinto(room):
         found += room[:n]
     assert bytes(found) == b"y" + b"x" * 3900
+    into.close()
+    for pair in pairs:
+        pair[1].close()
+
+
+def test_nobody_says_that_it_lives_while_pieces_go(rng):
+    pairs = [socket.socketpair() for _ in range(4)]
+    came: list[bytes] = [b""] * len(pairs)
+
+    def take(number: int) -> None:
+        while part := pairs[number][1].recv(1 << 20):
+            came[number] += part
+
+    takers = [threading.Thread(target=take, args=(number,)) for number in range(len(pairs))]
+    for taker in takers:
+        taker.start()
+    out = Outgoing([Channel(pair[0], QUICK, "the other side") for pair in pairs], QUICK, Throttle())
+    for _ in range(40):
+        out.write(rng.bytes(100_000))
+    out.finish()
+    out.close()
+    for taker in takers:
+        taker.join()
+    kinds: list[Kind] = []
+    for data in came:
+        at = 0
+        while at < len(data):
+            head = Head.decode(data[at : at + HEAD_BYTES])
+            kinds.append(head.kind)
+            at += HEAD_BYTES + head.n_bytes
+    assert (kinds.count(Kind.PIECE), kinds.count(Kind.END)) == (-(-4_000_000 // PIECE_BYTES), 4)
+    assert len(kinds) == kinds.count(Kind.PIECE) + 4
+    for pair in pairs:
+        pair[1].close()
+
+
+def test_two_connections_with_one_number_end_the_transfer():
+    pairs = [socket.socketpair() for _ in range(2)]
+    into = Incoming([Channel(pair[0], QUICK, "the other side") for pair in pairs], QUICK, Throttle())
+    for pair in pairs:
+        pair[1].sendall(encode_head(Kind.PIECE, b"x", 30, whole=True) + b"x")  # both wait for room
+    with pytest.raises(ConnectionLostError, match="that another connection has"):
+        into.readinto(memoryview(bytearray(1)))
     into.close()
     for pair in pairs:
         pair[1].close()

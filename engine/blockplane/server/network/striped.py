@@ -288,7 +288,7 @@ class Incoming(_Stripes):
         """Receive a piece once it is near enough to the one that is due."""
         with self._lock:
             if head.sequence >= self._next + self._window:
-                self._wait_for_room(head.sequence)
+                self._wait_for_room(channel, head.sequence)
             if self._error is not None:
                 raise self._error
             if head.sequence < self._next or head.sequence in self._taken or 0 <= self._total <= head.sequence:
@@ -304,10 +304,10 @@ class Incoming(_Stripes):
             if head.sequence == self._next:
                 self._changed.notify()
 
-    def _wait_for_room(self, sequence: int) -> None:
-        """Wait until a piece is near enough; the lock is held. A number that another one waits with is said twice."""
+    def _wait_for_room(self, channel: Channel, sequence: int) -> None:
+        """Wait until a piece is near enough; the lock is held."""
         if sequence in self._early:
-            raise WireError("a piece is sent twice")
+            raise WireError(f"{channel.peer} sends a piece that another connection has")
         room = self._early[sequence] = threading.Condition(self._lock)
         while sequence >= self._next + self._window and self._error is None:
             room.wait()
