@@ -7,6 +7,7 @@ import itertools
 import re
 import socket
 import threading
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -184,3 +185,24 @@ def test_a_channel_takes_bytes_as_they_come(pieces, random):
     finally:
         thread.join()
         channel.close()
+
+
+def test_a_deadline_ends_a_message_that_is_taken_slowly():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        one = socket.create_connection(server.getsockname())
+        other, _ = server.accept()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    channel = Channel(one, QUICK, "the other side", deadline=time.monotonic() + 0.3)
+
+    def take() -> None:
+        while other.recv(4096):
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    with pytest.raises(ConnectionLostError, match="took too long"):
+        channel.send(Kind.BLOB, bytes(codec.MAX_PIECE_BYTES))
+    channel.close()
+    thread.join()
+    other.close()

@@ -90,10 +90,10 @@ class Channel:
     def _send_all(self, left: list[memoryview]) -> None:
         quiet_since = time.monotonic()
         while left := [view for view in left if len(view)]:
+            self._require_time(quiet_since)
             try:
                 n_sent = self._sock.sendmsg(left) if self._whole else self._sock.send(left[0])
             except (TimeoutError, BlockingIOError):
-                self._require_time(quiet_since)
                 continue
             quiet_since = time.monotonic()
             self.n_sent += n_sent
