@@ -89,11 +89,13 @@ class FarSide:
 
 
 @contextlib.contextmanager
-def far_side(path: Path, rng: np.random.Generator, size: str = "24M", **more) -> Iterator[FarSide]:
+def far_side(
+    path: Path, rng: np.random.Generator, size: str = "24M", copy_size: str = "48M", **more
+) -> Iterator[FarSide]:
     """A source and an empty copy of other geometry, listened to by a host of its own name."""
     hosts = Hosts.make(path / "tls")
     limits = more.pop("limits", QUICK)
-    with fresh(path / "source", size=size) as source, fresh(path / "copy", disks=3, size="48M") as copy:
+    with fresh(path / "source", size=size) as source, fresh(path / "copy", disks=3, size=copy_size) as copy:
         side = FarSide(hosts, source, copy, rng, limits=limits)
         rights = {"source": {"pool": ["read", "write", "admin"]}}
         with hosts.listening({"pool": copy}, rights, tell=side.told.append, limits=limits, **more) as side.listener:

@@ -85,7 +85,7 @@ def test_the_control_dialogue_cut_at_any_byte(tmp_path, rng, how, is_deep, part,
 @pytest.mark.parametrize("how", ["reset", "silent"])
 def test_the_data_cut_at_random_bytes(tmp_path, rng, how, is_deep, part, record_property):
     n_blocks = 7000 if is_deep else 1200  # what is up to 16 MiB is brought again whole
-    with far_side(tmp_path, rng, limits=HASTY) as side:
+    with far_side(tmp_path, rng, "64M", "128M", limits=HASTY) as side:
         span = lengths(side, n_blocks, 4)["up"]
         n_cuts = {"reset": 250, "silent": 250} if is_deep else {"reset": 4, "silent": 2}
         n_mine = -(-n_cuts[how] // part[1])
