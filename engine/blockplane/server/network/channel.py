@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import struct
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +29,10 @@ from blockplane.server.network.limits import Limits
 
 #: How often who waits for a socket looks at the time.
 _TICK_S: Final = 0.5
+#: What TLS is given at once: it says what went when all of it did.
+_TLS_BYTES: Final = 64 << 10
+#: Nothing goes at the moment.
+_NOT_NOW: Final = (TimeoutError, BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 #: What a side that has said its last word still takes, and for how long.
 _PART_BYTES: Final = 4 << 20
 _PART_S: Final = 1.0
@@ -66,8 +71,15 @@ class Channel:
         self._whole = not isinstance(sock, ssl.SSLSocket)
         _wait_in_ticks(sock, min(_TICK_S, limits.idle_s))
         self._sending = threading.Lock()
-        self._head = bytearray(HEAD_BYTES)
+        self._head, self._n_head = bytearray(HEAD_BYTES), 0
+        #: of a message that was begun
+        self._left: list[memoryview] = []
+        self._sent_at = self._received_at = time.monotonic()
         self.n_received = self.n_sent = 0
+
+    def fileno(self) -> int:
+        """Return the descriptor; -1: it is closed."""
+        return self._sock.fileno()
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
@@ -77,30 +89,50 @@ class Channel:
 
     def send(self, kind: Kind, body: bytes | memoryview = b"", sequence: int = 0) -> None:
         """Send a message; ConnectionLostError: the other side is gone, or does not read."""
-        head = encode_head(kind, body, sequence, whole=self._whole)
+        left = self._encoded(kind, body, sequence)
         with self._sending, self._losing("writing to"):
-            if self._whole and body:
-                self._send_all([memoryview(head), memoryview(body)])
-                return
-            # one record of TLS where it fits
-            view = memoryview(body)
-            first = min(len(view), (16 << 10) - len(head))
-            self._send_all([memoryview(head + bytes(view[:first])), view[first:]])
+            self._sent_at = time.monotonic()
+            while left:
+                self._require_time(self._sent_at)
+                try:
+                    self._send_some(left)
+                except _NOT_NOW as error:
+                    self._wait(error)
 
-    def _send_all(self, left: list[memoryview]) -> None:
-        quiet_since = time.monotonic()
-        while left := [view for view in left if len(view)]:
-            self._require_time(quiet_since)
-            try:
-                n_sent = self._sock.sendmsg(left) if self._whole else self._sock.send(left[0])
-            except (TimeoutError, BlockingIOError):
-                continue
-            quiet_since = time.monotonic()
-            self.n_sent += n_sent
-            while left and n_sent >= len(left[0]):
-                n_sent -= len(left.pop(0))
-            if n_sent:
-                left[0] = left[0][n_sent:]
+    def begin(self, kind: Kind, body: bytes | memoryview = b"", sequence: int = 0) -> bool:
+        """Send what goes of a message without waiting; return whether that is all of it.
+
+        Else `go_on` sends the rest, nothing else is sent before that is gone, and the body must not change until then.
+        """
+        assert not self._left
+        self._left, self._sent_at = self._encoded(kind, body, sequence), time.monotonic()
+        return self.go_on()
+
+    def go_on(self) -> bool:
+        """Send what goes of the message that was begun; return whether that is all."""
+        with self._losing("writing to"):
+            self._require_time(self._sent_at)
+            with contextlib.suppress(*_NOT_NOW):
+                while self._left:
+                    self._send_some(self._left, socket.MSG_DONTWAIT)
+        return not self._left
+
+    def _encoded(self, kind: Kind, body: bytes | memoryview, sequence: int) -> list[memoryview]:
+        """Return a message as it is sent."""
+        head, view = encode_head(kind, body, sequence, whole=self._whole), memoryview(body)
+        # one record of TLS where it fits
+        first = 0 if self._whole else min(len(view), (16 << 10) - len(head))
+        return [part for part in (memoryview(head + bytes(view[:first])), view[first:]) if len(part)]
+
+    def _send_some(self, left: list[memoryview], flags: int = 0) -> None:
+        """Send once, and take what went from what is left."""
+        n_sent = self._sock.sendmsg(left, (), flags) if self._whole else self._sock.send(left[0][:_TLS_BYTES])
+        self._sent_at = time.monotonic()
+        self.n_sent += n_sent
+        while left and n_sent >= len(left[0]):
+            n_sent -= len(left.pop(0))
+        if n_sent:
+            left[0] = left[0][n_sent:]
 
     def send_blob(self, data: bytes | memoryview) -> None:
         """Send bytes whose number was said before, in pieces."""
@@ -117,9 +149,39 @@ class Channel:
             return None
         return Head.decode(self._head)
 
-    def receive_body(self, head: Head, out: memoryview) -> None:
-        """Receive the body of the head received last into memory of its length."""
-        self._fill(out)
+    def receive_head_now(self, since: float) -> Head | None:
+        """Receive a head if all of it is here, without waiting; None: it is not, and one waits since that time.
+
+        Raises
+        ------
+        ConnectionLostError : the connection has ended, or one waits too long. WireError : it is no head of ours.
+        """
+        with self._losing("reading from"):
+            try:
+                while self._n_head < HEAD_BYTES:
+                    flags = socket.MSG_DONTWAIT if self._whole else 0
+                    n_read = self._sock.recv_into(memoryview(self._head)[self._n_head :], 0, flags)
+                    if not n_read:
+                        raise ConnectionLostError(f"{self.peer} closed a data connection before the end")
+                    self._n_head += n_read
+                    self._note_received(n_read)
+            except _NOT_NOW:
+                self._require_time(max(since, self._received_at))
+                return None
+        self._n_head = 0
+        return Head.decode(self._head)
+
+    def receive_body(
+        self, head: Head, out: memoryview, step: int = MAX_PIECE_BYTES, before: Callable[[int], None] | None = None
+    ) -> None:
+        """Receive the body of the head received last into memory of its length.
+
+        step, before : which is called before so many bytes are received, with their number.
+        """
+        for at in range(0, len(out), step):
+            if before is not None:
+                before(min(step, len(out) - at))
+            self._fill(out[at : at + step])
         head.require_whole(self._head, out)
 
     def receive(self, *kinds: Kind) -> Message:
@@ -161,17 +223,22 @@ class Channel:
                 self._require_time(quiet_since, end)
                 try:
                     n_read = self._sock.recv_into(view[at:], 0, flags)
-                except (TimeoutError, BlockingIOError):
+                except _NOT_NOW as error:
+                    self._wait(error)
                     continue
                 if not n_read:
                     if may_end and not at:
                         return False
                     raise ConnectionLostError(f"{self.peer} closed the connection in the middle of a message")
                 at += n_read
-                self.n_received += n_read
-                quiet_since = time.monotonic()
+                self._note_received(n_read)
+                quiet_since = self._received_at
                 end = end or quiet_since + self._rest_s(n_bytes)
         return True
+
+    def _note_received(self, n_bytes: int) -> None:
+        self.n_received += n_bytes
+        self._received_at = time.monotonic()
 
     def _rest_s(self, n_bytes: int) -> float:
         """Return how long a message that has begun may take."""
@@ -186,6 +253,13 @@ class Channel:
             limit is not None and now >= limit for limit in (end, self.deadline)
         ):
             raise TimeoutError
+
+    def _wait(self, reason: OSError) -> None:
+        """Wait for what a call said that it needs; a plain connection has waited by itself."""
+        if isinstance(reason, ssl.SSLWantReadError):
+            wait_readable([self])
+        elif isinstance(reason, ssl.SSLWantWriteError):
+            wait_writable([self])
 
     @contextlib.contextmanager
     def _losing(self, doing: str) -> Any:
@@ -236,14 +310,33 @@ class Ending:
             abort(sock)
 
 
+def wait_readable(channels: Sequence[Channel], most_s: float = _TICK_S) -> None:
+    """Wait until one of some connections may have something to read; not longer than a tick."""
+    _poll(channels, select.POLLIN, most_s)
+
+
+def wait_writable(channels: Sequence[Channel], most_s: float = _TICK_S) -> None:
+    """Wait until one of some connections may have room; not longer than a tick."""
+    _poll(channels, select.POLLOUT, most_s)
+
+
+def _poll(channels: Sequence[Channel], events: int, most_s: float) -> None:
+    poll = select.poll()
+    for channel in channels:
+        if (fd := channel.fileno()) < 0:
+            return  # closed meanwhile: whoever uses it is told
+        poll.register(fd, events)
+    poll.poll(max(min(most_s, _TICK_S), 0.0) * 1000)
+
+
 def _wait_in_ticks(sock: socket.socket, tick_s: float) -> None:
     """Have a socket wait no longer than that in one call, at no cost a call.
 
-    A plain one blocks, and the kernel minds the time: a message is then taken in one call. With TLS, where the library
-    would try for ever, the interpreter minds it.
+    A plain one blocks, and the kernel minds the time: a message is then taken in one call. TLS would try for ever: it
+    does not wait at all, and says what it would wait for.
     """
     if isinstance(sock, ssl.SSLSocket):
-        sock.settimeout(tick_s)
+        sock.setblocking(False)
         return
     seconds, fraction = divmod(tick_s, 1.0)
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
