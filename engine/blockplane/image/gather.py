@@ -90,16 +90,32 @@ def gathering(
     -----
     Reading begins at once, before the first window is asked for. Memory: ring_bytes.
     """
-    ring = _Ring(windows, checks_of, array, window_blocks, ring_bytes)
+    with reading(windows, checks_of, array, window_blocks, ring_bytes) as ring:
+        yield ring.whole_windows()
+
+
+@contextmanager
+def reading(
+    windows: Iterator[Window],
+    checks_of: Callable[[Numbers], Checks],
+    array: DiskArray,
+    window_blocks: int,
+    ring_bytes: int = RING_BYTES,
+) -> Iterator[Ring]:
+    """As `gathering`, for one who says when a window is used up."""
+    ring = Ring(windows, checks_of, array, window_blocks, ring_bytes)
     ring.start()
     try:
-        yield ring.whole_windows()
+        yield ring
     finally:
         ring.stop()
 
 
-class _Ring(threading.Thread):
-    """Plans windows and gives them to the disks as fast as buffers come back."""
+class Ring(threading.Thread):
+    """Plans windows and gives them to the disks as fast as buffers come back; made by `reading`.
+
+    n_buffers : how many windows are in memory at most.
+    """
 
     def __init__(
         self,
@@ -111,12 +127,13 @@ class _Ring(threading.Thread):
     ) -> None:
         super().__init__(name="blockplane gather", daemon=True)
         self._windows, self._checks_of, self._array = windows, checks_of, array
-        window_bytes = window_blocks * BLOCK_BYTES
-        memory = aligned_buffer(max(ring_bytes // window_bytes, 2) * window_bytes)
+        self._window_bytes = window_blocks * BLOCK_BYTES
+        self.n_buffers = max(ring_bytes // self._window_bytes, 2)
+        memory = aligned_buffer(self.n_buffers * self._window_bytes)
         #: None: stop
         self._free: SimpleQueue[Bytes | None] = SimpleQueue()
-        for at in range(0, len(memory), window_bytes):
-            self._free.put(memory[at : at + window_bytes])
+        for at in range(0, len(memory), self._window_bytes):
+            self._free.put(memory[at : at + self._window_bytes])
         #: in order; None or what went wrong comes last
         self._flying: SimpleQueue[_InFlight | BaseException | None] = SimpleQueue()
 
@@ -140,11 +157,26 @@ class _Ring(threading.Thread):
 
     def whole_windows(self) -> Iterator[Gathered]:
         """Yield each window once all of it is there."""
-        while (flight := self._flying.get()) is not None:
-            if isinstance(flight, BaseException):
-                raise flight
-            yield _finish(flight, self._array)
-            self._free.put(flight.buffer)
+        while (found := self.next_whole()) is not None:
+            yield found[0]
+            self.give_back(found[1])
+
+    def next_whole(self) -> tuple[Gathered, Bytes] | None:
+        """Wait for the next window; return it and the buffer to give back, None after the last."""
+        flight = self._flying.get()
+        if flight is None:
+            return None
+        if isinstance(flight, BaseException):
+            raise flight
+        return _finish(flight, self._array), flight.buffer
+
+    def give_back(self, buffer: Bytes) -> None:
+        """Have a buffer filled anew."""
+        self._free.put(buffer)
+
+    def make_up(self) -> None:
+        """Put another buffer in the place of one that is not given back."""
+        self._free.put(aligned_buffer(self._window_bytes))
 
 
 def _plan(windows: Iterator[Window], checks_of: Callable[[Numbers], Checks]) -> list[_Planned]:

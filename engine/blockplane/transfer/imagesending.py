@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Final
@@ -12,7 +13,8 @@ from typing import Final
 import numpy as np
 
 from blockplane.image.expected import ExpectedChecks
-from blockplane.image.gather import RING_BYTES, Gathered, gathering
+from blockplane.image.feeds import Feeds
+from blockplane.image.gather import RING_BYTES, Gathered, Ring, reading
 from blockplane.image.image import Image
 from blockplane.image.order import DISK, VERSION, WINDOW_BLOCKS, Window, windows
 from blockplane.image.store import require_alive
@@ -29,6 +31,8 @@ EXPLICIT: Final = "explicit"
 class ImageSending:
     """A volume's image as a Sendable.
 
+    feeds : where others who send the same image now, all of it, share its reading; None: nobody does.
+
     Attributes
     ----------
     chosen : the VBNs of the part of the image that is sent; None: all of it. part : those of them that are to be read;
@@ -43,8 +47,10 @@ class ImageSending:
         window_blocks: int = WINDOW_BLOCKS,
         locations: str = EXPLICIT,
         ring_bytes: int = RING_BYTES,
+        feeds: Feeds | None = None,
     ) -> None:
         self.image, self._order, self._window_blocks, self._ring_bytes = image, order, window_blocks, ring_bytes
+        self._feeds = feeds
         self._top = image.require_sendable()
         self._locations = _locations(locations)
         if self._locations is Locations.IMPLICIT and order == DISK and not image.layout.is_home:
@@ -52,6 +58,8 @@ class ImageSending:
                 "blocks of the image lie elsewhere than at their numbers: no reader can work out their disk order",
                 "say --order tape, or --locations explicit",
             )
+        #: guards what looks checks up: who is left behind by the others reads beside the gather that it began
+        self._looking_up = threading.Lock()
         self._checks: ExpectedChecks | None = None
         self.part: Plane | None = None
         self.chosen: Plane | None = None
@@ -112,14 +120,21 @@ class ImageSending:
         if not read:
             yield self._blank(self._planned())
             return
-        with ExitStack() as reading:
+        with ExitStack() as stack:
             for record in image.records():
-                reading.enter_context(store.pin(record.id))
+                stack.enter_context(store.pin(record.id))
             require_alive(store, image.records())
             # only now: what is pinned moves no more
-            yield reading.enter_context(
-                gathering(self._planned(), self._checks_of, store.array, self._window_blocks, self._ring_bytes)
-            )
+            if self._feeds is None or self.part is not None or self.n_skipped:
+                yield stack.enter_context(self._reading()).whole_windows()
+                return
+            form = self._order, self._window_blocks, self._ring_bytes, store.geometry.groups
+            yield stack.enter_context(self._feeds.windows(image, form, self._reading))
+
+    def _reading(self, first: int = 0) -> AbstractContextManager[Ring]:
+        """Read the windows from one on."""
+        planned = islice(self._planned(), first, None)
+        return reading(planned, self._checks_of, self.image.store.array, self._window_blocks, self._ring_bytes)
 
     def _planned(self) -> Iterator[Window]:
         plane, layout = self.image.plane, self.image.layout
@@ -135,9 +150,10 @@ class ImageSending:
             yield Gathered(window.extents, checks[: window.n_blocks], blank[: window.n_blocks * BLOCK_BYTES])
 
     def _checks_of(self, vbns: Numbers) -> Checks:
-        if self._checks is None:
-            self._checks = ExpectedChecks(self.image.owners, self.image.base_state)
-        return self._checks.of(vbns)
+        with self._looking_up:
+            if self._checks is None:
+                self._checks = ExpectedChecks(self.image.owners, self.image.base_state)
+            return self._checks.of(vbns)
 
 
 def _locations(text: str) -> Locations:

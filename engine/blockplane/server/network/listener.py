@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from blockplane.image.feeds import Feeds
 from blockplane.model.errors import (
     BlockplaneError,
     BusyError,
@@ -99,7 +100,7 @@ class Listener:
         for name in volumes:
             require_volume_name(name)
         self.volumes, self.rights, self.limits = volumes, rights, limits or Limits()
-        self.throttle, self._tell = Throttle(rate), tell
+        self.throttle, self._tell, self.feeds = Throttle(rate), tell, Feeds()
         self._place = allowed_place(address, credentials, insecure_plaintext)
         self._set_credentials(credentials)
         self._admission = Admission(self.limits)

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from blockplane.image.feeds import Feeds
 from blockplane.image.image import Image
 from blockplane.model.errors import (
     BlockplaneError,
@@ -43,11 +44,13 @@ from blockplane.server.network.spoken import (
 from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import Throttle
 from blockplane.server.network.tokens import decode_token, token_for
+from blockplane.transfer.imagesending import ImageSending
 from blockplane.transfer.peer import Brought, LocalChanges, VolumePeer, giving, keep_changes
 from blockplane.transfer.receive import ReceiveReport, receive
 from blockplane.transfer.resume import ResumeToken, drop_incoming
 from blockplane.transfer.send import SendReport, send
 from blockplane.transfer.standing import Standing, standing_of
+from blockplane.volume.replicas import records_of
 from blockplane.volume.volume import Volume
 
 #: What a request may ask for, and the right that it takes; a standing, either of two.
@@ -85,6 +88,8 @@ class Serving(Protocol):
     rights: Rights
     volumes: Mapping[str, Opened]
     throttle: Throttle
+    #: of images that several ask for at about the same time
+    feeds: Feeds
 
     def take_turn(self, dialogue: Dialogue) -> AbstractContextManager[None]:
         """Hold a volume against other pushes; end what the same caller has left behind."""
@@ -235,9 +240,10 @@ class Dialogue:
                 brought = Brought(gift.record.name, None, 0, 0, 0.0, already_there=True)
                 self._control.tell(Kind.ANSWER, {"brought": brought_said(brought)})
                 return brought
-            return self._give(gift.image, request, token)
+            feeds = self._serving.feeds if len(records_of(volume)) > 1 else None
+            return self._give(gift.image, request, token, feeds)
 
-    def _give(self, image: Image, request: dict[str, Any], token: ResumeToken | None) -> Brought:
+    def _give(self, image: Image, request: dict[str, Any], token: ResumeToken | None, feeds: Feeds | None) -> Brought:
         """Send an image to who asked for it; what it says of that is heard."""
         found = {"top": image.top.name if image.top is not None else "", "n_blocks": image.n_blocks}
         with self._data_connections(request, found) as channels:
@@ -245,7 +251,7 @@ class Dialogue:
             with contextlib.closing(outgoing):
                 self._serving.note("began", self)
                 with alive(self._control, self._limits.alive_s):
-                    report = send_rest(image, outgoing, token)
+                    report = send_rest(image, outgoing, token, feeds=feeds)
                     outgoing.finish()
                 self._heard_durable()
         return Brought(report.top, report.base, report.n_blocks, report.n_bytes, report.seconds)
@@ -291,13 +297,17 @@ def _open(opened: Opened, transfer: Transfer) -> AbstractContextManager[Volume]:
 
 
 def send_rest(
-    image: Image, outgoing: Outgoing, token: ResumeToken | None, progress: Progress = ignore_progress
+    image: Image,
+    outgoing: Outgoing,
+    token: ResumeToken | None,
+    progress: Progress = ignore_progress,
+    feeds: Feeds | None = None,
 ) -> SendReport:
     """Send an image, without what a token says is there; whole where the token is of something else."""
     if token is not None:
         with contextlib.suppress(RefusedError):  # it is refused before a byte is sent
             return send(image, outgoing, resume=token, progress=progress)  # type: ignore[arg-type]
-    return send(image, outgoing, progress=progress)  # type: ignore[arg-type]
+    return send(ImageSending(image, feeds=feeds), outgoing, progress=progress)  # type: ignore[arg-type]
 
 
 def received(report: ReceiveReport, kept: str | None) -> Brought:
