@@ -44,7 +44,7 @@ KERNELS = (
     Kernel("extents", ("algebra.h", "algebra_x86.h")),
     Kernel("roaring_decode"),
     Kernel("roaring_encode"),
-    Kernel("checksum", ("checksum.h",)),
+    Kernel("checksum", ("checksum.h", "checksum_x86.h")),
     Kernel("parity", ("parity.h",)),
     Kernel("geometry"),
     Kernel("diskio"),

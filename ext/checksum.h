@@ -1,8 +1,8 @@
 /* CRC32C (Castagnoli, reflected 0x82f63b78) over 4,096-byte blocks, each continued over its number.
  *
- * One table of variants; the scalar one is the oracle. Blocks are independent, so the vector variants keep three of
- * them in flight: the crc instruction has a latency of three cycles and a throughput of one. In a longer run three
- * stretches of a block's size are, and joined.
+ * One table of variants; the scalar one is the oracle. Blocks are independent, so one with a crc instruction keeps
+ * three of them in flight: it has a latency of three cycles and a throughput of one. In a longer run three stretches of
+ * a block's size are, and joined.
  */
 #ifndef BLOCKPLANE_CHECKSUM_H
 #define BLOCKPLANE_CHECKSUM_H
@@ -174,6 +174,7 @@ static int bp_sse42_available(void)
     __builtin_cpu_init();
     return __builtin_cpu_supports("sse4.2") != 0;
 }
+#include "checksum_x86.h"
 #endif
 
 #if defined(__aarch64__) && defined(__linux__)
@@ -190,9 +191,20 @@ BP_CRC_VARIANT(bp_armv8, BP_ARM_TARGET, BP_ARM_WORD, BP_ARM_BYTE)
 static int bp_armv8_available(void) { return (getauxval(AT_HWCAP) & HWCAP_CRC32) != 0; }
 #endif
 
+/* What the variants look up; before any of them is used. */
+static void bp_crc_init_all(void)
+{
+    bp_crc_init();
+    bp_crc_init_joining();
+#if defined(__x86_64__)
+    bp_crc_init_folding();
+#endif
+}
+
 /* Best first; the oracle last. */
 static const bp_crc_variant bp_crc_variants[] = {
 #if defined(__x86_64__)
+    {"vpclmulqdq", bp_clmul_available, bp_clmul_run, bp_clmul_blocks},
     {"sse4.2", bp_sse42_available, bp_sse42_run, bp_sse42_blocks},
 #endif
 #if defined(__aarch64__) && defined(__linux__)

@@ -17,8 +17,7 @@ cdef extern from "checksum.h" nogil:
         bp_crc_blocks blocks
     const bp_crc_variant bp_crc_variants[1]
     const int BP_CRC_N_VARIANTS
-    void bp_crc_init()
-    void bp_crc_init_joining()
+    void bp_crc_init_all()
     uint32_t bp_crc_skip_block(uint32_t crc)
     uint32_t bp_crc_back(uint32_t crc)
 
@@ -219,6 +218,5 @@ def select_kernel(str name):
     raise ValueError(f"checksum kernel {name!r} cannot run here; {', '.join(kernel_names())} can")
 
 
-bp_crc_init()
-bp_crc_init_joining()
+bp_crc_init_all()
 select_kernel(kernel_names()[0])

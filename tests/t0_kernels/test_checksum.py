@@ -65,7 +65,7 @@ def test_any_bytes(name, data, split, seed):
         checksum.select_kernel(chosen)
 
 
-@pytest.mark.parametrize("n_bytes", [12_287, 12_288, 12_289, 16_384, 24_583, 40_961])
+@pytest.mark.parametrize("n_bytes", [255, 256, 263, 511, 512, 1031, 12_287, 12_288, 12_289, 16_384, 40_961])
 def test_a_run_of_several_stretches(kernel, n_bytes):
     data = np.random.default_rng(n_bytes).bytes(n_bytes + 3)[3:]  # not aligned
     for seed in (0, 0x12345678):
