@@ -73,8 +73,8 @@ def gathering(
     array: DiskArray,
     window_blocks: int,
     ring_bytes: int = RING_BYTES,
-) -> Iterator[Iterator[Gathered]]:
-    """Read the blocks of windows; within the context they come, in order, verified.
+) -> Iterator[Ring]:
+    """Read the blocks of windows; within the context they come, in order, verified: `whole_windows`.
 
     Parameters
     ----------
@@ -90,19 +90,6 @@ def gathering(
     -----
     Reading begins at once, before the first window is asked for. Memory: ring_bytes.
     """
-    with reading(windows, checks_of, array, window_blocks, ring_bytes) as ring:
-        yield ring.whole_windows()
-
-
-@contextmanager
-def reading(
-    windows: Iterator[Window],
-    checks_of: Callable[[Numbers], Checks],
-    array: DiskArray,
-    window_blocks: int,
-    ring_bytes: int = RING_BYTES,
-) -> Iterator[Ring]:
-    """As `gathering`, for one who says when a window is used up."""
     ring = Ring(windows, checks_of, array, window_blocks, ring_bytes)
     ring.start()
     try:
@@ -112,7 +99,7 @@ def reading(
 
 
 class Ring(threading.Thread):
-    """Plans windows and gives them to the disks as fast as buffers come back; made by `reading`.
+    """Plans windows and gives them to the disks as fast as buffers come back; made by `gathering`.
 
     n_buffers : how many windows are in memory at most.
     """

@@ -96,10 +96,10 @@ class _Comparison:
                 stack.enter_context(store.pin(record.id))
             require_alive(store, image.records())
             digests = stack.enter_context(RunDigests(self._run))
-            windows = stack.enter_context(
+            ring = stack.enter_context(
                 gathering(self._windows(), self._checks.of, store.array, self._offer.header.frame_blocks)
             )
-            for window in windows:
+            for window in ring.whole_windows():
                 same = (digests.of(window.buffer) == self._due.popleft()).all(axis=1)
                 vbns = numbers_in(window.extents)
                 lent.add_many(vbns[np.repeat(same, self._run)[: len(vbns)]])

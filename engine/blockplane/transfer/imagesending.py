@@ -14,7 +14,7 @@ import numpy as np
 
 from blockplane.image.expected import ExpectedChecks
 from blockplane.image.feeds import Feeds
-from blockplane.image.gather import RING_BYTES, Gathered, Ring, reading
+from blockplane.image.gather import RING_BYTES, Gathered, Ring, gathering
 from blockplane.image.image import Image
 from blockplane.image.order import DISK, VERSION, WINDOW_BLOCKS, Window, windows
 from blockplane.image.store import require_alive
@@ -134,7 +134,7 @@ class ImageSending:
     def _reading(self, first: int = 0) -> AbstractContextManager[Ring]:
         """Read the windows from one on."""
         planned = islice(self._planned(), first, None)
-        return reading(planned, self._checks_of, self.image.store.array, self._window_blocks, self._ring_bytes)
+        return gathering(planned, self._checks_of, self.image.store.array, self._window_blocks, self._ring_bytes)
 
     def _planned(self) -> Iterator[Window]:
         plane, layout = self.image.plane, self.image.layout
