@@ -7,7 +7,6 @@ import io
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,10 @@ import blockplane as bp
 from blockplane.disks import HEAD_BLOCKS
 from blockplane.image.feeds import Feeds
 from blockplane.model.errors import ChecksumError
-from blockplane.server.network import Transfer
+from blockplane.server.network import Event, Transfer
 from blockplane.transfer.peer import LocalChanges
 from blockplane.transfer.send import ImageSending
-from rig.network import QUICK, Hosts
+from rig.network import Hosts
 from streams.volumes import Files, contents, fresh
 
 N_BLOCKS = 3000
@@ -208,8 +207,9 @@ def test_destinations_that_pull_together_are_fed_by_one_gather(tmp_path, rng):
                 together.wait(10)
             yield source
 
-        rights, limits = {"source": {"pool": ["read"]}}, replace(QUICK, n_greeting_of_one=16)
-        listening = hosts.listening({"pool": opened}, rights, rate=lambda: 10e6, limits=limits)
+        told: list[Event] = []
+        rights = {"source": {"pool": ["read"]}}
+        listening = hosts.listening({"pool": opened}, rights, rate=lambda: 10e6, tell=told.append)
         address = stack.enter_context(listening).address
 
         def pull(copy) -> None:
@@ -225,3 +225,5 @@ def test_destinations_that_pull_together_are_fed_by_one_gather(tmp_path, rng):
         assert n_blocks * 4096 <= read < 1.5 * n_blocks * 4096
         for copy in copies:
             assert contents(copy.active) == contents(source.active)
+        # fifteen connections from one address, of which four are greeted at a time
+        assert {event.what for event in told} == {"began", "done"}

@@ -52,6 +52,8 @@ from blockplane.volume.volume import Volume
 N_CONNECTIONS: Final = 4
 #: After a failure it is waited so long, then twice as long, and so on; each time by up to half more or less.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 30.0
+#: The same for one data connection of several, from and to.
+_KNOCK_AGAIN_S: Final = (0.05, 0.25)
 #: What may help itself when tried again.
 _PASSING: Final = (ConnectionLostError, UnreachableError, BusyError, WireError)
 #: How long a side whose data connections are gone waits to be told why.
@@ -277,8 +279,16 @@ class RemotePeer(RemoteMirror):
             raise WireError("the other side asks for another number of connections than it was offered")
         opened: list[Channel] = []
 
+        end = time.monotonic() + self._limits.greeting_s / 2
+
         def connect(_: int) -> None:
-            opened.append(self._caller.data(ticket))
+            while True:
+                try:
+                    return opened.append(self._caller.data(ticket))
+                except ConnectionLostError:  # the door is full where several of one host come at once
+                    is_over = self._caller.ending.is_over
+                    if time.monotonic() >= end or is_over.wait(random.uniform(*_KNOCK_AGAIN_S)):
+                        raise
 
         try:
             with ThreadPoolExecutor(min(n_connections, 3), "blockplane connects") as pool:
