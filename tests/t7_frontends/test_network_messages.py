@@ -79,7 +79,7 @@ def test_messages_come_back(kind, body, sequence, whole):
     packed = encode_head(kind, body, sequence, whole=whole)
     head = Head.decode(packed)
     assert (head.kind, head.n_bytes, head.sequence) == (kind, len(body), sequence)
-    head.require_whole(packed, body)
+    head.require_whole(packed, [body])
 
 
 @given(st.sampled_from(Kind), st.binary(min_size=1, max_size=60), st.data())
@@ -89,7 +89,7 @@ def test_a_changed_bit_is_never_taken(kind, body, data):
     at = data.draw(st.integers(0, len(packed) * 8 - 1))
     packed[at // 8] ^= 1 << at % 8
     with pytest.raises(WireError):
-        Head.decode(packed[:HEAD_BYTES]).require_whole(packed[:HEAD_BYTES], packed[HEAD_BYTES:])
+        Head.decode(packed[:HEAD_BYTES]).require_whole(packed[:HEAD_BYTES], [packed[HEAD_BYTES:]])
 
 
 @given(st.binary(min_size=HEAD_BYTES, max_size=HEAD_BYTES))

@@ -365,8 +365,26 @@ def striped(n: int, limits=QUICK):
     return Outgoing(ends[0], limits, nothing), Incoming(ends[1], limits, nothing)
 
 
+def one_by_one(into: Incoming, rng):
+    """What comes, by a buffer of some length at a time."""
+    room = memoryview(bytearray(700_001))
+    while n := into.readinto(room[: int(rng.integers(1, len(room)))]):
+        yield room[:n]
+
+
+def several_at_once(into: Incoming, rng):
+    """What comes, by several buffers at a time, some of no length, of a block or of more than a piece."""
+    is_over = False
+    while not is_over:
+        buffers = [memoryview(bytearray(int(n))) for n in rng.choice([0, 1, 100, 4096, 300_000], 9)]
+        n_bytes = into.read_into(buffers)
+        is_over = n_bytes < sum(map(len, buffers))
+        yield b"".join(buffers)[:n_bytes]
+
+
 @pytest.mark.parametrize("n_connections", [1, 2, 5])
-def test_a_stream_over_stripes_comes_in_order(n_connections, rng):
+@pytest.mark.parametrize("reading", [one_by_one, several_at_once])
+def test_a_stream_over_stripes_comes_in_order(n_connections, reading, rng):
     data = rng.bytes(9_000_000)
     out, into = striped(n_connections)
     cuts = sorted({0, len(data), *rng.integers(0, len(data), 40).tolist()})
@@ -378,12 +396,10 @@ def test_a_stream_over_stripes_comes_in_order(n_connections, rng):
 
     thread = threading.Thread(target=write)
     thread.start()
-    found, room = bytearray(), memoryview(bytearray(700_001))
-    while n := into.readinto(room[: int(rng.integers(1, len(room)))]):
-        found += room[:n]
+    found = b"".join(bytes(part) for part in reading(into, rng))
     thread.join()
     into.settle()
-    assert bytes(found) == data
+    assert found == data
     out.close()
     into.close()
     assert threads_left() == []
@@ -450,7 +466,7 @@ def messages_in(data: bytes) -> list[tuple[Kind, int]]:
     found, at = [], 0
     while at < len(data):
         head = Head.decode(data[at : at + HEAD_BYTES])
-        head.require_whole(data[at : at + HEAD_BYTES], data[at + HEAD_BYTES : at + HEAD_BYTES + head.n_bytes])
+        head.require_whole(data[at : at + HEAD_BYTES], [data[at + HEAD_BYTES : at + HEAD_BYTES + head.n_bytes]])
         found.append((head.kind, head.sequence))
         at += HEAD_BYTES + head.n_bytes
     assert at == len(data)
@@ -469,6 +485,20 @@ def test_what_came_before_a_connection_was_lost_counts():
             into.readinto(room)
     into.close()
     pairs[1][1].close()
+
+
+def test_a_piece_in_several_buffers_is_held_against_its_checksum():
+    body = b"x" * 5000
+    for at in (0, 4095, 4096, 4999):
+        one, other = socket.socketpair()
+        into = Incoming([Channel(one, QUICK, "the other side")], QUICK, Throttle())
+        changed = bytearray(body)
+        changed[at] ^= 1
+        other.sendall(encode_head(Kind.PIECE, body, 0, whole=True) + changed)
+        with pytest.raises(ConnectionLostError, match="checksum"):
+            into.read_into([memoryview(bytearray(4096)), memoryview(bytearray(904))])
+        into.close()
+        other.close()
 
 
 def test_a_piece_that_is_left_out_ends_the_transfer():

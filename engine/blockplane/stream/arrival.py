@@ -1,4 +1,6 @@
-"""Frames on their way in: read in order, decrypted, decompressed and verified by threads, handed on in order."""
+"""Frames on their way in: read in order, decrypted, decompressed and verified, by threads where that takes long, and
+handed on in order.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,11 @@ def arriving(
                 stored = scratch[n_frames % depth][: head.stored_bytes]
                 n_frames += 1
                 reader.read_payload([buffer.data for buffer in buffers] if head.is_bare else [stored.data])
-                flying.append((head, buffers, pool.submit(_take, head, stored, buffers)))
+                if head.is_bare and not flying:  # to wake a thread takes longer
+                    _take(head, stored, buffers)
+                    yield head, buffers
+                else:
+                    flying.append((head, buffers, pool.submit(_take, head, stored, buffers)))
         except StreamTruncatedError as error:  # what came whole before counts
             end = error
         while flying:

@@ -102,7 +102,7 @@ class FdInput:
             if not n_read:
                 break
             total += n_read
-            _advance(left, n_read)
+            advance(left, n_read)
         return total
 
     def skip(self, n_bytes: int) -> int:
@@ -123,8 +123,8 @@ class FdInput:
             self._fd = -1
 
 
-def _advance(left: list[memoryview], n_bytes: int) -> None:
-    """Drop the first n_bytes of the buffers still to fill."""
+def advance(left: list[memoryview], n_bytes: int) -> None:
+    """Drop the first n_bytes of the buffers still to fill, or to write."""
     while left and n_bytes >= len(left[0]):
         n_bytes -= len(left.pop(0))
     if n_bytes:
@@ -227,7 +227,7 @@ class SocketInput:
 
 
 class ObjectInput:
-    """Any object with ``readinto`` or ``read``."""
+    """Any object with ``readinto`` or ``read``; one with ``read_into`` fills several buffers itself, as an Input."""
 
     is_whole = False
 
@@ -237,7 +237,8 @@ class ObjectInput:
 
     def read_into(self, buffers: Sequence[memoryview]) -> int:
         """See Input."""
-        return _fill(buffers, self._read_some)
+        read_into: Callable[[Sequence[memoryview]], int] | None = getattr(self._origin, "read_into", None)
+        return read_into(buffers) if read_into is not None else _fill(buffers, self._read_some)
 
     def _read_some(self, out: memoryview) -> int:
         readinto = getattr(self._origin, "readinto", None)

@@ -15,6 +15,7 @@ from blockplane.model.errors import StreamError, UsageError
 from blockplane.stream.fdsink import Buffer, FdSink, write_error
 from blockplane.stream.filesink import WHOLE, FileForm, FileSink
 from blockplane.stream.folder import Folder, HostFolder, WritablePlace
+from blockplane.stream.input import advance
 
 SinkLike = str | os.PathLike[str] | int | IO[bytes] | socket.socket | WritablePlace
 #: sendmsg takes at most IOV_MAX (1,024) buffers.
@@ -128,11 +129,7 @@ class SocketSink:
                 self._socket.sendall(buffer)
             return
         while left:
-            sent = self._socket.sendmsg(left[:_MAX_BUFFERS])
-            while left and sent >= len(left[0]):
-                sent -= len(left.pop(0))
-            if sent:
-                left[0] = left[0][sent:]
+            advance(left, self._socket.sendmsg(left[:_MAX_BUFFERS]))
 
     def commit(self) -> None:
         """See Sink: the peer says what is durable."""

@@ -26,6 +26,7 @@ from blockplane.server.network.codec import (
     encode_object,
 )
 from blockplane.server.network.limits import Limits
+from blockplane.stream.input import advance
 
 #: How often who waits for a socket looks at the time.
 _TICK_S: Final = 0.5
@@ -129,10 +130,7 @@ class Channel:
         n_sent = self._sock.sendmsg(left, (), flags) if self._whole else self._sock.send(left[0][:_TLS_BYTES])
         self._sent_at = time.monotonic()
         self.n_sent += n_sent
-        while left and n_sent >= len(left[0]):
-            n_sent -= len(left.pop(0))
-        if n_sent:
-            left[0] = left[0][n_sent:]
+        advance(left, n_sent)
 
     def send_blob(self, data: bytes | memoryview) -> None:
         """Send bytes whose number was said before, in pieces."""
@@ -144,8 +142,7 @@ class Channel:
 
     def receive_head(self) -> Head | None:
         """Receive a head, whose body `receive_body` takes; None: the other side has ended in good order."""
-        view = memoryview(self._head)
-        if not self._fill(view, may_end=True):
+        if not self._fill([memoryview(self._head)], may_end=True):
             return None
         return Head.decode(self._head)
 
@@ -172,16 +169,24 @@ class Channel:
         return Head.decode(self._head)
 
     def receive_body(
-        self, head: Head, out: memoryview, step: int = MAX_PIECE_BYTES, before: Callable[[int], None] | None = None
+        self,
+        head: Head,
+        out: Sequence[memoryview],
+        step: int = MAX_PIECE_BYTES,
+        before: Callable[[int], None] | None = None,
     ) -> None:
-        """Receive the body of the head received last into memory of its length.
+        """Receive the body of the head received last into buffers that are as long together.
 
         step, before : which is called before so many bytes are received, with their number.
         """
-        for at in range(0, len(out), step):
+        left = [part for part in out if len(part)]
+        while left:
+            parts = cut(left, step)
+            n_bytes = sum(map(len, parts))
             if before is not None:
-                before(min(step, len(out) - at))
-            self._fill(out[at : at + step])
+                before(n_bytes)
+            self._fill(parts)
+            advance(left, n_bytes)
         head.require_whole(self._head, out)
 
     def receive(self, *kinds: Kind) -> Message:
@@ -197,7 +202,7 @@ class Channel:
         if head.kind not in kinds:
             raise WireError(f"{self.peer} says {head.kind.name} where something else is due")
         body = bytearray(head.n_bytes)
-        self.receive_body(head, memoryview(body))
+        self.receive_body(head, [memoryview(body)])
         return Message(head.kind, bytes(body), head.sequence)
 
     def receive_blob(self, n_bytes: int) -> bytes:
@@ -212,25 +217,28 @@ class Channel:
             data += message.body
         return bytes(data)
 
-    def _fill(self, view: memoryview, *, may_end: bool = False) -> bool:
-        """Fill memory; return False where nothing comes and it may. The first byte may take as long as idleness may,
+    def _fill(self, buffers: Sequence[memoryview], *, may_end: bool = False) -> bool:
+        """Fill buffers; return False where nothing comes and it may. The first byte may take as long as idleness may,
         the rest must come at the least rate.
         """
-        at, n_bytes, end, flags = 0, len(view), None, socket.MSG_WAITALL if self._whole else 0
+        left, n_bytes, end = list(buffers), sum(map(len, buffers)), None
         quiet_since = time.monotonic()
         with self._losing("reading from"):
-            while at < n_bytes:
+            while left:
                 self._require_time(quiet_since, end)
                 try:
-                    n_read = self._sock.recv_into(view[at:], 0, flags)
+                    if self._whole:
+                        n_read = self._sock.recvmsg_into(left, 0, socket.MSG_WAITALL)[0]
+                    else:
+                        n_read = self._sock.recv_into(left[0])
                 except _NOT_NOW as error:
                     self._wait(error)
                     continue
                 if not n_read:
-                    if may_end and not at:
+                    if may_end and end is None:
                         return False
                     raise ConnectionLostError(f"{self.peer} closed the connection in the middle of a message")
-                at += n_read
+                advance(left, n_read)
                 self._note_received(n_read)
                 quiet_since = self._received_at
                 end = end or quiet_since + self._rest_s(n_bytes)
@@ -308,6 +316,17 @@ class Ending:
             socks = list(self._socks)
         for sock in socks:
             abort(sock)
+
+
+def cut(buffers: Sequence[memoryview], n_bytes: int) -> list[memoryview]:
+    """Return the first bytes of buffers, as buffers; all, where they have fewer."""
+    found: list[memoryview] = []
+    for buffer in buffers:
+        if n_bytes <= 0:
+            break
+        found.append(buffer[:n_bytes])
+        n_bytes -= len(buffer)
+    return found
 
 
 def wait_readable(channels: Sequence[Channel], most_s: float = _TICK_S) -> None:

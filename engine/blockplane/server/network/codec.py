@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -92,9 +92,16 @@ class Head:
             raise WireError("the head of a message does not match its checksum")
         return found
 
-    def require_whole(self, head: bytes | bytearray | memoryview, body: bytes | bytearray | memoryview) -> None:
-        """Hold a body against the checksum, where that covers it; WireError: it does not match."""
-        if self.flags & FLAG_WHOLE and crc32c(body, crc32c(bytes(head[: _HEAD.size]))) != self.crc:
+    def require_whole(
+        self, head: bytes | bytearray | memoryview, body: Iterable[bytes | bytearray | memoryview]
+    ) -> None:
+        """Hold a body, in parts, against the checksum, where that covers it; WireError: it does not match."""
+        if not self.flags & FLAG_WHOLE:
+            return
+        crc = crc32c(bytes(head[: _HEAD.size]))
+        for part in body:
+            crc = crc32c(part, crc)
+        if crc != self.crc:
             raise WireError("a message does not match its checksum")
 
 

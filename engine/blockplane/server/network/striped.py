@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from blockplane.model.errors import BlockplaneError, ConnectionLostError
-from blockplane.server.network.channel import Channel, wait_readable, wait_writable
+from blockplane.server.network.channel import Channel, cut, wait_readable, wait_writable
 from blockplane.server.network.codec import MAX_PIECE_BYTES, Head, Kind, WireError
 from blockplane.server.network.limits import Limits
 from blockplane.server.network.throttle import Throttle
+from blockplane.stream.input import advance
 
 #: A piece that is cut is lost, on every connection: where little moves, with larger ones transfers would begin anew.
 PIECE_BYTES: Final = 256 << 10
@@ -212,21 +213,35 @@ class Incoming(_Stripes):
     def readinto(self, out: memoryview) -> int:
         """Fill memory with what is next; return how much that is, 0 at the end."""
         with self._going():
-            if not self._rest:
-                due = self._due()
-                if due is None:
-                    return 0
-                channel, head = due
-                if head.n_bytes <= len(out):
-                    self._take(channel, head, out[: head.n_bytes])
-                    return head.n_bytes
-                if len(self._scratch) < head.n_bytes:
-                    self._scratch = memoryview(bytearray(head.n_bytes))
-                self._take(channel, head, self._scratch[: head.n_bytes])
-                self._rest = self._scratch[: head.n_bytes]
-            n_bytes = min(len(self._rest), len(out))
-            out[:n_bytes], self._rest = self._rest[:n_bytes], self._rest[n_bytes:]
-            return n_bytes
+            return self._some([out])
+
+    def read_into(self, buffers: Sequence[memoryview]) -> int:
+        """Fill all buffers in order; return how much that is, less only at the end."""
+        left, n_bytes = [buffer.cast("B") for buffer in buffers if len(buffer)], 0
+        with self._going():
+            while left and (n := self._some(left)):
+                n_bytes += n
+                advance(left, n)
+        return n_bytes
+
+    def _some(self, left: Sequence[memoryview]) -> int:
+        """Fill buffers with what is next: a piece, where there is room for it, or what there is room for."""
+        if not self._rest:
+            due = self._due()
+            if due is None:
+                return 0
+            channel, head = due
+            if head.n_bytes <= sum(map(len, left)):
+                self._take(channel, head, cut(left, head.n_bytes))
+                return head.n_bytes
+            if len(self._scratch) < head.n_bytes:
+                self._scratch = memoryview(bytearray(head.n_bytes))
+            self._rest = self._scratch[: head.n_bytes]
+            self._take(channel, head, [self._rest])
+        out = left[0]
+        n_bytes = min(len(self._rest), len(out))
+        out[:n_bytes], self._rest = self._rest[:n_bytes], self._rest[n_bytes:]
+        return n_bytes
 
     def _due(self) -> tuple[Channel, Head] | None:
         """Wait for the piece that is due; None: the stream is over."""
@@ -244,9 +259,9 @@ class Incoming(_Stripes):
                 raise WireError("the other side leaves out a piece of the stream")
             self._pace.wait(lambda: wait_readable(self._silent))
 
-    def _take(self, channel: Channel, head: Head, out: memoryview) -> None:
+    def _take(self, channel: Channel, head: Head, out: Sequence[memoryview]) -> None:
         """Receive the piece that is due."""
-        step = self._throttle.piece_bytes(len(out))
+        step = self._throttle.piece_bytes(head.n_bytes)
         channel.receive_body(head, out, step, lambda n_bytes: self._throttle.take(n_bytes, self.ended))
         self._next += 1
         self._silent.append(channel)
@@ -280,7 +295,7 @@ class Incoming(_Stripes):
             return
         if head.kind not in (Kind.END, Kind.ALIVE):
             raise WireError(f"{channel.peer} says {head.kind.name} on a data connection")
-        channel.receive_body(head, memoryview(bytearray(head.n_bytes)))
+        channel.receive_body(head, [memoryview(bytearray(head.n_bytes))])
         if head.kind is Kind.END:
             if self._total not in (-1, head.sequence) or head.sequence < max(
                 [self._next, *(n + 1 for n in self._ahead)]
