@@ -168,6 +168,7 @@ def test_stopping_ends_verbs_that_run_and_jobs_too(pool, blockplane):
             assert service.end(signal.SIGINT) == 0
             _, err = stuck.communicate(timeout=TIMEOUT_S)
             assert stuck.returncode != 0, err
+            assert b"it is stopping, and has ended this verb" in err
     os.close(reading)
     assert leftovers(pool) == set()
     assert blockplane("check", pool).status == 0

@@ -32,6 +32,7 @@ MAX_GREETED: Final = 16
 #: How long a verb runs before it makes a socket: one that ends at once must not become the host of one that lasts.
 SETTLE_S: Final = 0.25
 _BIND_EVERY_S: Final = 1.0
+_STOPPED_HINT: Final = "what it had not committed is undone; run it again"
 
 #: Runs a session's verb; returns its exit status.
 Run = Callable[[Session], int]
@@ -242,7 +243,10 @@ class ControlServer:
         os.eventfd_write(self._wake_fd, 1)  # the other thread is to watch this one too
         status: dict[str, Any] = {}
         try:
-            status = {"status": self._run(session)}
+            code = self._run(session)
+            status = {"status": code}
+            if code and session.is_cancelled and self._is_closing:  # it could not say so itself any more
+                status = {"refused": "it is stopping, and has ended this verb", "hint": _STOPPED_HINT}
         except BlockplaneError as error:
             status = {"refused": error.message, "hint": error.hint}
         except CancelledError:  # while it said why it failed; nobody listens any more
