@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -199,6 +200,17 @@ def test_a_second_signal_ends_it_at_once_at_the_last_consistency_point(pool, blo
             assert b"ended before it said" in err
     assert blockplane("check", pool).status == 0
     assert "mine" in snapshots_of("pool")
+
+
+def test_a_signal_that_meets_another_thread_is_heard_at_once(pool):
+    """The kernel may give it to any; the one that waits for what happens next is not woken by that."""
+    with serving("--volume", "pool=pool") as service:
+        service.wait_for("volume open")
+        pid = service.process.pid
+        others = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task") if int(name) != pid)
+        assert ctypes.CDLL(None, use_errno=True).tgkill(pid, others[-1], signal.SIGTERM) == 0
+        assert service.process.wait(20) == 0
+        assert service.said("stopping")
 
 
 # --- reloading -------------------------------------------------------------------------------------------------------

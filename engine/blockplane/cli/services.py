@@ -155,9 +155,12 @@ def _signals(service: Service) -> Iterator[None]:
 
     before: dict[int, Any] = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, reload)
+    # one that comes just before the service waits, or meets another thread, would be heard of when that wait is over
+    old_fd = signal.set_wakeup_fd(service.waking_fd, warn_on_full_buffer=False)
     try:
         yield
     finally:
+        signal.set_wakeup_fd(old_fd)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -80,8 +80,10 @@ class Service:
         self._door: MetricsDoor | None = None
         self._endpoint: Endpoint | None = None
         self._lent: dict[str, Opened] = {}
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        weakref.finalize(self, os.close, self._wake_fd)  # not sooner: signals and threads that are left write to it
+        #: a byte written to `waking_fd` ends a wait: a signal's too (`signal.set_wakeup_fd`), whichever thread it meets
+        self._wake_fd, self.waking_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        for fd in (self._wake_fd, self.waking_fd):
+            weakref.finalize(self, os.close, fd)  # not sooner: signals and threads that are left write to it
         self._n_stops, self._is_reload_wanted = 0, False
         self._asked_s = 0.0  # by the monotonic clock, as the next one
         self._stop_by_s: float | None = None
@@ -105,8 +107,8 @@ class Service:
         self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError, OSError):
-            os.eventfd_write(self._wake_fd, 1)
+        with contextlib.suppress(OSError):  # it is full: the wait ends anyway
+            os.write(self.waking_fd, b"\0")
 
     def status(self) -> list[VolumeStatus]:
         """Return how the volumes and their jobs are; waits for no volume."""
@@ -219,7 +221,7 @@ class Service:
         for fd, _ in ready:
             if fd == self._wake_fd:
                 with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake_fd)
+                    os.read(self._wake_fd, 1 << 16)
             elif self._door is not None:
                 self._door.accept()
 
