@@ -11,7 +11,7 @@ from pathlib import Path
 
 from blockplane.model.errors import VolumeInUseError
 from blockplane.server import socketfile
-from blockplane.server.wire import PROTOCOL, WireError, peer_of, receive_message, send_message
+from blockplane.server.wire import ENDED_HINT, PROTOCOL, WireError, peer_of, receive_message, send_message
 
 #: How long a client that was interrupted waits for the other side to say how its verb ended.
 _CANCEL_S = 5.0
@@ -56,7 +56,7 @@ class Contact:
             except (WireError, OSError):
                 raise VolumeInUseError(
                     f"{self}, which has {self.path}, ended before it said how this verb did",
-                    "what it had not committed is undone; run it again",
+                    ENDED_HINT,
                 ) from None
             finally:
                 os.close(directory)

@@ -16,6 +16,7 @@ from blockplane.model.errors import BlockplaneError, RefusedError
 from blockplane.server import socketfile
 from blockplane.server.session import CancelledError, Session
 from blockplane.server.wire import (
+    ENDED_HINT,
     MAX_DESCRIPTORS,
     MAX_REQUEST_BYTES,
     PROTOCOL,
@@ -32,7 +33,6 @@ MAX_GREETED: Final = 16
 #: How long a verb runs before it makes a socket: one that ends at once must not become the host of one that lasts.
 SETTLE_S: Final = 0.25
 _BIND_EVERY_S: Final = 1.0
-_STOPPED_HINT: Final = "what it had not committed is undone; run it again"
 
 #: Runs a session's verb; returns its exit status.
 Run = Callable[[Session], int]
@@ -246,7 +246,7 @@ class ControlServer:
             code = self._run(session)
             status = {"status": code}
             if code and session.is_cancelled and self._is_closing:  # it could not say so itself any more
-                status = {"refused": "it is stopping, and has ended this verb", "hint": _STOPPED_HINT}
+                status = {"refused": "it is stopping, and has ended this verb", "hint": ENDED_HINT}
         except BlockplaneError as error:
             status = {"refused": error.message, "hint": error.hint}
         except CancelledError:  # while it said why it failed; nobody listens any more

@@ -22,6 +22,8 @@ from typing import Any, Final
 
 from blockplane.model.errors import BlockplaneError
 
+#: For a verb that ended with the process that ran it.
+ENDED_HINT: Final = "what it had not committed is undone; run it again"
 #: Raised with every change of what is said; both sides must say the same.
 PROTOCOL: Final = 1
 MAGIC: Final = b"BPCTRL1\0"
