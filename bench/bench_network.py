@@ -1,4 +1,4 @@
-"""The wire over loopback, four connections: beside raw TLS and raw sockets of the same number, a process each side.
+"""The wire over loopback, four connections: beside raw TLS and raw sockets, four and one, a process each side.
 
 `transfer` is all of it: a snapshot is read from a volume, sent, received into another, and committed. Both lie in
 memory, where there is a file system for that, so that the disks are not what is measured.
@@ -130,23 +130,28 @@ def together(calls: list[Callable[[], None]]) -> None:
 
 def raw(pairs) -> int:
     """Send and receive on every connection at once, as fast as the interpreter lets sockets go."""
-    found = []
+    share, found = N_BYTES // len(pairs), []
 
     def send(sock: socket.socket) -> None:
         data = memoryview(bytearray(PIECE_BYTES))
-        for _ in range(N_BYTES // N_CONNECTIONS // PIECE_BYTES):
+        for _ in range(share // PIECE_BYTES):
             sock.sendall(data)
 
     def receive(sock: socket.socket) -> None:
-        room, left = memoryview(bytearray(PIECE_BYTES)), N_BYTES // N_CONNECTIONS
+        room, left = memoryview(bytearray(PIECE_BYTES)), share
         while left:
             left -= sock.recv_into(room)
-        found.append(N_BYTES // N_CONNECTIONS)
+        found.append(share)
 
     return in_two_processes(
         lambda: together([partial(send, near) for near, _ in pairs]),
         lambda: together([partial(receive, far) for _, far in pairs]) or sum(found),
     )
+
+
+def raw_one(pairs) -> int:
+    """Send and receive on a single connection, as a copy through a socket does."""
+    return raw(pairs[:1])
 
 
 def striped(pairs) -> int:
@@ -172,7 +177,7 @@ def striped(pairs) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("how", [raw, striped], ids=["raw", "striped"])
+@pytest.mark.parametrize("how", [raw, raw_one, striped], ids=["raw", "raw-one", "striped"])
 def test_four_connections(benchmark, how, kind, credentials):
     benchmark.group = f"network {kind}, {N_CONNECTIONS} connections, {N_BYTES // MIB} MiB"
     benchmark.extra_info.update(n_bytes=N_BYTES, n_connections=N_CONNECTIONS, openssl=ssl.OPENSSL_VERSION)
