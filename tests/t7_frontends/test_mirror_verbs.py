@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import blockplane as bp
-from rig.owners import COMMAND, answers, finish, wait_for
+from rig.owners import COMMAND, answers, finish, stalled, wait_for
 
 STATUS_KEYS = {
     "name", "dest", "kind", "every_s", "local_changes", "late", "state", "newest", "newest_made", "under_way",
@@ -119,3 +119,29 @@ def test_a_running_mirror_beside_its_readers(pool):
     with bp.Volume.open("copy") as copy:
         assert bp.FileSystem(copy).is_dir("/mine")
         assert bp.check(copy).ok
+
+
+def test_a_takeover_waits_for_no_transfer_that_stalls(done, pool, rng):
+    """The receive that owns the mirror's volume says nothing more: files change beside it all the same, and stay."""
+    done("mirror", "add", pool, "copy", "--size", "32M")
+    (step,) = done("mirror", "run", pool, "--once", "--json").json["steps"]
+    Path("large").write_bytes(rng.bytes(1 << 20))
+    done("put", f"{pool}:/large", "large")
+    done("snapshot", "create", f"{pool}@later")
+    done("send", pool, f"later - {step['top']}", "-o", "increment.bps")
+    stream = Path("increment.bps").read_bytes()
+    with stalled("receive", "copy", volume="copy", begun=stream[: len(stream) // 2]) as owner:
+        refused = finish("mkdir", "copy:/mine")
+        assert (refused.returncode, b"is in use by receive" in refused.stderr) == (1, True)
+        assert finish("mirror", "break", "copy").returncode == 0
+        assert finish("mkdir", "copy:/mine").returncode == 0
+        assert finish("put", "copy:/other", "large").returncode == 0
+        owner.process.stdin.write(stream[len(stream) // 2 :])
+        said = owner.let_go()
+        assert owner.process.returncode == 1
+        assert b"was written to while it received" in said
+    before = done("ls", f"copy@{step['top']}:/").out.split()
+    assert sorted(done("ls", "copy:/").out.split()) == sorted([*before, "mine", "other"])
+    done("get", "copy:/other", "got")
+    assert Path("got").read_bytes() == Path("large").read_bytes()
+    assert done("check", "copy", "--json").json["ok"]

@@ -37,10 +37,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(folder: Path, volume: Path, port: int, verbs: str):
+def served(folder: Path, volume: Path, port: int, verbs: str, rate: str = "full"):
     policy = folder / f"{volume.name}.toml"
     policy.write_text(
         f'[volume.{volume.name}]\npath = "{volume}"\n[network]\nlisten = "127.0.0.1:{port}"\ntls = "{folder}/tls/far"\n'
+        f'rate = "{rate}"\n'
         f"[network.rights.near]\n{volume.name} = {verbs}\n"
     )
     process = subprocess.Popen([sys.executable, "-m", "blockplane", "serve", str(policy)], stderr=subprocess.PIPE)
@@ -62,7 +63,7 @@ def served(folder: Path, volume: Path, port: int, verbs: str):
 @pytest.fixture
 def source(tmp_path: Path, rng) -> Path:
     bp.make_certificates(tmp_path / "tls", ["near=127.0.0.1", "far=127.0.0.1"])
-    with bp.Volume.create(tmp_path / "pool", disks=3, size="8MiB") as volume:
+    with bp.Volume.create(tmp_path / "pool", disks=3, size="32MiB") as volume:
         bp.FileSystem(volume).write_bytes("/a", rng.bytes(200_000))
         volume.snapshot("one")
     return tmp_path / "pool"
@@ -71,6 +72,12 @@ def source(tmp_path: Path, rng) -> Path:
 def write(volume: Path, path: str, data: bytes) -> None:
     with bp.Volume.open(volume) as opened:
         bp.FileSystem(opened).write_bytes(path, data)
+
+
+def put(volume: Path, path: str, data: bytes, folder: Path) -> None:
+    """As `write`, into a volume that a service has open."""
+    (folder / "to put").write_bytes(data)
+    blockplane("put", f"{volume}:{path}", folder / "to put")
 
 
 def test_a_mirror_behind_a_network_taken_over_and_joined_again(source, tmp_path, rng):
@@ -101,6 +108,59 @@ def test_a_mirror_behind_a_network_taken_over_and_joined_again(source, tmp_path,
         files = bp.FileSystem(far)
         assert (files.read_bytes("/b"), files.listdir("/")) == (new, bp.FileSystem(near).listdir("/"))
         assert bp.check(far).ok
+
+
+def test_a_mirror_broken_off_and_rehearsed_with_from_afar(source, tmp_path, rng):
+    bp.Volume.create(tmp_path / "far", disks=2, size="16MiB").close()
+    port, tls = free_port(), ("--tls", tmp_path / "tls" / "near")
+    dest, there = f"127.0.0.1:{port}/far", tmp_path / "far"
+    with served(tmp_path, there, port, '["read", "write"]'):
+        blockplane("mirror", "add", source, dest, *tls)
+        assert "not allowed" in blockplane("mirror", "break", dest, *tls, ok=False)
+        assert "no complete state" in blockplane("mirror", "break", there, "--rehearse", ok=False)
+    with served(tmp_path, there, port, '["read", "write", "admin"]'):
+        assert "no complete state" in blockplane("mirror", "break", dest, "--rehearse", *tls, ok=False)
+        assert json.loads(blockplane("mirror", "run", source, "--once", "--now", "--json", *tls))["ok"]
+        begun = json.loads(blockplane("mirror", "break", dest, "--rehearse", "--json", *tls))
+        assert begun["state"] == "one"
+        blockplane("rm", f"{there}:/a")
+        write(source, "/b", rng.bytes(10_000))
+        assert "updates wait" in blockplane("mirror", "run", source, "--once", "--now", *tls)
+        ended = json.loads(blockplane("mirror", "break", dest, "--end-rehearsal", "--json", *tls))
+        assert (ended["state"], ended["kept"].startswith("kept-")) == (begun["state"], True)
+        assert "no rehearsal" in blockplane("mirror", "break", dest, "--end-rehearsal", *tls, ok=False)
+
+        assert "can be written" in blockplane("mirror", "break", dest, *tls)
+        assert "broken already" in blockplane("mirror", "break", dest, *tls, ok=False)
+        put(there, "/mine", rng.bytes(10_000), tmp_path)
+    with bp.Volume.open(there) as volume:
+        assert bp.FileSystem(volume).listdir("/") == ["a", "mine"]
+        assert "a" not in bp.FileSystem(volume.get_snapshot(ended["kept"])).listdir("/")
+        assert bp.check(volume).ok
+
+
+def test_a_break_from_afar_waits_for_no_push(source, tmp_path, rng):
+    """The volume can be written at once, at the state before the push; what came of that is kept."""
+    port, tls = free_port(), ("--tls", tmp_path / "tls" / "near")
+    dest, there = f"127.0.0.1:{port}/far", tmp_path / "far"
+    bp.Volume.create(there, disks=2, size="64MiB").close()
+    with served(tmp_path, there, port, '["read", "write", "admin"]'):
+        blockplane("mirror", "add", source, dest, *tls)
+        assert json.loads(blockplane("mirror", "run", source, "--once", "--now", "--json", *tls))["ok"]
+    write(source, "/large", rng.bytes(24 << 20))
+    command = [sys.executable, "-m", "blockplane", "mirror", "run", source, "--once", "--now", *tls]
+    with served(tmp_path, there, port, '["read", "write", "admin"]', rate="2MiB"):
+        pushing = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+        peer = bp.RemotePeer(f"127.0.0.1:{port}", "far", bp.Credentials.find(tmp_path / "tls" / "near"))
+        wait_for(lambda: any(found.is_running for found in peer.standing().interrupted), "a push")
+        found = peer.break_off()
+        assert (found.state is not None, len(found.set_aside)) == (True, 1)
+        put(there, "/mine", rng.bytes(10_000), tmp_path)
+        _, said = pushing.communicate(timeout=LIMIT_S)
+        assert (pushing.returncode, "broken off" in said) == (1, True), said
+    with bp.Volume.open(there) as volume:
+        assert bp.FileSystem(volume).listdir("/") == ["a", "mine"]
+        assert bp.check(volume).ok
 
 
 def test_a_replica_behind_a_network(source, tmp_path, rng):

@@ -255,6 +255,13 @@ def going_on(volume: PlainVolume, verb: str, kind_name: str, wait_s: float) -> I
         yield
 
 
+def broken_off(volume: PlainVolume) -> None:
+    """Note that a volume is a mirror no more, or not for a while: files can be changed beside receives that go on."""
+    host = _hosts.get(_key(volume.path) or (-1, -1))
+    if host is not None:
+        host.activities.break_off()
+
+
 def _warn(text: str) -> None:
     print(f"blockplane: {sentence(text)}", file=sys.stderr, flush=True)
 

@@ -285,16 +285,27 @@ def status(
 @click.option("--rehearse", is_flag=True, help="For a while: updates wait, and the mirror goes on afterwards.")
 @click.option("--end-rehearsal", is_flag=True, help="Go back to the state at which the rehearsal began.")
 @click.option("--drop-changes", is_flag=True, help="With --end-rehearsal: give its changes up.")
+@network_options
 @json_option
 @wait_option
-def break_(dest: str, rehearse: bool, end_rehearsal: bool, drop_changes: bool, as_json: bool, wait_s: float) -> None:
+def break_(
+    dest: str,
+    rehearse: bool,
+    end_rehearsal: bool,
+    drop_changes: bool,
+    tls: str | None,
+    insecure_plaintext: bool,
+    as_json: bool,
+    wait_s: float,
+) -> None:
     """Make DEST writable at the last state that it has whole.
 
     Its source is not asked. A transfer that is under way ends without effect; what came of it is kept. `mirror resync`
-    joins the two again.
+    joins the two again. Behind a network it takes the right `admin`.
 
     \b
     blockplane mirror break /far/pool
+    blockplane mirror break far:7352/pool --tls tls
     blockplane mirror break /far/pool --rehearse          try it; updates wait meanwhile
     blockplane mirror break /far/pool --end-rehearsal     what was changed is kept in a snapshot
     """
@@ -302,11 +313,20 @@ def break_(dest: str, rehearse: bool, end_rehearsal: bool, drop_changes: bool, a
         raise bp.errors.UsageError("--rehearse and --end-rehearsal", "a rehearsal begins, or it ends")
     if drop_changes and not end_rehearsal:
         raise bp.errors.UsageError("--drop-changes belongs to --end-rehearsal", "a break changes nothing")
-    with open_volume(volume_only(dest), "mirror break", wait_s, writable=True) as volume:
-        if end_rehearsal:
-            found = bp.mirrors.end_rehearsal(volume, drop_changes=drop_changes)
-        else:
-            found = bp.mirrors.break_mirror(volume, rehearse=rehearse)
+    from blockplane.cli.hosting import broken_off  # it loads all that help and completion do without
+
+    if is_remote(dest):
+        with Calling(tls, insecure_plaintext, wait_s).open(dest) as peer:
+            found = (
+                peer.end_rehearsal(drop_changes=drop_changes) if end_rehearsal else peer.break_off(rehearse=rehearse)
+            )
+    else:
+        with open_volume(volume_only(dest), "mirror break", wait_s, writable=True) as volume:
+            if end_rehearsal:
+                found = bp.mirrors.end_rehearsal(volume, drop_changes=drop_changes)
+            else:
+                found = bp.mirrors.break_mirror(volume, rehearse=rehearse)
+                broken_off(volume)
     if as_json:
         print_json(
             {"state": found.state, "seconds": found.seconds, "set_aside": list(found.set_aside), "kept": found.kept}

@@ -49,12 +49,13 @@ def may_go_together(a: Kind, b: Kind) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activity:
-    """A verb that goes on in a volume, for which process, since when (ns since 1970)."""
+    """A verb that goes on in a volume, for which process, since when (ns since 1970). end : has it end soon."""
 
     kind: Kind
     verb: str
     pid: int
     since_ns: int
+    end: Callable[[], None] | None = None
 
     def __str__(self) -> str:
         return doing(self.verb, self.pid, self.since_ns)
@@ -67,22 +68,31 @@ class Activities:
         self._name = name
         self._lock = threading.Lock()
         self._running: list[Activity] = []
+        #: of those: receives whose mirror was broken off, so that they exchange nothing any more
+        self._futile: set[Activity] = set()
 
     @contextlib.contextmanager
     def going_on(
-        self, kind: Kind, verb: str, pid: int, wait_s: float = 0.0, require: Callable[[], None] = lambda: None
+        self,
+        kind: Kind,
+        verb: str,
+        pid: int,
+        wait_s: float = 0.0,
+        require: Callable[[], None] = lambda: None,
+        end: Callable[[], None] | None = None,
     ) -> Iterator[Activity]:
         """Note that a verb goes on, for the length of a `with`.
 
         Parameters
         ----------
         wait_s : how long to wait for what may not go on beside it. require : called while waiting; may raise.
+        end : called, from any thread, when what it does has become futile.
 
         Raises
         ------
         RefusedError: something goes on beside which it may not.
         """
-        mine = Activity(kind, verb, pid, time.time_ns())
+        mine = Activity(kind, verb, pid, time.time_ns(), end)
         deadline = time.monotonic() + wait_s
         while (other := self._begin(mine)) is not None:
             require()
@@ -97,15 +107,26 @@ class Activities:
         finally:
             with self._lock:
                 self._running.remove(mine)
+                self._futile.discard(mine)
 
     def _begin(self, mine: Activity) -> Activity | None:
         """Enter an activity, or return what is in its way."""
         with self._lock:
             for other in self._running:
-                if not may_go_together(mine.kind, other.kind):
+                is_past = mine.kind is Kind.FILES and other in self._futile
+                if not is_past and not may_go_together(mine.kind, other.kind):
                     return other
             self._running.append(mine)
             return None
+
+    def break_off(self) -> None:
+        """Let files be changed beside the receives that go on: the volume was broken off, and they end in vain."""
+        with self._lock:
+            futile = [activity for activity in self._running if activity.kind is Kind.LIVE]
+            self._futile.update(futile)
+        for activity in futile:
+            if activity.end is not None:
+                activity.end()
 
     def all(self) -> list[Activity]:
         """Return what goes on, older first."""

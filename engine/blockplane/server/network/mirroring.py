@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from blockplane.model.errors import VolumeDamagedError
 from blockplane.server.network.codec import WireError, bytes_field, flag_field, number_field, text_field
-from blockplane.server.network.spoken import record_heard, shown
+from blockplane.server.network.spoken import name_heard, record_heard, shown
+from blockplane.transfer.mirrors.takeover import BreakReport, break_mirror, end_rehearsal
 from blockplane.transfer.peer import LocalChanges, VolumePeer
 from blockplane.transfer.since import Since
 from blockplane.volume.codec import RECORD_BYTES, SnapshotRecord
@@ -29,6 +30,10 @@ def answer(peer: VolumePeer, what: str, request: Mapping[str, Any]) -> dict[str,
     if what == "let go":
         peer.let_go(_ids(request))
         return {}
+    if what == "break":
+        return _break_said(break_mirror(peer.volume, rehearse=flag_field(request, "rehearse")))
+    if what == "end rehearsal":
+        return _break_said(end_rehearsal(peer.volume, drop_changes=flag_field(request, "drop_changes")))
     if what == "retain":
         name = text_field(request, "name", _NAME)
         check_name(name)
@@ -56,6 +61,13 @@ def changes_heard(request: Mapping[str, Any]) -> LocalChanges:
 def record_said(record: MirrorRecord | None) -> str:
     """Return how it is said whose mirror a volume is."""
     return record.encode().hex() if record is not None else ""
+
+
+def _break_said(report: BreakReport) -> dict[str, object]:
+    return {
+        "state": report.state, "seconds": int(report.seconds * 1000), "set_aside": list(report.set_aside)[:MAX_NAMED],
+        "kept": report.kept,
+    }  # fmt: skip
 
 
 def _ids(request: Mapping[str, Any]) -> list[bytes]:
@@ -91,13 +103,35 @@ class RemoteMirror:
     def go_back(self, snapshot_id: bytes, changes: LocalChanges) -> str | None:
         """See MirrorPeer."""
         found = self._ask("go back", {"snapshot_id": snapshot_id.hex(), "changes": changes.value})
-        return None if found.get("kept") is None else shown(text_field(found, "kept", _NAME))
+        return name_heard(found, "kept")
 
     def since(self, snapshot_id: bytes) -> Since:
         """See MirrorPeer; of more than 512 snapshots the newest are named."""
         found = self._ask("since", {"snapshot_id": snapshot_id.hex()})
-        names = found.get("names")
-        if not isinstance(names, list) or len(names) > MAX_NAMED or not all(isinstance(name, str) for name in names):
-            raise WireError("an answer does not name snapshots")
         n_blocks, is_changed = number_field(found, "n_blocks"), flag_field(found, "is_changed")
-        return Since(tuple(shown(name, _NAME) for name in names), n_blocks, is_changed)
+        return Since(_names_heard(found, "names"), n_blocks, is_changed)
+
+    def break_off(self, *, rehearse: bool = False) -> BreakReport:
+        """See break_mirror. A transfer that is under way there ends without effect; the volume's source is not asked.
+
+        Raises
+        ------
+        RefusedError : as there; also where contact was lost before the answer came, and it is broken off.
+        """
+        return _break_heard(self._ask("break", {"rehearse": rehearse}))
+
+    def end_rehearsal(self, *, drop_changes: bool = False) -> BreakReport:
+        """See end_rehearsal of mirrors."""
+        return _break_heard(self._ask("end rehearsal", {"drop_changes": drop_changes}))
+
+
+def _break_heard(found: Mapping[str, Any]) -> BreakReport:
+    set_aside, seconds = _names_heard(found, "set_aside"), number_field(found, "seconds") / 1000
+    return BreakReport(name_heard(found, "state"), seconds, set_aside, name_heard(found, "kept"))
+
+
+def _names_heard(found: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    names = found.get(name)
+    if not isinstance(names, list) or len(names) > MAX_NAMED or not all(isinstance(each, str) for each in names):
+        raise WireError("an answer does not name snapshots")
+    return tuple(shown(each, _NAME) for each in names)

@@ -22,7 +22,7 @@ class Verb(Enum):
 
     READ = "read"  # see what it has, pull images from it
     WRITE = "write"  # push images into it, see what it has
-    ADMIN = "admin"  # give up what an interrupted push left
+    ADMIN = "admin"  # give up what an interrupted push left, break a mirror off
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,16 +64,26 @@ REQUESTS = {
     "retain": (Verb.WRITE,),
     "go back": (Verb.WRITE,),
     "since": (Verb.READ, Verb.WRITE),
+    "break": (Verb.ADMIN,),
+    "end rehearsal": (Verb.ADMIN,),
 }
+#: What waits for no push.
+_BREAKS = ("break", "end rehearsal")
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What a peer asks for: who, of which volume, by which verb."""
+    """What a peer asks for: who, of which volume, by which verb.
+
+    is_break : the volume is to be a mirror no more, or for a while; pushes that go on meanwhile end in vain. end : has
+    it end soon, from any thread.
+    """
 
     identity: Identity
     volume: str
     verb: Verb
+    is_break: bool = False
+    end: Callable[[], None] | None = None
 
 
 #: An open volume; or what gives one for the length of a `with`, and may refuse: a service notes there what goes on, and
@@ -119,7 +129,7 @@ class Dialogue:
         #: guards the three below
         self._changed = threading.Condition()
         self._wanted, self._data = 0, list[Channel]()
-        self._is_aborted = False
+        self._is_aborted = self._is_in_vain = False
 
     # --- from other threads ------------------------------------------------------------------------------------------
 
@@ -141,6 +151,14 @@ class Dialogue:
                 channel.abort()
             self._changed.notify_all()
 
+    def end_in_vain(self) -> None:
+        """End a push into what is a mirror no more: what it has brought is kept, and the other side is told why."""
+        with self._changed:
+            self._is_in_vain = self._is_aborted = True
+            for channel in self._data:
+                channel.abort()
+            self._changed.notify_all()
+
     @property
     def n_bytes(self) -> int:
         """Bytes that went over its connections, both ways."""
@@ -155,8 +173,9 @@ class Dialogue:
             request = self._control.receive(Kind.REQUEST).object
             self._answer(request)
         except BlockplaneError as error:
-            self._tell_failed(error)
-            self._serving.note("denied" if isinstance(error, NotAllowedError) else "failed", self, error.message)
+            why = self._broken_off() if self._is_in_vain else error
+            self._tell_failed(why)
+            self._serving.note("denied" if isinstance(why, NotAllowedError) else "failed", self, why.message)
         except Exception as error:  # noqa: BLE001 - one session's defect must not end the service
             self._tell_failed(error)
             self._serving.note("failed", self, f"{type(error).__name__}: {error}")
@@ -165,6 +184,10 @@ class Dialogue:
                 channel.close()
             self.over.set()
             self._control.part()
+
+    def _broken_off(self) -> RefusedError:
+        name = self.transfer.volume if self.transfer is not None else "the volume"
+        return RefusedError(f"{name} was broken off meanwhile", "`mirror resync` joins it again")
 
     def _tell_failed(self, error: Exception) -> None:
         with contextlib.suppress(BlockplaneError):
@@ -181,7 +204,8 @@ class Dialogue:
             raise NotAllowedError(
                 "this is not allowed, or there is no such volume", "ask whoever runs the service for the right"
             )
-        self.transfer, self.changes_volume = Transfer(self.identity, name, verb), what in ("take", "give up", "go back")
+        self.transfer = Transfer(self.identity, name, verb, what in _BREAKS, self.end_in_vain)
+        self.changes_volume = what in ("take", "give up", "go back")
         run = {
             "standing": self._standing, "take": self._take, "bring": self._bring, "give up": self._give_up
         }.get(what, self._as_mirror)  # fmt: skip

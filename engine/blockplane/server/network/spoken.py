@@ -131,11 +131,12 @@ def brought_heard(answer: Mapping[str, Any]) -> Brought:
     if not isinstance(found, dict):
         raise WireError("an answer does not say what the transfer did")
     return Brought(
-        shown(text_field(found, "top")), _name(found, "base"), number_field(found, "n_blocks"),
+        shown(text_field(found, "top")), name_heard(found, "base"), number_field(found, "n_blocks"),
         number_field(found, "n_bytes"), number_field(found, "seconds") / 1000, flag_field(found, "already_there"),
-        _name(found, "kept"),
+        name_heard(found, "kept"),
     )  # fmt: skip
 
 
-def _name(found: Mapping[str, Any], name: str) -> str | None:
+def name_heard(found: Mapping[str, Any], name: str) -> str | None:
+    """Return a name that a message says, as it may be printed; None: it says that there is none."""
     return None if found.get(name) is None else shown(text_field(found, name))

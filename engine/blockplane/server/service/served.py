@@ -170,13 +170,15 @@ class ServedVolume:
     @contextlib.contextmanager
     def lent(self, transfer: Transfer) -> Iterator[Volume]:
         """Give the volume to a peer's transfer for the length of a `with`; as `used`."""
-        kind = Kind.READS if transfer.verb is Verb.READ else Kind.LIVE
-        with self.used(kind, f"{transfer.verb.value} by {transfer.identity}") as volume:
+        kind = Kind.READS if transfer.verb is Verb.READ else Kind.SNAPSHOTS if transfer.is_break else Kind.LIVE
+        with self.used(kind, f"{transfer.verb.value} by {transfer.identity}", transfer.end) as volume:
             yield volume
+        if transfer.is_break:
+            self.activities.break_off()
 
     @contextlib.contextmanager
-    def used(self, kind: Kind, verb: str) -> Iterator[Volume]:
-        """Give the volume to somebody for the length of a `with`; it is not closed meanwhile.
+    def used(self, kind: Kind, verb: str, end: Callable[[], None] | None = None) -> Iterator[Volume]:
+        """Give the volume to somebody for the length of a `with`; it is not closed meanwhile. end : see `going_on`.
 
         Raises
         ------
@@ -188,7 +190,7 @@ class ServedVolume:
                 raise BusyError(f"{self.policy.name} is not open now", "try again later")
             self._n_lent += 1
         try:
-            with self.activities.going_on(kind, verb, os.getpid(), LEND_WAIT_S):
+            with self.activities.going_on(kind, verb, os.getpid(), LEND_WAIT_S, end=end):
                 yield volume
         finally:
             with self._lending:
