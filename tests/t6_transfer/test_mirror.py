@@ -215,7 +215,7 @@ def test_a_lost_connection_is_settled_by_where_the_destination_stands(world, rng
         write(world.source, "/a", rng.bytes(9000))
 
         class Lost(VolumePeer):
-            def take(self, image, changes, progress=None):
+            def take(self, image, changes, progress=None, **more):
                 if arrives:  # noqa: B023 - used in this round
                     super().take(image, changes)
                 raise StreamTruncatedError("the line went dead")

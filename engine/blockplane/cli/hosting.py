@@ -26,7 +26,7 @@ from blockplane.cli.pressure import tell_demoted
 from blockplane.cli.text import sentence
 from blockplane.cli.verbtable import ALONE, KINDS, verb_of
 from blockplane.model.errors import RefusedError, UsageError, VolumeInUseError
-from blockplane.server import Activities, Contact, ControlServer, Kind, Session, contact, current
+from blockplane.server import Activities, Contact, ControlServer, Kind, Session, contact, current, let_written
 from blockplane.server.control import SETTLE_S
 from blockplane.transfer.imagesending import WRITER
 from blockplane.transfer.newvolume import Opening
@@ -256,10 +256,10 @@ def going_on(volume: PlainVolume, verb: str, kind_name: str, wait_s: float) -> I
 
 
 def broken_off(volume: PlainVolume) -> None:
-    """Note that a volume is a mirror no more, or not for a while: files can be changed beside receives that go on."""
+    """See let_written; of a volume that this process hosts."""
     host = _hosts.get(_key(volume.path) or (-1, -1))
     if host is not None:
-        host.activities.break_off()
+        let_written(host.volume, host.activities)
 
 
 def _warn(text: str) -> None:

@@ -313,7 +313,7 @@ def break_(
         raise bp.errors.UsageError("--rehearse and --end-rehearsal", "a rehearsal begins, or it ends")
     if drop_changes and not end_rehearsal:
         raise bp.errors.UsageError("--drop-changes belongs to --end-rehearsal", "a break changes nothing")
-    from blockplane.cli.hosting import broken_off  # it loads all that help and completion do without
+    from blockplane.cli.hosting import broken_off, going_on  # it loads all that help and completion do without
 
     if is_remote(dest):
         with Calling(tls, insecure_plaintext, wait_s).open(dest) as peer:
@@ -323,10 +323,13 @@ def break_(
     else:
         with open_volume(volume_only(dest), "mirror break", wait_s, writable=True) as volume:
             if end_rehearsal:
-                found = bp.mirrors.end_rehearsal(volume, drop_changes=drop_changes)
+                with going_on(volume, "mirror break", "LIVE", wait_s):
+                    found = bp.mirrors.end_rehearsal(volume, drop_changes=drop_changes)
             else:
-                found = bp.mirrors.break_mirror(volume, rehearse=rehearse)
-                broken_off(volume)
+                try:
+                    found = bp.mirrors.break_mirror(volume, rehearse=rehearse)
+                finally:
+                    broken_off(volume)
     if as_json:
         print_json(
             {"state": found.state, "seconds": found.seconds, "set_aside": list(found.set_aside), "kept": found.kept}

@@ -1,6 +1,6 @@
 """Control sockets: how other processes reach a volume that a process has open; streams in files of volumes."""
 
-from blockplane.server.activity import Activities, Activity, Kind
+from blockplane.server.activity import Activities, Activity, Kind, let_written
 from blockplane.server.client import Contact, contact
 from blockplane.server.control import ControlServer
 from blockplane.server.session import CancelledError, Session, current
@@ -17,4 +17,5 @@ __all__ = [
     "VolumePlace",
     "contact",
     "current",
+    "let_written",
 ]

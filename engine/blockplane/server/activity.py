@@ -11,6 +11,8 @@ from enum import Enum
 from typing import Final
 
 from blockplane.model.errors import RefusedError
+from blockplane.volume.live import LiveVolume
+from blockplane.volume.mirrorcodec import MIRROR
 from blockplane.volume.pins import doing
 
 _POLL_S = 0.05
@@ -40,6 +42,13 @@ _CONFLICTS: Final = {
     (Kind.CHECKS, Kind.SNAPSHOTS),
     (Kind.CHECKS, Kind.DISKS),
 }
+
+
+def let_written(volume: LiveVolume, activities: Activities) -> None:
+    """Let files be changed beside receives into a volume, where that is a mirror no more: they end in vain."""
+    mirror = volume.local.root.mirror
+    if mirror is not None and mirror.state != MIRROR:
+        activities.break_off()
 
 
 def may_go_together(a: Kind, b: Kind) -> bool:

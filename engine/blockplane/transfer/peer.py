@@ -21,12 +21,12 @@ from blockplane.transfer.destination import VolumeDestination, settled
 from blockplane.transfer.since import Since, what_is_since
 from blockplane.transfer.standing import Standing, image_towards, meeting, standing_of
 from blockplane.volume import masters, replicas
-from blockplane.volume.codec import KIND_REGULAR, SnapshotRecord
+from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord
 from blockplane.volume.deleting import delete
 from blockplane.volume.holds import needs
 from blockplane.volume.landing_places import reaches
 from blockplane.volume.live import LiveVolume
-from blockplane.volume.mirrorcodec import MIRROR, MirrorRecord
+from blockplane.volume.mirrorcodec import MIRROR, REHEARSING, MirrorRecord
 from blockplane.volume.mirrored import set_mirror
 from blockplane.volume.snapshots import changed_since_newest, create, rollback, standing_at
 from blockplane.volume.volume import Volume
@@ -72,13 +72,19 @@ class Peer(Protocol):
         """Say what it has now."""
         ...
 
-    def take(self, image: Image, changes: LocalChanges, progress: Progress = ignore_progress) -> Brought:
+    def take(
+        self, image: Image, changes: LocalChanges, progress: Progress = ignore_progress, *, source_id: bytes = NO_ID
+    ) -> Brought:
         """Bring an image to it; durable there on return. What it has of an interrupted one does not travel again.
+
+        Parameters
+        ----------
+        source_id : of the volume whose mirror it must be, unbroken; NO_ID: it need not be one.
 
         Raises
         ------
-        RefusedError : its own changes would be lost. StreamMismatchError : it has not what the image builds on.
-        NoSpaceError : it has no room. Each leaves it as it was.
+        RefusedError : its own changes would be lost, or it is a mirror no more. StreamMismatchError : it has not what
+        the image builds on. NoSpaceError : it has no room. Each leaves it as it was.
         """
         ...
 
@@ -217,11 +223,11 @@ class VolumePeer:
         """See Peer."""
         return standing_of(self.volume)
 
-    def take(self, image: Image, changes: LocalChanges, progress: Progress = ignore_progress) -> Brought:
+    def take(
+        self, image: Image, changes: LocalChanges, progress: Progress = ignore_progress, *, source_id: bytes = NO_ID
+    ) -> Brought:
         """See Peer."""
-        with settled(self.volume):
-            kept = keep_changes(self.volume) if changes is LocalChanges.KEEP else None
-            watched = _unless_changed(self.volume, progress)
+        kept, watched = made_ready(self.volume, changes, progress, source_id)
         # what is kept in a snapshot of its own is on no line of the top's, and only given up as the live file system
         discard = changes is not LocalChanges.REFUSE
         is_wider = reaches(image.plane) > self.volume.geometry.n_blocks  # a smaller volume is only a larger place map
@@ -292,6 +298,43 @@ def go_back(volume: LiveVolume, snapshot_id: bytes, changes: LocalChanges) -> st
         kept = keep_changes(volume) if changes is LocalChanges.KEEP else None
         rollback(volume, name, drop_changes=True)
         return kept
+
+
+def made_ready(
+    volume: LiveVolume, changes: LocalChanges, progress: Progress, source_id: bytes = NO_ID
+) -> tuple[str | None, Progress]:
+    """Make a volume ready for a transfer that replaces its live file system.
+
+    Parameters
+    ----------
+    source_id : of the volume whose mirror it must be, unbroken; NO_ID: it need not be one.
+
+    Returns
+    -------
+    the snapshot that keeps its own changes, None: there are none, or they are not to be kept; and what the transfer's
+    progress is to be told to, which ends it once the live file system is another than the one that was looked at here.
+
+    Raises
+    ------
+    RefusedError : it is not, or not any more, a mirror of that volume.
+    """
+    with settled(volume):
+        if source_id != NO_ID:
+            _require_mirror_of(volume, source_id)
+        kept = keep_changes(volume) if changes is LocalChanges.KEEP else None
+        return kept, _unless_changed(volume, progress)
+
+
+def _require_mirror_of(volume: LiveVolume, source_id: bytes) -> None:
+    record = volume.local.root.mirror
+    if record is None or record.source_id != source_id:
+        raise RefusedError(f"{volume.path} is no mirror of this volume any more", "add it anew: blockplane mirror add")
+    if record.state == REHEARSING:
+        raise RefusedError(
+            f"a rehearsal goes on in {volume.path}: updates wait", "mirror break --end-rehearsal ends it"
+        )
+    if record.state != MIRROR:
+        raise RefusedError(f"the mirror {volume.path} was broken off", "`blockplane mirror resync` joins it again")
 
 
 def _unless_changed(volume: LiveVolume, progress: Progress) -> Progress:

@@ -16,7 +16,7 @@ from blockplane.volume.mirrorcodec import MirrorRecord
 from blockplane.volume.naming import check_name
 
 #: Snapshots that one request lets go, or an answer names.
-MAX_NAMED: Final = 512
+MAX_NAMED: Final = 256
 _NAME: Final = 127
 
 Ask = Callable[[str, dict[str, object]], Mapping[str, Any]]
@@ -106,7 +106,7 @@ class RemoteMirror:
         return name_heard(found, "kept")
 
     def since(self, snapshot_id: bytes) -> Since:
-        """See MirrorPeer; of more than 512 snapshots the newest are named."""
+        """See MirrorPeer; of more than 256 snapshots the newest are named."""
         found = self._ask("since", {"snapshot_id": snapshot_id.hex()})
         n_blocks, is_changed = number_field(found, "n_blocks"), flag_field(found, "is_changed")
         return Since(_names_heard(found, "names"), n_blocks, is_changed)

@@ -33,6 +33,7 @@ from blockplane.server.network.spoken import (
     error_heard,
     error_said,
     n_standing_bytes,
+    name_heard,
     standing_heard,
     standing_said,
 )
@@ -42,10 +43,11 @@ from blockplane.server.network.tls import Credentials
 from blockplane.server.network.tokens import decode_token, token_for
 from blockplane.transfer.description import described
 from blockplane.transfer.imagesending import ImageSending
-from blockplane.transfer.peer import Brought, LocalChanges, keep_changes
+from blockplane.transfer.peer import Brought, LocalChanges, made_ready
 from blockplane.transfer.receive import receive
 from blockplane.transfer.resume import ResumeToken
 from blockplane.transfer.standing import Standing, standing_of
+from blockplane.volume.codec import NO_ID
 from blockplane.volume.volume import Volume
 
 #: Data connections of a transfer.
@@ -107,6 +109,8 @@ class RemotePeer(RemoteMirror):
         self._throttle = Throttle(rate)
         #: bytes of blocks that went or came, over all attempts of a call; blocks durable before its last attempt
         self._moved = self._durable = 0
+        #: by a call: the snapshot that keeps the receiving side's own changes
+        self._kept: str | None = None
 
     @property
     def name(self) -> str:
@@ -137,12 +141,14 @@ class RemotePeer(RemoteMirror):
 
         return self._patiently(ask)
 
-    def take(self, image: Image, changes: LocalChanges, progress: Progress = ignore_progress) -> Brought:
+    def take(
+        self, image: Image, changes: LocalChanges, progress: Progress = ignore_progress, *, source_id: bytes = NO_ID
+    ) -> Brought:
         """See Peer."""
         header = described(ImageSending(image)).header
         found = {
             "image_id": header.image_id.hex(), "top_id": header.top_id.hex(), "space_id": header.space_id.hex(),
-            "changes": changes.value, "n_connections": self._n_connections,
+            "changes": changes.value, "source_id": source_id.hex(), "n_connections": self._n_connections,
         }  # fmt: skip
         return self._transferring(lambda counted: self._take(image, found, counted), progress)
 
@@ -154,29 +160,25 @@ class RemotePeer(RemoteMirror):
 
     def _transferring(self, attempt: Callable[[Progress], Brought], progress: Progress) -> Brought:
         """Make attempts; return what they did together."""
-        self._moved, self._durable, n_attempts, kept = 0, 0, 0, None
+        self._moved, self._durable, n_attempts, self._kept = 0, 0, 0, None
         started = time.monotonic()
 
         def counted_attempt() -> Brought:
-            nonlocal n_attempts, kept
+            nonlocal n_attempts
             n_attempts += 1
-            before, brought = self._moved, None
+            before = self._moved
 
             def counted(event: ProgressEvent) -> None:
                 if event.phase == "blocks":
                     self._moved = before + event.done_bytes
                 progress(replace(event, seconds=time.monotonic() - started))
 
-            try:
-                brought = attempt(counted)
-            finally:
-                kept = kept or (brought.kept if brought is not None else None)
-            return brought
+            return attempt(counted)
 
         brought = self._patiently(counted_attempt)
         return replace(
             brought, n_blocks=self._moved // BLOCK_BYTES, n_bytes=self._moved, seconds=time.monotonic() - started,
-            already_there=brought.already_there and n_attempts == 1, kept=kept,
+            already_there=brought.already_there and n_attempts == 1, kept=self._kept,
         )  # fmt: skip
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
@@ -218,6 +220,7 @@ class RemotePeer(RemoteMirror):
         with self._asking("take", found) as (control, answer):
             if "brought" in answer:
                 return brought_heard(answer)
+            self._kept = self._kept or name_heard(answer, "kept")
             token = decode_token(control.receive_blob(number_field(answer, "n_token_bytes", self._limits.token_bytes)))
             self._note_durable(token)
             try:
@@ -240,12 +243,13 @@ class RemotePeer(RemoteMirror):
         with self._asking("bring", said, blob, token) as (control, answer):
             if "brought" in answer:
                 return brought_heard(answer)
-            kept = keep_changes(target) if changes is LocalChanges.KEEP else None
+            kept, watched = made_ready(target, changes, progress)
+            self._kept = self._kept or kept
             try:
                 with contextlib.closing(Incoming(self._data(answer), self._limits, self._throttle)) as incoming:
                     discard = changes is not LocalChanges.REFUSE
                     with alive(control, self._limits.alive_s):
-                        report = receive(incoming, target, discard=discard, progress=progress)  # type: ignore[arg-type]
+                        report = receive(incoming, target, discard=discard, progress=watched)  # type: ignore[arg-type]
                         incoming.settle()
             except ConnectionLostError as error:
                 _reason(control, error)

@@ -45,7 +45,7 @@ from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import Throttle
 from blockplane.server.network.tokens import decode_token, token_for
 from blockplane.transfer.imagesending import ImageSending
-from blockplane.transfer.peer import Brought, LocalChanges, VolumePeer, giving, keep_changes
+from blockplane.transfer.peer import Brought, LocalChanges, VolumePeer, giving, made_ready
 from blockplane.transfer.receive import ReceiveReport, receive
 from blockplane.transfer.resume import ResumeToken, drop_incoming
 from blockplane.transfer.send import SendReport, send
@@ -67,23 +67,25 @@ REQUESTS = {
     "break": (Verb.ADMIN,),
     "end rehearsal": (Verb.ADMIN,),
 }
-#: What waits for no push.
-_BREAKS = ("break", "end rehearsal")
+
+
+def _nothing() -> None:
+    """Do it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What a peer asks for: who, of which volume, by which verb.
+    """What a peer asks for: who, of which volume, by which right, in which request.
 
-    is_break : the volume is to be a mirror no more, or for a while; pushes that go on meanwhile end in vain. end : has
-    it end soon, from any thread.
+    in_vain : ends a push whose volume is a mirror no more. abort : ends it, whatever it is. From any thread.
     """
 
     identity: Identity
     volume: str
     verb: Verb
-    is_break: bool = False
-    end: Callable[[], None] | None = None
+    request: str = ""
+    in_vain: Callable[[], None] = _nothing
+    abort: Callable[[], None] = _nothing
 
 
 #: An open volume; or what gives one for the length of a `with`, and may refuse: a service notes there what goes on, and
@@ -130,6 +132,8 @@ class Dialogue:
         self._changed = threading.Condition()
         self._wanted, self._data = 0, list[Channel]()
         self._is_aborted = self._is_in_vain = False
+        #: said when the volume was given back: others can use it then
+        self._last_word: dict[str, object] | None = None
 
     # --- from other threads ------------------------------------------------------------------------------------------
 
@@ -180,6 +184,8 @@ class Dialogue:
             self._tell_failed(error)
             self._serving.note("failed", self, f"{type(error).__name__}: {error}")
         finally:
+            with self._changed:
+                self._is_aborted = True  # a connection that comes late is not let in
             for channel in self._data:
                 channel.close()
             self.over.set()
@@ -204,13 +210,15 @@ class Dialogue:
             raise NotAllowedError(
                 "this is not allowed, or there is no such volume", "ask whoever runs the service for the right"
             )
-        self.transfer = Transfer(self.identity, name, verb, what in _BREAKS, self.end_in_vain)
+        self.transfer = Transfer(self.identity, name, verb, what, self.end_in_vain, self.abort)
         self.changes_volume = what in ("take", "give up", "go back")
         run = {
             "standing": self._standing, "take": self._take, "bring": self._bring, "give up": self._give_up
         }.get(what, self._as_mirror)  # fmt: skip
         with self._serving.take_turn(self), _open(opened, self.transfer) as volume:
             brought = run(volume, request)
+        if self._last_word is not None:
+            self._control.tell(Kind.ANSWER, self._last_word)
         self._serving.note("done", self, what, brought)
 
     def _standing(self, volume: Volume, request: dict[str, Any]) -> None:
@@ -225,8 +233,7 @@ class Dialogue:
 
     def _as_mirror(self, volume: Volume, request: dict[str, Any]) -> None:
         with alive(self._control, self._limits.alive_s):
-            found = mirroring.answer(VolumePeer(volume), text_field(request, "verb", 16), request)
-        self._control.tell(Kind.ANSWER, found)
+            self._last_word = mirroring.answer(VolumePeer(volume), text_field(request, "verb", 16), request)
 
     # --- a push ------------------------------------------------------------------------------------------------------
 
@@ -239,14 +246,15 @@ class Dialogue:
             self._control.tell(Kind.ANSWER, {"brought": brought_said(brought)})
             return brought
         with alive(self._control, self._limits.alive_s):
-            kept = keep_changes(volume) if changes is LocalChanges.KEEP else None
+            kept, watched = made_ready(volume, changes, ignore_progress, bytes_field(request, "source_id"))
             token = token_for(volume, image_id, self._limits.token_bytes)
-        with self._data_connections(request, {"n_token_bytes": len(token)}, token) as channels:
+        with self._data_connections(request, {"n_token_bytes": len(token), "kept": kept}, token) as channels:
             incoming = Incoming(channels, self._limits, self._serving.throttle)
             with contextlib.closing(incoming):
                 self._serving.note("began", self)
                 with alive(self._control, self._limits.alive_s):
-                    report = receive(incoming, volume, discard=changes is not LocalChanges.REFUSE)  # type: ignore[arg-type]
+                    discard = changes is not LocalChanges.REFUSE
+                    report = receive(incoming, volume, discard=discard, progress=watched)  # type: ignore[arg-type]
                 incoming.settle()
         brought = received(report, kept)
         self._control.tell(Kind.ANSWER, {"brought": brought_said(brought)})

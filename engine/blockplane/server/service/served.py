@@ -12,8 +12,7 @@ from typing import Final, Protocol
 
 from blockplane.api import Volume
 from blockplane.model.errors import BlockplaneError, BusyError
-from blockplane.server.activity import Activities, Kind
-from blockplane.server.network.rights import Verb
+from blockplane.server.activity import Activities, Kind, let_written
 from blockplane.server.network.serving import Transfer
 from blockplane.server.service.clock import Clock
 from blockplane.server.service.jobs import Near, open_near
@@ -46,6 +45,18 @@ def answer_nobody(
     """Answer no control socket."""
     del volume, verb, activities, warn
     return nullcontext(None)
+
+
+#: What a peer's request does to the volume.
+_KINDS: Final = {
+    "standing": Kind.READS,
+    "since": Kind.READS,
+    "bring": Kind.READS,
+    "become": Kind.SNAPSHOTS,
+    "let go": Kind.SNAPSHOTS,
+    "retain": Kind.SNAPSHOTS,
+    "break": Kind.SNAPSHOTS,
+}
 
 
 class ServedVolume:
@@ -84,6 +95,8 @@ class ServedVolume:
         self._changing: list[threading.Thread] = []
         self._lending = threading.Condition()
         self._n_lent = 0
+        #: each ends what a peer does with the volume
+        self._aborts: list[Callable[[], None]] = []
         self._take_jobs()
         self._ending = threading.Event()
         #: set to end serving the volume; it is then opened anew, unless everything ends
@@ -170,11 +183,15 @@ class ServedVolume:
     @contextlib.contextmanager
     def lent(self, transfer: Transfer) -> Iterator[Volume]:
         """Give the volume to a peer's transfer for the length of a `with`; as `used`."""
-        kind = Kind.READS if transfer.verb is Verb.READ else Kind.SNAPSHOTS if transfer.is_break else Kind.LIVE
-        with self.used(kind, f"{transfer.verb.value} by {transfer.identity}", transfer.end) as volume:
-            yield volume
-        if transfer.is_break:
-            self.activities.break_off()
+        kind = _KINDS.get(transfer.request, Kind.LIVE)
+        with self.used(kind, f"{transfer.verb.value} by {transfer.identity}", transfer.in_vain) as volume:
+            self._aborts.append(transfer.abort)
+            try:
+                yield volume
+            finally:
+                self._aborts.remove(transfer.abort)
+                if transfer.request == "break":  # also where it fails: it may have been broken off before
+                    let_written(volume, self.activities)
 
     @contextlib.contextmanager
     def used(self, kind: Kind, verb: str, end: Callable[[], None] | None = None) -> Iterator[Volume]:
@@ -248,7 +265,9 @@ class ServedVolume:
         for thread in [run.thread for run in runs] + self._changing:
             thread.join()
         self._changing.clear()
-        with self._lending:  # the listener cuts connections when everything ends
+        for abort in list(self._aborts):
+            abort()
+        with self._lending:
             while self._n_lent:
                 self._lending.wait()
 

@@ -226,7 +226,8 @@ def _bring(
         )
     volume.destinations.begin(mirror.name, top)
     try:
-        brought = peer.take(image_for(volume, top, standing), changes, progress)
+        source_id = standing.mirror.source_id if standing.mirror is not None else NO_ID
+        brought = peer.take(image_for(volume, top, standing), changes, progress, source_id=source_id)
     except CLEAN_FAILURES:
         _give_up(volume, mirror, top)
         raise
