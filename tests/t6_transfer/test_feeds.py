@@ -114,6 +114,27 @@ def test_who_is_slow_is_left_behind_and_gets_all_of_it(source, tmp_path, n_slow)
     assert feeds._going == []
 
 
+def test_who_is_a_little_slow_all_the_time_is_left_behind(source):
+    """It never holds the others up for long at once; in all they wait for a second, of some ten."""
+    feeds, n_slow = Feeds(), 0
+    is_over = threading.Event()
+
+    def slow() -> None:
+        nonlocal n_slow
+        with sending(source, feeds).windows() as windows:
+            for _ in windows:
+                n_slow += 1
+                is_over.wait(0.4)
+
+    with ThreadPoolExecutor(1) as pool, sending(source, feeds).windows() as windows:
+        other = pool.submit(slow)
+        n_quick = sum(1 for _ in windows)
+        assert n_slow < n_quick // 2
+        is_over.set()
+        other.result()
+    assert n_slow == n_quick
+
+
 def test_who_comes_late_reads_by_itself(source, tmp_path):
     feeds, opens = Feeds(), threading.Event()
     first, second = Gate(6_000_000, opens), io.BytesIO()

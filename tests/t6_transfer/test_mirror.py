@@ -11,11 +11,19 @@ import pytest
 
 import blockplane as bp
 from blockplane.filesystem.errors import ReadOnlyPathError
-from blockplane.model.errors import BlockplaneError, RefusedError, StreamTruncatedError, UnreachableError, UsageError
+from blockplane.model.errors import (
+    BlockplaneError,
+    DiskError,
+    RefusedError,
+    StreamTruncatedError,
+    UnreachableError,
+    UsageError,
+)
 from blockplane.transfer import mirrors
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import LocalChanges, VolumePeer
 from rig.memory import Shape, make_volume
+from rig.owners import wait_for
 
 
 class World:
@@ -621,6 +629,38 @@ def test_steps_side_by_side_end_though_there_is_always_something_due(world):
     ran = mirrors.run_side_by_side(world.source, peers=mirrors.Peers(local=peer))
     assert {each.mirror.dest for each in ran} == {str(copy.path) for copy in copies.values()}
     assert max(n_begun.values()) < most
+
+
+def test_a_destination_that_cannot_be_closed_ends_no_other_mirror(world, rng):
+    bad, good = world.add("bad", every_s=0.1), world.add("good", every_s=0.1)
+    ran, fails = [], threading.Event()
+
+    class Bad(VolumePeer):
+        def standing(self):
+            if fails.is_set():
+                raise DiskError("the destination's disk failed")
+            return super().standing()
+
+    @contextmanager
+    def peer(dest: str):
+        is_bad = dest == str(bad.path)
+        yield Bad(bad) if is_bad else VolumePeer(good)
+        if is_bad and fails.is_set():
+            raise DiskError("closing it failed")
+
+    loop = mirrors.MirrorLoop(world.source, mirrors.Peers(local=peer), told=ran.append)
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    wait_for(lambda: len(ran) >= 2, "both mirrors")
+    fails.set()
+    for name in ("/first", "/second"):
+        data = rng.bytes(5000)
+        write(world.source, name, data)
+        wait_for(lambda name=name, data=data: name[1:] in bp.FileSystem(good).listdir("/"), name)
+        wait_for(lambda: any("closing it failed" in each.error for each in ran), "what is told of it")
+    loop.stop()
+    thread.join(50)
+    assert not thread.is_alive()
 
 
 def test_a_loop_that_is_stopped_does_not_wait_for_a_peer(world):

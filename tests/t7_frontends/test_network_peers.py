@@ -167,6 +167,31 @@ def test_what_was_cut_goes_on_with_the_rest_alone(side):
     side.require_at_rest()
 
 
+def test_patience_counts_from_what_got_through_last(side, monkeypatch):
+    """Attempts of a minute each: one that is cut before anything is durable, one that gets far, one that arrives."""
+    now, moves, peer = [0.0], iter([(0, 5), (0, 1000), (990, 10)]), side.peer(patience_s=10.0)
+
+    def attempt() -> str:
+        durable, moved = next(moves)
+        peer._durable, peer._moved, now[0] = max(peer._durable, durable), peer._moved + moved, now[0] + 60
+        if not durable:
+            raise ConnectionLostError("it was cut")
+        return "done"
+
+    monkeypatch.setattr("blockplane.server.network.remote.time.monotonic", lambda: now[0])
+    assert peer._patiently(attempt) == "done"
+    n_tried = 0
+
+    def fruitless() -> None:
+        nonlocal n_tried
+        n_tried, peer._moved, now[0] = n_tried + 1, peer._moved + 5, now[0] + 60
+        raise ConnectionLostError("it was cut")
+
+    with pytest.raises(ConnectionLostError):
+        peer._patiently(fruitless)
+    assert 2 <= n_tried <= 4
+
+
 def test_what_was_cut_can_be_given_up(side):
     top = large_change(side)
     image = image_towards(side.source, top, side.peer().standing())
@@ -339,6 +364,35 @@ def test_who_waits_longest_goes_when_the_door_is_full():
         assert [door.is_open(i) for i in (1, 2, 4, 5, 6, 7)] == [False, True, True, True, True, True]
         door.admission.leave(guest)
         assert door.knock("10.0.2.2") is not None
+
+
+def test_a_listener_without_a_thread_for_one_caller_serves_the_next(side, monkeypatch):
+    start, n_failures = threading.Thread.start, 3
+
+    def failing(thread: threading.Thread) -> None:
+        nonlocal n_failures
+        if thread.name == "blockplane session" and n_failures:
+            n_failures -= 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    assert side.peer().standing() == standing_of(side.copy)
+    assert n_failures == 0
+    side.require_at_rest()
+
+
+def test_a_stop_does_not_wait_for_those_who_wait_for_their_turn(tmp_path):
+    hosts = Hosts.make(tmp_path / "tls")
+    with hosts.listening({}, {"source": {}}, limits=replace(QUICK, n_failures=1)) as listener:
+        host, port = listener.address.rsplit(":", 1)
+        for _ in range(3):  # the second and the third wait for most of a minute
+            sock = socket.create_connection((host, int(port)))
+            sock.sendall(b"no greeting" * 10)
+        time.sleep(0.5)
+        started = time.monotonic()
+        assert listener.stop() is True
+        assert time.monotonic() - started < 4
 
 
 def test_the_eleventh_failure_of_a_minute_waits():
@@ -578,6 +632,16 @@ def test_a_throttle_keeps_its_rate_whatever_the_pieces(rng):
     assert throttle.piece_bytes(1 << 20) == 250_000
     slow = Throttle(lambda: 1.0, lambda: now[0])
     assert slow.due_s(LEAST_RATE) <= 1.0
+
+
+def test_what_was_begun_at_a_high_rate_is_not_paid_for_at_a_low_one():
+    now, rate = [0.0], [None]
+    throttle = Throttle(lambda: rate[0], lambda: now[0])
+    assert throttle.due_s(1 << 20) == 0
+    for fallen in (1e8, 1e6, float(LEAST_RATE)):
+        now[0], rate[0] = now[0] + 2, fallen
+        assert throttle.due_s(1 << 20) <= 0.25
+    assert throttle.due_s(LEAST_RATE) <= 1.25
 
 
 def test_a_schedule_follows_the_day():

@@ -21,7 +21,7 @@ from blockplane.planes import combine_count
 
 #: How long the first window stays at least, even where that means waiting.
 _HOLD_S: Final = 0.25
-#: How long the others wait for one that has not used a window yet.
+#: How long the others wait in all for one that uses windows more slowly than they do.
 _PATIENCE_S: Final = 1.0
 
 #: Begins a gather at a window of an image, for the length of a `with`.
@@ -80,8 +80,10 @@ class _Feed:
         self._first = 0
         #: who takes part, and the window that each uses, or waits for
         self._readers: dict[object, int] = {}
+        #: how long others have waited for each
+        self._waited_s: dict[object, float] = {}
         self._held_until = time.monotonic() + _HOLD_S
-        self._is_reading = self._is_over = False
+        self._is_reading = self._is_waited_for = self._is_over = False
         self._error: BaseException | None = None
 
     def is_of(self, image: Image, form: tuple[object, ...]) -> bool:
@@ -130,12 +132,10 @@ class _Feed:
     def _get(self, reader: object, at: int) -> Gathered | None:
         """Wait for a window; None: there is none, or the reader was left behind."""
         with self._changed:
-            if reader not in self._readers:
-                return None
-            self._readers[reader] = at
+            if reader in self._readers:
+                self._readers[reader] = at
             self._changed.notify_all()
-            since = time.monotonic()
-            while True:
+            while reader in self._readers:  # while it waited, it may have been the one that others waited for
                 self._release()
                 if at < self._first + len(self._here):
                     return self._here[at - self._first][0]
@@ -147,10 +147,9 @@ class _Feed:
                     self._changed.wait()
                 elif len(self._here) < self._ring.n_buffers:
                     self._read()
-                elif time.monotonic() - since >= _PATIENCE_S:
-                    self._leave_behind()
                 else:
-                    self._changed.wait(_HOLD_S / 4)
+                    self._wait_for_slower()
+            return None
 
     def _read(self) -> None:
         """Wait for the next window of the gather; the lock is let go meanwhile."""
@@ -178,9 +177,25 @@ class _Feed:
             self._ring.give_back(self._here.popleft()[1])
             self._first += 1
 
+    def _wait_for_slower(self) -> None:
+        """Wait a moment for those who still use the first window; go on without them, where that was long enough."""
+        slower, since = self._slower(), time.monotonic()
+        if any(self._waited_s.get(reader, 0.0) >= _PATIENCE_S for reader in slower):
+            self._leave_behind()
+            return
+        is_alone, self._is_waited_for = not self._is_waited_for, True
+        self._changed.wait(_HOLD_S / 4)
+        if is_alone:  # of several who wait the time counts once
+            self._is_waited_for = False
+            for reader in slower:
+                self._waited_s[reader] = self._waited_s.get(reader, 0.0) + time.monotonic() - since
+
+    def _slower(self) -> list[object]:
+        return [reader for reader, at in self._readers.items() if at == self._first]
+
     def _leave_behind(self) -> None:
         """Go on without those who still use the first window; it is theirs."""
-        for reader in [reader for reader, at in self._readers.items() if at == self._first]:
+        for reader in self._slower():
             del self._readers[reader]
         self._here.popleft()
         self._ring.make_up()

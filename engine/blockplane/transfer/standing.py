@@ -94,9 +94,7 @@ def image_towards(volume: LiveVolume, top: str, standing: Standing, exclude: Seq
         return build(volume, top, older="all" if not exclude else _older(volume, top, exclude))
     if base.name == top:
         return build(volume, top)
-    with volume.lock:
-        state = volume.snapshot_state(volume.local.entry(top))
-    listed = {record.id: record for record in state.listed_snapshots()}
+    listed = _listed(volume, top)
     names = {record.name for record in listed.values() if record.id not in standing.whole}
     line = _line(volume, top, after=base.id)
     between = [name for name in line if name in names and name not in (*exclude, top)]
@@ -120,7 +118,16 @@ def base_for(volume: LiveVolume, top: str, standing: Standing) -> SnapshotRecord
 
 
 def _older(volume: LiveVolume, top: str, exclude: Sequence[str]) -> list[str]:
-    return [name for name in _line(volume, top) if name not in (*exclude, top)]
+    """Return what an image of all of a top's line has beside it: not what the top itself knows nothing of."""
+    known = {record.name for record in _listed(volume, top).values()}
+    return [name for name in _line(volume, top) if name in known and name not in (*exclude, top)]
+
+
+def _listed(volume: LiveVolume, top: str) -> dict[bytes, SnapshotRecord]:
+    """Return the snapshots that a top's own state lists, by id."""
+    with volume.lock:
+        state = volume.snapshot_state(volume.local.entry(top))
+    return {record.id: record for record in state.listed_snapshots()}
 
 
 def _line(volume: LiveVolume, top: str, after: bytes = NO_ID) -> list[str]:

@@ -35,6 +35,8 @@ from blockplane.server.network.tls import Credentials
 from blockplane.transfer.peer import Brought
 
 _BACKLOG = 128
+#: Where descriptors or threads lack.
+_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ class Listener:
         with self._changed:
             is_first, self._is_over = not self._is_over, True
             dialogues, guests = list(self._dialogues.values()), list(self._guests)
+            self._changed.notify_all()  # who waits for its turn need not any more
         if is_first:
             os.eventfd_write(self._wake_fd, 1)
             if self._thread is not None:
@@ -198,7 +201,7 @@ class Listener:
         except BlockingIOError:
             return
         except OSError:
-            time.sleep(0.05)  # out of descriptors: sessions that end give some back
+            time.sleep(_PAUSE_S)  # out of descriptors: sessions that end give some back
             raise
         accepted_at = time.monotonic()
         address = str(found[0]) if found else "a Unix socket"
@@ -214,7 +217,15 @@ class Listener:
         thread = threading.Thread(
             target=self._receive, args=(guest, address, accepted_at), name="blockplane session", daemon=True
         )
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # there are as many as the system allows: sessions that end give some back
+            self._admission.leave(guest)
+            sock.close()
+            with self._changed:
+                self._guests.discard(guest)
+                self._n_threads -= 1
+            time.sleep(_PAUSE_S)
 
     def _receive(self, guest: Guest, address: str, accepted_at: float) -> None:
         """Find out who calls, and serve; in a thread of its own."""

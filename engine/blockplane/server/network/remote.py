@@ -56,6 +56,8 @@ N_CONNECTIONS: Final = 4
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 30.0
 #: The same for one data connection of several, from and to.
 _KNOCK_AGAIN_S: Final = (0.05, 0.25)
+#: Attempts that moved something and left nothing durable, after which another such one is no progress.
+_MOST_FRUITLESS: Final = 2
 #: What may help itself when tried again.
 _PASSING: Final = (ConnectionLostError, UnreachableError, BusyError, WireError)
 #: How long a side whose data connections are gone waits to be told why.
@@ -184,17 +186,19 @@ class RemotePeer(RemoteMirror):
     def _patiently(self, attempt: Callable[[], T]) -> T:
         """Try until it works, does not help, or nothing has got through for too long.
 
-        What moved counts as getting through once; then more must be durable at the side that receives than before.
+        What moved counts as getting through; after some such attempts more must be durable at the side that receives.
         """
-        last_s, n_failed, durable = time.monotonic(), 0, -1
+        last_s, n_failed, durable, n_fruitless = time.monotonic(), 0, -1, 0
         while True:
             moved = self._moved
             try:
                 return attempt()
             except _PASSING:
                 now = time.monotonic()
-                if self._moved > moved and self._durable > durable:
-                    last_s, n_failed, durable = now, 0, self._durable
+                if self._durable > durable:
+                    durable, n_fruitless = self._durable, 0
+                if self._moved > moved and n_fruitless < _MOST_FRUITLESS:  # how much of it is durable the next one says
+                    last_s, n_failed, n_fruitless = now, 0, n_fruitless + 1
                 pause_s = min(_FIRST_PAUSE_S * 2**n_failed, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
                 n_failed = min(n_failed + 1, 20)
                 is_over = self._caller.ending.is_over

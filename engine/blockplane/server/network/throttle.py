@@ -100,6 +100,7 @@ class Throttle:
         """Take bytes; return how many seconds to wait before they may go."""
         with self._changed:
             now = self._clock()
+            before = self._rate
             if now - self._asked_at >= _ASK_EVERY_S:
                 self._rate, self._asked_at = self._rate_of(), now
             rate, passed = self._rate, now - self._at
@@ -109,6 +110,8 @@ class Throttle:
                 return 0.0
             rate = max(rate, LEAST_RATE)
             self._tokens = min(self._tokens + passed * rate, _BURST_S * rate) - n_bytes
+            if before is None or rate < before:  # what was begun at the old rate is not paid for at the new one
+                self._tokens = max(self._tokens, -_BURST_S * rate)
             return max(-self._tokens / rate, 0.0)
 
     def piece_bytes(self, most: int) -> int:

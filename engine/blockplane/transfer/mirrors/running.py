@@ -287,7 +287,7 @@ class MirrorLoop:
                     slot.peer.close()
                 if slot.thread is not None:
                     slot.thread.join()
-                slot.held.close()
+                self._let_go(slot)
 
     def begun_ns(self, name: str) -> int:
         """Return when the last step of a mirror began, ns since 1970; 0: none did."""
@@ -300,7 +300,7 @@ class MirrorLoop:
         for name in [name for name in self._slots if name not in known]:
             slot = self._slots[name]
             if slot.thread is None or not slot.thread.is_alive():
-                self._slots.pop(name).held.close()
+                self._let_go(self._slots.pop(name))
         for name, mirror in known.items():
             slot = self._slots.setdefault(name, _Slot(mirror))
             slot.mirror = mirror
@@ -308,11 +308,18 @@ class MirrorLoop:
             if not is_busy and due_ns(mirror, slot.begun_ns) <= time.time_ns():
                 self._begin(slot)
 
+    def _let_go(self, slot: _Slot) -> None:
+        """Close a destination; one that fails at that holds up no other."""
+        try:
+            slot.held.close()
+        except (BlockplaneError, OSError) as error:
+            self._tell(Ran(slot.mirror, None, str(error), getattr(error, "hint", "")))
+
     def _begin(self, slot: _Slot) -> None:
         slot.begun_ns = time.time_ns()
         if slot.is_suspect:
             slot.peer, slot.is_suspect = None, False
-            slot.held.close()
+            self._let_go(slot)
         if slot.peer is None:
             try:
                 slot.peer = slot.held.enter_context(self._peers.open(slot.mirror.dest))
