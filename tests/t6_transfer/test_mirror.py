@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,12 @@ from blockplane.model.errors import (
     UsageError,
 )
 from blockplane.transfer import mirrors
+from blockplane.transfer.mirrors.running import attempt
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.resume import interrupted_receives
+from blockplane.volume.replicas import records_of
+from blockplane.volume.retention import Policy, prune
 from rig.memory import Shape, make_volume
 from rig.owners import wait_for
 
@@ -688,3 +692,124 @@ def test_a_loop_that_is_stopped_does_not_wait_for_a_peer(world):
     loop.stop()
     thread.join(50)
     assert not thread.is_alive()
+
+
+# --- what an operator does beside it ---------------------------------------------------------------------------------
+
+
+class Held(VolumePeer):
+    """A destination that takes nothing before it may."""
+
+    def __init__(self, volume: bp.Volume) -> None:
+        super().__init__(volume)
+        self.asked, self.goes_on = threading.Event(), threading.Event()
+
+    def take(self, image, changes, progress=None, **more):
+        self.asked.set()
+        assert self.goes_on.wait(60)
+        return super().take(image, changes, **more)
+
+
+def test_one_step_of_a_mirror_at_a_time(world, rng):
+    """Beside a step that goes on: one that is due does nothing, one that is asked for waits, and so does a resync."""
+    copy = world.add()
+    write(world.source, "/a", rng.bytes(9000))
+    world.run()
+    write(world.source, "/a", rng.bytes(9000))
+    held, ran = Held(copy), []
+    slow = mirrors.Peers(local=lambda _: nullcontext(held))
+
+    def begun(call) -> threading.Thread:
+        thread = threading.Thread(target=lambda: ran.append(call()))
+        thread.start()
+        return thread
+
+    first = begun(lambda: next(mirrors.run_once(world.source, peers=slow, now=True)))
+    assert held.asked.wait(60)
+    write(world.source, "/b", newest := rng.bytes(9000))
+    busy = attempt(world.source, world.definition(copy), nullcontext(VolumePeer(copy)))
+    assert (busy.report.outcome, busy.error) == ("busy", "")
+    others = [begun(lambda: world.run()[0]), begun(lambda: world.resync(copy))]
+    time.sleep(0.3)
+    assert all(thread.is_alive() for thread in (first, *others))
+    held.goes_on.set()
+    for thread in (first, *others):
+        thread.join(60)
+    assert len(ran) == 3
+    assert not any(getattr(each, "error", "") for each in ran)
+    assert read(copy, "/b") == newest
+    write(world.source, "/c", rng.bytes(9000))
+    assert world.outcomes() == ["brought"]
+
+
+def test_what_a_rehearsal_goes_back_to_stays(world, rng):
+    copy = world.add()
+    write(world.source, "/a", data := rng.bytes(9000))
+    world.run()
+    state = copy.mirror_of.last_complete
+    mirrors.break_mirror(copy, rehearse=True)
+    write(copy, "/mine", b"x" * 5000)
+    copy.snapshot("tried")
+    assert copy.mirror_of.last_complete == state
+    for defer in (False, True):
+        with pytest.raises(RefusedError, match="is what a rehearsal goes back to") as refused:
+            copy.delete_snapshot(state, defer=defer)
+        assert "--defer" not in refused.value.hint
+    prune(copy, Policy(last=1), defer=True)
+    report = mirrors.end_rehearsal(copy)
+    assert (report.state, read(copy, "/a"), bp.FileSystem(copy).listdir("/")) == (state, data, ["a"])
+    write(world.source, "/a", rng.bytes(9000))
+    assert world.outcomes() == ["brought"]
+
+
+def test_the_base_of_the_next_update_is_not_deleted_later_either(world, rng):
+    copy = world.add()
+    write(world.source, "/a", rng.bytes(9000))
+    world.run()
+    here = world.source.destinations.get(world.definition(copy).name).acknowledged
+    for volume, name in ((world.source, here), (copy, copy.mirror_of.last_complete)):
+        for defer in (False, True):
+            with pytest.raises(RefusedError) as refused:
+                volume.delete_snapshot(name, defer=defer)
+            assert "--defer" not in refused.value.hint
+    write(world.source, "/a", rng.bytes(9000))
+    assert world.outcomes() == ["brought"]
+
+
+def test_nothing_is_left_of_what_another_update_took_the_place_of(world, rng):
+    copy = world.add()
+    write(world.source, "/a", rng.bytes(9000))
+    world.run()
+    write(world.source, "/large", rng.bytes(12 << 20))
+
+    class Cut(VolumePeer):
+        def take(self, image, changes, progress=None, **more):
+            def cut(event) -> None:
+                if event.done_bytes > 9 << 20:
+                    raise StreamTruncatedError("the line went dead")
+
+            return super().take(image, changes, cut, **more)
+
+    with pytest.raises(StreamTruncatedError):
+        mirrors.step(world.source, world.definition(copy), Cut(copy))
+    assert len(list(interrupted_receives(copy))) == 1
+    mirrors.break_mirror(copy)
+    write(copy, "/mine", rng.bytes(5000))
+    assert world.resync(copy, "destination").brought is not None
+    write(world.source, "/b", rng.bytes(5000))
+    assert world.outcomes() == ["brought"]
+    assert list(interrupted_receives(copy)) == []
+    assert {hold.owner for snapshot in copy.snapshots for hold in snapshot.holds} == set()
+
+
+def test_who_is_a_mirror_again_keeps_nothing_for_its_source(world, rng):
+    copy = world.add()
+    write(world.source, "/a", rng.bytes(9000))
+    world.run()
+    mirrors.break_mirror(copy)
+    write(copy, "/b", rng.bytes(9000))
+    assert world.resync(copy, "destination").brought is not None
+    write(world.source, "/c", rng.bytes(9000))
+    assert world.outcomes() == ["brought"]
+    assert (copy.destinations.list(), list(records_of(copy)), list(copy.local.marks.intervals())) == ([], [], [])
+    assert {hold.owner for snapshot in copy.snapshots for hold in snapshot.holds} == set()

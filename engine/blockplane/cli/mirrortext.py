@@ -24,6 +24,8 @@ def ran_text(ran: Ran) -> str:
         return f"{dest} has {brought_text(report.brought)}"
     if report.outcome == "waiting":
         return f"{dest} is in a rehearsal: updates wait"
+    if report.outcome == "busy":
+        return f"{dest} is being brought up to date already"
     settled = f": {report.settled} had arrived" if report.settled is not None else ""
     return f"{dest} is up to date{settled}"
 

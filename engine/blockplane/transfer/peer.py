@@ -18,6 +18,7 @@ from blockplane.model.errors import BlockplaneError, NoSuchSnapshotError, Refuse
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.transfer.copy import CopyReport, copy
 from blockplane.transfer.destination import VolumeDestination, settled
+from blockplane.transfer.resume import drop_incoming, interrupted_receives
 from blockplane.transfer.since import Since, what_is_since
 from blockplane.transfer.standing import Standing, image_towards, meeting, standing_of
 from blockplane.volume import masters, replicas
@@ -233,6 +234,7 @@ class VolumePeer:
         is_wider = reaches(image.plane) > self.volume.geometry.n_blocks  # a smaller volume is only a larger place map
         target = VolumeDestination(self.volume, relocates=True) if is_wider else self.volume
         report = copy(image, target, discard=discard, progress=watched)
+        forget_superseded(self.volume, source_id)
         return brought(report, kept)
 
     def bring(
@@ -247,6 +249,8 @@ class VolumePeer:
     def become(self, record: MirrorRecord | None) -> None:
         """See MirrorPeer."""
         set_mirror(self.volume, record)
+        if record is not None and record.state == MIRROR:  # who was brought this state is its source again
+            replicas.forget_volume(self.volume, record.source_id)
 
     def let_go(self, ids: Sequence[bytes]) -> None:
         """See MirrorPeer."""
@@ -323,6 +327,19 @@ def made_ready(
             _require_mirror_of(volume, source_id)
         kept = keep_changes(volume) if changes is LocalChanges.KEEP else None
         return kept, _unless_changed(volume, progress)
+
+
+def forget_superseded(volume: LiveVolume, source_id: bytes) -> None:
+    """Give up what interrupted updates of a mirror left, once a later one arrived: they will not be gone on with.
+
+    source_id : as for `made_ready`; NO_ID: nothing is given up.
+    """
+    if source_id == NO_ID:
+        return
+    for found in interrupted_receives(volume):
+        with suppress(RefusedError):  # it is gone meanwhile, or runs
+            if not found.is_running:
+                drop_incoming(volume, found.image_id.hex())
 
 
 def _require_mirror_of(volume: LiveVolume, source_id: bytes) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume.basegroup import BASE_OWNER, base_snapshot
-from blockplane.volume.codec import KIND_DELETING, NAME_BYTES, Hold, TableEntry
-from blockplane.volume.mirrorcodec import BROKEN
+from blockplane.volume.codec import KIND_DELETING, NAME_BYTES, NO_ID, Hold, TableEntry
+from blockplane.volume.mirrorcodec import BROKEN, MIRROR, REHEARSING
 from blockplane.volume.passing import waiting_for
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Owners of snapshots that a re-baseline is sent against.
 OFFER_OWNER: Final = "offer:"
+#: Owners of what the next update of somewhere else builds on.
+_BASES: Final = ("mirror:", "replica:")
 _OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@-]*")
 
 
@@ -137,7 +139,9 @@ def refuse_deleting(entry: TableEntry) -> None:
 
 def needs(volume: LiveVolume, entry: TableEntry) -> Iterator[tuple[str, str]]:
     """Yield what keeps a snapshot from going, in words, and what to do about it."""
-    if is_last_complete(volume, entry):
+    if is_rehearsed(volume, entry):
+        yield "is what a rehearsal goes back to", f"end it: blockplane mirror break {volume.path} --end-rehearsal"
+    elif is_last_complete(volume, entry):
         yield "is the last complete state of a mirror", f"break the mirror off: blockplane mirror break {volume.path}"
     for pin in volume.pins.of(entry.record.id):
         yield f"is being read by {pin}", "wait until that has ended"
@@ -160,9 +164,23 @@ def is_last_complete(volume: LiveVolume, entry: TableEntry) -> bool:
     mirror = volume.local.root.mirror
     if mirror is None or mirror.state == BROKEN:
         return False
-    line = volume.local.ancestors(volume.local.root.parent_id)
+    line = volume.local.ancestors(stands_at(volume))
     same = [each for each in line if each.record.root == line[-1].record.root]
     return bool(same) and same[0].record.id == entry.record.id
+
+
+def is_rehearsed(volume: LiveVolume, entry: TableEntry) -> bool:
+    """Whether a snapshot is the state at which a rehearsal began, and ends."""
+    mirror = volume.local.root.mirror
+    return mirror is not None and mirror.state == REHEARSING and mirror.broken_at == entry.record.id
+
+
+def stands_at(volume: LiveVolume) -> bytes:
+    """Return the id of the snapshot that a mirror's live state is, or descends from; where it was broken off, was."""
+    mirror = volume.local.root.mirror
+    if mirror is not None and mirror.state != MIRROR and mirror.broken_at != NO_ID:
+        return mirror.broken_at
+    return volume.local.root.parent_id
 
 
 def refuse_needed(volume: LiveVolume, entries: Iterable[TableEntry], may_defer: bool = False) -> None:
@@ -178,15 +196,33 @@ def refuse_needed(volume: LiveVolume, entries: Iterable[TableEntry], may_defer: 
     """
     for entry in entries:
         for need, hint in needs(volume, entry):
-            later = "; or have it deleted when nothing needs it any more: --defer" if may_defer else ""
+            may_wait = may_defer and not is_base(volume, entry)
+            later = "; or have it deleted when nothing needs it any more: --defer" if may_wait else ""
             raise RefusedError(f"snapshot {entry.record.name!r} {need}", hint + later)
+
+
+def is_base(volume: LiveVolume, entry: TableEntry) -> bool:
+    """Whether a mirror's or a replica's next update builds on a snapshot: with it gone there would be none."""
+    owners = [held.owner for held in holds_of(volume, entry.record.id)]
+    return (
+        is_last_complete(volume, entry)
+        or is_rehearsed(volume, entry)
+        or any(owner.startswith(_BASES) for owner in owners)
+        or bool(waiting_for(volume, entry))
+    )
 
 
 def defer_needed(volume: LiveVolume, entries: Iterable[TableEntry]) -> list[TableEntry]:
     """Mark those of the snapshots that are needed as being deleted; return them. The caller commits.
 
     From then on they are no part of new images, cannot be held, and go when nothing needs them (`deferred`).
+
+    Raises
+    ------
+    RefusedError: the next update of a mirror or a replica builds on one of them.
     """
+    entries = list(entries)
+    refuse_needed(volume, [entry for entry in entries if is_base(volume, entry)])
     found = [entry for entry in entries if any(needs(volume, entry))]
     for entry in found:
         entry.record = replace(entry.record, kind=KIND_DELETING)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from blockplane.model.errors import RefusedError
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord
+from blockplane.volume.holds import stands_at
 from blockplane.volume.mirrorcodec import BROKEN, MIRROR, REHEARSING, WRITES_REFUSED, MirrorRecord
 from blockplane.volume.snapshots import standing_at
 
@@ -44,7 +45,7 @@ def mirror_of(volume: LiveVolume) -> MirrorOf | None:
         record = volume.local.root.mirror
         if record is None:
             return None
-        line = [entry.record for entry in volume.local.ancestors(volume.local.root.parent_id)]
+        line = [entry.record for entry in volume.local.ancestors(stands_at(volume))]
         names = [r.name for r in line if r.kind == KIND_REGULAR]
         return MirrorOf(
             STATE_NAMES[record.state], record.source_id.hex(), record.source, record.since_ns, record.changed_ns,

@@ -208,6 +208,14 @@ def forget(volume: LiveVolume, name: str) -> None:
         volume.commit()
 
 
+def forget_volume(volume: LiveVolume, volume_id: bytes) -> None:
+    """Drop a replica of that id, if it is one. Durable on return."""
+    with volume.lock:
+        found = find(volume, volume_id)
+        if found is not None:
+            forget(volume, found.name)
+
+
 def reported(volume: LiveVolume) -> list[ReplicaRecord]:
     """Return what is told up of the replicas below: those that are not lost."""
     return [r for r in records_of(volume) if not r.flags & FLAG_LOST]

@@ -45,11 +45,12 @@ from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import Throttle
 from blockplane.server.network.tokens import decode_token, token_for
 from blockplane.transfer.imagesending import ImageSending
-from blockplane.transfer.peer import Brought, LocalChanges, VolumePeer, giving, made_ready
+from blockplane.transfer.peer import Brought, LocalChanges, VolumePeer, forget_superseded, giving, made_ready
 from blockplane.transfer.receive import ReceiveReport, receive
 from blockplane.transfer.resume import ResumeToken, drop_incoming
 from blockplane.transfer.send import SendReport, send
 from blockplane.transfer.standing import Standing, standing_of
+from blockplane.volume.codec import NO_ID
 from blockplane.volume.replicas import records_of
 from blockplane.volume.volume import Volume
 
@@ -239,14 +240,14 @@ class Dialogue:
 
     def _take(self, volume: Volume, request: dict[str, Any]) -> Brought:
         top_id, image_id = bytes_field(request, "top_id"), bytes_field(request, "image_id")
-        changes = mirroring.changes_heard(request)
+        changes, source_id = mirroring.changes_heard(request), _source_id(request)
         there = standing_of(volume).whole.get(top_id)
         if there is not None and there.space_id == bytes_field(request, "space_id"):
             brought = Brought(there.name, None, 0, 0, 0.0, already_there=True)
             self._control.tell(Kind.ANSWER, {"brought": brought_said(brought)})
             return brought
         with alive(self._control, self._limits.alive_s):
-            kept, watched = made_ready(volume, changes, ignore_progress, bytes_field(request, "source_id"))
+            kept, watched = made_ready(volume, changes, ignore_progress, source_id)
             token = token_for(volume, image_id, self._limits.token_bytes)
         with self._data_connections(request, {"n_token_bytes": len(token), "kept": kept}, token) as channels:
             incoming = Incoming(channels, self._limits, self._serving.throttle)
@@ -255,6 +256,7 @@ class Dialogue:
                 with alive(self._control, self._limits.alive_s):
                     discard = changes is not LocalChanges.REFUSE
                     report = receive(incoming, volume, discard=discard, progress=watched)  # type: ignore[arg-type]
+                    forget_superseded(volume, source_id)
                 incoming.settle()
         brought = received(report, kept)
         self._control.tell(Kind.ANSWER, {"brought": brought_said(brought)})
@@ -322,6 +324,11 @@ class Dialogue:
                     raise ConnectionLostError(f"{self.identity} brought {len(self._data)} of {n_wanted} connections")
                 self._changed.wait(left_s)
         yield self._data
+
+
+def _source_id(request: Mapping[str, Any]) -> bytes:
+    """Return whose mirror a push is for; releases before this one do not say."""
+    return bytes_field(request, "source_id") if "source_id" in request else NO_ID
 
 
 def _open(opened: Opened, transfer: Transfer) -> AbstractContextManager[Volume]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -21,7 +22,7 @@ from blockplane.server.service.jobs import Outcome, Work
 from blockplane.server.service.reading import Table
 from blockplane.server.service.rules import rule_of
 from blockplane.server.service.timetable import Rule
-from blockplane.transfer.mirrors.peers import Peers
+from blockplane.transfer.mirrors.peers import Peers, is_remote
 from blockplane.transfer.mirrors.running import run_side_by_side
 from blockplane.transfer.peer import LocalChanges, Peer, VolumePeer
 from blockplane.transfer.pull import pull
@@ -177,24 +178,34 @@ class ReplicateJob:
         return Outcome(text, brought.n_blocks * BLOCK_BYTES)
 
 
-def _reach(table: Table) -> Reach:
-    tls = table.take("tls", lambda value: Path(Table.text(value)).expanduser().absolute(), None)
+def path_of(value: Any, directory: Path) -> Path:
+    """Return a path that a policy in a directory says."""
+    return Path(os.path.normpath(directory / os.path.expanduser(Table.text(value))))
+
+
+def _reach(table: Table, directory: Path) -> Reach:
+    tls = table.take("tls", lambda value: path_of(value, directory), None)
     return Reach(tls, table.take("insecure-plaintext", Table.truth, False))
 
 
-def mirror_of(name: str, table: Table) -> MirrorJob:
-    """Return what a policy says of mirrors."""
-    return MirrorJob(name, rule_of(table), _reach(table))
+def mirror_of(name: str, table: Table, directory: Path) -> MirrorJob:
+    """Return what a policy in a directory says of mirrors."""
+    return MirrorJob(name, rule_of(table), _reach(table, directory))
 
 
-def replicate_of(name: str, table: Table) -> ReplicateJob:
-    """Return what a policy says of a source."""
+def replicate_of(name: str, table: Table, directory: Path) -> ReplicateJob:
+    """Return what a policy in a directory says of a source."""
     if not table.has("source"):
         table.add("it has no source", 'source = "backup.example:7420/pool"')
-    source = table.take("source", Table.text, "")
+    source = table.take("source", lambda value: _place_of(value, directory), "")
     pointer = table.take("pointer", Table.text, MASTER)
     changes = table.take("changes", _changes, LocalChanges.KEEP)
-    return ReplicateJob(name, rule_of(table), source, pointer, changes, _reach(table))
+    return ReplicateJob(name, rule_of(table), source, pointer, changes, _reach(table, directory))
+
+
+def _place_of(value: Any, directory: Path) -> str:
+    """Return where a source is: HOST:PORT/NAME, or a volume's directory."""
+    return Table.text(value) if is_remote(Table.text(value)) else str(path_of(value, directory))
 
 
 def _changes(value: Any) -> LocalChanges:

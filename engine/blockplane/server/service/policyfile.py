@@ -5,11 +5,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from blockplane.model.errors import UsageError
-from blockplane.server.service.following import MirrorJob, ReplicateJob, mirror_of, replicate_of
+from blockplane.server.service.following import MirrorJob, ReplicateJob, mirror_of, path_of, replicate_of
 from blockplane.server.service.jobs import KINDS, Job
 from blockplane.server.service.listening import network_of
 from blockplane.server.service.log import LEVELS
@@ -64,7 +65,7 @@ def _policy(top: Table, where: Path) -> Policy:
         log=service.take("log", Table.one_of("plain", "json"), "plain"),
         log_level=service.take("log-level", Table.one_of(*LEVELS), "info"),
         metrics=service.take("metrics", address, None),
-        metrics_file=service.take("metrics-file", lambda value: _path(value, where.parent), None),
+        metrics_file=service.take("metrics-file", lambda value: path_of(value, where.parent), None),
         is_strict=service.take("strict", Table.truth, False),
         patience_s=service.take("patience", _patience, PATIENCE_S),
         path=where,
@@ -79,10 +80,14 @@ def _volume(name: str, table: Table, directory: Path) -> VolumePolicy:
     table.require("", lambda: check_volume_name(name))
     if not table.has("path"):
         table.add("it has no path", 'path = "/srv/pool"')
-    path = table.take("path", lambda value: _path(value, directory), directory)
+    path = table.take("path", lambda value: path_of(value, directory), directory)
     pressure = _pressure(table)
     jobs: list[Job] = []
-    for kind, read in {**KINDS, MirrorJob.kind: mirror_of, ReplicateJob.kind: replicate_of}.items():
+    following: dict[str, Callable[[str, Table], Job]] = {
+        MirrorJob.kind: lambda name, table: mirror_of(name, table, directory),
+        ReplicateJob.kind: lambda name, table: replicate_of(name, table, directory),
+    }
+    for kind, read in {**KINDS, **following}.items():
         for job_name, job_table in table.table(kind).tables():
             job_table.require("", lambda job_name=job_name: check_volume_name(job_name))  # type: ignore[misc]
             jobs.append(read(job_name, job_table))
@@ -102,10 +107,6 @@ def _pressure(table: Table) -> PressurePolicy | None:
     policy = PressurePolicy(found, keep, only)
     table.require("demote-under", policy.record)
     return policy
-
-
-def _path(value: Any, directory: Path) -> Path:
-    return Path(os.path.normpath(directory / os.path.expanduser(Table.text(value))))
 
 
 def _patience(value: Any) -> float:

@@ -16,6 +16,7 @@ from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.mirrors.listing import LastRun, MirrorDefinition, noted
 from blockplane.transfer.mirrors.stepping import let_old_go, own_name, step
+from blockplane.transfer.mirrors.turns import turn
 from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, go_back
 from blockplane.transfer.since import Since, what_is_since
 from blockplane.transfer.standing import Standing, standing_of
@@ -151,6 +152,19 @@ def resync(
     -----
     Only what the winner has beyond the common state travels.
     """
+    with turn(volume, mirror.name, progress):
+        return _resync(volume, mirror, peer, winner, drop_changes, full, progress)
+
+
+def _resync(
+    volume: Volume,
+    mirror: MirrorDefinition,
+    peer: MirrorPeer,
+    winner: str | None,
+    drop_changes: bool,
+    full: bool,
+    progress: Progress,
+) -> ResyncReport:
     plan = plan_resync(volume, mirror, peer, winner)
     _require_choice(plan, full)
     changes = LocalChanges.FLUSH if drop_changes else LocalChanges.KEEP

@@ -10,11 +10,12 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from blockplane.model.errors import BlockplaneError, RefusedError
+from blockplane.model.errors import BlockplaneError, BusyError, RefusedError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.transfer.mirrors.listing import NEXT, LastRun, MirrorDefinition, definitions, noted
 from blockplane.transfer.mirrors.peers import Peers
 from blockplane.transfer.mirrors.stepping import CLEAN_FAILURES, StepReport, step
+from blockplane.transfer.mirrors.turns import turn
 from blockplane.transfer.peer import Peer
 from blockplane.volume.volume import Volume
 
@@ -66,13 +67,31 @@ def attempt(
     mirror: MirrorDefinition,
     opened: AbstractContextManager[Peer],
     progress: Progress = ignore_progress,
+    *,
+    waits: bool = False,
 ) -> Ran:
     """Do one step and write down how it went, where it did anything; errors of this volume and the peer are reported.
+
+    Parameters
+    ----------
+    waits : until a step of the mirror that goes on is over; else nothing is done beside one.
 
     Raises
     ------
     StoppedError, KeyboardInterrupt : it was stopped; what came is kept.
     """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(turn(volume, mirror.name, progress if waits else None))
+        except BusyError:
+            return Ran(mirror, StepReport(mirror.name, mirror.dest, "busy"))
+        now = next((each for each in definitions(volume.path) if each.name == mirror.name), None)
+        if now is None:  # it was taken out
+            return Ran(mirror, StepReport(mirror.name, mirror.dest, "idle"))
+        return _attempt(volume, now, opened, progress)
+
+
+def _attempt(volume: Volume, mirror: MirrorDefinition, opened: AbstractContextManager[Peer], progress: Progress) -> Ran:
     begun_ns = time.time_ns()
     try:
         with opened as peer:
@@ -121,7 +140,7 @@ def run_once(
     for mirror in definitions(volume.path):
         is_asked = only is None or only in (mirror.dest, mirror.name)
         if is_asked and (now or due_ns(mirror) <= time.time_ns()):
-            yield attempt(volume, mirror, (peers or Peers()).open(mirror.dest), progress)
+            yield attempt(volume, mirror, (peers or Peers()).open(mirror.dest), progress, waits=True)
 
 
 def run_side_by_side(
@@ -346,7 +365,7 @@ class MirrorLoop:
         self._progress(event)
 
     def _tell(self, ran: Ran) -> None:
-        if ran.error or (ran.report is not None and ran.report.outcome != "idle"):
+        if ran.error or (ran.report is not None and ran.report.outcome not in ("idle", "busy")):
             self._told(ran)
 
 

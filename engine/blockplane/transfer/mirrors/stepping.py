@@ -34,8 +34,8 @@ class StepReport:
     """What a step did.
 
     outcome : `idle`, nothing had changed and nothing was written; `brought`; `waiting`, the destination is in a
-    rehearsal. top, brought : what arrived last. settled : the top of an earlier step that had not ended, or of which
-    nobody had known whether it arrived, and which is there now.
+    rehearsal; `busy`, somebody else brings it up to date. top, brought : what arrived last. settled : the top of an
+    earlier step that had not ended, or of which nobody had known whether it arrived, and which is there now.
     """
 
     name: str
