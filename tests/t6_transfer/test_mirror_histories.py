@@ -112,7 +112,8 @@ class History:
             volume = self.volumes[name]
             old = [s.name for s in volume.snapshots if s.name.startswith(("user", "kept", "before"))]
             for each in old[:-MOST_SNAPSHOTS]:
-                volume.delete_snapshot(each)
+                if not volume.get_snapshot(each).holds:  # what an interrupted update builds on
+                    volume.delete_snapshot(each)
 
     def run(self, name: str) -> None:
         before, state = self.live[name], self.state(name)
