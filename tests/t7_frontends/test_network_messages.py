@@ -18,13 +18,16 @@ from hypothesis import strategies as st
 from blockplane.model import BlockplaneError
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import ConnectionLostError, UsageError
+from blockplane.planes import Plane
 from blockplane.server.network import Limits, codec
 from blockplane.server.network.channel import Channel
 from blockplane.server.network.codec import BOUNDS, HEAD_BYTES, Head, Kind, WireError, encode_head
 from blockplane.server.network.serving import REQUESTS
 from blockplane.server.network.spoken import error_heard, error_said, standing_heard, standing_said
+from blockplane.server.network.striped import Incoming, Outgoing
+from blockplane.server.network.throttle import Throttle
 from blockplane.server.network.tokens import decode_token
-from blockplane.transfer.resume import InterruptedReceive
+from blockplane.transfer.resume import InterruptedReceive, ResumeToken
 from blockplane.transfer.standing import Standing
 from rig.network import QUICK
 
@@ -112,7 +115,7 @@ FIELDS = st.sampled_from(
 
 @given(st.dictionaries(FIELDS, JSON, max_size=8), st.binary(max_size=600))
 def test_whatever_is_said_is_understood_or_refused(found, blob):
-    for read in (lambda: error_heard(found), lambda: standing_heard(found, blob), lambda: decode_token(blob)):
+    for read in (lambda: error_heard(found), lambda: standing_heard(found, blob), lambda: decode_token(blob, 1 << 40)):
         with contextlib.suppress(BlockplaneError):
             read()
 
@@ -206,3 +209,136 @@ def test_a_deadline_ends_a_message_that_is_taken_slowly():
     channel.close()
     thread.join()
     other.close()
+
+
+def test_a_token_of_more_block_numbers_than_there_are_is_none():
+    """What it lists costs memory by its numbers, not by its bytes."""
+    found = ResumeToken(
+        bytes(16),
+        bytes(16),
+        bytes(16),
+        bytes(16),
+        9,
+        "top",
+        Plane.from_extents([[5, 6], [1 << 39, (1 << 39) + 1]], 1 << 40),
+    )
+    data = found.encode()
+    assert ResumeToken.decode(data).copied == found.copied
+    assert decode_token(data, 1 << 40) is not None
+    with pytest.raises(WireError, match="block numbers"):
+        decode_token(data, 1 << 20)
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+#: A hundredth of the defaults.
+SHORT = Limits(idle_s=0.6, least_over_s=0.6, alive_s=0.15)
+
+
+@contextlib.contextmanager
+def dripping(*messages: tuple[bytes, float]):
+    """A channel to one that says messages again and again, each after a pause."""
+    near, far = socket.socketpair()
+    is_over = threading.Event()
+
+    def drip() -> None:
+        with contextlib.suppress(OSError):
+            for data, pause_s in itertools.chain(messages[:-1], itertools.repeat(messages[-1])):
+                if is_over.wait(pause_s):
+                    return
+                far.sendall(data)
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    channel = Channel(near, SHORT, "a slow one")
+    try:
+        yield channel
+    finally:
+        is_over.set()
+        thread.join()
+        channel.close()
+        far.close()
+
+
+def message(kind: Kind, body: bytes) -> bytes:
+    return encode_head(kind, body, whole=True) + body
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [(encode_head(Kind.BLOB, bytes(1 << 20), whole=True), 0.0), (b"x", 0.3)],
+        [(message(Kind.BLOB, b"x"), 0.3)],
+        [(message(Kind.ALIVE, b""), 0.3)],
+    ],
+    ids=["a byte of a body at a time", "a byte a message", "alive for ever"],
+)
+def test_who_is_never_idle_and_never_gets_on_is_lost(messages):
+    started = time.monotonic()
+    with dripping(*messages) as channel, pytest.raises(ConnectionLostError, match="took too long"):
+        channel.receive_blob(1 << 20)
+    assert time.monotonic() - started < 20 * SHORT.least_over_s
+
+
+def test_what_is_said_beside_pieces_is_no_progress_of_the_stream():
+    started = time.monotonic()
+    with dripping((message(Kind.ALIVE, bytes(4096)), 0.02)) as channel:
+        into = Incoming([channel], SHORT, Throttle())
+        with pytest.raises(ConnectionLostError, match="only 0 bytes moved"):
+            into.readinto(memoryview(bytearray(1 << 20)))
+    assert time.monotonic() - started < 20 * SHORT.least_over_s
+
+
+def test_a_reader_below_the_least_rate_is_lost():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    is_over = threading.Event()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):
+            while not is_over.wait(0.2) and far.recv(2048):
+                continue
+
+    for sock, option in ((near, socket.SO_SNDBUF), (far, socket.SO_RCVBUF)):
+        sock.setsockopt(socket.SOL_SOCKET, option, 4096)
+    thread = threading.Thread(target=read)
+    thread.start()
+    with contextlib.closing(Channel(near, SHORT, "a slow one")) as channel:
+        with pytest.raises(ConnectionLostError, match="took too long"):
+            channel.send_blob(bytes(8 << 20))
+        is_over.set()
+        thread.join()
+    far.close()
+
+
+def test_one_connection_may_wait_for_long_while_others_move():
+    """The other side takes nothing from one of two for three times as long as one may be idle."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    for near, far in pairs:
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        far.settimeout(0.1)
+    out = Outgoing([Channel(near, SHORT, "there") for near, _ in pairs], SHORT, Throttle())
+    is_over, started = threading.Event(), time.monotonic()
+
+    def take(far: socket.socket, from_s: float) -> None:
+        while not is_over.is_set():
+            if time.monotonic() - started >= from_s:
+                with contextlib.suppress(TimeoutError):
+                    far.recv(1 << 18)
+            time.sleep(0.02)
+
+    threads = [threading.Thread(target=take, args=(pairs[i][1], 3 * SHORT.idle_s * i)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    with contextlib.closing(out):
+        while time.monotonic() - started < 4 * SHORT.idle_s:
+            out.write(bytes(16 << 10))
+            time.sleep(0.005)
+        out.finish()
+    is_over.set()
+    for thread in threads:
+        thread.join()
+    for _, far in pairs:
+        far.close()

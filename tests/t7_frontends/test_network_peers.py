@@ -384,10 +384,13 @@ def test_a_listener_without_a_thread_for_one_caller_serves_the_next(side, monkey
 
 def test_a_stop_does_not_wait_for_those_who_wait_for_their_turn(tmp_path):
     hosts = Hosts.make(tmp_path / "tls")
-    with hosts.listening({}, {"source": {}}, limits=replace(QUICK, n_failures=1)) as listener:
+    with (
+        hosts.listening({}, {"source": {}}, limits=replace(QUICK, n_failures=1)) as listener,
+        contextlib.ExitStack() as stack,
+    ):
         host, port = listener.address.rsplit(":", 1)
         for _ in range(3):  # the second and the third wait for most of a minute
-            sock = socket.create_connection((host, int(port)))
+            sock = stack.enter_context(socket.create_connection((host, int(port))))
             sock.sendall(b"no greeting" * 10)
         time.sleep(0.5)
         started = time.monotonic()

@@ -79,8 +79,12 @@ class ResumeToken:
         return body + _CRC.pack(crc32c(body))
 
     @classmethod
-    def decode(cls, data: bytes) -> ResumeToken:
+    def decode(cls, data: bytes, most_blocks: int = 1 << 56) -> ResumeToken:
         """Read a token.
+
+        Parameters
+        ----------
+        most_blocks : block numbers of a volume that a token may be of.
 
         Raises
         ------
@@ -100,6 +104,8 @@ class ResumeToken:
         at = _HEAD.size + n_ids * len(NO_ID)
         if len(body) != at + n_plane or crc32c(body) != crc or space_blocks > 1 << 56:
             raise StreamDamagedError("the token does not match its checksum", "write it again, or copy it again")
+        if space_blocks > most_blocks:
+            raise StreamDamagedError(f"the token is of {space_blocks} block numbers: there are {most_blocks}", "")
         top_name = name[:n_name].decode("utf-8", "replace")
         try:
             listed = Plane.deserialize(body[at:], space_blocks)

@@ -53,6 +53,27 @@ class Message:
         return decode_object(self.body)
 
 
+class Least:
+    """Holds what moves against the least rate, since it was made."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._since, self._n_bytes = limits, time.monotonic(), 0
+
+    def note(self, n_bytes: int) -> None:
+        """Note what moved."""
+        self._n_bytes += n_bytes
+
+    def require(self, n_bytes: int = 0) -> None:
+        """Note what moved; TimeoutError: in `least_over_s` it was too little."""
+        self.note(n_bytes)
+        windows = (time.monotonic() - self._since) / self._limits.least_over_s
+        if windows < 1:
+            return
+        if self._n_bytes < self._limits.least_bytes * windows:
+            raise TimeoutError
+        self._since, self._n_bytes = time.monotonic(), 0
+
+
 class Channel:
     """A connection. One thread receives at a time; any thread sends.
 
@@ -92,11 +113,12 @@ class Channel:
         """Send a message; ConnectionLostError: the other side is gone, or does not read."""
         left = self._encoded(kind, body, sequence)
         with self._sending, self._losing("writing to"):
-            self._sent_at = time.monotonic()
+            self._sent_at, least = time.monotonic(), Least(self._limits)
             while left:
                 self._require_time(self._sent_at)
+                least.require()
                 try:
-                    self._send_some(left)
+                    least.note(self._send_some(left))
                 except _NOT_NOW as error:
                     self._wait(error)
 
@@ -106,16 +128,14 @@ class Channel:
         Else `go_on` sends the rest, nothing else is sent before that is gone, and the body must not change until then.
         """
         assert not self._left
-        self._left, self._sent_at = self._encoded(kind, body, sequence), time.monotonic()
+        self._left = self._encoded(kind, body, sequence)
         return self.go_on()
 
     def go_on(self) -> bool:
-        """Send what goes of the message that was begun; return whether that is all."""
-        with self._losing("writing to"):
-            self._require_time(self._sent_at)
-            with contextlib.suppress(*_NOT_NOW):
-                while self._left:
-                    self._send_some(self._left, socket.MSG_DONTWAIT)
+        """Send what goes of the message that was begun; return whether that is all. Others mind how long it takes."""
+        with self._losing("writing to"), contextlib.suppress(*_NOT_NOW):
+            while self._left:
+                self._send_some(self._left, socket.MSG_DONTWAIT)
         return not self._left
 
     def _encoded(self, kind: Kind, body: bytes | memoryview, sequence: int) -> list[memoryview]:
@@ -125,12 +145,13 @@ class Channel:
         first = 0 if self._whole else min(len(view), (16 << 10) - len(head))
         return [part for part in (memoryview(head + bytes(view[:first])), view[first:]) if len(part)]
 
-    def _send_some(self, left: list[memoryview], flags: int = 0) -> None:
-        """Send once, and take what went from what is left."""
+    def _send_some(self, left: list[memoryview], flags: int = 0) -> int:
+        """Send once, and take what went from what is left; return how much that is."""
         n_sent = self._sock.sendmsg(left, (), flags) if self._whole else self._sock.send(left[0][:_TLS_BYTES])
         self._sent_at = time.monotonic()
         self.n_sent += n_sent
         advance(left, n_sent)
+        return n_sent
 
     def send_blob(self, data: bytes | memoryview) -> None:
         """Send bytes whose number was said before, in pieces."""
@@ -207,9 +228,11 @@ class Channel:
 
     def receive_blob(self, n_bytes: int) -> bytes:
         """Receive bytes whose number was said, and held against a bound, before. Memory grows as they come."""
-        data = bytearray()
+        data, least = bytearray(), Least(self._limits)
         while len(data) < n_bytes:
             message = self.receive(Kind.BLOB, Kind.ALIVE)
+            with self._losing("reading from"):
+                least.require(len(message.body) if message.kind is Kind.BLOB else 0)
             if message.kind is Kind.ALIVE:
                 continue
             if not message.body or len(message.body) > n_bytes - len(data):
@@ -221,11 +244,13 @@ class Channel:
         """Fill buffers; return False where nothing comes and it may. The first byte may take as long as idleness may,
         the rest must come at the least rate.
         """
-        left, n_bytes, end = list(buffers), sum(map(len, buffers)), None
+        left, least = list(buffers), None
         quiet_since = time.monotonic()
         with self._losing("reading from"):
             while left:
-                self._require_time(quiet_since, end)
+                self._require_time(quiet_since)
+                if least is not None:
+                    least.require()
                 try:
                     if self._whole:
                         n_read = self._sock.recvmsg_into(left, 0, socket.MSG_WAITALL)[0]
@@ -235,31 +260,26 @@ class Channel:
                     self._wait(error)
                     continue
                 if not n_read:
-                    if may_end and end is None:
+                    if may_end and least is None:
                         return False
                     raise ConnectionLostError(f"{self.peer} closed the connection in the middle of a message")
                 advance(left, n_read)
                 self._note_received(n_read)
                 quiet_since = self._received_at
-                end = end or quiet_since + self._rest_s(n_bytes)
+                least = least or Least(self._limits)
+                least.note(n_read)
         return True
 
     def _note_received(self, n_bytes: int) -> None:
         self.n_received += n_bytes
         self._received_at = time.monotonic()
 
-    def _rest_s(self, n_bytes: int) -> float:
-        """Return how long a message that has begun may take."""
-        return self._limits.least_over_s * max(1.0, n_bytes / self._limits.least_bytes)
-
     # --- time and end ------------------------------------------------------------------------------------------------
 
-    def _require_time(self, quiet_since: float, end: float | None = None) -> None:
+    def _require_time(self, quiet_since: float) -> None:
         """Hold the time against what the next byte may take; TimeoutError: none is left."""
         now = time.monotonic()
-        if now >= quiet_since + self._limits.idle_s or any(
-            limit is not None and now >= limit for limit in (end, self.deadline)
-        ):
+        if now >= quiet_since + self._limits.idle_s or (self.deadline is not None and now >= self.deadline):
             raise TimeoutError
 
     def _wait(self, reason: OSError) -> None:
@@ -278,6 +298,16 @@ class Channel:
         except (OSError, ValueError) as error:  # ValueError: TLS on a connection that was closed
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
             raise ConnectionLostError(f"{doing} {self.peer} failed: {reason}") from error
+
+    def carry_data(self) -> None:
+        """Let the other side take its time to read: it may be throttled, and who writes minds all connections at once.
+
+        The kernel would end one connection whose window is closed for long.
+        """
+        self.deadline = None
+        if self._sock.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):
+                self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
 
     def abort(self) -> None:
         """End both directions now, from any thread: whoever waits for this connection stops waiting."""

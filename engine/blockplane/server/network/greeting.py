@@ -66,7 +66,9 @@ class Caller:
 
     def data(self, ticket: bytes) -> Channel:
         """Return a connection for the data of a transfer; raises as `control`."""
-        return self._greeted({"role": "data", "ticket": ticket.hex()})
+        channel = self._greeted({"role": "data", "ticket": ticket.hex()})
+        channel.carry_data()
+        return channel
 
     def _greeted(self, hello: dict[str, object]) -> Channel:
         if self.ending.is_over.is_set():

@@ -30,7 +30,7 @@ class Limits:
     least_over_s: float = 60.0
     alive_s: float = 15.0
     stop_s: float = 5.0
-    token_bytes: int = 256 << 20
+    token_bytes: int = 32 << 20
     n_snapshots: int = 1 << 17
 
     def __post_init__(self) -> None:

@@ -299,7 +299,7 @@ class Listener:
         if dialogue is None or dialogue.over.is_set():
             raise NotAllowedError("this is not allowed", "the transfer that it was for has ended")
         welcome(channel)
-        channel.deadline = None
+        channel.carry_data()
         if not dialogue.join_data(channel, identity):
             channel.close()
 

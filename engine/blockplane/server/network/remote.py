@@ -225,7 +225,8 @@ class RemotePeer(RemoteMirror):
             if "brought" in answer:
                 return brought_heard(answer)
             self._kept = self._kept or name_heard(answer, "kept")
-            token = decode_token(control.receive_blob(number_field(answer, "n_token_bytes", self._limits.token_bytes)))
+            blob = control.receive_blob(number_field(answer, "n_token_bytes", self._limits.token_bytes))
+            token = decode_token(blob, image.plane.n_blocks)
             self._note_durable(token)
             try:
                 with contextlib.closing(Outgoing(self._data(answer), self._limits, self._throttle)) as outgoing:
@@ -242,7 +243,7 @@ class RemotePeer(RemoteMirror):
     def _bring(self, wanted: str, target: Volume, changes: LocalChanges, progress: Progress) -> Brought:
         said, blob = standing_said(standing_of(target))
         token = token_for(target, None, self._limits.token_bytes)
-        self._note_durable(decode_token(token))
+        self._note_durable(decode_token(token, 1 << 56))
         said |= {"wanted": wanted, "n_token_bytes": len(token), "n_connections": self._n_connections}
         with self._asking("bring", said, blob, token) as (control, answer):
             if "brought" in answer:

@@ -266,7 +266,7 @@ class Dialogue:
 
     def _bring(self, volume: Volume, request: dict[str, Any]) -> Brought:
         wanted = text_field(request, "wanted")
-        standing, token = self._asked(request)
+        standing, token = self._asked(volume, request)
         with contextlib.ExitStack() as stack:
             with alive(self._control, self._limits.alive_s):
                 gift = stack.enter_context(giving(volume, wanted, standing))
@@ -290,11 +290,12 @@ class Dialogue:
                 self._heard_durable()
         return Brought(report.top, report.base, report.n_blocks, report.n_bytes, report.seconds)
 
-    def _asked(self, request: dict[str, Any]) -> tuple[Standing, ResumeToken | None]:
+    def _asked(self, volume: Volume, request: dict[str, Any]) -> tuple[Standing, ResumeToken | None]:
         """Return what the other side says of itself, and what it has of an interrupted transfer."""
         blob = self._control.receive_blob(n_standing_bytes(request, self._limits.n_snapshots))
         token = self._control.receive_blob(number_field(request, "n_token_bytes", self._limits.token_bytes))
-        return standing_heard(request, blob), decode_token(token)
+        most = max(volume.geometry.n_blocks, volume.active.space_blocks)
+        return standing_heard(request, blob), decode_token(token, 4 * most)
 
     def _heard_durable(self) -> None:
         """Wait until the other side says that it has committed."""

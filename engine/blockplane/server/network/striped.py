@@ -114,6 +114,8 @@ class Outgoing(_Stripes):
         #: those that have not sent all of their last message
         self._busy: list[Channel] = []
         self._n_pieces, self._is_over = 0, False
+        #: when a connection took anything last, or was given something to take
+        self._moved_at = self._began
         self._beat = threading.Thread(target=self._say_alive, name="blockplane sends", daemon=True)
         self._beat.start()
 
@@ -141,7 +143,7 @@ class Outgoing(_Stripes):
         """Give a piece to the connection whose turn it is of those that have room."""
         while not self._free:
             self._go_on()
-        channel = self._free.pop(0)
+        channel, self._moved_at = self._free.pop(0), time.monotonic()
         if not channel.begin(Kind.PIECE, piece, self._n_pieces):
             self._busy.append(channel)
         elif len(piece) < _SHORT_BYTES:
@@ -156,8 +158,18 @@ class Outgoing(_Stripes):
             self._go_on()
 
     def _go_on(self) -> None:
-        """Wait for room, and send what there is room for."""
+        """Wait for room, and send what there is room for; one connection may wait while others move."""
+        before = self._n_sent()
         self._pace.wait(lambda: wait_writable(self._busy))
+        self._send_on()
+        now = time.monotonic()
+        if self._n_sent() > before:
+            self._moved_at = now
+        elif now - self._moved_at >= self._limits.idle_s:
+            raise ConnectionLostError(f"writing to {self._busy[0].peer} took too long", "see how it and the network do")
+
+    def _send_on(self) -> None:
+        """Send what there is room for of what was begun."""
         for channel in [channel for channel in self._busy if channel.go_on()]:
             self._busy.remove(channel)
             self._free.append(channel)
@@ -166,7 +178,7 @@ class Outgoing(_Stripes):
         """Say on each connection that it was all; ConnectionLostError: one is gone."""
         with self._going():
             self._flush()
-            self._is_over = True
+            self._is_over, self._moved_at = True, time.monotonic()
             self._busy = [channel for channel in self._channels if not channel.begin(Kind.END, b"", self._n_pieces)]
             self._flush()
 
@@ -176,6 +188,7 @@ class Outgoing(_Stripes):
             with contextlib.suppress(BlockplaneError), self._going():
                 if self._is_over:
                     return
+                self._send_on()  # of what was said before
                 for channel in [channel for channel in self._free if channel.n_sent == said[channel]]:
                     if not channel.begin(Kind.ALIVE):
                         self._free.remove(channel)
@@ -198,7 +211,9 @@ class Incoming(_Stripes):
 
     def __init__(self, channels: Sequence[Channel], limits: Limits, throttle: Throttle) -> None:
         super().__init__(channels, limits, throttle)
-        self._pace = Pace(limits, lambda: sum(channel.n_received for channel in channels))
+        self._n_taken = 0
+        #: what a side says beside pieces is no progress
+        self._pace = Pace(limits, lambda: self._n_taken)
         #: those whose next head is to come; who has brought a piece goes to the end
         self._silent = list(channels)
         #: heads of pieces whose bodies are still to be taken, by number
@@ -264,6 +279,7 @@ class Incoming(_Stripes):
         step = self._throttle.piece_bytes(head.n_bytes)
         channel.receive_body(head, out, step, lambda n_bytes: self._throttle.take(n_bytes, self.ended))
         self._next += 1
+        self._n_taken += head.n_bytes
         self._silent.append(channel)
 
     def _look(self, since: float) -> bool:

@@ -7,6 +7,9 @@ from blockplane.server.network.codec import WireError
 from blockplane.transfer.resume import ResumeToken, interrupted_receives, resume_token
 from blockplane.volume.live import LiveVolume
 
+#: What any volume may have: 16 TiB.
+_LEAST_BLOCKS = 1 << 32
+
 
 def token_for(volume: LiveVolume, image_id: bytes | None, most_bytes: int) -> bytes:
     """Return the token of an image, or else of the receive that was interrupted last; empty: none was.
@@ -26,11 +29,14 @@ def token_for(volume: LiveVolume, image_id: bytes | None, most_bytes: int) -> by
     return token if len(token) <= most_bytes else b""
 
 
-def decode_token(data: bytes) -> ResumeToken | None:
-    """Read what `token_for` gave; WireError: it is none."""
+def decode_token(data: bytes, n_blocks: int) -> ResumeToken | None:
+    """Read what `token_for` gave; WireError: it is none.
+
+    n_blocks : block numbers of the volume that it should be of; of fewer than 2^32 as many. They bound the memory.
+    """
     if not data:
         return None
     try:
-        return ResumeToken.decode(data)
+        return ResumeToken.decode(data, max(n_blocks, _LEAST_BLOCKS))
     except StreamError as error:
         raise WireError(f"a token cannot be read: {error.message}") from error
