@@ -117,6 +117,7 @@ def test_a_mirror_broken_off_and_rehearsed_with_from_afar(source, tmp_path, rng)
     with served(tmp_path, there, port, '["read", "write"]'):
         blockplane("mirror", "add", source, dest, *tls)
         assert "not allowed" in blockplane("mirror", "break", dest, *tls, ok=False)
+        assert "--tls DIR" in blockplane("mirror", "break", dest, ok=False)  # it was forgotten
         assert "no complete state" in blockplane("mirror", "break", there, "--rehearse", ok=False)
     with served(tmp_path, there, port, '["read", "write", "admin"]'):
         assert "no complete state" in blockplane("mirror", "break", dest, "--rehearse", *tls, ok=False)

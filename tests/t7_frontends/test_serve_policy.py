@@ -237,3 +237,16 @@ def test_alert_rules_are_on_metrics_that_there_are(done):
     assert len(names) >= 6
     for name in names:
         assert f'"{name}"' in known.read_text(), name
+
+
+def test_paths_of_jobs_count_from_the_policy(tmp_path):
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    (folder / "policy.toml").write_text(
+        '[volume.pool]\npath = "pool"\n[volume.pool.mirror.all]\nevery = "1m"\ntls = "tls/near"\n'
+        '[volume.copy]\npath = "copy"\n[volume.copy.replicate.one]\nevery = "1m"\nsource = "../far"\n'
+        '[volume.copy.replicate.two]\nevery = "1m"\nsource = "far.example:7420/pool"\n'
+    )
+    pool, copy = read_policy(folder / "policy.toml").volumes
+    assert pool.jobs[0].reach.tls == folder / "tls" / "near"
+    assert [job.source for job in copy.jobs] == [str(tmp_path / "far"), "far.example:7420/pool"]

@@ -86,7 +86,10 @@ class Caller:
             return channel
         except ConnectionLostError as error:
             sock.close()
-            raise trusted_or_lost(error, str(self.address)) from error
+            found = trusted_or_lost(error, str(self.address))
+            if self.credentials is None and not found.hint:
+                found.hint = "if it listens with TLS, say where the certificates are: --tls DIR"
+            raise found from error
         except BaseException:
             sock.close()
             raise
