@@ -217,6 +217,8 @@ class Dialogue:
             "standing": self._standing, "take": self._take, "bring": self._bring, "give up": self._give_up
         }.get(what, self._as_mirror)  # fmt: skip
         with self._serving.take_turn(self), _open(opened, self.transfer) as volume:
+            if self._is_aborted:  # while it waited; who asked may have asked again
+                raise ConnectionLostError(f"{self.identity} is gone")
             brought = run(volume, request)
         if self._last_word is not None:
             self._control.tell(Kind.ANSWER, self._last_word)

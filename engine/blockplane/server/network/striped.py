@@ -197,8 +197,11 @@ class Outgoing(_Stripes):
 
     def close(self) -> None:
         """Give the connections up, and wait for the thread."""
-        super().close()
+        self.ended.set()
+        for channel in self._channels:
+            channel.abort()  # closed they are when nobody uses them: a descriptor may be somebody else's then
         self._beat.join()
+        super().close()
 
 
 class Incoming(_Stripes):

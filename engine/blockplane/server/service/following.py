@@ -143,7 +143,8 @@ class MirrorJob:
             raise BlockplaneError("; ".join(bad), "`blockplane mirror status` says more")
         brought = [ran.report.brought for ran in found if ran.report is not None and ran.report.brought is not None]
         n_blocks = sum(each.n_blocks for each in brought)
-        return Outcome(f"brought {n_blocks} blocks to {len(brought)} of {len(found)} mirrors", n_blocks * BLOCK_BYTES)
+        text = f"brought {n_blocks} blocks to {len(brought)} of {len(found)} mirrors"
+        return Outcome(text, n_blocks * BLOCK_BYTES, is_idle=not brought)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,11 +61,15 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run did, in words and in figures. moved_bytes : brought elsewhere or here; freed_bytes : given back."""
+    """What a run did, in words and in figures. moved_bytes : brought elsewhere or here; freed_bytes : given back.
+
+    is_idle : there was nothing to do, which is worth no line in the log every few seconds.
+    """
 
     text: str
     moved_bytes: int = 0
     freed_bytes: int = 0
+    is_idle: bool = False
 
 
 class Job(Protocol):

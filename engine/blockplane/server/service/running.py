@@ -133,7 +133,8 @@ class Plan:
         about = {"volume": name, "kind": run.job.kind, "job": run.job.name, "seconds": round(run.seconds, 3)}
         if run.outcome is not None:
             self._note_done(run, run.outcome)
-            log.info("job done", run.outcome.text, **about)
+            tell = log.debug if run.outcome.is_idle else log.info
+            tell("job done", run.outcome.text, **about)
         elif run.error:
             self.pace.fail()
             self.n_failed += 1
