@@ -135,6 +135,16 @@ def test_what_arrives_and_what_is_left_out(volume, sets):
         assert {record.name for record in image.left_out} == set(line) - set(whole) - base
 
 
+def test_what_is_kept_out_does_not_arrive_though_its_blocks_do(volume, sets):
+    every = build(volume, "e", older="all")
+    assert "b" in [record.name for record in every.arriving]
+    (unwanted,) = [record.id for record in every.arriving if record.name == "b"]
+    image = build(volume, "e", older="all", keep_out=[unwanted])
+    assert members(image.plane) == members(every.plane) >= sets["b"]
+    assert [r.name for r in image.arriving] == [r.name for r in every.arriving if r.name != "b"]
+    assert "b" in [record.name for record in image.left_out]
+
+
 def test_dropped_is_what_the_base_alone_holds(volume, sets):
     image = build(volume, "e + d - b")
     assert members(image.dropped) == sets["b"] - sets["e"] - sets["d"] - set().union(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Literal
 
@@ -32,6 +32,7 @@ def build(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow_active: bool = False,
+    keep_out: Collection[bytes] = (),
 ) -> Image:
     """Make an image of a storage's snapshots.
 
@@ -44,6 +45,7 @@ def build(
     include, exclude : of the snapshots in the expression's ranges take only these, or all but these: the others are no
         terms, and do not arrive. Names that the expression writes by themselves stay.
     allow_active : whether ``active`` may be a term.
+    keep_out : ids of snapshots that do not arrive although all of their blocks do.
 
     Raises
     ------
@@ -60,7 +62,7 @@ def build(
     pointers = store.pointers()
     with_, include, exclude = ([pointers.get(n, n) for n in names] for names in (with_, include, exclude))
     older = older if older == "all" else [pointers.get(name, name) for name in older]
-    builder = _Builder(store, allow_active)
+    builder = _Builder(store, allow_active, keep_out)
     node = builder.expand(language.parse(text, allow_active=allow_active))
     with builder.standing(node):
         node = builder.choose(node, include, exclude)
@@ -70,13 +72,13 @@ def build(
 class _Builder:
     """Turns names into states."""
 
-    def __init__(self, store: SnapshotStore, allow_active: bool) -> None:
+    def __init__(self, store: SnapshotStore, allow_active: bool, keep_out: Collection[bytes]) -> None:
         self._store = store
         self._records = {record.name: record for record in store.records() if record.kind == KIND_REGULAR}
         self._shadows = {record.name: record for record in store.records() if record.kind == KIND_SHADOW}
         self._all_names = {record.name: record for record in store.records()}
         self._terms: dict[str, Term] = {}
-        self._kept_out: set[bytes] = set()
+        self._kept_out = set(keep_out)
         self._accepted: set[str] = set()
 
     def expand(self, node: Expression) -> Expression:
@@ -102,7 +104,7 @@ class _Builder:
                 raise UsageError(f"{name} lies in no range of {node}", "choose among the snapshots of a range: A..B")
         wanted = {name for name in inside if (not include or name in include) and name not in exclude}
         named = {name.text for name in language.lone_names(node)}
-        self._kept_out = {self.record(name).id for name in inside - wanted - named}
+        self._kept_out |= {self.record(name).id for name in inside - wanted - named}
         return language.replaced(node, lambda span: self._written_out(span, wanted))
 
     def _written_out(self, span: Span, wanted: set[str]) -> Expression:
@@ -289,7 +291,7 @@ def freed_blocks(origin: SnapshotStore | LiveVolume, names: Sequence[str]) -> in
 def _exclusive(origin: SnapshotStore | LiveVolume, names: Sequence[str]) -> Evaluation:
     store = store_of(origin)
     records = [record for record in store.records() if record.kind != KIND_SHADOW]
-    builder = _Builder(store, allow_active=False)
+    builder = _Builder(store, allow_active=False, keep_out=())
     going = {builder.record(name).id for name in names}
     states = [store.state(record.name) for record in records]
     plus = [i for i, record in enumerate(records) if record.id in going]

@@ -206,7 +206,7 @@ def _image_without_shadows(volume: LiveVolume, record: SnapshotRecord, standing:
     gone = {theirs.id for theirs in standing.snapshots if theirs.kind != KIND_REGULAR}
     with volume.lock:
         exclude = [entry.record.name for entry in volume.local.entries() if entry.record.id in gone]
-    return image_towards(volume, record.name, standing, exclude)
+    return image_towards(volume, record.name, standing, exclude, keep_out=gone)
 
 
 class VolumePeer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from blockplane.disks import GroupRecord
@@ -82,24 +82,26 @@ def meeting(volume: LiveVolume, top: str, whole: dict[bytes, SnapshotRecord]) ->
     return None
 
 
-def image_towards(volume: LiveVolume, top: str, standing: Standing, exclude: Sequence[str] = ()) -> Image:
+def image_towards(
+    volume: LiveVolume, top: str, standing: Standing, exclude: Sequence[str] = (), keep_out: Collection[bytes] = ()
+) -> Image:
     """Return the image that brings a snapshot, and those between, to who stands there: an increment if it can be.
 
     Parameters
     ----------
-    exclude : snapshots between that are not to arrive.
+    exclude : snapshots between that are not to arrive. keep_out : ids of those that must not, whatever blocks do.
     """
     base = base_for(volume, top, standing)
     if base is None:
-        return build(volume, top, older="all" if not exclude else _older(volume, top, exclude))
+        return build(volume, top, older="all" if not exclude else _older(volume, top, exclude), keep_out=keep_out)
     if base.name == top:
-        return build(volume, top)
+        return build(volume, top, keep_out=keep_out)
     listed = _listed(volume, top)
     names = {record.name for record in listed.values() if record.id not in standing.whole}
     line = _line(volume, top, after=base.id)
     between = [name for name in line if name in names and name not in (*exclude, top)]
     with_ = [] if base.id in listed else [base.name]
-    return build(volume, " + ".join([top, *between]) + f" - {base.name}", with_=with_)
+    return build(volume, " + ".join([top, *between]) + f" - {base.name}", with_=with_, keep_out=keep_out)
 
 
 def base_for(volume: LiveVolume, top: str, standing: Standing) -> SnapshotRecord | None:
