@@ -358,22 +358,6 @@ def test_a_shadow_in_the_way_is_left_out(make, rng):
     assert read(copy, "/file") == new
 
 
-def test_a_shadow_in_the_way_is_left_out_though_all_of_its_blocks_come(make, rng):
-    """Another snapshot of the same state arrives, and with it every block that the shadow's had."""
-    source, copy = make("source"), make("copy")
-    master(source, "m1", rng.bytes(9000))
-    pull(VolumePeer(source), copy)
-    write(copy, "/mine", rng.bytes(9000))
-    copy.snapshot("own")
-    copy.move_pointer("master", "own")
-    copy.shadow_snapshot("m1")
-    source.snapshot("same")
-    master(source, "m2", new := rng.bytes(9000))
-    found = VolumePeer(source).bring("m2", copy, LocalChanges.FLUSH)
-    assert (found.base, kinds(copy)["m1"], {"same", "m2"} <= kinds(copy).keys()) == (None, "shadow", True)
-    assert read(copy, "/file") == new
-
-
 def test_a_full_source_still_gives(make, rng, monkeypatch):
     source, copy = make("source"), make("copy")
     master(source, "m1", rng.bytes(9000))
