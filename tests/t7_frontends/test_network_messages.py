@@ -342,3 +342,13 @@ def test_one_connection_may_wait_for_long_while_others_move():
         thread.join()
     for _, far in pairs:
         far.close()
+
+
+def test_a_reader_that_takes_nothing_is_lost_when_it_may_be_idle_no_longer():
+    limits = Limits(idle_s=0.5, least_over_s=600.0)
+    near, far = socket.socketpair()
+    started = time.monotonic()
+    out = Outgoing([Channel(near, limits, "there")], limits, Throttle())
+    with far, contextlib.closing(out), pytest.raises(ConnectionLostError, match="took too long"):
+        out.write(bytes(8 << 20))
+    assert time.monotonic() - started < 60
