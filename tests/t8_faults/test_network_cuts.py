@@ -100,6 +100,28 @@ def test_the_data_cut_at_random_bytes(tmp_path, rng, how, is_deep, part, record_
     record_property("summary", f"data, {how}: {n_mine} of {n_mine} cuts ended equal; at most {most_twice} bytes twice")
 
 
+@pytest.mark.parametrize("pulls", [False, True], ids=["push", "pull"])
+def test_what_matched_before_a_flip_is_kept(tmp_path, rng, pulls):
+    n_blocks, at = 2400, 1800 * 4096
+    with far_side(tmp_path, rng, "64M", "64M", limits=HASTY) as side:
+        top = side.change(n_blocks)
+        image = image_towards(side.source, top, side.peer().standing())
+        rights = Rights({"@plaintext": {"copy": ["write"], "source": ["read"]}})
+        served = {"copy": side.copy, "source": side.source}
+        with (
+            Listener("127.0.0.1:0", served, rights, None, limits=HASTY) as listener,
+            Link(listener.address, Cut(at, "down" if pulls else "up", "flip")) as link,
+        ):
+            if pulls:
+                RemotePeer(link.address, "source", None, limits=HASTY).bring(top, side.copy, LocalChanges.REFUSE)
+            else:
+                RemotePeer(link.address, "copy", None, limits=HASTY).take(image, LocalChanges.REFUSE)
+            assert link.cut.happened.is_set()
+            assert link.n_bytes["down" if pulls else "up"] < n_blocks * 4096 + 4 * MIB
+        side.require_done(top)
+        side.require_at_rest()
+
+
 def test_a_pull_cut_at_random_bytes(tmp_path, rng, is_deep, part, record_property):
     n_mine = -(-250 // part[1]) if is_deep else 3
     with far_side(tmp_path, rng, limits=HASTY) as side:

@@ -10,7 +10,13 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Final, Protocol
 
-from blockplane.model.errors import StreamError, StreamTruncatedError
+from blockplane.model.errors import (
+    ConnectionLostError,
+    StreamDamagedError,
+    StreamError,
+    StreamOrderError,
+    StreamTruncatedError,
+)
 from blockplane.stream.blame import blamed
 from blockplane.stream.pieces import hint_for, pieces_of
 from blockplane.stream.stored import SplitFile, Stored, StreamPlace, open_path, open_stored
@@ -199,6 +205,22 @@ def blaming(origin: Input) -> Iterator[None]:
         raise found from error
 
 
+@contextlib.contextmanager
+def arriving_whole(origin: Input) -> Iterator[None]:
+    """Have what does not match its checks count as cut off there, where bytes may change on their way.
+
+    Raises
+    ------
+    ConnectionLostError : in place of StreamDamagedError and StreamOrderError, of such an origin.
+    """
+    try:
+        yield
+    except (StreamDamagedError, StreamOrderError) as error:
+        if not (isinstance(origin, ObjectInput) and origin.may_change):
+            raise
+        raise ConnectionLostError(f"what came over {origin.name} was changed on the way: {error.message}") from error
+
+
 class SocketInput:
     """A stream socket (TLS included), blocking or with a timeout."""
 
@@ -227,13 +249,17 @@ class SocketInput:
 
 
 class ObjectInput:
-    """Any object with ``readinto`` or ``read``; one with ``read_into`` fills several buffers itself, as an Input."""
+    """Any object with ``readinto`` or ``read``; one with ``read_into`` fills several buffers itself, as an Input.
+
+    may_change : whether bytes may have been changed on their way here; the object's, if it says so.
+    """
 
     is_whole = False
 
     def __init__(self, origin: IO[bytes]) -> None:
         self._origin = origin
         self.name = str(getattr(origin, "name", "the input"))
+        self.may_change = bool(getattr(origin, "may_change", False))
 
     def read_into(self, buffers: Sequence[memoryview]) -> int:
         """See Input."""

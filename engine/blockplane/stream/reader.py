@@ -84,11 +84,11 @@ class StreamReader:
 
     Parameters
     ----------
-    keys : those at hand, for a stream that is encrypted.
+    origin : stays an attribute. keys : those at hand, for a stream that is encrypted.
     """
 
     def __init__(self, origin: Input, keys: Sequence[Key] = ()) -> None:
-        self._input = origin
+        self.origin = origin
         self._keys = keys
         self._sha = self._sha_before = hashlib.sha256()
         #: over the index entries that the data frames call for, and over those that came
@@ -106,9 +106,9 @@ class StreamReader:
     # --- header, snapshots, planes -----------------------------------------------------------------------------------
 
     def _read_header(self) -> Header:
-        data = read_header(self._input)
+        data = read_header(self.origin)
         self.n_bytes = len(data)
-        self.framing, header = framing_of(data, self._keys, self._input.name)
+        self.framing, header = framing_of(data, self._keys, self.origin.name)
         self._sha.update(header)
         return codec.decode_header(header)
 
@@ -248,7 +248,7 @@ class StreamReader:
         wanted = sum(len(buffer) for buffer in buffers)
         if wanted != self._payload_due:
             raise ValueError(f"buffers of {wanted} bytes for a payload of {self._payload_due}")
-        n_read = self._input.read_into(buffers)
+        n_read = self.origin.read_into(buffers)
         self.n_bytes += n_read
         if n_read < wanted:
             raise self._truncated(f"frame {self._sequence - 1}")
@@ -256,7 +256,7 @@ class StreamReader:
 
     def skip_payload(self) -> None:
         """Pass over the payload of the data frame."""
-        n_skipped = self._input.skip(self._payload_due)
+        n_skipped = self.origin.skip(self._payload_due)
         self.n_bytes += n_skipped
         if n_skipped < self._payload_due:
             raise self._truncated(f"frame {self._sequence - 1}")
@@ -284,9 +284,9 @@ class StreamReader:
         self._sha.update(found.encode_counts())
         if found.digest != self._sha.digest():
             raise StreamDamagedError("the stream does not match the digest in its trailer", _AGAIN)
-        if self._input.is_whole and self._input.read_into([memoryview(bytearray(1))]):
+        if self.origin.is_whole and self.origin.read_into([memoryview(bytearray(1))]):
             raise StreamError(
-                f"there are bytes behind the trailer of the stream {self._input.name}, after {self.n_bytes} bytes",
+                f"there are bytes behind the trailer of the stream {self.origin.name}, after {self.n_bytes} bytes",
                 "a stream file holds one stream and nothing else; fetch it again, or pipe in what belongs to it",
             )
         self.trailer = found
@@ -325,14 +325,14 @@ class StreamReader:
 
     def _exactly(self, n_bytes: int, where: str) -> bytes:
         buffer = bytearray(n_bytes)
-        n_read = self._input.read_into([memoryview(buffer)]) if n_bytes else 0
+        n_read = self.origin.read_into([memoryview(buffer)]) if n_bytes else 0
         self.n_bytes += n_read
         if n_read < n_bytes:
             raise self._truncated(where)
         return bytes(buffer)
 
     def _truncated(self, where: str) -> StreamTruncatedError:
-        return _cut_off(self._input, self.n_bytes, where)
+        return _cut_off(self.origin, self.n_bytes, where)
 
 
 def read_header(origin: Input) -> bytes:

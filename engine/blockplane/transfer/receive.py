@@ -14,7 +14,7 @@ from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane, combine
 from blockplane.stream.arrival import Ring, arriving
 from blockplane.stream.codec import FrameHead, Role
-from blockplane.stream.input import InputLike, blaming, open_input
+from blockplane.stream.input import InputLike, arriving_whole, blaming, open_input
 from blockplane.stream.keyfile import Keys, keys_of
 from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.transfer.claims import Claims, extents_list
@@ -93,6 +93,7 @@ def receive(
     StreamKeyError : the stream is encrypted with another key; nothing changed.
     StreamMismatchError : the base is not here, or the history is another; nothing changed.
     StreamTruncatedError, StreamDamagedError, StreamOrderError : the stream is bad; the volume is as it was.
+    ConnectionLostError : it is, and what it came over may have changed it; what matched until then is kept.
     NoSpaceError : the image does not fit; the volume is as it was.
 
     Notes
@@ -101,7 +102,7 @@ def receive(
     write pipeline and two planes; of a relocated image, 24 bytes for each run of blocks that came together, and once
     more for each snapshot.
     """
-    with closing(open_input(origin)) as source, blaming(source):
+    with closing(open_input(origin)) as source, blaming(source), arriving_whole(source):
         reader = StreamReader(source, keys_of(key))
         reader.require_receivable()
         stream = reader.read_map()
@@ -211,7 +212,7 @@ def _land(reader: StreamReader, stream: StreamMap, landing: Landing, progress: P
         return landing.buffers(head.extents(), head.checks())
 
     try:
-        with closing(arriving(reader, place)) as frames:
+        with arriving_whole(reader.origin), closing(arriving(reader, place)) as frames:
             for _ in frames:
                 landing.landed()
                 progress(ProgressEvent("blocks", claims.n_blocks * BLOCK_BYTES, total, time.monotonic() - started))

@@ -19,8 +19,10 @@ MAGIC: Final = b"BPW\x01"
 _HEAD: Final = struct.Struct(">4sBBHIQ")
 _CRC: Final = struct.Struct(">I")
 HEAD_BYTES: Final = _HEAD.size + _CRC.size
-#: The CRC covers the body too; of what TLS keeps whole it need not.
+#: The CRC covers the body too; of what TLS keeps whole it need not, nor of what the stream's own checks cover.
 FLAG_WHOLE: Final = 1
+#: Shorter pieces of a stream are covered even so: its header is among them, and it costs nothing.
+LONG_PIECE_BYTES: Final = 32 << 10
 MAX_GREETING_BYTES: Final = 4 << 10
 MAX_CONTROL_BYTES: Final = 64 << 10
 MAX_PIECE_BYTES: Final = 1 << 20
@@ -106,8 +108,12 @@ class Head:
 
 
 def encode_head(kind: Kind, body: bytes | bytearray | memoryview = b"", sequence: int = 0, *, whole: bool) -> bytes:
-    """Return the head of a message with a body; whole: its checksum covers the body too."""
+    """Return the head of a message with a body.
+
+    whole : its checksum covers the body too, but that of a long piece, whose blocks have theirs.
+    """
     assert len(body) <= BOUNDS[kind], (kind, len(body))
+    whole = whole and not (kind is Kind.PIECE and len(body) >= LONG_PIECE_BYTES)
     packed = _HEAD.pack(MAGIC, kind, FLAG_WHOLE if whole else 0, 0, len(body), sequence)
     crc = crc32c(packed)
     return packed + _CRC.pack(crc32c(body, crc) if whole else crc)

@@ -15,7 +15,7 @@ from typing import Final
 
 from blockplane.model.errors import BlockplaneError, ConnectionLostError
 from blockplane.server.network.channel import Channel, cut, wait_readable, wait_writable
-from blockplane.server.network.codec import MAX_PIECE_BYTES, Head, Kind, WireError
+from blockplane.server.network.codec import LONG_PIECE_BYTES, MAX_PIECE_BYTES, Head, Kind, WireError
 from blockplane.server.network.limits import Limits
 from blockplane.server.network.throttle import Throttle
 from blockplane.stream.input import advance
@@ -24,8 +24,6 @@ from blockplane.stream.input import advance
 PIECE_BYTES: Final = 256 << 10
 #: What has moved, and in a second, where pieces are as large as they may be: each costs turns of the interpreter.
 _MUCH_BYTES: Final = 32 << 20
-#: Shorter ones go where the next long one goes: heads and contents take turns in a stream.
-_SHORT_BYTES: Final = 32 << 10
 _SETTLE_S: Final = 2.0
 
 
@@ -146,7 +144,7 @@ class Outgoing(_Stripes):
         channel, self._moved_at = self._free.pop(0), time.monotonic()
         if not channel.begin(Kind.PIECE, piece, self._n_pieces):
             self._busy.append(channel)
-        elif len(piece) < _SHORT_BYTES:
+        elif len(piece) < LONG_PIECE_BYTES:  # heads and contents take turns: it goes where the next long one goes
             self._free.insert(0, channel)
         else:
             self._free.append(channel)
@@ -214,6 +212,8 @@ class Incoming(_Stripes):
 
     def __init__(self, channels: Sequence[Channel], limits: Limits, throttle: Throttle) -> None:
         super().__init__(channels, limits, throttle)
+        #: what does not match the stream's checks was changed on the way
+        self.may_change = any(channel.may_change for channel in channels)
         self._n_taken = 0
         #: what a side says beside pieces is no progress
         self._pace = Pace(limits, lambda: self._n_taken)
