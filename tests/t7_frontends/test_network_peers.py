@@ -256,6 +256,18 @@ def test_sessions_have_a_quota_and_one_more_comes_again(tmp_path, rng):
         assert side.peer(patience_s=20).standing().volume_id == side.copy.info.volume_id
 
 
+def test_sessions_of_one_peer_leave_room_for_others(tmp_path, rng):
+    limits = replace(QUICK, n_sessions=4, n_sessions_of_one=2)
+    with far_side(tmp_path, rng, limits=limits) as side:
+        standing = [side.peer()._caller.control() for _ in range(2)]
+        with pytest.raises(BusyError):
+            side.peer(patience_s=0).standing()
+        side.listener.rights = Rights({name: {"pool": ["read"]} for name in ("source", "backup")})
+        assert side.peer(name="backup", patience_s=0).standing().volume_id == side.copy.info.volume_id
+        for channel in standing:
+            channel.close()
+
+
 @pytest.mark.parametrize("state", ["accepted", "greeted", "asked", "data", "before start"])
 def test_a_stop_ends_sessions_in_every_state(tmp_path, rng, state):
     with far_side(tmp_path, rng) as side:

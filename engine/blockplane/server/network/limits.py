@@ -12,7 +12,8 @@ class Limits:
     """Bounds of a listener and its sessions; a connection that passes one is closed.
 
     greeting_s : from the accept to the end of authentication and greeting. n_greeting, n_greeting_of_one : connections
-    that are still at that, in all and from one address. n_sessions : that are past it. n_connections : for the data of
+    that are still at that, in all and from one address. n_sessions, n_sessions_of_one : that are past it, in all
+    and of one peer. n_connections : for the data of
     one transfer. n_failures : that one address has free in a minute, after which the next waits its turn.
     idle_s : without a byte where one is due. least_bytes : of data in least_over_s, while data are due.
     alive_s : how often a side that works in silence says that it does. stop_s : for sessions to end in.
@@ -22,7 +23,8 @@ class Limits:
     greeting_s: float = 10.0
     n_greeting: int = 16
     n_greeting_of_one: int = 4
-    n_sessions: int = 8
+    n_sessions: int = 16
+    n_sessions_of_one: int = 8
     n_connections: int = 8
     n_failures: int = 10
     idle_s: float = 60.0

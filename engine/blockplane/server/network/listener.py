@@ -305,7 +305,9 @@ class Listener:
 
     def _begun(self, dialogue: Dialogue, channel: Channel) -> Dialogue:
         with self._changed:
-            if self._is_over or len(self._dialogues) >= self.limits.n_sessions:
+            of_one = [d for d in self._dialogues.values() if d.identity.fingerprint == dialogue.identity.fingerprint]
+            is_full = len(self._dialogues) >= self.limits.n_sessions or len(of_one) >= self.limits.n_sessions_of_one
+            if self._is_over or is_full:
                 raise BusyError("there are as many sessions as there may be", "it is tried again by itself")
             self._dialogues[dialogue.ticket] = dialogue
         try:
