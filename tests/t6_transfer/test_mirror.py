@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,7 @@ from blockplane.model.errors import (
     UsageError,
 )
 from blockplane.transfer import mirrors
+from blockplane.transfer.mirrors import running
 from blockplane.transfer.mirrors.running import attempt
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import LocalChanges, VolumePeer
@@ -106,6 +108,63 @@ def test_an_idle_mirror_asks_nobody_and_writes_nothing(world, rng):
     assert (world.source.info.generation, copy.info.generation) == generations
     assert {path: path.stat().st_mtime_ns for path in world.source.path.iterdir()} == files
     assert world.n_asked == n_asked + 1  # opened, and nothing asked of it
+
+
+def test_a_mirror_that_was_broken_off_shows_though_nothing_changed(world, rng, monkeypatch):
+    copy = world.add()
+    write(world.source, "/a", rng.bytes(30_000))
+    assert world.outcomes() == ["brought"]
+    bp.mirrors.break_mirror(copy)
+    assert world.outcomes() == ["idle"]  # it was heard of a moment ago
+    monkeypatch.setattr(running, "ASK_EVERY_S", 0.5)
+    wait_for(lambda: world.run()[0].error, "what is idle all the time is asked too")
+    for _ in range(2):
+        (ran,) = world.run()
+        assert "was broken off" in ran.error
+        assert "was broken off" in mirrors.status(world.source)[0].error
+        monkeypatch.undo()  # one that failed is asked each time
+    world.resync(copy)
+    assert world.outcomes() == ["idle"]
+    assert mirrors.status(world.source)[0].error == ""
+
+
+def test_a_mirror_whose_disks_were_restored_from_before_is_brought_it_again(world, rng, tmp_path, monkeypatch):
+    copy = world.add()
+    write(world.source, "/a", rng.bytes(30_000))
+    world.source.snapshot("june1")
+    assert world.outcomes() == ["brought"]
+    world.opened.pop(str(copy.path)).close()
+    shutil.copytree(copy.path, tmp_path / "before")
+    write(world.source, "/a", rng.bytes(30_000))
+    assert world.outcomes() == ["brought"]
+    world.opened.pop(str(copy.path)).close()
+    shutil.rmtree(copy.path)
+    (tmp_path / "before").rename(copy.path)
+    assert world.outcomes() == ["idle"]  # it was heard of a moment ago
+    monkeypatch.setattr(running, "ASK_EVERY_S", 0.0)
+    assert world.outcomes() == ["brought"]
+    assert read(world.opened[str(copy.path)], "/a") == read(world.source, "/a")
+
+
+def test_what_is_left_shrinks_while_it_travels(world, rng):
+    copy = world.add()
+    write(world.source, "/a", b"one")
+    world.run()
+    write(world.source, "/large", rng.bytes(8 << 20))
+    seen = []
+
+    def look(event):
+        if event.phase == "blocks":
+            (at,) = mirrors.status(world.source)
+            seen.append((at.state, at.left_bytes, event.total_bytes - event.done_bytes))
+
+    world.run(progress=look)
+    assert len(seen) > 4
+    assert {state for state, _, _ in seen} == {"under way"}
+    assert all(left - due == seen[0][1] - seen[0][2] for _, left, due in seen)
+    assert [left for _, left, _ in seen] == sorted({left for _, left, _ in seen}, reverse=True)
+    assert mirrors.status(world.source)[0].left_bytes == 0
+    assert read(copy, "/large") == read(world.source, "/large")
 
 
 def test_users_snapshots_travel_and_own_ones_of_others_do_not(world, rng):

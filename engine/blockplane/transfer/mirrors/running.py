@@ -15,12 +15,14 @@ from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.transfer.mirrors.listing import NEXT, LastRun, MirrorDefinition, definitions, noted
 from blockplane.transfer.mirrors.peers import Peers
 from blockplane.transfer.mirrors.stepping import CLEAN_FAILURES, StepReport, step
-from blockplane.transfer.mirrors.turns import turn
+from blockplane.transfer.mirrors.turns import Turn, turn
 from blockplane.transfer.peer import Peer
 from blockplane.volume.volume import Volume
 
 #: How often the definitions are looked at, and a stop is asked for.
 POLL_S: Final = 0.25
+#: How often a destination is asked where it stands though there is nothing to bring: it may be gone, or broken off.
+ASK_EVERY_S: Final = 60.0
 
 
 class StoppedError(KeyboardInterrupt):
@@ -82,26 +84,31 @@ def attempt(
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(turn(volume, mirror.name, progress if waits else None))
+            its = stack.enter_context(turn(volume, mirror.name, progress if waits else None))
         except BusyError:
             return Ran(mirror, StepReport(mirror.name, mirror.dest, "busy"))
         now = next((each for each in definitions(volume.path) if each.name == mirror.name), None)
         if now is None:  # it was taken out
             return Ran(mirror, StepReport(mirror.name, mirror.dest, "idle"))
-        return _attempt(volume, now, opened, progress)
+        return _attempt(volume, now, opened, progress, its)
 
 
-def _attempt(volume: Volume, mirror: MirrorDefinition, opened: AbstractContextManager[Peer], progress: Progress) -> Ran:
-    begun_ns = time.time_ns()
+def _attempt(
+    volume: Volume, mirror: MirrorDefinition, opened: AbstractContextManager[Peer], progress: Progress, its: Turn
+) -> Ran:
+    begun_ns, asked_s = time.time_ns(), time.monotonic()
+    asks = bool(mirror.last.error) or asked_s - its.heard_s >= ASK_EVERY_S
     try:
         with opened as peer:
-            report = step(volume, mirror, peer, progress)
+            report = step(volume, mirror, peer, its.watched(progress), asks=asks)
     except (BlockplaneError, OSError) as error:
         text, hint = str(error) or type(error).__name__, getattr(error, "hint", "")
         if text != mirror.last.error:
             last = replace(mirror.last, begun_ns=begun_ns, ended_ns=time.time_ns(), error=text)
             mirror = _note(volume, mirror, last)
         return Ran(mirror, None, text, hint, isinstance(error, CLEAN_FAILURES))
+    if asks or report.outcome != "idle":
+        its.heard_s = asked_s
     return Ran(_noted(volume, mirror, report, begun_ns), report)
 
 

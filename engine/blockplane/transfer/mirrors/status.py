@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from blockplane.image.blockdiff import block_difference
 from blockplane.model.addresses import BLOCK_BYTES
@@ -12,19 +13,24 @@ from blockplane.transfer.mirrors.listing import MirrorDefinition, definitions
 from blockplane.transfer.mirrors.peers import Peers
 from blockplane.transfer.mirrors.running import due_ns, loop_of
 from blockplane.transfer.mirrors.stepping import image_for, is_up_to_date, known_destination
+from blockplane.transfer.mirrors.turns import turn_of
 from blockplane.volume.destinations import Destination
 from blockplane.volume.volume import Volume
+
+#: For a shorter while what has moved says little about what will.
+_MEASURED_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class MirrorStatus:
     """Where one mirror stands, by what its source knows, as of the source's last consistency point.
 
-    state : `never`, `idle`, `under way`, `unknown`. newest : the state it acknowledged, made_ns when that was made;
-    None, 0: none. under_way : the one that is sent. is_current : it has all there is. lag_s, lag_blocks : how old, and
-    how many blocks short of the live file system, newest is. left_blocks : what has still to travel: without what
-    landed of the one that is under way. bytes_per_second : of the last transfer; eta_s : what is left at that rate;
-    None: there was none. next_ns : when the next step is due, ns since 1970; 0: at once. error : of the last attempt.
+    state : `never`, `idle`, `under way`, `unknown`: a step did not end, and the next one finds out. newest : the state
+    it acknowledged, made_ns when that was made; None, 0: none. under_way : the one that is sent. is_current : it has
+    all there is. lag_s, lag_blocks : how old, and how many blocks short of the live file system, newest is.
+    left_blocks : what has still to travel: without what landed of the one that is under way. bytes_per_second : of the
+    transfer that goes on, or of the last; eta_s : what is left at that rate; None: there was none. next_ns : when the
+    next step is due, ns since 1970; 0: at once. error : of the last attempt.
     """
 
     mirror: MirrorDefinition
@@ -72,16 +78,29 @@ def _status(volume: Volume, mirror: MirrorDefinition, peers: Peers | None, now_n
     left = lag_blocks
     if found is not None and found.under_way is not None:
         left = _left(volume, mirror, found, peers)
-    last = mirror.last
-    rate = last.n_bytes / last.seconds if last.seconds and last.n_bytes else None
     loop = loop_of(volume)
+    rate = _rate(volume, mirror)
     return MirrorStatus(
-        mirror, found.status if (found is not None and newest) or (found and found.under_way) else "never", newest,
-        made_ns, found.under_way if found is not None else None, is_current,
+        mirror, _state(volume, found), newest, made_ns, found.under_way if found is not None else None, is_current,
         0.0 if is_current or not made_ns else max(now_ns - made_ns, 0) / 1e9, lag_blocks, left, rate,
         left * BLOCK_BYTES / rate if rate else None,
-        due_ns(mirror, loop.begun_ns(mirror.name) if loop is not None else None), last.error,
+        due_ns(mirror, loop.begun_ns(mirror.name) if loop is not None else None), mirror.last.error,
     )  # fmt: skip
+
+
+def _state(volume: Volume, found: Destination | None) -> str:
+    if found is None or not (found.acknowledged or found.under_way):
+        return "never"
+    # who brings it there has the volume open for writing, and would answer in this one's place
+    return "unknown" if found.status == "under way" and not volume.writable else found.status
+
+
+def _rate(volume: Volume, mirror: MirrorDefinition) -> float | None:
+    """Return bytes a second of what travels, or of what did last; None: nothing ever did."""
+    moved, last = turn_of(volume, mirror.name).moved, mirror.last
+    if moved is not None and moved.seconds >= _MEASURED_S and moved.done_bytes:
+        return moved.done_bytes / moved.seconds
+    return last.n_bytes / last.seconds if last.seconds and last.n_bytes else None
 
 
 def _behind(volume: Volume, newest: str | None) -> int:
@@ -95,6 +114,9 @@ def _left(volume: Volume, mirror: MirrorDefinition, found: Destination, peers: P
     """Return how many blocks are left of what is under way, and of what came after it."""
     assert found.under_way is not None
     after = _behind(volume, found.under_way)
+    moved = turn_of(volume, mirror.name).moved
+    if moved is not None:
+        return max(moved.total_bytes - moved.done_bytes, 0) // BLOCK_BYTES + after
     if peers is not None:
         try:
             with peers.open(mirror.dest) as peer:

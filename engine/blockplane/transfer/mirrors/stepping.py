@@ -86,13 +86,15 @@ def step(
     changes: LocalChanges | None = None,
     may_replace: bool = False,
     force: bool = False,
+    asks: bool = False,
 ) -> StepReport:
     """Bring a destination up to date, where it is not; durable there, and noted here, on return.
 
     Parameters
     ----------
     changes : what becomes of the destination's own, where not as listing. may_replace : bring all where nothing is
-    common any more, in place of what is there. force : also where the table says that it is up to date.
+    common any more, in place of what is there. force : also where the table says that it is up to date. asks : where
+    it stands, also where there is nothing to bring: one that is gone, or was broken off, shows.
 
     Raises
     ------
@@ -101,15 +103,18 @@ def step(
 
     Notes
     -----
-    When nothing changed, no peer is asked and nothing is written. Readers of the destination see the state before
-    until the new one is whole there. Memory as of `copy`.
+    When nothing changed, nothing is written, and no peer is asked unless `asks`. Readers of the destination see the
+    state before until the new one is whole there. Memory as of `copy`.
     """
-    if not force and is_up_to_date(volume, mirror):
+    has_all = not force and is_up_to_date(volume, mirror)
+    if has_all and not asks:
         return StepReport(mirror.name, mirror.dest, "idle")
     standing = peer.standing()
     _require_mirror(volume, mirror, standing)
     if standing.mirror is not None and standing.mirror.state == REHEARSING:
         return StepReport(mirror.name, mirror.dest, "waiting")
+    if has_all and _has_acknowledged(volume, mirror, standing):
+        return StepReport(mirror.name, mirror.dest, "idle")
     how = progress, changes or mirror.changes, may_replace
     arrived, brought, top = settle(volume, mirror, standing), None, _unfinished(volume, mirror)
     if top is not None:
@@ -138,6 +143,13 @@ def _require_mirror(volume: Volume, mirror: MirrorDefinition, standing: Standing
         raise RefusedError(
             f"the mirror {mirror.dest} was broken off", f"blockplane mirror resync {mirror.dest} joins it again"
         )
+
+
+def _has_acknowledged(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> bool:
+    """Whether a destination has what it said last that it has."""
+    found = known_destination(volume, mirror)
+    name = found.acknowledged if found is not None else None
+    return name is not None and volume.get_snapshot(name).record.id in standing.whole
 
 
 def settle(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> str | None:
