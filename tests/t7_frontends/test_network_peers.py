@@ -26,6 +26,8 @@ from blockplane.server.network import Rights, Schedule, Transfer, Verb
 from blockplane.server.network.admission import Admission, address_key
 from blockplane.server.network.channel import Channel
 from blockplane.server.network.codec import HEAD_BYTES, Head, Kind, encode_head
+from blockplane.server.network.rights import Identity
+from blockplane.server.network.serving import Dialogue
 from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import LEAST_RATE, Throttle
 from blockplane.transfer.peer import KEPT, LocalChanges, VolumePeer
@@ -82,8 +84,9 @@ def test_changes_of_the_destination(side, changes):
     peer = side.peer()
     image = image_towards(side.source, second, peer.standing())
     if changes is LocalChanges.REFUSE:
-        with pytest.raises(RefusedError, match="was written to since"):
+        with pytest.raises(RefusedError, match="pool was written to since") as refused:
             peer.take(image, changes)
+        assert str(side.copy.path) not in f"{refused.value.message} {refused.value.hint}"
         assert contents(side.copy.active) == mine
         return
     found = peer.take(image, changes)
@@ -245,6 +248,26 @@ def test_the_same_caller_ends_what_it_left_behind_and_another_waits(tmp_path, rn
             again.take(image, LocalChanges.REFUSE)
             side.require_done(top)
         thread.join()
+
+
+def test_who_comes_late_to_its_turn_does_not_end_a_newer_call(side):
+    identity, found = Identity(("source",), b"f" * 32, "here"), []
+    for _ in range(2):
+        near, far = socket.socketpair()
+        channel = Channel(near, QUICK, "there")
+        dialogue = Dialogue(side.listener, channel, identity, b"the same caller.")
+        dialogue.transfer = Transfer(identity, "pool", Verb.READ, "bring")
+        dialogue.over.set()
+        side.listener._dialogues[dialogue.ticket] = dialogue
+        found.append((dialogue, channel, far))
+    older, newer = (dialogue for dialogue, _, _ in found)
+    for dialogue, ended in ((older, []), (newer, [older])):
+        with side.listener.take_turn(dialogue):
+            assert [other for other in (older, newer) if other._is_aborted] == ended
+    for dialogue, channel, far in found:
+        del side.listener._dialogues[dialogue.ticket]
+        channel.close()
+        far.close()
 
 
 def test_sessions_have_a_quota_and_one_more_comes_again(tmp_path, rng):

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Self
 
 from blockplane.image.feeds import Feeds
@@ -343,11 +344,11 @@ class Listener:
     def _end_older(self, dialogue: Dialogue, transfer: Transfer) -> None:
         """End the sessions that a caller has lost and this side does not know of yet; wait until they have."""
         with self._changed:
+            before = takewhile(lambda other: other is not dialogue, self._dialogues.values())
             older = [
                 other
-                for other in self._dialogues.values()
-                if other is not dialogue
-                and (other.caller, other.identity.fingerprint) == (dialogue.caller, dialogue.identity.fingerprint)
+                for other in before
+                if (other.caller, other.identity.fingerprint) == (dialogue.caller, dialogue.identity.fingerprint)
                 and other.transfer is not None
                 and (other.transfer.volume, other.transfer.verb) == (transfer.volume, transfer.verb)
             ]

@@ -135,6 +135,8 @@ class Dialogue:
         self._is_aborted = self._is_in_vain = False
         #: said when the volume was given back: others can use it then
         self._last_word: dict[str, object] | None = None
+        #: where it lies, which is nobody else's business
+        self._path = ""
 
     # --- from other threads ------------------------------------------------------------------------------------------
 
@@ -197,8 +199,11 @@ class Dialogue:
         return RefusedError(f"{name} was broken off meanwhile", "`mirror resync` joins it again")
 
     def _tell_failed(self, error: Exception) -> None:
+        said = error_said(error)
+        if self._path and self.transfer is not None:  # by the name that the other side knows
+            said = {field: str(text).replace(self._path, self.transfer.volume) for field, text in said.items()}
         with contextlib.suppress(BlockplaneError):
-            self._control.tell(Kind.FAILED, error_said(error))
+            self._control.tell(Kind.FAILED, said)
 
     def _answer(self, request: dict[str, Any]) -> None:
         what, name = text_field(request, "verb", 16), text_field(request, "volume", 64)
@@ -217,6 +222,7 @@ class Dialogue:
             "standing": self._standing, "take": self._take, "bring": self._bring, "give up": self._give_up
         }.get(what, self._as_mirror)  # fmt: skip
         with self._serving.take_turn(self), _open(opened, self.transfer) as volume:
+            self._path = str(volume.path)
             if self._is_aborted:  # while it waited; who asked may have asked again
                 raise ConnectionLostError(f"{self.identity} is gone")
             brought = run(volume, request)
