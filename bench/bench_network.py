@@ -9,29 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from yardstick.wire import MIB, N_BYTES, N_CONNECTIONS, connections, raw, raw_one, striped
 
 from blockplane.filesystem import FileSystem
-from blockplane.server.network import Credentials, Limits, Listener, Rights, make_certificates
-from blockplane.server.network.channel import Channel
-from blockplane.server.network.striped import PIECE_BYTES, Incoming, Outgoing
-from blockplane.server.network.throttle import Throttle
+from blockplane.server.network import Credentials, Listener, Rights, make_certificates
 from blockplane.volume import Volume
 
-MIB = 1 << 20
-N_BYTES = 256 * MIB
-N_CONNECTIONS = 4
 KINDS = ("plain", "tls")
 #: Opens a volume, says so, and pushes a snapshot when it is told to.
 PUSH = """
@@ -75,105 +67,6 @@ def memory() -> Iterator[Path]:
                     file.write(rng.bytes(MIB))
             volume.snapshot("one")
         yield folder
-
-
-def secured(near: socket.socket, far: socket.socket, credentials: Credentials) -> list[socket.socket]:
-    """Do both sides of a handshake."""
-    found: list[ssl.SSLSocket] = []
-    context = credentials.listening()
-    thread = threading.Thread(target=lambda: found.append(context.wrap_socket(far, server_side=True)))
-    thread.start()
-    near = credentials.calling(checks_name=True).wrap_socket(near, server_hostname="127.0.0.1")
-    thread.join()
-    return [near, *found]
-
-
-@contextlib.contextmanager
-def connections(kind: str, credentials: Credentials):
-    """Pairs of connected sockets over loopback TCP, secured where asked for."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        pairs = []
-        for _ in range(N_CONNECTIONS):
-            near = socket.create_connection(server.getsockname())
-            far, _ = server.accept()
-            pairs.append([near, far])
-    if kind == "tls":
-        pairs = [secured(*pair, credentials) for pair in pairs]
-    try:
-        yield pairs
-    finally:
-        for sock in (sock for pair in pairs for sock in pair):
-            sock.close()
-
-
-def in_two_processes(near: Callable[[], None], far: Callable[[], int]) -> int:
-    """Run the sending side in a process of its own, as it is in use; return what the receiving side counts."""
-    child = os.fork()
-    if not child:
-        status = 1
-        with contextlib.suppress(BaseException):
-            near()
-            status = 0
-        os._exit(status)
-    found = far()
-    assert os.waitpid(child, 0)[1] == 0
-    return found
-
-
-def together(calls: list[Callable[[], None]]) -> None:
-    threads = [threading.Thread(target=call) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def raw(pairs) -> int:
-    """Send and receive on every connection at once, as fast as the interpreter lets sockets go."""
-    share, found = N_BYTES // len(pairs), []
-
-    def send(sock: socket.socket) -> None:
-        data = memoryview(bytearray(PIECE_BYTES))
-        for _ in range(share // PIECE_BYTES):
-            sock.sendall(data)
-
-    def receive(sock: socket.socket) -> None:
-        room, left = memoryview(bytearray(PIECE_BYTES)), share
-        while left:
-            left -= sock.recv_into(room)
-        found.append(share)
-
-    return in_two_processes(
-        lambda: together([partial(send, near) for near, _ in pairs]),
-        lambda: together([partial(receive, far) for _, far in pairs]) or sum(found),
-    )
-
-
-def raw_one(pairs) -> int:
-    """Send and receive on a single connection, as a copy through a socket does."""
-    return raw(pairs[:1])
-
-
-def striped(pairs) -> int:
-    """A stream of frames of a mebibyte, dealt over the connections and put together again."""
-    limits, nothing = Limits(), Throttle()
-
-    def send() -> None:
-        out, frame = Outgoing([Channel(near, limits, "there") for near, _ in pairs], limits, nothing), bytes(MIB)
-        for _ in range(N_BYTES // MIB):
-            out.write(frame)
-        out.finish()
-
-    def receive() -> int:
-        into, found = Incoming([Channel(far, limits, "here") for _, far in pairs], limits, nothing), 0
-        room = memoryview(bytearray(MIB))
-        while n := into.readinto(room):
-            found += n
-        into.settle()
-        into.close()
-        return found
-
-    return in_two_processes(send, receive)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -25,11 +25,13 @@ from yardstick.caches import make_cold, warm
 from yardstick.pairs import Pairs
 from yardstick.raw import copy_file, copy_raw, extents_of, like_in, read_raw, write_raw
 from yardstick.tree import MIB, TreeSize, make_tree
+from yardstick.wire import N_BYTES, connections, raw, striped
 from yardstick.world import Source, disk_bytes_for, make_chain, make_source
 
 from blockplane.disks import DiskCounters
 from blockplane.filesystem import FileSystem, compare
 from blockplane.image.image import build
+from blockplane.server.network import Credentials, make_certificates
 from blockplane.stream import open_stream
 from blockplane.stream.media import Rack, TapeSet, TapeSink, new_set, stores
 from blockplane.transfer import merge_streams, stream_map
@@ -307,6 +309,20 @@ def gate_tape(gate: Gate, source: Source, folder: Path) -> None:
     stream.unlink()
 
 
+def gate_network(gate: Gate, folder: Path) -> None:
+    """Speed and CPU of a stream over four connections."""
+    make_certificates(folder / "tls", ["here=127.0.0.1"])
+    credentials = Credentials.find(folder / "tls")
+    for kind, share, cpu_s in (("plain", 0.3, 0.7), ("tls", 0.3, 2.5)):
+        pairs, came = Pairs(), set()
+        for _ in range(N_PAIRS):
+            with connections(kind, credentials) as mine, connections(kind, credentials) as theirs:
+                pairs.add(lambda: came.add(striped(mine)), lambda: raw(theirs), lambda: None)  # noqa: B023
+        gate.most(f"stripes, {kind}: bytes lost", N_BYTES - min(came), 0)
+        gate.least(f"stripes, {kind}: share of raw connections' speed", pairs.speed, share)
+        gate.most(f"stripes, {kind}: CPU s / GiB", pairs.cpu_s / N_BYTES * (1 << 30), cpu_s)
+
+
 def main() -> int:
     """Run all; 1: a limit was missed."""
     gate = Gate()
@@ -323,6 +339,7 @@ def main() -> int:
             gate_files(gate, folder / "tree", source, folder)
             gate_volume(gate, source)
             gate_tape(gate, source, folder)
+            gate_network(gate, folder)
             gate_system_calls(gate, source, folder)
     print(f"{gate.missed} limits missed")
     return min(gate.missed, 1)
