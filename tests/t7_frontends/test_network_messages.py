@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -280,13 +280,23 @@ def test_who_is_never_idle_and_never_gets_on_is_lost(messages):
     assert time.monotonic() - started < 20 * SHORT.least_over_s
 
 
-def test_what_is_said_beside_pieces_is_no_progress_of_the_stream():
+@pytest.mark.parametrize("silent_s", [0.1, 2.0])
+def test_what_is_said_beside_pieces_is_no_progress_of_the_stream(silent_s):
     started = time.monotonic()
     with dripping((message(Kind.ALIVE, bytes(4096)), 0.02)) as channel:
-        into = Incoming([channel], SHORT, Throttle())
+        into = Incoming([channel], replace(SHORT, silent_s=silent_s), Throttle())
         with pytest.raises(ConnectionLostError, match="only 0 bytes moved"):
             into.readinto(memoryview(bytearray(1 << 20)))
-    assert time.monotonic() - started < 20 * SHORT.least_over_s
+    assert silent_s < time.monotonic() - started < silent_s + 20 * SHORT.least_over_s
+
+
+def test_a_sender_that_is_at_work_is_waited_for():
+    near, far = socket.socketpair()
+    out = Outgoing([Channel(far, SHORT, "there")], SHORT, Throttle())
+    into, room = Incoming([Channel(near, SHORT, "here")], SHORT, Throttle()), memoryview(bytearray(100))
+    with contextlib.closing(into), contextlib.closing(out):
+        threading.Timer(3 * SHORT.least_over_s, lambda: out.write(bytes(100))).start()
+        assert into.readinto(room) == 100
 
 
 def test_a_reader_below_the_least_rate_is_lost():

@@ -16,7 +16,8 @@ class Limits:
     and of one peer. n_connections : for the data of
     one transfer. n_failures : that one address has free in a minute, after which the next waits its turn.
     idle_s : without a byte where one is due. least_bytes : of data in least_over_s, while data are due.
-    alive_s : how often a side that works in silence says that it does. stop_s : for sessions to end in.
+    alive_s : how often a side that works in silence says that it does. silent_s : in all, of a sender that says so in a
+    transfer: it may plan for long before the first block. stop_s : for sessions to end in.
     token_bytes : of a token of an interrupted transfer. n_snapshots : of a standing.
     """
 
@@ -31,6 +32,7 @@ class Limits:
     least_bytes: int = 60 << 10
     least_over_s: float = 60.0
     alive_s: float = 15.0
+    silent_s: float = 1800.0
     stop_s: float = 5.0
     token_bytes: int = 32 << 20
     n_snapshots: int = 1 << 17

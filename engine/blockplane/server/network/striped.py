@@ -32,11 +32,13 @@ class Pace:
 
     Parameters
     ----------
-    count : gives the bytes so far.
+    count : gives the bytes so far. excuse : asked when too little moved in so many seconds: whether that is no matter.
     """
 
-    def __init__(self, limits: Limits, count: Callable[[], int]) -> None:
-        self._limits, self._count = limits, count
+    def __init__(
+        self, limits: Limits, count: Callable[[], int], excuse: Callable[[float], bool] = lambda _: False
+    ) -> None:
+        self._limits, self._count, self._excuse = limits, count, excuse
         self._waited_s, self._before = 0.0, count()
 
     def wait(self, wait: Callable[[], object]) -> None:
@@ -47,7 +49,7 @@ class Pace:
         if self._waited_s < self._limits.least_over_s:
             return
         moved = self._count() - self._before
-        if moved < self._limits.least_bytes:
+        if moved < self._limits.least_bytes and not self._excuse(self._waited_s):
             raise ConnectionLostError(
                 f"only {moved} bytes moved in {self._waited_s:.0f} s of waiting for the other side",
                 "see how it and the network do",
@@ -215,8 +217,9 @@ class Incoming(_Stripes):
         #: what does not match the stream's checks was changed on the way
         self.may_change = any(channel.may_change for channel in channels)
         self._n_taken = 0
-        #: what a side says beside pieces is no progress
-        self._pace = Pace(limits, lambda: self._n_taken)
+        #: what a side says beside pieces is no progress; that it is at work is believed for a while
+        self._pace = Pace(limits, lambda: self._n_taken, self._is_at_work)
+        self._alive_at, self._silent_s = float("-inf"), 0.0
         #: those whose next head is to come; who has brought a piece goes to the end
         self._silent = list(channels)
         #: heads of pieces whose bodies are still to be taken, by number
@@ -277,6 +280,12 @@ class Incoming(_Stripes):
                 raise WireError("the other side leaves out a piece of the stream")
             self._pace.wait(lambda: wait_readable(self._silent))
 
+    def _is_at_work(self, seconds: float) -> bool:
+        """Whether the other side says that it is, and has not said so for longer than it may in all."""
+        self._silent_s += seconds
+        is_alive = time.monotonic() - self._alive_at < self._limits.least_over_s
+        return is_alive and self._silent_s < self._limits.silent_s
+
     def _take(self, channel: Channel, head: Head, out: Sequence[memoryview]) -> None:
         """Receive the piece that is due."""
         step = self._throttle.piece_bytes(head.n_bytes)
@@ -315,6 +324,8 @@ class Incoming(_Stripes):
         if head.kind not in (Kind.END, Kind.ALIVE):
             raise WireError(f"{channel.peer} says {head.kind.name} on a data connection")
         channel.receive_body(head, [memoryview(bytearray(head.n_bytes))])
+        if head.kind is Kind.ALIVE:
+            self._alive_at = time.monotonic()
         if head.kind is Kind.END:
             if self._total not in (-1, head.sequence) or head.sequence < max(
                 [self._next, *(n + 1 for n in self._ahead)]
