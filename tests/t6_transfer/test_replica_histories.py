@@ -129,7 +129,8 @@ class Tree:
     def expire(self, node: bp.Volume) -> None:
         node.set_replica_limit(1)
         known = node.local.replication().replicas
-        masters.expire(node, max((replica.contact_ns for replica in known), default=0) + 2 * 10**9)
+        for later in (2, 4):
+            masters.expire(node, max((replica.contact_ns for replica in known), default=0) + later * 10**9)
         node.set_replica_limit(0)
 
     def pull(self, node: bp.Volume) -> None:

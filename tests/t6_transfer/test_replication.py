@@ -17,42 +17,17 @@ from blockplane.transfer.standing import standing_of
 from blockplane.volume import masters
 from blockplane.volume.replicas import records_of
 from blockplane.volume.retention import Policy
+from rig.masters import kinds, making, master, read, write
 
 
 @pytest.fixture
 def make(tmp_path: Path):
-    made: list[bp.Volume] = []
-
-    def make_volume(name: str, disks: int = 2) -> bp.Volume:
-        made.append(bp.Volume.create(tmp_path / name, disks=disks, size="6MiB", parity=0))
-        return made[-1]
-
-    yield make_volume
-    for volume in made:
-        if not volume._failure:
-            volume.close()
-
-
-def write(volume: bp.Volume, path: str, data: bytes) -> None:
-    bp.FileSystem(volume).write_bytes(path, data)
-
-
-def read(volume: bp.Volume | bp.Snapshot, path: str) -> bytes:
-    return bp.FileSystem(volume).read_bytes(path)
-
-
-def master(volume: bp.Volume, name: str, data: bytes) -> None:
-    write(volume, "/file", data)
-    volume.snapshot(name)
-    volume.make_master(name)
+    with making(tmp_path) as found:
+        yield found
 
 
 def standing(volume: bp.Volume) -> dict[str, str | None]:
     return {pointer.name: pointer.snapshot for pointer in volume.pointers}
-
-
-def kinds(volume: bp.Volume) -> dict[str, str]:
-    return {snapshot.name: snapshot.kind for snapshot in volume.snapshots}
 
 
 def test_a_replica_follows_masters_and_pointers(make, rng):
@@ -143,7 +118,9 @@ def test_a_shadow_takes_the_place_of_what_a_lost_replica_needed(make, rng):
     assert kinds(source) == {"m1": "regular", "m2": "regular"}
     now = time.time_ns()
     assert masters.expire(source, now + 3590 * 10**9) == []
-    assert masters.expire(source, now + 3700 * 10**9) == ["m1"]
+    assert masters.expire(source, now + 3700 * 10**9) == []  # found silent once
+    assert masters.expire(source, now + 4140 * 10**9) == []
+    assert masters.expire(source, now + 4160 * 10**9) == ["m1"]
     assert kinds(source) == {"m1": "shadow", "m2": "regular"}
     assert source.get_snapshot("m1").demotion.by == 3
     assert {r.name: r.status for r in replicas(source)} == {"near": "lost", "far": "lost"}
@@ -164,9 +141,10 @@ def test_who_calls_after_the_limit_is_not_lost_itself(make, rng, monkeypatch):
     now = time.time_ns()
     monkeypatch.setattr(time, "time_ns", lambda: now + 4000 * 10**9)
     assert pull(VolumePeer(source), near).brought.base == "m1"
+    assert {r.name: r.status for r in replicas(source)} == {"near": "idle", "far": "idle"}  # it is looked for once more
+    monkeypatch.setattr(time, "time_ns", lambda: now + 4500 * 10**9)
+    assert pull(VolumePeer(source), near).brought.already_there
     assert {r.name: r.status for r in replicas(source)} == {"near": "idle", "far": "lost"}
-    assert kinds(source) == {"m1": "regular", "m2": "regular"}  # near stood at it, and goes on to m2
-    assert source.expire_replicas() == ["m1"]
     assert kinds(source) == {"m1": "shadow", "m2": "regular"}
 
 
@@ -378,3 +356,20 @@ def test_labels_that_are_taken_or_strange(make, tmp_path, rng):
             pull(VolumePeer(source), copy)
             last = copy.info.volume_id.hex()
     assert [r.name for r in records_of(source)] == ["c_py", f"c_py-{last[:8]}"]
+
+
+def test_nobody_waits_for_a_master_that_no_pointer_leads_to(make, rng):
+    source, copy = make("source"), make("copy")
+    for name in ("m1", "m2"):
+        master(source, name, rng.bytes(9000))
+        pull(VolumePeer(source), copy)
+    source.move_pointer("master", "m1")
+    with pytest.raises(RefusedError, match="held by"):  # it is what the replica builds on
+        source.delete_snapshot("m2")
+    source.rollback("m1")
+    for name in ("m3", "m4"):
+        master(source, name, rng.bytes(9000))
+        pull(VolumePeer(source), copy)
+    assert source.prune(Policy(last=1), dry_run=True).deleted[-1] == "m1"
+    source.delete_snapshot("m2")
+    assert pull(VolumePeer(source), copy).top == "m4"

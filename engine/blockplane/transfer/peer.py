@@ -22,6 +22,7 @@ from blockplane.transfer.resume import drop_incoming, interrupted_receives
 from blockplane.transfer.since import Since, what_is_since
 from blockplane.transfer.standing import Standing, image_towards, meeting, standing_of
 from blockplane.volume import masters, replicas
+from blockplane.volume.calling import calling
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord
 from blockplane.volume.deleting import delete
 from blockplane.volume.holds import needs
@@ -171,7 +172,8 @@ def giving(volume: LiveVolume, wanted: str, standing: Standing) -> Iterator[Gift
             masters.expire(volume)  # who calls now is not among those that were not heard of
     try:
         image = None if record.id in standing.whole else _image_without_shadows(volume, record, standing)
-        yield Gift(record, image)
+        with calling(volume, standing.volume_id):
+            yield Gift(record, image)
     except BaseException as error:
         with suppress(BlockplaneError):
             if volume.writable:

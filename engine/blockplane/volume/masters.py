@@ -1,8 +1,9 @@
 """Master snapshots: those that replicas synchronise to, kept until every known replica has passed them.
 
 A replica has passed a master when it stands at a later snapshot of its line; the one it stands at is a base, and held.
-One that is not heard of within the limit is waited for no longer; then shadows take the place of masters that only it
-needed, so that it can still be brought what it lacks, by an increment, when it comes back (DESIGN.md, law 9).
+One that is not heard of within the limit is waited for no longer; then a shadow takes the place of the master at which
+it stands, so that it can still be brought what it lacks, by an increment, when it comes back (DESIGN.md, law 9). Those
+in between are snapshots as any other.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from blockplane.model.errors import RefusedError, UsageError
+from blockplane.model.errors import DiskError, RefusedError, UsageError, VolumeDamagedError
 from blockplane.volume import demoting
-from blockplane.volume.codec import FLAG_MASTER, KIND_REGULAR
+from blockplane.volume.calling import calls
+from blockplane.volume.codec import FLAG_MASTER, KIND_REGULAR, TableEntry
 from blockplane.volume.demotioncodec import UNHEARD, Demotion
 from blockplane.volume.destinations import Destinations
 from blockplane.volume.holds import needs, refuse_deleting, release_all
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 #: The owner of holds for replicas that pull elsewhere; those that pull here hold as destinations.
 OWNER = "replica:{}"
+_DAY_NS = 86_400 * 10**9
 
 
 def make_master(volume: LiveVolume, name: str) -> None:
@@ -73,23 +76,41 @@ def set_limit(volume: LiveVolume, seconds: int) -> None:
 def expire(volume: LiveVolume, now_ns: int | None = None) -> list[str]:
     """Give up waiting for replicas that were not heard of within the limit; return which masters became shadows.
 
-    Their holds go. Of the masters that only they needed shadows stay, except of those at which pointers stand. Durable
-    on return; nothing is done where no limit was set.
+    Their holds go. Masters at which they stand, and which nobody else waits for, become shadows, except where pointers
+    stand. Durable on return; nothing is done where no limit was set.
+
+    Notes
+    -----
+    One is given up when it was found silent twice, an eighth of the limit apart, a day at most: a clock that is wrong
+    for a while costs nobody his base.
     """
     now = time.time_ns() if now_ns is None else now_ns
     with volume.lock:
         table = volume.local.replication()
         if not table.limit_s or not table.replicas:
             return []
-        due = [r for r in table.replicas if not r.is_lost and now - r.contact_ns > table.limit_s * 10**9]
-        if due:
-            lost = {r.name for r in due}
-            rest = (replace(r, flags=r.flags | FLAG_LOST) if r.name in lost else r for r in table.replicas)
-            volume.local.set_replication(replace(table, replicas=tuple(rest)))
-            for replica in due:
-                let_go(volume, replica)
+        looked = tuple(_looked_at(volume, replica, table.limit_s, now) for replica in table.replicas)
+        if looked != table.replicas:
+            volume.local.set_replication(replace(table, replicas=looked))
+            for old, new in zip(table.replicas, looked, strict=True):
+                if new.is_lost and not old.is_lost:
+                    let_go(volume, new)
             volume.commit()
         return _shadowed(volume)
+
+
+def _looked_at(volume: LiveVolume, replica: ReplicaRecord, limit_s: int, now: int) -> ReplicaRecord:
+    """Return the record of a replica after one look at how long it has been silent."""
+    if replica.is_lost or calls(volume, replica.volume_id):
+        return replica
+    contact = min(replica.contact_ns, now)  # the clock was ahead
+    if now - contact <= limit_s * 10**9:
+        return replace(replica, contact_ns=contact, silent_ns=0)
+    if not 0 < replica.silent_ns <= now:
+        return replace(replica, contact_ns=contact, silent_ns=now)
+    if now - replica.silent_ns < min(limit_s * 10**9 // 8, _DAY_NS):
+        return replica
+    return replace(replica, flags=replica.flags | FLAG_LOST)
 
 
 def let_go(volume: LiveVolume, replica: ReplicaRecord) -> None:
@@ -100,16 +121,24 @@ def let_go(volume: LiveVolume, replica: ReplicaRecord) -> None:
 
 
 def _shadowed(volume: LiveVolume) -> list[str]:
-    """Make shadows of masters that only replicas which are lost have not passed."""
-    gone = []
-    for entry in [e for e in volume.local.entries() if e.record.flags & FLAG_MASTER and e.record.kind == KIND_REGULAR]:
-        behind = list(not_past(volume, entry))
-        if not behind or not all(r.is_lost for r in behind) or names_at(volume, entry.record.id):
-            continue
-        if any(needs(volume, entry)) or volume.known_state(entry) is None:
-            continue
-        volume.commit()
+    """Make shadows of masters at which replicas that are lost stand, and which only such have not passed."""
+    bases = {replica.stands for replica in volume.local.replication().replicas if replica.is_lost}
+    masters = [e for e in volume.local.entries() if e.record.flags & FLAG_MASTER and e.record.kind == KIND_REGULAR]
+    return [entry.record.name for entry in masters if entry.record.id in bases and _make_shadow(volume, entry)]
+
+
+def _make_shadow(volume: LiveVolume, entry: TableEntry) -> bool:
+    """Make a master a shadow, where nobody who is not lost needs it; one that is damaged stays as it is."""
+    if names_at(volume, entry.record.id) or not all(replica.is_lost for replica in not_past(volume, entry)):
+        return False
+    if any(needs(volume, entry)) or volume.known_state(entry) is None:
+        return False
+    volume.commit()
+    try:
         demoting.make_shadow(volume, entry, Demotion(UNHEARD))
-        volume.commit()
-        gone.append(entry.record.name)
-    return gone
+    except VolumeDamagedError as error:
+        if isinstance(error, DiskError):
+            raise
+        return False
+    volume.commit()
+    return True

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: 512 bytes each.
 MAX_REPLICAS: Final = 1024
+#: That were not known before, in one call.
+MAX_TOLD: Final = 128
 #: A contact that changes nothing else is noted when the one noted before is so old.
 NOTE_NS: Final = 10 * 10**9
 
@@ -60,12 +62,15 @@ def heard(volume: LiveVolume, caller: Caller, stands: SnapshotRecord | None) -> 
     stands : the newest snapshot here that it has whole; it is held from now on, in place of the one before.
     """
     with volume.lock:
-        record = _named(volume, caller)
-        _settle(volume, record.name, stands)
         now = time.time_ns()
+        record = _named(volume, caller)
+        if find(volume, caller.volume_id) is None:  # in the CP that holds something for it, or before
+            _enter(volume, replace(record, generation=caller.generation, contact_ns=now))
+        _settle(volume, record.name, stands)
         at = stands.id if stands is not None else NO_ID
-        new = replace(record, generation=caller.generation, stands=at, via=NO_ID, contact_ns=now, flags=0)
-        told = [r for r in caller.below if r.volume_id not in (volume.info.volume_id, caller.volume_id)]
+        new = replace(record, generation=caller.generation, stands=at, via=NO_ID, contact_ns=now, flags=0, silent_ns=0)
+        here = volume.info.volume_id  # who told of whom: what they have of this volume is no news here
+        told = [r for r in caller.below if r.volume_id not in (here, caller.volume_id) and r.via != here]
         _put(volume, [new, *_news(volume, caller.volume_id, told, now)])
         return new
 
@@ -76,33 +81,57 @@ def _named(volume: LiveVolume, caller: Caller) -> ReplicaRecord:
     for record in known:
         if record.volume_id == caller.volume_id:
             return record
-    if len(known) >= MAX_REPLICAS:
+    if len(known) >= MAX_REPLICAS and not _make_room(volume):
         raise RefusedError(f"{volume.path} has {MAX_REPLICAS} replicas", "forget some: blockplane replicas --forget")
     taken = {r.name for r in known} | {d.name for d in volume.local.destinations()}
     return ReplicaRecord(_free(caller.label, caller.volume_id, taken), caller.volume_id)
+
+
+def _make_room(volume: LiveVolume) -> bool:
+    """Forget the replica that was lost longest, in the open CP; False: none is lost."""
+    table = volume.local.replication()
+    lost = [record for record in table.replicas if record.is_lost]
+    if lost:
+        gone = min(lost, key=lambda record: record.contact_ns)
+        volume.local.set_replication(replace(table, replicas=tuple(r for r in table.replicas if r is not gone)))
+    return bool(lost)
+
+
+def _enter(volume: LiveVolume, record: ReplicaRecord) -> None:
+    """Add a record, in the open CP."""
+    table = volume.local.replication()
+    volume.local.set_replication(replace(table, replicas=(*table.replicas, record)))
 
 
 def _free(label: str, volume_id: bytes, taken: Iterable[str]) -> str:
     """Return a name that can own holds and that nobody has."""
     name = re.sub(r"[^A-Za-z0-9_.:/@-]", "_", label).lstrip(".:/@-")[: DESTINATION_NAME_BYTES - 33] or "replica"
     own = f"{name}-{volume_id.hex()[:8]}"
-    candidates = chain((name, own), (f"{own}-{n}" for n in count(2)))
+    is_mirrors = re.search(r"\.[0-9a-f]{8}$", name) is not None  # what destinations of mirrors are named like
+    candidates = chain(() if is_mirrors else (name,), (own,), (f"{own}-{n}" for n in count(2)))
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def _news(volume: LiveVolume, via: bytes, told: Sequence[ReplicaRecord], now: int) -> list[ReplicaRecord]:
-    """Return the records of those below that are known to be later than what is known here."""
+    """Return the records of those below that are known to be later than what is known here.
+
+    What they say of the time is how long ago it was: their clock may be another.
+    """
     known = {record.volume_id: record for record in records_of(volume)}
     taken = {record.name for record in known.values()} | {d.name for d in volume.local.destinations()}
-    news: list[ReplicaRecord] = []
+    news, n_new = list[ReplicaRecord](), 0
     for record in told:
         old = known.get(record.volume_id)
-        if old is None and len(known) + len(news) >= MAX_REPLICAS - 1:
+        heard_ns = now - max(record.contact_ns, 0)
+        if old is None and (n_new >= MAX_TOLD or len(known) + n_new >= MAX_REPLICAS - 1):
             continue
+        n_new += old is None
         if old is None or record.generation > old.generation:
             name = old.name if old is not None else _free(record.name, record.volume_id, taken)
             taken.add(name)
-            news.append(ReplicaRecord(name, record.volume_id, record.generation, record.stands, via, now))
+            news.append(ReplicaRecord(name, record.volume_id, record.generation, record.stands, via, heard_ns))
+        elif record.generation == old.generation and old.via == via and heard_ns > old.contact_ns:
+            news.append(replace(old, contact_ns=heard_ns, silent_ns=0))
     return news
 
 
@@ -173,7 +202,7 @@ def arrived(volume: LiveVolume, volume_id: bytes, top: SnapshotRecord) -> None:
         if record is not None:
             _settle(volume, record.name, top)
             now = time.time_ns()
-            _put(volume, [replace(record, stands=top.id, contact_ns=now, error="", error_ns=0, flags=0)])
+            _put(volume, [replace(record, stands=top.id, contact_ns=now, error="", error_ns=0, flags=0, silent_ns=0)])
 
 
 def failed(volume: LiveVolume, volume_id: bytes, error: str) -> None:
@@ -186,7 +215,7 @@ def failed(volume: LiveVolume, volume_id: bytes, error: str) -> None:
         if going is not None and going.status != STATUS_IDLE:
             Destinations(volume).unknown(record.name)
         now = time.time_ns()
-        _put(volume, [replace(record, contact_ns=now, error=error, error_ns=now)])
+        _put(volume, [replace(record, contact_ns=now, error=error, error_ns=now, silent_ns=0)])
 
 
 def forget(volume: LiveVolume, name: str) -> None:
@@ -217,5 +246,6 @@ def forget_volume(volume: LiveVolume, volume_id: bytes) -> None:
 
 
 def reported(volume: LiveVolume) -> list[ReplicaRecord]:
-    """Return what is told up of the replicas below: those that are not lost."""
-    return [r for r in records_of(volume) if not r.flags & FLAG_LOST]
+    """Return what is told up of the replicas below: those that are not lost, each with how long ago it was heard of."""
+    now = time.time_ns()
+    return [replace(r, contact_ns=max(now - r.contact_ns, 0)) for r in records_of(volume) if not r.flags & FLAG_LOST]

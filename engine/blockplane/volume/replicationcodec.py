@@ -21,7 +21,7 @@ FLAG_LOST: Final = 1
 ERROR_BYTES: Final = 255
 
 _POINTER = struct.Struct("<IIQ16s16sqB127s")
-_REPLICA = struct.Struct("<IIQ16s16s16sqqB127sB255s")
+_REPLICA = struct.Struct("<IIQ16s16s16sqqB127sB255sq")
 _LIMIT = struct.Struct("<IIQ")
 
 
@@ -63,7 +63,8 @@ class ReplicaRecord:
 
     name : also of its destination. generation : of that volume when it said so: of two reports the later counts.
     stands : the newest snapshot it has that is here too. via : id of the volume that told of it; NO_ID: it did itself.
-    contact_ns : when it was last heard of, here. error_ns, error : of the last transfer that failed.
+    contact_ns : when it was last heard of, here. silent_ns : when it was first found to be silent for longer than the
+    limit; 0: it was not. error_ns, error : of the last transfer that failed.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ReplicaRecord:
     error_ns: int = 0
     error: str = ""
     flags: int = 0
+    silent_ns: int = 0
 
     @property
     def is_direct(self) -> bool:
@@ -91,14 +93,17 @@ class ReplicaRecord:
         name, error = self.name.encode(), self.error.encode()[:ERROR_BYTES].decode(errors="ignore").encode()
         ids, times = (self.volume_id, self.stands, self.via), (self.contact_ns, self.error_ns)
         head = KIND_REPLICA, self.flags, self.generation, *ids, *times
-        return _REPLICA.pack(*head, len(name), name, len(error), error).ljust(REPLICATION_BYTES, b"\0")
+        packed = _REPLICA.pack(*head, len(name), name, len(error), error, self.silent_ns)
+        return packed.ljust(REPLICATION_BYTES, b"\0")
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> ReplicaRecord:
         """Read 512 bytes; VolumeDamagedError: name or error is no text."""
-        _, flags, generation, *ids, contact_ns, error_ns, n_name, name, n_error, error = _REPLICA.unpack_from(data)
+        _, flags, generation, *ids, contact_ns, error_ns, n_name, name, n_error, error, silent_ns = (
+            _REPLICA.unpack_from(data)
+        )
         texts = _text(name[:n_name], "the name of a replica"), _text(error[:n_error], "what a replica met")
-        return cls(texts[0], ids[0], generation, ids[1], ids[2], contact_ns, error_ns, texts[1], flags)
+        return cls(texts[0], ids[0], generation, ids[1], ids[2], contact_ns, error_ns, texts[1], flags, silent_ns)
 
 
 def _text(data: bytes, what: str) -> str:
