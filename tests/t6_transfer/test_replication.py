@@ -14,10 +14,11 @@ from blockplane.transfer.lag import replicas
 from blockplane.transfer.peer import LocalChanges, VolumePeer, giving
 from blockplane.transfer.pull import pull
 from blockplane.transfer.standing import standing_of
-from blockplane.volume import masters
+from blockplane.volume import masters, updates
 from blockplane.volume.replicas import records_of
 from blockplane.volume.retention import Policy
 from rig.masters import kinds, making, master, read, write
+from rig.owners import wait_for
 
 
 @pytest.fixture
@@ -281,6 +282,25 @@ def test_who_asks_for_a_pointer_waits_until_the_update_is_done(make, rng):
     with pytest.raises(RefusedError, match="is under way, and pointers do not move until it is done"):
         middle.updates.settled(wait_s=0.01)
     middle.updates._running = ""
+
+
+def test_who_asks_during_an_update_that_lasts_is_given_the_state_before(make, rng, monkeypatch):
+    source, middle, leaf, held = make("source"), make("middle"), make("leaf"), threading.Event()
+    master(source, "m1", old := rng.bytes(9000))
+    pull(VolumePeer(source), middle)
+    master(source, "m2", new := rng.bytes(9000))
+    update = threading.Thread(
+        target=pull, args=(VolumePeer(source), middle), kwargs={"progress": lambda _: held.wait(60)}
+    )
+    update.start()
+    wait_for(lambda: middle.updates.running, "the update")
+    monkeypatch.setattr(updates, "WAIT_S", 0.1)
+    assert pull(VolumePeer(middle), leaf).top == "m1"
+    assert read(leaf, "/file") == old
+    held.set()
+    update.join(60)
+    assert pull(VolumePeer(middle), leaf).top == "m2"
+    assert read(leaf, "/file") == new
 
 
 @pytest.mark.parametrize("changes", LocalChanges)

@@ -167,6 +167,12 @@ def test_every_mistake_of_a_policy_is_found_and_what_was_meant_is_said(blockplan
     assert blockplane("serve", "policy.toml").status == 1
 
 
+def test_a_job_may_make_masters():
+    read = read_policy(write('[volume.p]\npath = "p"\n[volume.p.snapshot.s]\nevery = "1h"\nmaster = true\n'))
+    (job,) = read.volumes[0].jobs
+    assert job.describe() == "makes a snapshot named as s-%Y%m%d-%H%M%S, for replicas"
+
+
 def test_check_explains_and_says_when_what_is_due(done):
     bp.Volume.create("pool", disks=3, size="8M").close()
     words = done("serve", "--check", write(GOOD)).out

@@ -154,13 +154,13 @@ def giving(volume: LiveVolume, wanted: str, standing: Standing) -> Iterator[Gift
 
     Raises
     ------
-    NoSuchSnapshotError : there is none of that name. RefusedError : it is a shadow, here or there; an update is under
-    way and does not end.
+    NoSuchSnapshotError : there is none of that name. RefusedError : it is a shadow, here or there.
     """
     with volume.lock:
         is_pointer = wanted in volume.local.replication().standing
     if is_pointer:
-        volume.updates.settled()
+        with suppress(RefusedError):  # it lasts: where the pointer stands meanwhile is whole, and given out
+            volume.updates.settled()
     with volume.lock:
         record = _wanted(volume, wanted)
         _refuse_shadow_there(record, standing)

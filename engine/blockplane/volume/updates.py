@@ -10,12 +10,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from typing import Final
 
 from blockplane.model.errors import RefusedError
 
-#: How long a request waits. Two volumes that pull from each other at once both wait: one has to give up.
-WAIT_S: Final = 60.0
+#: How long a request waits. Two volumes that pull from each other at once both wait.
+WAIT_S = 60.0
 
 
 class Updates:
@@ -31,7 +30,7 @@ class Updates:
         return self._running
 
     @contextlib.contextmanager
-    def update(self, what: str, wait_s: float = WAIT_S) -> Iterator[None]:
+    def update(self, what: str, wait_s: float | None = None) -> Iterator[None]:
         """Note, for the length of a `with`, that an update is under way.
 
         Raises
@@ -48,7 +47,7 @@ class Updates:
                 self._running = ""
                 self._changed.notify_all()
 
-    def settled(self, wait_s: float = WAIT_S) -> None:
+    def settled(self, wait_s: float | None = None) -> None:
         """Wait until no update is under way.
 
         Raises
@@ -58,8 +57,8 @@ class Updates:
         with self._changed:
             self._wait(wait_s)
 
-    def _wait(self, wait_s: float) -> None:
-        deadline = time.monotonic() + wait_s
+    def _wait(self, wait_s: float | None) -> None:
+        deadline = time.monotonic() + (WAIT_S if wait_s is None else wait_s)
         while self._running:
             left_s = deadline - time.monotonic()
             if left_s <= 0:

@@ -102,7 +102,11 @@ class Job(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotJob:
-    """Makes snapshots. pattern : of their names, as `strftime` has it, local time; mark : keep marks from each on."""
+    """Makes snapshots.
+
+    pattern : of their names, as `strftime` has it, local time. mark : keep marks from each on. master : have replicas
+    synchronise to each.
+    """
 
     kind: ClassVar[str] = "snapshot"
     does: ClassVar[Kind] = Kind.SNAPSHOTS
@@ -112,14 +116,18 @@ class SnapshotJob:
     due: Rule
     pattern: str
     mark: bool = False
+    master: bool = False
 
     def describe(self) -> str:
         """See Job."""
-        return f"makes a snapshot named as {self.pattern}{', with marks' if self.mark else ''}"
+        marks, replicas = ", with marks" if self.mark else "", ", for replicas" if self.master else ""
+        return f"makes a snapshot named as {self.pattern}{marks}{replicas}"
 
     def run(self, work: Work) -> Outcome:
         """See Job."""
         made = work.volume.snapshot(self._name(work), self.mark)
+        if self.master:
+            work.volume.make_master(made.name)
         return Outcome(f"made {made.name}, {made.n_blocks} blocks")
 
     def _name(self, work: Work) -> str:
@@ -201,9 +209,9 @@ _COUNTS: Final = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 def _snapshot_of(name: str, table: Table) -> SnapshotJob:
     rule = rule_of(table)
     pattern = table.take("name", table.text, f"{name}-%Y%m%d-%H%M%S")
-    mark = table.take("mark", table.truth, False)
+    mark, master = (table.take(word, table.truth, False) for word in ("mark", "master"))
     table.require("name", lambda: snapshot_name(pattern, 0.0))
-    return SnapshotJob(name, rule, pattern, mark)
+    return SnapshotJob(name, rule, pattern, mark, master)
 
 
 def _prune_of(name: str, table: Table) -> PruneJob:
