@@ -13,7 +13,7 @@ import pytest
 
 import blockplane as bp
 from blockplane.disks.disk import HEAD_BLOCKS
-from blockplane.model.errors import BlockplaneError
+from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError
 from blockplane.transfer import mirrors
 from blockplane.transfer.lag import replicas
 from blockplane.transfer.mirrors.listing import definitions
@@ -94,6 +94,16 @@ def test_who_called_once_and_got_nothing_costs_no_master(make, rng, clock):
         source.expire_replicas()
     assert statuses(source) == {"near": "idle", "once": "lost"}
     assert set(kinds(source).values()) == {"regular"}
+
+
+def test_who_was_refused_its_first_state_is_not_known(make, rng, tmp_path):
+    source = make("source")
+    bp.FileSystem(source).write_bytes("/large", rng.bytes(3 << 20))
+    master(source, "m1", rng.bytes(9000))
+    for _ in range(2):
+        with pytest.raises((NoSpaceError, RefusedError)):
+            bp.replicate(VolumePeer(source), tmp_path / "tiny", disks=1, parity=0, size="1MiB")
+        assert (replicas(source), owners(source), source.destinations.list()) == ([], [], [])
 
 
 def test_who_is_being_given_something_is_not_lost_however_long_it_takes(make, rng, clock):

@@ -393,3 +393,23 @@ def test_nobody_waits_for_a_master_that_no_pointer_leads_to(make, rng):
     assert source.prune(Policy(last=1), dry_run=True).deleted[-1] == "m1"
     source.delete_snapshot("m2")
     assert pull(VolumePeer(source), copy).top == "m4"
+
+
+def test_where_replicas_stand_beyond_a_pointer_beside_it_and_without_one(make, rng):
+    source, copy = make("source"), make("copy")
+    for name in ("m1", "m2"):
+        master(source, name, rng.bytes(9000))
+        pull(VolumePeer(source), copy)
+    source.move_pointer("old", "m1")
+    (beyond,) = replicas(source, "old")
+    assert (beyond.newest, beyond.wanted, beyond.lag_s, beyond.left_blocks) == ("m2", "m1", 0.0, 0)
+    source.rollback("m1")
+    master(source, "m3", rng.bytes(9000))
+    (beside,) = replicas(source)
+    assert (beside.newest, beside.wanted, beside.left_blocks, beside.lag_s > 0) == ("m2", "m3", None, True)
+    assert beside.lag_s < 60
+    source.delete_pointer("master")
+    (without,) = replicas(source)
+    assert (without.newest, without.wanted, without.left_blocks) == ("m2", "", None)
+    with pytest.raises(NoSuchSnapshotError):
+        replicas(source, "nowhere")

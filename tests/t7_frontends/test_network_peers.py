@@ -30,11 +30,13 @@ from blockplane.server.network.rights import Identity
 from blockplane.server.network.serving import Dialogue
 from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import LEAST_RATE, Throttle
+from blockplane.transfer.lag import replicas
 from blockplane.transfer.peer import KEPT, LocalChanges, VolumePeer
 from blockplane.transfer.resume import ResumeToken, resume_token
 from blockplane.transfer.standing import image_towards, standing_of
 from rig.farside import far_side
 from rig.network import QUICK, Cut, Hosts, Link, threads_left
+from rig.owners import wait_for
 from streams.volumes import Files, contents, fresh
 
 MIB = 1 << 20
@@ -248,6 +250,23 @@ def test_the_same_caller_ends_what_it_left_behind_and_another_waits(tmp_path, rn
             again.take(image, LocalChanges.REFUSE)
             side.require_done(top)
         thread.join()
+
+
+def test_the_source_hears_why_who_pulls_gave_up(side, tmp_path):
+    first = side.change(60)
+    side.push(first)
+    with fresh(tmp_path / "pulled", size="48M") as pulled:
+        side.peer().bring(first, pulled, LocalChanges.REFUSE)
+        own = Files(pulled, side.rng)
+        own.reload()
+        own.write(5, 0, 9)
+        second = large_change(side)
+        side.push(second)
+        for _ in range(3):
+            with pytest.raises(RefusedError, match="was written to since"):
+                side.peer(patience_s=0).bring(second, pulled, LocalChanges.REFUSE)
+            wait_for(lambda: replicas(side.copy)[0].error, "the error")
+            assert "was written to since" in replicas(side.copy)[0].error
 
 
 def test_who_comes_late_to_its_turn_does_not_end_a_newer_call(side):

@@ -244,7 +244,7 @@ def _described(found: ReplicaReport) -> dict[str, object]:
         "via": found.via or None,
         "status": found.status,
         "newest": found.newest,
-        "wanted": found.wanted,
+        "wanted": found.wanted or None,
         "lag_seconds": found.lag_s,
         "lag_blocks": found.left_blocks,
         "left_bytes": found.left_bytes,

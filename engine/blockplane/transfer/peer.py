@@ -14,7 +14,14 @@ from enum import Enum
 from typing import Final, Protocol, runtime_checkable
 
 from blockplane.image.image import Image
-from blockplane.model.errors import BlockplaneError, NoSuchSnapshotError, RefusedError, StreamTruncatedError
+from blockplane.model.errors import (
+    BlockplaneError,
+    NoSpaceError,
+    NoSuchSnapshotError,
+    RefusedError,
+    StreamMismatchError,
+    StreamTruncatedError,
+)
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.transfer.copy import CopyReport, copy
 from blockplane.transfer.destination import VolumeDestination, settled
@@ -35,6 +42,8 @@ from blockplane.volume.volume import Volume
 
 #: What a snapshot is called that keeps a destination's own changes when a transfer replaces them.
 KEPT: Final = "kept-{}"
+#: What leaves who asked as it was.
+_REFUSALS: Final = (RefusedError, StreamMismatchError, NoSpaceError)
 
 
 class LocalChanges(Enum):
@@ -177,7 +186,8 @@ def giving(volume: LiveVolume, wanted: str, standing: Standing) -> Iterator[Gift
     except BaseException as error:
         with suppress(BlockplaneError):
             if volume.writable:
-                replicas.failed(volume, standing.volume_id, getattr(error, "message", str(error) or repr(error)))
+                text = getattr(error, "message", str(error) or repr(error))
+                replicas.failed(volume, standing.volume_id, text, is_refused=isinstance(error, _REFUSALS))
         raise
     if volume.writable and image is not None:
         replicas.arrived(volume, standing.volume_id, record)

@@ -205,11 +205,19 @@ def arrived(volume: LiveVolume, volume_id: bytes, top: SnapshotRecord) -> None:
             _put(volume, [replace(record, stands=top.id, contact_ns=now, error="", error_ns=0, flags=0, silent_ns=0)])
 
 
-def failed(volume: LiveVolume, volume_id: bytes, error: str) -> None:
-    """Note what a transfer to a replica met: nobody knows what arrived, until it calls again. Durable on return."""
+def failed(volume: LiveVolume, volume_id: bytes, error: str, *, is_refused: bool = False) -> None:
+    """Note what a transfer to a replica met: nobody knows what arrived, until it calls again. Durable on return.
+
+    Parameters
+    ----------
+    is_refused : nothing arrived, and nothing is kept there: one that has nothing is not known any more.
+    """
     with volume.lock:
         record = find(volume, volume_id)
         if record is None:
+            return
+        if is_refused and record.stands == NO_ID:
+            forget(volume, record.name)
             return
         going = _destination(volume, record.name)
         if going is not None and going.status != STATUS_IDLE:

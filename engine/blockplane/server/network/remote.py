@@ -27,7 +27,7 @@ from blockplane.server.network.limits import Limits
 from blockplane.server.network.listener import allowed_place
 from blockplane.server.network.mirroring import RemoteMirror
 from blockplane.server.network.rights import require_volume_name
-from blockplane.server.network.serving import received, send_rest
+from blockplane.server.network.serving import REASON_S, received, send_rest
 from blockplane.server.network.spoken import (
     brought_heard,
     error_heard,
@@ -60,8 +60,6 @@ _KNOCK_AGAIN_S: Final = (0.05, 0.25)
 _MOST_FRUITLESS: Final = 2
 #: What may help itself when tried again.
 _PASSING: Final = (ConnectionLostError, UnreachableError, BusyError, WireError)
-#: How long a side whose data connections are gone waits to be told why.
-_REASON_S: Final = 2.0
 
 T = TypeVar("T")
 
@@ -320,7 +318,7 @@ def _answered(control: Channel) -> dict[str, Any]:
 
 def _reason(control: Channel, error: ConnectionLostError) -> dict[str, Any]:
     """Return the answer where a connection was lost after all was said; raise what the other side says, or the loss."""
-    control.deadline = time.monotonic() + _REASON_S
+    control.deadline = time.monotonic() + REASON_S
     try:
         answer = _answered(control)
     except ConnectionLostError:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from blockplane.image.feeds import Feeds
 from blockplane.image.image import Image
@@ -54,6 +54,8 @@ from blockplane.volume.codec import NO_ID
 from blockplane.volume.replicas import records_of
 from blockplane.volume.volume import Volume
 
+#: How long a side whose data connections are gone waits to be told why.
+REASON_S: Final = 2.0
 #: What a request may ask for, and the right that it takes; a standing, either of two.
 REQUESTS = {
     "standing": (Verb.READ, Verb.WRITE),
@@ -292,9 +294,12 @@ class Dialogue:
             outgoing = Outgoing(channels, self._limits, self._serving.throttle)
             with contextlib.closing(outgoing):
                 self._serving.note("began", self)
-                with alive(self._control, self._limits.alive_s):
-                    report = send_rest(image, outgoing, token, feeds=feeds)
-                    outgoing.finish()
+                try:
+                    with alive(self._control, self._limits.alive_s):
+                        report = send_rest(image, outgoing, token, feeds=feeds)
+                        outgoing.finish()
+                except ConnectionLostError as error:
+                    raise self._reason(error) from error
                 self._heard_durable()
         return Brought(report.top, report.base, report.n_blocks, report.n_bytes, report.seconds)
 
@@ -311,6 +316,17 @@ class Dialogue:
             continue
         if message.kind is Kind.FAILED:
             raise error_heard(message.object)
+
+    def _reason(self, lost: ConnectionLostError) -> BlockplaneError:
+        """Return why the other side gave up the data connections, where it says so; else that they are gone."""
+        self._control.deadline = time.monotonic() + REASON_S
+        try:
+            self._heard_durable()
+        except BlockplaneError as error:
+            return lost if isinstance(error, ConnectionLostError) else error
+        finally:
+            self._control.deadline = None
+        return lost
 
     # --- data connections --------------------------------------------------------------------------------------------
 
