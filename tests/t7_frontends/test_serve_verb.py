@@ -342,6 +342,25 @@ def test_metrics_are_what_an_independent_parser_reads(pool):
     assert Path("m.prom").stat().st_mode & 0o777 == 0o644
 
 
+def test_metrics_tell_of_mirrors_and_replicas(pool, done):
+    done("mirror", "add", pool, "copy", "--every", "1h")
+    done("snapshot", "master", f"{pool}@june2")
+    done("replicate", pool, "replica")
+    done("put", f"{pool}:/", __file__)
+    done("snapshot", "create", f"{pool}@newer")
+    done("snapshot", "master", f"{pool}@newer")
+    expected = done("replicas", pool, "--json").json["replicas"][0]
+    (mirror,) = done("mirror", "status", pool, "--json").json["mirrors"]
+    assert finish("serve", policy(POOL), "--once", "--metrics-file", "m.prom").returncode == 0
+    found = metrics_of(Path("m.prom").read_text())
+    assert found["blockplane_copy_left_bytes", "pool", "replica", "replica"] == expected["left_bytes"] > 0
+    assert 0 < found["blockplane_copy_lag_seconds", "pool", "replica", "replica"] < 600
+    assert found["blockplane_copy_heard_timestamp_seconds", "pool", "replica", "replica"] > 1.6e9
+    assert found["blockplane_copy_lost", "pool", "replica", "replica"] == 0
+    assert found["blockplane_copy_left_bytes", "pool", "mirror", os.path.abspath("copy")] == mirror["left_bytes"] > 0
+    assert found["blockplane_copy_failing", "pool", "mirror", os.path.abspath("copy")] == 0
+
+
 def test_one_shot_runs_do_what_is_due_and_leave_a_file(pool):
     words = policy(POOL + '[volume.pool.snapshot.daily]\nevery = "1d"\nname = "daily-%H%M%S"\n')
     assert finish("serve", words, "--once", "--metrics-file", "m.prom").returncode == 0

@@ -51,6 +51,27 @@ RULES: Final = (
         "volume {{ $labels.volume }} has snapshots by schedule, and none of the last two days",
     ),
     (
+        "BlockplaneCopyBehind",
+        "blockplane_copy_lag_seconds > 86400",
+        "15m",
+        "warning",
+        "{{ $labels.kind }} {{ $labels.copy }} of volume {{ $labels.volume }} is more than a day behind",
+    ),
+    (
+        "BlockplaneCopyFailing",
+        "blockplane_copy_failing == 1",
+        "30m",
+        "warning",
+        "transfers to {{ $labels.kind }} {{ $labels.copy }} of volume {{ $labels.volume }} fail",
+    ),
+    (
+        "BlockplaneReplicaLost",
+        "blockplane_copy_lost == 1",
+        "0m",
+        "warning",
+        "replica {{ $labels.copy }} of volume {{ $labels.volume }} was not heard of within the limit",
+    ),
+    (
         "BlockplanePolicyRefused",
         'increase(blockplane_service_reloads_total{outcome="refused"}[1h]) > 0',
         "0m",

@@ -33,7 +33,7 @@ def metrics_text(
     transfers : of peers, by volume and outcome. moved : bytes that these moved, by volume.
     """
     volumes = list(volumes)
-    families = [*_of_service(release, counts), *_of_volumes(volumes), *_of_jobs(volumes)]
+    families = [*_of_service(release, counts), *_of_volumes(volumes), *_of_places(volumes), *_of_jobs(volumes)]
     return exposition([*families, *_of_peers(transfers, moved or {})])
 
 
@@ -75,6 +75,25 @@ def _of_volumes(volumes: list[VolumeStatus]) -> Iterator[Family]:
             for kind, n in sorted(space.snapshots.items()):
                 snapshots.add(n, volume=volume.name, kind=kind)
     yield from (up, size, used, available, held, snapshots, newest, verbs)
+
+
+def _of_places(volumes: list[VolumeStatus]) -> Iterator[Family]:
+    lag = Family("blockplane_copy_lag_seconds", "gauge", "How old the newest state of a copy is; 0 where it has all.")
+    left = Family("blockplane_copy_left_bytes", "gauge", "What has still to travel to a copy.")
+    heard = Family("blockplane_copy_heard_timestamp_seconds", "gauge", "When a copy was last heard of.")
+    rate = Family("blockplane_copy_bytes_per_second", "gauge", "How fast the last transfer to a copy was.")
+    failing = Family("blockplane_copy_failing", "gauge", "1 where the last transfer to a copy failed.")
+    lost = Family("blockplane_copy_lost", "gauge", "1 where a replica is waited for no longer.")
+    for volume in volumes:
+        for place in volume.places:
+            labels = {"volume": volume.name, "kind": place.kind, "copy": place.name}
+            lag.add(place.lag_s, **labels)
+            left.add(place.left_bytes, **labels)
+            heard.add(place.heard_s, **labels)
+            rate.add(place.rate, **labels)
+            failing.add(int(place.is_failing), **labels)
+            lost.add(int(place.is_lost), **labels)
+    yield from (lag, left, heard, rate, failing, lost)
 
 
 def _of_peers(transfers: Iterable[tuple[str, str, int]], moved: Mapping[str, int]) -> Iterator[Family]:

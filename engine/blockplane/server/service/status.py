@@ -9,6 +9,7 @@ from typing import Final
 
 from blockplane.api import Volume
 from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.server.service.places import Place, Places
 from blockplane.server.service.running import Plan
 from blockplane.server.service.served import ServedVolume
 
@@ -54,7 +55,11 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True)
 class VolumeStatus:
-    """A volume. problem : why it is not open. verbs : what goes on in it, jobs and verbs of other processes."""
+    """A volume.
+
+    problem : why it is not open. verbs : what goes on in it, jobs and verbs of other processes. places : its mirrors
+    and replicas.
+    """
 
     name: str
     path: Path
@@ -63,6 +68,7 @@ class VolumeStatus:
     space: Space | None
     jobs: tuple[JobStatus, ...]
     verbs: tuple[str, ...]
+    places: tuple[Place, ...] = ()
 
 
 class Observer:
@@ -70,6 +76,7 @@ class Observer:
 
     def __init__(self) -> None:
         self._known: dict[str, Space] = {}
+        self._places = Places()
 
     def look(self, served: ServedVolume, wall_s: float) -> VolumeStatus:
         """Return how a volume is."""
@@ -77,7 +84,8 @@ class Observer:
         jobs = tuple(_job(plan, volume is not None) for plan in list(served.plans.values()))
         space = self._space(volume, policy.name, wall_s) if volume is not None else None
         verbs = tuple(str(activity) for activity in served.activities.all() if activity.verb != "serve")
-        return VolumeStatus(policy.name, policy.path, volume is not None, served.problem, space, jobs, verbs)
+        places = self._places.of(policy.name, volume)
+        return VolumeStatus(policy.name, policy.path, volume is not None, served.problem, space, jobs, verbs, places)
 
     def _space(self, volume: Volume, name: str, wall_s: float) -> Space | None:
         if not volume.lock.acquire(timeout=_LOCK_S):
