@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -200,6 +201,17 @@ def test_a_second_signal_ends_it_at_once_at_the_last_consistency_point(pool, blo
             assert b"ended before it said" in err
     assert blockplane("check", pool).status == 0
     assert "mine" in snapshots_of("pool")
+
+
+def test_an_output_that_is_full_is_said_in_a_line(pool):
+    with serving("--volume", "pool=pool") as service, open("/dev/full", "w") as full:
+        service.wait_for("volume open")
+        found = subprocess.run(
+            [sys.executable, "-m", "blockplane", "replicas", pool, "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (found.returncode, found.stderr.count("\n") <= 2) == (1, True)
+    assert "No space left on device" in found.stderr
 
 
 def test_a_signal_that_meets_another_thread_is_heard_at_once(pool):

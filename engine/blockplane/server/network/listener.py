@@ -46,7 +46,8 @@ class Event:
 
     what : `refused` (before it was known who calls), `denied` (no right), `began`, `done`, `failed`. text : one line
     without control characters: of `done`, what was asked for. transfer : None before it is known. brought : of `done`,
-    what a transfer did. n_bytes : that went over the connections of the session so far, both ways.
+    what a transfer did. n_bytes : that went over the connections of the session so far, both ways. name : who calls, by
+    its certificate; empty: it is not known.
     """
 
     what: str
@@ -55,6 +56,12 @@ class Event:
     transfer: Transfer | None = None
     brought: Brought | None = None
     n_bytes: int = 0
+    name: str = ""
+
+    @property
+    def who(self) -> str:
+        """Who calls, for a person."""
+        return f"{self.name} at {self.address}" if self.name else self.address
 
 
 class Listener:
@@ -358,7 +365,9 @@ class Listener:
 
     def note(self, what: str, dialogue: Dialogue, text: str = "", brought: Brought | None = None) -> None:
         """Tell what happens."""
-        self._tell(Event(what, dialogue.identity.address, shown(text), dialogue.transfer, brought, dialogue.n_bytes))
+        who = dialogue.identity
+        name = shown(who.names[0]) if who.names else ""
+        self._tell(Event(what, who.address, shown(text), dialogue.transfer, brought, dialogue.n_bytes, name))
 
 
 def allowed_place(address: str, credentials: Credentials | None, insecure_plaintext: bool) -> Address:

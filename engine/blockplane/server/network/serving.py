@@ -137,6 +137,8 @@ class Dialogue:
         self._is_aborted = self._is_in_vain = False
         #: said when the volume was given back: others can use it then
         self._last_word: dict[str, object] | None = None
+        #: for the log, where it is denied
+        self._asked_for = ""
         #: where it lies, which is nobody else's business
         self._path = ""
 
@@ -184,7 +186,8 @@ class Dialogue:
         except BlockplaneError as error:
             why = self._broken_off() if self._is_in_vain else error
             self._tell_failed(why)
-            self._serving.note("denied" if isinstance(why, NotAllowedError) else "failed", self, why.message)
+            is_denied = isinstance(why, NotAllowedError)
+            self._serving.note("denied" if is_denied else "failed", self, self._asked_for if is_denied else why.message)
         except Exception as error:  # noqa: BLE001 - one session's defect must not end the service
             self._tell_failed(error)
             self._serving.note("failed", self, f"{type(error).__name__}: {error}")
@@ -209,6 +212,7 @@ class Dialogue:
 
     def _answer(self, request: dict[str, Any]) -> None:
         what, name = text_field(request, "verb", 16), text_field(request, "volume", 64)
+        self._asked_for = f"{what} of {name} is not allowed"
         verbs = REQUESTS.get(what)
         if verbs is None:
             raise WireError("a request asks for what this release does not know")

@@ -161,10 +161,12 @@ class Endpoint:
     def _tell(self, event: Event) -> None:
         volume = event.transfer.volume if event.transfer is not None else ""
         about = {"volume": volume} if volume else {}
-        text = f"{event.what}: {event.text or volume} ({event.address})"
+        text = f"{event.what}: {event.text or volume} ({event.who})"
+        brought_nothing = event.what == "done" and (event.brought is None or event.brought.already_there)
         if event.what in ("done", "failed"):
             with self._lock:
-                self.n_transfers[volume, event.what] += 1
+                self.n_transfers[volume, event.what] += not brought_nothing
                 self.n_bytes[volume] += event.n_bytes
         tell = self._log.info if event.what in ("began", "done") else self._log.warning
+        tell = self._log.debug if brought_nothing else tell  # who asks every few seconds is worth no line each time
         tell(f"peer {event.what}", text, **about)
