@@ -21,10 +21,9 @@ FORMATS = {"hourly": "%Y %m %d %H", "daily": "%Y %m %d", "weekly": "%G %V", "mon
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 
 
-def record(name: str, created_ns: int, kind: int = 1) -> SnapshotRecord:
-    return SnapshotRecord(
-        name.encode().ljust(16), NO_ID, NO_ID, NO_ID, 1, created_ns, Pointer.none(), 1, name=name, kind=kind
-    )
+def record(name: str, created_ns: int, kind: int = 1, branch: int = 0, cp: int = 1) -> SnapshotRecord:
+    ids = (name.encode().ljust(16), NO_ID, NO_ID, bytes([branch]) * 16)
+    return SnapshotRecord(*ids, cp, created_ns, Pointer.none(), 1, name=name, kind=kind)
 
 
 counts = st.integers(ALL, 5)
@@ -36,32 +35,80 @@ policies = st.builds(
     only=st.sampled_from([("*",), ("s*", "x"), ("[!s]*",)]),
 ).filter(lambda p: any([p.last, p.hourly, p.daily, p.weekly, p.monthly, p.yearly, p.within_s, p.names]))
 #: Around New Year, when ISO weeks, months and years do not agree, an hour to a year apart.
-times = st.lists(st.integers(-400 * 24, 400 * 24).map(lambda h: int(NEW_YEAR + h * 3600) * 10**9 + h), max_size=30)
+moments = st.integers(-400 * 24, 400 * 24).map(lambda h: int(NEW_YEAR + h * 3600) * 10**9 + h)
+#: In the table's order, on two branches; clocks and CPs go anywhere.
+snapshots_made = st.lists(st.tuples(moments, st.integers(0, 1), st.integers(1, 9)), max_size=30)
 zones = st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=45)), timezone(timedelta(hours=-9))])
 
 
-@given(times, policies, zones)
-def test_reasons_are_those_of_the_rules(created, policy, zone):
-    records = [record(f"{'sx'[i % 7 == 0]}{i}", ns) for i, ns in enumerate(created)]
+def age_ns(ordered: list[SnapshotRecord], i: int) -> int:
+    """How much older than the newest one is, as its own clock says, or the next one's of its branch."""
+    own = ordered[0].created_ns - ordered[i].created_ns
+    after = [j for j in range(i) if ordered[j].branch_id == ordered[i].branch_id]
+    return age_ns(ordered, after[-1]) if own < 0 and after and ordered[after[-1]].cp >= ordered[i].cp else own
+
+
+@given(snapshots_made, policies, zones)
+def test_reasons_are_those_of_the_rules(made, policy, zone):
+    records = [record(f"{'sx'[i % 7 == 0]}{i}", ns, 1, branch, cp) for i, (ns, branch, cp) in enumerate(made)]
     records.append(record("shadow", int(NEW_YEAR) * 10**9, KIND_SHADOW))
     judged = [r for r in records[:-1] if any(fnmatchcase(r.name, p) for p in policy.only)]
-    ordered = sorted(judged, key=lambda r: (r.created_ns, records.index(r)), reverse=True)
+    ordered = judged[::-1]
     expected = {r.name: set() for r in ordered}
     for i, r in enumerate(ordered):
         if policy.last == ALL or i < policy.last:
             expected[r.name].add("last")
-        if policy.within_s and ordered[0].created_ns - r.created_ns <= policy.within_s * 10**9:
+        if policy.within_s and age_ns(ordered, i) <= policy.within_s * 10**9:
             expected[r.name].add("within")
         if any(fnmatchcase(r.name, p) for p in policy.names):
             expected[r.name].add("name")
     for rule, text in FORMATS.items():
         periods = [datetime.fromtimestamp(r.created_ns // 10**9, zone).strftime(text) for r in ordered]
         n = getattr(policy, rule)
-        for period in sorted(set(periods), reverse=True)[: len(periods) if n == ALL else n]:
+        for period in list(dict.fromkeys(periods))[: len(periods) if n == ALL else n]:
             expected[ordered[periods.index(period)].name].add(rule)
     found = judge(records, policy, zone)
     assert [v.name for v in found] == [r.name for r in ordered]
     assert {v.name: set(v.reasons) for v in found} == expected
+
+
+def kept(records: list[SnapshotRecord], policy: Policy) -> list[str]:
+    return [verdict.name for verdict in judge(records, policy, UTC) if verdict.reasons]
+
+
+def nights(name: str, first: float, n: int, branch: int = 0, cp: int = 1) -> list[SnapshotRecord]:
+    """Snapshots of a branch, a day apart by the clock, a CP apart."""
+    return [record(f"{name}{i}", int(first + i * 86400) * 10**9, 1, branch, cp + i) for i in range(n)]
+
+
+@pytest.mark.parametrize("years", [-50, 1, 50])
+def test_a_week_under_a_clock_that_is_wrong_costs_no_snapshot_its_turn(years):
+    """Each night is pruned; whatever the clock said, the last seven nights are there, in order."""
+    wrong = nights("wrong", NEW_YEAR + (years * 365 + 8) * 86400, 7, cp=9)
+    there: list[SnapshotRecord] = []
+    done: list[SnapshotRecord] = []
+    for made in [*nights("old", NEW_YEAR, 8), *wrong, *nights("new", NEW_YEAR + 15 * 86400, 8, cp=16)]:
+        there, done = [*there, made], [*done, made]
+        assert kept(there, Policy(last=7)) == kept(there, Policy(daily=7)) == [r.name for r in done[:-8:-1]]
+        there = done[-7:]
+
+
+def test_what_a_clock_ahead_dated_is_within_as_long_as_what_came_next():
+    ahead = nights("ahead", NEW_YEAR + 50 * 365 * 86400, 3, cp=9)
+    for n in range(1, 6):
+        there = [*nights("old", NEW_YEAR, 8), *ahead, *nights("new", NEW_YEAR + 20 * 86400, n, cp=12)]
+        assert [name for name in kept(there, Policy(within_s=2 * 86400)) if name[0] == "a"] == (
+            ["ahead2", "ahead1", "ahead0"] if n <= 3 else []
+        )
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+def test_old_snapshots_that_arrive_last_drive_nothing_out(branch):
+    """Those of a backup, of the same branch or of one that was left: each counts for the time it was made at."""
+    there = [*nights("here", NEW_YEAR, 8, cp=100), *nights("arrived", NEW_YEAR - 400 * 86400, 5, branch)]
+    here = [r.name for r in reversed(there[:8])]
+    assert kept(there, Policy(daily=13))[5:] == here
+    assert kept(there, Policy(within_s=86400)) == ["arrived4", "arrived3", *here]
 
 
 @pytest.fixture
@@ -91,6 +138,29 @@ def test_a_volume_is_pruned_in_one_commit(volume: Volume) -> None:
     assert [s.name for s in volume.snapshots] == sorted(would.kept)
     again = prune(volume, policy, zone=UTC)
     assert (again.deleted, again.freed_blocks) == ([], 0)
+    assert check(volume).ok
+
+
+def test_what_was_made_while_the_clock_was_ahead_is_not_the_newest(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a rollback too: those that it left were made before those of the branch that it began."""
+
+    def make(name: str, at_s: float) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(snapshots.time, "time_ns", lambda: int(at_s) * 10**9)
+            volume.active.is_dirty = True
+            snapshots.create(volume, name)
+
+    for n in range(3):
+        make(f"ahead{n}", NEW_YEAR + (50 * 365 + n) * 86400)
+    make("right0", NEW_YEAR + 40 * 86400)
+    assert prune(volume, Policy(last=2), dry_run=True).kept == ["right0", "ahead2"]
+    snapshots.rollback(volume, "d39", drop_changes=True)
+    for n in range(1, 4):
+        make(f"right{n}", NEW_YEAR + (40 + n) * 86400)
+        did = prune(volume, Policy(last=2, only=("ahead*", "right*")))
+        assert did.kept == [f"right{n}", f"right{n - 1}"]
     assert check(volume).ok
 
 

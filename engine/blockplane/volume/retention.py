@@ -2,6 +2,10 @@
 
 Of each period (hour, day, ISO week, month, year) the newest snapshot stays, for as many of the newest periods that have
 any as the policy says. Rules add up: a snapshot goes only if none keeps it.
+
+Newest is what came into the table last: clocks may have been ahead, or behind. A period is the one that was recorded,
+and as new as the newest snapshot that it has. No other clock corrects it, nor does today's: one that is behind by years
+would put all that is there into one period, of which one snapshot stays.
 """
 
 from __future__ import annotations
@@ -93,7 +97,7 @@ def judge(records: Sequence[SnapshotRecord], policy: Policy, zone: tzinfo | None
 
     Parameters
     ----------
-    zone : in which days begin; the machine's where None.
+    records : in the table's order. zone : in which days begin; the machine's where None.
 
     Raises
     ------
@@ -101,13 +105,12 @@ def judge(records: Sequence[SnapshotRecord], policy: Policy, zone: tzinfo | None
     """
     _check(policy)
     judged = [r for r in records if r.kind == KIND_REGULAR and any(fnmatchcase(r.name, p) for p in policy.only)]
-    newest_first = sorted(enumerate(judged), key=lambda item: (item[1].created_ns, item[0]), reverse=True)
-    ordered = [record for _, record in newest_first]
+    ordered = judged[::-1]
     reasons: list[list[str]] = [[] for _ in ordered]
-    for at, record in enumerate(ordered):
+    for at, (record, age_ns) in enumerate(zip(ordered, _ages_ns(ordered), strict=True)):
         if policy.last == ALL or at < policy.last:
             reasons[at].append("last")
-        if policy.within_s and ordered[0].created_ns - record.created_ns <= policy.within_s * 10**9:
+        if policy.within_s and age_ns <= policy.within_s * 10**9:
             reasons[at].append("within")
         if any(fnmatchcase(record.name, pattern) for pattern in policy.names):
             reasons[at].append("name")
@@ -116,6 +119,24 @@ def judge(records: Sequence[SnapshotRecord], policy: Policy, zone: tzinfo | None
         for at in _newest_of_each([period_of(time) for time in times], getattr(policy, rule)):
             reasons[at].append(rule)
     return [Verdict(r.name, r.created_ns, tuple(why)) for r, why in zip(ordered, reasons, strict=True)]
+
+
+def _ages_ns(newest_first: Sequence[SnapshotRecord]) -> list[int]:
+    """Return how much older than the newest each is.
+
+    One whose clock was ahead of the newest's is as old as the next one of its branch, where CPs prove that to be newer;
+    else its age is negative: it may be what arrived last that is old.
+    """
+    ages: list[int] = []
+    after: dict[bytes, tuple[int, int]] = {}
+    for record in newest_first:
+        age_ns = newest_first[0].created_ns - record.created_ns
+        cp, after_ns = after.get(record.branch_id, (-1, 0))
+        if age_ns < 0 and cp >= record.cp:
+            age_ns = after_ns
+        after[record.branch_id] = (record.cp, age_ns)
+        ages.append(age_ns)
+    return ages
 
 
 def _newest_of_each(periods: Sequence[Period], n_periods: int) -> list[int]:
