@@ -143,6 +143,18 @@ def test_failures_are_tried_again_later_each_time_and_success_forgets_them():
     assert (pace.n_failures, pace.due_in()) == (0, DAY_S)
 
 
+@pytest.mark.parametrize("rule", [Every(DAY_S), NIGHTLY])
+def test_what_was_ended_early_is_due_at_once_and_then_at_its_pace(rule):
+    clock = FakeClock(moment("2026-03-10T03:00"))
+    pace = Pace(rule, clock, clock.wall() - 5 * DAY_S)
+    pace.begin()
+    pace.end_early()
+    assert pace.due_in() <= 0
+    pace.begin()
+    pace.succeed()
+    assert pace.due_in() == DAY_S
+
+
 def test_a_job_that_is_worth_trying_soon_is_tried_soon_and_seldomer_each_time():
     clock = FakeClock()
     pace = Pace(Every(10.0), clock, first_retry_s=1.0)

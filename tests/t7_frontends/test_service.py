@@ -285,6 +285,16 @@ def test_a_job_that_was_ended_early_is_due_again(pool, clock):
         made.turn_until(lambda: again.begun, "the job")
 
 
+def test_a_job_that_was_ended_as_its_volume_is_opened_anew_is_due_then(pool, clock):
+    job = GatedJob()
+    with inside(clock, job) as made:
+        made.turn_until(lambda: job.begun, "the job")
+        made.service._served["pool"].reopen()
+        made.turn_until(lambda: made.said("job ended early") and len(made.said("volume open")) == 2, "the volume")
+        made.service.turn()
+        assert len(made.service._served["pool"].runs()) == 1
+
+
 def test_a_check_ends_at_any_of_its_steps(pool, rng):
     with bp.Volume.open("pool") as volume:
         steps = []

@@ -141,6 +141,7 @@ class Plan:
             self.past.error = run.error[:1000]
             log.error("job failed", run.error, **about, error=run.error_kind)
         else:
+            self.pace.end_early()
             self.past.begun_s = self._begun_before_s  # so that whoever serves the volume next makes up for it
             log.info("job ended early", "it is due again when the volume is next open", **about)
         return True

@@ -131,6 +131,10 @@ class Pace:
         """Note that it was done."""
         self.n_failures = 0
 
+    def end_early(self) -> None:
+        """Note that it was ended before its end: it is due at once."""
+        self._retry_s = self._clock.monotonic()
+
     def fail(self) -> None:
         """Note that it failed: it is tried again, later each time."""
         longest = min(max(self.rule.gap_s, self._first_retry_s), RETRY_MAX_S)
