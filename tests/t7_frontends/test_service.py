@@ -20,6 +20,7 @@ import blockplane as bp
 from blockplane.model.errors import RefusedError
 from blockplane.server import Kind
 from blockplane.server.service import Every, Log, Outcome, Policy, Service, StoppedError, VolumePolicy, Work, door
+from blockplane.server.service.explain import explain
 from blockplane.server.service.exposition import Family, exposition
 from blockplane.server.service.jobs import CheckJob, PruneJob, SnapshotJob
 from blockplane.server.service.notify import Notifier
@@ -193,6 +194,34 @@ def test_a_failure_is_kept_and_tried_again_later_each_time(pool, clock):
             clock.advance(wait_s)
     assert made.said("job failed")[0]["error"] == "refused"
     assert read_past(Path("pool"))["gated one"].error == "no"
+
+
+def test_a_failure_is_tried_again_by_a_service_that_begins_anew(pool, clock):
+    job = GatedJob(error="no")
+    job.gate.set()
+    with inside(clock, job) as made:
+        made.turn_until(lambda: made.said("job failed"), "the failure")
+    clock.advance(10.0)
+    again = GatedJob()
+    again.gate.set()
+    with inside(clock, again) as made:
+        assert [job.due_in_s for job in explain(made.policy, clock).volumes[0].jobs] == [20.0]
+        assert [job.due_in_s for job in made.service.status()[0].jobs] == [20.0]
+        clock.advance(20.0)
+        made.turn_until(lambda: made.said("job done"), "the job")
+        assert [(job.due_in_s, job.error) for job in made.service.status()[0].jobs] == [(3600.0, "")]
+
+
+def test_a_failure_is_tried_again_whatever_a_reload_does(pool, clock):
+    job = GatedJob(error="no")
+    job.gate.set()
+    with inside(clock, job) as made:
+        made.turn_until(lambda: made.said("job failed"), "the failure")
+        clock.advance(10.0)
+        made.service._reread = lambda: policy_of(replace(job, due=Every(7200.0)))
+        made.service.reload()
+        made.service.turn()
+        assert [(job.when, job.due_in_s) for job in made.service.status()[0].jobs] == [("every 2h", 20.0)]
 
 
 def test_an_error_of_our_own_ends_no_service(pool, clock):

@@ -11,7 +11,7 @@ from blockplane.server.service.clock import Clock, SystemClock
 from blockplane.server.service.past import Past, read_past
 from blockplane.server.service.policy import Policy, VolumePolicy
 from blockplane.server.service.policyfile import is_loopback
-from blockplane.server.service.timetable import Pace
+from blockplane.server.service.running import pace_of
 from blockplane.volume.config import read_config
 
 
@@ -57,7 +57,7 @@ def _of_volume(volume: VolumePolicy, clock: Clock) -> VolumeMeaning:
     jobs = []
     for job in volume.jobs:
         known = past.get(f"{job.kind} {job.name}", Past())
-        due_in_s = max(Pace(job.due, clock, known.begun_s or None).due_in(), 0.0)
+        due_in_s = max(pace_of(job, clock, known).due_in(), 0.0)
         jobs.append(JobMeaning(job.kind, job.name, job.describe(), str(job.due), due_in_s, clock.wall() + due_in_s))
     problem = ""
     try:

@@ -1,7 +1,7 @@
 """What is remembered of a volume's jobs beyond the process: `service.json` in its directory.
 
-A hint: when each job last began decides what was missed while no service ran. Where it is lost or says nothing
-sensible, jobs count as never done.
+A hint: when each job last began decides what was missed while no service ran, and whether it failed then what is tried
+again. Where it is lost or says nothing sensible, jobs count as never done.
 """
 
 from __future__ import annotations

@@ -92,6 +92,11 @@ class Run:
             self._ended()
 
 
+def pace_of(job: Job, clock: Clock, past: Past, n_failures: int = 0) -> Pace:
+    """Return the pace of a job with a past. n_failures : how often it failed, where more is known than that it did."""
+    return Pace(job.due, clock, past.begun_s or None, job.retry_s, n_failures or bool(past.error))
+
+
 class Plan:
     """A job with its pace, its past and its totals. Used by the service's own thread alone.
 
@@ -103,7 +108,7 @@ class Plan:
     def __init__(self, job: Job, clock: Clock, past: Past) -> None:
         self.job, self.past = job, past
         self._clock = clock
-        self.pace = Pace(job.due, clock, past.begun_s or None, job.retry_s)
+        self.pace = pace_of(job, clock, past)
         self.run: Run | None = None
         self._begun_before_s = past.begun_s
         self.n_done = self.n_failed = self.moved_bytes = self.freed_bytes = 0
@@ -111,9 +116,7 @@ class Plan:
     def change(self, job: Job) -> None:
         """Go on with a job that a new policy has in its place; its past counts."""
         if job.due != self.job.due:
-            failures = self.pace.n_failures
-            self.pace = Pace(job.due, self._clock, self.past.begun_s or None, job.retry_s)
-            self.pace.n_failures = failures
+            self.pace = pace_of(job, self._clock, self.past, self.pace.n_failures)
         self.job = job
 
     def begin(self, volume: Volume, activities: Activities, ended: Callable[[], None], near: Near = open_near) -> None:

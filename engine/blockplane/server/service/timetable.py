@@ -83,15 +83,20 @@ class Pace:
     Parameters
     ----------
     last_wall_s : when it last began, by the wall's clock, from before this process; None: not known that it ever did.
-    first_retry_s : how long after a first failure.
+    first_retry_s : how long after a first failure. n_failures : how often it failed, up to when it last began.
     """
 
     def __init__(
-        self, rule: Rule, clock: Clock, last_wall_s: float | None = None, first_retry_s: float = RETRY_S
+        self,
+        rule: Rule,
+        clock: Clock,
+        last_wall_s: float | None = None,
+        first_retry_s: float = RETRY_S,
+        n_failures: int = 0,
     ) -> None:
         self.rule, self._clock, self._first_retry_s = rule, clock, first_retry_s
         self._retry_s: float | None = None
-        self.n_failures = 0
+        self.n_failures = n_failures
         wall, now = clock.wall(), clock.monotonic()
         known = last_wall_s if last_wall_s is not None and last_wall_s <= wall else None
         #: by the monotonic clock, when it last began; None: never, or so the clock says
@@ -101,6 +106,8 @@ class Pace:
         self._occurrence = 0.0
         if isinstance(rule, At):
             self._occurrence = rule.next_after(known if known is not None else wall)
+        if n_failures:
+            self._retry_after(self._begun_s if self._begun_s is not None else now)
 
     def due_in(self) -> float:
         """Return in how many seconds the job is due; 0 or less: now."""
@@ -129,7 +136,7 @@ class Pace:
 
     def succeed(self) -> None:
         """Note that it was done."""
-        self.n_failures = 0
+        self.n_failures, self._retry_s = 0, None
 
     def end_early(self) -> None:
         """Note that it was ended before its end: it is due at once."""
@@ -137,6 +144,9 @@ class Pace:
 
     def fail(self) -> None:
         """Note that it failed: it is tried again, later each time."""
-        longest = min(max(self.rule.gap_s, self._first_retry_s), RETRY_MAX_S)
-        self._retry_s = self._clock.monotonic() + min(self._first_retry_s * 2 ** min(self.n_failures, 20), longest)
         self.n_failures += 1
+        self._retry_after(self._clock.monotonic())
+
+    def _retry_after(self, since_s: float) -> None:
+        longest = min(max(self.rule.gap_s, self._first_retry_s), RETRY_MAX_S)
+        self._retry_s = since_s + min(self._first_retry_s * 2 ** min(self.n_failures - 1, 20), longest)
