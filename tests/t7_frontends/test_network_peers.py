@@ -34,6 +34,8 @@ from blockplane.transfer.lag import replicas
 from blockplane.transfer.peer import KEPT, LocalChanges, VolumePeer
 from blockplane.transfer.resume import ResumeToken, resume_token
 from blockplane.transfer.standing import image_towards, standing_of
+from blockplane.volume.check import check
+from blockplane.volume.landing_places import reaches
 from rig.farside import far_side
 from rig.network import QUICK, Cut, Hosts, Link, threads_left
 from rig.owners import wait_for
@@ -120,6 +122,35 @@ def test_a_pull_full_and_incremental(side, tmp_path):
             assert VolumePeer(side.copy).bring(second, local, LocalChanges.REFUSE).n_blocks > 0
             assert contents(local.active) == contents(pulled.active)
     side.require_at_rest()
+
+
+def test_a_copy_may_be_smaller_than_its_source(tmp_path, rng):
+    with far_side(tmp_path, rng, size="64M", copy_size="8M") as side:
+        side.files.write(9, 0, 9000)
+        side.source.snapshot("large")
+        behind = side.change(300)
+        side.files.punch(9, 0, 9000)
+        side.source.delete_snapshot("large", behind)
+        first = side.change(50)
+        image = image_towards(side.source, first, side.peer().standing())
+        assert reaches(image.plane) > side.copy.geometry.n_blocks
+        assert side.push(first).top == first
+        side.require_done(first)
+        second = side.change(50)
+        assert side.push(second).base == first
+        side.require_done(second)
+        rights = {"source": {"pool": ["read"]}}
+        with (
+            fresh(tmp_path / "pulled", disks=2, size="8M", parity=0) as pulled,
+            side.hosts.listening({"pool": side.source}, rights) as listener,
+        ):
+            peer = side.hosts.peer(listener.address)
+            assert peer.bring(second, pulled, LocalChanges.REFUSE).base is None
+            assert contents(pulled.active) == side.states[second]
+            third = side.change(50)
+            assert peer.bring(third, pulled, LocalChanges.REFUSE).base == second
+            assert contents(pulled.active) == side.states[third]
+            assert check(pulled).problems == check(side.copy).problems == []
 
 
 def test_a_destination_without_room_says_so_and_stays(tmp_path, rng):

@@ -24,7 +24,7 @@ from blockplane.model.errors import (
 )
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.transfer.copy import CopyReport, copy
-from blockplane.transfer.destination import VolumeDestination, settled
+from blockplane.transfer.destination import settled
 from blockplane.transfer.resume import drop_incoming, interrupted_receives
 from blockplane.transfer.since import Since, what_is_since
 from blockplane.transfer.standing import Standing, image_towards, meeting, standing_of
@@ -33,7 +33,6 @@ from blockplane.volume.calling import calling
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord
 from blockplane.volume.deleting import delete
 from blockplane.volume.holds import needs
-from blockplane.volume.landing_places import reaches
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.mirrorcodec import MIRROR, REHEARSING, MirrorRecord
 from blockplane.volume.mirrored import set_mirror
@@ -243,9 +242,8 @@ class VolumePeer:
         kept, watched = made_ready(self.volume, changes, progress, source_id)
         # what is kept in a snapshot of its own is on no line of the top's, and only given up as the live file system
         discard = changes is not LocalChanges.REFUSE
-        is_wider = reaches(image.plane) > self.volume.geometry.n_blocks  # a smaller volume is only a larger place map
-        target = VolumeDestination(self.volume, relocates=True) if is_wider else self.volume
-        report = copy(image, target, discard=discard, progress=watched)
+        # a volume smaller than its source is only one with a larger place map
+        report = copy(image, self.volume, discard=discard, relocate=True, progress=watched)
         forget_superseded(self.volume, source_id)
         return brought(report, kept)
 

@@ -27,7 +27,7 @@ from blockplane.server.network.limits import Limits
 from blockplane.server.network.listener import allowed_place
 from blockplane.server.network.mirroring import RemoteMirror
 from blockplane.server.network.rights import require_volume_name
-from blockplane.server.network.serving import REASON_S, received, send_rest
+from blockplane.server.network.serving import REASON_S, received, send_rest, taken_in
 from blockplane.server.network.spoken import (
     brought_heard,
     error_heard,
@@ -44,7 +44,6 @@ from blockplane.server.network.tokens import decode_token, token_for
 from blockplane.transfer.description import described
 from blockplane.transfer.imagesending import ImageSending
 from blockplane.transfer.peer import Brought, LocalChanges, made_ready
-from blockplane.transfer.receive import receive
 from blockplane.transfer.resume import ResumeToken
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.codec import NO_ID
@@ -249,11 +248,12 @@ class RemotePeer(RemoteMirror):
             kept, watched = made_ready(target, changes, progress)
             self._kept = self._kept or kept
             try:
-                with contextlib.closing(Incoming(self._data(answer), self._limits, self._throttle)) as incoming:
-                    discard = changes is not LocalChanges.REFUSE
-                    with alive(control, self._limits.alive_s):
-                        report = receive(incoming, target, discard=discard, progress=watched)  # type: ignore[arg-type]
-                        incoming.settle()
+                with (
+                    contextlib.closing(Incoming(self._data(answer), self._limits, self._throttle)) as incoming,
+                    alive(control, self._limits.alive_s),
+                ):
+                    report = taken_in(incoming, target, changes, watched)
+                    incoming.settle()
             except ConnectionLostError as error:
                 _reason(control, error)
                 raise

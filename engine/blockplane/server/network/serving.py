@@ -268,8 +268,7 @@ class Dialogue:
             with contextlib.closing(incoming):
                 self._serving.note("began", self)
                 with alive(self._control, self._limits.alive_s):
-                    discard = changes is not LocalChanges.REFUSE
-                    report = receive(incoming, volume, discard=discard, progress=watched)  # type: ignore[arg-type]
+                    report = taken_in(incoming, volume, changes, watched)
                     forget_superseded(volume, source_id)
                 incoming.settle()
         brought = received(report, kept)
@@ -376,6 +375,12 @@ def send_rest(
         with contextlib.suppress(RefusedError):  # it is refused before a byte is sent
             return send(image, outgoing, resume=token, progress=progress)  # type: ignore[arg-type]
     return send(ImageSending(image, feeds=feeds), outgoing, progress=progress)  # type: ignore[arg-type]
+
+
+def taken_in(incoming: Incoming, volume: Volume, changes: LocalChanges, progress: Progress) -> ReceiveReport:
+    """Receive what comes; a volume smaller than its source is only one with a larger place map."""
+    discard = changes is not LocalChanges.REFUSE
+    return receive(incoming, volume, discard=discard, relocate=True, progress=progress)  # type: ignore[arg-type]
 
 
 def received(report: ReceiveReport, kept: str | None) -> Brought:
