@@ -25,6 +25,7 @@ from blockplane.transfer.mirrors import running
 from blockplane.transfer.mirrors.running import attempt
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.pull import pull
 from blockplane.transfer.resume import interrupted_receives
 from blockplane.volume.replicas import records_of
 from blockplane.volume.retention import Policy, prune
@@ -144,6 +145,50 @@ def test_a_mirror_whose_disks_were_restored_from_before_is_brought_it_again(worl
     monkeypatch.setattr(running, "ASK_EVERY_S", 0.0)
     assert world.outcomes() == ["brought"]
     assert read(world.opened[str(copy.path)], "/a") == read(world.source, "/a")
+
+
+@pytest.mark.parametrize("changes", [None, LocalChanges.KEEP])
+def test_a_mirror_that_shows_another_state_is_brought_its_own_again(world, rng, tmp_path, monkeypatch, changes):
+    monkeypatch.setattr(running, "ASK_EVERY_S", 0.0)
+    copy = world.add(local_changes=changes)
+    write(world.source, "/a", b"of the source")
+    assert world.outcomes() == ["brought"]
+    if changes is LocalChanges.KEEP:  # what became of it there is no other state
+        write(copy, "/mine", b"mine")
+        copy.snapshot("mine")
+        write(copy, "/mine", b"more")
+    assert world.outcomes() == ["idle"]
+    with bp.Volume.create(tmp_path / "other", disks=2, size="8MiB", parity=0) as other:
+        write(other, "/b", b"of another")
+        other.snapshot("b1")
+        bp.copy(other.image("b1"), copy, discard=True)
+    assert bp.FileSystem(copy).listdir("/") == ["b"]
+    assert world.outcomes() == ["brought"]
+    assert (bp.FileSystem(copy).listdir("/"), read(copy, "/a")) == (["a"], b"of the source")
+    assert read(copy, "/b", "b1") == b"of another"
+    assert world.outcomes() == ["idle"]
+    assert bp.check(copy).problems == []
+
+
+def test_no_pull_replaces_what_a_mirror_shows(world, rng):
+    copy = world.add()
+    write(world.source, "/a", b"of the source")
+    assert world.outcomes() == ["brought"]
+    other = world.add("other")
+    bp.mirrors.break_mirror(other)
+    write(other, "/b", b"of another")
+    other.snapshot("b1")
+    other.make_master("b1")
+    for begun in ("mirror", "rehearsing"):
+        if begun == "rehearsing":
+            bp.mirrors.break_mirror(copy, rehearse=True)
+        with pytest.raises(RefusedError, match=f"is a mirror of {world.source.path}") as refused:
+            pull(VolumePeer(other), copy)
+        assert "blockplane mirror break" in refused.value.hint
+        assert (copy.mirror_of.state, bp.FileSystem(copy).listdir("/"), records_of(other)) == (begun, ["a"], [])
+    bp.mirrors.break_mirror(copy)
+    assert pull(VolumePeer(other), copy).top == "b1"
+    assert bp.FileSystem(copy).listdir("/") == ["b"]
 
 
 def test_what_is_left_shrinks_while_it_travels(world, rng):

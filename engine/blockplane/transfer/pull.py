@@ -20,6 +20,7 @@ from blockplane.transfer.targets import clear_half_made, is_vacant, made_volume,
 from blockplane.volume import pointers
 from blockplane.volume.codec import FLAG_MASTER, KIND_REGULAR, NO_ID
 from blockplane.volume.groups import DiskNames
+from blockplane.volume.mirrored import refuse_replaced
 from blockplane.volume.pointers import MASTER
 from blockplane.volume.replicationcodec import PointerRecord
 from blockplane.volume.volume import Volume
@@ -55,8 +56,9 @@ def pull(
 
     Raises
     ------
-    NoSuchSnapshotError : the source has none of that name. RefusedError : a name is another thing's here; another
-    update is under way; what `Peer.bring` refuses. What came of a transfer that fails is kept, and the next goes on.
+    NoSuchSnapshotError : the source has none of that name. RefusedError : the target is a mirror that was not broken
+    off; a name is another thing's here; another update is under way; what `Peer.bring` refuses. What came of a transfer
+    that fails is kept, and the next goes on.
 
     Notes
     -----
@@ -64,6 +66,7 @@ def pull(
     volume for a pointer meanwhile waits (`volume.updates`); snapshots and files stay readable.
     """
     with target.updates.update(f"the update of {target.path} from {source.name}"):
+        refuse_replaced(target)
         theirs = source.standing()
         pointers.refuse_foreign(target, theirs.pointers)
         wanted = _pointer(theirs.pointers, pointer)

@@ -47,6 +47,18 @@ class Standing:
         """The snapshots that can be built upon, by id."""
         return {record.id: record for record in self.snapshots if record.kind == KIND_REGULAR}
 
+    @property
+    def line(self) -> list[SnapshotRecord]:
+        """The whole snapshots that the live file system is, or descends from, older first."""
+        by_id = {record.id: record for record in self.snapshots}
+        found: list[SnapshotRecord] = []
+        at = self.parent
+        while (record := by_id.pop(at, None)) is not None:
+            if record.kind == KIND_REGULAR:
+                found.append(record)
+            at = record.parent_id
+        return found[::-1]
+
 
 def standing_of(volume: LiveVolume) -> Standing:
     """Return what a volume says of itself; everything so far is committed."""

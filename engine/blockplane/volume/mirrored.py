@@ -88,6 +88,23 @@ def refuse_written(volume: LiveVolume) -> None:
         raise RefusedError(f"{volume.path} cannot be written: {why}", write_hint(volume))
 
 
+def refuse_replaced(volume: LiveVolume) -> None:
+    """Refuse to have another than its source replace what a mirror shows.
+
+    Raises
+    ------
+    RefusedError: it is one, and was not broken off.
+    """
+    record = volume.local.root.mirror
+    if record is None or record.state == BROKEN:
+        return
+    of = record.source or "another volume"
+    raise RefusedError(
+        f"{volume.path} is a mirror of {of}, which alone says what it shows",
+        f"break it off first: blockplane mirror break {volume.path}",
+    )
+
+
 def write_hint(volume: LiveVolume) -> str:
     """Return what to do where a mirror is to be written to."""
     return f"make it a volume of its own: blockplane mirror break {volume.path} (--rehearse: for a while)"

@@ -99,24 +99,11 @@ def common_state(volume: Volume, standing: Standing) -> SnapshotRecord | None:
 
     It is whole on both sides: what it holds need not travel.
     """
-    theirs = {record.id: record for record in _line_of(standing)}
-    for record in reversed(_line_of(standing_of(volume))):
+    theirs = {record.id: record for record in standing.line}
+    for record in reversed(standing_of(volume).line):
         if record.id in theirs and theirs[record.id].space_id == record.space_id:
             return record
     return None
-
-
-def _line_of(standing: Standing) -> list[SnapshotRecord]:
-    """Return the whole snapshots that a volume's live state descends from, older first."""
-    by_id = {record.id: record for record in standing.snapshots}
-    found: list[SnapshotRecord] = []
-    at = standing.parent
-    while at in by_id:
-        record = by_id.pop(at)
-        if record.id in standing.whole:
-            found.append(record)
-        at = record.parent_id
-    return found[::-1]
 
 
 def _require_ours(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> None:

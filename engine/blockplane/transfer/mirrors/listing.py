@@ -73,6 +73,11 @@ class MirrorDefinition:
         return LocalChanges(self.local_changes) if self.local_changes is not None else LocalChanges.KEEP
 
     @property
+    def may_write(self) -> bool:
+        """Whether its files may be written to."""
+        return self.local_changes in (LocalChanges.KEEP.value, LocalChanges.FLUSH.value)
+
+    @property
     def prefix(self) -> str:
         """What the names of its own snapshots begin with."""
         return f"mirror.{self.name}."

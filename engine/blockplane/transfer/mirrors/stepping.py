@@ -113,7 +113,7 @@ def step(
     _require_mirror(volume, mirror, standing)
     if standing.mirror is not None and standing.mirror.state == REHEARSING:
         return StepReport(mirror.name, mirror.dest, "waiting")
-    if has_all and _has_acknowledged(volume, mirror, standing):
+    if has_all and _shows_acknowledged(volume, mirror, standing):
         return StepReport(mirror.name, mirror.dest, "idle")
     how = progress, changes or mirror.changes, may_replace
     arrived, brought, top = settle(volume, mirror, standing), None, _unfinished(volume, mirror)
@@ -145,11 +145,15 @@ def _require_mirror(volume: Volume, mirror: MirrorDefinition, standing: Standing
         )
 
 
-def _has_acknowledged(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> bool:
-    """Whether a destination has what it said last that it has."""
+def _shows_acknowledged(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> bool:
+    """Whether a destination shows what it said last that it has; or, where it may be written to, what became of it."""
     found = known_destination(volume, mirror)
-    name = found.acknowledged if found is not None else None
-    return name is not None and volume.get_snapshot(name).record.id in standing.whole
+    if found is None or found.acknowledged is None:
+        return False
+    acknowledged = volume.get_snapshot(found.acknowledged).record.id
+    if standing.at == acknowledged:
+        return True
+    return mirror.may_write and any(record.id == acknowledged for record in standing.line)
 
 
 def settle(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> str | None:
@@ -230,7 +234,7 @@ def _bring(
     is_blank = standing.space_id == NO_ID and not standing.whole
     found = known_destination(volume, mirror)
     is_first = found is None or found.acknowledged is None
-    is_its_own = is_first and mirror.local_changes in (LocalChanges.KEEP.value, LocalChanges.FLUSH.value)
+    is_its_own = is_first and mirror.may_write
     if not (is_blank or is_its_own or may_replace) and base_for(volume, top, standing) is None:
         raise RefusedError(
             f"{mirror.dest} and {volume.path} have no snapshot in common",
