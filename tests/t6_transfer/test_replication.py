@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import blockplane as bp
-from blockplane.model.errors import NoSuchSnapshotError, RefusedError
+from blockplane.model.errors import NoSuchSnapshotError, RefusedError, StreamTruncatedError
 from blockplane.transfer.lag import replicas
 from blockplane.transfer.peer import LocalChanges, VolumePeer, giving
 from blockplane.transfer.pull import pull
+from blockplane.transfer.resume import interrupted_receives
 from blockplane.transfer.standing import standing_of
 from blockplane.volume import masters, updates
 from blockplane.volume.replicas import records_of
@@ -229,11 +231,6 @@ def test_an_interrupted_pull_is_known_as_such_and_goes_on(make, rng, moves_on):
     source, copy = make("source"), make("copy")
     write(source, "/large", rng.bytes(2_000_000))
     master(source, "m1", rng.bytes(9000))
-
-    def cut(event):
-        if event.phase == "blocks":
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         pull(VolumePeer(source), copy, progress=cut)
     record = replicas(source)[0]
@@ -252,6 +249,56 @@ def test_an_interrupted_pull_is_known_as_such_and_goes_on(make, rng, moves_on):
         assert found.brought.n_blocks == n_image - n_there
     assert [(r.status, r.newest, r.error) for r in replicas(source)] == [("idle", found.top, "")]
     assert read(copy, "/file") == read(source, "/file")
+
+
+def cut(event):
+    if event.phase == "blocks":
+        raise KeyboardInterrupt
+
+
+def tops(volume: bp.Volume) -> list[str]:
+    return [found.top_name for found in interrupted_receives(volume)]
+
+
+def test_what_interrupted_pulls_left_goes_when_a_later_one_has_arrived(make, rng):
+    source, copy = make("source", 3), make("copy", 3)
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), copy)
+    write(source, "/large", rng.bytes(2_000_000))
+    master(source, "m2", rng.bytes(9000))
+    stream = io.BytesIO()
+    bp.send(source.image("m2"), stream)
+    with pytest.raises(StreamTruncatedError):  # a person's, who may go on with it
+        bp.receive(io.BytesIO(stream.getvalue()[:1_500_000]), copy, discard=True)
+    with pytest.raises(KeyboardInterrupt):
+        pull(VolumePeer(source), copy, progress=cut)
+    assert tops(copy) == ["m2", "m2"]
+    source.forget_replica("copy")
+    master(source, "m3", rng.bytes(9000))
+    source.delete_snapshot("m2")
+    found = pull(VolumePeer(source), copy)
+    assert (found.top, found.brought.base, kinds(copy)) == ("m3", "m1", {"m1": "regular", "m3": "regular"})
+    assert tops(copy) == ["m2"]
+    assert interrupted_receives(copy)[0].is_full
+    assert read(copy, "/file") == read(source, "/file")
+    assert bp.check(copy).problems == []
+
+
+def test_what_interrupted_pulls_left_gives_room(make, rng):
+    source, copy = make("source", 3), make("copy")
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), copy)
+    for name in ("m2", "m3", "m4"):
+        write(source, "/large", rng.bytes(2_000_000))
+        master(source, name, rng.bytes(9000))
+        if name != "m4":
+            with pytest.raises(KeyboardInterrupt):
+                pull(VolumePeer(source), copy, progress=cut)
+    assert tops(copy) == ["m2", "m3"]
+    assert copy.available_blocks < source.image("m4 + m3 + m2 - m1").n_blocks
+    assert pull(VolumePeer(source), copy).top == "m4"
+    assert (tops(copy), read(copy, "/file")) == ([], read(source, "/file"))
+    assert bp.check(copy).problems == []
 
 
 def test_who_asks_for_a_pointer_waits_until_the_update_is_done(make, rng):

@@ -32,7 +32,8 @@ from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import LEAST_RATE, Throttle
 from blockplane.transfer.lag import replicas
 from blockplane.transfer.peer import KEPT, LocalChanges, VolumePeer
-from blockplane.transfer.resume import ResumeToken, resume_token
+from blockplane.transfer.pull import pull
+from blockplane.transfer.resume import ResumeToken, interrupted_receives, resume_token
 from blockplane.transfer.standing import image_towards, standing_of
 from blockplane.volume.check import check
 from blockplane.volume.landing_places import reaches
@@ -251,6 +252,20 @@ def test_a_pull_that_was_cut_goes_on_towards_a_later_top(side, tmp_path):
         found = side.peer().bring(second, pulled, LocalChanges.REFUSE)
         assert found.n_blocks < 5000
         assert contents(pulled.active) == side.states[second]
+
+
+def test_what_a_pull_that_was_cut_left_goes_when_a_later_one_has_arrived(side, tmp_path):
+    first = large_change(side)
+    side.push(first)
+    with fresh(tmp_path / "pulled", size="24M") as pulled:
+        with Link(side.listener.address, Cut(13 * MIB, "down", "reset")) as link, pytest.raises(ConnectionLostError):
+            pull(side.peer(link.address, patience_s=0), pulled, first)
+        assert [left.top_name for left in interrupted_receives(pulled)] == [first]
+        second = side.change(20)
+        side.push(second)
+        forgetful = side.peer(limits=replace(side.limits, token_bytes=1))  # does not say what it has
+        assert pull(forgetful, pulled, second).brought.n_blocks > 5000
+        assert (list(interrupted_receives(pulled)), contents(pulled.active)) == ([], side.states[second])
 
 
 # --- turns, room, ends -----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from blockplane.transfer.arriving import arrival_of
 from blockplane.transfer.history import is_in_history
 from blockplane.volume import landing
 from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, NO_ID, SnapshotRecord, TableEntry
-from blockplane.volume.incoming import FLAG_MADE_VOLUME, MAX_MEMBERS, IncomingEntry
+from blockplane.volume.incoming import FLAG_MADE_VOLUME, FLAG_PULLED, MAX_MEMBERS, IncomingEntry
 from blockplane.volume.landing_places import has_relocated
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.naming import check_name
@@ -28,13 +28,19 @@ from blockplane.volume.snapshots import standing_at
 
 
 class VolumeDestination:
-    """A volume that receives; relocates: see `Landing`."""
+    """A volume that receives; relocates: see `Landing`; pulls: what is left of it goes when a later pull arrived."""
 
     def __init__(
-        self, volume: LiveVolume, *, is_made: bool = False, relocates: bool = False, is_opened: bool = False
+        self,
+        volume: LiveVolume,
+        *,
+        is_made: bool = False,
+        relocates: bool = False,
+        is_opened: bool = False,
+        pulls: bool = False,
     ) -> None:
         self.volume = volume
-        self.is_made, self._relocates, self._is_opened = is_made, relocates, is_opened
+        self.is_made, self._relocates, self._is_opened, self._pulls = is_made, relocates, is_opened, pulls
         #: what the live state, which the stream replaces, is kept in, where the top does not descend from that itself
         self._standing: SnapshotRecord | None = None
 
@@ -222,7 +228,8 @@ class VolumeDestination:
             return has_relocated(self.volume, [base, lender])
 
     def _incoming(self, stream: StreamMap) -> IncomingEntry:
-        header, flags = stream.header, FLAG_MADE_VOLUME if self.is_made else 0
+        header = stream.header
+        flags = (FLAG_MADE_VOLUME if self.is_made else 0) | (FLAG_PULLED if self._pulls else 0)
         return IncomingEntry(
             os.urandom(16), header.image_id, header.space_id, header.top_id, header.base_id, header.image_blocks, 0,
             header.space_blocks, time.time_ns(), stream.top.name, flags,

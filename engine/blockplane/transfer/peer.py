@@ -24,7 +24,7 @@ from blockplane.model.errors import (
 )
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.transfer.copy import CopyReport, copy
-from blockplane.transfer.destination import settled
+from blockplane.transfer.destination import VolumeDestination, settled
 from blockplane.transfer.resume import drop_incoming, interrupted_receives
 from blockplane.transfer.since import Since, what_is_since
 from blockplane.transfer.standing import Standing, image_towards, meeting, standing_of
@@ -239,13 +239,9 @@ class VolumePeer:
         self, image: Image, changes: LocalChanges, progress: Progress = ignore_progress, *, source_id: bytes = NO_ID
     ) -> Brought:
         """See Peer."""
-        kept, watched = made_ready(self.volume, changes, progress, source_id)
-        # what is kept in a snapshot of its own is on no line of the top's, and only given up as the live file system
-        discard = changes is not LocalChanges.REFUSE
-        # a volume smaller than its source is only one with a larger place map
-        report = copy(image, self.volume, discard=discard, relocate=True, progress=watched)
+        found = _taken(destination_of(self.volume), image, changes, progress, source_id)
         forget_superseded(self.volume, source_id)
-        return brought(report, kept)
+        return found
 
     def bring(
         self, wanted: str, target: Volume, changes: LocalChanges, progress: Progress = ignore_progress
@@ -254,7 +250,7 @@ class VolumePeer:
         with giving(self.volume, wanted, standing_of(target)) as gift:
             if gift.image is None:
                 return Brought(gift.record.name, None, 0, 0, 0.0, already_there=True)
-            return VolumePeer(target).take(gift.image, changes, progress)
+            return _taken(destination_of(target, pulls=True), gift.image, changes, progress)
 
     def become(self, record: MirrorRecord | None) -> None:
         """See MirrorPeer."""
@@ -283,6 +279,23 @@ class VolumePeer:
 
     def close(self) -> None:
         """See Peer."""
+
+
+def destination_of(volume: LiveVolume, *, pulls: bool = False) -> VolumeDestination:
+    """Return a volume as where a transfer goes; one smaller than the source is only one with a larger place map.
+
+    pulls : it asked for it itself.
+    """
+    return VolumeDestination(volume, relocates=True, pulls=pulls)
+
+
+def _taken(
+    target: VolumeDestination, image: Image, changes: LocalChanges, progress: Progress, source_id: bytes = NO_ID
+) -> Brought:
+    kept, watched = made_ready(target.volume, changes, progress, source_id)
+    # what is kept in a snapshot of its own is on no line of the top's, and only given up as the live file system
+    discard = changes is not LocalChanges.REFUSE
+    return brought(copy(image, target, discard=discard, progress=watched), kept)
 
 
 def let_go(volume: LiveVolume, ids: Sequence[bytes]) -> None:

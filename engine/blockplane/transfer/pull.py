@@ -10,11 +10,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockplane.model.errors import NoSuchSnapshotError
+from blockplane.model.errors import NoSpaceError, NoSuchSnapshotError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.peer import Brought, LocalChanges, Peer
+from blockplane.transfer.resume import drop_pulled
 from blockplane.transfer.standing import Standing
 from blockplane.transfer.targets import clear_half_made, is_vacant, made_volume, not_to_be_made
 from blockplane.volume import pointers
@@ -58,7 +59,7 @@ def pull(
     ------
     NoSuchSnapshotError : the source has none of that name. RefusedError : the target is a mirror that was not broken
     off; a name is another thing's here; another update is under way; what `Peer.bring` refuses. What came of a transfer
-    that fails is kept, and the next goes on.
+    that fails is kept, and the next goes on; once one has brought something, what others left is given up.
 
     Notes
     -----
@@ -79,7 +80,7 @@ def pull(
             mine = _pointer(target.local.replication().pointers, pointer)
         if wanted is not None and mine is not None and mine.rank > wanted.rank:
             return _called(source, target, theirs, mine, changes)
-        brought = source.bring(pointer, target, changes, progress)
+        brought = _brought(source, target, pointer, changes, progress)
         return PullReport(source.name, brought.top, brought, tuple(_follow(target, theirs, source.standing())))
 
 
@@ -125,6 +126,22 @@ def replicate(
 
 def _pointer(found: tuple[PointerRecord, ...], name: str) -> PointerRecord | None:
     return next((p for p in found if p.name == name and p.snapshot_id != NO_ID), None)
+
+
+def _brought(source: Peer, target: Volume, pointer: str, changes: LocalChanges, progress: Progress) -> Brought:
+    """Ask for a pointer; what interrupted pulls have left goes once that is there, or where it takes the room for it.
+
+    What came last before may stay the same towards a later top, and does not travel again: until then it is kept.
+    """
+    try:
+        brought = source.bring(pointer, target, changes, progress)
+    except NoSpaceError:
+        if not drop_pulled(target):
+            raise
+        return source.bring(pointer, target, changes, progress)
+    if not brought.already_there:
+        drop_pulled(target)
+    return brought
 
 
 def _follow(target: Volume, *standings: Standing) -> list[str]:

@@ -232,18 +232,29 @@ def drop_incoming(volume: LiveVolume, top: str | None = None) -> int:
     RefusedError : as `resume_token`.
     """
     with volume.lock:
-        n_freed = 0
-        for image in _waiting(volume, top):
-            n_freed += image.entry.n_image
-            kept = LandedBlocks(volume, image.entry, {}, image.placemap(), None)
-            kept.remove()
-            if image.entry.made_volume:
-                _hand_on(volume)
-            volume.commit()
-            kept.forget()
+        return _drop(volume, _waiting(volume, top))
+
+
+def drop_pulled(volume: LiveVolume) -> int:
+    """Give up what interrupted pulls have left; return how many blocks that frees. Durable on return."""
+    with volume.lock:
+        left = [image for image in volume.local.incoming.images() if image.entry.was_pulled]
+        return _drop(volume, [image for image in left if not volume.incoming.runs(image.entry.landing_id)])
+
+
+def _drop(volume: LiveVolume, images: Sequence[IncomingImage]) -> int:
+    """Give incoming images up, a consistency point each; the volume's lock is held."""
+    for image in images:
+        kept = LandedBlocks(volume, image.entry, {}, image.placemap(), None)
+        kept.remove()
+        if image.entry.made_volume:
+            _hand_on(volume)
+        volume.commit()
+        kept.forget()
+    if images:
         volume.space.forget()
         reap(volume)
-    return n_freed
+    return sum(image.entry.n_image for image in images)
 
 
 def _hand_on(volume: LiveVolume) -> None:

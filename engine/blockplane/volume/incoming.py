@@ -38,6 +38,8 @@ MAX_MEMBERS: Final = 48
 FLAG_MADE_VOLUME: Final = 1
 #: Blocks were taken over from a receive of another image, or moved: they are held against this one's checks at the end.
 FLAG_CARRIED: Final = 2
+#: A pull began it, and no person: once a later pull has brought something, nobody goes on with it.
+FLAG_PULLED: Final = 4
 
 
 @dataclass(slots=True)
@@ -81,6 +83,11 @@ class IncomingEntry:
     def is_carried(self) -> bool:
         """Whether blocks of it came with another image, or moved after they came."""
         return bool(self.flags & FLAG_CARRIED)
+
+    @property
+    def was_pulled(self) -> bool:
+        """Whether a pull began it."""
+        return bool(self.flags & FLAG_PULLED)
 
     def encode(self) -> bytes:
         """Return the 2,048 bytes."""

@@ -43,7 +43,7 @@ from blockplane.server.network.tls import Credentials
 from blockplane.server.network.tokens import decode_token, token_for
 from blockplane.transfer.description import described
 from blockplane.transfer.imagesending import ImageSending
-from blockplane.transfer.peer import Brought, LocalChanges, made_ready
+from blockplane.transfer.peer import Brought, LocalChanges, destination_of, made_ready
 from blockplane.transfer.resume import ResumeToken
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.codec import NO_ID
@@ -252,7 +252,7 @@ class RemotePeer(RemoteMirror):
                     contextlib.closing(Incoming(self._data(answer), self._limits, self._throttle)) as incoming,
                     alive(control, self._limits.alive_s),
                 ):
-                    report = taken_in(incoming, target, changes, watched)
+                    report = taken_in(incoming, destination_of(target, pulls=True), changes, watched)
                     incoming.settle()
             except ConnectionLostError as error:
                 _reason(control, error)

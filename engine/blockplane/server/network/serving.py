@@ -44,8 +44,17 @@ from blockplane.server.network.spoken import (
 from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import Throttle
 from blockplane.server.network.tokens import decode_token, token_for
+from blockplane.transfer.destination import VolumeDestination
 from blockplane.transfer.imagesending import ImageSending
-from blockplane.transfer.peer import Brought, LocalChanges, VolumePeer, forget_superseded, giving, made_ready
+from blockplane.transfer.peer import (
+    Brought,
+    LocalChanges,
+    VolumePeer,
+    destination_of,
+    forget_superseded,
+    giving,
+    made_ready,
+)
 from blockplane.transfer.receive import ReceiveReport, receive
 from blockplane.transfer.resume import ResumeToken, drop_incoming
 from blockplane.transfer.send import SendReport, send
@@ -268,7 +277,7 @@ class Dialogue:
             with contextlib.closing(incoming):
                 self._serving.note("began", self)
                 with alive(self._control, self._limits.alive_s):
-                    report = taken_in(incoming, volume, changes, watched)
+                    report = taken_in(incoming, destination_of(volume), changes, watched)
                     forget_superseded(volume, source_id)
                 incoming.settle()
         brought = received(report, kept)
@@ -377,10 +386,10 @@ def send_rest(
     return send(ImageSending(image, feeds=feeds), outgoing, progress=progress)  # type: ignore[arg-type]
 
 
-def taken_in(incoming: Incoming, volume: Volume, changes: LocalChanges, progress: Progress) -> ReceiveReport:
-    """Receive what comes; a volume smaller than its source is only one with a larger place map."""
+def taken_in(incoming: Incoming, target: VolumeDestination, changes: LocalChanges, progress: Progress) -> ReceiveReport:
+    """Receive what comes."""
     discard = changes is not LocalChanges.REFUSE
-    return receive(incoming, volume, discard=discard, relocate=True, progress=progress)  # type: ignore[arg-type]
+    return receive(incoming, target, discard=discard, progress=progress)  # type: ignore[arg-type]
 
 
 def received(report: ReceiveReport, kept: str | None) -> Brought:
