@@ -54,6 +54,7 @@ def test_what_is_remembered_counts_after_a_restart():
     assert Pace(Every(HOUR_S), clock, clock.wall() - 600).due_in() == pytest.approx(3000)
     assert Pace(Every(HOUR_S), clock, clock.wall() - 10 * HOUR_S).due_in() <= 0
     assert Pace(Every(HOUR_S), clock, clock.wall() + DAY_S).due_in() == pytest.approx(HOUR_S)  # the clock went back
+    assert Pace(Every(7 * DAY_S), clock, clock.wall() + 50 * 365 * DAY_S).due_in() == pytest.approx(DAY_S)
     assert Pace(Every(HOUR_S), clock).due_in() <= 0
 
 

@@ -324,6 +324,22 @@ def test_a_job_that_was_ended_as_its_volume_is_opened_anew_is_due_then(pool, clo
         assert len(made.service._served["pool"].runs()) == 1
 
 
+@pytest.mark.parametrize("wall_s", [1_800_000_000.0, 100.0])
+def test_what_began_under_a_clock_ahead_comes_within_a_day_though_the_service_begins_anew(pool, wall_s):
+    clock = FakeClock(wall_s)
+    write_past(Path("pool"), {"gated one": Past(begun_s=wall_s + 50 * 365 * 86_400.0)})
+    n_begun = []
+    for _ in range(4):
+        job = GatedJob(due=Every(7 * 86_400.0))
+        job.gate.set()
+        with inside(clock, job) as made:
+            made.service.turn()
+            made.turn_until(lambda made=made: not made.service._served["pool"].runs(), "its end")
+            n_begun.append(len(job.begun))
+        clock.advance(50_000.0)
+    assert n_begun == [0, 0, 1, 0]
+
+
 def test_a_check_ends_at_any_of_its_steps(pool, rng):
     with bp.Volume.open("pool") as volume:
         steps = []

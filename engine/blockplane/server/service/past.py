@@ -21,7 +21,10 @@ _MAX_BYTES: Final = 1 << 20
 
 @dataclass(slots=True)
 class Past:
-    """What was last known of a job. Times in seconds since 1970; 0: never. error : of the last run; "": none."""
+    """What was last known of a job. Times in seconds since 1970; 0: never. error : of the last run; "": none.
+
+    begun_s : may be before 1970, where it was set right by a clock that is about there.
+    """
 
     begun_s: float = 0.0
     succeeded_s: float = 0.0
@@ -43,7 +46,7 @@ def read_past(directory: Path) -> dict[str, Past]:
 
 def _past(value: Any) -> Past:
     times = [float(value[key]) for key in ("begun_s", "succeeded_s", "seconds")]
-    if not all(math.isfinite(number) and number >= 0 for number in times):
+    if not all(math.isfinite(number) for number in times) or min(times[1:]) < 0:
         raise ValueError
     begun_s, succeeded_s, seconds = times
     return Past(begun_s, succeeded_s, seconds, str(value["error"])[:1000])

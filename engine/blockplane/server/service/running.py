@@ -109,6 +109,7 @@ class Plan:
         self.job, self.past = job, past
         self._clock = clock
         self.pace = pace_of(job, clock, past)
+        past.begun_s = self.pace.last_wall_s or 0.0
         self.run: Run | None = None
         self._begun_before_s = past.begun_s
         self.n_done = self.n_failed = self.moved_bytes = self.freed_bytes = 0

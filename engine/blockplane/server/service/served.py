@@ -97,6 +97,8 @@ class ServedVolume:
         self._n_lent = 0
         #: each ends what a peer does with the volume
         self._aborts: list[Callable[[], None]] = []
+        #: whether what is remembered was wrong, and is not written yet: only of a volume that is open
+        self._is_set_right = False
         self._take_jobs()
         self._ending = threading.Event()
         #: set to end serving the volume; it is then opened anew, unless everything ends
@@ -139,7 +141,10 @@ class ServedVolume:
             if key in self.plans:
                 self.plans[key].change(job)
             else:
-                self.plans[key] = Plan(job, self._clock, self.past.setdefault(" ".join(key), Past()))
+                past = self.past.setdefault(" ".join(key), Past())
+                begun_s = past.begun_s
+                self.plans[key] = Plan(job, self._clock, past)
+                self._is_set_right |= past.begun_s != begun_s
         for key in [key for key, plan in self.plans.items() if key not in wanted and plan.run is None]:
             del self.plans[key]
 
@@ -148,17 +153,23 @@ class ServedVolume:
         n_over = sum(plan.settle(self._log, self.policy.name) for plan in self.plans.values())
         if n_over:
             self._take_jobs()
-            write_past(self.policy.path, {key: past for key, past in self.past.items() if past.begun_s})
+            self._remember()
         if self.volume is not None and self.volume.stopped_at and not self.is_stopping:
             self._log.error("volume stopped", f"{self.volume.stopped_at}; it is opened anew", volume=self.policy.name)
             self.reopen()
         return n_over
+
+    def _remember(self) -> None:
+        self._is_set_right = False
+        write_past(self.policy.path, {key: past for key, past in self.past.items() if past.begun_s})
 
     def begin_due(self) -> int:
         """Begin the jobs that are due; return how many."""
         volume = self.volume
         if volume is None or self.is_stopping:
             return 0
+        if self._is_set_right:
+            self._remember()
         due = [plan for plan in self._planned() if plan.run is None and plan.pace.due_in() <= 0]
         for plan in due:
             plan.begin(volume, self.activities, self._changed, self._near)

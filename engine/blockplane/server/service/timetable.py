@@ -77,6 +77,11 @@ class At:
 Rule = Every | At
 
 
+def _believed(last_wall_s: float, rule: Rule, wall_s: float) -> float:
+    """Return when a job last began; where that is after now the clock went back: so that it is due in a day at most."""
+    return last_wall_s if last_wall_s <= wall_s else wall_s - max(rule.gap_s - _DAY_S, 0.0)
+
+
 class Pace:
     """When a job is due next.
 
@@ -84,6 +89,11 @@ class Pace:
     ----------
     last_wall_s : when it last began, by the wall's clock, from before this process; None: not known that it ever did.
     first_retry_s : how long after a first failure. n_failures : how often it failed, up to when it last began.
+
+    Attributes
+    ----------
+    last_wall_s : the same as far as it is believed: never after now. To be remembered in its place, or each process
+    that begins waits anew.
     """
 
     def __init__(
@@ -98,14 +108,12 @@ class Pace:
         self._retry_s: float | None = None
         self.n_failures = n_failures
         wall, now = clock.wall(), clock.monotonic()
-        known = last_wall_s if last_wall_s is not None and last_wall_s <= wall else None
-        #: by the monotonic clock, when it last began; None: never, or so the clock says
-        self._begun_s = now - (wall - known) if known is not None else None
-        if self._begun_s is None and last_wall_s is not None:
-            self._begun_s = now  # the clock went back: it was done, some time ago
+        self.last_wall_s = _believed(last_wall_s, rule, wall) if last_wall_s is not None else None
+        #: by the monotonic clock, when it last began; None: never, or so it is remembered
+        self._begun_s = now - (wall - self.last_wall_s) if self.last_wall_s is not None else None
         self._occurrence = 0.0
         if isinstance(rule, At):
-            self._occurrence = rule.next_after(known if known is not None else wall)
+            self._occurrence = rule.next_after(max(self.last_wall_s, 0.0) if self.last_wall_s is not None else wall)
         if n_failures:
             self._retry_after(self._begun_s if self._begun_s is not None else now)
 
