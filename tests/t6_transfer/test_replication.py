@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -208,6 +209,44 @@ def test_a_source_that_is_behind_hears_and_gives_nothing(make, rng):
     assert replicas(source)[0].newest == "m1"
     assert pull(VolumePeer(copy), source).top == "m2"
     assert standing(source) == {"master": "m2"}
+
+
+@pytest.mark.parametrize("is_higher", [False, True])
+def test_a_source_that_was_put_back_moves_its_pointer_a_second_time(make, rng, tmp_path, is_higher):
+    source, copy, leaf = make("source"), make("copy"), make("leaf")
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), copy)
+    source.close()
+    shutil.copytree(source.path, tmp_path / "before")
+    with bp.Volume.open(source.path) as source:
+        master(source, "m2", b"m2")
+        pull(VolumePeer(source), copy)
+        old_id = source.get_snapshot("m2").id
+    with bp.Volume.open(tmp_path / "before") as source:
+        write(source, "/file", b"new")
+        names = (f"n{number}" for number in range(100))
+        name = next(name for name in names if (source.snapshot(name).id > old_id) == is_higher)
+        source.make_master(name)  # of the same version as m2, by the same volume
+        for already_there in (False, True):
+            found = pull(VolumePeer(source), copy)
+            assert found.is_ahead is not is_higher
+            assert found.brought.already_there == (already_there or not is_higher)
+            expected = (name, b"new") if is_higher else ("m2", b"m2")
+            assert (standing(copy)["master"], read(copy, "/file")) == expected
+        assert pull(VolumePeer(copy), leaf).top == expected[0]
+        assert pull(VolumePeer(source), leaf).is_ahead is not is_higher
+        assert pull(VolumePeer(copy), source).top == expected[0]
+        assert standing(source) == standing(copy) == standing(leaf)
+        assert not pull(VolumePeer(source), copy).is_ahead
+
+
+def test_moves_to_one_snapshot_in_two_places_are_no_reason_to_stop(make, rng):
+    source, copy = make("source"), make("copy")
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), copy)
+    copy.move_pointer("master", "m1")
+    found = pull(VolumePeer(source), copy)
+    assert (found.is_ahead, found.brought.already_there, found.top) == (False, True, "m1")
 
 
 def test_moves_in_two_places_end_the_same_everywhere(make, rng):

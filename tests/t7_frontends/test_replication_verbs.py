@@ -67,6 +67,17 @@ def test_a_replica_is_made_and_follows(done, blockplane, pool, tmp_path):
         assert done("check", place, "--json").json["ok"]
 
 
+def test_a_source_that_is_behind_is_told_of(done, pool, tmp_path):
+    copy = str(tmp_path / "copy")
+    done("snapshot", "master", f"{pool}@june1")
+    done("replicate", pool, copy)
+    done("snapshot", "create", f"{copy}@later")
+    done("snapshot", "master", f"{copy}@later")
+    said = done("replicate", pool, copy).out
+    assert f"{copy} is ahead of {pool}: master was moved later here\nnothing was brought" in said
+    assert done("replicate", pool, copy, "--json").json["source_is_behind"] is True
+
+
 def test_what_is_refused(done, blockplane, pool, tmp_path):
     assert done("replicas", pool).out == "no replicas\n"
     done("snapshot", "master", f"{pool}@june1")

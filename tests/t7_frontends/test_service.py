@@ -22,11 +22,12 @@ from blockplane.server import Kind
 from blockplane.server.service import Every, Log, Outcome, Policy, Service, StoppedError, VolumePolicy, Work, door
 from blockplane.server.service.explain import explain
 from blockplane.server.service.exposition import Family, exposition
+from blockplane.server.service.following import Reach, ReplicateJob
 from blockplane.server.service.jobs import CheckJob, PruneJob, SnapshotJob
 from blockplane.server.service.notify import Notifier
 from blockplane.server.service.past import NAME, Past, read_past, write_past
 from blockplane.transfer.lag import replicas
-from blockplane.transfer.peer import VolumePeer
+from blockplane.transfer.peer import LocalChanges, VolumePeer
 from blockplane.transfer.pull import pull
 from blockplane.volume.retention import Policy as Retention
 from rig.owners import TIMEOUT_S, wait_for
@@ -463,6 +464,20 @@ def test_a_door_with_silent_clients_answers_others(monkeypatch):
         for client in silent:
             client.close()
         made.close()
+
+
+def test_a_replica_that_is_ahead_of_its_source_is_told_of(pool, clock, tmp_path):
+    with bp.Volume.open("pool") as volume, bp.Volume.create(tmp_path / "far", disks=1, size="16MiB") as far:
+        volume.make_master("june1")
+        pull(VolumePeer(volume), far)
+        volume.make_master("june2")
+    source = str(tmp_path / "far")
+    job = ReplicateJob("r", HOURLY, source, "master", LocalChanges.KEEP, Reach())
+    with inside(clock, job) as made:
+        made.turn_until(lambda: made.said("job done"), "the pull")
+        (said,) = made.said("job done")
+    assert (said["level"], said["kind"], said["job"]) == ("warning", "replicate", "r")
+    assert said["text"].startswith(f"nothing was brought: the volume is ahead of {source}, master was moved later here")
 
 
 def test_a_prune_gives_up_who_never_comes_again(pool, tmp_path, rng, monkeypatch):

@@ -175,6 +175,7 @@ def _tell(found: PullReport, asked: _Asked, as_json: bool) -> None:
     place = printable(asked.place)
     if found.is_ahead:
         print(f"{place} is ahead of {printable(asked.source)}: {asked.pointer} was moved later here")
+        print("nothing was brought; if the source was put back from an older copy, let it pull from here")
     elif brought.already_there:
         print(f"{place} has {brought.top} already")
     else:

@@ -32,7 +32,8 @@ class PullReport:
     """What a pull did.
 
     top : the snapshot that was asked for; what was there already, or came with it, is in `brought`. moved : pointers
-    that moved here, or went. is_ahead : the pointer was moved later here than at the source: nothing was asked for.
+    that moved here, or went. is_ahead : the pointer was moved later here than at the source, which was perhaps put
+    back from an older copy: nothing was asked for.
     """
 
     source: str
@@ -78,7 +79,7 @@ def pull(
             )
         with settled(target):
             mine = _pointer(target.local.replication().pointers, pointer)
-        if wanted is not None and mine is not None and mine.rank > wanted.rank:
+        if wanted is not None and mine is not None and _is_beyond(mine, wanted):
             return _called(source, target, theirs, mine, changes)
         brought = _brought(source, target, pointer, changes, progress)
         return PullReport(source.name, brought.top, brought, tuple(_follow(target, theirs, source.standing())))
@@ -126,6 +127,11 @@ def replicate(
 
 def _pointer(found: tuple[PointerRecord, ...], name: str) -> PointerRecord | None:
     return next((p for p in found if p.name == name and p.snapshot_id != NO_ID), None)
+
+
+def _is_beyond(mine: PointerRecord, theirs: PointerRecord) -> bool:
+    """Whether a pointer was moved later here, and to another snapshot."""
+    return mine.rank > theirs.rank and mine.snapshot_id != theirs.snapshot_id
 
 
 def _brought(source: Peer, target: Volume, pointer: str, changes: LocalChanges, progress: Progress) -> Brought:

@@ -175,6 +175,9 @@ class ReplicateJob:
                 lambda: pull(peer, work.volume, self.pointer, self.changes, work.progress), work.require_wanted
             )
         brought = report.brought
+        if report.is_ahead:
+            text = f"nothing was brought: the volume is ahead of {self.source}, {self.pointer} was moved later here"
+            return Outcome(f"{text}; if that was put back from an older copy, let it pull from here", is_odd=True)
         text = f"{report.top} was there" if brought.already_there else f"{report.top}, {brought.n_blocks} blocks"
         return Outcome(text, brought.n_blocks * BLOCK_BYTES)
 

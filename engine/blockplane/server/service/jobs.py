@@ -63,13 +63,15 @@ class Work:
 class Outcome:
     """What a run did, in words and in figures. moved_bytes : brought elsewhere or here; freed_bytes : given back.
 
-    is_idle : there was nothing to do, which is worth no line in the log every few seconds.
+    is_idle : there was nothing to do, which is worth no line in the log every few seconds. is_odd : it went well, and
+    somebody should look at it.
     """
 
     text: str
     moved_bytes: int = 0
     freed_bytes: int = 0
     is_idle: bool = False
+    is_odd: bool = False
 
 
 class Job(Protocol):

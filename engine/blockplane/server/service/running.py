@@ -137,7 +137,7 @@ class Plan:
         about = {"volume": name, "kind": run.job.kind, "job": run.job.name, "seconds": round(run.seconds, 3)}
         if run.outcome is not None:
             self._note_done(run, run.outcome)
-            tell = log.debug if run.outcome.is_idle else log.info
+            tell = log.warning if run.outcome.is_odd else log.debug if run.outcome.is_idle else log.info
             tell("job done", run.outcome.text, **about)
         elif run.error:
             self.pace.fail()
