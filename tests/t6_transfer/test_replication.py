@@ -464,6 +464,24 @@ def test_labels_that_are_taken_or_strange(make, tmp_path, rng):
     assert [r.name for r in records_of(source)] == ["c_py", f"c_py-{last[:8]}"]
 
 
+def test_a_replica_without_changes_follows_a_source_that_was_rolled_back_whatever_is_refused(make, rng):
+    source, copy = make("source"), make("copy")
+    for name in ("m1", "m2"):
+        master(source, name, rng.bytes(9000))
+        pull(VolumePeer(source), copy)
+    source.rollback("m1")
+    master(source, "m3", data := rng.bytes(9000))
+    found = pull(VolumePeer(source), copy, changes=LocalChanges.REFUSE)
+    assert (found.brought.base, found.brought.kept, read(copy, "/file")) == ("m1", None, data)
+    assert "m2" in kinds(copy)
+    write(copy, "/mine", b"mine")
+    source.rollback("m1")
+    master(source, "m4", rng.bytes(9000))
+    with pytest.raises(RefusedError, match="was written to since"):
+        pull(VolumePeer(source), copy, changes=LocalChanges.REFUSE)
+    assert read(copy, "/mine") == b"mine"
+
+
 def test_nobody_waits_for_a_master_that_no_pointer_leads_to(make, rng):
     source, copy = make("source"), make("copy")
     for name in ("m1", "m2"):
