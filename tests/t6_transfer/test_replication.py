@@ -517,3 +517,48 @@ def test_where_replicas_stand_beyond_a_pointer_beside_it_and_without_one(make, r
     assert (without.newest, without.wanted, without.left_blocks) == ("m2", "", None)
     with pytest.raises(NoSuchSnapshotError):
         replicas(source, "nowhere")
+
+
+@pytest.mark.parametrize("changes", LocalChanges)
+def test_a_replica_shows_what_the_pointer_went_back_to(make, rng, changes):
+    source, copy = make("source"), make("copy")
+    contents = {name: rng.bytes(9000) for name in ("m1", "m2", "m3")}
+    for name in ("m1", "m2"):
+        master(source, name, contents[name])
+        pull(VolumePeer(source), copy)
+    source.move_pointer("master", "m1")
+    found = pull(VolumePeer(source), copy, changes=changes)
+    assert (found.moved, found.went_back, read(copy, "/file")) == (("master",), True, contents["m1"])
+    assert not pull(VolumePeer(source), copy, changes=changes).went_back
+    assert {"m1", "m2"} <= set(kinds(copy))
+    master(source, "m3", contents["m3"])
+    found = pull(VolumePeer(source), copy, changes=changes)
+    assert (found.brought.already_there, found.brought.kept, read(copy, "/file")) == (False, None, contents["m3"])
+    assert bp.check(copy).ok
+
+
+def test_changes_of_a_replica_go_where_they_are_to_and_nothing_new_is_there(make, rng):
+    source, copy = make("source"), make("copy")
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), copy)
+    write(copy, "/mine", b"mine")
+    for changes in (LocalChanges.KEEP, LocalChanges.REFUSE):
+        assert not pull(VolumePeer(source), copy, changes=changes).went_back
+        assert read(copy, "/mine") == b"mine"
+    assert pull(VolumePeer(source), copy, changes=LocalChanges.FLUSH).went_back
+    with pytest.raises(FileNotFoundError):
+        read(copy, "/mine")
+
+
+def test_who_writes_and_pulls_too_is_not_taken_back(make, rng):
+    """Two that feed each other: what one has written since its master stays live, though a pointer moves to that."""
+    one, two = make("one"), make("two")
+    master(one, "m1", rng.bytes(9000))
+    pull(VolumePeer(one), two)
+    write(one, "/file", new := rng.bytes(9000))
+    one.snapshot("later")
+    two.move_pointer("master", "m1")
+    two.move_pointer("stable", "m1")
+    for pointer in ("master", "stable"):
+        found = pull(VolumePeer(two), one, pointer)
+        assert (found.went_back, read(one, "/file")) == (False, new)
