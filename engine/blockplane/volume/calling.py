@@ -28,6 +28,8 @@ def calling(volume: LiveVolume, volume_id: bytes) -> Iterator[None]:
     finally:
         with _guard:
             calls[volume_id] -= 1
+            if not calls[volume_id]:
+                del calls[volume_id]
 
 
 def calls(volume: LiveVolume, volume_id: bytes) -> bool:

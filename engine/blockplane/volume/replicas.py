@@ -65,7 +65,7 @@ def heard(volume: LiveVolume, caller: Caller, stands: SnapshotRecord | None) -> 
         now = time.time_ns()
         record = _named(volume, caller)
         if find(volume, caller.volume_id) is None:  # in the CP that holds something for it, or before
-            _enter(volume, replace(record, generation=caller.generation, contact_ns=now))
+            _enter(volume, record)
         _settle(volume, record.name, stands)
         at = stands.id if stands is not None else NO_ID
         new = replace(record, generation=caller.generation, stands=at, via=NO_ID, contact_ns=now, flags=0, silent_ns=0)

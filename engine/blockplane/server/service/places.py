@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
 from blockplane.api import Volume
-from blockplane.model.errors import BlockplaneError
 from blockplane.transfer import mirrors
 from blockplane.transfer.lag import replicas
 
-#: What is left is counted by algebra, whose cost follows what differs: not for everybody who asks.
+#: What is left is counted by algebra, whose cost follows what differs: not for everybody who asks, nor waited for long.
 _COUNT_EVERY_S: Final = 30.0
+_WAIT_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +38,42 @@ class Place:
 
 
 class Places:
-    """Looks at the copies of volumes, no more often than is worth it."""
+    """Looks at the copies of volumes, in threads of its own, and no more often than is worth it. Thread-safe."""
 
     def __init__(self) -> None:
+        #: guards the two below
+        self._lock = threading.Lock()
         self._known: dict[str, tuple[float, tuple[Place, ...]]] = {}
+        self._counting: dict[str, threading.Thread] = {}
 
     def of(self, name: str, volume: Volume | None) -> tuple[Place, ...]:
-        """Return the copies of a volume of a service; as they were known last where it is not open or fails."""
-        now = time.monotonic()
-        counted_s, found = self._known.get(name, (float("-inf"), ()))
-        if volume is not None and not volume.stopped_at and now - counted_s >= _COUNT_EVERY_S:
-            try:
-                counted_s, found = now, tuple(_places(volume))
-            except (BlockplaneError, OSError):
-                return found
-            self._known[name] = counted_s, found
-        return tuple(replace(each, lag_s=each.lag_s + now - counted_s) if each.lag_s else each for each in found)
+        """Return the copies of a volume of a service; as they were known last where they cannot be counted soon."""
+        if volume is not None and not volume.stopped_at:
+            self._begin(name, volume).join(_WAIT_S)
+        with self._lock:
+            counted_s, found = self._known.get(name, (0.0, ()))
+        passed_s = time.monotonic() - counted_s
+        return tuple(replace(each, lag_s=each.lag_s + passed_s) if each.lag_s else each for each in found)
+
+    def _begin(self, name: str, volume: Volume) -> threading.Thread:
+        """Count anew, where it is time; return the thread that does, or did last."""
+        with self._lock:
+            counted_s, _ = self._known.get(name, (float("-inf"), ()))
+            thread = self._counting.get(name)
+            is_due = time.monotonic() - counted_s >= _COUNT_EVERY_S
+            if thread is None or (is_due and not thread.is_alive()):
+                thread = threading.Thread(
+                    target=self._count, args=(name, volume), name="blockplane copies", daemon=True
+                )
+                self._counting[name] = thread
+                thread.start()
+            return thread
+
+    def _count(self, name: str, volume: Volume) -> None:
+        with suppress(Exception):  # the volume may be closed meanwhile: nothing is known then
+            found = time.monotonic(), tuple(_places(volume))
+            with self._lock:
+                self._known[name] = found
 
 
 def _places(volume: Volume) -> Iterator[Place]:
