@@ -67,7 +67,7 @@ INTERVAL = IntervalRecord(an_id(5), 3, 11, 12, -13, ROOTS[3], ROOTS[4])
 DESTINATION = DestinationRecord("tåpe", an_id(6), an_id(7), 2, -14, -15)
 IMAGE = StoredImage(an_id(8), "week", "s:1", "june1", 21, -22, ROOTS[5])
 POINTER = PointerRecord("mäster", an_id(5), 6, an_id(7), -8)
-REPLICA = ReplicaRecord("städt", an_id(1), 9, an_id(2), an_id(3), -10, -11, "cüt", 1, -12)
+REPLICA = ReplicaRecord("städt", an_id(1), 9, an_id(2), an_id(3), -10, -11, "cüt", 1, -12, an_id(4))
 HOLD = Hold(an_id(3), "mirror", 19, -20)
 INCOMING = IncomingEntry(
     an_id(1),
@@ -300,9 +300,8 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
             "name": REPLICA.name.encode(),
             "n_error": 4,
             "error": REPLICA.error.encode(),
-            **fields_of(
-                REPLICA, "flags", "generation", "volume_id", "stands", "via", "contact_ns", "error_ns", "silent_ns"
-            ),
+            **fields_of(REPLICA, "flags", "generation", "volume_id", "stands", "via"),
+            **fields_of(REPLICA, "contact_ns", "error_ns", "silent_ns", "key"),
         },
     ),
     "Replica limit": (Replication(limit_s=77).encode(), {"kind": 3, "limit_s": 77}),

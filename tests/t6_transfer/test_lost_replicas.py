@@ -266,6 +266,33 @@ def test_replicas_that_are_lost_make_room_for_others(make, rng):
     assert (len(names), "r0" in names, "r1" in names, "copy" in names) == (1024, False, True, True)
 
 
+def test_nobody_speaks_for_who_calls_by_another_certificate(make, rng, clock):
+    """Neither in its name, nor as one that it pulls from; once it has been silent for a day, as that."""
+    source, copy, other = make("source"), make("copy"), make("other")
+    master(source, "m1", rng.bytes(9000))
+    mine, others, top = b"m" * 16, b"o" * 16, "m3"
+    pull(VolumePeer(source), copy)
+    with giving(source, "master", standing_of(copy), mine):
+        pass
+    for name in ("m2", "m3"):
+        master(source, name, rng.bytes(9000))
+    there = tuple(entry.record for entry in source.local.entries())
+    with (
+        pytest.raises(RefusedError, match="calls with another certificate"),
+        giving(source, "master", replace(standing_of(copy), snapshots=there), others),
+    ):
+        pass
+    told = ReplicaRecord("x", copy.info.volume_id, 1 << 60, source.get_snapshot(top).record.id)
+    for hours, newest in ((1, "m1"), (25, top)):
+        clock(hours * HOUR)
+        with giving(source, "master", replace(standing_of(other), below=(told,)), others):
+            pass
+        assert {replica.name: replica.newest for replica in replicas(source)}["copy"] == newest
+    pull(VolumePeer(source), copy)  # from this machine, and by its own certificate, it is let in
+    with giving(source, "master", standing_of(copy), mine):
+        pass
+
+
 def test_a_caller_tells_of_so_many_new_replicas_and_no_more(make, rng):
     source, copy = make("source"), make("copy")
     master(source, "m1", rng.bytes(9000))

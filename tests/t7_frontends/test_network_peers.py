@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import socket
 import threading
 import time
@@ -313,6 +314,25 @@ def test_the_source_hears_why_who_pulls_gave_up(side, tmp_path):
                 side.peer(patience_s=0).bring(second, pulled, LocalChanges.REFUSE)
             wait_for(lambda: replicas(side.copy)[0].error, "the error")
             assert "was written to since" in replicas(side.copy)[0].error
+
+
+def test_a_replica_is_who_calls_by_its_certificate(side, tmp_path):
+    """Two copies of one volume, at two hosts: one would be held for, and the other built upon that."""
+    first = side.change(60)
+    side.push(first)
+    with fresh(tmp_path / "pulled", size="48M") as pulled:
+        side.peer().bring(first, pulled, LocalChanges.REFUSE)
+    shutil.copytree(tmp_path / "pulled", tmp_path / "elsewhere")
+    side.listener.rights = Rights({name: {"pool": ["read", "write"]} for name in ("source", "backup")})
+    second = side.change(60)
+    side.push(second)
+    with bp.Volume.open(tmp_path / "elsewhere") as elsewhere:
+        with pytest.raises(RefusedError, match=r"pool knows this volume as its replica .* another certificate"):
+            side.peer(name="backup", patience_s=0).bring(second, elsewhere, LocalChanges.REFUSE)
+        side.copy.forget_replica(replicas(side.copy, second)[0].name)
+        assert side.peer(name="backup", patience_s=0).bring(second, elsewhere, LocalChanges.REFUSE).base == first
+    with bp.Volume.open(tmp_path / "pulled") as pulled, pytest.raises(RefusedError, match="another certificate"):
+        side.peer(patience_s=0).bring(second, pulled, LocalChanges.REFUSE)
 
 
 def test_who_comes_late_to_its_turn_does_not_end_a_newer_call(side):

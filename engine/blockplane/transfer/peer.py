@@ -150,7 +150,7 @@ class Gift:
 
 
 @contextmanager
-def giving(volume: LiveVolume, wanted: str, standing: Standing) -> Iterator[Gift]:
+def giving(volume: LiveVolume, wanted: str, standing: Standing, key: bytes = NO_ID) -> Iterator[Gift]:
     """Answer one who asks for a snapshot, for the length of a `with`: what is sent in it arrived where it ends well.
 
     Who asks is a known replica from then on: where it stands, what is on its way to it, and where those below it stand
@@ -158,7 +158,8 @@ def giving(volume: LiveVolume, wanted: str, standing: Standing) -> Iterator[Gift
 
     Parameters
     ----------
-    wanted : a snapshot's name, or a pointer's. standing : of who asks.
+    wanted : a snapshot's name, or a pointer's. standing : of who asks. key : by whose certificate; NO_ID: from this
+    machine.
 
     Raises
     ------
@@ -173,7 +174,7 @@ def giving(volume: LiveVolume, wanted: str, standing: Standing) -> Iterator[Gift
         record = _wanted(volume, wanted)
         _refuse_shadow_there(record, standing)
         if volume.writable:
-            caller = replicas.Caller(standing.volume_id, standing.label, standing.generation, standing.below)
+            caller = replicas.Caller(standing.volume_id, standing.label, standing.generation, standing.below, key)
             known = replicas.heard(volume, caller, meeting(volume, record.name, standing.whole))
             if record.id not in standing.whole:
                 replicas.begin(volume, known.name, record.name)

@@ -29,18 +29,25 @@ if TYPE_CHECKING:
 MAX_REPLICAS: Final = 1024
 #: That were not known before, in one call.
 MAX_TOLD: Final = 128
+#: How long what a replica said itself counts for more than what others say of it.
+ITSELF_NS: Final = 86_400 * 10**9
 #: A contact that changes nothing else is noted when the one noted before is so old.
 NOTE_NS: Final = 10 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A replica as it says of itself. label : what it would be called. below : what it knows of those below it."""
+    """A replica as it says of itself.
+
+    label : what it would be called. below : what it knows of those below it. key : by whose certificate it calls;
+    NO_ID: from this machine.
+    """
 
     volume_id: bytes
     label: str
     generation: int
     below: Sequence[ReplicaRecord] = ()
+    key: bytes = NO_ID
 
 
 def records_of(volume: LiveVolume) -> list[ReplicaRecord]:
@@ -60,18 +67,27 @@ def heard(volume: LiveVolume, caller: Caller, stands: SnapshotRecord | None) -> 
     Parameters
     ----------
     stands : the newest snapshot here that it has whole; it is held from now on, in place of the one before.
+
+    Raises
+    ------
+    RefusedError: somebody else calls for it; there are as many as there may be.
     """
     with volume.lock:
         now = time.time_ns()
         record = _named(volume, caller)
+        if _is_anothers(record, caller):
+            raise _called_by_another(volume, record)
         if find(volume, caller.volume_id) is None:  # in the CP that holds something for it, or before
             _enter(volume, record)
         _settle(volume, record.name, stands)
         at = stands.id if stands is not None else NO_ID
-        new = replace(record, generation=caller.generation, stands=at, via=NO_ID, contact_ns=now, flags=0, silent_ns=0)
+        key = caller.key if caller.key != NO_ID else record.key
+        new = replace(
+            record, generation=caller.generation, stands=at, via=NO_ID, contact_ns=now, flags=0, silent_ns=0, key=key
+        )
         here = volume.info.volume_id  # who told of whom: what they have of this volume is no news here
         told = [r for r in caller.below if r.volume_id not in (here, caller.volume_id) and r.via != here]
-        _put(volume, [new, *_news(volume, caller.volume_id, told, now)])
+        _put(volume, [new, *_news(volume, caller, told, now)])
         return new
 
 
@@ -112,11 +128,13 @@ def _free(label: str, volume_id: bytes, taken: Iterable[str]) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def _news(volume: LiveVolume, via: bytes, told: Sequence[ReplicaRecord], now: int) -> list[ReplicaRecord]:
+def _news(volume: LiveVolume, caller: Caller, told: Sequence[ReplicaRecord], now: int) -> list[ReplicaRecord]:
     """Return the records of those below that are known to be later than what is known here.
 
-    What they say of the time is how long ago it was: their clock may be another.
+    What they say of the time is how long ago it was: their clock may be another. Of who calls here itself, by another
+    certificate, and has done so of late, nobody else is believed: it would lose what is held for it.
     """
+    via = caller.volume_id
     known = {record.volume_id: record for record in records_of(volume)}
     taken = {record.name for record in known.values()} | {d.name for d in volume.local.destinations()}
     news, n_new = list[ReplicaRecord](), 0
@@ -126,6 +144,8 @@ def _news(volume: LiveVolume, via: bytes, told: Sequence[ReplicaRecord], now: in
         if old is None and (n_new >= MAX_TOLD or len(known) + n_new >= MAX_REPLICAS - 1):
             continue
         n_new += old is None
+        if old is not None and _speaks_for_itself(old, caller, now):
+            continue
         if old is None or record.generation > old.generation:
             name = old.name if old is not None else _free(record.name, record.volume_id, taken)
             taken.add(name)
@@ -133,6 +153,23 @@ def _news(volume: LiveVolume, via: bytes, told: Sequence[ReplicaRecord], now: in
         elif record.generation == old.generation and old.via == via and heard_ns > old.contact_ns:
             news.append(replace(old, contact_ns=heard_ns, silent_ns=0))
     return news
+
+
+def _speaks_for_itself(replica: ReplicaRecord, caller: Caller, now: int) -> bool:
+    return _is_anothers(replica, caller) and now - replica.contact_ns < ITSELF_NS
+
+
+def _is_anothers(replica: ReplicaRecord, caller: Caller) -> bool:
+    """Whether a replica that is waited for calls by another certificate than who calls now."""
+    is_known = replica.is_direct and not replica.is_lost and NO_ID not in (replica.key, caller.key)
+    return is_known and replica.key != caller.key
+
+
+def _called_by_another(volume: LiveVolume, replica: ReplicaRecord) -> RefusedError:
+    return RefusedError(
+        f"{volume.path} knows this volume as its replica {replica.name}, which calls with another certificate",
+        f"if that has a new name: blockplane replicas {volume.path} --forget {replica.name}",
+    )
 
 
 def _put(volume: LiveVolume, records: Sequence[ReplicaRecord]) -> None:
@@ -256,4 +293,8 @@ def forget_volume(volume: LiveVolume, volume_id: bytes) -> None:
 def reported(volume: LiveVolume) -> list[ReplicaRecord]:
     """Return what is told up of the replicas below: those that are not lost, each with how long ago it was heard of."""
     now = time.time_ns()
-    return [replace(r, contact_ns=max(now - r.contact_ns, 0)) for r in records_of(volume) if not r.flags & FLAG_LOST]
+    return [
+        replace(r, contact_ns=max(now - r.contact_ns, 0), key=NO_ID)
+        for r in records_of(volume)
+        if not r.flags & FLAG_LOST
+    ]

@@ -21,7 +21,7 @@ FLAG_LOST: Final = 1
 ERROR_BYTES: Final = 255
 
 _POINTER = struct.Struct("<IIQ16s16sqB127s")
-_REPLICA = struct.Struct("<IIQ16s16s16sqqB127sB255sq")
+_REPLICA = struct.Struct("<IIQ16s16s16sqqB127sB255sq16s")
 _LIMIT = struct.Struct("<IIQ")
 
 
@@ -65,7 +65,8 @@ class ReplicaRecord:
     name : also of its destination. generation : of that volume when it said so: of two reports the later counts.
     stands : the newest snapshot it has that is here too. via : id of the volume that told of it; NO_ID: it did itself.
     contact_ns : when it was last heard of, here. silent_ns : when it was first found to be silent for longer than the
-    limit; 0: it was not. error_ns, error : of the last transfer that failed.
+    limit; 0: it was not. error_ns, error : of the last transfer that failed. key : who calls for it over a network, by
+    certificate; NO_ID: nobody has.
     """
 
     name: str
@@ -78,6 +79,7 @@ class ReplicaRecord:
     error: str = ""
     flags: int = 0
     silent_ns: int = 0
+    key: bytes = NO_ID
 
     @property
     def is_direct(self) -> bool:
@@ -94,17 +96,17 @@ class ReplicaRecord:
         name, error = self.name.encode(), self.error.encode()[:ERROR_BYTES].decode(errors="ignore").encode()
         ids, times = (self.volume_id, self.stands, self.via), (self.contact_ns, self.error_ns)
         head = KIND_REPLICA, self.flags, self.generation, *ids, *times
-        packed = _REPLICA.pack(*head, len(name), name, len(error), error, self.silent_ns)
+        packed = _REPLICA.pack(*head, len(name), name, len(error), error, self.silent_ns, self.key)
         return packed.ljust(REPLICATION_BYTES, b"\0")
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> ReplicaRecord:
         """Read 512 bytes; VolumeDamagedError: name or error is no text."""
-        _, flags, generation, *ids, contact_ns, error_ns, n_name, name, n_error, error, silent_ns = (
+        _, flags, generation, *ids, contact_ns, error_ns, n_name, name, n_error, error, silent_ns, key = (
             _REPLICA.unpack_from(data)
         )
         texts = _text(name[:n_name], "the name of a replica"), _text(error[:n_error], "what a replica met")
-        return cls(texts[0], ids[0], generation, ids[1], ids[2], contact_ns, error_ns, texts[1], flags, silent_ns)
+        return cls(texts[0], ids[0], generation, ids[1], ids[2], contact_ns, error_ns, texts[1], flags, silent_ns, key)
 
 
 def _text(data: bytes, what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,12 @@ class Identity:
 
     def __str__(self) -> str:
         return f"{self.names[0] if self.names else 'somebody'} at {self.address}"
+
+    @property
+    def key(self) -> bytes:
+        """What it is remembered by: 16 bytes of its first name, which a renewed certificate has too."""
+        name = self.names[0].lower() if self.names else self.fingerprint.hex() or PLAINTEXT
+        return hashlib.sha256(name.encode()).digest()[:16]
 
     @property
     def keys(self) -> frozenset[str]:

@@ -292,7 +292,7 @@ class Dialogue:
         standing, token = self._asked(volume, request)
         with contextlib.ExitStack() as stack:
             with alive(self._control, self._limits.alive_s):
-                gift = stack.enter_context(giving(volume, wanted, standing))
+                gift = stack.enter_context(giving(volume, wanted, standing, self.identity.key))
             if gift.image is None:
                 brought = Brought(gift.record.name, None, 0, 0, 0.0, already_there=True)
                 self._control.tell(Kind.ANSWER, {"brought": brought_said(brought)})
