@@ -76,6 +76,9 @@ def test_which_certificate_a_folder_means(tmp_path):
     assert Credentials.find(folder / "b") == Credentials.find(folder, "b")
     with pytest.raises(bp.errors.KeyFileError, match=r"c\.pem: no such file"):
         Credentials.find(folder, "c")
+    with pytest.raises(bp.errors.KeyFileError, match="no such folder") as none:
+        Credentials.find(folder / "c")
+    assert none.value.hint == f"make it: blockplane cert {folder} c"  # and no CA within
     for name in ("ca.key", "b.pem", "b.key"):
         (folder / name).unlink()
     assert Credentials.find(folder).certificate == folder / "a.pem"

@@ -79,6 +79,7 @@ def test_a_source_that_is_behind_is_told_of(done, pool, tmp_path):
 
 
 def test_what_is_refused(done, blockplane, pool, tmp_path):
+    assert "HOST:PORT/NAME" in blockplane("replicate", "127.0.0.1:7420", tmp_path / "copy").err
     assert done("replicas", pool).out == "no replicas\n"
     done("snapshot", "master", f"{pool}@june1")
     done("replicate", pool, tmp_path / "copy")

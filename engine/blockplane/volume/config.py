@@ -12,6 +12,7 @@ from blockplane.model.errors import NotAVolumeError
 
 CONFIG_NAME = "volume.toml"
 DISKS_DIR = "disks"
+_HOST_PORT = re.compile(r"[^/]+:\d{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,10 @@ def read_config(directory: Path) -> VolumeConfig:
     path = directory / CONFIG_NAME
     if not directory.is_dir():
         what = "is not a directory" if directory.exists() else "does not exist"
-        raise NotAVolumeError(f"{directory} {what}", "name a volume's directory, or make one with `blockplane create`")
+        hint = "name a volume's directory, or make one with `blockplane create`"
+        if _HOST_PORT.fullmatch(str(directory)):
+            hint = "a volume behind a network is named HOST:PORT/NAME"
+        raise NotAVolumeError(f"{directory} {what}", hint)
     try:
         return _parsed(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except FileNotFoundError:

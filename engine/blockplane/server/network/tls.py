@@ -90,7 +90,9 @@ class Credentials:
 
 def _only_name(folder: Path) -> str:
     if not folder.is_dir():
-        raise KeyFileError(f"{folder}: no such folder", f"make it: blockplane cert {folder} NAME")
+        is_name = (folder.parent / _CA).is_file()
+        words = f"{folder.parent} {folder.name}" if is_name else f"{folder} NAME"
+        raise KeyFileError(f"{folder}: no such folder", f"make it: blockplane cert {words}")
     found = sorted(path.stem for path in folder.glob("*.pem") if path.name != _CA)
     names = [name for name in found if (folder / f"{name}.key").exists()]
     if len(names) == 1:
