@@ -75,7 +75,8 @@ def test_a_shadow_keeps_more_than_with_an_allocator_that_does_not_care(shape, rn
     record_property("summary", f"kept of shadows, shape {shape}: {told}")
     for name in sparing:
         assert sparing[name] >= 0.6  # shape 1 is the one in which little else is free at the end
-        assert sparing[name] > blind[name] + 0.15
+        # by much, or half of what is lost else: sometimes that is little
+        assert sparing[name] > blind[name] + 0.15 or 1 - sparing[name] < (1 - blind[name]) / 2
 
 
 def fill_up(volume: Volume, client: FileClient) -> int:
