@@ -169,7 +169,6 @@ def _tell(found: PullReport, asked: _Asked, as_json: bool) -> None:
                 "kept": brought.kept,
                 "moved": list(found.moved),
                 "source_is_behind": found.is_ahead,
-                "went_back": found.went_back,
             }
         )
         return
@@ -178,7 +177,7 @@ def _tell(found: PullReport, asked: _Asked, as_json: bool) -> None:
         print(f"{place} is ahead of {printable(asked.source)}: {asked.pointer} was moved later here")
         print("nothing was brought; if the source was put back from an older copy, let it pull from here")
     elif brought.already_there:
-        print(f"{place} has {brought.top} already{', and shows it again' if found.went_back else ''}")
+        print(f"{place} has {brought.top} already")
     else:
         onto = f" onto {brought.base}" if brought.base else ""
         print(f"{place} has {brought.top}{onto}: {blocks(brought.n_blocks)} in {duration(brought.seconds)}")

@@ -14,7 +14,7 @@ from blockplane.model.errors import NoSpaceError, NoSuchSnapshotError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.newvolume import DiskWish, Opening
-from blockplane.transfer.peer import Brought, LocalChanges, Peer, go_back
+from blockplane.transfer.peer import Brought, LocalChanges, Peer
 from blockplane.transfer.resume import drop_pulled
 from blockplane.transfer.standing import Standing
 from blockplane.transfer.targets import clear_half_made, is_vacant, made_volume, not_to_be_made
@@ -24,7 +24,6 @@ from blockplane.volume.groups import DiskNames
 from blockplane.volume.mirrored import refuse_replaced
 from blockplane.volume.pointers import MASTER
 from blockplane.volume.replicationcodec import PointerRecord
-from blockplane.volume.snapshots import standing_at
 from blockplane.volume.volume import Volume
 
 
@@ -34,7 +33,7 @@ class PullReport:
 
     top : the snapshot that was asked for; what was there already, or came with it, is in `brought`. moved : pointers
     that moved here, or went. is_ahead : the pointer was moved later here than at the source, which was perhaps put
-    back from an older copy: nothing was asked for. went_back : the live file system is now what was there already.
+    back from an older copy: nothing was asked for.
     """
 
     source: str
@@ -42,7 +41,6 @@ class PullReport:
     brought: Brought
     moved: tuple[str, ...]
     is_ahead: bool = False
-    went_back: bool = False
 
 
 def pull(
@@ -84,9 +82,7 @@ def pull(
         if wanted is not None and mine is not None and _is_beyond(mine, wanted):
             return _called(source, target, theirs, mine, changes)
         brought = _brought(source, target, pointer, changes, progress)
-        moved = tuple(_follow(target, theirs, source.standing()))
-        went_back = brought.already_there and _go_back(target, brought.top, pointer in moved, changes)
-        return PullReport(source.name, brought.top, brought, moved, went_back=went_back)
+        return PullReport(source.name, brought.top, brought, tuple(_follow(target, theirs, source.standing())))
 
 
 def replicate(
@@ -152,22 +148,6 @@ def _brought(source: Peer, target: Volume, pointer: str, changes: LocalChanges, 
     if not brought.already_there:
         drop_pulled(target)
     return brought
-
-
-def _go_back(target: Volume, top: str, has_moved: bool, changes: LocalChanges) -> bool:
-    """Let what is there be the live file system too: a pointer moved to it, or changes made here are to be given up.
-
-    Where it was not written to, it follows the pointer; what it showed before stays a snapshot.
-    """
-    with settled(target):
-        record, at = target.local.entry(top).record, standing_at(target)
-        if at is None:
-            is_due = changes is LocalChanges.FLUSH
-        else:
-            is_due = has_moved and target.is_replica and at.record.id != record.id
-        if is_due:
-            go_back(target, record.id, LocalChanges.FLUSH)
-        return is_due
 
 
 def _follow(target: Volume, *standings: Standing) -> list[str]:
