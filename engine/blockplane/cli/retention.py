@@ -55,9 +55,9 @@ def prune(
 ) -> None:
     """Delete the snapshots that no rule keeps.
 
-    Newest is what came last, as `snapshot list` has them, whatever the clock said. Hours, days, weeks, months and
-    years without a snapshot do not count; they begin by this machine's clock. N is -1 for all. A policy that would
-    keep nothing is refused.
+    Newest is asked twice, by what came last and by the times that were recorded: what either keeps stays. Hours, days,
+    weeks, months and years without a snapshot do not count; they begin by this machine's clock. N is -1 for all. A
+    policy that would keep nothing is refused.
 
     \b
     blockplane prune pool --keep-last 3 --keep-daily 7 --keep-weekly 4 --keep-monthly 12 -n

@@ -3,9 +3,10 @@
 Of each period (hour, day, ISO week, month, year) the newest snapshot stays, for as many of the newest periods that have
 any as the policy says. Rules add up: a snapshot goes only if none keeps it.
 
-Newest is what came into the table last: clocks may have been ahead, or behind. A period is the one that was recorded,
-and as new as the newest snapshot that it has. No other clock corrects it, nor does today's: one that is behind by years
-would put all that is there into one period, of which one snapshot stays.
+Which are newest is asked twice, by what came into the table last and by the times that were recorded, and what either
+answer keeps stays: clocks may have been ahead when a snapshot was made, and old ones may arrive last. A period is the
+one that was recorded. No other clock corrects it, nor does today's: one that is behind by years would put all that is
+there into one period, of which one snapshot stays.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ _PERIODS: Final[tuple[tuple[str, Callable[[datetime], Period]], ...]] = (
     ("monthly", lambda at: (at.year, at.month)),
     ("yearly", lambda at: (at.year,)),
 )
+_RULES: Final = ("last", "within", "name", *(rule for rule, _ in _PERIODS))
 
 
 def judge(records: Sequence[SnapshotRecord], policy: Policy, zone: tzinfo | None = None) -> list[Verdict]:
@@ -105,7 +107,18 @@ def judge(records: Sequence[SnapshotRecord], policy: Policy, zone: tzinfo | None
     """
     _check(policy)
     judged = [r for r in records if r.kind == KIND_REGULAR and any(fnmatchcase(r.name, p) for p in policy.only)]
-    ordered = judged[::-1]
+    came = judged[::-1]
+    dated = sorted(came, key=lambda record: record.created_ns, reverse=True)
+    by_came, by_date = _reasons(came, policy, zone), _reasons(dated, policy, zone)
+    of_date = {record.id: why for record, why in zip(dated, by_date, strict=True)}
+    return [
+        Verdict(record.name, record.created_ns, tuple(rule for rule in _RULES if rule in {*why, *of_date[record.id]}))
+        for record, why in zip(came, by_came, strict=True)
+    ]
+
+
+def _reasons(ordered: Sequence[SnapshotRecord], policy: Policy, zone: tzinfo | None) -> list[list[str]]:
+    """Return which rules keep each of some snapshots, newest first."""
     reasons: list[list[str]] = [[] for _ in ordered]
     for at, (record, age_ns) in enumerate(zip(ordered, _ages_ns(ordered), strict=True)):
         if policy.last == ALL or at < policy.last:
@@ -118,7 +131,7 @@ def judge(records: Sequence[SnapshotRecord], policy: Policy, zone: tzinfo | None
     for rule, period_of in _PERIODS:
         for at in _newest_of_each([period_of(time) for time in times], getattr(policy, rule)):
             reasons[at].append(rule)
-    return [Verdict(r.name, r.created_ns, tuple(why)) for r, why in zip(ordered, reasons, strict=True)]
+    return reasons
 
 
 def _ages_ns(newest_first: Sequence[SnapshotRecord]) -> list[int]:
