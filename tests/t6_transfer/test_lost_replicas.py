@@ -158,10 +158,58 @@ def test_who_called_while_the_clock_was_ahead_can_be_lost_all_the_same(make, rng
     pull(VolumePeer(source), far)
     clock(0)
     source.set_replica_limit(HOUR)
-    for hours in (0, 2, 4):
+    for hours, status in ((0, "idle"), (2, "idle"), (4, "idle"), (5, "lost")):  # found ahead twice, then silent twice
         clock(hours * HOUR)
         source.expire_replicas()
-    assert statuses(source) == {"far": "lost"}
+        assert statuses(source) == {"far": status}
+
+
+def test_one_look_by_a_clock_that_is_behind_costs_nobody_a_base(make, rng, clock):
+    source, near = make("source"), make("near")
+    for name in ("m1", "m2"):
+        master(source, name, rng.bytes(9000))
+        if name == "m1":
+            pull(VolumePeer(source), near)
+    source.set_replica_limit(30 * DAY)
+    clock(-50 * YEAR)
+    assert source.expire_replicas() == []
+    for hours in (0, 25, 50):
+        clock(hours * HOUR)
+        assert source.expire_replicas() == []
+    assert (statuses(source), set(kinds(source).values())) == ({"near": "idle"}, {"regular"})
+
+
+def test_those_below_one_that_is_given_something_for_long_are_not_lost(make, rng, clock):
+    source, middle, leaf = make("source"), make("middle"), make("leaf")
+    master(source, "m1", rng.bytes(9000))
+    for above, below in ((source, middle), (middle, leaf), (source, middle)):
+        pull(VolumePeer(above), below)
+    source.set_replica_limit(DAY)
+    with giving(source, "m1", standing_of(middle)):
+        for days in (2, 3, 4):
+            clock(days * DAY)
+            source.expire_replicas()
+        assert statuses(source)["leaf"] == "idle"
+    assert "replica:leaf" in owners(source)
+
+
+def test_one_that_was_lost_and_is_heard_of_again_is_not_lost_and_can_be_again(make, rng, clock):
+    source, near, far = make("source"), make("near"), make("far")
+    master(source, "m1", rng.bytes(9000))
+    for above, below in ((source, near), (near, far), (source, near)):
+        pull(VolumePeer(above), below)
+    source.set_replica_limit(DAY)
+    for days in (2, 3):
+        clock(days * DAY)
+        pull(VolumePeer(near), far)
+        source.expire_replicas()
+    assert statuses(source) == {"near": "lost", "far": "lost"}
+    pull(VolumePeer(source), near)
+    assert (statuses(source)["far"], "replica:far" in owners(source)) == ("idle", True)
+    for days in (10, 12):
+        clock(days * DAY)
+        source.expire_replicas()
+    assert (statuses(source)["far"], owners(source)) == ("lost", [])
 
 
 def test_a_damaged_master_keeps_nobody_from_pulling(make, rng, clock):
@@ -288,6 +336,10 @@ def test_nobody_speaks_for_who_calls_by_another_certificate(make, rng, clock):
         with giving(source, "master", replace(standing_of(other), below=(told,)), others):
             pass
         assert {replica.name: replica.newest for replica in replicas(source)}["copy"] == newest
+    plain = make("plain")
+    for key in (known.PLAIN_KEY, others):  # without a certificate before
+        with giving(source, "master", standing_of(plain), key):
+            pass
     pull(VolumePeer(source), copy)  # from this machine, and by its own certificate, it is let in
     with giving(source, "master", standing_of(copy), mine):
         pass

@@ -323,6 +323,22 @@ def test_what_interrupted_pulls_left_goes_when_a_later_one_has_arrived(make, rng
     assert bp.check(copy).problems == []
 
 
+def test_what_a_pull_of_another_pointer_left_stays(make, rng):
+    source, copy = make("source", 3), make("copy", 3)
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), copy)
+    for name, n_bytes in (("small", 9000), ("big", 2_000_000)):
+        write(source, "/large", rng.bytes(n_bytes))
+        source.snapshot(name)
+        source.move_pointer(f"the-{name}", name)
+    with pytest.raises(KeyboardInterrupt):
+        pull(VolumePeer(source), copy, "the-big", progress=cut)
+    assert pull(VolumePeer(source), copy, "the-small").top == "small"
+    assert tops(copy) == ["big"]
+    assert pull(VolumePeer(source), copy, "the-big").top == "big"
+    assert (tops(copy), read(copy, "/large")) == ([], read(source, "/large"))
+
+
 def test_what_interrupted_pulls_left_gives_room(make, rng):
     source, copy = make("source", 3), make("copy")
     master(source, "m1", rng.bytes(9000))
@@ -462,24 +478,6 @@ def test_labels_that_are_taken_or_strange(make, tmp_path, rng):
             pull(VolumePeer(source), copy)
             last = copy.info.volume_id.hex()
     assert [r.name for r in records_of(source)] == ["c_py", f"c_py-{last[:8]}"]
-
-
-def test_a_replica_without_changes_follows_a_source_that_was_rolled_back_whatever_is_refused(make, rng):
-    source, copy = make("source"), make("copy")
-    for name in ("m1", "m2"):
-        master(source, name, rng.bytes(9000))
-        pull(VolumePeer(source), copy)
-    source.rollback("m1")
-    master(source, "m3", data := rng.bytes(9000))
-    found = pull(VolumePeer(source), copy, changes=LocalChanges.REFUSE)
-    assert (found.brought.base, found.brought.kept, read(copy, "/file")) == ("m1", None, data)
-    assert "m2" in kinds(copy)
-    write(copy, "/mine", b"mine")
-    source.rollback("m1")
-    master(source, "m4", rng.bytes(9000))
-    with pytest.raises(RefusedError, match="was written to since"):
-        pull(VolumePeer(source), copy, changes=LocalChanges.REFUSE)
-    assert read(copy, "/mine") == b"mine"
 
 
 def test_nobody_waits_for_a_master_that_no_pointer_leads_to(make, rng):

@@ -294,17 +294,9 @@ def _taken(
     target: VolumeDestination, image: Image, changes: LocalChanges, progress: Progress, source_id: bytes = NO_ID
 ) -> Brought:
     kept, watched = made_ready(target.volume, changes, progress, source_id)
-    return brought(copy(image, target, discard=may_discard(target.volume, changes), progress=watched), kept)
-
-
-def may_discard(volume: LiveVolume, changes: LocalChanges) -> bool:
-    """Whether the live file system may be replaced by one of another branch, once a volume was made ready.
-
-    What is kept in a snapshot is on no line of the top's, and only given up as the live file system; what came from
-    elsewhere, and was not written to since, is nobody's change.
-    """
-    with settled(volume):
-        return changes is not LocalChanges.REFUSE or (volume.is_replica and standing_at(volume) is not None)
+    # what is kept in a snapshot of its own is on no line of the top's, and only given up as the live file system
+    discard = changes is not LocalChanges.REFUSE
+    return brought(copy(image, target, discard=discard, progress=watched), kept)
 
 
 def let_go(volume: LiveVolume, ids: Sequence[bytes]) -> None:

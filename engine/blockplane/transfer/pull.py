@@ -81,7 +81,7 @@ def pull(
             mine = _pointer(target.local.replication().pointers, pointer)
         if wanted is not None and mine is not None and _is_beyond(mine, wanted):
             return _called(source, target, theirs, mine, changes)
-        brought = _brought(source, target, pointer, changes, progress)
+        brought = _brought(source, target, theirs, pointer, changes, progress)
         return PullReport(source.name, brought.top, brought, tuple(_follow(target, theirs, source.standing())))
 
 
@@ -134,20 +134,29 @@ def _is_beyond(mine: PointerRecord, theirs: PointerRecord) -> bool:
     return mine.rank > theirs.rank and mine.snapshot_id != theirs.snapshot_id
 
 
-def _brought(source: Peer, target: Volume, pointer: str, changes: LocalChanges, progress: Progress) -> Brought:
+def _brought(
+    source: Peer, target: Volume, theirs: Standing, pointer: str, changes: LocalChanges, progress: Progress
+) -> Brought:
     """Ask for a pointer; what interrupted pulls have left goes once that is there, or where it takes the room for it.
 
-    What came last before may stay the same towards a later top, and does not travel again: until then it is kept.
+    What came last before may stay the same towards a later top, and does not travel again: until then it is kept. What
+    other pointers stand at may be on its way too.
     """
     try:
         brought = source.bring(pointer, target, changes, progress)
     except NoSpaceError:
-        if not drop_pulled(target):
+        if not drop_pulled(target, _still_wanted(target, theirs)):
             raise
         return source.bring(pointer, target, changes, progress)
     if not brought.already_there:
-        drop_pulled(target)
+        drop_pulled(target, _still_wanted(target, theirs))
     return brought
+
+
+def _still_wanted(target: Volume, theirs: Standing) -> set[bytes]:
+    """Return the ids of what pointers of a source stand at, and is not here."""
+    with target.lock:
+        return {pointer.snapshot_id for pointer in theirs.pointers} - {e.record.id for e in target.local.regular()}
 
 
 def _follow(target: Volume, *standings: Standing) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -235,10 +235,13 @@ def drop_incoming(volume: LiveVolume, top: str | None = None) -> int:
         return _drop(volume, _waiting(volume, top))
 
 
-def drop_pulled(volume: LiveVolume) -> int:
-    """Give up what interrupted pulls have left; return how many blocks that frees. Durable on return."""
+def drop_pulled(volume: LiveVolume, but: Container[bytes] = ()) -> int:
+    """Give up what interrupted pulls have left; return how many blocks that frees. Durable on return.
+
+    but : ids of tops towards which something may stay.
+    """
     with volume.lock:
-        left = [image for image in volume.local.incoming.images() if image.entry.was_pulled]
+        left = [e for e in volume.local.incoming.images() if e.entry.was_pulled and e.entry.top_id not in but]
         return _drop(volume, [image for image in left if not volume.incoming.runs(image.entry.landing_id)])
 
 

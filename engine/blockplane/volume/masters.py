@@ -100,16 +100,21 @@ def expire(volume: LiveVolume, now_ns: int | None = None) -> list[str]:
 
 
 def _looked_at(volume: LiveVolume, replica: ReplicaRecord, limit_s: int, now: int) -> ReplicaRecord:
-    """Return the record of a replica after one look at how long it has been silent."""
-    if replica.is_lost or calls(volume, replica.volume_id):
+    """Return the record of a replica after one look at how long it has been silent.
+
+    What one look finds, by a clock that may be wrong now, only a second one some time later acts on.
+    """
+    if replica.is_lost or any(calls(volume, by) for by in (replica.volume_id, replica.via)):
         return replica
-    contact = min(replica.contact_ns, now)  # the clock was ahead
-    if now - contact <= limit_s * 10**9:
-        return replace(replica, contact_ns=contact, silent_ns=0)
+    is_ahead, silent = replica.contact_ns > now, now - replica.contact_ns > limit_s * 10**9
+    if not (is_ahead or silent):
+        return replace(replica, silent_ns=0)
     if not 0 < replica.silent_ns <= now:
-        return replace(replica, contact_ns=contact, silent_ns=now)
+        return replace(replica, silent_ns=now)
     if now - replica.silent_ns < min(limit_s * 10**9 // 8, _DAY_NS):
         return replica
+    if is_ahead:  # the clock was, when it called
+        return replace(replica, contact_ns=now, silent_ns=0)
     return replace(replica, flags=replica.flags | FLAG_LOST)
 
 

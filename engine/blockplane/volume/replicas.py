@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MAX_REPLICAS: Final = 1024
 #: That were not known before, in one call.
 MAX_TOLD: Final = 128
+#: The key of all who call without a certificate; it binds nobody.
+PLAIN_KEY: Final = b"plain".ljust(16, b"\0")
 #: How long what a replica said itself counts for more than what others say of it.
 ITSELF_NS: Final = 86_400 * 10**9
 #: A contact that changes nothing else is noted when the one noted before is so old.
@@ -109,7 +111,11 @@ def _make_room(volume: LiveVolume) -> bool:
     lost = [record for record in table.replicas if record.is_lost]
     if lost:
         gone = min(lost, key=lambda record: record.contact_ns)
-        volume.local.set_replication(replace(table, replicas=tuple(r for r in table.replicas if r is not gone)))
+        let_go(volume, gone)
+        table = volume.local.replication()
+        volume.local.set_replication(
+            replace(table, replicas=tuple(r for r in table.replicas if r.volume_id != gone.volume_id))
+        )
     return bool(lost)
 
 
@@ -151,7 +157,7 @@ def _news(volume: LiveVolume, caller: Caller, told: Sequence[ReplicaRecord], now
             taken.add(name)
             news.append(ReplicaRecord(name, record.volume_id, record.generation, record.stands, via, heard_ns))
         elif record.generation == old.generation and old.via == via and heard_ns > old.contact_ns:
-            news.append(replace(old, contact_ns=heard_ns, silent_ns=0))
+            news.append(replace(old, contact_ns=heard_ns, silent_ns=0, flags=0))
     return news
 
 
@@ -161,7 +167,8 @@ def _speaks_for_itself(replica: ReplicaRecord, caller: Caller, now: int) -> bool
 
 def _is_anothers(replica: ReplicaRecord, caller: Caller) -> bool:
     """Whether a replica that is waited for calls by another certificate than who calls now."""
-    is_known = replica.is_direct and not replica.is_lost and NO_ID not in (replica.key, caller.key)
+    is_known = replica.is_direct and not replica.is_lost
+    is_known = is_known and caller.key != NO_ID and replica.key not in (NO_ID, PLAIN_KEY)
     return is_known and replica.key != caller.key
 
 

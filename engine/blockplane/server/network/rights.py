@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Final
 
 from blockplane.model.errors import UsageError
+from blockplane.volume.replicas import PLAIN_KEY
 
 #: What a rule calls peers of plain connections, who can prove nothing. No certificate has such a name.
 PLAINTEXT: Final = "@plaintext"
@@ -43,8 +44,10 @@ class Identity:
 
     @property
     def key(self) -> bytes:
-        """What it is remembered by: 16 bytes of its first name, which a renewed certificate has too."""
-        name = self.names[0].lower() if self.names else self.fingerprint.hex() or PLAINTEXT
+        """What it is remembered by: 16 bytes of the digest of its first name, which a renewed certificate has too."""
+        if not self.fingerprint:
+            return PLAIN_KEY
+        name = self.names[0].lower() if self.names else self.fingerprint.hex()
         return hashlib.sha256(name.encode()).digest()[:16]
 
     @property

@@ -54,7 +54,6 @@ from blockplane.transfer.peer import (
     forget_superseded,
     giving,
     made_ready,
-    may_discard,
 )
 from blockplane.transfer.receive import ReceiveReport, receive
 from blockplane.transfer.resume import ResumeToken, drop_incoming
@@ -389,7 +388,7 @@ def send_rest(
 
 def taken_in(incoming: Incoming, target: VolumeDestination, changes: LocalChanges, progress: Progress) -> ReceiveReport:
     """Receive what comes."""
-    discard = may_discard(target.volume, changes)
+    discard = changes is not LocalChanges.REFUSE
     return receive(incoming, target, discard=discard, progress=progress)  # type: ignore[arg-type]
 
 
