@@ -196,8 +196,11 @@ def test_those_below_one_that_is_given_something_for_long_are_not_lost(make, rng
 def test_one_that_was_lost_and_is_heard_of_again_is_not_lost_and_can_be_again(make, rng, clock):
     source, near, far = make("source"), make("near"), make("far")
     master(source, "m1", rng.bytes(9000))
-    for above, below in ((source, near), (near, far), (source, near)):
+    rounds = ((source, near), *[(near, far), (source, near)] * 3)
+    for n, (above, below) in enumerate(rounds):  # in the end the source knows far's last generation
+        clock(20 * n)
         pull(VolumePeer(above), below)
+    assert known.find(source, far.info.volume_id).generation == far.info.generation
     source.set_replica_limit(DAY)
     for days in (2, 3):
         clock(days * DAY)
