@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
 from blockplane.server.network import Credentials, Limits, Listener, RemotePeer, Rights, make_certificates
 
 Direction = Literal["up", "down"]
@@ -49,6 +52,12 @@ class Hosts:
 
     def peer(self, address: str, volume: str = "pool", name: str = "source", **more) -> RemotePeer:
         return RemotePeer(address, volume, self.credentials(name), **{"limits": QUICK, "patience_s": 10.0, **more})
+
+
+def fingerprint(credentials: Credentials) -> str:
+    """Of a certificate, as rules and policies have it."""
+    signed = x509.load_pem_x509_certificate(credentials.certificate.read_bytes())
+    return f"sha256:{signed.fingerprint(hashes.SHA256()).hex()}"
 
 
 @dataclass

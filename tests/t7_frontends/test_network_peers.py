@@ -19,6 +19,7 @@ from blockplane.model.errors import (
     ConnectionLostError,
     NoSpaceError,
     NoSuchSnapshotError,
+    NotAllowedError,
     RefusedError,
     UnreachableError,
     UsageError,
@@ -31,6 +32,7 @@ from blockplane.server.network.rights import Identity
 from blockplane.server.network.serving import Dialogue
 from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import LEAST_RATE, Throttle
+from blockplane.server.network.tls import fingerprint_of
 from blockplane.transfer.lag import replicas
 from blockplane.transfer.peer import KEPT, LocalChanges, VolumePeer
 from blockplane.transfer.pull import pull
@@ -39,7 +41,7 @@ from blockplane.transfer.standing import image_towards, standing_of
 from blockplane.volume.check import check
 from blockplane.volume.landing_places import reaches
 from rig.farside import far_side
-from rig.network import QUICK, Cut, Hosts, Link, threads_left
+from rig.network import QUICK, Cut, Hosts, Link, fingerprint, threads_left
 from rig.owners import wait_for
 from streams.volumes import Files, contents, fresh
 
@@ -333,6 +335,70 @@ def test_a_replica_is_who_calls_by_its_certificate(side, tmp_path):
         assert side.peer(name="backup", patience_s=0).bring(second, elsewhere, LocalChanges.REFUSE).base == first
     with bp.Volume.open(tmp_path / "pulled") as pulled, pytest.raises(RefusedError, match="another certificate"):
         side.peer(patience_s=0).bring(second, pulled, LocalChanges.REFUSE)
+
+
+class Attempt(threading.Thread):
+    """A transfer in a thread of its own, and what it ends with."""
+
+    def __init__(self, call) -> None:
+        super().__init__()
+        self._call, self.error = call, None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._call()
+        except bp.BlockplaneError as error:
+            self.error = error
+
+
+def only_sees(side) -> None:
+    side.listener.rights = Rights({"source": {"pool": ["read"]}, "backup": {"other": ["read", "write", "admin"]}})
+
+
+def is_revoked(side) -> None:
+    own = side.hosts.credentials("backup")
+    side.listener.credentials = replace(own, revoked=frozenset({fingerprint_of(fingerprint(own))}))
+
+
+def n_under_way(side, name: str) -> int:
+    """Bytes that the session of a host has moved so far."""
+    with side.listener._changed:
+        return sum(d.n_bytes for d in side.listener._dialogues.values() if name in d.identity.names)
+
+
+@pytest.mark.parametrize("loses", [only_sees, is_revoked])
+@pytest.mark.parametrize("request_", ["take", "bring"])
+def test_who_loses_its_right_is_told_and_ended_and_others_go_on(tmp_path, rng, request_, loses):
+    rate, both = [None], Rights({name: {"pool": ["read", "write"]} for name in ("source", "backup")})
+    with far_side(tmp_path, rng, "48M", rate=lambda: rate[0]) as side, fresh(tmp_path / "other", size="48M") as other:
+        side.listener.rights = both
+        side.push(side.change(3000))
+        peer, top = side.peer(name="backup", patience_s=0), large_change(side)
+        with fresh(tmp_path / "mine", size="48M") as mine:
+            if request_ == "bring":
+                side.push(top)
+            image = image_towards(side.source, top, peer.standing())
+            calls = {
+                "take": lambda peer: peer.take(image, LocalChanges.REFUSE),
+                "bring": lambda peer: peer.bring(top, mine, LocalChanges.REFUSE),
+            }
+            rate[0] = 4 * MIB
+            time.sleep(1.1)  # the rate is asked for once a second
+            another = Attempt(lambda: side.peer(patience_s=0).bring("s1", other, LocalChanges.REFUSE))
+            ended = Attempt(lambda: calls[request_](peer))
+            wait_for(lambda: n_under_way(side, "backup") > 5 * MIB, "some of it")
+            loses(side)
+            ended.join()
+            assert isinstance(ended.error, NotAllowedError)
+            assert n_under_way(side, "source")
+            rate[0] = None
+            another.join()
+            assert (another.error, contents(other.active)) == (None, side.states["s1"])
+            side.listener.credentials, side.listener.rights = side.hosts.credentials("backup"), both
+            left = resume_token(side.copy if request_ == "take" else mine)
+            assert left.n_copied > 1000
+            assert calls[request_](side.peer(name="backup")).n_blocks == left.n_left
 
 
 def test_who_comes_late_to_its_turn_does_not_end_a_newer_call(side):

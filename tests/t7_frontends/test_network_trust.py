@@ -22,7 +22,7 @@ import blockplane as bp
 from blockplane.model.errors import ConnectionLostError, KeyFileError, NetworkError, UntrustedError, UsageError
 from blockplane.server.network import Credentials, Listener, RemotePeer, Rights, make_certificates
 from blockplane.server.network.tls import fingerprint_of
-from rig.network import QUICK, Hosts, threads_left
+from rig.network import QUICK, Hosts, fingerprint, threads_left
 from streams.volumes import fresh
 
 RIGHTS = {"source": {"pool": ["read"]}}
@@ -65,11 +65,6 @@ def issue(folder: Path, ca: Path | None, *, use=(Use.SERVER_AUTH, Use.CLIENT_AUT
     trusted = (ca or folder) / ("ca.pem" if ca is not None else "source.pem")
     (folder / "ca.pem").write_bytes(trusted.read_bytes())
     return Credentials.find(folder)
-
-
-def fingerprint(credentials: Credentials) -> str:
-    signed = x509.load_pem_x509_certificate(credentials.certificate.read_bytes())
-    return f"sha256:{signed.fingerprint(hashes.SHA256()).hex()}"
 
 
 CASES = ("none", "self-signed", "expired", "wrong CA", "wrong name", "of the other use", "revoked pin", "TLS 1.2")

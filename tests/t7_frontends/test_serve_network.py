@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import blockplane as bp
-from blockplane.model.errors import BlockplaneError
+from blockplane.model.errors import BlockplaneError, UntrustedError
 from blockplane.server.service import PolicyError, read_policy
 from blockplane.transfer.peer import LocalChanges
 from blockplane.transfer.standing import image_towards
-from rig.network import Hosts
+from rig.network import Hosts, fingerprint
 from rig.services import Serving, serving
 
 POOL = '[volume.pool]\npath = "pool"\n'
@@ -57,6 +57,22 @@ def test_peers_pull_and_push_as_their_rights_say(pool, hosts, blockplane):
         assert service.end() == 0
     assert {entry.name for entry in Path("pool").iterdir()} <= {"disks", "lock", "volume.toml", "service.json"}
     assert blockplane("check", "pool").status == 0
+
+
+def test_a_certificate_that_a_policy_revokes_is_refused(pool, hosts):
+    rights = '[network.rights.source]\npool = ["read"]\n'
+    with serving(write(POOL + NETWORK + 'pool = ["read"]\n')) as service:
+        address = address_of(service)
+        service.wait_for("volume open")
+        with contextlib.closing(hosts.peer(address)) as peer:
+            assert peer.standing().snapshots
+        refused = f'revoked = "{fingerprint(hosts.credentials("source"))}"\n'
+        write(POOL + NETWORK.replace("[network.rights.source]\n", refused + rights))
+        service.process.send_signal(signal.SIGHUP)
+        service.wait_for("policy taken")
+        with contextlib.closing(hosts.peer(address)) as peer, pytest.raises(UntrustedError, match="revoked"):
+            peer.standing()
+        assert service.end() == 0
 
 
 @pytest.mark.parametrize(

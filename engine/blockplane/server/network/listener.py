@@ -29,7 +29,7 @@ from blockplane.server.network.codec import Kind
 from blockplane.server.network.greeting import heard, shake_hands, welcome, wrapped
 from blockplane.server.network.limits import Limits
 from blockplane.server.network.rights import Identity, Rights, Verb, require_volume_name
-from blockplane.server.network.serving import Dialogue, Opened, Transfer
+from blockplane.server.network.serving import REQUESTS, Dialogue, Opened, Transfer
 from blockplane.server.network.spoken import error_said, shown
 from blockplane.server.network.throttle import Rate, Throttle
 from blockplane.server.network.tls import Credentials
@@ -72,10 +72,11 @@ class Listener:
     address : `HOST:PORT`, `[HOST]:PORT` or `unix:PATH`. Port 0: any free one; `address` says which.
     volumes : name -> the open volume, or what gives it (see Opened). The mapping is looked at with each request: what
     is put in or taken out counts from the next one on. Names are `[A-Za-z0-9._-]{1,64}` without a dot at the front.
-    rights : who may do what. May be replaced while it listens (`listener.rights = ...`): for requests from then on.
+    rights : who may do what. May be replaced while it listens (`listener.rights = ...`): who has lost the right to
+    what goes on is told so, and it ends; what a push has brought is kept.
     credentials : whose certificate is shown, and whose CA is trusted; TLS 1.3 from the first byte, both sides with
     certificates. None: plain TCP, on a loopback address or a Unix socket alone. May be replaced while it listens, not
-    by None.
+    by None: what goes on with a certificate that is revoked by then ends too.
     insecure_plaintext : plain TCP on any address; only without credentials.
     limits : bounds on everything a peer can do.
     rate : gives the bytes a second for the data of all sessions together, None: as fast as it goes. Asked about once a
@@ -109,7 +110,7 @@ class Listener:
     ) -> None:
         for name in volumes:
             require_volume_name(name)
-        self.volumes, self.rights, self.limits = volumes, rights, limits or Limits()
+        self.volumes, self._rights, self.limits = volumes, rights, limits or Limits()
         self.throttle, self._tell, self.feeds = Throttle(rate), tell, Feeds()
         self._place = allowed_place(address, credentials, insecure_plaintext)
         self._set_credentials(credentials)
@@ -147,6 +148,32 @@ class Listener:
         if (credentials is None) is not (self._credentials is None):
             raise UsageError("a listener stays encrypted, or plain, as long as it is there", "stop it, make another")
         self._set_credentials(credentials)
+        self._end_without_right()
+
+    @property
+    def rights(self) -> Rights:
+        """Who may do what."""
+        return self._rights
+
+    @rights.setter
+    def rights(self, rights: Rights) -> None:
+        self._rights = rights
+        self._end_without_right()
+
+    def _end_without_right(self) -> None:
+        with self._changed:
+            dialogues = list(self._dialogues.values())
+        for dialogue in dialogues:
+            dialogue.end_without_right()
+
+    def right_to(self, identity: Identity, volume: str, request: str) -> Verb | None:
+        """Return by which right a peer may ask for something now; None: by none."""
+        if self._is_revoked(identity):
+            return None
+        return next((verb for verb in REQUESTS[request] if self._rights.allow(identity, volume, verb)), None)
+
+    def _is_revoked(self, identity: Identity) -> bool:
+        return self._credentials is not None and identity.fingerprint in self._credentials.revoked
 
     def _set_credentials(self, credentials: Credentials | None) -> None:
         self._context = credentials.listening() if credentials is not None else None
@@ -295,8 +322,7 @@ class Listener:
             raise
 
     def _require_known(self, identity: Identity) -> None:
-        revoked = self._credentials.revoked if self._credentials is not None else ()
-        if identity.fingerprint in revoked:
+        if self._is_revoked(identity):
             raise UntrustedError("this certificate was revoked", "ask whoever runs the service for another one")
         if not self.rights.knows(identity):
             raise NotAllowedError("this is not allowed", "ask whoever runs the service for the right")

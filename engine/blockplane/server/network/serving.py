@@ -32,7 +32,7 @@ from blockplane.server.network.codec import (
 )
 from blockplane.server.network.heartbeat import alive
 from blockplane.server.network.limits import Limits
-from blockplane.server.network.rights import Identity, Rights, Verb
+from blockplane.server.network.rights import Identity, Verb
 from blockplane.server.network.spoken import (
     brought_said,
     error_heard,
@@ -109,11 +109,14 @@ class Serving(Protocol):
     """What a dialogue needs of its listener."""
 
     limits: Limits
-    rights: Rights
     volumes: Mapping[str, Opened]
     throttle: Throttle
     #: of images that several ask for at about the same time
     feeds: Feeds
+
+    def right_to(self, identity: Identity, volume: str, request: str) -> Verb | None:
+        """Return by which right a peer may ask for something now; None: by none."""
+        ...
 
     def take_turn(self, dialogue: Dialogue) -> AbstractContextManager[None]:
         """Hold a volume against other pushes; end what the same caller has left behind."""
@@ -143,7 +146,9 @@ class Dialogue:
         #: guards the three below
         self._changed = threading.Condition()
         self._wanted, self._data = 0, list[Channel]()
-        self._is_aborted = self._is_in_vain = False
+        self._is_aborted = False
+        #: why this side ended it, for the other one
+        self._ended_by: BlockplaneError | None = None
         #: said when the volume was given back: others can use it then
         self._last_word: dict[str, object] | None = None
         #: for the log, where it is denied
@@ -171,13 +176,23 @@ class Dialogue:
                 channel.abort()
             self._changed.notify_all()
 
-    def end_in_vain(self) -> None:
-        """End a push into what is a mirror no more: what it has brought is kept, and the other side is told why."""
+    def end(self, why: BlockplaneError) -> None:
+        """End it, and tell the other side why; what it has brought is kept."""
         with self._changed:
-            self._is_in_vain = self._is_aborted = True
+            self._ended_by, self._is_aborted = self._ended_by or why, True
             for channel in self._data:
                 channel.abort()
             self._changed.notify_all()
+
+    def end_in_vain(self) -> None:
+        """End a push into what is a mirror no more."""
+        name = self.transfer.volume if self.transfer is not None else "the volume"
+        self.end(RefusedError(f"{name} was broken off meanwhile", "`mirror resync` joins it again"))
+
+    def end_without_right(self) -> None:
+        """End what its peer may not do any more, if it does."""
+        if self.transfer is not None and self._right_to(self.transfer.request, self.transfer.volume) is None:
+            self.end(_not_allowed())
 
     @property
     def n_bytes(self) -> int:
@@ -193,7 +208,7 @@ class Dialogue:
             request = self._control.receive(Kind.REQUEST).object
             self._answer(request)
         except BlockplaneError as error:
-            why = self._broken_off() if self._is_in_vain else error
+            why = self._ended_by or error
             self._tell_failed(why)
             is_denied = isinstance(why, NotAllowedError)
             self._serving.note("denied" if is_denied else "failed", self, self._asked_for if is_denied else why.message)
@@ -208,10 +223,6 @@ class Dialogue:
             self.over.set()
             self._control.part()
 
-    def _broken_off(self) -> RefusedError:
-        name = self.transfer.volume if self.transfer is not None else "the volume"
-        return RefusedError(f"{name} was broken off meanwhile", "`mirror resync` joins it again")
-
     def _tell_failed(self, error: Exception) -> None:
         said = error_said(error)
         if self._path and self.transfer is not None:  # by the name that the other side knows
@@ -222,16 +233,14 @@ class Dialogue:
     def _answer(self, request: dict[str, Any]) -> None:
         what, name = text_field(request, "verb", 16), text_field(request, "volume", 64)
         self._asked_for = f"{what} of {name} is not allowed"
-        verbs = REQUESTS.get(what)
-        if verbs is None:
+        if what not in REQUESTS:
             raise WireError("a request asks for what this release does not know")
-        verb = next((v for v in verbs if self._serving.rights.allow(self.identity, name, v)), None)
+        verb = self._right_to(what, name)
         opened = self._serving.volumes.get(name) if verb is not None else None
         if verb is None or opened is None:
-            raise NotAllowedError(
-                "this is not allowed, or there is no such volume", "ask whoever runs the service for the right"
-            )
+            raise _not_allowed()
         self.transfer = Transfer(self.identity, name, verb, what, self.end_in_vain, self.abort)
+        self.end_without_right()  # it may have gone between the two
         self.changes_volume = what in ("take", "give up", "go back")
         run = {
             "standing": self._standing, "take": self._take, "bring": self._bring, "give up": self._give_up
@@ -239,11 +248,14 @@ class Dialogue:
         with self._serving.take_turn(self), _open(opened, self.transfer) as volume:
             self._path = str(volume.path)
             if self._is_aborted:  # while it waited; who asked may have asked again
-                raise ConnectionLostError(f"{self.identity} is gone")
+                raise self._ended_by or ConnectionLostError(f"{self.identity} is gone")
             brought = run(volume, request)
         if self._last_word is not None:
             self._control.tell(Kind.ANSWER, self._last_word)
         self._serving.note("done", self, what, brought)
+
+    def _right_to(self, request: str, volume: str) -> Verb | None:
+        return self._serving.right_to(self.identity, volume, request)
 
     def _standing(self, volume: Volume, request: dict[str, Any]) -> None:
         del request
@@ -331,6 +343,8 @@ class Dialogue:
 
     def _reason(self, lost: ConnectionLostError) -> BlockplaneError:
         """Return why the other side gave up the data connections, where it says so; else that they are gone."""
+        if self._ended_by is not None:  # it was this side
+            return self._ended_by
         self._control.deadline = time.monotonic() + REASON_S
         try:
             self._heard_durable()
@@ -361,6 +375,12 @@ class Dialogue:
                     raise ConnectionLostError(f"{self.identity} brought {len(self._data)} of {n_wanted} connections")
                 self._changed.wait(left_s)
         yield self._data
+
+
+def _not_allowed() -> NotAllowedError:
+    return NotAllowedError(
+        "this is not allowed, or there is no such volume", "ask whoever runs the service for the right"
+    )
 
 
 def _source_id(request: Mapping[str, Any]) -> bytes:

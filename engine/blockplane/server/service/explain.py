@@ -80,6 +80,7 @@ def _of_service(policy: Policy) -> list[str]:
         how = f"with the certificates of {network.tls}" if network.tls is not None else "plain, for anybody to read"
         speed = f", at {network.rate} a second" if network.rate else ""
         found.append(f"peers are served at {network.listen}, {how}{speed}")
+        found += [f"the certificate {digest} is refused" for digest in network.revoked]
         found += [f"{peer} may {', '.join(verbs)} {volume}" for peer, volume, verbs in network.rights]
     if policy.is_strict:
         found.append("a volume that cannot be opened at the start ends the service")

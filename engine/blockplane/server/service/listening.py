@@ -14,7 +14,7 @@ from blockplane.server.network.listener import Event, Listener
 from blockplane.server.network.rights import Rights
 from blockplane.server.network.serving import Opened
 from blockplane.server.network.throttle import Schedule
-from blockplane.server.network.tls import Credentials
+from blockplane.server.network.tls import Credentials, fingerprint_of
 from blockplane.server.service.log import Log
 from blockplane.server.service.reading import Table
 
@@ -27,7 +27,8 @@ _NO_VERBS: Final[tuple[str, ...]] = ()
 class NetworkPolicy:
     """Where peers are listened to, who they are, what each may do. tls : a folder of `blockplane cert`, or FOLDER/NAME.
 
-    rate : as `Schedule.parse` reads it; "": as fast as it goes.
+    rate : as `Schedule.parse` reads it; "": as fast as it goes. revoked : fingerprints of certificates that are
+    refused.
     """
 
     listen: str
@@ -35,6 +36,7 @@ class NetworkPolicy:
     is_insecure: bool = False
     rights: tuple[Right, ...] = ()
     rate: str = ""
+    revoked: tuple[str, ...] = ()
 
     def parsed_rights(self) -> Rights:
         """Return the rights; UsageError: there are none, or they cannot be understood."""
@@ -52,7 +54,7 @@ class NetworkPolicy:
                 "a listener has either certificates or plain connections",
                 "say --tls DIR with what `blockplane cert` made, or --insecure-plaintext",
             )
-        return Credentials.find(self.tls) if self.tls is not None else None
+        return Credentials.find(self.tls, revoked=self.revoked) if self.tls is not None else None
 
 
 def network_of(table: Table, directory: Path, volumes: set[str]) -> NetworkPolicy | None:
@@ -65,6 +67,7 @@ def network_of(table: Table, directory: Path, volumes: set[str]) -> NetworkPolic
         is_insecure=table.take("insecure-plaintext", table.truth, False),
         rights=tuple(rights),
         rate=table.take("rate", _rate, ""),
+        revoked=table.take("revoked", _fingerprints, ()),
     )
     table.finish()
     if not (made.listen or made.rights or tls or made.is_insecure):
@@ -91,6 +94,13 @@ def _rights_of(peer: str, table: Table, volumes: set[str]) -> list[Right]:
         else:
             table.require(volume, lambda volume=volume, verbs=verbs: Rights({peer: {volume: verbs}}))  # type: ignore[misc]
         found.append((peer, volume, verbs))
+    return found
+
+
+def _fingerprints(value: Any) -> tuple[str, ...]:
+    found = Table.texts(value)
+    for text in found:
+        fingerprint_of(text)
     return found
 
 

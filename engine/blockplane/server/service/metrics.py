@@ -33,7 +33,7 @@ def metrics_text(
     transfers : of peers, by volume and outcome. moved : bytes that these moved, by volume.
     """
     volumes = list(volumes)
-    families = [*_of_service(release, counts), *_of_volumes(volumes), *_of_places(volumes), *_of_jobs(volumes)]
+    families = [*_of_service(release, counts), *_of_volumes(volumes), *_of_copies(volumes), *_of_jobs(volumes)]
     return exposition([*families, *_of_peers(transfers, moved or {})])
 
 
@@ -77,7 +77,7 @@ def _of_volumes(volumes: list[VolumeStatus]) -> Iterator[Family]:
     yield from (up, size, used, available, held, snapshots, newest, verbs)
 
 
-def _of_places(volumes: list[VolumeStatus]) -> Iterator[Family]:
+def _of_copies(volumes: list[VolumeStatus]) -> Iterator[Family]:
     lag = Family("blockplane_copy_lag_seconds", "gauge", "How old the newest state of a copy is; 0 where it has all.")
     left = Family("blockplane_copy_left_bytes", "gauge", "What has still to travel to a copy.")
     heard = Family("blockplane_copy_heard_timestamp_seconds", "gauge", "When a copy was last heard of.")
@@ -85,14 +85,14 @@ def _of_places(volumes: list[VolumeStatus]) -> Iterator[Family]:
     failing = Family("blockplane_copy_failing", "gauge", "1 where the last transfer to a copy failed.")
     lost = Family("blockplane_copy_lost", "gauge", "1 where a replica is waited for no longer.")
     for volume in volumes:
-        for place in volume.places:
-            labels = {"volume": volume.name, "kind": place.kind, "copy": place.name}
-            lag.add(place.lag_s, **labels)
-            left.add(place.left_bytes, **labels)
-            heard.add(place.heard_s, **labels)
-            rate.add(place.rate, **labels)
-            failing.add(int(place.is_failing), **labels)
-            lost.add(int(place.is_lost), **labels)
+        for copy in volume.copies:
+            labels = {"volume": volume.name, "kind": copy.kind, "copy": copy.name}
+            lag.add(copy.lag_s, **labels)
+            left.add(copy.left_bytes, **labels)
+            heard.add(copy.heard_s, **labels)
+            rate.add(copy.rate, **labels)
+            failing.add(int(copy.is_failing), **labels)
+            lost.add(int(copy.is_lost), **labels)
     yield from (lag, left, heard, rate, failing, lost)
 
 

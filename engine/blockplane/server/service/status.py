@@ -9,7 +9,7 @@ from typing import Final
 
 from blockplane.api import Volume
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.server.service.places import Place, Places
+from blockplane.server.service.copies import Copies, Copy
 from blockplane.server.service.running import Plan
 from blockplane.server.service.served import ServedVolume
 
@@ -57,7 +57,7 @@ class JobStatus:
 class VolumeStatus:
     """A volume.
 
-    problem : why it is not open. verbs : what goes on in it, jobs and verbs of other processes. places : its mirrors
+    problem : why it is not open. verbs : what goes on in it, jobs and verbs of other processes. copies : its mirrors
     and replicas.
     """
 
@@ -68,7 +68,7 @@ class VolumeStatus:
     space: Space | None
     jobs: tuple[JobStatus, ...]
     verbs: tuple[str, ...]
-    places: tuple[Place, ...] = ()
+    copies: tuple[Copy, ...] = ()
 
 
 class Observer:
@@ -76,7 +76,7 @@ class Observer:
 
     def __init__(self) -> None:
         self._known: dict[str, Space] = {}
-        self._places = Places()
+        self._copies = Copies()
 
     def look(self, served: ServedVolume, wall_s: float) -> VolumeStatus:
         """Return how a volume is."""
@@ -84,8 +84,8 @@ class Observer:
         jobs = tuple(_job(plan, volume is not None) for plan in list(served.plans.values()))
         space = self._space(volume, policy.name, wall_s) if volume is not None else None
         verbs = tuple(str(activity) for activity in served.activities.all() if activity.verb != "serve")
-        places = self._places.of(policy.name, volume)
-        return VolumeStatus(policy.name, policy.path, volume is not None, served.problem, space, jobs, verbs, places)
+        copies = self._copies.of(policy.name, volume)
+        return VolumeStatus(policy.name, policy.path, volume is not None, served.problem, space, jobs, verbs, copies)
 
     def _space(self, volume: Volume, name: str, wall_s: float) -> Space | None:
         if not volume.lock.acquire(timeout=_LOCK_S):

@@ -19,7 +19,7 @@ _WAIT_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Copy:
     """A mirror or a replica of a volume.
 
     kind : `mirror` or `replica`. lag_s : how old the newest state is that it has; 0: it has all. left_bytes : what
@@ -37,16 +37,16 @@ class Place:
     is_lost: bool = False
 
 
-class Places:
+class Copies:
     """Looks at the copies of volumes, in threads of its own, and no more often than is worth it. Thread-safe."""
 
     def __init__(self) -> None:
         #: guards the two below
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[float, tuple[Place, ...]]] = {}
+        self._known: dict[str, tuple[float, tuple[Copy, ...]]] = {}
         self._counting: dict[str, threading.Thread] = {}
 
-    def of(self, name: str, volume: Volume | None) -> tuple[Place, ...]:
+    def of(self, name: str, volume: Volume | None) -> tuple[Copy, ...]:
         """Return the copies of a volume of a service; as they were known last where they cannot be counted soon."""
         if volume is not None and not volume.stopped_at:
             thread = self._begin(name, volume)
@@ -73,18 +73,18 @@ class Places:
 
     def _count(self, name: str, volume: Volume) -> None:
         with suppress(Exception):  # the volume may be closed meanwhile: nothing is known then
-            found = time.monotonic(), tuple(_places(volume))
+            found = time.monotonic(), tuple(_copies(volume))
             with self._lock:
                 self._known[name] = found
 
 
-def _places(volume: Volume) -> Iterator[Place]:
+def _copies(volume: Volume) -> Iterator[Copy]:
     for at in mirrors.status(volume):
         last = at.mirror.last
         heard_s = last.ended_ns / 1e9 if last.ended_ns and not last.error else None
-        yield Place(
+        yield Copy(
             "mirror", at.mirror.dest, at.lag_s, at.left_bytes, heard_s, at.bytes_per_second, bool(last.error)
         )  # fmt: skip
     for one in replicas(volume):
         heard_s, is_failing = one.contact_ns / 1e9, bool(one.error)
-        yield Place("replica", one.name, one.lag_s, one.left_bytes, heard_s, None, is_failing, one.status == "lost")
+        yield Copy("replica", one.name, one.lag_s, one.left_bytes, heard_s, None, is_failing, one.status == "lost")
