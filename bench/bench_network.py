@@ -1,7 +1,8 @@
 """The wire over loopback, four connections: beside raw TLS and raw sockets, four and one, a process each side.
 
-`transfer` is all of it: a snapshot is read from a volume, sent, received into another, and committed. Both lie in
-memory, where there is a file system for that, so that the disks are not what is measured.
+`transfer` is all of it: a snapshot is read from a volume, sent, received into another, checked, and committed; `copy`
+is as many bytes of plain files, read, sent, received and written, no more. All lie in memory, where there is a file
+system for that, so that the disks are not what is measured.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from yardstick.wire import MIB, N_BYTES, N_CONNECTIONS, connections, raw, raw_one, striped
+from yardstick.wire import MIB, N_BYTES, N_CONNECTIONS, connections, raw, raw_copy, raw_one, striped
 
 from blockplane.filesystem import FileSystem
 from blockplane.server.network import Credentials, Listener, Rights, make_certificates
@@ -84,6 +85,30 @@ def test_four_connections(benchmark, how, kind, credentials):
         stack.close()
 
     benchmark.pedantic(run, setup=setup, rounds=5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copy(benchmark, kind, credentials, memory):
+    benchmark.group = f"network {kind}, {N_CONNECTIONS} connections, {N_BYTES // MIB} MiB"
+    benchmark.extra_info.update(n_bytes=N_BYTES, n_connections=N_CONNECTIONS, openssl=ssl.OPENSSL_VERSION)
+    folder = memory / f"plain files {kind}"
+    folder.mkdir()
+    for n in range(N_CONNECTIONS):
+        (folder / f"disk-{n}").write_bytes(np.random.default_rng(n).bytes(N_BYTES // N_CONNECTIONS))
+
+    def setup():
+        for path in folder.glob("copy-*"):
+            path.unlink()
+        stack = contextlib.ExitStack()
+        return (stack, stack.enter_context(connections(kind, credentials))), {}
+
+    def run(stack: contextlib.ExitStack, pairs) -> None:
+        assert raw_copy(pairs, folder) == N_BYTES
+        stack.close()
+
+    benchmark.pedantic(run, setup=setup, rounds=5)
+    assert all((folder / f"copy-{n}").read_bytes() == (folder / f"disk-{n}").read_bytes() for n in range(N_CONNECTIONS))
+    shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

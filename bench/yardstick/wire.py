@@ -9,6 +9,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from blockplane.server.network import Credentials, Limits
 from blockplane.server.network.channel import Channel
@@ -92,6 +93,37 @@ def raw(pairs: Ends) -> int:
         lambda: together([partial(send, near) for near, _ in pairs]),
         lambda: together([partial(receive, far) for _, far in pairs]) or sum(found),
     )
+
+
+def raw_copy(pairs: Ends, folder: Path) -> int:
+    """Copy files over the connections, one each: read, send, receive, write; nothing is checked or made durable.
+
+    folder : has the files, `disk-0` and so on; the copies lie beside them.
+    """
+    share = N_BYTES // len(pairs)
+
+    def send(n: int, sock: socket.socket) -> None:
+        room = memoryview(bytearray(PIECE_BYTES))
+        with open(folder / f"disk-{n}", "rb", buffering=0) as file:
+            while got := file.readinto(room):
+                sock.sendall(room[:got])
+
+    def receive(n: int, sock: socket.socket) -> None:
+        room, left = memoryview(bytearray(PIECE_BYTES)), share
+        with open(folder / f"copy-{n}", "wb", buffering=0) as file:
+            while left:
+                got = sock.recv_into(room)
+                file.write(room[:got])
+                left -= got
+
+    return in_two_processes(
+        lambda: together([partial(send, n, near) for n, (near, _) in enumerate(pairs)]),
+        lambda: together([partial(receive, n, far) for n, (_, far) in enumerate(pairs)]) or _taken(folder, len(pairs)),
+    )
+
+
+def _taken(folder: Path, n: int) -> int:
+    return sum((folder / f"copy-{i}").stat().st_size for i in range(n))
 
 
 def raw_one(pairs: Ends) -> int:
