@@ -168,6 +168,7 @@ def _tell(found: PullReport, asked: _Asked, as_json: bool) -> None:
                 "already_there": brought.already_there,
                 "kept": brought.kept,
                 "moved": list(found.moved),
+                "gone": list(found.gone),
                 "source_is_behind": found.is_ahead,
             }
         )
@@ -185,6 +186,8 @@ def _tell(found: PullReport, asked: _Asked, as_json: bool) -> None:
         print(f"what had been changed here is in {brought.kept}")
     if found.moved:
         print(f"moved: {', '.join(found.moved)}")
+    if found.gone:
+        print(f"deleted, as they were there: {', '.join(found.gone)}")
 
 
 @click.command()

@@ -31,15 +31,16 @@ from blockplane.volume.volume import Volume
 class PullReport:
     """What a pull did.
 
-    top : the snapshot that was asked for; what was there already, or came with it, is in `brought`. moved : pointers
-    that moved here, or went. is_ahead : the pointer was moved later here than at the source, which was perhaps put
-    back from an older copy: nothing was asked for.
+    top : the snapshot that was asked for; what was there already, or came with it, is in `brought`. moved, gone :
+    pointers that moved here, and that were deleted here as they were there. is_ahead : the pointer was moved later
+    here than at the source, which was perhaps put back from an older copy: nothing was asked for.
     """
 
     source: str
     top: str
     brought: Brought
-    moved: tuple[str, ...]
+    moved: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
     is_ahead: bool = False
 
 
@@ -82,7 +83,7 @@ def pull(
         if wanted is not None and mine is not None and _is_beyond(mine, wanted):
             return _called(source, target, theirs, mine, changes)
         brought = _brought(source, target, theirs, pointer, changes, progress)
-        return PullReport(source.name, brought.top, brought, tuple(_follow(target, theirs, source.standing())))
+        return PullReport(source.name, brought.top, brought, *_follow(target, theirs, source.standing()))
 
 
 def replicate(
@@ -159,11 +160,13 @@ def _still_wanted(target: Volume, theirs: Standing) -> set[bytes]:
         return {pointer.snapshot_id for pointer in theirs.pointers} - {e.record.id for e in target.local.regular()}
 
 
-def _follow(target: Volume, *standings: Standing) -> list[str]:
-    """Take over pointers and masters, as far as their snapshots are here; return the pointers that moved."""
+def _follow(target: Volume, *standings: Standing) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Take over pointers and masters, as far as their snapshots are here; return which moved, and which went."""
     moves = [pointer for standing in standings for pointer in standing.pointers]
     masters = {r.id for standing in standings for r in standing.snapshots if r.flags & FLAG_MASTER}
-    return pointers.adopt(target, moves, masters)
+    changed = pointers.adopt(target, moves, masters)
+    moved, gone = (tuple(p.name for p in changed if (p.snapshot_id == NO_ID) is is_gone) for is_gone in (False, True))
+    return moved, gone
 
 
 def _called(source: Peer, target: Volume, theirs: Standing, mine: PointerRecord, changes: LocalChanges) -> PullReport:
@@ -174,4 +177,4 @@ def _called(source: Peer, target: Volume, theirs: Standing, mine: PointerRecord,
     brought = Brought("", None, 0, 0, 0.0, already_there=True)
     if common is not None:
         brought = source.bring(theirs.whole[common.id].name, target, changes)
-    return PullReport(source.name, brought.top, brought, tuple(_follow(target, theirs)), is_ahead=True)
+    return PullReport(source.name, brought.top, brought, *_follow(target, theirs), is_ahead=True)

@@ -109,12 +109,12 @@ def _put(volume: LiveVolume, table: Replication, records: Iterable[PointerRecord
     volume.local.set_replication(replace(table, pointers=tuple(by_name.values())))
 
 
-def adopt(volume: LiveVolume, records: Sequence[PointerRecord], masters: Collection[bytes]) -> list[str]:
+def adopt(volume: LiveVolume, records: Sequence[PointerRecord], masters: Collection[bytes]) -> list[PointerRecord]:
     """Take over what a source says of pointers and masters, as far as their snapshots are here: one CP, durable.
 
     Returns
     -------
-    the names of the pointers that moved, or went.
+    the pointers that moved, or went.
     """
     with volume.lock:
         entries = volume.local.entries()
@@ -137,7 +137,7 @@ def adopt(volume: LiveVolume, records: Sequence[PointerRecord], masters: Collect
             _put(volume, table, later)
         if later or new:
             volume.commit()
-        return list(dict.fromkeys(p.name for p in later))
+        return list({p.name: p for p in later}.values())
 
 
 def refuse_foreign(volume: LiveVolume, records: Sequence[PointerRecord]) -> None:

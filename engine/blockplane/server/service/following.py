@@ -179,7 +179,9 @@ class ReplicateJob:
             text = f"nothing was brought: the volume is ahead of {self.source}, {self.pointer} was moved later here"
             return Outcome(f"{text}; if that was put back from an older copy, let it pull from here", is_odd=True)
         text = f"{report.top} was there" if brought.already_there else f"{report.top}, {brought.n_blocks} blocks"
-        return Outcome(text, brought.n_blocks * BLOCK_BYTES, is_idle=brought.already_there and not report.moved)
+        return Outcome(
+            text, brought.n_blocks * BLOCK_BYTES, is_idle=brought.already_there and not (report.moved or report.gone)
+        )
 
 
 def path_of(value: Any, directory: Path) -> Path:
