@@ -283,6 +283,69 @@ def split_extents(
     return n
 
 
+cdef int64_t split_in_bands(
+    const int64_t* groups, int64_t n_groups, const int64_t* extents, int64_t n, int64_t n_stripes,
+    int64_t* out, int64_t capacity,
+) noexcept nogil:
+    """See split_bands; -1 - i: extent i is outside; capacity + 1: there are more rows than that."""
+    cdef int64_t i, start, stop, off, chunk_index, dbn, band, offset, length
+    cdef int64_t n_rows = 0
+    cdef int64_t g = 0
+    cdef int64_t* row = NULL
+    cdef Group group
+    for i in range(n):
+        start, stop = extents[2 * i], extents[2 * i + 1]
+        if stop < start:
+            return -1 - i
+        while start < stop:
+            g = find_group(groups, n_groups, start, g)
+            if g < 0:
+                return -1 - i
+            group = group_of(groups + g * ROW_FIELDS)
+            off = start - group.first
+            chunk_index = off // group.chunk
+            dbn = chunk_index // group.n_data * group.chunk + off % group.chunk
+            band = dbn // n_stripes
+            length = min(min(group.chunk - off % group.chunk, (band + 1) * n_stripes - dbn), stop - start)
+            offset = chunk_index % group.n_data * min(n_stripes, group.disk_blocks - band * n_stripes)
+            offset += dbn - band * n_stripes
+            if row != NULL and row[0] == g and row[1] == band and row[2] + row[3] == offset:
+                row[3] += length
+            else:
+                if n_rows == capacity:
+                    return capacity + 1
+                row = out + 4 * n_rows
+                row[0], row[1], row[2], row[3] = g, band, offset, length
+                n_rows += 1
+            start += length
+    return n_rows
+
+
+def split_bands(
+    const int64_t[:, ::1] groups, const int64_t[::1] members, const int64_t[:, ::1] extents, int64_t n_stripes,
+    int64_t[:, ::1] out,
+):
+    """Write where extents of places fall in bands of n_stripes: group, band, slot in it, count; return how many rows.
+
+    The slots of a band are disk by disk; those that follow each other in one band are one row. One more than out has:
+    they do not fit. -1 - i: extent i is outside every group.
+    """
+    cdef int64_t n = 0, n_rows = out.shape[0]
+    check_groups(groups, members)
+    if extents.shape[1] != 2 or out.shape[1] != 4 or n_stripes < 1:
+        raise ValueError(f"extents of {extents.shape[1]} columns, rows of {out.shape[1]}, bands of {n_stripes} stripes")
+    if extents.shape[0] == 0:
+        return 0
+    if groups.shape[0] == 0:
+        return -1
+    with nogil:
+        n = split_in_bands(
+            &groups[0, 0], groups.shape[0], &extents[0, 0], extents.shape[0], n_stripes,
+            &out[0, 0] if n_rows else NULL, n_rows,
+        )
+    return n
+
+
 cdef Group window_group(const int64_t[::1] row, int64_t first, int64_t n_words) except *:
     cdef Group group
     if row.shape[0] != ROW_FIELDS or not (row[1] > 0 and row[3] > 0):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -68,6 +70,44 @@ def test_places_to_disks_and_back(data):
     assert geometry.from_disk(disk, dbn).tolist() == places.tolist()
     for place in places[:5].tolist():
         assert geometry.locate(place, place + 1) == home_of(groups, place)
+
+
+def slots_of(groups: list[GroupRecord], extents: np.ndarray, n_stripes: int) -> list[tuple[int, int, int]]:
+    """Group, band and slot of every place, one by one."""
+    found = []
+    for place in (place for start, stop in extents.tolist() for place in range(start, stop)):
+        index = next(i for i, group in enumerate(groups) if group.first <= place < group.stop)
+        disk, dbn = home_of(groups, place)
+        base = dbn // n_stripes * n_stripes
+        rows = min(n_stripes, groups[index].disk_blocks - base)
+        found.append((index, dbn // n_stripes, groups[index].disks.index(disk) * rows + dbn - base))
+    return found
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_extents_fall_in_bands_slot_by_slot(data):
+    groups = data.draw(group_lists())
+    extents, n_stripes = data.draw(extents_in(groups)), data.draw(st.sampled_from([1, 64, 100, 256, 1 << 40]))
+    found = Geometry(groups).split_bands(extents, n_stripes)
+    slots = [(group, band, first + i) for group, band, first, count in found for i in range(count)]
+    assert slots == slots_of(groups, extents, n_stripes)
+    joined = [a[:2] == b[:2] and a[2] + a[3] == b[2] for a, b in itertools.pairwise(found)]
+    assert not any(joined)
+
+
+def test_bands_of_what_lies_nowhere():
+    geometry = Geometry([GroupRecord(0, 2, 1, 64, 128, (0, 1, 2)), GroupRecord(65536, 1, 0, 64, 64, (3,))])
+    for start, stop in [(0, 257), (256, 257), (65600, 65601), (-1, 0), (5, 4), (FAR - 1, FAR)]:
+        with pytest.raises(IndexError, match="outside every group"):
+            geometry.split_bands(np.array([[0, 5], [start, stop]], np.int64), 256)
+    rows, members = np.array([[0, 2, 1, 64, 128, 0]], np.int64), np.arange(3, dtype=np.int64)
+    extents, out = np.array([[0, 129]], np.int64), np.zeros((2, 4), np.int64)
+    assert kernel.split_bands(rows, members, extents, 64, out[:1]) == 2
+    assert kernel.split_bands(rows, members, extents, 64, out) == 2
+    assert out.tolist() == [[0, 0, 0, 128], [0, 1, 0, 1]], "the disks of a band follow each other"
+    with pytest.raises(ValueError, match="bands of 0 stripes"):
+        kernel.split_bands(rows, members, extents, 0, out)
 
 
 @given(group_lists())

@@ -222,6 +222,27 @@ class Geometry:
         kernel.split_extents(self._rows, self._members, extents, *pieces)
         return pieces
 
+    def split_bands(self, extents: Extents, n_stripes: int) -> list[tuple[int, int, int, int]]:
+        """Cut extents of places, in any order, at the borders of bands of n_stripes.
+
+        Returns
+        -------
+        (group, band, first slot, count), in their order; the slots of a band are disk by disk, and those that follow
+        each other in one band are one item.
+
+        Raises
+        ------
+        IndexError : an extent lies outside every group, or ends before it starts.
+        """
+        n, rows = 4 + 2 * len(extents), np.empty((0, 4), np.int64)
+        while n > len(rows):
+            rows = np.empty((4 * n, 4), np.int64)
+            n = kernel.split_bands(self._rows, self._members, extents, n_stripes, rows)
+        if n < 0:
+            start, stop = extents[-1 - n]
+            raise IndexError(f"places {start} to {stop} lie outside every group")
+        return list(map(tuple, rows[:n].tolist()))
+
     def band_places(self, group: int, dbn_start: int, n_stripes: int) -> Numbers:
         """Place of every data slot of some stripes: (n_data, n_stripes) int64, fresh."""
         record = self.groups[group]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from blockplane.disks.array import spread
 from blockplane.disks.band import Band
 from blockplane.disks.disk import aligned_buffer
 from blockplane.disks.pending import Pending
@@ -110,11 +109,6 @@ class LandingBands:
         self._closer = ThreadPoolExecutor(1, "landing")
         self._named: set[AreaName] = set()  # areas that the closer was asked to name
         self._sent: dict[BandKey, SlotChecks] = {}  # the closer's: of bands that went out before they were whole
-        geometry = volume.geometry
-        homes = [geometry.home(disk) for disk in range(geometry.n_disks)]
-        rows = [(group, position, geometry.groups[group].disk_blocks) for group, position in homes]
-        #: by disk: its group, its position there, its blocks
-        self._homes = np.array(rows, np.int64).reshape(-1, 3)
 
     # --- buffers -----------------------------------------------------------------------------------------------------
 
@@ -125,7 +119,7 @@ class LandingBands:
         ----------
         checks : one a block. wanted : where more blocks come than these, which of them are meant.
         """
-        pieces = [((group, index), offset, count) for group, index, offset, count in self._pieces(places)]
+        pieces = self._pieces(places)
         if wanted is not None or self._is_scattered(pieces):
             scratch = aligned_buffer((len(checks) if wanted is None else len(wanted)) * BLOCK_BYTES)
             self._handed.append(_Handed(pieces, checks, scratch, wanted))
@@ -140,13 +134,12 @@ class LandingBands:
 
     def bring(self, places: NDArray[np.int64], checks: Checks, blocks: Block) -> None:
         """Take blocks, (n, 4096), that are there and verified, to extents of places: no `landed` is called for them."""
-        pieces = [((group, index), offset, count) for group, index, offset, count in self._pieces(places)]
+        pieces = self._pieces(places)
         self._copy_in(_Handed(pieces, checks, blocks.reshape(-1)), blocks.reshape(-1))
 
     def pass_over(self, places: NDArray[np.int64]) -> None:
         """Note extents of places to which nothing comes after all, and which are no longer among those to come."""
-        for group, index, _, count in self._pieces(places):
-            key = group, index
+        for key, _, count in self._pieces(places):
             waiting = self._open.get(key)
             if waiting is not None:
                 waiting.due -= count
@@ -201,24 +194,10 @@ class LandingBands:
             del self._open[key]
             self._close(waiting)
 
-    def _pieces(self, places: NDArray[np.int64]) -> list[tuple[int, int, int, int]]:
-        """Cut extents at band borders: (group, band, first slot, count), neighbours in one band's buffer joined."""
-        pieces = self._volume.geometry.split(places)
-        low, high = pieces.dbn, pieces.dbn + pieces.n_blocks
-        first = low // LANDING_STRIPES
-        n_parts = (high - 1) // LANDING_STRIPES - first + 1
-        source = np.repeat(np.arange(len(low)), n_parts)
-        index = spread(first, n_parts)
-        base = index * LANDING_STRIPES
-        start = np.maximum(low[source], base)
-        counts = np.minimum(high[source], base + LANDING_STRIPES) - start
-        group, position, disk_blocks = self._homes[pieces.disk[source]].T
-        offset = position * np.minimum(LANDING_STRIPES, disk_blocks - base) + start - base
-        joins = (group[1:] == group[:-1]) & (index[1:] == index[:-1]) & (offset[1:] == offset[:-1] + counts[:-1])
-        heads = np.flatnonzero(np.concatenate(([True], ~joins)))
-        lengths = np.add.reduceat(counts, heads)
-        rows = group[heads].tolist(), index[heads].tolist(), offset[heads].tolist(), lengths.tolist()
-        return list(zip(*rows, strict=True))
+    def _pieces(self, places: NDArray[np.int64]) -> list[tuple[BandKey, int, int]]:
+        """Cut extents at band borders: (band, first slot, count), neighbours in one band's buffer joined."""
+        rows = self._volume.geometry.split_bands(places, LANDING_STRIPES)
+        return [((group, index), offset, count) for group, index, offset, count in rows]
 
     def _band(self, key: BandKey) -> _LandingBand:
         waiting = self._open.get(key)
