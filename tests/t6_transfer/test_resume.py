@@ -396,6 +396,26 @@ def test_a_finished_file_is_not_replaced_by_going_on(source, tmp_path):
     assert (path.read_bytes(), os.listdir(tmp_path)) == (before, ["x.bps"])
 
 
+def test_a_finished_file_that_is_damaged_or_not_encrypted_is_not_taken_for_sent(source, tmp_path):
+    path, key = tmp_path / "x.bps", tmp_path / "key"
+    bp.create_key(key)
+    bp.send(source.image("june1"), path)
+    before = path.read_bytes()
+    with pytest.raises(RefusedError, match=r"x.bps is there already, and is not encrypted"):
+        bp.send(source.image("june1"), path, resume=True, key=key)
+    damaged = bytearray(before)
+    damaged[len(damaged) // 2] ^= 1
+    for data in (damaged, before[:-100]):
+        path.write_bytes(data)
+        with pytest.raises(StreamError):
+            bp.send(source.image("june1"), path, resume=True)
+        assert path.read_bytes() == data
+    bp.send(source.image("june1"), path, key=key)
+    assert bp.send(source.image("june1"), path, resume=True, key=key).n_blocks == 0
+    with pytest.raises(StreamError, match="key"):
+        bp.send(source.image("june1"), path, resume=True)
+
+
 def test_a_base_that_is_to_be_deleted_serves_the_receive_that_holds_it(source, streams, tmp_path):
     bp.receive(io.BytesIO(streams["june1"]), tmp_path / "copy")
     cut_into(tmp_path / "copy", streams["june2 - june1"], len(streams["june2 - june1"]) // 2)

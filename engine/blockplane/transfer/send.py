@@ -16,18 +16,20 @@ from blockplane.model.errors import BlockplaneError, RefusedError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.model.sizes import parse_size
 from blockplane.planes import Plane
+from blockplane.stream.arrival import Ring, arriving
 from blockplane.stream.codec import FrameKind, Role
 from blockplane.stream.compression import DEFAULT_LEVEL, parse_compression
 from blockplane.stream.fdsink import Buffer
 from blockplane.stream.filesink import FileForm, FileSink, split_beside
-from blockplane.stream.input import InputLike, open_input
+from blockplane.stream.input import InputLike, blaming, open_input
 from blockplane.stream.keyfile import Key, KeyLike, key_of, keys_of
-from blockplane.stream.reader import StreamReader
+from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.stream.sink import Sink, SinkLike, folder_of, open_sink
 from blockplane.stream.stored import StreamPlace
 from blockplane.stream.writer import StreamWriter
 from blockplane.transfer.against import compare_offer
 from blockplane.transfer.began import Began, began_beside, began_in, is_finished
+from blockplane.transfer.claims import Claims
 from blockplane.transfer.description import completed
 from blockplane.transfer.imagesending import EXPLICIT, ImageSending
 from blockplane.transfer.protocol import Sendable
@@ -161,7 +163,7 @@ def send(
         return replace(report, compression=_named(level))
     if resume is True and is_finished(sink, form):
         report = send_begun(sending, StreamForm(None, secret), _Nowhere(), progress, Began(), read=False)
-        return already_sent(sink, report, secret, getattr(sending, "chosen", None))
+        return already_sent(sink, report, secret, getattr(sending, "chosen", None), progress)
     if resume is True and folder_of(sink) is None:
         raise UsageError("only a file is gone on with by itself", "give the token that `receive --have` wrote")
     with closing(open_sink(sink, resume is True, form)) as opened, ExitStack() as stack:
@@ -213,22 +215,55 @@ def _lent(sending: Sendable, began: Began, against: InputLike | None, progress: 
     return replace(began, lent=lent)
 
 
-def already_sent(path: SinkLike, planned: SendReport, secret: Key | None, chosen: Plane | None = None) -> SendReport:
-    """Return the report of a send that was finished before; RefusedError: the file is a stream of something else."""
+def already_sent(
+    path: SinkLike,
+    planned: SendReport,
+    secret: Key | None,
+    chosen: Plane | None = None,
+    progress: Progress = ignore_progress,
+) -> SendReport:
+    """Return the report of a send that was finished before, whose file is read and found whole.
+
+    Raises
+    ------
+    RefusedError : the file is a stream of something else, or is not encrypted where it should be. StreamKeyError : it
+    is encrypted, with another key. StreamDamagedError, StreamTruncatedError : it is not whole.
+    """
     assert isinstance(path, (str, os.PathLike, StreamPlace)), "what is there is a file"
-    with closing(open_input(path)) as source:
-        found = StreamReader(source, keys_of(secret)).read_map()
+    with closing(open_input(path)) as source, blaming(source):
+        reader = StreamReader(source, keys_of(secret))
+        found = reader.read_map()
+        _require_asked_for(source.name, found, planned, secret, chosen)
+        _read_through(reader, found, progress)
+    return replace(planned, n_blocks=0, n_bytes=0, stream_bytes=0, n_blocks_before=found.header.following_blocks)
+
+
+def _read_through(reader: StreamReader, found: StreamMap, progress: Progress) -> None:
+    claims, total, started = Claims(found.following), found.header.following_blocks * BLOCK_BYTES, time.monotonic()
+    with closing(arriving(reader, Ring())) as frames:
+        for head, _ in frames:
+            claims.take(head)
+            progress(ProgressEvent("verify", claims.n_blocks * BLOCK_BYTES, total, time.monotonic() - started))
+    claims.require_all()
+
+
+def _require_asked_for(
+    name: str, found: StreamMap, planned: SendReport, secret: Key | None, chosen: Plane | None
+) -> None:
+    if secret is not None and not found.header.is_sealed:
+        raise RefusedError(
+            f"{name} is there already, and is not encrypted", "name another file, or leave --resume out to replace it"
+        )
     if found.header.image_id != planned.image_id:
         raise RefusedError(
-            f"{source.name} is there already, a stream of {found.top.name}: another image than the one asked for",
+            f"{name} is there already, a stream of {found.top.name}: another image than the one asked for",
             "name another file, or leave --resume out to replace it",
         )
     if found.following != (found.image if chosen is None else chosen):
         raise RefusedError(
-            f"{source.name} is there already, with another part of {found.top.name} than the one asked for",
+            f"{name} is there already, with another part of {found.top.name} than the one asked for",
             "divide the image as before, name another file, or leave --resume out to replace it",
         )
-    return replace(planned, n_blocks=0, n_bytes=0, stream_bytes=0, n_blocks_before=found.header.following_blocks)
 
 
 def _named(level: int | None) -> str | None:
