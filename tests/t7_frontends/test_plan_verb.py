@@ -38,7 +38,16 @@ def test_shadows_are_left_out_of_a_plan_and_named(done, pool):
     done("snapshot", "shadow", f"{pool}@june1")
     found = done("image", "plan", pool, "--days", 2, "--json")
     assert [backup["name"] for backup in found.json["backups"]] == ["june2", "day1"]
-    assert found.err == "blockplane: left out, being no regular snapshots: june1 (shadow)\n"
+    assert found.err == "blockplane: left out: june1 (shadow)\n"
+
+
+def test_other_branches_are_left_out_of_a_plan_and_named(done, pool):
+    done("rollback", f"{pool}@june1")
+    done("mkdir", f"{pool}:/new")
+    done("snapshot", "create", f"{pool}@june3")
+    found = done("image", "plan", pool, "--scheme", "gfs:2:3", "--json")
+    assert [backup["name"] for backup in found.json["backups"]] == ["june1", "june3"]
+    assert "june2 (of another branch)" in found.err
 
 
 def test_a_volume_called_plan_can_be_named(done):

@@ -179,6 +179,15 @@ def test_the_verbs(done, blockplane, pool, vault):
     assert done("check", "vault", "--json").json["ok"] is True
 
 
+def test_a_directory_is_no_file_to_write(done, blockplane, pool, vault):
+    done("mkdir", f"{vault}:/d")
+    available = done("info", vault, "--json").json["available_blocks"]
+    for path in ("/", "/d/"):
+        found = blockplane("send", pool, "june1", "-o", f"{vault}:{path}")
+        assert (found.status != 0, f"{vault}:{path} is no file" in found.err) == (True, True), found.err
+    assert done("info", vault, "--json").json["available_blocks"] > available - 50
+
+
 def test_into_itself(done, pool):
     done("send", pool, "june2", "-o", f"{pool}:/june2.bps")
     done("receive", "copy", "-i", f"{pool}:/june2.bps")

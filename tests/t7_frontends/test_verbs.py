@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import blockplane as bp
 from blockplane.filesystem import hostread
 from equality import differences, host_tree
 from places import contents
+from rig.owners import COMMAND
 
 VERBS = (
     "cat", "check", "completion", "create", "demo", "diff", "get", "grow", "image", "info", "ls", "mkdir", "mv",
@@ -253,6 +256,14 @@ def test_send_and_receive_full_and_increment_onto_another_geometry(done, pool):
     assert done("check", "copy", "--json").json["ok"] is True
     geometry = done("info", "copy", "--json").json["groups"]
     assert (geometry[0]["n_data"], geometry[0]["chunk_blocks"]) == (2, 128)
+
+
+def test_a_dash_is_no_file(done, pool):
+    before = sorted(os.listdir())
+    assert done("send", pool, "june1", "-n", "-o", "-", "--json").json["bytes_per_second"] is None
+    words = f"{shlex.join(COMMAND)} send {pool} june1 -o - | {shlex.join(COMMAND)} receive dashed -i -"
+    subprocess.run(["sh", "-c", words], check=True)
+    assert sorted(os.listdir()) == sorted([*before, "dashed"])
 
 
 def test_receive_takes_the_source_geometry_by_default_groups_and_all(done, pool):

@@ -16,13 +16,14 @@ from blockplane.cli.options import (
     encrypt_option,
     json_option,
     key_option,
+    or_standard,
     progress_option,
     wait_option,
 )
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.streamplaces import opened_streams
 from blockplane.cli.streams import stream
-from blockplane.cli.text import blocks, duration, print_json, printable, rate, sentence, size
+from blockplane.cli.text import blocks, dryness, duration, print_json, printable, rate, sentence, size
 from blockplane.cli.transfers import standard_output
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 
 @stream.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--output", type=click.Path(), metavar="FILE", help="The stream file; appears when it is complete.")
+@click.option(
+    "-o", "--output", type=click.Path(), callback=or_standard, metavar="FILE",
+    help="The stream file; appears when it is complete.",
+)  # fmt: skip
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be written; read no block but block maps.")
 @compress_option
 @key_option
@@ -71,7 +75,7 @@ def merge(
         )  # fmt: skip
     to_stderr = not isinstance(sink, str) and sink is not None
     if as_json:
-        print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
+        print_json({**_described(report), **dryness(dry_run)}, to_stderr=to_stderr)
     else:
         _print_merged(report, dry_run, to_stderr)
 

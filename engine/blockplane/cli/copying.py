@@ -25,7 +25,7 @@ from blockplane.cli.options import (
 )
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.receiving import tell_interrupted
-from blockplane.cli.text import blocks, duration, print_json, printable, rate
+from blockplane.cli.text import blocks, dryness, duration, print_json, printable, rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,7 +122,7 @@ def copy(
         else:
             report = _to_new(image, place, asked, line)
     if as_json:
-        print_json({**_described(report), "dry_run": dry_run})
+        print_json({**_described(report), **dryness(dry_run)})
     else:
         print(_would(target, report) if dry_run else _said(target, report))
     tell_interrupted(place, left)

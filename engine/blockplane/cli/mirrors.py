@@ -141,7 +141,7 @@ def add(
     if as_json:
         print_json({"name": found.mirror.name, "dest": found.mirror.dest, "made": found.made, "common": found.common})
         return
-    made = ", which was made" if found.made else ""
+    made = ", which was made," if found.made else ""
     start = f"from {found.common}" if found.common is not None else "with all there is"
     print(f"{printable(found.mirror.dest)}{made} is a mirror of {printable(vol)}; the first update begins {start}")
 

@@ -18,6 +18,14 @@ else:
 F = TypeVar("F", bound=Callable[..., object])
 
 
+def or_standard(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Take `-` for no file: standard output, or standard input."""
+    del context
+    if parameter.multiple:
+        return () if tuple(value) == ("-",) else value
+    return None if value == "-" else value
+
+
 class Size(_ParamType):
     """Bytes as people write them: 4096, 256KiB, 10G."""
 

@@ -10,7 +10,7 @@ import click
 
 import blockplane as bp
 from blockplane.cli.progress import ProgressLine
-from blockplane.cli.text import blocks, duration, measured, print_json, print_table, printable, rate, size
+from blockplane.cli.text import blocks, dryness, duration, measured, print_json, print_table, printable, rate, size
 
 part_option = click.option(
     "--part",
@@ -46,7 +46,7 @@ def send_in_parts(
         report = bp.send_parts(image, parts, progress=line, dry_run=dry_run, **options)
     if as_json:
         first = report.parts[0]
-        shown = {"arriving": list(first.arriving), "left_out": list(first.left_out), "dry_run": dry_run}
+        shown = {"arriving": list(first.arriving), "left_out": list(first.left_out), **dryness(dry_run)}
         print_json({**measured(report), **shown, "parts": describe_parts(report, parts)})
     else:
         print_parts(report, parts, dry_run)

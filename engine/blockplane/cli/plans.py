@@ -74,10 +74,12 @@ def _made_up(names: list[str], n_days: int | None) -> list[str]:
 
 def _days_of(volume: bp.Volume, words: Sequence[str]) -> list[str]:
     if not words:
-        left_out = [f"{snap.name} ({snap.kind})" for snap in volume.snapshots if snap.kind != "regular"]
+        line = volume.line
+        kinds = {snap.name: snap.kind if snap.name in line else "of another branch" for snap in volume.snapshots}
+        left_out = [f"{name} ({kind})" for name, kind in kinds.items() if kind != "regular"]
         if left_out:
-            print(f"blockplane: left out, being no regular snapshots: {', '.join(left_out)}", file=sys.stderr)
-        return [snapshot.name for snapshot in volume.snapshots if snapshot.kind == "regular"]
+            print(f"blockplane: left out: {', '.join(left_out)}", file=sys.stderr)
+        return [name for name, kind in kinds.items() if kind == "regular"]
     names: list[str] = []
     for word in " ".join(words).replace(",", " ").split():
         first, dots, last = word.partition("..")

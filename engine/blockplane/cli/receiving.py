@@ -15,7 +15,15 @@ from blockplane.cli import console
 from blockplane.cli.completion import VolumeName
 from blockplane.cli.naming import is_there, open_volume, opening_to_make, volume_only
 from blockplane.cli.offering import print_offer
-from blockplane.cli.options import disk_options, disks_of, json_option, key_option, progress_option, wait_option
+from blockplane.cli.options import (
+    disk_options,
+    disks_of,
+    json_option,
+    key_option,
+    or_standard,
+    progress_option,
+    wait_option,
+)
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.resuming import give_up, print_token
 from blockplane.cli.streamplaces import opened_streams, refuse_own
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
     "origins",
     multiple=True,
     type=click.Path(),
+    callback=or_standard,
     metavar="FILE",
     help="The stream file (standard input); repeat for several, in any order, or name a folder of them.",
 )

@@ -74,6 +74,11 @@ def print_table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Non
         print("  ".join(cells).rstrip())
 
 
+def dryness(dry_run: bool) -> dict[str, object]:
+    """Return what programs are told behind the figures of what may have been a dry run: that had no speed."""
+    return {"dry_run": dry_run, **({"bytes_per_second": None} if dry_run else {})}
+
+
 def measured(report: SendReport | ReceiveReport | PartsReport) -> dict[str, object]:
     """Return what programs are told of any transfer."""
     return {

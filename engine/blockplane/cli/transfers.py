@@ -19,13 +19,14 @@ from blockplane.cli.options import (
     file_options,
     hold_option,
     json_option,
+    or_standard,
     progress_option,
     wait_option,
 )
 from blockplane.cli.parts import part_option, parts_of, send_in_parts
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.streamplaces import opened_to_send
-from blockplane.cli.text import blocks, duration, measured, print_json, printable, rate, size
+from blockplane.cli.text import blocks, dryness, duration, measured, print_json, printable, rate, size
 
 if TYPE_CHECKING:
     from blockplane.transfer import SendReport
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 @click.argument("vol", type=VolumeName())
 @EXPRESSION
 @click.option(
-    "-o", "--output", type=click.Path(), metavar="FILE", help="The stream file, or VOL:/PATH; appears when whole."
-)
+    "-o", "--output", type=click.Path(), callback=or_standard, metavar="FILE",
+    help="The stream file, or VOL:/PATH; appears when whole.",
+)  # fmt: skip
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be sent; write nothing.")
 @click.option("--order", type=click.Choice(["disk", "tape"]), default="disk", help="Order of the blocks (disk).")
 @click.option(
@@ -144,7 +146,7 @@ def send(
         print(f"blockplane: {what}", file=sys.stderr)
     to_stderr = output is None and sink is not None
     if as_json:
-        print_json({**_described(report), "dry_run": dry_run}, to_stderr=to_stderr)
+        print_json({**_described(report), **dryness(dry_run)}, to_stderr=to_stderr)
     else:
         print(_sent(report, dry_run), file=sys.stderr if to_stderr else sys.stdout)
 

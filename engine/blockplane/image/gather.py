@@ -211,5 +211,7 @@ def _finish(flight: _InFlight, array: DiskArray) -> Gathered:
         if pending.first_bad >= 0:
             vbn = int(numbers[pending.first_bad])
             path = array.disks[plan.disk].path
-            raise ChecksumError(f"block {vbn} on {path} does not match its checksum", vbn, "run `blockplane scrub`")
+            raise ChecksumError(
+                f"block {vbn} on {path} does not match its checksum", vbn, "`blockplane check` says what it is of"
+            )
     return Gathered(flight.window.extents, flight.checks, flight.buffer[: flight.window.n_blocks * BLOCK_BYTES])

@@ -140,6 +140,8 @@ class VolumeFolder:
         """See Folder."""
         if self._volume is None:
             raise StreamError(f"{self.shown(name)} cannot be written", "name the live file system: VOL:/PATH")
+        if not name:
+            raise StreamError(f"{self.shown(name)} is no file", "name one: VOL:/PATH")
         return VolumeFile(self._files, self._volume, self._at(name), self.shown(name), goes_on)
 
     def stored(self, names: Sequence[str]) -> Stored:

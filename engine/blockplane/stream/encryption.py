@@ -268,7 +268,8 @@ def _no_key(envelope: codec.Envelope, keys: Sequence[Key], name: str) -> StreamE
     needed = envelope.key_id.hex()
     if not keys:
         return StreamKeyError(
-            f"the stream {name} is encrypted, with the key of id {needed}", "name the key file: --key KEYFILE"
+            f"the stream {name} is encrypted, with the key of id {needed}",
+            "name the file of that key: --key, or --encrypt of what goes on with it",
         )
     held = ", ".join(f"{key.name} holds {key.id.hex()}" for key in keys)
     return StreamKeyError(

@@ -157,7 +157,7 @@ def _read(volume: LiveVolume, places: Numbers, are_known: bool = True) -> Bytes:
         place = int(places[bad[0]])
         raise ChecksumError(
             f"the block at place {place} does not match its checksum, and is not moved", place,
-            "run `blockplane scrub --repair`, or delete what `blockplane check` says it belongs to; then go on",
+            "delete what `blockplane check` says it belongs to, then go on",
         )  # fmt: skip
     return data
 

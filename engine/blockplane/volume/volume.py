@@ -344,6 +344,12 @@ class Volume(LiveVolume):
         with self.lock:
             return snapshots.named_range(self, first, last)
 
+    @property
+    def line(self) -> list[str]:
+        """Names of the snapshots that the live file system descends from, older first."""
+        with self.lock:
+            return [entry.record.name for entry in self.local.ancestors(self.local.root.parent_id)]
+
     def shadow_snapshot(self, name: str) -> int:
         """Make a snapshot a shadow; return how many blocks that frees; see `demoting.demote`."""
         return demoting.demote(self, name)
