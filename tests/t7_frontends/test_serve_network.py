@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -75,12 +76,36 @@ def test_a_certificate_that_a_policy_revokes_is_refused(pool, hosts):
         assert service.end() == 0
 
 
+def test_an_address_that_cannot_be_had_leaves_the_listener_that_there_is(pool, hosts):
+    rights = 'pool = ["read"]\n'
+    with socket.create_server(("127.0.0.1", 0)) as taken, serving(write(POOL + NETWORK + rights)) as service:
+        address = address_of(service)
+        service.wait_for("volume open")
+        port = address.rpartition(":")[2]
+        with contextlib.closing(hosts.peer(address)) as peer:
+            for n, (listen, event) in enumerate(
+                [
+                    (f"127.0.0.1:{taken.getsockname()[1]}", "policy refused"),
+                    ("127.0.0.1:99999", "policy refused"),
+                    (f"192.0.2.1:{port}", "policy refused"),  # of the port that is listened at, on no host of ours
+                    (f"localhost:{port}", "policy taken"),
+                    (f"127.0.0.1:{port}", "policy taken"),
+                ]
+            ):
+                write(POOL + NETWORK.replace("127.0.0.1:0", listen) + rights)
+                service.process.send_signal(signal.SIGHUP)
+                service.wait_for(event, n % 3 + 1)
+                assert peer.standing().snapshots
+        assert service.end() == 0
+
+
 @pytest.mark.parametrize(
     ("text", "lines"),
     [
         ('[network]\nlisten = "127.0.0.1:0"\n[network.rights.a]\npool = "read"\n', [3]),
         ('[network]\nlisten = "127.0.0.1:0"\ntls = "nowhere"\n[network.rights.a]\npool = "read"\n', [5]),
         (NETWORK + 'pool = ["raed"]\n', [6, 7]),
+        (NETWORK.replace(":0", ":99999") + 'pool = ["read"]\n', [4]),
         (NETWORK + 'other = ["read"]\n', [7]),
         (NETWORK.replace("[network.rights.source]\n", ""), [3]),
         (NETWORK.replace("listen", 'rate = "1"\nlisten') + 'pool = ["read"]\n', [4]),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from blockplane.model.errors import KeyFileError, UsageError
+from blockplane.server.network.address import Address
 from blockplane.server.network.listener import Event, Listener
 from blockplane.server.network.rights import Rights
 from blockplane.server.network.serving import Opened
@@ -62,7 +63,7 @@ def network_of(table: Table, directory: Path, volumes: set[str]) -> NetworkPolic
     rights = [right for peer, inner in table.table("rights").tables() for right in _rights_of(peer, inner, volumes)]
     tls = table.take("tls", table.text, "")
     made = NetworkPolicy(
-        listen=table.take("listen", table.text, ""),
+        listen=table.take("listen", _address, ""),
         tls=directory / tls if tls else None,
         is_insecure=table.take("insecure-plaintext", table.truth, False),
         rights=tuple(rights),
@@ -107,6 +108,19 @@ def _fingerprints(value: Any) -> tuple[str, ...]:
 def _rate(value: Any) -> str:
     text = Table.text(value)
     Schedule.parse(text)
+    return text
+
+
+def shares_place(one: str, other: str) -> bool:
+    """Whether two cannot listen at these addresses at once."""
+    first, second = Address.parse(one), Address.parse(other)
+    return (first.path, first.port) == (second.path, second.port)
+
+
+def _address(value: Any) -> str:
+    text = Table.text(value)
+    if text:
+        Address.parse(text)
     return text
 
 

@@ -24,7 +24,7 @@ from blockplane.server.network.serving import Opened
 from blockplane.server.service.clock import Clock, SystemClock
 from blockplane.server.service.door import MetricsDoor
 from blockplane.server.service.jobs import open_near
-from blockplane.server.service.listening import Endpoint
+from blockplane.server.service.listening import Endpoint, shares_place
 from blockplane.server.service.log import Log
 from blockplane.server.service.metrics import Counts, metrics_text
 from blockplane.server.service.notify import Notifier
@@ -323,13 +323,16 @@ class Service:
 
     def _change(self, policy: Policy) -> None:
         """Follow another policy: what is the same in it goes on undisturbed."""
-        self._change_listener(policy)
-        if policy.metrics != self.policy.metrics:
-            door = self._open_door(policy)  # first: it may fail
-            if self._door is not None:
-                self._door.close()
-            self._door = door
-        self.policy = policy
+        door = self._open_door(policy) if policy.metrics != self.policy.metrics else self._door
+        try:  # what may fail goes first
+            self._change_listener(policy)
+        except BaseException:
+            if door is not None and door is not self._door:
+                door.close()
+            raise
+        if self._door is not None and self._door is not door:
+            self._door.close()
+        self._door, self.policy = door, policy
         self.log.set(policy.log, policy.log_level)
         wanted = {volume.name: volume for volume in policy.volumes}
         for name, served in list(self._served.items()):
@@ -343,18 +346,26 @@ class Service:
             self._take(wanted[name])
 
     def _change_listener(self, policy: Policy) -> None:
-        """Listen as a policy says; connections stay where that is possible."""
-        if policy.network == self.policy.network:
-            return
-        if policy.network is not None:
+        """Listen as a policy says; connections stay where that is possible, and where it cannot be done."""
+        old = ended = self._endpoint
+        if policy.network is not None and old is not None:
+            if policy.network == old.policy or old.takes(policy.network):
+                return
             policy.network.parsed_rights()
             policy.network.credentials()
-            if self._endpoint is not None and self._endpoint.takes(policy.network):
-                return
-        if self._endpoint is not None:
-            self._endpoint.wait()  # before another one takes the same port
-            self._endpoint = None
-        self._endpoint = self._listen(policy)
+            if shares_place(old.address, policy.network.listen):
+                old.wait()  # before another one takes the same port
+                self._endpoint = old = None
+        try:
+            made = self._listen(policy)
+        except BaseException:
+            if self._endpoint is None and ended is not None:  # where it was, a port that was left to chance too
+                self._endpoint = Endpoint(replace(ended.policy, listen=ended.address), self._lent, self.log)
+                self._endpoint.policy = ended.policy
+            raise
+        if old is not None:
+            old.wait()
+        self._endpoint = made
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
