@@ -183,14 +183,22 @@ def test_a_hold_that_expires_lets_it_go_at_the_next_turn_of_the_timer_or_opening
     verdict(volume)
 
 
-def test_expired_holds_are_shown_and_go_with_the_next_change(volume):
+def test_expired_holds_are_shown_and_go_with_a_change_a_month_later(volume):
     volume.hold_snapshot("one", "old", time.time_ns() + HOUR_NS)
     volume.hold_snapshot("two", "also", time.time_ns() + HOUR_NS)
-    with mock.patch("time.time_ns", return_value=time.time_ns() + 2 * HOUR_NS):
+    with mock.patch("time.time_ns", return_value=time.time_ns() + 31 * 24 * HOUR_NS):
         one = volume.get_snapshot("one")
         assert ([hold.owner for hold in one.holds], [hold.owner for hold in one.expired_holds]) == ([], ["old"])
         volume.release_snapshot("one", "old")
         assert volume.local.holds() == []
+
+
+def test_a_rollback_that_is_refused_makes_no_snapshot(volume):
+    volume.hold_snapshot("three", "mirror:there")
+    before = [snapshot.name for snapshot in volume.snapshots]
+    with pytest.raises(RefusedError, match="held by mirror:there"):
+        volume.rollback("one", drop_later=True, defer=True)
+    assert [snapshot.name for snapshot in volume.snapshots] == before
 
 
 def test_a_rollback_defers_what_is_read(volume):

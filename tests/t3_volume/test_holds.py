@@ -80,17 +80,39 @@ def test_a_hold_ends_by_itself(volume):
     assert volume.local.holds() == []
 
 
-def test_holds_of_transfers_clear_what_has_expired_away(volume):
+def test_holds_of_transfers_clear_what_expired_long_ago_away(volume):
     one, two = (snapshot.record.id for snapshot in volume.snapshots)
     for change in (lambda: hold_by_id(volume, two, "send:two"), lambda: release_all(volume, "send:two")):
         volume.hold_snapshot("one", "yesterday", time.time_ns() + HOUR_NS)
-        with mock.patch("time.time_ns", return_value=time.time_ns() + 2 * HOUR_NS):
+        with mock.patch("time.time_ns", return_value=time.time_ns() + 32 * 24 * HOUR_NS):
             assert [hold.owner for hold in volume.get_snapshot("one").expired_holds] == ["yesterday"]
             change()
             volume.commit()
         assert [hold for hold in volume.local.holds() if hold.snapshot_id == one] == []
     assert volume.local.holds() == []
     verdict(volume)
+
+
+def test_a_clock_that_was_ahead_for_a_while_ends_no_hold(volume):
+    volume.hold_snapshot("one", "me", time.time_ns() + 24 * HOUR_NS)
+    ahead = time.time_ns() + 20 * 24 * HOUR_NS
+    with mock.patch("time.time_ns", return_value=ahead):
+        volume.hold_snapshot("two", "another")
+        volume.release_snapshot("two", "another")
+        assert [hold.owner for hold in volume.get_snapshot("one").expired_holds] == ["me"]
+    with pytest.raises(RefusedError, match="held by me"):
+        volume.delete_snapshot("one")
+    verdict(volume)
+
+
+@pytest.mark.parametrize("owner", ["base", "mirror:there", "replica:there", "receive:one", "offer:one"])
+def test_nobody_takes_a_hold_over_that_is_no_persons(volume, owner):
+    record = volume.get_snapshot("one").record
+    hold_by_id(volume, record.id, owner)
+    volume.commit()
+    with pytest.raises(RefusedError, match=f"{owner} holds one already"):
+        volume.hold_snapshot("one", owner, time.time_ns() + HOUR_NS)
+    assert [hold.expires_ns for hold in volume.get_snapshot("one").holds] == [0]
 
 
 def test_a_shadow_may_be_held(volume):
@@ -112,6 +134,8 @@ def test_what_cannot_be_held(volume):
         volume.hold_snapshot("three", "me")
     with pytest.raises(UsageError, match="ended before it began"):
         volume.hold_snapshot("one", "me", 1)
+    with pytest.raises(UsageError, match="after the year 2262"):
+        volume.hold_snapshot("one", "me", 1 << 63)
     assert volume.local.holds() == []
 
 

@@ -866,6 +866,20 @@ def test_what_a_rehearsal_goes_back_to_stays(world, rng):
     assert world.outcomes() == ["brought"]
 
 
+def test_prune_in_a_rehearsal_leaves_what_that_goes_back_to(world, rng):
+    copy = world.add()
+    write(world.source, "/a", rng.bytes(9000))
+    world.run()
+    copy.snapshot("mine")  # of the same state: the rehearsal goes back to that
+    mirrors.break_mirror(copy, rehearse=True)
+    for n in range(3):
+        write(copy, "/mine", rng.bytes(5000))
+        copy.snapshot(f"r{n}")
+    would = prune(copy, Policy(last=2), dry_run=True).deleted
+    assert prune(copy, Policy(last=2)).deleted == would == ["r0"]
+    mirrors.end_rehearsal(copy)
+
+
 def test_the_base_of_the_next_update_is_not_deleted_later_either(world, rng):
     copy = world.add()
     write(world.source, "/a", rng.bytes(9000))

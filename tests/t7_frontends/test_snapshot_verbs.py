@@ -42,6 +42,26 @@ def test_a_hold_keeps_a_snapshot(done, blockplane, pool):
     done("snapshot", "delete", f"{pool}@june1")
 
 
+def test_a_dry_run_says_what_would_be_refused_or_deferred(done, blockplane, pool):
+    done("snapshot", "hold", f"{pool}@june1", "me")
+    found = blockplane("snapshot", "delete", f"{pool}@june1..june2", "-n")
+    assert (found.status != 0, "held by me" in found.err) == (True, True)
+    would = done("snapshot", "delete", f"{pool}@june1..june2", "-n", "--defer", "--json").json
+    did = done("snapshot", "delete", f"{pool}@june1..june2", "--defer", "--json").json
+    assert would["deferred"] == did["deferred"] == ["june1"]
+    assert (would["deleted"], would["freed_blocks"]) == (did["deleted"], did["freed_blocks"])
+    assert "is being deleted" in blockplane("snapshot", "create", f"{pool}@june1").err
+    assert done("snapshot", "release", f"{pool}@june1", "me", "--json").json == {"name": "june1", "deleted": True}
+    assert done("snapshot", "list", pool, "--json").json["snapshots"] == []
+
+
+def test_a_rollback_takes_a_name_that_is_free(done, pool):
+    done("image", "save", pool, "before-rollback-to-june1", "june2")
+    done("mkdir", f"{pool}:/more")
+    done("pointer", pool, "before-rollback-to-june1-2", "june2")
+    assert done("rollback", f"{pool}@june1", "--json").json["kept_as"] == "before-rollback-to-june1-3"
+
+
 @pytest.mark.parametrize("text", ["", "7", "d", "1y", "-1d", "7 d", "1e9s", "9999999s"])
 def test_a_length_of_time_that_is_none(blockplane, pool, text):
     outcome = blockplane("snapshot", "hold", f"{pool}@june1", "me", "--expires", text)

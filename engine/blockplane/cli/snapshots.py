@@ -96,7 +96,9 @@ def delete_snapshots(volume: bp.Volume, names: Sequence[str], dry_run: bool, def
     """Delete snapshots and say what that freed, or would free."""
     waiting: list[str] = []
     if dry_run:
-        n_freed, n_metafile = volume.freeing(*names).n_blocks, 0
+        at_once = volume.plan_delete(*names, defer=defer)
+        waiting = [name for name in names if name not in at_once]
+        n_freed, n_metafile = volume.freeing(*at_once).n_blocks if at_once else 0, 0
     else:
         n_before = _metafile_blocks(volume)
         n_freed = volume.delete_snapshot(*names, defer=defer) if names else 0
@@ -120,7 +122,8 @@ def delete_snapshots(volume: bp.Volume, names: Sequence[str], dry_run: bool, def
         own = f"; the commit itself took {blocks(n_metafile)}" if n_metafile > 0 else ""
         print(f"{'would delete' if dry_run else 'deleted'} {', '.join(gone)}: {blocks(n_freed)} freed{own}")
     if waiting:
-        print(f"deferred {', '.join(waiting)}: until nothing reads or holds what is to go")
+        did = "would defer" if dry_run else "deferred"
+        print(f"{did} {', '.join(waiting)}: until nothing reads or holds what is to go")
 
 
 def _metafile_blocks(volume: bp.Volume) -> int:
@@ -225,9 +228,13 @@ def release(name: str, owner: str, as_json: bool, wait_s: float) -> None:
     """Give OWNER's hold on a snapshot up."""
     place, snap = snapshot_of(name)
     with open_volume(place, "snapshot release", wait_s, writable=True) as volume:
+        snapshot_id = volume.get_snapshot(snap).id
         volume.release_snapshot(snap, owner)
+        found = next((snapshot for snapshot in volume.snapshots if snapshot.id == snapshot_id), None)
         if as_json:
-            print_json(describe_snapshot(volume.get_snapshot(snap)))
+            print_json(describe_snapshot(found) if found is not None else {"name": snap, "deleted": True})
+        elif found is None:
+            print(f"{printable(name)} was waiting for that, and is deleted")
 
 
 @snapshot.command()

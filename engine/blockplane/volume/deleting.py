@@ -11,7 +11,7 @@ from blockplane.volume import held, marking
 from blockplane.volume.codec import (
     TableEntry,
 )
-from blockplane.volume.holds import defer_needed, refuse_needed
+from blockplane.volume.holds import defer_needed, is_base, needs, refuse_needed
 from blockplane.volume.leafbits import LEAF_WORDS, Leaf
 from blockplane.volume.pointers import refuse_pointed
 from blockplane.volume.state import State
@@ -68,14 +68,24 @@ def delete(volume: LiveVolume, names: Sequence[str], defer: bool = False) -> int
         stands at it.
     """
     with volume.lock:
-        gone = [volume.local.entry(name) for name in dict.fromkeys(names)]
-        refuse_pointed(volume, gone)
-        if not defer:
-            refuse_needed(volume, gone, may_defer=True)
+        gone = _may_go(volume, names, defer)
         volume.commit()
         n_freed = drop_or_defer(volume, gone)
         volume.commit()
         return n_freed
+
+
+def plan_delete(volume: LiveVolume, names: Sequence[str], defer: bool = False) -> list[str]:
+    """Return which of some snapshots `delete` would take away at once; raises what that raises, changes nothing."""
+    with volume.lock:
+        return [e.record.name for e in _may_go(volume, names, defer) if not any(needs(volume, e))]
+
+
+def _may_go(volume: LiveVolume, names: Sequence[str], defer: bool) -> list[TableEntry]:
+    gone = [volume.local.entry(name) for name in dict.fromkeys(names)]
+    refuse_pointed(volume, gone)
+    refuse_needed(volume, gone if not defer else [entry for entry in gone if is_base(volume, entry)], may_defer=True)
+    return gone
 
 
 def drop_or_defer(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:

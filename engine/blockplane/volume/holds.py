@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 OFFER_OWNER: Final = "offer:"
 #: Owners of what the next update of somewhere else builds on.
 _BASES: Final = ("mirror:", "replica:")
+#: Owners that are no persons.
+_OWN: Final = (*_BASES, "receive:", OFFER_OWNER)
+#: How long what has expired stays in the table: a clock that was ahead for a while takes nothing away.
+_STAYS_NS: Final = 30 * 86_400 * 10**9
+_MOST_NS: Final = (1 << 63) - 1
 _OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@-]*")
 
 
@@ -49,8 +54,8 @@ def hold(volume: LiveVolume, name: str, owner: str, expires_ns: int = 0) -> Hold
 
     Raises
     ------
-    NoSuchSnapshotError: it does not exist. UsageError: not an owner, or the moment is past.
-    RefusedError: it is being deleted.
+    NoSuchSnapshotError: it does not exist. UsageError: not an owner, or the moment is past, or past all counting.
+    RefusedError: it is being deleted; or what holds it by that name is no person's.
     """
     if not _OWNER.fullmatch(owner) or len(owner.encode()) > NAME_BYTES:
         raise UsageError(
@@ -59,16 +64,17 @@ def hold(volume: LiveVolume, name: str, owner: str, expires_ns: int = 0) -> Hold
     now = time.time_ns()
     if expires_ns and expires_ns <= now:
         raise UsageError("the hold would have ended before it began", "let it end later")
+    if expires_ns > _MOST_NS:
+        raise UsageError("the hold would end after the year 2262", "let it end sooner, or never: leave the end out")
     with volume.lock:
         entry = volume.local.entry(name)
         refuse_deleting(entry)
+        if any(old.owner == owner for old in holds_of(volume, entry.record.id)) and (
+            owner == BASE_OWNER or owner.startswith(_OWN)
+        ):
+            raise RefusedError(f"{owner} holds {name} already, for as long as it has to", "take another owner's name")
         made = Hold(entry.record.id, owner, now, expires_ns)
-        rest = [
-            old
-            for old in volume.local.holds()
-            if (old.snapshot_id, old.owner) != (made.snapshot_id, owner) and not old.has_expired
-        ]
-        volume.local.set_holds([*rest, made])
+        volume.local.set_holds([*_others(volume, made.snapshot_id, owner), made])
         volume.commit()
         return made
 
@@ -82,7 +88,7 @@ def release(volume: LiveVolume, name: str, owner: str) -> None:
 
     Notes
     -----
-    Holds that have expired, on whatever snapshot, are cleared away with it.
+    Holds that expired a month ago, on whatever snapshot, are cleared away with it.
     """
     with volume.lock:
         snapshot_id = volume.local.entry(name).record.id
@@ -92,26 +98,32 @@ def release(volume: LiveVolume, name: str, owner: str) -> None:
         if len(kept) == len(volume.local.holds()):
             owners = ", ".join(hold.owner for hold in holds_of(volume, snapshot_id))
             raise RefusedError(f"{owner} does not hold {name}", f"it is held by {owners}" if owners else "nobody does")
-        volume.local.set_holds([hold for hold in kept if not hold.has_expired])
+        volume.local.set_holds([hold for hold in kept if not _is_long_gone(hold)])
         volume.commit()
 
 
 def hold_by_id(volume: LiveVolume, snapshot_id: bytes, owner: str, expires_ns: int = 0) -> None:
     """Keep a snapshot, known by its id, in the open CP: durable with its commit. The volume's lock is held.
 
-    As with `hold`, those that have expired are cleared away.
+    As with `hold`, those that expired a month ago are cleared away.
     """
-    rest = [
-        old
-        for old in volume.local.holds()
-        if (old.snapshot_id, old.owner) != (snapshot_id, owner) and not old.has_expired
-    ]
-    volume.local.set_holds([*rest, Hold(snapshot_id, owner, time.time_ns(), expires_ns)])
+    made = Hold(snapshot_id, owner, time.time_ns(), expires_ns)
+    volume.local.set_holds([*_others(volume, snapshot_id, owner), made])
+
+
+def _others(volume: LiveVolume, snapshot_id: bytes, owner: str) -> list[Hold]:
+    """Return the holds but one owner's on a snapshot, and but those that expired long ago."""
+    found = [old for old in volume.local.holds() if (old.snapshot_id, old.owner) != (snapshot_id, owner)]
+    return [old for old in found if not _is_long_gone(old)]
+
+
+def _is_long_gone(hold: Hold) -> bool:
+    return bool(hold.expires_ns) and hold.expires_ns + _STAYS_NS <= time.time_ns()
 
 
 def release_all(volume: LiveVolume, owner: str) -> None:
     """Give up whatever an owner holds, and what has expired, in the open CP. The volume's lock is held."""
-    kept = [hold for hold in volume.local.holds() if hold.owner != owner and not hold.has_expired]
+    kept = [hold for hold in volume.local.holds() if hold.owner != owner and not _is_long_gone(hold)]
     if len(kept) < len(volume.local.holds()):
         volume.local.set_holds(kept)
 

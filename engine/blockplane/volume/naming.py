@@ -35,7 +35,12 @@ def refuse_existing(volume: LiveVolume, name: str) -> None:
     ------
     SnapshotExistsError: it does.
     """
-    if any(entry.record.name == name for entry in volume.local.entries()):
+    there = next((entry for entry in volume.local.entries() if entry.record.name == name), None)
+    if there is not None and there.is_deleting:
+        raise SnapshotExistsError(
+            f"a snapshot named {name!r} is being deleted", "it goes when nothing needs it; take another name until then"
+        )
+    if there is not None:
         raise SnapshotExistsError(
             f"a snapshot named {name!r} exists", "delete or rename it first, or take another name"
         )

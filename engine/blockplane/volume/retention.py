@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume import deleting
-from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, SnapshotRecord
-from blockplane.volume.holds import holds_of, is_last_complete
+from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, SnapshotRecord, TableEntry
+from blockplane.volume.holds import holds_of, is_last_complete, is_rehearsed
 from blockplane.volume.needed import needed_here
 from blockplane.volume.passing import waiting_for
 
@@ -190,7 +190,8 @@ def prune(
     with volume.lock:
         needed = needed_here(volume)
         judged = judge(_records(volume), policy, zone)
-        verdicts = [_unless_needed(volume, verdict, needed) for verdict in judged]
+        entries = {entry.record.name: entry for entry in volume.local.entries()}
+        verdicts = [_unless_needed(volume, verdict, entries, needed) for verdict in judged]
         gone = [verdict.name for verdict in verdicts if not verdict.reasons]
         if verdicts and len(gone) == len(verdicts):
             raise RefusedError(
@@ -208,12 +209,14 @@ def _records(volume: LiveVolume) -> list[SnapshotRecord]:
     return [entry.record for entry in volume.local.entries()]
 
 
-def _unless_needed(volume: LiveVolume, verdict: Verdict, needed: dict[bytes, str]) -> Verdict:
+def _unless_needed(
+    volume: LiveVolume, verdict: Verdict, entries: dict[str, TableEntry], needed: dict[bytes, str]
+) -> Verdict:
     """Keep what would go where somebody holds it, or a transfer that is known of, a replica or a pointer needs it."""
     if verdict.reasons:
         return verdict
-    entry = volume.local.entry(verdict.name)
-    if is_last_complete(volume, entry):
+    entry = entries[verdict.name]
+    if is_last_complete(volume, entry) or is_rehearsed(volume, entry):
         return replace(verdict, reasons=("mirror",))
     reasons = ["held"] if holds_of(volume, entry.record.id) else []
     reasons += [needed[entry.record.id]] if entry.record.id in needed else []

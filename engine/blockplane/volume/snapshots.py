@@ -22,7 +22,7 @@ from blockplane.volume.codec import (
 from blockplane.volume.deleting import drop_or_defer, freed_by
 from blockplane.volume.demotioncodec import Demotion
 from blockplane.volume.holds import all_of as all_holds_of
-from blockplane.volume.holds import holds_of, refuse_deleting, refuse_needed
+from blockplane.volume.holds import holds_of, is_base, refuse_deleting, refuse_needed
 from blockplane.volume.markcodec import FLAG_ASKED
 from blockplane.volume.naming import check_name, refuse_existing
 from blockplane.volume.pins import Pin
@@ -281,8 +281,8 @@ def rollback(
         later = [e for e in volume.local.entries() if target in volume.local.ancestors(e.record.id)[:-1]]
         if drop_later:
             refuse_pointed(volume, later)
-        if drop_later and not defer:
-            refuse_needed(volume, later, may_defer=True)
+        if drop_later:
+            refuse_needed(volume, later if not defer else [e for e in later if is_base(volume, e)], may_defer=True)
         volume.commit()
         kept = None
         if not drop_changes and changed_since_newest(volume):
@@ -297,7 +297,8 @@ def rollback(
 
 
 def _free_name(volume: LiveVolume, name: str) -> str:
-    taken = {entry.record.name for entry in volume.local.entries()}
+    taken = {entry.record.name for entry in volume.local.entries()} | {i.name for i in volume.local.images.all()}
+    taken |= set(volume.local.replication().standing)
     name = name[: NAME_BYTES - 8]
     numbered = [name, *(f"{name}-{i}" for i in range(2, len(taken) + 3))]
     return next(candidate for candidate in numbered if candidate not in taken)

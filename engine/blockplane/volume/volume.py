@@ -339,6 +339,10 @@ class Volume(LiveVolume):
         """Delete snapshots; return how many blocks that freed; see `deleting.delete`."""
         return deleting.delete(self, names, defer)
 
+    def plan_delete(self, *names: str, defer: bool = False) -> list[str]:
+        """Return which of some snapshots deleting would take away at once; see `deleting.plan_delete`."""
+        return deleting.plan_delete(self, names, defer)
+
     def snapshot_range(self, first: str, last: str) -> list[str]:
         """Return the names of the snapshots from first to last, as `snapshots` orders them."""
         with self.lock:
