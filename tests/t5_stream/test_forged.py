@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 
 import numpy as np
 import pytest
 
+import blockplane as bp
 from blockplane.model import BlockplaneError
+from blockplane.model.errors import StreamDamagedError
 from blockplane.stream import open_stream
+from blockplane.stream.codec.header import HEADER_FIXED_BYTES
 from blockplane.transfer import merge_streams, receive, send, verify_streams
 from forging import VALUES, head_bytes, is_data, parts_of, sealed
 from streams.storage import DictSending, DictStorage, pair
@@ -44,6 +48,22 @@ def test_forged_streams(rng):
             assert target.blocks == before
     assert n_refused + n_received == N_STREAMS
     assert n_refused > N_STREAMS // 4
+
+
+@pytest.mark.parametrize(("n_data", "chunk", "disk_blocks"), [(1000, 64, 16384), (1, 100, 16320)])
+def test_groups_that_no_volume_can_have_are_damage(tmp_path, n_data, chunk, disk_blocks):
+    """And no usage error: `stream verify` goes on with the next stream."""
+    with bp.Volume.create(tmp_path / "pool", disks=2, size="4MiB") as volume:
+        volume.snapshot("one")
+        send(volume.image("one"), tmp_path / "good.bps")
+    parts = [bytearray(part) for part in parts_of((tmp_path / "good.bps").read_bytes())]
+    struct.pack_into("<QQQHHI", parts[0], HEADER_FIXED_BYTES, 0, disk_blocks, chunk, n_data, 0, 0)
+    (tmp_path / "bad.bps").write_bytes(sealed(parts))
+    verdict = verify_streams(tmp_path / "bad.bps", tmp_path / "good.bps")
+    assert [problem for problem in verdict.problems if "RAID group 0" in problem]
+    assert verdict.snapshots == ["one"]
+    with pytest.raises(StreamDamagedError, match="RAID group 0"):
+        receive(tmp_path / "bad.bps", tmp_path / "copy")
 
 
 def test_forged_streams_in_place(tmp_path, rng):

@@ -127,6 +127,14 @@ def test_towards_a_newer_snapshot(done, blockplane, big):
     assert "an interrupted receive of another image" in blockplane("receive", "new", "-i", "rest.bps").err
 
 
+def test_a_dry_run_leaves_what_was_half_made(done, blockplane, big):
+    os.makedirs("half/disks")
+    Path("half/making").touch()
+    done("receive", "half", "-i", "whole.bps", "-n")
+    assert sorted(os.listdir("half")) == ["disks", "making"]
+    done("receive", "half", "-i", "whole.bps")
+
+
 def test_what_is_of_no_use_and_what_is_left_is_told(done, blockplane, big):
     blockplane("receive", "copy", "-i", "cut.bps")
     token = write_token("copy")

@@ -84,5 +84,5 @@ def _output_carries_data(options: Sequence[str]) -> bool:
     """Whether standard output is a stream's: `send` or `stream merge` without a file."""
     if "send" not in options[:1] and options[:2] != ["stream", "merge"]:
         return False
-    named = any(option.startswith(("-o", "--output")) for option in options)
+    named = any(option.startswith(("-o", "--output", "--part")) for option in options)
     return not (named or "-n" in options or "--dry-run" in options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -29,10 +28,14 @@ class FdSink:
             raise write_error(self.name, error) from error
 
     def commit(self) -> None:
-        """See Sink; a regular file is synced."""
-        with contextlib.suppress(OSError):
-            if stat.S_ISREG(os.fstat(self._fd).st_mode):
-                os.fsync(self._fd)
+        """See Sink; a regular file, or a block device, is synced."""
+        mode = os.fstat(self._fd).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            return
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise write_error(self.name, error) from error
 
     def close(self) -> None:
         """See Sink."""

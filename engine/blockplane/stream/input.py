@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -103,6 +104,9 @@ class FdInput:
         while left:
             try:
                 n_read = os.readv(self._fd, left[:_MAX_BUFFERS])
+            except BlockingIOError:
+                select.select([self._fd], [], [])  # whoever has the other end made it so
+                continue
             except OSError as error:
                 raise StreamTruncatedError(f"cannot read {self.name}: {error.strerror}") from error
             if not n_read:

@@ -69,10 +69,19 @@ def create_key(path: str | os.PathLike[str]) -> Key:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        _sync_folder(os.path.dirname(os.path.abspath(path)))
     except OSError as error:
         os.unlink(path)
         raise KeyFileError(f"cannot write {key.name}: {error.strerror}", "") from error
     return key
+
+
+def _sync_folder(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def read_key(path: str | os.PathLike[str]) -> Key:

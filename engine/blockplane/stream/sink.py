@@ -150,7 +150,11 @@ class ObjectSink:
         for buffer in buffers:
             left = memoryview(buffer).cast("B")
             while len(left):
-                written = self._target.write(left)
+                written: int | None = self._target.write(left)
+                if written is None:  # as some files that take everything say it
+                    break
+                if not 0 < written <= len(left):
+                    raise StreamError(f"cannot write {self.name}: it says that it took {written} of {len(left)} bytes")
                 left = left[written:]
 
     def commit(self) -> None:

@@ -26,7 +26,7 @@ from blockplane.transfer.destination import VolumeDestination, is_blank
 from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.receive import ReceiveReport, receive_into
 from blockplane.transfer.resume import landed_of
-from blockplane.transfer.targets import clear_half_made, destination_for, is_vacant
+from blockplane.transfer.targets import clear_half_made, destination_for, is_of_no_use, is_vacant
 from blockplane.transfer.verify import stream_map
 from blockplane.volume.groups import DiskNames
 from blockplane.volume.live import LiveVolume
@@ -91,8 +91,9 @@ def receive_streams(
     members = [Member(str(name), stream_map(name, key=keys), name) for name in _readable(names)]
     wish = DiskWish(disks, size, parity, chunk, wipe)
     if not isinstance(target, LiveVolume):
-        clear_half_made(Path(target))
-        if is_vacant(Path(target)):
+        if not dry_run:
+            clear_half_made(Path(target))
+        if is_vacant(Path(target)) or (dry_run and is_of_no_use(Path(target))):
             plan = plan_streams(members, (), None, os.fspath(target), discard=discard)
             missing = _prove(plan, keys, {}, {})
             if dry_run:

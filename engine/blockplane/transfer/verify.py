@@ -92,6 +92,8 @@ def verify_streams(
     if part is not None and not 1 <= part[0] <= part[1]:
         raise UsageError(f"there is no part {part[0]} of {part[1]}", "say K/N, from 1/N to N/N")
     (names, repeated), keys = named_once(stream_names(paths)), keys_of(key)
+    if part is not None and not all(is_stored(name) for name in names):
+        raise UsageError("what is read once has no parts", "verify it whole, or name files")
     _require_keys(names, keys)
     started = time.monotonic()
     run = _Run(sum(stored_bytes(name) for name in names), part, keys, progress, started)

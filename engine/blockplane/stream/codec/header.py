@@ -9,7 +9,7 @@ from typing import Final
 from blockplane.disks.geometry import GroupRecord
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.checks import crc32c
-from blockplane.model.errors import StreamDamagedError, StreamError
+from blockplane.model.errors import StreamDamagedError, StreamError, UsageError
 from blockplane.stream.codec.words import (
     FEATURE_LENT,
     FEATURE_PART,
@@ -245,6 +245,11 @@ def _groups(data: bytes, n_groups: int) -> tuple[GroupRecord, ...]:
         if first < end or first % 65536 or first > MAX_SPACE_BLOCKS:
             raise StreamDamagedError(f"RAID group {i} of the stream's header starts at block {first}", "")
         disks = tuple(range(disk, disk + n_data + n_parity))
-        groups.append(GroupRecord(first, n_data, n_parity, chunk, disk_blocks, disks))
+        try:
+            groups.append(GroupRecord(first, n_data, n_parity, chunk, disk_blocks, disks))
+        except UsageError as error:
+            raise StreamDamagedError(
+                f"RAID group {i} of the stream's header is impossible: {error.message}", ""
+            ) from error
         disk, end = disk + n_data + n_parity, first + n_data * disk_blocks
     return tuple(groups)

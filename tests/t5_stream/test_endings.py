@@ -1,0 +1,81 @@
+"""What streams are written to and read from by descriptors and objects: what these say, and fail to do, is believed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+
+import pytest
+
+from blockplane.model.errors import KeyFileError, StreamError
+from blockplane.stream import keyfile
+from blockplane.stream.fdsink import FdSink
+from blockplane.stream.input import FdInput
+from blockplane.stream.sink import ObjectSink
+
+
+def fails(fd: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_descriptor_that_cannot_be_synced_is_not_durable(tmp_path, monkeypatch):
+    with open(tmp_path / "x", "wb") as file:
+        sink = FdSink(file.fileno(), "x")
+        sink.write_all([b"data"])
+        monkeypatch.setattr(os, "fsync", fails)
+        with pytest.raises(StreamError, match="cannot write x: Input/output error"):
+            sink.commit()
+
+
+def test_a_pipe_is_not_synced(monkeypatch):
+    monkeypatch.setattr(os, "fsync", fails)
+    reading, writing = os.pipe()
+    FdSink(writing, "pipe", owned=True).commit()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_key_whose_folder_cannot_be_synced_is_not_made(tmp_path, monkeypatch):
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    keyfile.create_key(tmp_path / "good")
+    assert synced == [str(tmp_path / "good"), str(tmp_path)]
+    monkeypatch.setattr(os, "fsync", lambda fd: fails(fd) if os.path.isdir(f"/proc/self/fd/{fd}") else None)
+    with pytest.raises(KeyFileError, match="cannot write"):
+        keyfile.create_key(tmp_path / "bad")
+    assert os.listdir(tmp_path) == ["good"]
+
+
+class Says:
+    """Takes all of what is written, and says something else."""
+
+    def __init__(self, said: int | None) -> None:
+        self.said, self.taken = said, b""
+
+    def write(self, data) -> int | None:
+        assert len(self.taken) < 100, "it is written the same again and again"
+        self.taken += bytes(data)
+        return self.said
+
+
+def test_an_object_that_does_not_say_how_much_it_took_took_all():
+    taking = Says(None)
+    ObjectSink(taking).write_all([b"one", b"two"])
+    assert taking.taken == b"onetwo"
+
+
+@pytest.mark.parametrize("said", [0, -1, 4])
+def test_an_object_that_took_what_cannot_be_is_an_error(said):
+    with pytest.raises(StreamError, match=f"says that it took {said} of 3 bytes"):
+        ObjectSink(Says(said)).write_all([b"one"])
+
+
+def test_a_pipe_that_does_not_wait_is_waited_for():
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    threading.Timer(0.2, lambda: (os.write(writing, b"abc"), os.close(writing))).start()
+    room = bytearray(5)
+    assert FdInput(reading, "pipe").read_into([memoryview(room)]) == 3
+    assert bytes(room) == b"abc\0\0"
+    os.close(reading)
