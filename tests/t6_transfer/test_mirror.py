@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import threading
 import time
@@ -21,7 +23,7 @@ from blockplane.model.errors import (
     UsageError,
 )
 from blockplane.transfer import mirrors
-from blockplane.transfer.mirrors import running
+from blockplane.transfer.mirrors import listing, running
 from blockplane.transfer.mirrors.running import attempt
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import LocalChanges, VolumePeer
@@ -648,6 +650,69 @@ def test_a_clock_that_was_set_back_does_not_put_a_step_off():
     assert mirrors.due_ns(made) == 0
     mine = time.time_ns()
     assert mirrors.due_ns(made, mine) == mine + 10 * 10**9
+    now = time.time_ns()
+    ended = mirrors.LastRun(now - 60 * 10**9, now + 86_400 * 10**9)  # a day ahead when it ended
+    made = mirrors.MirrorDefinition("copy", "/copy", "0" * 32, every_s=10.0, late="next", last=ended)
+    assert mirrors.due_ns(made) <= now
+
+
+def test_what_cannot_be_written_down_is_told_and_others_go_on(world, rng, monkeypatch):
+    world.add("a", every_s=0.1)
+    world.add("b", every_s=0.1)
+    write(world.source, "/a", rng.bytes(9000))
+
+    def is_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(listing, "write_definitions", is_full)
+    ran = mirrors.run_side_by_side(world.source, peers=world.peers())
+    assert [("No space left" in its.error, its.hint != "") for its in ran] == [(True, True)] * 2
+    told: list[mirrors.Ran] = []
+    loop = mirrors.MirrorLoop(world.source, world.peers(), told.append)
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    write(world.source, "/a", rng.bytes(9000))
+    wait_for(lambda: {Path(its.mirror.dest).name for its in told if "No space left" in its.error} == {"a", "b"}, "both")
+    loop.stop()
+    thread.join()
+
+
+def test_a_mirror_that_moved_is_brought_to_its_new_place(world, rng, tmp_path):
+    (tmp_path / "d1").mkdir()
+    (tmp_path / "d2").mkdir()
+    copy = world.add("d1/m", every_s=0.1)
+    write(world.source, "/a", rng.bytes(9000))
+    world.run()
+    world.opened.pop(str(copy.path)).close()
+    shutil.copytree(tmp_path / "d1/m", tmp_path / "d2/m")
+    loop = mirrors.MirrorLoop(world.source, world.peers())
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    wait_for(lambda: str(copy.path) in world.opened, "the loop to have it open")
+    mirrors.add(world.source, str(tmp_path / "d2/m"), peers=world.peers(), every_s=0.1)
+    write(world.source, "/b", data := rng.bytes(9000))
+    world.source.sync()
+    moved = world.opened[str(tmp_path / "d2/m")]
+    wait_for(lambda: bp.FileSystem(moved).exists("/b"), "the file at the new place")
+    loop.stop()
+    thread.join()
+    assert read(moved, "/b") == data
+
+
+def test_a_mirror_that_is_not_made_leaves_the_disks_that_were_there(world, rng, tmp_path):
+    with bp.Volume.create(tmp_path / "other", disks=1, size="8MiB") as other:
+        other.snapshot("one")
+        bp.send(other.image("one"), tmp_path / "other.bps")
+    disk, empty = tmp_path / "mydisk", tmp_path / "empty"
+    disk.touch()
+    os.truncate(disk, 16 << 20)
+    empty.mkdir(mode=0o700)
+    wish = DiskWish((str(disk),), None)
+    with pytest.raises(RefusedError):
+        mirrors.add(
+            world.source, str(empty), peers=world.peers(), kind="incremental", base=[tmp_path / "other.bps"], wish=wish
+        )
+    assert (disk.exists(), os.listdir(empty)) == (True, [])
 
 
 def test_a_mirror_whose_place_does_not_answer_holds_nobody_up(world):

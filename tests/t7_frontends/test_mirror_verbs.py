@@ -145,3 +145,16 @@ def test_a_takeover_waits_for_no_transfer_that_stalls(done, pool, rng):
     done("get", "copy:/other", "got")
     assert Path("got").read_bytes() == Path("large").read_bytes()
     assert done("check", "copy", "--json").json["ok"]
+
+
+def test_what_is_reintegrated_in_a_rehearsal_is_what_was_brought(done, pool):
+    done("send", pool, "june2", "-o", "full.bps")
+    done("mirror", "add", pool, "fast", "--kind", "incremental", "--base", "full.bps", "--size", "16M")
+    assert "base       group 0: what is in it is read" in done("info", "fast").out
+    done("mkdir", f"{pool}:/brought")
+    done("mirror", "run", pool, "--once", "--now")
+    done("mirror", "break", "fast", "--rehearse")
+    done("mkdir", "fast:/tried")
+    done("snapshot", "create", "fast@tried")
+    done("mirror", "reintegrate", "fast", "whole", "--disks", 1, "--size", "64M")
+    assert {"brought", "tried"} & set(done("ls", "whole:/").out.split()) == {"brought"}

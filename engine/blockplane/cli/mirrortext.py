@@ -170,7 +170,12 @@ def described_plan(plan: ResyncPlan, report: ResyncReport | None) -> dict[str, o
 
 
 def _since(since: Since) -> dict[str, object]:
-    return {"snapshots": list(since.snapshots), "n_blocks": since.n_blocks, "is_changed": since.is_changed}
+    return {
+        "snapshots": list(since.snapshots),
+        "n_snapshots": since.n_snapshots,
+        "n_blocks": since.n_blocks,
+        "is_changed": since.is_changed,
+    }
 
 
 def plan_text(plan: ResyncPlan, report: ResyncReport | None) -> str:
@@ -197,8 +202,6 @@ def plan_text(plan: ResyncPlan, report: ResyncReport | None) -> str:
 def _has(since: Since) -> str:
     if since.is_nothing:
         return "nothing"
-    parts = (
-        [count(len(since.snapshots), "snapshot") + f" ({', '.join(since.snapshots[:5])})"] if since.snapshots else []
-    )
+    parts = [count(since.n_snapshots, "snapshot") + f" ({', '.join(since.snapshots[:5])})"] if since.snapshots else []
     parts += [f"changes of {blocks(since.n_blocks)}"] if since.is_changed else []
     return " and ".join(parts)

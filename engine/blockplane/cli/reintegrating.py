@@ -71,9 +71,12 @@ def reintegrate(
 
 
 def _last_whole(volume: bp.Volume) -> str:
-    """Return the snapshot that a mirror's live state is, or was brought as."""
-    standing = bp.VolumePeer(volume).standing()
-    found = next((r.name for r in standing.snapshots if r.id in (standing.at, standing.parent)), None)
+    """Return the state that was brought to a mirror last, in a rehearsal and after it was broken off too."""
+    mirror = volume.mirror_of
+    found = mirror.last_complete if mirror is not None else None
+    if mirror is None:
+        standing = bp.VolumePeer(volume).standing()
+        found = next((r.name for r in standing.snapshots if r.id in (standing.at, standing.parent)), None)
     if found is None:
         raise bp.errors.RefusedError(f"{volume.path} has no state that was brought to it", "`mirror run` brings one")
     return found

@@ -15,6 +15,7 @@ from blockplane.cli.options import disk_options, disks_of, json_option, progress
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.resuming import describe_interrupted
 from blockplane.cli.text import blocks, count, iso, moment, print_json, print_table, printable, sentence, size
+from blockplane.volume.basegroup import has_base
 
 if TYPE_CHECKING:
     from blockplane.disks import GroupRecord
@@ -321,7 +322,9 @@ def _print_volume(volume: bp.Volume) -> None:
     print(f"volume     {volume.info.volume_id.hex()}")
     for index, group in enumerate(volume.geometry.groups):
         print(f"group {index}    {_layout(group)}")
-    if volume.info.leaving is not None:
+    if has_base(volume):
+        print("base       group 0: what is in it is read, and never written")
+    elif volume.info.leaving is not None:
         print(f"leaving    group {volume.info.leaving}: `blockplane shrink` goes on, or calls it off")
     print(f"space      {blocks(volume.n_blocks)}")
     if not volume.damage:

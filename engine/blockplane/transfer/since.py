@@ -21,12 +21,18 @@ class Since:
 
     snapshots : names of the regular ones that the live file system descends from and that are newer, without those that
     mirrors made. n_blocks : of the live file system, that the snapshot has not. is_changed : whether its files are
-    others.
+    others. n_unnamed : older ones that are not named: a network carries the names of the newest 256.
     """
 
     snapshots: tuple[str, ...]
     n_blocks: int
     is_changed: bool
+    n_unnamed: int = 0
+
+    @property
+    def n_snapshots(self) -> int:
+        """How many these are."""
+        return len(self.snapshots) + self.n_unnamed
 
     @property
     def is_nothing(self) -> bool:

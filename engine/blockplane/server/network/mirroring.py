@@ -109,7 +109,8 @@ class RemoteMirror:
         """See MirrorPeer; of more than 256 snapshots the newest are named."""
         found = self._ask("since", {"snapshot_id": snapshot_id.hex()})
         n_blocks, is_changed = number_field(found, "n_blocks"), flag_field(found, "is_changed")
-        return Since(_names_heard(found, "names"), n_blocks, is_changed)
+        names = _names_heard(found, "names")
+        return Since(names, n_blocks, is_changed, max(number_field(found, "n_names") - len(names), 0))
 
     def break_off(self, *, rehearse: bool = False) -> BreakReport:
         """See break_mirror. A transfer that is under way there ends without effect; the volume's source is not asked.

@@ -185,7 +185,7 @@ def _require_choice(plan: ResyncPlan, full: bool) -> None:
 
 def told(since: Since) -> str:
     """Say what a side has."""
-    n = len(since.snapshots)
+    n = since.n_snapshots
     has = [f"{n} snapshot{'s' if n > 1 else ''}"] if n else []
     has += ["changes to files"] if since.is_changed else []
     return f"{' and '.join(has) or 'nothing'} ({since.n_blocks} blocks)"

@@ -19,6 +19,7 @@ from blockplane.transfer.standing import Standing, standing_of
 from blockplane.transfer.structure import create_structure
 from blockplane.transfer.targets import is_vacant, not_to_be_made
 from blockplane.volume.codec import NO_ID
+from blockplane.volume.groups import give_back
 from blockplane.volume.mirrorcodec import (
     BROKEN,
     MIRROR,
@@ -75,6 +76,9 @@ def add(
     place, wish = place_of(dest), wish or DiskWish()
     _refuse_itself(volume, place)
     made = not is_remote(place) and is_vacant(Path(place))
+    existed = made and Path(place).exists()
+    named = wish.disks if wish.disks is not None and not isinstance(wish.disks, int) else ()
+    old_disks = [disk for disk in named if os.path.exists(disk)]
     if not made and (base or not wish.is_default):
         raise not_to_be_made(Path(place))
     if made and base:
@@ -88,8 +92,9 @@ def add(
         return _add(volume, place, peers or Peers(), kind, every_s, local_changes, late, made)
     except BaseException:
         if made:
-            named = wish.disks if wish.disks is not None and not isinstance(wish.disks, int) else ()
-            remove(Path(place), [Path(disk) for disk in named if not wish.wipe], existed=False)
+            remove(Path(place), [Path(disk) for disk in named if disk not in old_disks], existed)
+            for disk in old_disks:
+                give_back(str(disk))
         raise
 
 

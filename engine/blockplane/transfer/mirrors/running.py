@@ -50,8 +50,8 @@ def due_ns(mirror: MirrorDefinition, begun_ns: int | None = None) -> int:
     Notes
     -----
     None queue up: when a step took longer than the interval, the next is due at once and sends the state that is newest
-    then; or, for `late="next"`, waits for the next whole interval. What began later than now, by a clock that was set
-    back since, does not count.
+    then; or, for `late="next"`, waits for the next whole interval. What began or ended later than now, by a clock that
+    was set back since, does not count.
     """
     now = time.time_ns()
     begun = max((ns for ns in (mirror.last.begun_ns, begun_ns or 0) if ns <= now), default=0)
@@ -59,7 +59,7 @@ def due_ns(mirror: MirrorDefinition, begun_ns: int | None = None) -> int:
         return 0
     every_ns = round(mirror.every_s * 1e9)
     took_ns = mirror.last.ended_ns - begun
-    if mirror.late == NEXT and took_ns > every_ns:
+    if mirror.late == NEXT and every_ns < took_ns <= now - begun:
         return begun + -(-took_ns // every_ns) * every_ns
     return begun + every_ns
 
@@ -224,6 +224,8 @@ class _Steps:
     def _work(self, mirror: MirrorDefinition) -> None:
         try:
             self.ran.append(attempt(self._volume, mirror, self._peers.open(mirror.dest), self._progress))
+        except OSError as error:  # how it went could not be written down: others go on
+            self.ran.append(Ran(mirror, None, str(error), "see whether the volume's folder can be written to"))
         except BaseException as error:  # noqa: BLE001 - raised by who waits for it
             self._failed.append(error)
 
@@ -329,8 +331,11 @@ class MirrorLoop:
                 self._let_go(self._slots.pop(name))
         for name, mirror in known.items():
             slot = self._slots.setdefault(name, _Slot(mirror))
-            slot.mirror = mirror
             is_busy = slot.thread is not None and slot.thread.is_alive()
+            if is_busy and slot.mirror.dest != mirror.dest:
+                continue  # the peer is that of the other place
+            slot.is_suspect |= slot.mirror.dest != mirror.dest
+            slot.mirror = mirror
             if not is_busy and due_ns(mirror, slot.begun_ns) <= time.time_ns():
                 self._begin(slot)
 
@@ -363,6 +368,8 @@ class MirrorLoop:
             return
         except BlockplaneError as error:  # what goes on beside it is in the way; it is tried again
             ran = Ran(slot.mirror, None, str(error), error.hint, refused=True)
+        except OSError as error:  # how it went could not be written down
+            ran = Ran(slot.mirror, None, str(error), "see whether the volume's folder can be written to")
         slot.is_suspect = bool(ran.error) and not ran.refused
         self._tell(ran)
 
