@@ -97,6 +97,25 @@ def test_a_flipped_bit_in_any_live_block(volume):
     verdict(volume)
 
 
+def test_every_state_that_has_a_damaged_block_says_so(volume):
+    def places_of(state) -> set[int]:
+        return set(np.flatnonzero(np.unpackbits(state.place_leaf(0).view(np.uint8), bitorder="little")).tolist())
+
+    names = ["the live file system", "snapshot 'a'", "snapshot 'b'"]
+    everywhere = set.intersection(*map(places_of, [volume.committed, *volume.snapshot_states()]))
+    n_data = 0
+    for place in sorted(everywhere):
+        flip(volume, place)
+        forget(volume)
+        found = [line for line in problems(volume).splitlines() if "of a file does not match" in line]
+        if found:
+            n_data += 1
+            assert [line.partition(":")[0] for line in found] == names
+        flip(volume, place)
+    forget(volume)
+    assert n_data > 10
+
+
 def test_a_flipped_bit_in_a_block_that_only_the_cp_before_the_last_has(volume):
     """Nothing is lost by it: the volume opens, is written to and checked as ever."""
     volume.delete_snapshot("a")

@@ -418,6 +418,10 @@ def check(vol: str, parity: bool, as_json: bool, wait_s: float, progress: bool |
     if report.n_unsettled:
         stripes = count(report.n_unsettled, "stripe")
         print(f"the volume was not closed: {stripes} under way then will be settled when it is next written to")
+    if any(" of a file " in problem for problem in report.problems):
+        print(f"`blockplane who {printable(vol)} --vbn N` says of which file a block is, and who has it")
+    if parity and not report.n_stripes and not report.ok:
+        print("parity was not compared: it is computed from blocks that are right")
     print(
         f"{printable(vol)}: {'ok' if report.ok else 'DAMAGED'}: {count(report.n_states, 'state')}, "
         f"{blocks(report.n_blocks)} read, {count(report.n_stripes, 'stripe')} with parity, "

@@ -99,7 +99,7 @@ def _states(volume: LiveVolume, report: CheckReport) -> list[tuple[str, State]]:
 
 
 def _check_state(state: State, name: str, report: CheckReport, verified: dict[int, Leaf]) -> None:
-    """Walk one state; verified: places whose bytes were compared already, in leaves, added to."""
+    """Walk one state; verified: places whose bytes were compared already, and are right, in leaves, added to."""
 
     def skip(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
         places = state.placemap.to_places(numbers)
@@ -118,8 +118,10 @@ def _check_state(state: State, name: str, report: CheckReport, verified: dict[in
     walker.tree(root.checksums, "the checksum file")
     walker.root(state.pointer)
     _check_plane(state, walker.reach.leaves, name, report)
+    bad = np.concatenate([np.empty(0, np.int64), *walker.bad])
     for numbers, _ in walker.seen:
-        for leaf, low in by_leaf(np.unique(state.placemap.to_places(numbers))):
+        good = numbers[~np.isin(numbers, bad)] if len(bad) else numbers  # other states that have a bad one say so too
+        for leaf, low in by_leaf(np.unique(state.placemap.to_places(good))):
             set_numbers(verified.setdefault(leaf, np.zeros(LEAF_BLOCKS // 64, np.uint64)), low)
 
 

@@ -96,6 +96,8 @@ class Walker:
         self._skip = skip
         self.reach = Reach(name, report)
         self.seen: list[tuple[NDArray[np.int64], NDArray[np.uint32]]] = []
+        #: numbers of those that could not be read, or are not what they should be
+        self.bad: list[NDArray[np.int64]] = []
 
     def tree(self, root: TreeRoot, what: str, leaf_visitor: Callable[[NDArray[np.uint8]], None] | None = None) -> None:
         """Walk a tree: enter every block, compare every check; leaf_visitor gets verified leaves (n, 4096) in order."""
@@ -148,9 +150,11 @@ class Walker:
         except BlockplaneError as error:
             self.report.add(f"{self.name}: {what} cannot be read: {error}")
             good[:] = False
+            self.bad.append(numbers)
             return good, blocks
         if first_bad_block(blocks.reshape(-1), numbers, expected) >= 0:
             good = fresh_checks(blocks.reshape(-1), numbers) == expected
+            self.bad.append(numbers[~good])
             for number in numbers[~good].tolist():
                 self.report.add(f"{self.name}: block {number} of {what} does not match its checksum")
         return good, blocks
