@@ -36,7 +36,7 @@ from blockplane.volume.making import LOCK_NAME
 #: Verbs are one with their release: what one prints and takes is not another's.
 RELEASE: Final = WRITER
 #: How long a verb waits for a process that has just taken the volume: it ends soon, or answers soon.
-_GRACE_S: Final = 1.0
+_GRACE_S: Final = 10.0
 _POLL_S: Final = 0.02
 #: Verbs that show who reads what.
 _SHOW_PINS: Final = ("info", "snapshot list")
