@@ -41,6 +41,11 @@ def test_shadows_are_left_out_of_a_plan_and_named(done, pool):
     assert found.err == "blockplane: left out: june1 (shadow)\n"
 
 
+def test_a_plan_of_more_days_than_there_may_be_is_refused_at_once(blockplane):
+    found = blockplane("image", "plan", "--days", 10**12)
+    assert (found.status, "plan 1 to 2,000 days" in found.err) == (2, True)
+
+
 def test_other_branches_are_left_out_of_a_plan_and_named(done, pool):
     done("rollback", f"{pool}@june1")
     done("mkdir", f"{pool}:/new")

@@ -258,6 +258,23 @@ def test_send_and_receive_full_and_increment_onto_another_geometry(done, pool):
     assert (geometry[0]["n_data"], geometry[0]["chunk_blocks"]) == (2, 128)
 
 
+def test_every_lost_disk_is_named_and_what_to_do(done, blockplane, pool):
+    for number in (1, 3):
+        os.rename(f"{pool}/disks/{number}", f"lost{number}")
+    error = blockplane("info", pool, "--json").error
+    assert [f"{pool}/disks/{n}" in error["message"] for n in range(5)] == [False, True, False, True, False]
+    assert (error["kind"], "volume.toml" in error["hint"]) == ("disk-missing", True)
+
+
+def test_a_difference_without_blanks_is_explained(blockplane, pool):
+    assert "did you mean june2 - june1?" in blockplane("send", pool, "june2-june1", "-n").err
+
+
+def test_what_is_no_key_file_is_said_to_be_none(blockplane, pool):
+    found = blockplane("ls", "june1.bps:/", "--key", "june1.bps")
+    assert (found.status != 0, "is no key file" in found.err) == (True, True)
+
+
 def test_a_dash_is_no_file(done, pool):
     before = sorted(os.listdir())
     assert done("send", pool, "june1", "-n", "-o", "-", "--json").json["bytes_per_second"] is None

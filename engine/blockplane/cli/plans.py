@@ -13,6 +13,7 @@ from blockplane.cli.completion import ExpressionWord, VolumeName
 from blockplane.cli.naming import CONFIG_NAME, open_volume, volume_only
 from blockplane.cli.options import json_option, wait_option
 from blockplane.cli.text import print_json, print_table, size
+from blockplane.image.plan import MAX_DAYS
 
 
 @click.command()
@@ -66,6 +67,8 @@ def _made_up(names: list[str], n_days: int | None) -> list[str]:
     """Return names, and made-up ones behind them up to n_days."""
     if n_days is None:
         return names
+    if n_days > MAX_DAYS:
+        raise bp.errors.UsageError(f"a plan of {n_days} days", f"plan 1 to {MAX_DAYS:,} days")
     if n_days < len(names):
         raise bp.errors.UsageError(f"--days {n_days} and {len(names)} snapshots", "name the snapshots to plan for")
     more = (name for number in range(1, n_days + len(names) + 1) if (name := f"day{number}") not in names)

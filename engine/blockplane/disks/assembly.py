@@ -89,8 +89,15 @@ def assemble(
     opened: list[Disk] = []
     try:
         open_disk = opener or (lambda path: FileDisk.open(path, writable=writable, direct=direct, lock=lock))
-        # one by one: what is open when the next one fails is closed below
-        opened.extend(open_disk(path) for path in paths)
+        lost: list[DiskMissingError] = []
+        for path in paths:  # one by one: what is open when the next one fails is closed below
+            try:
+                opened.append(open_disk(path))
+            except DiskMissingError as error:
+                lost.append(error)
+        if lost:
+            others = f"; nor can {', '.join(error.path for error in lost[1:])}" if lost[1:] else ""
+            raise DiskMissingError(f"{lost[0].message}{others}", lost[0].path, lost[0].hint) from lost[0]
         return assemble_disks(opened, in_order=in_order, volume_id=volume_id, leaving=leaving)
     except BaseException:
         for disk in opened:

@@ -207,7 +207,9 @@ class FileDisk:
                 raise
             if error.errno in (errno.EBUSY, errno.EWOULDBLOCK):
                 raise VolumeInUseError(f"{path}: in use by another process") from error
-            raise DiskMissingError(f"{path}: cannot be opened: {error.strerror}", path) from error
+            is_gone = error.errno == errno.ENOENT
+            hint = "put it back; where it lies elsewhere now, say so in volume.toml" if is_gone else ""
+            raise DiskMissingError(f"{path}: cannot be opened: {error.strerror}", path, hint) from error
 
     @classmethod
     def create(cls, path: str, n_blocks: int, *, direct: bool = True) -> FileDisk:

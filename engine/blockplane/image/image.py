@@ -183,6 +183,9 @@ class _Builder:
             raise NoSuchSnapshotError(f"{name} is not a regular snapshot", "only regular snapshots hold their blocks")
         near = difflib.get_close_matches(name, self._records, 1)
         hint = f"did you mean {near[0]}?" if near else "`blockplane snapshot list` shows those there are"
+        first, _, second = name.partition("-")
+        if first in self._all_names and second in self._all_names:
+            hint = f"did you mean {first} - {second}? a name may have a - in it: write blanks around the operator"
         raise NoSuchSnapshotError(f"there is no snapshot {name}", hint)
 
     def _formula(self, node: Expression) -> Formula:

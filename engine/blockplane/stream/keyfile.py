@@ -95,12 +95,12 @@ def read_key(path: str | os.PathLike[str]) -> Key:
     try:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
-            if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) & 0o077:
-                mode = stat.S_IMODE(status.st_mode)
-                raise KeyFileError(f"{name} can be read by others (mode {mode:04o})", f"chmod 600 {name}")
             text = file.read(_MAX_BYTES)
     except OSError as error:
         raise KeyFileError(f"cannot read the key file {name}: {error.strerror}", "") from error
+    mode = stat.S_IMODE(status.st_mode)
+    if text.startswith(b"blockplane-key ") and stat.S_ISREG(status.st_mode) and mode & 0o077:
+        raise KeyFileError(f"{name} can be read by others (mode {mode:04o})", f"chmod 600 {name}")
     return _parse(text, name)
 
 

@@ -44,7 +44,7 @@ _PAUSE_S = 0.05
 class Event:
     """What happened: for logs and metrics.
 
-    what : `refused` (before it was known who calls), `denied` (no right), `began`, `done`, `failed`. text : one line
+    what : `refused` (before a session began), `denied` (no right), `began`, `done`, `failed`. text : one line
     without control characters: of `done`, what was asked for. transfer : None before it is known. brought : of `done`,
     what a transfer did. n_bytes : that went over the connections of the session so far, both ways. name : who calls, by
     its certificate; empty: it is not known.
@@ -280,6 +280,7 @@ class Listener:
 
     def _greeted(self, guest: Guest, address: str, deadline: float) -> Dialogue | None:
         """Return the dialogue of a caller that may have one; None: it is a data connection, or it may not."""
+        name = ""
         try:
             delay_s = self._admission.delay_s(address)
             if delay_s:
@@ -289,11 +290,12 @@ class Listener:
             if self._is_over or guest.is_gone:  # whoever said so may have had the socket as it was before
                 raise ConnectionLostError("there is no room, or the listener stops")
             identity = shake_hands(guest.sock, address, deadline)
+            name = shown(identity.names[0]) if identity.names else ""
             return self._admitted(guest, identity, deadline)
         except (OSError, ValueError, BlockplaneError) as error:
             if not isinstance(error, (ConnectionLostError, TimeoutError, ConnectionError, ssl.SSLEOFError, BusyError)):
                 self._admission.failed(address)
-            self._tell(Event("refused", address, shown(str(error))))
+            self._tell(Event("refused", address, shown(str(error)), name=name))
             part(guest.sock)
             return None
         finally:
