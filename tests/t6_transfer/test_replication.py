@@ -436,10 +436,25 @@ def test_names_that_are_others_there(make, rng):
     copy.rename_snapshot("master", "mine")
     copy.move_pointer("m1", "mine")
     with pytest.raises(RefusedError, match="has a pointer of that name"):
-        pull(VolumePeer(source), copy)
+        pull(VolumePeer(source), copy, changes=LocalChanges.KEEP)
     copy.delete_pointer("m1")
-    pull(VolumePeer(source), copy)
+    pull(VolumePeer(source), copy, changes=LocalChanges.KEEP)
     assert standing(copy) == {"master": "m1"}
+
+
+def test_a_volume_of_something_else_is_replaced_only_when_that_was_said(make, rng):
+    source, other = make("source"), make("other")
+    master(source, "m1", rng.bytes(9000))
+    write(other, "/x", b"mine")
+    other.sync()
+    with pytest.raises(RefusedError, match="has content of its own, and nothing of"):
+        pull(VolumePeer(source), other)
+    assert (read(other, "/x"), standing(other), replicas(source)) == (b"mine", {}, [])
+    kept = pull(VolumePeer(source), other, changes=LocalChanges.KEEP).brought.kept
+    assert read(other.get_snapshot(kept), "/x") == b"mine"
+    write(other, "/y", b"of a replica")
+    master(source, "m2", rng.bytes(9000))
+    assert pull(VolumePeer(source), other).brought.kept, "a replica by now: its changes are kept"
 
 
 def test_a_shadow_in_the_way_is_left_out(make, rng):

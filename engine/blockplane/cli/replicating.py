@@ -44,7 +44,7 @@ class _Asked:
     source: str
     place: str
     pointer: str
-    changes: str
+    changes: str | None
     wish: DiskOptions
     calling: Calling
     wait_s: float
@@ -59,8 +59,8 @@ class _Asked:
 @click.option(
     "--changes",
     type=click.Choice(_CHANGES),
-    default="keep",
-    help="What becomes of changes made in VOL: kept in a snapshot (default), given up, or nothing is pulled.",
+    help="What becomes of what VOL has of its own: kept in a snapshot, given up, or nothing is pulled. By default "
+    "changes are kept, and a VOL that has nothing of SOURCE's is refused.",
 )
 @network_options
 @disk_options
@@ -73,7 +73,7 @@ def replicate(
     once: bool,
     every: float | None,
     pointer: str,
-    changes: str,
+    changes: str | None,
     tls: str | None,
     insecure_plaintext: bool,
     n_disks: int | None,
@@ -131,7 +131,7 @@ def _wait(until: float) -> None:
 
 def _pulled(asked: _Asked, progress: bool | None) -> PullReport:
     """Pull once."""
-    wish, changes = asked.wish, bp.LocalChanges(asked.changes)
+    wish, changes = asked.wish, bp.LocalChanges(asked.changes) if asked.changes is not None else None
     with _source(asked) as peer, ProgressLine(progress) as line:
         if is_there(asked.place) and wish.is_plain:
             with open_volume(asked.place, "replicate", asked.wait_s, writable=True) as volume:

@@ -10,13 +10,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockplane.model.errors import NoSpaceError, NoSuchSnapshotError
+from blockplane.model.errors import NoSpaceError, NoSuchSnapshotError, RefusedError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.peer import Brought, LocalChanges, Peer
 from blockplane.transfer.resume import drop_pulled
-from blockplane.transfer.standing import Standing
+from blockplane.transfer.standing import Standing, standing_of
 from blockplane.transfer.targets import clear_half_made, is_vacant, made_volume, not_to_be_made
 from blockplane.volume import pointers
 from blockplane.volume.codec import FLAG_MASTER, KIND_REGULAR, NO_ID
@@ -48,14 +48,15 @@ def pull(
     source: Peer,
     target: Volume,
     pointer: str = MASTER,
-    changes: LocalChanges = LocalChanges.KEEP,
+    changes: LocalChanges | None = None,
     progress: Progress = ignore_progress,
 ) -> PullReport:
     """Bring a volume to where a source's pointer stands, and its pointers after it.
 
     Parameters
     ----------
-    pointer : a pointer of the source, or a snapshot. changes : what becomes of changes made here.
+    pointer : a pointer of the source, or a snapshot. changes : what becomes of changes made here; None: they are kept,
+    and a target that has nothing of the source's, and something of its own, is refused.
 
     Raises
     ------
@@ -80,6 +81,9 @@ def pull(
             )
         with settled(target):
             mine = _pointer(target.local.replication().pointers, pointer)
+        if changes is None:
+            _refuse_unrelated(source.name, target, theirs, pointer)
+            changes = LocalChanges.KEEP
         if wanted is not None and mine is not None and _is_beyond(mine, wanted):
             return _called(source, target, theirs, mine, changes)
         brought = _brought(source, target, theirs, pointer, changes, progress)
@@ -90,7 +94,7 @@ def replicate(
     source: Peer,
     target: str | os.PathLike[str] | Volume,
     pointer: str = MASTER,
-    changes: LocalChanges = LocalChanges.KEEP,
+    changes: LocalChanges | None = None,
     *,
     disks: DiskNames | None = None,
     size: int | str | None = None,
@@ -128,6 +132,18 @@ def replicate(
 
 def _pointer(found: tuple[PointerRecord, ...], name: str) -> PointerRecord | None:
     return next((p for p in found if p.name == name and p.snapshot_id != NO_ID), None)
+
+
+def _refuse_unrelated(name: str, target: Volume, theirs: Standing, pointer: str) -> None:
+    found = _pointer(theirs.pointers, pointer)
+    top = next((r for r in theirs.snapshots if r.name == pointer or (found and r.id == found.snapshot_id)), None)
+    mine = standing_of(target)
+    spaces = {mine.space_id, *(record.space_id for record in mine.snapshots)}
+    if top is not None and mine.space_id != NO_ID and top.space_id not in spaces:
+        raise RefusedError(
+            f"{target.path} has content of its own, and nothing of {name}",
+            "name a directory that is empty or does not exist; with --changes keep what is there stays in a snapshot",
+        )
 
 
 def _is_beyond(mine: PointerRecord, theirs: PointerRecord) -> bool:

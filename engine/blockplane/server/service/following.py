@@ -149,7 +149,7 @@ class MirrorJob:
 
 @dataclass(frozen=True, slots=True)
 class ReplicateJob:
-    """Pulls what a pointer of a source stands at. changes : what becomes of changes made here."""
+    """Pulls what a pointer of a source stands at. changes : what becomes of changes made here; None: as of `pull`."""
 
     kind: ClassVar[str] = "replicate"
     does: ClassVar[Kind] = Kind.LIVE
@@ -159,7 +159,7 @@ class ReplicateJob:
     due: Rule
     source: str
     pointer: str
-    changes: LocalChanges
+    changes: LocalChanges | None
     reach: Reach
 
     def describe(self) -> str:
@@ -205,7 +205,7 @@ def replicate_of(name: str, table: Table, directory: Path) -> ReplicateJob:
         table.add("it has no source", 'source = "backup.example:7420/pool"')
     source = table.take("source", lambda value: _place_of(value, directory), "")
     pointer = table.take("pointer", Table.text, MASTER)
-    changes = table.take("changes", _changes, LocalChanges.KEEP)
+    changes = table.take("changes", _changes, None)
     return ReplicateJob(name, rule_of(table), source, pointer, changes, _reach(table, directory))
 
 
@@ -214,5 +214,5 @@ def _place_of(value: Any, directory: Path) -> str:
     return Table.text(value) if is_remote(Table.text(value)) else str(path_of(value, directory))
 
 
-def _changes(value: Any) -> LocalChanges:
+def _changes(value: Any) -> LocalChanges | None:
     return LocalChanges(Table.one_of(*(each.value for each in LocalChanges))(value))
