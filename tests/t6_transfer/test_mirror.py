@@ -32,50 +32,8 @@ from blockplane.transfer.resume import interrupted_receives
 from blockplane.volume.replicas import records_of
 from blockplane.volume.retention import Policy, prune
 from rig.memory import Shape, make_volume
+from rig.mirrorworld import World, names, read, write
 from rig.owners import wait_for
-
-
-class World:
-    """A source, and destinations that this process has open by their places."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.source = bp.Volume.create(folder / "source", disks=3, size="8MiB")
-        self.opened: dict[str, bp.Volume] = {}
-        self.n_asked = 0
-
-    def peers(self) -> mirrors.Peers:
-        return mirrors.Peers(local=self.peer)
-
-    @contextmanager
-    def peer(self, dest: str):
-        self.n_asked += 1
-        if dest not in self.opened:
-            self.opened[dest] = bp.Volume.open(dest)
-        yield VolumePeer(self.opened[dest])
-
-    def add(self, name: str = "copy", **options) -> bp.Volume:
-        dest = str(self.folder / name)
-        mirrors.add(self.source, dest, peers=self.peers(), wish=options.pop("wish", DiskWish(2, "16MiB")), **options)
-        return self.opened[dest]
-
-    def run(self, **options) -> list[mirrors.Ran]:
-        return list(mirrors.run_once(self.source, peers=self.peers(), now=True, **options))
-
-    def outcomes(self) -> list[str]:
-        found = self.run()
-        assert [ran.error for ran in found] == [""] * len(found)
-        return [ran.report.outcome for ran in found if ran.report is not None]
-
-    def definition(self, copy: bp.Volume) -> mirrors.MirrorDefinition:
-        return mirrors.find(self.source.path, str(copy.path))
-
-    def resync(self, copy: bp.Volume, winner: str | None = None, **options) -> mirrors.ResyncReport:
-        return mirrors.resync(self.source, self.definition(copy), VolumePeer(copy), winner, **options)
-
-    def close(self) -> None:
-        for volume in (self.source, *self.opened.values()):
-            volume.close()
 
 
 @pytest.fixture
@@ -83,19 +41,6 @@ def world(tmp_path: Path):
     made = World(tmp_path)
     yield made
     made.close()
-
-
-def write(volume: bp.Volume, path: str, data: bytes) -> None:
-    bp.FileSystem(volume).write_bytes(path, data)
-
-
-def read(volume: bp.Volume, path: str, snapshot: str | None = None) -> bytes:
-    source = volume if snapshot is None else volume.get_snapshot(snapshot)
-    return bp.FileSystem(source).read_bytes(path)
-
-
-def names(volume: bp.Volume) -> list[str]:
-    return [snapshot.name for snapshot in volume.snapshots]
 
 
 def test_an_idle_mirror_asks_nobody_and_writes_nothing(world, rng):

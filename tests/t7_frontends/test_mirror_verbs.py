@@ -158,3 +158,18 @@ def test_what_is_reintegrated_in_a_rehearsal_is_what_was_brought(done, pool):
     done("snapshot", "create", "fast@tried")
     done("mirror", "reintegrate", "fast", "whole", "--disks", 1, "--size", "64M")
     assert {"brought", "tried"} & set(done("ls", "whole:/").out.split()) == {"brought"}
+
+
+def test_a_rollback_of_a_source_says_where_its_work_is(done, pool):
+    done("mirror", "add", pool, "copy")
+    done("snapshot", "create", f"{pool}@june1")
+    done("mkdir", f"{pool}:/work")
+    done("mirror", "run", pool, "--once", "--now")
+    assert done("rollback", f"{pool}@june1").out == (
+        f"{pool} is at june1; what it had changed is in before-rollback-to-june1\n"
+    )
+    said = done("mirror", "run", pool, "--once", "--now").out
+    kept = said.strip().rpartition("; what that replaced is kept in ")[2]
+    for volume, name in ((pool, "before-rollback-to-june1"), ("copy", kept)):
+        assert "work" in done("ls", f"{volume}@{name}:/").out
+        assert "work" not in done("ls", f"{volume}:/").out

@@ -269,3 +269,21 @@ def test_a_service_whose_source_is_silent_ends_in_good_order(source, tmp_path):
         assert service.end() == 0
         held.close()
     assert service.said("stopped")
+
+
+def test_what_an_update_replaced_behind_a_network_is_kept_there_and_named(source, tmp_path):
+    bp.Volume.create(tmp_path / "far", disks=2, size="16MiB").close()
+    port, tls = free_port(), ("--tls", tmp_path / "tls" / "near")
+    step = ("mirror", "run", source, "--once", "--now", "--json", *tls)
+    with served(tmp_path, tmp_path / "far", port, '["read", "write"]'):
+        blockplane("mirror", "add", source, f"127.0.0.1:{port}/far", *tls)
+        blockplane(*step)
+        write(source, "/work", b"a day of it")
+        assert json.loads(blockplane(*step))["steps"][0]["kept"] is None
+        blockplane("rollback", f"{source}@one")
+        kept = json.loads(blockplane(*step))["steps"][0]["kept"]
+        write(source, "/b", b"and on")
+        assert json.loads(blockplane(*step))["steps"][0]["kept"] is None
+    with bp.Volume.open(tmp_path / "far") as far:
+        assert bp.FileSystem(far).listdir("/") == ["a", "b"]
+        assert bp.FileSystem(far.get_snapshot(kept)).read_bytes("/work") == b"a day of it"

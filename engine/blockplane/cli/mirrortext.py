@@ -33,7 +33,7 @@ def ran_text(ran: Ran) -> str:
 def brought_text(brought: Brought) -> str:
     """Say what arrived."""
     base = f" onto {brought.base}" if brought.base else ""
-    kept = f"; changes of its own are kept in {brought.kept}" if brought.kept else ""
+    kept = f"; what that replaced is kept in {brought.kept}" if brought.kept else ""
     took = f" in {duration(brought.seconds)} ({rate(brought.n_bytes, brought.seconds)})"
     return f"{brought.top}{base}: {blocks(brought.n_blocks)}{took}{kept}"
 

@@ -6,7 +6,6 @@ it knows both sides' snapshots. A peer is a volume of this machine (`VolumePeer`
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,17 +29,16 @@ from blockplane.transfer.since import Since, what_is_since
 from blockplane.transfer.standing import Standing, image_towards, meeting, standing_of
 from blockplane.volume import masters, replicas
 from blockplane.volume.calling import calling
-from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord
+from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord, TableEntry
 from blockplane.volume.deleting import delete
 from blockplane.volume.holds import needs
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.mirrorcodec import MIRROR, REHEARSING, MirrorRecord
 from blockplane.volume.mirrored import set_mirror
-from blockplane.volume.snapshots import changed_since_newest, create, rollback, standing_at
+from blockplane.volume.mirrorstates import is_own, is_passed, kept_name, only_in
+from blockplane.volume.snapshots import create, keep_live, rename, rollback, standing_at
 from blockplane.volume.volume import Volume
 
-#: What a snapshot is called that keeps a destination's own changes when a transfer replaces them.
-KEPT: Final = "kept-{}"
 #: What leaves who asked as it was.
 _REFUSALS: Final = (RefusedError, StreamMismatchError, NoSpaceError)
 
@@ -57,8 +55,9 @@ class LocalChanges(Enum):
 class Brought:
     """What one transfer did.
 
-    n_blocks, n_bytes : that travelled. kept : the snapshot that has the destination's own changes since; None: there
-    were none. already_there : the top was.
+    n_blocks, n_bytes : that travelled. kept : the snapshot that has what it replaced: the destination's own changes, or
+    a state that the source gave up; None: there was nothing that the top does not descend from. already_there : the top
+    was.
     """
 
     top: str
@@ -125,7 +124,10 @@ class MirrorPeer(Peer, Protocol):
         ...
 
     def let_go(self, ids: Sequence[bytes]) -> None:
-        """Delete snapshots, those that nobody reads or holds; the others stay."""
+        """Delete snapshots that mirrors made for themselves, those that nobody reads or holds; the others stay.
+
+        One that its live file system did not come from is not deleted: it is renamed, and kept.
+        """
         ...
 
     def retain(self, name: str) -> SnapshotRecord:
@@ -293,18 +295,42 @@ def destination_of(volume: LiveVolume, *, pulls: bool = False) -> VolumeDestinat
 def _taken(
     target: VolumeDestination, image: Image, changes: LocalChanges, progress: Progress, source_id: bytes = NO_ID
 ) -> Brought:
-    kept, watched = made_ready(target.volume, changes, progress, source_id)
+    ready = made_ready(target.volume, changes, progress, source_id)
     # what is kept in a snapshot of its own is on no line of the top's, and only given up as the live file system
     discard = changes is not LocalChanges.REFUSE
-    return brought(copy(image, target, discard=discard, progress=watched), kept)
+    report = copy(image, target, discard=discard, progress=ready.progress)
+    return brought(report, kept_by(target.volume, ready))
 
 
 def let_go(volume: LiveVolume, ids: Sequence[bytes]) -> None:
-    """Delete snapshots of these ids, those that nobody reads or holds; nothing is written where there are none."""
+    """Let go of snapshots that mirrors made for themselves; nothing is written where there are none of these ids.
+
+    What the live file system is, or came from, is deleted where nobody reads or holds it. Another may be all that there
+    is of what somebody did: it is kept, under a name that says so. Those of this volume's own mirrors are left alone.
+    """
     with volume.lock:
-        found = [e for e in volume.local.entries() if e.record.id in ids and not any(needs(volume, e))]
-        if found:
-            delete(volume, [entry.record.name for entry in found])
+        mine = tuple(f"mirror.{record.name}." for record in volume.local.destinations())
+        theirs = [entry for entry in volume.local.regular() if not entry.record.name.startswith(mine)]
+        _let_go(volume, [entry for entry in theirs if entry.record.id in ids])
+
+
+def let_own_go(volume: LiveVolume, ids: Sequence[bytes]) -> None:
+    """As `let_go`, of snapshots that this volume's own mirrors made."""
+    with volume.lock:
+        _let_go(volume, [entry for entry in volume.local.regular() if entry.record.id in ids])
+
+
+def _let_go(volume: LiveVolume, entries: Sequence[TableEntry]) -> None:
+    found = [entry for entry in entries if is_own(entry.record.name) and not any(needs(volume, entry))]
+    if not found:
+        return
+    with settled(volume):
+        passed = [entry for entry in found if is_passed(volume, entry)]
+        for entry in found:
+            if entry not in passed and not entry.is_deleting:
+                rename(volume, entry.record.name, kept_name(volume))
+        if passed:
+            delete(volume, [entry.record.name for entry in passed])
 
 
 def go_back(volume: LiveVolume, snapshot_id: bytes, changes: LocalChanges) -> str | None:
@@ -315,32 +341,39 @@ def go_back(volume: LiveVolume, snapshot_id: bytes, changes: LocalChanges) -> st
     NoSuchSnapshotError : it was deleted. RefusedError : there are changes, and they may not be lost.
     """
     with settled(volume):
-        name = next((e.record.name for e in volume.local.regular() if e.record.id == snapshot_id), None)
-        if name is None:
+        target = next((e for e in volume.local.regular() if e.record.id == snapshot_id), None)
+        if target is None:
             raise NoSuchSnapshotError(f"{volume.path} has no snapshot of id {snapshot_id.hex()}", "it was deleted")
         at = standing_at(volume)
         if at is not None and at.record.id == snapshot_id:
             return None
-        if changes is LocalChanges.REFUSE and at is None:
+        if changes is LocalChanges.REFUSE and (at is None or only_in(volume, at, target) is not None):
             raise RefusedError(f"{volume.path} was written to since its newest snapshot", "keep that in a snapshot")
-        kept = keep_changes(volume) if changes is LocalChanges.KEEP else None
-        rollback(volume, name, drop_changes=True)
+        kept = keep_changes(volume, target) if changes is LocalChanges.KEEP else None
+        rollback(volume, target.record.name, drop_changes=True)
         return kept
 
 
-def made_ready(
-    volume: LiveVolume, changes: LocalChanges, progress: Progress, source_id: bytes = NO_ID
-) -> tuple[str | None, Progress]:
-    """Make a volume ready for a transfer that replaces its live file system.
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A volume that was made ready for a transfer that replaces its live file system.
+
+    kept : the snapshot that keeps its own changes; None: there are none, or they are not to be kept. progress : what
+    the transfer's is to be told to, which ends it once the live file system is another than the one that was looked at.
+    shown : id of the mirror's own snapshot that alone has what is shown; NO_ID: there is none, or it is not to be kept.
+    """
+
+    kept: str | None
+    progress: Progress
+    shown: bytes = NO_ID
+
+
+def made_ready(volume: LiveVolume, changes: LocalChanges, progress: Progress, source_id: bytes = NO_ID) -> Ready:
+    """Make a volume ready for a transfer that replaces its live file system; when it has ended, see `kept_by`.
 
     Parameters
     ----------
     source_id : of the volume whose mirror it must be, unbroken; NO_ID: it need not be one.
-
-    Returns
-    -------
-    the snapshot that keeps its own changes, None: there are none, or they are not to be kept; and what the transfer's
-    progress is to be told to, which ends it once the live file system is another than the one that was looked at here.
 
     Raises
     ------
@@ -350,7 +383,24 @@ def made_ready(
         if source_id != NO_ID:
             _require_mirror_of(volume, source_id)
         kept = keep_changes(volume) if changes is LocalChanges.KEEP else None
-        return kept, _unless_changed(volume, progress)
+        shown = only_in(volume, standing_at(volume)) if changes is not LocalChanges.FLUSH else None
+        return Ready(kept, _unless_changed(volume, progress), shown.record.id if shown is not None else NO_ID)
+
+
+def kept_by(volume: LiveVolume, ready: Ready) -> str | None:
+    """Return the snapshot that has what a transfer replaced, now that it has ended; None: there was nothing.
+
+    A mirror's own that alone has it, and that the new state did not come from, is the mirror's no more.
+    """
+    if ready.shown == NO_ID:
+        return ready.kept
+    with settled(volume):
+        found = next((e for e in volume.local.regular() if e.record.id == ready.shown), None)
+        if found is None or found.is_deleting or not is_own(found.record.name) or is_passed(volume, found):
+            return ready.kept
+        name = kept_name(volume)
+        rename(volume, found.record.name, name)
+        return name
 
 
 def forget_superseded(volume: LiveVolume, source_id: bytes) -> None:
@@ -401,15 +451,12 @@ def brought(report: CopyReport, kept: str | None) -> Brought:
     return Brought(report.top, report.base, report.n_blocks, report.n_bytes, report.seconds, report.already_there, kept)
 
 
-def keep_changes(volume: LiveVolume) -> str | None:
-    """Keep what no snapshot has of a volume's live file system in one; return its name, None: there was nothing."""
+def keep_changes(volume: LiveVolume, towards: TableEntry | None = None) -> str | None:
+    """Keep what no snapshot has of a volume's live file system in one; return its name, None: there was nothing.
+
+    Parameters
+    ----------
+    towards : what is to be live next: then what none but a mirror's own has is kept too; see `keep_live`.
+    """
     with settled(volume):
-        if not volume.was_written or standing_at(volume) is not None or not changed_since_newest(volume):
-            return None
-        taken = {entry.record.name for entry in volume.local.entries()}
-        # with whose it is: snapshots travel, and two volumes may keep theirs in the same second
-        stamp = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{volume.info.volume_id.hex()[:8]}"
-        names = (KEPT.format(stamp if n == 0 else f"{stamp}.{n}") for n in range(len(taken) + 1))
-        name = next(name for name in names if name not in taken)
-        create(volume, name)
-        return name
+        return keep_live(volume, towards, kept_name(volume)) if volume.was_written else None

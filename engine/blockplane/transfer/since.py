@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Final
 
 from blockplane.image.blockdiff import block_difference
 from blockplane.model.errors import NoSuchSnapshotError
 from blockplane.volume.codec import FORM_EMPTY, KIND_REGULAR, NO_ID, TableEntry
 from blockplane.volume.live import LiveVolume
-
-#: What mirrors call their own snapshots.
-OWN_NAME: Final = re.compile(r"mirror\.[^.]+\.[0-9a-f]{8}\.\d{8}T\d{6}\.\d{6}Z")
+from blockplane.volume.mirrorstates import is_own
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +47,7 @@ def what_is_since(volume: LiveVolume, snapshot_id: bytes) -> Since:
         line = [entry.record for entry in volume.local.ancestors(volume.local.root.parent_id)]
         ids = [record.id for record in line]
         newer = line[ids.index(snapshot_id) + 1 :] if snapshot_id in ids else line
-        names = tuple(r.name for r in newer if r.kind == KIND_REGULAR and not OWN_NAME.fullmatch(r.name))
+        names = tuple(r.name for r in newer if r.kind == KIND_REGULAR and not is_own(r.name))
         if snapshot_id == NO_ID:
             return Since(names, volume.committed.root.n_blocks, volume.active.root.inode_file.form != FORM_EMPTY)
         found = next((each for each in volume.local.entries() if each.record.id == snapshot_id), None)

@@ -24,6 +24,7 @@ from blockplane.volume.demotioncodec import Demotion
 from blockplane.volume.holds import all_of as all_holds_of
 from blockplane.volume.holds import holds_of, is_base, refuse_deleting, refuse_needed
 from blockplane.volume.markcodec import FLAG_ASKED
+from blockplane.volume.mirrorstates import only_in
 from blockplane.volume.naming import check_name, refuse_existing
 from blockplane.volume.pins import Pin
 from blockplane.volume.pointers import names_at, refuse_pointed
@@ -266,7 +267,8 @@ def rollback(
 
     Parameters
     ----------
-    keep_as : name of the snapshot that keeps changes since the newest; made up where None.
+    keep_as : name of the snapshot that keeps changes since the newest; made up where None. What is in a snapshot that
+    a mirror made for itself alone is kept too: that one is renamed, for the mirror would delete it.
     drop_later : delete the snapshots made after it; defer : those that are needed when they no longer are.
     drop_changes : give up what no snapshot has.
 
@@ -285,15 +287,36 @@ def rollback(
             refuse_needed(volume, later if not defer else [e for e in later if is_base(volume, e)], may_defer=True)
         volume.commit()
         kept = None
-        if not drop_changes and changed_since_newest(volume):
-            kept = keep_as or _free_name(volume, f"before-rollback-to-{name}")
-            check_name(kept)
-            refuse_existing(volume, kept)
-            _retain(volume, kept)
+        if not drop_changes:
+            kept = keep_live(volume, target, keep_as or _free_name(volume, f"before-rollback-to-{name}"))
         if drop_later:
             drop_or_defer(volume, [entry for entry in later if entry.record.name != kept])
         _go_back(volume, target)
         return kept
+
+
+def keep_live(volume: LiveVolume, towards: TableEntry | None, name: str) -> str | None:
+    """Keep under a name what no snapshot has of the live state, or none but a mirror's own. The caller has committed.
+
+    Parameters
+    ----------
+    towards : the snapshot that is to be live next; None: what a mirror's own has stays there.
+
+    Returns
+    -------
+    the name; None: there was nothing to keep.
+    """
+    own = only_in(volume, standing_at(volume), towards) if towards is not None else None
+    if own is None and not changed_since_newest(volume):
+        return None
+    check_name(name)
+    refuse_existing(volume, name)
+    if own is not None and not own.is_deleting:
+        _replace_record(volume, own, own.record.renamed(name))
+        volume.commit()
+    else:
+        _retain(volume, name)
+    return name
 
 
 def _free_name(volume: LiveVolume, name: str) -> str:

@@ -43,7 +43,7 @@ from blockplane.server.network.tls import Credentials
 from blockplane.server.network.tokens import decode_token, token_for
 from blockplane.transfer.description import described
 from blockplane.transfer.imagesending import ImageSending
-from blockplane.transfer.peer import Brought, LocalChanges, destination_of, made_ready
+from blockplane.transfer.peer import Brought, LocalChanges, destination_of, kept_by, made_ready
 from blockplane.transfer.resume import ResumeToken
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.codec import NO_ID
@@ -172,7 +172,9 @@ class RemotePeer(RemoteMirror):
                     self._moved = before + event.done_bytes
                 progress(replace(event, seconds=time.monotonic() - started))
 
-            return attempt(counted)
+            found = attempt(counted)
+            self._kept = self._kept or found.kept
+            return found
 
         brought = self._patiently(counted_attempt)
         return replace(
@@ -245,21 +247,22 @@ class RemotePeer(RemoteMirror):
         with self._asking("bring", said, blob, token) as (control, answer):
             if "brought" in answer:
                 return brought_heard(answer)
-            kept, watched = made_ready(target, changes, progress)
-            self._kept = self._kept or kept
+            ready = made_ready(target, changes, progress)
+            self._kept = self._kept or ready.kept
             try:
                 with (
                     contextlib.closing(Incoming(self._data(answer), self._limits, self._throttle)) as incoming,
                     alive(control, self._limits.alive_s),
                 ):
-                    report = taken_in(incoming, destination_of(target, pulls=True), changes, watched)
+                    report = taken_in(incoming, destination_of(target, pulls=True), changes, ready.progress)
+                    self._kept = self._kept or kept_by(target, ready)
                     incoming.settle()
             except ConnectionLostError as error:
                 _reason(control, error)
                 raise
             with contextlib.suppress(BlockplaneError):  # it is durable here, whether the other side hears of it or not
                 control.tell(Kind.ANSWER, {})
-            return received(report, kept)
+            return received(report, self._kept)
 
     @contextlib.contextmanager
     def _asking(

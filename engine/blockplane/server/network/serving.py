@@ -53,6 +53,7 @@ from blockplane.transfer.peer import (
     destination_of,
     forget_superseded,
     giving,
+    kept_by,
     made_ready,
 )
 from blockplane.transfer.receive import ReceiveReport, receive
@@ -282,14 +283,15 @@ class Dialogue:
             self._control.tell(Kind.ANSWER, {"brought": brought_said(brought)})
             return brought
         with alive(self._control, self._limits.alive_s):
-            kept, watched = made_ready(volume, changes, ignore_progress, source_id)
+            ready = made_ready(volume, changes, ignore_progress, source_id)
             token = token_for(volume, image_id, self._limits.token_bytes)
-        with self._data_connections(request, {"n_token_bytes": len(token), "kept": kept}, token) as channels:
+        with self._data_connections(request, {"n_token_bytes": len(token), "kept": ready.kept}, token) as channels:
             incoming = Incoming(channels, self._limits, self._serving.throttle)
             with contextlib.closing(incoming):
                 self._serving.note("began", self)
                 with alive(self._control, self._limits.alive_s):
-                    report = taken_in(incoming, destination_of(volume), changes, watched)
+                    report = taken_in(incoming, destination_of(volume), changes, ready.progress)
+                    kept = kept_by(volume, ready)
                     forget_superseded(volume, source_id)
                 incoming.settle()
         brought = received(report, kept)

@@ -14,7 +14,7 @@ from blockplane.transfer.mirrors import listing
 from blockplane.transfer.mirrors.listing import DEFAULT_EVERY_S, FULL, INCREMENTAL, LATEST, MirrorDefinition
 from blockplane.transfer.mirrors.peers import Peers, is_remote, place_of
 from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove
-from blockplane.transfer.peer import LocalChanges, MirrorPeer, let_go
+from blockplane.transfer.peer import LocalChanges, MirrorPeer, let_own_go
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.transfer.structure import create_structure
 from blockplane.transfer.targets import is_vacant, not_to_be_made
@@ -28,6 +28,7 @@ from blockplane.volume.mirrorcodec import (
     WRITES_REFUSED,
     MirrorRecord,
 )
+from blockplane.volume.mirrorstates import is_own
 from blockplane.volume.volume import Volume
 
 _WRITES = {LocalChanges.KEEP: WRITES_KEPT, LocalChanges.FLUSH: WRITES_FLUSHED, LocalChanges.REFUSE: WRITES_REFUSED}
@@ -192,7 +193,7 @@ class RemoveReport:
 
 
 def remove_mirror(volume: Volume, dest: str, *, peers: Peers | None = None) -> RemoveReport:
-    """Take a mirror out: what was kept here for it goes, the destination stays as it is and may be written to.
+    """Take a mirror out: what was kept here for it alone goes, the destination stays as it is and may be written to.
 
     Where it cannot be reached it is taken out all the same, and the report says so.
 
@@ -212,7 +213,7 @@ def remove_mirror(volume: Volume, dest: str, *, peers: Peers | None = None) -> R
         why_not = str(error)
     if any(each.name == mirror.name for each in volume.destinations.list()):
         volume.destinations.forget(mirror.name)
-    let_go(volume, [s.record.id for s in volume.snapshots if s.name.startswith(mirror.prefix)])
+    let_own_go(volume, [s.record.id for s in volume.snapshots if is_own(s.name, mirror.prefix)])
     with volume.lock:
         listing.drop(volume.path, mirror.name)
     return RemoveReport(mirror, not why_not, why_not)

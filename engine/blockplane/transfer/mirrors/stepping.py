@@ -2,7 +2,8 @@
 
 Whatever happened before, a step first asks where the destination stands; so a step that was cut off, by either side or
 in between, is gone on with by the next one. Its own snapshots are named `mirror.NAME.TIME`; those older than the one
-that the destination acknowledged go, on both sides, as soon as nobody reads or holds them. Other mirrors' never travel.
+that the destination acknowledged go, on both sides, as soon as nobody reads or holds them, but for one of a state that
+was given up since, which is kept. Other mirrors' never travel.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError,
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.mirrors.listing import MirrorDefinition, definitions
-from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, Peer, let_go
+from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, Peer, let_own_go
 from blockplane.transfer.since import has_files_of
 from blockplane.transfer.standing import Standing, base_for, image_towards
 from blockplane.volume.codec import KIND_REGULAR, NO_ID
 from blockplane.volume.destinations import Destination
 from blockplane.volume.mirrorcodec import BROKEN, REHEARSING
+from blockplane.volume.mirrorstates import is_own
 from blockplane.volume.snapshots import create, standing_at
 from blockplane.volume.volume import Volume
 
@@ -177,7 +179,7 @@ def _give_up(volume: Volume, mirror: MirrorDefinition, top: str) -> None:
     """Note that a top did not arrive; one of our own that nobody needs goes."""
     volume.destinations.fail(mirror.name)
     if top.startswith(mirror.prefix):
-        let_go(volume, [volume.get_snapshot(top).record.id])
+        let_own_go(volume, [volume.get_snapshot(top).record.id])
 
 
 def _unfinished(volume: Volume, mirror: MirrorDefinition) -> str | None:
@@ -256,11 +258,15 @@ def _bring(
 
 
 def let_old_go(volume: Volume, mirror: MirrorDefinition, peer: Peer, standing: Standing) -> None:
-    """Delete the mirror's own snapshots, on both sides, that are older than the one that was acknowledged."""
+    """Let go of the mirror's own snapshots, on both sides, that are older than the one that was acknowledged.
+
+    What either side came from is deleted; what it gave up is kept there, see `let_go`.
+    """
     found = known_destination(volume, mirror)
-    keep = {name for name in ((found.acknowledged, found.under_way) if found is not None else ()) if name is not None}
-    old = [s.record for s in volume.snapshots if s.name.startswith(mirror.prefix) and s.name not in keep]
-    let_go(volume, [record.id for record in old])
-    theirs = [r.id for r in standing.snapshots if r.name.startswith(mirror.prefix) and r.name not in keep]
+    stops = [name for name in ((found.acknowledged, found.under_way) if found is not None else ()) if name is not None]
+    keep = {volume.get_snapshot(name).record.id for name in stops}
+    old = [s.record for s in volume.snapshots if is_own(s.name, mirror.prefix) and s.record.id not in keep]
+    let_own_go(volume, [record.id for record in old])
+    theirs = [r.id for r in standing.snapshots if is_own(r.name, mirror.prefix) and r.id not in keep]
     if theirs and isinstance(peer, MirrorPeer):
         peer.let_go(theirs)

@@ -82,14 +82,15 @@ def end_rehearsal(volume: LiveVolume, *, drop_changes: bool = False) -> BreakRep
         if record.state != REHEARSING:
             raise RefusedError(f"no rehearsal goes on in {volume.path}", "mirror break --rehearse begins one")
         volume.commit()
-        state = next((e.record.name for e in volume.local.regular() if e.record.id == record.broken_at), None)
+        state = next((e for e in volume.local.regular() if e.record.id == record.broken_at), None)
         if state is None and record.broken_at != NO_ID:
             raise RefusedError(
                 f"the snapshot at which the rehearsal in {volume.path} began was deleted",
                 f"end the mirror, and join it again: blockplane mirror break {volume.path}",
             )
-        kept = None if drop_changes else keep_changes(volume)
+        kept = None if drop_changes else keep_changes(volume, state)
         if state is not None:
-            snapshots.rollback(volume, state, drop_changes=True)
+            snapshots.rollback(volume, state.record.name, drop_changes=True)
         set_mirror(volume, in_state(record, MIRROR))
-    return BreakReport(state, time.monotonic() - started, kept=kept)
+    name = state.record.name if state is not None else None
+    return BreakReport(name, time.monotonic() - started, kept=kept)

@@ -1,0 +1,78 @@
+"""Snapshots that mirrors make for themselves, `mirror.NAME.TIME`, and delete again: what only they have is kept first.
+
+They are there for a moment, and keep nothing for a person. While the live state is one of them, or came from it, that
+is no loss; once the live state is given up for one that does not descend from it, somebody's work may be in it alone.
+Then it is not a mirror's any more, and has a name that says so.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Final
+
+from blockplane.volume.codec import TableEntry
+from blockplane.volume.lines import descends_from
+from blockplane.volume.state import State
+
+if TYPE_CHECKING:
+    from blockplane.volume.live import LiveVolume
+
+#: What mirrors call their own snapshots.
+OWN_NAME: Final = re.compile(r"mirror\.[^.]+\.[0-9a-f]{8}\.\d{8}T\d{6}\.\d{6}Z")
+#: What a snapshot is called that keeps what a transfer, or the end of a rehearsal, replaced.
+_KEPT: Final = "kept-{}"
+
+
+def is_own(name: str, prefix: str | tuple[str, ...] = "") -> bool:
+    """Whether a snapshot is a mirror's own, by its name; prefix: of the mirror's, or mirrors', that count."""
+    return name.startswith(prefix) and OWN_NAME.fullmatch(name) is not None
+
+
+def is_passed(volume: LiveVolume, entry: TableEntry) -> bool:
+    """Whether the live state is a snapshot, or came from it by changes alone. The caller has committed.
+
+    By the table's line, and by branches: a line says only on what a state was built here.
+    """
+    return _came_from(volume, volume.committed, volume.local.root.parent_id, entry)
+
+
+def only_in(volume: LiveVolume, at: TableEntry | None, towards: TableEntry | None = None) -> TableEntry | None:
+    """Return the snapshot that has the live state, where none does but mirrors' own; None: another has it too.
+
+    Parameters
+    ----------
+    at : where the live state stands, see `standing_at`. towards : what is to be live next: where that came from the
+    live state, nothing is given up, and it is None too.
+    """
+    if at is None or not is_own(at.record.name):
+        return None
+    if towards is not None and _came_from(volume, volume.snapshot_state(towards), towards.record.id, at):
+        return None
+    files = volume.snapshot_state(at).root.inode_file
+    for entry in volume.local.ancestors(at.record.id)[-2::-1]:
+        state = volume.known_state(entry) if not (entry.is_shadow or entry.is_deleting) else None
+        if state is None or (state.root.inode_file.pointers != files.pointers).any():
+            break
+        if not is_own(entry.record.name):
+            return None
+    return at
+
+
+def _came_from(volume: LiveVolume, state: State, snapshot_id: bytes, entry: TableEntry) -> bool:
+    """Whether a state, whose snapshot that is or descends from, came from another snapshot's."""
+    if all(each.record.id != entry.record.id for each in volume.local.ancestors(snapshot_id)):
+        return False
+    older = volume.known_state(entry)
+    return older is not None and descends_from(state, older)
+
+
+def kept_name(volume: LiveVolume) -> str:
+    """Return a name for a snapshot that keeps what is replaced: when, and whose it is.
+
+    Snapshots travel, and two volumes may keep theirs in the same second.
+    """
+    taken = {entry.record.name for entry in volume.local.entries()}
+    stamp = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{volume.info.volume_id.hex()[:8]}"
+    names = (_KEPT.format(stamp if n == 0 else f"{stamp}.{n}") for n in range(len(taken) + 1))
+    return next(name for name in names if name not in taken)
