@@ -162,14 +162,14 @@ def test_what_is_reintegrated_in_a_rehearsal_is_what_was_brought(done, pool):
 
 def test_a_rollback_of_a_source_says_where_its_work_is(done, pool):
     done("mirror", "add", pool, "copy")
-    done("snapshot", "create", f"{pool}@june1")
+    done("snapshot", "create", f"{pool}@quiet")
     done("mkdir", f"{pool}:/work")
     done("mirror", "run", pool, "--once", "--now")
-    assert done("rollback", f"{pool}@june1").out == (
-        f"{pool} is at june1; what it had changed is in before-rollback-to-june1\n"
+    assert done("rollback", f"{pool}@quiet").out == (
+        f"{pool} is at quiet; what it had changed is in before-rollback-to-quiet\n"
     )
     said = done("mirror", "run", pool, "--once", "--now").out
     kept = said.strip().rpartition("; what that replaced is kept in ")[2]
-    for volume, name in ((pool, "before-rollback-to-june1"), ("copy", kept)):
+    for volume, name in ((pool, "before-rollback-to-quiet"), ("copy", kept)):
         assert "work" in done("ls", f"{volume}@{name}:/").out
         assert "work" not in done("ls", f"{volume}:/").out

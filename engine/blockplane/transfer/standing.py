@@ -48,6 +48,15 @@ class Standing:
         return {record.id: record for record in self.snapshots if record.kind == KIND_REGULAR}
 
     @property
+    def shown(self) -> dict[bytes, SnapshotRecord]:
+        """The snapshots that have all that the live file system has, by id: `at`, and others of the same root.
+
+        Who makes a snapshot of what was brought to it stands at that one, and shows the same.
+        """
+        at = self.whole.get(self.at)
+        return {r.id: r for r in self.whole.values() if at is not None and r.root == at.root}
+
+    @property
     def line(self) -> list[SnapshotRecord]:
         """The whole snapshots that the live file system is, or descends from, older first."""
         by_id = {record.id: record for record in self.snapshots}

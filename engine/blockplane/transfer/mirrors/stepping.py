@@ -22,6 +22,7 @@ from blockplane.transfer.since import has_files_of
 from blockplane.transfer.standing import Standing, base_for, image_towards
 from blockplane.volume.codec import KIND_REGULAR, NO_ID
 from blockplane.volume.destinations import Destination
+from blockplane.volume.lines import is_on_line
 from blockplane.volume.mirrorcodec import BROKEN, REHEARSING
 from blockplane.volume.mirrorstates import is_own
 from blockplane.volume.snapshots import create, standing_at
@@ -95,8 +96,9 @@ def step(
     Parameters
     ----------
     changes : what becomes of the destination's own, where not as listing. may_replace : bring all where nothing is
-    common any more, in place of what is there. force : also where the table says that it is up to date. asks : where
-    it stands, also where there is nothing to bring: one that is gone, or was broken off, shows.
+    common any more, in place of what is there. force : also where the table says that it is up to date, and where the
+    destination is ahead. asks : where it stands, also where there is nothing to bring: one that is gone, or was broken
+    off, shows.
 
     Raises
     ------
@@ -115,6 +117,8 @@ def step(
     _require_mirror(volume, mirror, standing)
     if standing.mirror is not None and standing.mirror.state == REHEARSING:
         return StepReport(mirror.name, mirror.dest, "waiting")
+    if not force:
+        _refuse_ahead(volume, mirror, standing)
     if has_all and _shows_acknowledged(volume, mirror, standing):
         return StepReport(mirror.name, mirror.dest, "idle")
     how = progress, changes or mirror.changes, may_replace
@@ -147,13 +151,45 @@ def _require_mirror(volume: Volume, mirror: MirrorDefinition, standing: Standing
         )
 
 
+def _refuse_ahead(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> None:
+    """Refuse to take a destination back from a state that the source does not know, and that may be all there is of it.
+
+    What it shows is what was brought to it, unless it may be written to: the source was put back from an older copy, or
+    another copy of it brings to this destination too. Where it shows what the acknowledged state came from, it is the
+    destination that was put back.
+    """
+    found = known_destination(volume, mirror)
+    if mirror.may_write or found is None or found.acknowledged is None or not standing.shown:
+        return
+    with volume.lock:
+        entries = volume.local.entries()
+        if any(entry.record.id in standing.shown for entry in entries):
+            return
+        brought = volume.local.entry(found.acknowledged)
+        state = volume.snapshot_state(brought)
+    shown = min(standing.shown.values(), key=lambda record: record.created_ns)
+    is_of_another = shown.space_id != state.root.space_id
+    # two copies of a source count their consistency points alike, so the time has to agree too
+    is_behind = shown.created_ns <= brought.record.created_ns and is_on_line(
+        shown.branch_id, shown.cp, state.root.branch_id, state.root.cp, state.branches()
+    )
+    if is_of_another or is_behind:
+        return
+    raise RefusedError(
+        f"the mirror {mirror.dest} is ahead of {volume.path}: it shows {shown.name}, which is unknown here; it was "
+        "written to since, or the source was put back from an older copy",
+        f"blockplane mirror break {mirror.dest} makes it a volume of its own; or say whose state both are to have, and "
+        f"keep the other's in a snapshot: blockplane mirror resync {mirror.dest} --from source, or destination",
+    )
+
+
 def _shows_acknowledged(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> bool:
     """Whether a destination shows what it said last that it has; or, where it may be written to, what became of it."""
     found = known_destination(volume, mirror)
     if found is None or found.acknowledged is None:
         return False
     acknowledged = volume.get_snapshot(found.acknowledged).record.id
-    if standing.at == acknowledged:
+    if acknowledged in standing.shown:
         return True
     return mirror.may_write and any(record.id == acknowledged for record in standing.line)
 
@@ -196,7 +232,7 @@ def _top(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> str:
         there = standing_at(volume)
         foreign = tuple(prefix for prefix in own_prefixes(volume) if prefix != mirror.prefix)
         if there is not None and not there.record.name.startswith(foreign or "\0"):
-            is_hidden = there.record.id in standing.whole and standing.at != there.record.id
+            is_hidden = there.record.id in standing.whole and there.record.id not in standing.shown
             if not is_hidden:
                 return there.record.name
         return create(volume, own_name(volume, mirror.prefix)).name

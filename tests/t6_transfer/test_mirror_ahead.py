@@ -1,0 +1,135 @@
+"""Sources that were put back from an older copy, or copied: no update takes their mirrors back unasked."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import blockplane as bp
+from blockplane.model.errors import RefusedError
+from blockplane.transfer import mirrors
+from blockplane.transfer.mirrors import running
+from blockplane.transfer.peer import LocalChanges
+from rig.mirrorworld import World, names, read, states_with, write
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(running, "ASK_EVERY_S", 0.0)
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+def put_back(world: World, *, has_snapshots: bool, **options) -> bp.Volume:
+    """Let a source be put back as it was before a week of work that its mirror has; return the mirror."""
+    copy = world.add(**options)
+    write(world.source, "/a", b"old")
+    if has_snapshots:
+        world.source.snapshot("june1")
+    world.outcomes()
+    backup = world.copy_source("backup")
+    write(world.source, "/a", b"a week of work")
+    if has_snapshots:
+        world.source.snapshot("july1")
+        write(world.source, "/b", b"more")
+    assert world.outcomes() == ["brought"]
+    world.restore_source(backup)
+    return copy
+
+
+@pytest.mark.parametrize("has_snapshots", [False, True])
+def test_a_mirror_is_not_taken_back_with_its_source(world, has_snapshots):
+    copy = put_back(world, has_snapshots=has_snapshots)
+    before = names(copy), copy.info.generation
+    for _ in range(3):
+        (ran,) = world.run()
+        assert f"is ahead of {world.source.path}" in ran.error
+        assert all(text in ran.hint for text in ("mirror break", "--from source, or destination"))
+        assert mirrors.status(world.source)[0].error == ran.error
+        assert (names(copy), copy.info.generation, read(copy, "/a")) == (*before, b"a week of work")
+        write(world.source, "/c", b"first thing after")
+
+
+@pytest.mark.parametrize("has_snapshots", [False, True])
+@pytest.mark.parametrize("is_broken", [False, True])
+@pytest.mark.parametrize("winner", ["source", "destination"])
+def test_a_person_says_whose_state_both_are_to_have(world, has_snapshots, is_broken, winner):
+    copy = put_back(world, has_snapshots=has_snapshots)
+    write(world.source, "/c", b"first thing after")
+    assert world.run()[0].error
+    if is_broken:
+        mirrors.break_mirror(copy)
+    with pytest.raises(RefusedError, match="both sides were written to"):
+        world.resync(copy)
+    report = world.resync(copy, winner, full=not has_snapshots)
+    assert report.kept is not None
+    for _ in range(2):
+        if winner == "source":
+            assert report.kept in states_with(copy, "/a", b"a week of work")
+            assert read(copy, "/a") == b"old"
+        else:
+            assert states_with(world.source, "/c", b"first thing after") == {report.kept}
+            assert read(world.source, "/a") == read(copy, "/a") == b"a week of work"
+        assert world.outcomes() in (["idle"], ["brought"])
+        write(world.source, "/d", b"and on")
+    assert [bp.check(volume).problems for volume in (world.source, copy)] == [[], []]
+
+
+def test_a_mirror_that_may_be_written_to_keeps_what_the_source_had_lost(world):
+    copy = put_back(world, has_snapshots=True, local_changes=LocalChanges.FLUSH)
+    write(world.source, "/c", b"first thing after")
+    assert world.outcomes() == ["brought"]
+    assert world.outcomes() == ["idle"]
+    assert any(name.startswith("kept-") for name in states_with(copy, "/b", b"more"))
+
+
+def test_two_copies_of_a_source_do_not_take_a_mirror_from_each_other(world):
+    copy = world.add()
+    write(world.source, "/a", b"old")
+    world.source.snapshot("june1")
+    world.outcomes()
+    with bp.Volume.open(world.copy_source("second")) as second:
+        for number in range(3):
+            write(world.source, "/one", b"one %d" % number)
+            write(second, "/two", b"two %d" % number)
+            assert world.outcomes() == ["brought"]
+            assert "is ahead of" in world.run(of=second)[0].error
+            assert bp.FileSystem(copy).listdir("/") == ["a", "one"]
+        report = world.resync(copy, "source", of=second)
+        assert read(copy, "/one", report.kept) == b"one 2"
+        assert "is ahead of" in world.run()[0].error
+        assert (read(copy, "/two"), read(copy, "/one", report.kept)) == (b"two 2", b"one 2")
+
+
+def test_a_mirror_that_was_put_back_itself_is_not_ahead(world, tmp_path):
+    """Also where the state that it shows was a mirror's own, of which the source knows nothing any more."""
+    copy = world.add()
+    for number in range(3):
+        write(world.source, "/a", b"%d" % number)
+        assert world.outcomes() == ["brought"]
+        if number == 0:
+            world.opened.pop(str(copy.path)).close()
+            shutil.copytree(copy.path, tmp_path / "before")
+        elif number == 1:
+            world.source.snapshot("june1")
+    world.opened.pop(str(copy.path)).close()
+    shutil.rmtree(copy.path)
+    (tmp_path / "before").rename(copy.path)
+    (ran,) = world.run()
+    assert "have no snapshot in common" in ran.error  # it is behind, and not ahead
+    world.resync(world.opened[str(copy.path)], "source", full=True)
+    assert read(world.opened[str(copy.path)], "/a") == b"2"
+
+
+def test_a_snapshot_that_is_made_in_a_mirror_is_not_another_state(world):
+    copy = world.add()
+    write(world.source, "/a", b"old")
+    assert world.outcomes() == ["brought"]
+    copy.snapshot("theirs")
+    assert world.outcomes() == ["idle"]
+    write(world.source, "/a", b"new")
+    assert world.outcomes() == ["brought"]
+    assert (read(copy, "/a"), read(copy, "/a", "theirs")) == (b"new", b"old")
