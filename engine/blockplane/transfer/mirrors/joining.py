@@ -8,10 +8,12 @@ written to, a person must say which one wins.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
-from blockplane.model.errors import RefusedError
+from blockplane.model.errors import BlockplaneError, RefusedError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.mirrors.listing import LastRun, MirrorDefinition, noted
@@ -208,13 +210,32 @@ def _bring_forth(
     full: bool,
 ) -> tuple[Brought | None, str | None]:
     """Let the destination show the source's state: it goes back where that is the common one, else it is brought."""
-    _become_mirror(peer)
     if plan.source.is_nothing and plan.common is not None:
-        kept = None if plan.destination.is_nothing else peer.go_back(_id_of(volume, plan.common), changes)
+        common, kept = _id_of(volume, plan.common), None
+        if not plan.destination.is_nothing:
+            kept = peer.go_back(common, changes)
+        _become_mirror(peer)
+        kept = peer.go_back(common, changes) or kept  # what was written before it refused to be
         _note_standing(volume, mirror, peer, plan.common)
         return None, kept
-    brought = step(volume, mirror, peer, progress, changes, may_replace=full, force=True).brought
+    if changes is LocalChanges.KEEP and not plan.destination.is_nothing:
+        peer.retain(own_name(volume, mirror.prefix))  # whatever becomes of this resync, no later step drops it
+    with _as_mirror(peer):
+        brought = step(volume, mirror, peer, progress, changes, may_replace=full, force=True).brought
     return brought, brought.kept if brought is not None else None
+
+
+@contextmanager
+def _as_mirror(peer: MirrorPeer) -> Iterator[None]:
+    """Have a destination be a mirror from here on; where the `with` ends early it is what it was before."""
+    before = peer.standing().mirror
+    _become_mirror(peer)
+    try:
+        yield
+    except BaseException:
+        with suppress(BlockplaneError, OSError):  # contact is lost, say: what it has is in a snapshot
+            peer.become(before)
+        raise
 
 
 def _bring_back(

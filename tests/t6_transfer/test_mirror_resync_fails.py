@@ -1,0 +1,86 @@
+"""A resync from the source that fails: the destination is what it was, and keeps what the resync had promised to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import blockplane as bp
+from blockplane.model.errors import ConnectionLostError, NoSpaceError
+from blockplane.transfer import mirrors
+from blockplane.transfer.newvolume import DiskWish
+from blockplane.transfer.peer import LocalChanges, VolumePeer
+from rig.mirrorworld import World, names, read, states_with, write
+
+
+@pytest.fixture
+def world(tmp_path: Path):
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+def taken_over(world: World, changes: LocalChanges | None) -> bp.Volume:
+    """Break a mirror off, with work on both sides; return it."""
+    copy = world.add(local_changes=changes, wish=DiskWish(1, "8MiB"))
+    write(world.source, "/a", b"old")
+    world.outcomes()
+    mirrors.break_mirror(copy)
+    write(copy, "/b", b"written at the copy")
+    write(world.source, "/a", b"new")
+    return copy
+
+
+@pytest.mark.parametrize("changes", [None, LocalChanges.KEEP, LocalChanges.FLUSH])
+def test_a_destination_that_has_no_room_is_what_it_was(world, rng, changes):
+    copy = taken_over(world, changes)
+    for number in range(10):
+        write(world.source, f"/n{number}", rng.bytes(1_000_000))
+    before = copy.mirror_of
+    with pytest.raises(NoSpaceError):
+        world.resync(copy, "source")
+    assert copy.mirror_of == before
+    write(copy, "/b", b"more")
+    for number in range(10):
+        bp.FileSystem(world.source).unlink(f"/n{number}")
+    assert "was broken off" in world.run()[0].error
+    report = world.resync(copy, "source")
+    assert (read(copy, "/a"), states_with(copy, "/b", b"more")) == (b"new", {report.kept})
+
+
+@pytest.mark.parametrize("changes", [None, LocalChanges.KEEP, LocalChanges.FLUSH])
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_no_later_step_drops_what_a_resync_had_promised_to_keep(world, changes, is_gone):
+    """Also where contact is lost for good, so that the destination cannot be told."""
+    copy = taken_over(world, changes)
+
+    class Lost(VolumePeer):
+        has_begun = False
+
+        def take(self, *_, **__):
+            self.has_begun = True
+            raise ConnectionLostError("contact was lost")
+
+        def become(self, record):
+            if self.has_begun and is_gone:
+                raise ConnectionLostError("contact was lost")
+            super().become(record)
+
+    with pytest.raises(ConnectionLostError):
+        mirrors.resync(world.source, world.definition(copy), Lost(copy), "source")
+    assert copy.mirror_of.state == ("mirror" if is_gone else "broken")
+    for _ in range(2):
+        world.run()
+        assert states_with(copy, "/b", b"written at the copy") - {"own"}
+        write(world.source, "/a", b"newer")
+    world.resync(copy, "source")
+    assert world.outcomes() == ["idle"]
+    assert [name[:5] for name in states_with(copy, "/b", b"written at the copy")] == ["kept-"]
+
+
+def test_what_is_dropped_on_purpose_is_not_kept(world):
+    copy = taken_over(world, LocalChanges.FLUSH)
+    assert world.resync(copy, "source", drop_changes=True).kept is None
+    assert states_with(copy, "/b", b"written at the copy") == set()
+    assert len(names(copy)) == 1
