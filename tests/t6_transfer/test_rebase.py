@@ -28,7 +28,7 @@ from blockplane.model.errors import (
 from blockplane.stream.input import ObjectInput
 from blockplane.stream.offer import HEADER_BYTES, OfferReader, OfferWriter, RunDigests
 from blockplane.stream.sink import ObjectSink
-from blockplane.transfer.against import Lent
+from blockplane.transfer.against import Lent, compare_offer
 from blockplane.volume.borrowing import Trial
 from blockplane.volume.holds import release
 from equality import differences, volume_tree
@@ -415,6 +415,34 @@ def test_offers_that_are_of_no_use(source, tmp_path):
         for notes in (b"", b"notes", b"notes of my own" * 100):
             with pytest.raises(StreamError):
                 stream_of(source, "june2", against=io.BytesIO(notes))
+
+
+def test_an_offer_may_be_bounded_and_must_be_of_what_was_asked_for(source, tmp_path):
+    with mirrored(source, tmp_path / "copy") as mirror:
+        offer, image, record = offer_of(mirror), source.image("june2"), mirror.get_snapshot("june1").record
+    n_blocks = OfferReader(ObjectInput(io.BytesIO(offer))).header.space_blocks
+    lent = compare_offer(image, io.BytesIO(offer), asked=record.id, most_blocks=n_blocks)
+    assert lent.record == record
+    reports = [bp.send(image, None, dry_run=True, against=against) for against in (lent, io.BytesIO(offer))]
+    assert len({(r.n_blocks, r.n_blocks_lent, r.n_blocks_compared, r.stream_bytes) for r in reports}) == 1
+    with pytest.raises(StreamError, match=f"of {n_blocks} block numbers, more than {n_blocks - 1}"):
+        compare_offer(image, io.BytesIO(offer), most_blocks=n_blocks - 1)
+    with pytest.raises(RefusedError, match="june1, which was not asked for"):
+        compare_offer(image, io.BytesIO(offer[:HEADER_BYTES]), asked=bytes(16))
+
+
+def test_an_offer_has_the_numbers_of_its_snapshot_however_large_the_volume(source, tmp_path):
+    with mirrored(source, tmp_path / "copy", disks=4, size="400M") as mirror:
+        header = OfferReader(ObjectInput(io.BytesIO(offer_of(mirror)))).header
+        assert header.space_blocks == mirror.get_snapshot("june1").state.space_blocks < mirror.n_blocks
+        received = bp.receive(io.BytesIO(stream_of(source, "june2", against=io.BytesIO(offer_of(mirror)))), mirror)
+        assert received.n_blocks_shared > 1000
+        require_same(source, mirror, "june2")
+
+
+def test_who_keeps_the_snapshot_itself_needs_no_hold(source):
+    offer_of(source, hold_s=None)
+    assert not source.get_snapshot("june1").holds
 
 
 def test_an_offer_that_failed_holds_nothing(source):

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -210,28 +211,35 @@ class OfferedBlocks:
 
 
 class OfferReader:
-    """Reads one offer: the plane at once, the blocks as they are asked for.
+    """Reads one offer: its head at once, the plane when it is first asked for, the blocks one frame after the other.
+
+    Parameters
+    ----------
+    most_blocks : block numbers that it may speak of; they bound the memory.
 
     Raises
     ------
     StreamError, StreamDamagedError, StreamTruncatedError : it is none, is damaged, or ends too early.
     """
 
-    def __init__(self, origin: Input) -> None:
+    def __init__(self, origin: Input, most_blocks: int = MAX_SPACE_BLOCKS) -> None:
         self._input = origin
         self._sequence = self._n_bytes = 0
         data = self._exactly(HEADER_BYTES)
         self._sha = self._sha_before = hashlib.sha256(data)
         self.header = OfferHeader.decode(data)
+        if self.header.space_blocks > most_blocks:
+            raise StreamError(f"the offer is of {self.header.space_blocks} block numbers, more than {most_blocks}", "")
         self._held: OfferFrame | None = None
-        self.plane = self._plane()
 
     @property
     def record(self) -> SnapshotRecord:
         """The record of the snapshot that is offered."""
         return self.header.record
 
-    def _plane(self) -> Plane:
+    @cached_property
+    def plane(self) -> Plane:
+        """The VBNs of the snapshot."""
         space, next_first, total = self.header.space_blocks, 0, 0
         builder = Plane.builder(space)
         while (head := self._peek()).kind == OfferKind.PLANE:

@@ -24,6 +24,7 @@ from blockplane.model.addresses import BLOCK_BYTES, Bytes
 from blockplane.model.errors import RefusedError, StreamMismatchError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.planes import Plane
+from blockplane.stream.codec import MAX_SPACE_BLOCKS
 from blockplane.stream.input import InputLike, open_input
 from blockplane.stream.offer import OfferReader, RunDigests
 from blockplane.stream.reader import StreamMap
@@ -41,13 +42,26 @@ class Lent:
     n_read: int = 0
 
 
-def compare_offer(image: Image, origin: InputLike, progress: Progress = ignore_progress) -> Lent:
+def compare_offer(
+    image: Image,
+    origin: InputLike,
+    progress: Progress = ignore_progress,
+    *,
+    asked: bytes | None = None,
+    most_blocks: int = MAX_SPACE_BLOCKS,
+) -> Lent:
     """Return what of an image an offer proves to be at the destination.
+
+    Parameters
+    ----------
+    asked : id of the snapshot that it must be of. most_blocks : block numbers that it may speak of; they bound the
+        memory.
 
     Raises
     ------
-    UsageError : the image has a base. RefusedError : the offer is of another volume, or of a snapshot that the image
-        brings. NoSuchSnapshotError, RefusedError : a snapshot was deleted, or became a shadow, meanwhile.
+    UsageError : the image has a base. RefusedError : the offer is of another volume, of another snapshot than the one
+        asked for, or of one that the image brings. NoSuchSnapshotError, RefusedError : a snapshot was deleted, or
+        became a shadow, meanwhile.
     StreamError, StreamDamagedError, StreamTruncatedError : the offer is none, is damaged, or ends too early.
     ChecksumError, DiskError : a block could not be read.
 
@@ -56,8 +70,10 @@ def compare_offer(image: Image, origin: InputLike, progress: Progress = ignore_p
     Reads every block whose check equals the offered one, at the same VBN. Memory: two planes, and the pipeline's.
     """
     with closing(open_input(origin)) as source:
-        offered = OfferReader(source)
+        offered = OfferReader(source, most_blocks)
         _require_of_use(image, offered.record)
+        if asked not in (None, offered.record.id):
+            raise RefusedError(f"the offer is of snapshot {offered.record.name}, which was not asked for", "")
         return _Comparison(image, offered, progress).run()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,7 +40,7 @@ def offer(
     snapshot: str | None = None,
     *,
     run_blocks: int = RUN_BLOCKS,
-    hold_s: float = HOLD_S,
+    hold_s: float | None = HOLD_S,
     progress: Progress = ignore_progress,
 ) -> OfferReport:
     """Write what a volume says of a snapshot it has, for a source that shares none with it to send against.
@@ -48,7 +49,7 @@ def offer(
     ----------
     sink : as for `send`. snapshot : a regular one; by default the newest. run_blocks : how many blocks one digest
         covers, 1 to 256. hold_s : how long the snapshot is held for the answer; what is sent against it gives the hold
-        up when it has arrived.
+        up when it has arrived. None: who calls sees to it that it stays.
 
     Raises
     ------
@@ -65,27 +66,23 @@ def offer(
     started = time.monotonic()
     image = build(volume, _offered(volume, snapshot).name)
     top = image.require_sendable()
-    header = OfferHeader(top, image.space_blocks, run_blocks)
-    with closing(open_sink(sink)) as opened, ExitStack() as stack:
-        _hold(volume, top, hold_s)
-        try:
-            sending = ImageSending(image, TAPE, header.frame_blocks)
-            digests = stack.enter_context(RunDigests(run_blocks))
-            windows = stack.enter_context(sending.windows())
-            writer = OfferWriter(opened, header)
-            writer.write_plane(image.plane)
-            done = 0
-            for window in windows:
-                writer.write_blocks(window.checks, digests.of(window.buffer))
-                done += len(window.buffer)
-                progress(ProgressEvent("blocks", done, image.n_bytes, time.monotonic() - started))
-            writer.finish()
-            opened.commit()
-        except BaseException:
-            with volume.lock:
-                release_offers(volume, top.id)
-                volume.commit()
-            raise
+    # the snapshot's own numbering: the volume may have places for far more
+    header = OfferHeader(top, image.top_state.space_blocks, run_blocks)
+    with (
+        closing(open_sink(sink)) as opened,
+        _held(volume, top, hold_s),
+        RunDigests(run_blocks) as digests,
+        ImageSending(image, TAPE, header.frame_blocks).windows() as windows,
+    ):
+        writer = OfferWriter(opened, header)
+        writer.write_plane(image.plane)
+        done = 0
+        for window in windows:
+            writer.write_blocks(window.checks, digests.of(window.buffer))
+            done += len(window.buffer)
+            progress(ProgressEvent("blocks", done, image.n_bytes, time.monotonic() - started))
+        writer.finish()
+        opened.commit()
     return OfferReport(top.name, top.n_blocks, writer.n_bytes, run_blocks, time.monotonic() - started)
 
 
@@ -101,8 +98,20 @@ def _offered(volume: LiveVolume, name: str | None) -> SnapshotRecord:
         return regular[-1].record
 
 
-def _hold(volume: LiveVolume, record: SnapshotRecord, seconds: float) -> None:
+@contextmanager
+def _held(volume: LiveVolume, record: SnapshotRecord, seconds: float | None) -> Iterator[None]:
+    """Hold a snapshot from now on, for so many seconds; where what is done in the `with` fails, no longer."""
+    if seconds is None:
+        yield
+        return
     owner = f"{OFFER_OWNER}{record.name}"[:NAME_BYTES]
     with volume.lock:
         hold_by_id(volume, record.id, owner, time.time_ns() + int(seconds * 1e9))
         volume.commit()
+    try:
+        yield
+    except BaseException:
+        with volume.lock:
+            release_offers(volume, record.id)
+            volume.commit()
+        raise

@@ -245,6 +245,17 @@ def drop_pulled(volume: LiveVolume, but: Container[bytes] = ()) -> int:
         return _drop(volume, [image for image in left if not volume.incoming.runs(image.entry.landing_id)])
 
 
+def drop_unlent(volume: LiveVolume) -> int:
+    """Give up what is left of pulls whose lender, another snapshot here, is gone; return how many blocks that frees.
+
+    Nothing can complete it, and it would be in the way of the next. Durable on return.
+    """
+    with volume.lock:
+        there = {entry.record.id for entry in volume.local.regular()} | {NO_ID}
+        left = [i for i in volume.local.incoming.images() if i.entry.was_pulled and i.entry.lender_id not in there]
+        return _drop(volume, [image for image in left if not volume.incoming.runs(image.entry.landing_id)])
+
+
 def _drop(volume: LiveVolume, images: Sequence[IncomingImage]) -> int:
     """Give incoming images up, a consistency point each; the volume's lock is held."""
     for image in images:

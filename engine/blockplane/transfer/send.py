@@ -27,7 +27,7 @@ from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.stream.sink import Sink, SinkLike, folder_of, open_sink
 from blockplane.stream.stored import StreamPlace
 from blockplane.stream.writer import StreamWriter
-from blockplane.transfer.against import compare_offer
+from blockplane.transfer.against import Lent, compare_offer
 from blockplane.transfer.began import Began, began_beside, began_in, is_finished
 from blockplane.transfer.claims import Claims
 from blockplane.transfer.description import completed
@@ -97,7 +97,7 @@ def send(
     compress: str | None = None,
     key: KeyLike | None = None,
     resume: ResumeToken | bool = False,
-    against: InputLike | None = None,
+    against: InputLike | Lent | None = None,
     split: int | str | None = None,
     preallocate: bool = False,
     digests: bool = False,
@@ -119,7 +119,7 @@ def send(
         came counts as far as snapshots of that image that are still here show it unchanged. True: the file that an
         interrupted send left beside the path is gone on with, where there is one.
     against : an offer of the destination: what that proves to be there is not sent. All of it that may be equal is read
-        here first, by a dry run too.
+        here first, by a dry run too. Or what `compare_offer` found.
     split : of a path FILE, write the stream to FILE.000, FILE.001, ..., each so long, the last as long as it is.
         What is gone on with may leave it out where two pieces are there.
     preallocate : of a path, make room for all of the stream before anything is written; with compression, for as much
@@ -206,11 +206,11 @@ def _most_bytes(sending: Sendable, secret: Key | None, began: Began) -> int:
     return send_begun(sending, StreamForm(None, secret), _Nowhere(), ignore_progress, again, read=False).stream_bytes
 
 
-def _lent(sending: Sendable, began: Began, against: InputLike | None, progress: Progress) -> Began:
+def _lent(sending: Sendable, began: Began, against: InputLike | Lent | None, progress: Progress) -> Began:
     """Return what is begun with, and what the destination has by its offer."""
     if against is None or not isinstance(sending, ImageSending) or began.partial is not None:
         return began
-    lent = compare_offer(sending.image, against, progress)
+    lent = against if isinstance(against, Lent) else compare_offer(sending.image, against, progress)
     sending.lender = lent.record
     return replace(began, lent=lent)
 
