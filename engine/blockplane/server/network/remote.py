@@ -19,6 +19,7 @@ from blockplane.model.errors import (
     UnreachableError,
 )
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
+from blockplane.server.network.carrying import received, send_rest, taken_in
 from blockplane.server.network.channel import Channel
 from blockplane.server.network.codec import Kind, WireError, bytes_field, number_field
 from blockplane.server.network.greeting import Caller
@@ -26,8 +27,16 @@ from blockplane.server.network.heartbeat import alive
 from blockplane.server.network.limits import Limits
 from blockplane.server.network.listener import allowed_place
 from blockplane.server.network.mirroring import RemoteMirror
+from blockplane.server.network.offering import (
+    CAPABILITY,
+    OFFER,
+    NotOfferedError,
+    asked_for,
+    may_offer,
+    send_offer,
+)
 from blockplane.server.network.rights import require_volume_name
-from blockplane.server.network.serving import REASON_S, received, send_rest, taken_in
+from blockplane.server.network.serving import REASON_S
 from blockplane.server.network.spoken import (
     brought_heard,
     error_heard,
@@ -44,7 +53,7 @@ from blockplane.server.network.tokens import decode_token, token_for
 from blockplane.transfer.description import described
 from blockplane.transfer.imagesending import ImageSending
 from blockplane.transfer.peer import Brought, LocalChanges, destination_of, kept_by, made_ready
-from blockplane.transfer.resume import ResumeToken
+from blockplane.transfer.resume import ResumeToken, drop_unlent
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.codec import NO_ID
 from blockplane.volume.volume import Volume
@@ -108,6 +117,8 @@ class RemotePeer(RemoteMirror):
         self._throttle = Throttle(rate)
         #: bytes of blocks that went or came, over all attempts of a call; blocks durable before its last attempt
         self._moved = self._durable = 0
+        #: bytes that were read and told of in offers, over all attempts of a call
+        self._offered = 0
         #: by a call: the snapshot that keeps the receiving side's own changes
         self._kept: str | None = None
 
@@ -154,22 +165,33 @@ class RemotePeer(RemoteMirror):
     def bring(
         self, wanted: str, target: Volume, changes: LocalChanges, progress: Progress = ignore_progress
     ) -> Brought:
-        """See Peer."""
-        return self._transferring(lambda counted: self._bring(wanted, target, changes, counted), progress)
+        """See Peer. Where both have no snapshot in common, what is here is offered first, and what differs comes."""
+
+        def attempts(*, offers: bool) -> Brought:
+            return self._transferring(
+                lambda counted: self._bring(wanted, target, changes, counted, offers=offers), progress
+            )
+
+        try:
+            return attempts(offers=True)
+        except NotOfferedError:
+            return attempts(offers=False)
 
     def _transferring(self, attempt: Callable[[Progress], Brought], progress: Progress) -> Brought:
         """Make attempts; return what they did together."""
-        self._moved, self._durable, n_attempts, self._kept = 0, 0, 0, None
+        self._moved, self._durable, self._offered, n_attempts, self._kept = 0, 0, 0, 0, None
         started = time.monotonic()
 
         def counted_attempt() -> Brought:
             nonlocal n_attempts
             n_attempts += 1
-            before = self._moved
+            before, offered = self._moved, self._offered
 
             def counted(event: ProgressEvent) -> None:
                 if event.phase == "blocks":
                     self._moved = before + event.done_bytes
+                if event.phase == OFFER:
+                    self._offered = offered + event.done_bytes
                 progress(replace(event, seconds=time.monotonic() - started))
 
             found = attempt(counted)
@@ -189,20 +211,25 @@ class RemotePeer(RemoteMirror):
         """
         last_s, n_failed, durable, n_fruitless = time.monotonic(), 0, -1, 0
         while True:
-            moved = self._moved
+            through = self._n_through
             try:
                 return attempt()
             except _PASSING:
                 now = time.monotonic()
                 if self._durable > durable:
                     durable, n_fruitless = self._durable, 0
-                if self._moved > moved and n_fruitless < _MOST_FRUITLESS:  # how much of it is durable the next one says
+                if self._n_through > through and n_fruitless < _MOST_FRUITLESS:  # what of it is durable the next says
                     last_s, n_failed, n_fruitless = now, 0, n_fruitless + 1
                 pause_s = min(_FIRST_PAUSE_S * 2**n_failed, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
                 n_failed = min(n_failed + 1, 20)
                 is_over = self._caller.ending.is_over
                 if is_over.is_set() or now + pause_s > last_s + self._patience_s or is_over.wait(pause_s):
                     raise
+
+    @property
+    def _n_through(self) -> int:
+        """What a call has got through, in bytes: of blocks, and of what was offered."""
+        return self._moved + self._offered
 
     def _ask(self, what: str, said: dict[str, object]) -> Mapping[str, Any]:
         """See RemoteMirror."""
@@ -239,27 +266,37 @@ class RemotePeer(RemoteMirror):
         """Note how far the side that receives had come before an attempt."""
         self._durable = max(self._durable, token.n_copied if token is not None else 0)
 
-    def _bring(self, wanted: str, target: Volume, changes: LocalChanges, progress: Progress) -> Brought:
-        said, blob = standing_said(standing_of(target))
+    def _bring(
+        self, wanted: str, target: Volume, changes: LocalChanges, progress: Progress, *, offers: bool
+    ) -> Brought:
+        drop_unlent(target)
+        standing = standing_of(target)
+        said, blob = standing_said(standing)
         token = token_for(target, None, self._limits.token_bytes)
         self._note_durable(decode_token(token, 1 << 56))
         said |= {"wanted": wanted, "n_token_bytes": len(token), "n_connections": self._n_connections}
-        with self._asking("bring", said, blob, token) as (control, answer):
+        offers = offers and may_offer(standing, changes)
+        with (
+            self._asking("bring", said | (CAPABILITY if offers else {}), blob, token) as (control, answer),
+            _reasoned(control),
+            contextlib.ExitStack() as stack,
+        ):
             if "brought" in answer:
                 return brought_heard(answer)
+            channels: list[Channel] = []
+            if offers and (asked := asked_for(answer, standing)) is not None:
+                stack.enter_context(target.pin(asked.record.id))  # what was interrupted holds it beyond that
+                channels = self._data(answer)
+                stack.callback(_close, channels)
+                send_offer(target, asked, channels, control, self._limits, self._throttle, progress)
+                _answered(control)
             ready = made_ready(target, changes, progress)
             self._kept = self._kept or ready.kept
-            try:
-                with (
-                    contextlib.closing(Incoming(self._data(answer), self._limits, self._throttle)) as incoming,
-                    alive(control, self._limits.alive_s),
-                ):
-                    report = taken_in(incoming, destination_of(target, pulls=True), changes, ready.progress)
-                    self._kept = self._kept or kept_by(target, ready)
-                    incoming.settle()
-            except ConnectionLostError as error:
-                _reason(control, error)
-                raise
+            incoming = Incoming(channels or self._data(answer), self._limits, self._throttle)
+            with contextlib.closing(incoming), alive(control, self._limits.alive_s):
+                report = taken_in(incoming, destination_of(target, pulls=True), changes, ready.progress)
+                self._kept = self._kept or kept_by(target, ready)
+                incoming.settle()
             with contextlib.suppress(BlockplaneError):  # it is durable here, whether the other side hears of it or not
                 control.tell(Kind.ANSWER, {})
             return received(report, self._kept)
@@ -304,10 +341,14 @@ class RemotePeer(RemoteMirror):
             with ThreadPoolExecutor(min(n_connections, 3), "blockplane connects") as pool:
                 list(pool.map(connect, range(n_connections)))
         except BaseException:
-            for channel in opened:
-                channel.close()
+            _close(opened)
             raise
         return opened
+
+
+def _close(channels: list[Channel]) -> None:
+    for channel in channels:
+        channel.close()
 
 
 def _answered(control: Channel) -> dict[str, Any]:
@@ -317,6 +358,16 @@ def _answered(control: Channel) -> dict[str, Any]:
     if message.kind is Kind.FAILED:
         raise error_heard(message.object)
     return message.object
+
+
+@contextlib.contextmanager
+def _reasoned(control: Channel) -> Iterator[None]:
+    """Raise what the other side says that it ended a transfer by, where a connection is lost."""
+    try:
+        yield
+    except ConnectionLostError as error:
+        _reason(control, error)
+        raise
 
 
 def _reason(control: Channel, error: ConnectionLostError) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from blockplane.model.errors import (
     NotAllowedError,
     RefusedError,
 )
-from blockplane.model.progress import Progress, ignore_progress
+from blockplane.model.progress import ignore_progress
 from blockplane.server.network import mirroring
+from blockplane.server.network.carrying import received, send_rest, taken_in
 from blockplane.server.network.channel import Channel
 from blockplane.server.network.codec import (
     TICKET_BYTES,
@@ -32,6 +33,7 @@ from blockplane.server.network.codec import (
 )
 from blockplane.server.network.heartbeat import alive
 from blockplane.server.network.limits import Limits
+from blockplane.server.network.offering import Asked, asking, heard_offer, may_be_asked
 from blockplane.server.network.rights import Identity, Verb
 from blockplane.server.network.spoken import (
     brought_said,
@@ -43,12 +45,10 @@ from blockplane.server.network.spoken import (
 )
 from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import Throttle
-from blockplane.server.network.tokens import decode_token, token_for
-from blockplane.transfer.destination import VolumeDestination
-from blockplane.transfer.imagesending import ImageSending
+from blockplane.server.network.tokens import decode_token, most_blocks_for, token_for
+from blockplane.transfer.against import Lent
 from blockplane.transfer.peer import (
     Brought,
-    LocalChanges,
     VolumePeer,
     destination_of,
     forget_superseded,
@@ -56,9 +56,7 @@ from blockplane.transfer.peer import (
     kept_by,
     made_ready,
 )
-from blockplane.transfer.receive import ReceiveReport, receive
 from blockplane.transfer.resume import ResumeToken, drop_incoming
-from blockplane.transfer.send import SendReport, send
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.codec import NO_ID
 from blockplane.volume.replicas import records_of
@@ -306,35 +304,57 @@ class Dialogue:
         with contextlib.ExitStack() as stack:
             with alive(self._control, self._limits.alive_s):
                 gift = stack.enter_context(giving(volume, wanted, standing, self.identity.key))
+                asked = asking(volume, gift.image, standing, token) if may_be_asked(request) else None
             if gift.image is None:
                 brought = Brought(gift.record.name, None, 0, 0, 0.0, already_there=True)
                 self._control.tell(Kind.ANSWER, {"brought": brought_said(brought)})
                 return brought
             feeds = self._serving.feeds if len(records_of(volume)) > 1 else None
-            return self._give(gift.image, request, token, feeds)
+            return self._give(gift.image, request, token, feeds, asked)
 
-    def _give(self, image: Image, request: dict[str, Any], token: ResumeToken | None, feeds: Feeds | None) -> Brought:
-        """Send an image to who asked for it; what it says of that is heard."""
+    def _give(
+        self,
+        image: Image,
+        request: dict[str, Any],
+        token: ResumeToken | None,
+        feeds: Feeds | None,
+        asked: Asked | None,
+    ) -> Brought:
+        """Send an image to who asked for it, without what its offer proves to be there; how that ended is heard."""
         found = {"top": image.top.name if image.top is not None else "", "n_blocks": image.n_blocks}
-        with self._data_connections(request, found) as channels:
+        with self._data_connections(request, found | (asked.said if asked is not None else {})) as channels:
+            self._serving.note("began", self)
+            lent = self._lent(image, asked, channels) if asked is not None else None
             outgoing = Outgoing(channels, self._limits, self._serving.throttle)
             with contextlib.closing(outgoing):
-                self._serving.note("began", self)
-                try:
-                    with alive(self._control, self._limits.alive_s):
-                        report = send_rest(image, outgoing, token, feeds=feeds)
-                        outgoing.finish()
-                except ConnectionLostError as error:
-                    raise self._reason(error) from error
+                with self._at_work():
+                    report = send_rest(image, outgoing, token, feeds=feeds, lent=lent)
+                    outgoing.finish()
                 self._heard_durable()
         return Brought(report.top, report.base, report.n_blocks, report.n_bytes, report.seconds)
+
+    def _lent(self, image: Image, asked: Asked, channels: list[Channel]) -> Lent:
+        """Take the offer that was asked for, and say what comes."""
+        incoming = Incoming(channels, self._limits, self._serving.throttle)
+        with self._at_work():
+            lent = heard_offer(incoming, image, asked)
+            self._control.tell(Kind.ANSWER, {"n_blocks": image.n_blocks - len(lent.plane)})
+        return lent
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Say that one is, while data go or come; where they are lost, raise why the other side gave them up."""
+        try:
+            with alive(self._control, self._limits.alive_s):
+                yield
+        except ConnectionLostError as error:
+            raise self._reason(error) from error
 
     def _asked(self, volume: Volume, request: dict[str, Any]) -> tuple[Standing, ResumeToken | None]:
         """Return what the other side says of itself, and what it has of an interrupted transfer."""
         blob = self._control.receive_blob(n_standing_bytes(request, self._limits.n_snapshots))
         token = self._control.receive_blob(number_field(request, "n_token_bytes", self._limits.token_bytes))
-        most = max(volume.geometry.n_blocks, volume.active.space_blocks)
-        return standing_heard(request, blob), decode_token(token, 4 * most)
+        return standing_heard(request, blob), decode_token(token, most_blocks_for(volume))
 
     def _heard_durable(self) -> None:
         """Wait until the other side says that it has committed."""
@@ -392,28 +412,3 @@ def _source_id(request: Mapping[str, Any]) -> bytes:
 
 def _open(opened: Opened, transfer: Transfer) -> AbstractContextManager[Volume]:
     return contextlib.nullcontext(opened) if isinstance(opened, Volume) else opened(transfer)
-
-
-def send_rest(
-    image: Image,
-    outgoing: Outgoing,
-    token: ResumeToken | None,
-    progress: Progress = ignore_progress,
-    feeds: Feeds | None = None,
-) -> SendReport:
-    """Send an image, without what a token says is there; whole where the token is of something else."""
-    if token is not None:
-        with contextlib.suppress(RefusedError):  # it is refused before a byte is sent
-            return send(image, outgoing, resume=token, progress=progress)  # type: ignore[arg-type]
-    return send(ImageSending(image, feeds=feeds), outgoing, progress=progress)  # type: ignore[arg-type]
-
-
-def taken_in(incoming: Incoming, target: VolumeDestination, changes: LocalChanges, progress: Progress) -> ReceiveReport:
-    """Receive what comes."""
-    discard = changes is not LocalChanges.REFUSE
-    return receive(incoming, target, discard=discard, progress=progress)  # type: ignore[arg-type]
-
-
-def received(report: ReceiveReport, kept: str | None) -> Brought:
-    """Return what a receive did."""
-    return Brought(report.top, report.base, report.n_blocks, report.n_bytes, report.seconds, report.already_there, kept)

@@ -100,15 +100,26 @@ class _Stripes:
 class Outgoing(_Stripes):
     """Takes a stream as a file does, and sends it; `finish` when all of it was written, then `close`.
 
+    Parameters
+    ----------
+    excuse : as of `Pace`: whether the other side, which takes too little, does something else meanwhile. By default it
+        must not.
+
     Notes
     -----
     Memory: the kernel's. Where nothing is written for a while a thread says on each connection that one is at work.
     """
 
-    def __init__(self, channels: Sequence[Channel], limits: Limits, throttle: Throttle) -> None:
+    def __init__(
+        self,
+        channels: Sequence[Channel],
+        limits: Limits,
+        throttle: Throttle,
+        excuse: Callable[[float], bool] = lambda _: False,
+    ) -> None:
         super().__init__(channels, limits, throttle)
         self._began = time.monotonic()
-        self._pace = Pace(limits, self._n_sent)
+        self._pace, self._excuse = Pace(limits, self._n_sent, excuse), excuse
         #: in the order of their turns
         self._free = list(channels)
         #: those that have not sent all of their last message
@@ -165,7 +176,7 @@ class Outgoing(_Stripes):
         now = time.monotonic()
         if self._n_sent() > before:
             self._moved_at = now
-        elif now - self._moved_at >= self._limits.idle_s:
+        elif now - self._moved_at >= self._limits.idle_s and not self._excuse(0.0):
             raise ConnectionLostError(f"writing to {self._busy[0].peer} took too long", "see how it and the network do")
 
     def _send_on(self) -> None:
@@ -194,6 +205,11 @@ class Outgoing(_Stripes):
                         self._free.remove(channel)
                         self._busy.append(channel)
                 said = {channel: channel.n_sent for channel in self._channels}
+
+    def turn(self) -> None:
+        """Leave the connections, on which all was said, to what comes back; the thread has ended on return."""
+        self.ended.set()
+        self._beat.join()
 
     def close(self) -> None:
         """Give the connections up, and wait for the thread."""

@@ -29,6 +29,11 @@ def token_for(volume: LiveVolume, image_id: bytes | None, most_bytes: int) -> by
     return token if len(token) <= most_bytes else b""
 
 
+def most_blocks_for(volume: LiveVolume) -> int:
+    """Return how many block numbers another volume of the same numbering may speak of: they bound the memory."""
+    return max(4 * max(volume.geometry.n_blocks, volume.active.space_blocks), _LEAST_BLOCKS)
+
+
 def decode_token(data: bytes, n_blocks: int) -> ResumeToken | None:
     """Read what `token_for` gave; WireError: it is none.
 
