@@ -28,7 +28,7 @@ from blockplane.disks.label import (
     write_label_step,
     write_labels,
 )
-from blockplane.model.errors import BlockplaneError, RefusedError, UsageError, VolumeDamagedError
+from blockplane.model.errors import RefusedError, UsageError, VolumeDamagedError
 from blockplane.volume.basegroup import has_base
 from blockplane.volume.config import VolumeConfig, read_config, write_config
 from blockplane.volume.fsinfo import MAX_GROUPS, MAX_MEMBERS, FsInfo
@@ -85,12 +85,9 @@ def add_group(volume: LiveVolume, group: GroupRecord, disks: Sequence[Disk], nam
             blank_ends(disk)
         write_label_step(disks, labels[len(old) :], generation + 1)
         name_disks()
-        try:
+        with volume.changing():
             write_labels([*volume.array.disks, *disks], labels, generation)
             volume.take_groups(geometry, disks)
-        except BlockplaneError as error:
-            volume.stop(error)
-            raise
 
 
 def _labels(volume: LiveVolume, geometry: Geometry, old: Sequence[Label], disks: Sequence[Disk]) -> list[Label]:

@@ -298,34 +298,38 @@ class LiveVolume(Points):
 
         The caller holds the lock and has committed; nothing is dirty.
         """
-        self.array.extend(geometry, disks)
-        self._write_info(**grown(self.info, geometry))
-        self.geometry = geometry
-        self._load()
-        for client in self._clients:
-            client.reload()
+        with self.changing():
+            self.array.extend(geometry, disks)
+            self._write_info(**grown(self.info, geometry))
+            self.geometry = geometry
+            self._reload()
 
     def close_group(self, group: int | None) -> None:
         """Give the places of a group to nobody from now on, or with None give them again: durable on return.
 
         The caller holds the lock and has committed; nothing is dirty.
         """
-        self._write_info(leaving=group, has_left=False)
-        self._load()
-        for client in self._clients:
-            client.reload()
+        with self.changing():
+            self._write_info(leaving=group, has_left=False)
+            self._reload()
 
     def note_left(self) -> None:
         """Say, durably, that the last two CPs have nothing in the group that is being taken out."""
-        self._write_info(has_left=True)
+        with self.changing():
+            self._write_info(has_left=True)
 
     def drop_group(self, geometry: Geometry) -> None:
         """Go over to a geometry without the group that has left, whose labels are durable; as `take_groups`."""
         assert self.info.leaving is not None
         gone = self.geometry.groups[self.info.leaving].disks
-        self.array.reduce(geometry, gone)
-        self._write_info(**shrunk(self.info, geometry))
-        self.geometry = geometry
+        with self.changing():
+            self.array.reduce(geometry, gone)
+            self._write_info(**shrunk(self.info, geometry))
+            self.geometry = geometry
+            self._reload()
+
+    def _reload(self) -> None:
+        """Take up the root record, and have clients forget what they know: as after opening."""
         self._load()
         for client in self._clients:
             client.reload()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from blockplane.volume import held, marking
@@ -199,9 +201,27 @@ class Points(Roots):
             self.space.forget()
             self._n_forget -= 1
 
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Change what is in memory in several steps: all of them, or the volume stops, and commits no half of it.
+
+        What can be read before is read before: where that fails, the volume is as it was and goes on.
+
+        Raises
+        ------
+        ReadOnlyError, VolumeDamagedError: it is not to be written, or has stopped; nothing changed.
+        """
+        with self.lock:
+            self._require_writable()
+            try:
+                yield
+            except BaseException as error:  # an interrupt comes between any two steps
+                self.stop(error)
+                raise
+
     def stop(self, error: BaseException) -> None:
-        """After a failed commit nothing in memory can be trusted: refuse everything until opened again."""
-        self._failure = str(error) or type(error).__name__
+        """After an error that left a half nothing in memory can be trusted: refuse everything until opened again."""
+        self._failure = self._failure or str(error) or type(error).__name__
         self.placer.discard()
 
     def relocate(self, placemap: PlaceMap) -> None:
