@@ -409,13 +409,13 @@ def is_caught(n_seeds: int = 8) -> bool:
 
 
 def unmarked(name: str) -> contextlib.AbstractContextManager[object]:
-    return mock.patch.object(marking, name)
+    return mock.patch.object(marking, name, return_value=[])
 
 
 @pytest.mark.parametrize("door", [snapshots, landing], ids=["rollback", "receive"])
 def test_an_unmarked_rollback_or_receive(door):
     """The one that is planted alone: each door asks its own module."""
-    blind = SimpleNamespace(exchanged=lambda *_: None, dropped=marking.dropped)
+    blind = SimpleNamespace(exchanged=lambda *_: [], dropped=marking.dropped)
     with mock.patch.object(door, "marking", blind):
         assert is_caught()
 

@@ -11,7 +11,7 @@ from blockplane.volume import held, marking
 from blockplane.volume.codec import (
     TableEntry,
 )
-from blockplane.volume.holds import defer_needed, is_base, needs, refuse_needed
+from blockplane.volume.holds import defer, is_base, needed, needs, refuse_needed
 from blockplane.volume.leafbits import LEAF_WORDS, Leaf
 from blockplane.volume.pointers import refuse_pointed
 from blockplane.volume.state import State
@@ -90,30 +90,35 @@ def _may_go(volume: LiveVolume, names: Sequence[str], defer: bool) -> list[Table
 
 def drop_or_defer(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
     """Drop what nothing needs, and mark the others as being deleted; return how many blocks that frees."""
-    waiting = {entry.record.id for entry in defer_needed(volume, gone)}
-    return drop(volume, [entry for entry in gone if entry.record.id not in waiting])
+    waiting = needed(volume, gone)
+    n_freed = drop(volume, [entry for entry in gone if entry not in waiting])
+    defer(volume, waiting)
+    return n_freed
 
 
 def drop(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
     """Take snapshots out of the table and what only they held out of held; the caller commits before and after."""
     local, n_freed = volume.local, 0
-    exclusive = _exclusive(volume, gone)
+    # what cannot be read is found before anything changes
+    exclusive, holds, given_up = _exclusive(volume, gone), local.holds(), local.shadows.given_up_by(gone)
     going = [entry for entry in gone if not entry.is_shadow]
     may_narrow = all(volume.known_state(entry) is not None for entry in going)
-    marking.dropped(volume, going, states_beside(volume, going, may_narrow))
-    local.marks.give_up({entry.record.id for entry in gone})
-    local.shadows.remove(gone, local.shadows.given_up_by(gone))
-    for leaf, words, n_blocks in exclusive:
-        local.set_held_leaf(leaf, local.held_leaf(leaf) & ~words)
-        volume.space.release_words(leaf, words, n_blocks)
-        n_freed += n_blocks
+    notes = marking.dropped(volume, going, states_beside(volume, going, may_narrow))
     parents = {entry.record.id: entry.record.parent_id for entry in gone}
     rest = [entry for entry in local.entries() if entry.record.id not in parents]
-    for entry in rest:
-        entry.record = replace(entry.record, parent_id=held.surviving(entry.record.parent_id, parents))
-    local.set_entries(rest)
-    local.set_holds(local.holds())
-    local.set_parent(held.surviving(local.root.parent_id, parents))
-    for entry in gone:
-        volume.forget_state(entry.record.id)
+    with volume.changing():
+        local.marks.note(notes)
+        local.marks.give_up(parents)
+        local.shadows.remove(gone, given_up)
+        for leaf, words, n_blocks in exclusive:
+            local.set_held_leaf(leaf, local.held_leaf(leaf) & ~words)
+            volume.space.release_words(leaf, words, n_blocks)
+            n_freed += n_blocks
+        for entry in rest:
+            entry.record = replace(entry.record, parent_id=held.surviving(entry.record.parent_id, parents))
+        local.set_entries(rest)
+        local.set_holds(holds)
+        local.set_parent(held.surviving(local.root.parent_id, parents))
+        for entry in gone:
+            volume.forget_state(entry.record.id)
     return n_freed

@@ -55,19 +55,24 @@ def make_shadow(volume: LiveVolume, entry: TableEntry, how: Demotion) -> int:
     The caller has committed, and commits. Returns how many places that frees; how is noted with that.
     """
     local, n_freed, now = volume.local, 0, time.time_ns()
+    # what cannot be read is found before anything changes
     state, rest = volume.snapshot_state(entry), states_beside(volume, [entry])
-    own_places(state.blockmap, state.placemap)  # what cannot be read is found before anything changes
-    marking.dropped(volume, [entry], rest)
-    entry.record = replace(entry.record, kind=KIND_SHADOW)
-    entry.plane, entry.n_left, entry.shadowed_ns = state.root.blockmap.copy(), entry.record.n_blocks, now
-    local.shadows.add(entry)  # first: the blocks of its blockmap stay
-    for leaf, words, n_blocks in list(held.exclusive_leaves(local, [state], rest, {})):
-        local.set_held_leaf(leaf, local.held_leaf(leaf) & ~words)
-        volume.space.release_words(leaf, words, n_blocks)
-        n_freed += n_blocks
-    entry.demotion, entry.pace = replace(how, freed_blocks=n_freed), Pace(last_ns=now, last_left=entry.n_left)
-    local.rewrite_entries()
-    volume.forget_state(entry.record.id)
+    own = leaves_of(own_places(state.blockmap, state.placemap))
+    notes = marking.dropped(volume, [entry], rest)
+    alone = [(leaf, words) for leaf, words, _ in held.exclusive_leaves(local, [state], rest, {})]
+    with volume.changing():
+        local.marks.note(notes)
+        entry.record = replace(entry.record, kind=KIND_SHADOW)
+        entry.plane, entry.n_left, entry.shadowed_ns = state.root.blockmap.copy(), entry.record.n_blocks, now
+        local.shadows.add(entry)
+        for leaf, exclusive in alone:
+            words = exclusive & ~own.get(leaf, EMPTY_LEAF)  # the blocks of its blockmap stay
+            local.set_held_leaf(leaf, local.held_leaf(leaf) & ~words)
+            volume.space.release_words(leaf, words, count(words))
+            n_freed += count(words)
+        entry.demotion, entry.pace = replace(how, freed_blocks=n_freed), Pace(last_ns=now, last_left=entry.n_left)
+        local.rewrite_entries()
+        volume.forget_state(entry.record.id)
     return n_freed
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import DiskError, VolumeDamagedError
 from blockplane.volume.codec import TableEntry
@@ -102,16 +104,24 @@ def let_go(
             yield leaf, alone
 
 
-def rebuild(local: LocalTree, snapshots: Sequence[State], active: State, others: Sequence[State]) -> None:
-    """Work held out anew in every leaf in which active differs from any of the others."""
+def worked_out(
+    local: LocalTree, snapshots: Sequence[State], active: State, others: Sequence[State]
+) -> list[tuple[int, Leaf]]:
+    """Return what of held is another once active is the live state: all leaves in which it differs from the others.
+
+    Nothing changes; memory: the leaves, as the open CP would have them.
+    """
+    found = []
     n_leaves = local.held.size_bytes // BLOCK_BYTES  # names there may be more
     leaves = [leaf for leaf in differing_leaves([active, *others]) if leaf < n_leaves]
     for at in range(0, len(leaves), FETCH_BLOCKS):
         part = leaves[at : at + FETCH_BLOCKS]
         _fetch([active, *snapshots], part)
         for leaf in part:
-            kept = union_leaf(snapshots, leaf) | local.shadowed_leaf(leaf)
-            local.set_held_leaf(leaf, kept & ~active.place_leaf(leaf))
+            words = (union_leaf(snapshots, leaf) | local.shadowed_leaf(leaf)) & ~active.place_leaf(leaf)
+            if not np.array_equal(words, local.held_leaf(leaf)):
+                found.append((leaf, words))
+    return found
 
 
 def _fetch(states: Sequence[State], leaves: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -74,8 +74,9 @@ def hold(volume: LiveVolume, name: str, owner: str, expires_ns: int = 0) -> Hold
         ):
             raise RefusedError(f"{owner} holds {name} already, for as long as it has to", "take another owner's name")
         made = Hold(entry.record.id, owner, now, expires_ns)
-        volume.local.set_holds([*_others(volume, made.snapshot_id, owner), made])
-        volume.commit()
+        with volume.changing():
+            volume.local.set_holds([*_others(volume, made.snapshot_id, owner), made])
+            volume.commit()
         return made
 
 
@@ -98,8 +99,9 @@ def release(volume: LiveVolume, name: str, owner: str) -> None:
         if len(kept) == len(volume.local.holds()):
             owners = ", ".join(hold.owner for hold in holds_of(volume, snapshot_id))
             raise RefusedError(f"{owner} does not hold {name}", f"it is held by {owners}" if owners else "nobody does")
-        volume.local.set_holds([hold for hold in kept if not _is_long_gone(hold)])
-        volume.commit()
+        with volume.changing():
+            volume.local.set_holds([hold for hold in kept if not _is_long_gone(hold)])
+            volume.commit()
 
 
 def hold_by_id(volume: LiveVolume, snapshot_id: bytes, owner: str, expires_ns: int = 0) -> None:
@@ -108,7 +110,8 @@ def hold_by_id(volume: LiveVolume, snapshot_id: bytes, owner: str, expires_ns: i
     As with `hold`, those that expired a month ago are cleared away.
     """
     made = Hold(snapshot_id, owner, time.time_ns(), expires_ns)
-    volume.local.set_holds([*_others(volume, snapshot_id, owner), made])
+    with volume.changing():
+        volume.local.set_holds([*_others(volume, snapshot_id, owner), made])
 
 
 def _others(volume: LiveVolume, snapshot_id: bytes, owner: str) -> list[Hold]:
@@ -123,16 +126,19 @@ def _is_long_gone(hold: Hold) -> bool:
 
 def release_all(volume: LiveVolume, owner: str) -> None:
     """Give up whatever an owner holds, and what has expired, in the open CP. The volume's lock is held."""
-    kept = [hold for hold in volume.local.holds() if hold.owner != owner and not _is_long_gone(hold)]
-    if len(kept) < len(volume.local.holds()):
-        volume.local.set_holds(kept)
+    _keep(volume, [hold for hold in volume.local.holds() if hold.owner != owner and not _is_long_gone(hold)])
 
 
 def release_offers(volume: LiveVolume, snapshot_id: bytes) -> None:
     """Give up what holds a snapshot that was offered, in the open CP. The volume's lock is held."""
-    kept = [h for h in volume.local.holds() if h.snapshot_id != snapshot_id or not h.owner.startswith(OFFER_OWNER)]
+    holds = volume.local.holds()
+    _keep(volume, [h for h in holds if h.snapshot_id != snapshot_id or not h.owner.startswith(OFFER_OWNER)])
+
+
+def _keep(volume: LiveVolume, kept: list[Hold]) -> None:
     if len(kept) < len(volume.local.holds()):
-        volume.local.set_holds(kept)
+        with volume.changing():
+            volume.local.set_holds(kept)
 
 
 def refuse_deleting(entry: TableEntry) -> None:
@@ -224,10 +230,8 @@ def is_base(volume: LiveVolume, entry: TableEntry) -> bool:
     )
 
 
-def defer_needed(volume: LiveVolume, entries: Iterable[TableEntry]) -> list[TableEntry]:
-    """Mark those of the snapshots that are needed as being deleted; return them. The caller commits.
-
-    From then on they are no part of new images, cannot be held, and go when nothing needs them (`deferred`).
+def needed(volume: LiveVolume, entries: Iterable[TableEntry]) -> list[TableEntry]:
+    """Return those of the snapshots that cannot go now, and may go later.
 
     Raises
     ------
@@ -235,9 +239,16 @@ def defer_needed(volume: LiveVolume, entries: Iterable[TableEntry]) -> list[Tabl
     """
     entries = list(entries)
     refuse_needed(volume, [entry for entry in entries if is_base(volume, entry)])
-    found = [entry for entry in entries if any(needs(volume, entry))]
-    for entry in found:
-        entry.record = replace(entry.record, kind=KIND_DELETING)
-    if found:
-        volume.local.rewrite_entries()
-    return found
+    return [entry for entry in entries if any(needs(volume, entry))]
+
+
+def defer(volume: LiveVolume, entries: Sequence[TableEntry]) -> None:
+    """Mark snapshots as being deleted, in the open CP.
+
+    From then on they are no part of new images, cannot be held, and go when nothing needs them (`deferred`).
+    """
+    if entries:
+        with volume.changing():
+            for entry in entries:
+                entry.record = replace(entry.record, kind=KIND_DELETING)
+            volume.local.rewrite_entries()

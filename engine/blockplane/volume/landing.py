@@ -333,11 +333,8 @@ class Landing:
 
     def _flip(self, states: list[State], entries: list[TableEntry], old: State) -> None:
         """Enter what arrived, older first, and make the last of it the live state: all of it, or the volume stops."""
-        try:
+        with self._volume.changing():
             self._exchange(states, entries, old)
-        except BaseException as error:  # an interrupt comes between any two steps: half of them is not committed
-            self._volume.stop(error)
-            raise
 
     def _exchange(self, states: list[State], entries: list[TableEntry], old: State) -> None:
         volume, top = self._volume, states[-1]
@@ -348,8 +345,9 @@ class Landing:
         n_before = volume.active.root.n_blocks + volume.local.root.n_held
         volume.exchange(top, entries[-1].record.id)
         volume.features |= self._features.of_states()
-        held.rebuild(volume.local, volume.snapshot_states(), top, [old, *states[:-1]])
-        marking.exchanged(volume, old, top, states[:-1])
+        snapshots = volume.snapshot_states()
+        volume.local.set_held(held.worked_out(volume.local, snapshots, top, [old, *states[:-1]]))
+        volume.local.marks.note(marking.exchanged(volume, old, top, snapshots, states[:-1]))
         n_after = volume.active.root.n_blocks + volume.local.root.n_held
         volume.space.n_freed_open += max(n_before + len(self._image) - self.n_shared - n_after, 0)
         for leaf in self._places.leaves:

@@ -5,7 +5,7 @@ Never sent, never rolled back. Its numbers are places, and every check stands in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,6 +211,11 @@ class LocalTree:
             self.root.n_held += count(words) - count(old)
             self.held.edit_block(leaf).view(np.uint64)[:] = words
             self.is_dirty = True
+
+    def set_held(self, leaves: Iterable[tuple[int, Leaf]]) -> None:
+        """Replace leaves of the held plane."""
+        for leaf, words in leaves:
+            self.set_held_leaf(leaf, words)
 
     def set_entries(self, entries: list[TableEntry]) -> None:
         """Replace the snapshot table; maps of entries that are gone are given up."""

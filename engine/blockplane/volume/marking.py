@@ -1,6 +1,7 @@
 """Every way in and out of a volume marks: what enters and leaves with each change (see `volume/marks.py`).
 
-Called inside the CP that does it, with the states before and after; nothing is done where there is no position.
+Called inside the CP that does it, with the states before and after; nothing is done where there is no position. Of a
+change in several steps everything is worked out before the first of them, and noted with the others.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import numpy as np
 from blockplane.volume import held
 from blockplane.volume.codec import TableEntry
 from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf, numbers_in, set_numbers
-from blockplane.volume.shadows import ShadowPlane
+from blockplane.volume.marks import Note
+from blockplane.volume.placemap import PlaceMap
+from blockplane.volume.shadows import ShadowPlane, leaves_of
 from blockplane.volume.state import State, differing_leaves
 
 if TYPE_CHECKING:
@@ -48,45 +51,55 @@ def written(
     if not marks.is_on:
         return
     for leaf in entered:
-        marks.entered(leaf, not_in(after, before, leaf))
+        marks.note([("alloc", leaf, not_in(after, before, leaf))])
     for leaf in freed:
         gone = before.place_leaf(leaf) & ~after.place_leaf(leaf)
         if gone.any():
-            marks.left_places(leaf, gone & ~held.may_hold_leaf(snapshots, leaf), before.placemap)
+            marks.note(_left(leaf, gone & ~held.may_hold_leaf(snapshots, leaf), before.placemap))
 
 
-def exchanged(volume: LiveVolume, old: State, top: State, arrived: Sequence[State] = ()) -> None:
-    """Mark what a rollback or a receive brings into the live state's place, and what goes; all are in the table.
+def exchanged(
+    volume: LiveVolume, old: State, top: State, snapshots: Sequence[State], arrived: Sequence[State] = ()
+) -> list[Note]:
+    """Return what to note of a rollback or a receive, which brings a top into the live state's place.
 
     Parameters
     ----------
-    arrived : states of snapshots that came with the top.
+    snapshots : the states of all that there are then. arrived : of those that came with the top.
     """
-    marks = volume.local.marks
-    if not marks.is_on:
-        return
-    snapshots = volume.snapshot_states()
+    notes: list[Note] = []
+    if not volume.local.marks.is_on:
+        return notes
     for leaf in differing_leaves([top, old, *arrived]):
-        for state in (top, *arrived):
-            marks.entered(leaf, not_in(state, old, leaf))
+        notes += [("alloc", leaf, not_in(state, old, leaf)) for state in (top, *arrived)]
         gone = old.place_leaf(leaf) & ~top.place_leaf(leaf)
         if gone.any():
-            marks.left_places(leaf, gone & ~held.union_leaf(snapshots, leaf), old.placemap)
+            notes += _left(leaf, gone & ~held.union_leaf(snapshots, leaf), old.placemap)
+    return notes
 
 
-def dropped(volume: LiveVolume, gone: Sequence[TableEntry], rest: Sequence[State | None]) -> None:
-    """Mark what only snapshots that are deleted, or become shadows, hold.
+def dropped(volume: LiveVolume, gone: Sequence[TableEntry], rest: Sequence[State | None]) -> list[Note]:
+    """Return what to note of snapshots that are deleted, or become shadows: what only they hold.
 
     Parameters
     ----------
     gone : regular snapshots; they hold their blocks still. rest : those that stay and may have the same ones.
     """
-    local = volume.local
+    local, notes = volume.local, list[Note]()
     if not local.marks.is_on:
-        return
+        return notes
     states = [volume.known_state(entry) for entry in gone]
     maps = [local.map_of(entry.place_map) for entry in gone]
     for leaf, words in held.leaving_leaves(local, states, rest):
         for state, placemap in zip(states, maps, strict=True):
             mine = words & state.place_leaf(leaf) if state is not None else words
-            local.marks.left_places(leaf, mine, placemap)
+            notes += _left(leaf, mine, placemap)
+    return notes
+
+
+def _left(leaf: int, words: Leaf, placemap: PlaceMap) -> list[Note]:
+    """Return what to note of places of a leaf; placemap is that of the state whose blocks they were."""
+    if placemap.is_empty:
+        return [("dealloc", leaf, words)]
+    vbns = placemap.to_vbns(numbers_in(words, leaf * LEAF_BLOCKS))
+    return [("dealloc", index, mine) for index, mine in leaves_of(vbns[vbns >= 0]).items()]

@@ -26,30 +26,20 @@ the local tree, so that after a crash they are those of the CP. Positions share 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import ChecksumError
-from blockplane.volume.leafbits import (
-    EMPTY_LEAF,
-    LEAF_BLOCKS,
-    LEAF_WORDS,
-    Leaf,
-    by_leaf,
-    count,
-    numbers_in,
-    set_numbers,
-)
+from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
 from blockplane.volume.markcodec import (
     FLAG_ALLOC_UNKNOWN,
     FLAG_DEALLOC_UNKNOWN,
     INTERVAL_BYTES,
     IntervalRecord,
 )
-from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.state import read_all, write_all
 from blockplane.volume.tree import BlockTree
 from blockplane.volume.treeio import BlockReader
@@ -59,6 +49,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["alloc", "dealloc"]
 KINDS: Final[tuple[Kind, Kind]] = ("alloc", "dealloc")
+#: VBNs of a leaf that entered the volume (`alloc`), or left it (`dealloc`).
+Note = tuple[Kind, int, Leaf]
 UNKNOWN: Final[dict[Kind, int]] = {"alloc": FLAG_ALLOC_UNKNOWN, "dealloc": FLAG_DEALLOC_UNKNOWN}
 
 
@@ -253,28 +245,11 @@ class Marks:
             self.changed()
         self._intervals = kept
 
-    def entered(self, leaf: int, words: Leaf) -> None:
-        """Note VBNs of a leaf that entered the volume in the open CP."""
-        self._add("alloc", leaf, words)
-
-    def left(self, leaf: int, words: Leaf) -> None:
-        """Note VBNs of a leaf that left the volume in the open CP."""
-        self._add("dealloc", leaf, words)
-
-    def left_places(self, leaf: int, words: Leaf, placemap: PlaceMap) -> None:
-        """As `left`; words are places, and placemap that of the state whose blocks they were."""
-        if placemap.is_empty:
-            self.left(leaf, words)
-            return
-        vbns = placemap.to_vbns(numbers_in(words, leaf * LEAF_BLOCKS))
-        for index, low in by_leaf(vbns[vbns >= 0]):
-            mine = np.zeros(LEAF_WORDS, np.uint64)
-            set_numbers(mine, low)
-            self.left(index, mine)
-
-    def _add(self, kind: Kind, leaf: int, words: Leaf) -> None:
-        if words.any() and self.intervals()[-1].add(kind, leaf, words):
-            self.changed()
+    def note(self, notes: Iterable[Note]) -> None:
+        """Note VBNs that entered, or left, the volume in the open CP."""
+        for kind, leaf, words in notes:
+            if words.any() and self.intervals()[-1].add(kind, leaf, words):
+                self.changed()
 
     def changed(self) -> None:
         """Note that a record or a plane is not what the last CP has."""

@@ -51,10 +51,11 @@ def make_master(volume: LiveVolume, name: str) -> None:
                 f"a snapshot is named {MASTER!r}, which is the pointer's name",
                 f"rename it: blockplane snapshot rename {volume.path}@{MASTER} NEW",
             )
-        entry.record = replace(entry.record, flags=entry.record.flags | FLAG_MASTER)
-        volume.local.rewrite_entries()
-        set_pointer(volume, MASTER, entry.record.id)
-        volume.commit()
+        with volume.changing():
+            entry.record = replace(entry.record, flags=entry.record.flags | FLAG_MASTER)
+            volume.local.rewrite_entries()
+            set_pointer(volume, MASTER, entry.record.id)
+            volume.commit()
     expire(volume)
 
 
@@ -68,8 +69,10 @@ def set_limit(volume: LiveVolume, seconds: int) -> None:
     if not 0 <= seconds < 1 << 40:
         raise UsageError(f"{seconds} s is no limit", "say a time, or 0 for none")
     with volume.lock:
-        volume.local.set_replication(replace(volume.local.replication(), limit_s=seconds))
-        volume.commit()
+        table = replace(volume.local.replication(), limit_s=seconds)
+        with volume.changing():
+            volume.local.set_replication(table)
+            volume.commit()
     expire(volume)
 
 
@@ -91,11 +94,12 @@ def expire(volume: LiveVolume, now_ns: int | None = None) -> list[str]:
             return []
         looked = tuple(_looked_at(volume, replica, table.limit_s, now) for replica in table.replicas)
         if looked != table.replicas:
-            volume.local.set_replication(replace(table, replicas=looked))
-            for old, new in zip(table.replicas, looked, strict=True):
-                if new.is_lost and not old.is_lost:
-                    let_go(volume, new)
-            volume.commit()
+            with volume.changing():
+                volume.local.set_replication(replace(table, replicas=looked))
+                for old, new in zip(table.replicas, looked, strict=True):
+                    if new.is_lost and not old.is_lost:
+                        let_go(volume, new)
+                volume.commit()
         return _shadowed(volume)
 
 
@@ -142,7 +146,7 @@ def _make_shadow(volume: LiveVolume, entry: TableEntry) -> bool:
     try:
         demoting.make_shadow(volume, entry, Demotion(UNHEARD))
     except VolumeDamagedError as error:
-        if isinstance(error, DiskError):
+        if isinstance(error, DiskError) or volume.stopped_at:
             raise
         return False
     volume.commit()

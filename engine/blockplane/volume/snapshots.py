@@ -177,21 +177,24 @@ def _refuse_beside_receive(volume: LiveVolume) -> None:
 def _retain(volume: LiveVolume, name: str, mark: bool = False) -> Snapshot:
     """Put the committed state into the table, and its record into the list of the state after it."""
     local, active, is_replica = volume.local, volume.active, volume.is_replica
+    if not is_replica:
+        active.listed_snapshots()  # what cannot be read is found before anything changes
     record = SnapshotRecord(
         id=os.urandom(16), space_id=active.root.space_id, parent_id=local.root.parent_id,
         branch_id=active.root.branch_id,
         cp=active.root.cp, created_ns=time.time_ns(), root=volume.info.state, n_blocks=active.root.n_blocks, name=name,
     )  # fmt: skip
     entry = TableEntry(record)
-    local.set_entries([*local.entries(), entry])
-    local.set_map(entry, active.placemap)
-    local.set_parent(record.id)
-    if mark:  # what the CP after the snapshot's does is the first that belongs to the new interval
-        local.marks.begin(record.id, FLAG_ASKED)
-    if not is_replica:
-        active.list_snapshots([e.record for e in local.ancestors(record.id)])
-    volume.adopt_state(record.id, volume.committed)
-    volume.commit()
+    with volume.changing():
+        local.set_entries([*local.entries(), entry])
+        local.set_map(entry, active.placemap)
+        local.set_parent(record.id)
+        if mark:  # what the CP after the snapshot's does is the first that belongs to the new interval
+            local.marks.begin(record.id, FLAG_ASKED)
+        if not is_replica:
+            active.list_snapshots([e.record for e in local.ancestors(record.id)])
+        volume.adopt_state(record.id, volume.committed)
+        volume.commit()
     return Snapshot(volume, entry)
 
 
@@ -208,13 +211,14 @@ def rename(volume: LiveVolume, name: str, new: str) -> None:
         found = volume.local.entry(name)
         refuse_deleting(found)
         refuse_existing(volume, new)
-        _replace_record(volume, found, found.record.renamed(new))
+        _renamed(volume, found, new)
+
+
+def _renamed(volume: LiveVolume, entry: TableEntry, name: str) -> None:
+    with volume.changing():
+        entry.record = entry.record.renamed(name)
+        volume.local.rewrite_entries()
         volume.commit()
-
-
-def _replace_record(volume: LiveVolume, entry: TableEntry, record: SnapshotRecord) -> None:
-    entry.record = record
-    volume.local.set_entries(list(volume.local.entries()))
 
 
 def named_range(volume: LiveVolume, first: str, last: str) -> list[str]:
@@ -289,9 +293,12 @@ def rollback(
         kept = None
         if not drop_changes:
             kept = keep_live(volume, target, keep_as or _free_name(volume, f"before-rollback-to-{name}"))
-        if drop_later:
+        if not drop_later:
+            _go_back(volume, target)
+            return kept
+        with volume.changing():
             drop_or_defer(volume, [entry for entry in later if entry.record.name != kept])
-        _go_back(volume, target)
+            _go_back(volume, target)
         return kept
 
 
@@ -312,8 +319,7 @@ def keep_live(volume: LiveVolume, towards: TableEntry | None, name: str) -> str 
     check_name(name)
     refuse_existing(volume, name)
     if own is not None and not own.is_deleting:
-        _replace_record(volume, own, own.record.renamed(name))
-        volume.commit()
+        _renamed(volume, own, name)
     else:
         _retain(volume, name)
     return name
@@ -329,12 +335,16 @@ def _free_name(volume: LiveVolume, name: str) -> str:
 
 def _go_back(volume: LiveVolume, target: TableEntry) -> None:
     """Exchange the live state, bring held in line with it, commit on a branch of its own."""
-    state, old = volume.snapshot_state(target), volume.committed
-    n_held, n_active = volume.local.root.n_held, volume.active.root.n_blocks
-    volume.exchange(state, target.record.id)
-    held.rebuild(volume.local, volume.snapshot_states(), state, [old])
-    marking.exchanged(volume, old, state)
-    gone = n_active + n_held - volume.active.root.n_blocks - volume.local.root.n_held
-    volume.space.n_freed_open += gone
-    volume.active.is_dirty = True
-    volume.commit()
+    local, state, old = volume.local, volume.snapshot_state(target), volume.committed
+    snapshots = volume.snapshot_states()
+    leaves = held.worked_out(local, snapshots, state, [old])
+    notes = marking.exchanged(volume, old, state, snapshots)
+    n_held, n_active = local.root.n_held, volume.active.root.n_blocks
+    with volume.changing():
+        volume.exchange(state, target.record.id)
+        local.set_held(leaves)
+        local.marks.note(notes)
+        gone = n_active + n_held - volume.active.root.n_blocks - local.root.n_held
+        volume.space.n_freed_open += gone
+        volume.active.is_dirty = True
+        volume.commit()
