@@ -84,9 +84,7 @@ class Emptying:
             moving.adopt(volume, places, moving.copied(volume, places))
             n_moved = len(places)
         elif not (n_moved := rehousing.move_on(volume, leaves_of_group(self._group), most)):
-            n_moved = volume.local.touch_within(self._group.first, self._group.stop, STEP_LOCAL_BLOCKS)
-            if n_moved:
-                volume.local.shadows.store()
+            n_moved = moving.touched(volume, self._group.first, self._group.stop, STEP_LOCAL_BLOCKS)
         if n_moved:
             volume.commit(force=True)
         return n_moved

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from blockplane.disks.disk import aligned_buffer
 from blockplane.disks.pending import Pending
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import ChecksumError, RefusedError
+from blockplane.model.errors import ChecksumError, RefusedError, VolumeDamagedError
 from blockplane.volume.leafbits import Leaf
-from blockplane.volume.placemap import moved
+from blockplane.volume.placemap import PlaceMap, moved
 from blockplane.volume.runs import runs_of
 from blockplane.volume.space import AREA_STRIPES
 from blockplane.volume.state import State
@@ -126,7 +126,7 @@ def _write_band(volume: LiveVolume, group: int, places: Numbers, new: Numbers) -
 
 
 class _Undone:
-    """Where copying met damage: what was copied is nobody's, and the volume goes on."""
+    """Where something cannot be read what was copied is nobody's, and the volume goes on; any other error stops it."""
 
     def __init__(self, volume: LiveVolume) -> None:
         self._volume = volume
@@ -134,11 +134,13 @@ class _Undone:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if isinstance(error, ChecksumError):
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, VolumeDamagedError):
             self._volume.array.drain()
             self._volume.commit(force=True)
             self._volume.space.forget()
+        elif error is not None:
+            self._volume.stop(error)
 
 
 def _read(volume: LiveVolume, places: Numbers, are_known: bool = True) -> Bytes:
@@ -166,21 +168,31 @@ def adopt(volume: LiveVolume, old: Numbers, new: Numbers) -> None:
     """Have every state that has blocks at old places look for them at the new ones, in the open CP.
 
     Who has a state at hand reads there from now on.
+
+    Raises
+    ------
+    VolumeDamagedError : it cannot be read what a state has; nothing moves. What fails behind that stops the volume.
     """
-    local, active = volume.local, volume.active
-    local.shadows.relocate(old, new)
-    for entry in local.regular():
-        state = volume.snapshot_state(entry)
-        vbns, mine = names_at(state, old)
-        if mine.any():
-            placemap = moved(state.placemap, vbns[mine], new[mine])
-            local.replace_map(entry, placemap)
-            volume.state_moved(entry.record.id, placemap)
-    vbns, mine = names_at(active, old)
-    if mine.any():
-        volume.relocate(moved(active.placemap, vbns[mine], new[mine]))
-    local.move_held(old, new)
-    local.is_dirty = True
+    local = volume.local
+    with _Undone(volume):
+        found = [(entry, _moved(volume.snapshot_state(entry), old, new)) for entry in local.regular()]
+        live = _moved(volume.active, old, new)
+    with volume.changing():
+        local.shadows.relocate(old, new)
+        for entry, placemap in found:
+            if placemap is not None:
+                local.replace_map(entry, placemap)
+                volume.state_moved(entry.record.id, placemap)
+        if live is not None:
+            volume.relocate(live)
+        local.move_held(old, new)
+        local.is_dirty = True
+
+
+def _moved(state: State, old: Numbers, new: Numbers) -> PlaceMap | None:
+    """Return the place map of a state whose blocks at old places are at the new ones; None: it has none there."""
+    vbns, mine = names_at(state, old)
+    return moved(state.placemap, vbns[mine], new[mine]) if mine.any() else None
 
 
 def names_at(state: State, places: Numbers) -> tuple[Numbers, Mask]:
@@ -189,3 +201,17 @@ def names_at(state: State, places: Numbers) -> tuple[Numbers, Mask]:
     mine = (vbns >= 0) & (vbns < state.space_blocks)
     mine[mine] = state.holds(vbns[mine])
     return vbns, mine
+
+
+def touched(volume: LiveVolume, start: int, stop: int, most: int) -> int:
+    """Have blocks of the local tree at places of a range placed anew in the open CP, at most so many; return how many.
+
+    Notes
+    -----
+    An error stops the volume: tables are written on the way.
+    """
+    with volume.changing():
+        n_touched = volume.local.touch_within(start, stop, most)
+        if n_touched:
+            volume.local.shadows.store()
+    return n_touched

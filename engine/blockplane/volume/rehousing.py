@@ -43,7 +43,7 @@ def move_on(volume: LiveVolume, leaves: range, most: int) -> int:
 
 
 def _move_image(volume: LiveVolume, image: IncomingImage, leaves: range, most: int) -> int:
-    landed = _landed(volume, image)
+    landed, flags = _landed(volume, image), image.entry.flags
     empty, full = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for leaf in leaves:
         words, came = image.places.read_block(leaf).view(np.uint64), landed.get(leaf, EMPTY_LEAF)
@@ -52,12 +52,15 @@ def _move_image(volume: LiveVolume, image: IncomingImage, leaves: range, most: i
     old = np.concatenate(empty)[:most]
     if len(old):  # first: what comes later goes to no stripes that have blocks of this image
         taken = FreePlaces(volume.space, lambda leaf, words: _take(volume, leaf, words)).take(len(old))
-        image.relocate(old, spread(taken[:, 0], taken[:, 1] - taken[:, 0]), landed)
+        new = spread(taken[:, 0], taken[:, 1] - taken[:, 0])
     else:
         old = np.concatenate(full)[:most]
-        image.relocate(old, moving.copied(volume, old, are_known=False), landed)
-        image.entry.flags |= FLAG_CARRIED
-    volume.local.incoming.changed()
+        new = moving.copied(volume, old, are_known=False)
+        flags |= FLAG_CARRIED
+    with volume.changing():
+        image.relocate(old, new, landed)
+        image.entry.flags = flags
+        volume.local.incoming.changed()
     return len(old)
 
 

@@ -192,8 +192,7 @@ class Settling:
     def _pass_on(self, ahead: Numbers, tables: Numbers, most: int) -> int:
         """Move blocks on to any places, at most so many, and have those of tables placed anew."""
         volume = self._volume
-        if len(tables) and volume.local.touch_within(int(tables[0]), int(tables[-1]) + 1, STEP_LOCAL_BLOCKS):
-            volume.local.shadows.store()
+        if len(tables) and moving.touched(volume, int(tables[0]), int(tables[-1]) + 1, STEP_LOCAL_BLOCKS):
             volume.commit(force=True)
         if len(ahead):
             ahead = ahead[: self._room(min(len(ahead), most))]

@@ -29,6 +29,7 @@ from blockplane.disks.label import make_labels, read_label, write_labels
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
+from blockplane.volume import moving
 from blockplane.volume.basegroup import has_base
 from blockplane.volume.config import DISKS_DIR, VolumeConfig, read_config, write_config
 from blockplane.volume.emptying import Emptying, is_left, leaves_of_group, n_in_group
@@ -209,12 +210,13 @@ def _leave(volume: LiveVolume) -> None:
             "go on when that has ended: everything has moved",
         )
     leaves = leaves_of_group(group)
-    for leaf in leaves:  # what shadows mean there goes with the places
-        volume.local.shadows.cleared(leaf, _FULL)
-    volume.local.forget_leaves(leaves.start, leaves.stop)
+    with volume.changing():
+        for leaf in leaves:  # what shadows mean there goes with the places
+            volume.local.shadows.cleared(leaf, _FULL)
+        volume.local.forget_leaves(leaves.start, leaves.stop)
     for _ in range(4):
         volume.commit(force=True)
-        if volume.local.touch_within(group.first, group.stop, 1) == 0 and is_left(volume, group):
+        if moving.touched(volume, group.first, group.stop, 1) == 0 and is_left(volume, group):
             break
     else:
         raise RefusedError("something was written to the group that is being taken out", "run `blockplane check`")
@@ -239,12 +241,9 @@ def remove_group(volume: LiveVolume, forget_disks: Callable[[], None]) -> None:
     states = [label.states[label.position] for label in old]
     labels = make_labels(geometry, volume.info.volume_id, ids, sizes, states)
     forget_disks()
-    try:
+    with volume.changing():
         write_labels(kept, labels, max(label.generation for label in old))
         volume.drop_group(geometry)
-    except BlockplaneError as error:
-        volume.stop(error)
-        raise
 
 
 def _give_back(directory: Path, disks: tuple[Disk, ...]) -> tuple[str, ...]:
