@@ -86,8 +86,10 @@ def save(volume: LiveVolume, name: str, text: str, with_: Sequence[str] = ()) ->
         if volume.available_blocks < n_leaves + _TABLE_BLOCKS:
             raise NoSpaceError(f"{volume.path} is full: there is no room for the plane of {name}", "delete something")
         made = StoredImage(os.urandom(16), name, str(by_id), str(node), found.n_blocks, time.time_ns())
-        volume.local.images.add(made, found.plane)
-        volume.commit()
+        volume.local.images.refuse(made)
+        with volume.changing():
+            volume.local.images.add(made, found.plane)
+            volume.commit()
 
 
 def delete(volume: LiveVolume, name: str) -> None:
@@ -106,8 +108,9 @@ def delete(volume: LiveVolume, name: str) -> None:
         for other in images:
             if IMAGE_ID + gone.id.hex() in other.definition:
                 raise RefusedError(f"{name} stays: {other.name} is defined by it", f"delete {other.name} first")
-        volume.local.images.remove(gone)
-        volume.commit()
+        with volume.changing():
+            volume.local.images.remove(gone)
+            volume.commit()
 
 
 def saved(volume: LiveVolume) -> list[SavedImage]:

@@ -96,7 +96,7 @@ def adopt(volume: LiveVolume, top: SnapshotRecord, plane: Plane) -> None:
     """
     adoption = _Adoption(volume, plane)
     adoption.commit([top])
-    with volume.lock:
+    with volume.changing():
         hold_by_id(volume, top.id, BASE_OWNER)
         volume.commit()
         volume.n_in_base = n_in_base(volume)

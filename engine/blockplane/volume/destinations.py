@@ -163,12 +163,13 @@ class Destinations:
         records = local.destinations()
         at = next((i for i, other in enumerate(records) if other.name == record.name), len(records))
         records[at : at + 1] = [record] if keep else []
-        local.set_destinations(records)
-        self._hold(record)
         needed = {stop for other in records for stop in (other.acknowledged, other.under_way)}
         idle = [i.record for i in local.marks.intervals() if not i.record.flags & FLAG_ASKED]
-        local.marks.give_up({r.snapshot_id for r in idle if r.snapshot_id not in needed})
-        self._volume.commit()
+        with self._volume.changing():
+            local.set_destinations(records)
+            self._hold(record)
+            local.marks.give_up({r.snapshot_id for r in idle if r.snapshot_id not in needed})
+            self._volume.commit()
 
     def _hold(self, record: DestinationRecord) -> None:
         """Let the destination hold the snapshots it stands at and goes to, and no other."""

@@ -102,15 +102,14 @@ class ImageTable:
         """Return the blocks that an image held when it was saved."""
         return MarkPlane([BlockTree(self._reader, image.plane)])
 
-    def add(self, image: StoredImage, plane: Plane) -> None:
-        """Store an image, and its plane as a blockmap.
+    def refuse(self, image: StoredImage) -> None:
+        """Refuse an image that cannot be stored.
 
         Raises
         ------
-        UsageError: there are too many, or its text or name is too long.
+        UsageError: there are too many, or its text is too long.
         """
-        images = self.all()
-        if len(images) >= MAX_IMAGES:
+        if len(self.all()) >= MAX_IMAGES:
             raise UsageError(f"there are {MAX_IMAGES} stored images", "delete some: image delete VOL NAME")
         if max(len(image.definition.encode()), len(image.written.encode())) > TEXT_BYTES:
             raise UsageError(
@@ -118,7 +117,11 @@ class ImageTable:
                 "snapshot counts as 34",
                 "use ranges, or store parts of it and join them by name",
             )
+
+    def add(self, image: StoredImage, plane: Plane) -> None:
+        """Store an image that `refuse` lets pass, and its plane as a blockmap."""
         assert len(image.name.encode()) <= NAME_BYTES
+        images = self.all()
         tree = BlockTree(self._reader, image.plane, self._writer)
         for leaf in leaves_of_plane(plane):
             words = plane.word_range(leaf * LEAF_WORDS, min(LEAF_WORDS, -(-plane.n_blocks // 64) - leaf * LEAF_WORDS))

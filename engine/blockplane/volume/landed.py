@@ -123,7 +123,7 @@ class LandedBlocks:
     def store(self) -> None:
         """Make what the disks have durable, and the local tree know of it: a consistency point."""
         volume = self._volume
-        with volume.lock:
+        with volume.changing():
             image = volume.local.incoming.find(self.entry.landing_id)
             if image is None:
                 image = volume.local.incoming.add(self.entry)
@@ -175,8 +175,9 @@ class LandedBlocks:
         """Take the entry out of the local tree; the next commit makes that durable. The volume's lock is held."""
         image = self._volume.local.incoming.find(self.entry.landing_id)
         if image is not None:
-            self._volume.local.incoming.remove(image)
-            release_all(self._volume, self._owner)
+            with self._volume.changing():
+                self._volume.local.incoming.remove(image)
+                release_all(self._volume, self._owner)
 
     def forget(self) -> None:
         """Take the journal away, once no consistency point has the entry."""

@@ -58,9 +58,10 @@ def set_mirror(volume: LiveVolume, record: MirrorRecord | None) -> None:
     with volume.lock:
         if volume.local.root.mirror == record:
             return
-        volume.local.root.mirror = record
-        volume.local.is_dirty = True
-        volume.commit()
+        with volume.changing():
+            volume.local.root.mirror = record
+            volume.local.is_dirty = True
+            volume.commit()
 
 
 def in_state(record: MirrorRecord, state: int, broken_at: bytes = NO_ID) -> MirrorRecord:
@@ -135,8 +136,9 @@ def break_off(volume: LiveVolume, state: int = BROKEN) -> SnapshotRecord | None:
         volume.commit()
         at = standing_at(volume)
         parent = next((e for e in volume.local.regular() if e.record.id == volume.local.root.parent_id), None)
-        volume.local.root.mirror = in_state(record, state, at.record.id if at is not None else NO_ID)
-        volume.local.is_dirty = True
-        volume.active.is_dirty = True
-        volume.commit()
+        with volume.changing():
+            volume.local.root.mirror = in_state(record, state, at.record.id if at is not None else NO_ID)
+            volume.local.is_dirty = True
+            volume.active.is_dirty = True
+            volume.commit()
         return parent.record if parent is not None else None

@@ -64,8 +64,9 @@ def move(volume: LiveVolume, name: str, snapshot: str) -> None:
             refuse_existing(volume, name)
             if len(table.standing) >= MAX_POINTERS:
                 raise UsageError(f"{volume.path} has {MAX_POINTERS} pointers", "delete some: pointer VOL NAME --delete")
-        set_pointer(volume, name, entry.record.id)
-        volume.commit()
+        with volume.changing():
+            set_pointer(volume, name, entry.record.id)
+            volume.commit()
 
 
 def _refuse_not_regular(entry: TableEntry) -> None:
@@ -88,8 +89,9 @@ def delete(volume: LiveVolume, name: str) -> None:
         if name not in standing:
             hint = f"there are: {', '.join(sorted(standing))}" if standing else "there are none"
             raise NoSuchSnapshotError(f"no pointer is named {name!r}", hint)
-        set_pointer(volume, name, NO_ID)
-        volume.commit()
+        with volume.changing():
+            set_pointer(volume, name, NO_ID)
+            volume.commit()
 
 
 def set_pointer(volume: LiveVolume, name: str, snapshot_id: bytes) -> None:
@@ -129,13 +131,15 @@ def adopt(volume: LiveVolume, records: Sequence[PointerRecord], masters: Collect
             and (p.snapshot_id == NO_ID or (p.snapshot_id in whole and p.name not in snapshots))
         ]
         new = [e for e in entries if e.record.id in masters and not e.record.flags & FLAG_MASTER]
-        for entry in new:
-            entry.record = replace(entry.record, flags=entry.record.flags | FLAG_MASTER)
-        if new:
-            volume.local.rewrite_entries()
-        if later:
-            _put(volume, table, later)
-        if later or new:
+        if not later and not new:
+            return []
+        with volume.changing():
+            for entry in new:
+                entry.record = replace(entry.record, flags=entry.record.flags | FLAG_MASTER)
+            if new:
+                volume.local.rewrite_entries()
+            if later:
+                _put(volume, table, later)
             volume.commit()
         return list({p.name: p for p in later}.values())
 

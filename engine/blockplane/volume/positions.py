@@ -16,7 +16,7 @@ import numpy as np
 from blockplane.model.errors import ChecksumError, NoSpaceError, RefusedError, UsageError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume.codec import TableEntry
-from blockplane.volume.leafbits import LEAF_WORDS
+from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_WORDS, Leaf
 from blockplane.volume.markcodec import FLAG_ALLOC_UNKNOWN, FLAG_ASKED, FLAG_DEALLOC_UNKNOWN
 from blockplane.volume.marking import not_in
 from blockplane.volume.markplane import MarkPlane
@@ -92,12 +92,13 @@ def mark(volume: LiveVolume, name: str) -> bool:
         found = marks.find(entry.record.id)
         if found is None:
             refuse_more(volume)
-            volume.commit()
+        volume.commit()
+        if found is None:
             add_position(volume, entry, FLAG_ASKED)
         else:
+            rebuild(volume)
             found.record.flags |= FLAG_ASKED
             marks.changed()
-            rebuild(volume)
         volume.commit()
         return found is not None
 
@@ -110,13 +111,15 @@ def add_position(volume: LiveVolume, entry: TableEntry, flags: int) -> None:
     marks = volume.local.marks
     later = {other.record.id for other in _later(volume.local, entry)}
     at = sum(interval.record.snapshot_id not in later for interval in marks.intervals())
-    made = marks.begin(entry.record.id, flags, at)
-    _subtract(volume, entry, made)
+    entered = _entered_since(volume, entry)  # what cannot be read is found before anything changes
     before = marks.intervals()[at - 1] if at else None
-    if before is None or not before.is_known("dealloc"):
-        made.record.flags |= FLAG_DEALLOC_UNKNOWN
-    else:  # what left since an older position: all that left since this one, and more
-        try:
+    with volume.changing():
+        made = marks.begin(entry.record.id, flags, at)
+        _enter(made, entered)
+        if before is None or not before.is_known("dealloc"):
+            made.record.flags |= FLAG_DEALLOC_UNKNOWN
+            return
+        try:  # what left since an older position: all that left since this one, and more
             for leaf in before.leaf_numbers("dealloc"):
                 made.add("dealloc", leaf, before.leaf("dealloc", leaf))
         except ChecksumError:
@@ -140,15 +143,23 @@ def later_states(volume: LiveVolume, local: LocalTree, entry: TableEntry) -> lis
     return [*(state for state in known if state is not None), volume.committed]
 
 
-def _subtract(volume: LiveVolume, entry: TableEntry, interval: Interval) -> None:
-    """Add to alloc what the states after a position have and it has not."""
-    base = operand(volume, volume.local, entry)
+def _entered_since(volume: LiveVolume, entry: TableEntry) -> dict[int, Leaf] | None:
+    """Return, by leaf, what the states after a position have and it has not; None: its plane cannot be known."""
+    base, found = operand(volume, volume.local, entry), dict[int, Leaf]()
     if base is None:
-        interval.record.flags |= FLAG_ALLOC_UNKNOWN
-        return
+        return None
     for state in later_states(volume, volume.local, entry):
         for leaf in differing_leaves([state, base]):
-            interval.add("alloc", leaf, not_in(state, base, leaf))
+            found[leaf] = found.get(leaf, EMPTY_LEAF) | not_in(state, base, leaf)
+    return found
+
+
+def _enter(interval: Interval, entered: dict[int, Leaf] | None) -> None:
+    """Add what entered since a position to alloc."""
+    if entered is None:
+        interval.record.flags |= FLAG_ALLOC_UNKNOWN
+    for leaf, words in entered.items() if entered is not None else ():
+        interval.add("alloc", leaf, words)
 
 
 def unmark(volume: LiveVolume, name: str) -> None:
@@ -167,30 +178,33 @@ def unmark(volume: LiveVolume, name: str) -> None:
                 raise RefusedError(
                     f"{name} stays marked: {destination.name} stands at it", "forget that destination first"
                 )
-        volume.local.marks.give_up({snapshot_id})
-        volume.commit()
+        with volume.changing():
+            volume.local.marks.give_up({snapshot_id})
+            volume.commit()
 
 
 def rebuild(volume: LiveVolume) -> list[str]:
     """Work out anew the marks that are unknown or cannot be read; return the names of their positions.
 
     What entered is found by subtraction from the position's plane. What left cannot be: it stays unknown, except of
-    positions that come later. The caller commits.
+    positions that come later. The caller has committed, and commits.
     """
     local, names = volume.local, []
     by_id = {entry.record.id: entry for entry in local.entries()}
-    volume.commit()
     for interval in (each for each in local.marks.intervals() if each.record.snapshot_id in by_id):
         bad = [kind for kind in KINDS if not interval.is_known(kind) or not MarkPlane([interval.tree(kind)]).is_whole]
-        for kind in bad:
-            interval.clear(kind)
-        if "alloc" in bad:
-            _subtract(volume, by_id[interval.record.snapshot_id], interval)
-        if "dealloc" in bad:
-            interval.record.flags |= FLAG_DEALLOC_UNKNOWN
-        if bad:
-            names.append(by_id[interval.record.snapshot_id].record.name)
-            local.marks.changed()
+        entry = by_id[interval.record.snapshot_id]
+        entered = _entered_since(volume, entry) if "alloc" in bad else None
+        with volume.changing():
+            for kind in bad:
+                interval.clear(kind)
+            if "alloc" in bad:
+                _enter(interval, entered)
+            if "dealloc" in bad:
+                interval.record.flags |= FLAG_DEALLOC_UNKNOWN
+            if bad:
+                names.append(entry.record.name)
+                local.marks.changed()
     return names
 
 

@@ -154,7 +154,7 @@ def set_policy(volume: LiveVolume, policy: PressurePolicy | None) -> None:
     if record is not None and limit_blocks(volume, record) > volume.n_blocks:
         wanted, there = (format_size(n * BLOCK_BYTES) for n in (limit_blocks(volume, record), volume.n_blocks))
         raise UsageError(f"demote under {wanted}: {volume.path} has {there} in all", "say less: 10G, or 5%")
-    with volume.lock:
+    with volume.changing():
         volume.local.root.pressure = record
         volume.local.is_dirty = True
         volume.commit()

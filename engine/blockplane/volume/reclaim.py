@@ -27,13 +27,14 @@ def reclaim(volume: LiveVolume) -> int:
         reached = local_reach(volume, report)
         if not report.ok:
             return 0
-        for start, stop in volume.committed_local.local.data_extents().tolist():
-            for leaf in range(start, stop):
-                words = volume.committed_local.local_leaf(leaf) & ~reached.get(leaf, EMPTY_LEAF)
-                numbers = numbers_in(words, leaf * LEAF_BLOCKS)
-                if len(numbers):
-                    volume.local.release(numbers)
-                    volume.local.is_dirty = True
-                    n_freed += len(numbers)
-        volume.commit()
+        with volume.changing():
+            for start, stop in volume.committed_local.local.data_extents().tolist():
+                for leaf in range(start, stop):
+                    words = volume.committed_local.local_leaf(leaf) & ~reached.get(leaf, EMPTY_LEAF)
+                    numbers = numbers_in(words, leaf * LEAF_BLOCKS)
+                    if len(numbers):
+                        volume.local.release(numbers)
+                        volume.local.is_dirty = True
+                        n_freed += len(numbers)
+            volume.commit()
         return n_freed

@@ -185,21 +185,22 @@ def _put(volume: LiveVolume, records: Sequence[ReplicaRecord]) -> None:
     by_id = {record.volume_id: record for record in table.replicas}
     whole = {e.record.id for e in volume.local.entries() if e.record.kind == KIND_REGULAR}
     is_news = False
-    for record in records:
-        old = by_id.get(record.volume_id)
-        by_id[record.volume_id] = record
-        is_news = is_news or old is None or _differs(old, record)
-        if not record.is_direct and old is not None and old.is_direct:
-            let_go(volume, old)  # it pulls elsewhere now
-        if record.is_direct:
-            release_all(volume, OWNER.format(record.name))
-        elif old is None or old.stands != record.stands or old.is_direct or old.is_lost:
-            release_all(volume, OWNER.format(record.name))
-            if record.stands in whole:
-                hold_by_id(volume, record.stands, OWNER.format(record.name))
-    if is_news:
-        volume.local.set_replication(replace(table, replicas=tuple(by_id.values())))
-        volume.commit()
+    with volume.changing():
+        for record in records:
+            old = by_id.get(record.volume_id)
+            by_id[record.volume_id] = record
+            is_news = is_news or old is None or _differs(old, record)
+            if not record.is_direct and old is not None and old.is_direct:
+                let_go(volume, old)  # it pulls elsewhere now
+            if record.is_direct:
+                release_all(volume, OWNER.format(record.name))
+            elif old is None or old.stands != record.stands or old.is_direct or old.is_lost:
+                release_all(volume, OWNER.format(record.name))
+                if record.stands in whole:
+                    hold_by_id(volume, record.stands, OWNER.format(record.name))
+        if is_news:
+            volume.local.set_replication(replace(table, replicas=tuple(by_id.values())))
+            volume.commit()
 
 
 def _differs(old: ReplicaRecord, new: ReplicaRecord) -> bool:
@@ -283,10 +284,11 @@ def forget(volume: LiveVolume, name: str) -> None:
         if gone is None:
             names = ", ".join(r.name for r in table.replicas)
             raise RefusedError(f"no replica is named {name!r}", f"there are: {names}" if names else "there are none")
-        let_go(volume, gone)
-        rest = tuple(r for r in volume.local.replication().replicas if r is not gone and r.name != name)
-        volume.local.set_replication(replace(volume.local.replication(), replicas=rest))
-        volume.commit()
+        with volume.changing():
+            let_go(volume, gone)
+            rest = tuple(r for r in volume.local.replication().replicas if r is not gone and r.name != name)
+            volume.local.set_replication(replace(volume.local.replication(), replicas=rest))
+            volume.commit()
 
 
 def forget_volume(volume: LiveVolume, volume_id: bytes) -> None:
