@@ -167,10 +167,12 @@ class ActiveState(State):
 
     def leave(self, vbns: NDArray[np.int64]) -> None:
         """Take VBNs out of the plane; their places become free when no state needs them."""
+        # first: what cannot be read is found before anything changes
+        leaves = [(self.blockmap.edit_block(leaf).view(np.uint64), low) for leaf, low in by_leaf(vbns)]
         self.is_dirty = True
         self.root.n_blocks -= len(vbns)
-        for leaf, low in by_leaf(vbns):
-            clear_numbers(self.blockmap.edit_block(leaf).view(np.uint64), low)
+        for words, low in leaves:
+            clear_numbers(words, low)
         self.space.release(self.open_map().to_places(vbns))
         if not (self.placemap.is_empty and self._added.is_empty):
             self._unmapped.append(vbns)
