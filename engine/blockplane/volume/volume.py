@@ -189,10 +189,14 @@ class Volume(LiveVolume):
                     f"{directory} was being made when its maker was stopped", "make it again, or remove it"
                 ) from error
             raise
-        if writable:
-            making.unmark(directory)
-            making.remove_socket(directory)
-            clear_orphans(directory, lambda: [i.entry.landing_id for i in volume.local.incoming.images()])
+        try:
+            if writable:
+                making.unmark(directory)
+                making.remove_socket(directory)
+                clear_orphans(directory, lambda: [i.entry.landing_id for i in volume.local.incoming.images()])
+        except BaseException:
+            volume.abandon()
+            raise
         return volume
 
     @classmethod
