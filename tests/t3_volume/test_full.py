@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from blockplane.model import NoSpaceError
+from blockplane.disks import HEAD_BLOCKS
+from blockplane.disks.resync import verify_parity
+from blockplane.model import BLOCK_BYTES, NoSpaceError
+from blockplane.volume.incoming import IncomingEntry, leaves_of
+from blockplane.volume.landing import Landing
+from blockplane.volume.leafbits import LEAF_BLOCKS, numbers_in
+from faults.inline import inline_workers
+from faults.world import FileClient, fill, geometry_of, image_plane, make_volume, present, snapshot_files, verdict
 from rig import Shape
 from rig.site import Site, fill_pattern
 
@@ -60,3 +68,92 @@ def test_an_inline_file_that_finds_no_room_to_grow_stays_inline(site, monkeypatc
     site.write("/small", 37_864, fill_pattern(5096, 2))
     assert len(calls) > 1
     site.check_live()
+
+
+class Beside:
+    """A volume in which a receive has a third of most of it: places of one disk or another in each stripe."""
+
+    def __init__(self, path) -> None:
+        geometry = geometry_of(3, 1, 320)
+        self.source = make_volume(geometry)
+        client = FileClient(self.source)
+        client.write(1, 0, range(1, 801))
+        for at in range(0, 800, 3):
+            client.punch(1, at, at + 2)
+        self.source.snapshot("june1")
+        self.files = present(client.files)
+        self.plane = image_plane(self.source, "june1")
+        self.volume = make_volume(geometry, reserve_blocks=100, place=path)
+
+    def receive(self, most: int | None = None) -> None:
+        """Bring some of it, or all but the end."""
+        landing = self.landing()
+        fill(landing, self.source, "june1", self.plane, most=most)
+        landing.suspend()
+
+    def landing(self) -> Landing:
+        record = self.source.get_snapshot("june1").record
+        entry = IncomingEntry(
+            b"L" * 16, b"I" * 16, record.space_id, record.id, bytes(16), len(self.plane), 0, self.plane.n_blocks, 0,
+            "june1",
+        )  # fmt: skip
+        return Landing(self.volume, self.plane, None, entry)
+
+    def landed(self) -> list[int]:
+        (image,) = self.volume.local.incoming.images()
+        return [int(n) for leaf, words in leaves_of(image.landed) for n in numbers_in(words, leaf * LEAF_BLOCKS)]
+
+    def fill(self) -> FileClient:
+        """Write until there is no room."""
+        client = FileClient(self.volume)
+        with pytest.raises(NoSpaceError, match="blocks asked"):
+            self._write_on(client)
+        self.volume.sync()
+        return client
+
+    def _write_on(self, client: FileClient) -> None:
+        for at in range(1000):
+            client.write(9, 5 * at, range(7000 + 5 * at, 7005 + 5 * at))
+            if at % 8 == 7:
+                self.volume.sync()
+
+
+@pytest.fixture
+def beside(tmp_path):
+    with inline_workers():
+        made = Beside(tmp_path)
+        yield made
+        made.volume.abandon()
+
+
+def test_what_is_free_beside_an_interrupted_receive_is_used(beside):
+    """It was counted as available and as reserve, and given to nobody: commits found the volume full."""
+    volume = beside.volume
+    beside.receive(60)
+    n_available = volume.available_blocks
+    client = beside.fill()
+    assert n_available > 400
+    assert volume.available_blocks < 5 + 8
+    for at in range(0, 200, 40):
+        with volume.dipping():
+            client.punch(9, at, at + 40)
+        volume.sync()
+    verdict(volume)
+    landing = beside.landing()
+    fill(landing, beside.source, "june1", beside.plane)
+    landing.commit([beside.source.get_snapshot("june1").record])
+    verdict(volume)
+    assert snapshot_files(volume)["june1"] == beside.files
+
+
+def test_a_rotten_block_that_landed_is_not_hidden_by_what_is_written_beside_it(beside):
+    """No check of it is known before the image is whole; the parity on the disks goes on to explain it."""
+    volume = beside.volume
+    beside.receive()
+    place = beside.landed()[20]
+    disks, dbns = volume.geometry.to_disk(np.array([place]))
+    disk = volume.array.disks[int(disks[0])]
+    disk.write(HEAD_BLOCKS + int(dbns[0]), b"\xee" * BLOCK_BYTES)
+    beside.fill()
+    torn = verify_parity(volume.array, 0, 0, 320).tolist()
+    assert torn == [int(dbns[0])]

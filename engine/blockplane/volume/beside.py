@@ -74,7 +74,8 @@ class BesideWriter:
         """Return which of 64 stripes, (64,), can be written to: each live block is whole, or its stripe explains it.
 
         A stripe that is damaged for good is left alone: parity made anew there could hide what a later repair needs,
-        and a consistency point that met it would fail.
+        and a consistency point that met it would fail. Of blocks that a receive has brought no check is known: they are
+        whole where the parity on the disks is that of the members.
         """
         record = self._volume.geometry.groups[group]
         if not record.n_parity:
@@ -85,7 +86,7 @@ class BesideWriter:
             read_members(self._array, band, with_parity=True)
             members = self._members(band, live)
             members.mend({})
-            lost = members.bad
+            lost = members.bad | (self.checks.landed(band) & self._torn(band))
         except DiskError:
             raise
         except VolumeDamagedError:  # what holds the checks is not whole: nothing can be said of any
@@ -94,6 +95,13 @@ class BesideWriter:
             self._array.drop_band(band)
         found: Mask = ~np.logical_or.reduce(lost, axis=0)
         return found
+
+    def _torn(self, band: Band) -> Mask:
+        """Return which stripes' parity, as the disks hold it, is not that of the members; that in the band is anew."""
+        found = band.parity.copy()
+        band.compute_parity()
+        torn: Mask = (found != band.parity).any(axis=(0, 2))
+        return torn
 
     def _members(self, band: Band, chosen: Mask) -> Members:
         places = self._volume.geometry.band_places(band.group, band.dbn_start, band.n_stripes)

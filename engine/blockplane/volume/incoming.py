@@ -137,6 +137,10 @@ class IncomingImage:
         """Return where its blocks lie."""
         return PlaceMap.decode(read_all(self._map_tree, EXTENT_BYTES)) if self._map_tree.root.size_bytes else PlaceMap()
 
+    def landed_leaf(self, leaf: int) -> Leaf:
+        """Return at which places of a leaf's range its blocks are durable; do not write to it."""
+        return self.landed.read_block(leaf).view(np.uint64)
+
     def fill(self, places: dict[int, Leaf], placemap: PlaceMap) -> None:
         """Write down what is reserved."""
         for leaf, words in places.items():
@@ -149,7 +153,7 @@ class IncomingImage:
         before = self.placemap()
         came = bits_of(lambda leaf: landed.get(leaf, EMPTY_LEAF), old)
         write_all(self._map_tree, moved(before, before.to_vbns(old), new).encode())
-        noted = bits_of(lambda leaf: self.landed.read_block(leaf).view(np.uint64), old)
+        noted = bits_of(self.landed_leaf, old)
         for tree, gone, come in ((self.places, old, new), (self.landed, old[noted], new[came])):
             for leaf, low in by_leaf(gone):
                 clear_numbers(tree.edit_block(leaf).view(np.uint64), low)

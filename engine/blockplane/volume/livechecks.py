@@ -170,6 +170,11 @@ class LiveChecks:
         """Return the slots of a band that the last two CPs refer to: nothing writes to them."""
         return self._slots(band, [self._volume.live_leaf, self._previous_leaf])
 
+    def landed(self, band: Band) -> Mask:
+        """Return the slots of a band that blocks of incoming images are known to have, as of the last CP."""
+        images = self._volume.committed_local.incoming.images()
+        return self._slots(band, [image.landed_leaf for image in images])
+
     def expected(self, places: Numbers) -> Expected:
         """Return the checks of the blocks at places that the last CP refers to.
 

@@ -54,7 +54,7 @@ class Placer:
     Parameters
     ----------
     declare : called before the first write into areas no intent record names yet; returns when the record is durable.
-    is_landing : tells whether a receive brings blocks to 64 stripes, (group, stripe word): it writes their parity.
+    is_landing : tells whether a receive brings blocks to 64 stripes, (group, stripe word).
     beside : takes bands of whose stripes only some slots are written.
     """
 
@@ -229,12 +229,25 @@ class Placer:
         return [*ahead, self._cursor[not backward]]
 
     def _next_partial(self, backward: bool) -> OpenBand:
-        """Open stripes that hold live blocks too: the last resort of a volume that is nearly full."""
+        """Open stripes that hold live blocks too: the last resort of a volume that is nearly full.
+
+        Those near which a receive has places come last in their area: what landed there has its parity alone to be
+        verified by. Not last of all: that would have every band look through the volume.
+        """
         for name in self._space.walk(self._cursor[backward], backward):
-            for word in self._space.partial_words(name):
-                key = (name[0], word)
-                if self._is_landing(*key):
-                    continue  # open bands there are spent: what is still free lies in other stripes than theirs
+            for beside_landing in (False, True):
+                found = self._partial_in(name, beside_landing)
+                if found is not None:
+                    return found
+        raise NoSpaceError(
+            "the volume is full", "delete files or snapshots, or add a RAID group with `blockplane grow`"
+        )
+
+    def _partial_in(self, name: AreaName, beside_landing: bool) -> OpenBand | None:
+        """Open what is free of 64 stripes of an area, of such as a receive has places in, or of others."""
+        for word in self._space.partial_words(name):
+            # open bands there are spent: what is still free lies in other stripes than theirs
+            if self._is_landing(name[0], word) == beside_landing:
                 slots = self._space.free_slots(name, word)
                 free = np.flatnonzero(slots & self._beside.sound(name[0], word) if slots.any() else slots)
                 if len(free):
@@ -244,9 +257,7 @@ class Placer:
                     self._declare([name])
                     area = Area(name, self._space.geometry.groups[name[0]], np.zeros(1, np.uint64))
                     return self._open_band(area, word * WORD_BLOCKS, WORD_BLOCKS, free.astype(np.int64), by_stripe=True)
-        raise NoSpaceError(
-            "the volume is full", "delete files or snapshots, or add a RAID group with `blockplane grow`"
-        )
+        return None
 
     def _open_band(
         self, area: Area, stripe: int, n_stripes: int, slots: NDArray[np.int64] | None, by_stripe: bool
