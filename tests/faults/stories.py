@@ -447,8 +447,7 @@ def drop_incoming_of(volume: Volume, image_id: bytes) -> None:
     """Give one incoming image up."""
     with volume.lock:
         (image,) = (image for image in volume.local.incoming.images() if image.entry.image_id == image_id)
-        LandedBlocks(volume, image.entry, {}, image.placemap(), None).remove()
-        volume.commit()
+        LandedBlocks(volume, image.entry, {}, image.placemap(), None).give_up()
 
 
 class NearlyFullStory(_Story):

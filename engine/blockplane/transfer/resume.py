@@ -259,21 +259,17 @@ def drop_unlent(volume: LiveVolume) -> int:
 def _drop(volume: LiveVolume, images: Sequence[IncomingImage]) -> int:
     """Give incoming images up, a consistency point each; the volume's lock is held."""
     for image in images:
-        kept = LandedBlocks(volume, image.entry, {}, image.placemap(), None)
-        kept.remove()
         if image.entry.made_volume:
-            _hand_on(volume)
-        volume.commit()
-        kept.forget()
+            _hand_on(volume, image)
+        LandedBlocks(volume, image.entry, {}, image.placemap(), None).give_up()
     if images:
-        volume.space.forget()
         reap(volume)
     return sum(image.entry.n_image for image in images)
 
 
-def _hand_on(volume: LiveVolume) -> None:
+def _hand_on(volume: LiveVolume, given_up: IncomingImage) -> None:
     """Let another receive stand for the one that made the volume: giving up the last removes it."""
-    for image in volume.local.incoming.images()[:1]:
+    for image in [image for image in volume.local.incoming.images() if image is not given_up][:1]:
         image.entry.flags |= FLAG_MADE_VOLUME
         volume.local.incoming.changed()
 

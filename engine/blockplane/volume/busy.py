@@ -44,6 +44,18 @@ class BusyPlane:
             words = words | local.held_leaf(leaf)
         if not local.local.has_same(open_local.local, leaf):
             words = words | local.local_leaf(leaf)
+        return words | self._given_up_leaf(local, leaf)
+
+    def _given_up_leaf(self, local: LocalTree, leaf: int) -> Leaf:
+        """Return where blocks of incoming images lie that the open CP has given up, or moved: that CP has them still.
+
+        Places to which nothing had come by then hold nothing that it could miss.
+        """
+        words = EMPTY_LEAF
+        for image in local.incoming.images():
+            now = self._volume.local.incoming.find(image.entry.landing_id)
+            if now is None or not image.landed.has_same(now.landed, leaf):
+                words = words | image.landed_leaf(leaf)
         return words
 
     def settled_leaf(self, leaf: int) -> Leaf:

@@ -19,7 +19,7 @@ from blockplane.model.errors import RefusedError, StreamDamagedError, StreamMism
 from blockplane.planes import Plane, combine, combine_count
 from blockplane.volume.incoming import FLAG_CARRIED, FLAG_MADE_VOLUME, IncomingEntry, IncomingImage, leaves_of
 from blockplane.volume.landed import LandedBlocks
-from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf, by_leaf, numbers_in, set_numbers
+from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf, by_leaf, count, numbers_in, set_numbers
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.runs import runs_of
 from blockplane.volume.state import State
@@ -43,7 +43,7 @@ class Carried:
     Attributes
     ----------
     leaves : their places. placemap : where those of them lie that are not at home. n_freed : how many places of the old
-    image come free.
+    image come free at once: those to which nothing came.
 
     Raises
     ------
@@ -67,7 +67,9 @@ class Carried:
             )
         self.placemap = placemap.within(wanted)
         self.leaves = _leaves_at(placemap, wanted)
-        self.n_freed = entry.n_image - len(wanted)
+        #: of what the local tree knows to have landed
+        self._n_kept = sum(count(words & self._old.landed_leaf(leaf)) for leaf, words in self.leaves.items())
+        self.n_freed = entry.n_image - entry.n_landed - (len(wanted) - self._n_kept)
 
     def _interrupted(self, image_id: bytes) -> IncomingImage:
         volume = self._volume
@@ -91,8 +93,7 @@ class Carried:
 
     def release(self) -> None:
         """Give the old image's entry and places up, in the open CP; what is taken over is to be reserved at once."""
-        self._kept.remove()
-        self._volume.space.forget()
+        self._kept.remove(n_kept=self._n_kept)
 
     def forget(self) -> None:
         """Remove what is left of the old receive, once the new one's entry is durable in both last CPs."""

@@ -52,6 +52,8 @@ def is_left(volume: LiveVolume, group: GroupRecord) -> bool:
             words = words | state.place_leaf(leaf)
         for local in trees:
             words = words | local.held_leaf(leaf) | local.local_leaf(leaf)
+            for image in local.incoming.images():
+                words = words | image.landed_leaf(leaf)
         words = words | volume.incoming.leaf(leaf)
         if words.any():
             return False

@@ -171,13 +171,37 @@ class LandedBlocks:
         """Release the journal."""
         self._journal.close()
 
-    def remove(self) -> None:
-        """Take the entry out of the local tree; the next commit makes that durable. The volume's lock is held."""
+    def remove(self, n_kept: int = 0) -> bool:
+        """Take the entry out of the local tree; the next commit makes that durable. The volume's lock is held.
+
+        Parameters
+        ----------
+        n_kept : how many of the blocks that landed something else has, in the same commit.
+
+        Returns
+        -------
+        whether it was there.
+
+        Notes
+        -----
+        Nothing is written over the others until two commits have passed: a power cut before the end of the first
+        brings the entry back, and then these blocks are not asked for again.
+        """
         image = self._volume.local.incoming.find(self.entry.landing_id)
-        if image is not None:
-            with self._volume.changing():
-                self._volume.local.incoming.remove(image)
-                release_all(self._volume, self._owner)
+        if image is None:
+            return False
+        with self._volume.changing():
+            self._volume.local.incoming.remove(image)
+            release_all(self._volume, self._owner)
+            self._volume.note_given_up(image.entry.n_landed - n_kept)
+        return True
+
+    def give_up(self) -> None:
+        """Remove entry and blocks; durable on return, and the places are free."""
+        if self.remove():
+            self._volume.commit()
+            self._volume.commit(force=True)  # who receives the image anew finds its blocks' own places free
+        self.forget()
 
     def forget(self) -> None:
         """Take the journal away, once no consistency point has the entry."""

@@ -355,7 +355,7 @@ class Landing:
         self._loans.paid()
         self._forget_incoming()
         if self._kept is not None:
-            self._kept.remove()
+            self._kept.remove(n_kept=self._kept.n_stored)
         volume.commit()
 
     def _forget_incoming(self) -> None:
@@ -374,9 +374,7 @@ class Landing:
         self.abandon()
         if kept is not None:
             with suppress(BlockplaneError), self._volume.lock:  # a volume that stopped keeps its entry
-                kept.remove()
-                self._volume.commit()
-                kept.forget()
+                kept.give_up()
 
     def suspend(self) -> int:
         """Leave it to be continued, by this process or another; return how many blocks of the image are durable here.

@@ -219,6 +219,12 @@ class Points(Roots):
                 self.stop(error)
                 raise
 
+    def note_given_up(self, n_blocks: int) -> None:
+        """Note that of what the last CP has, so many places that no plane lists come free once two commits passed."""
+        self.space.n_freed_open += n_blocks
+        self.space.forget()
+        self._n_forget = max(self._n_forget, 2)
+
     def stop(self, error: BaseException) -> None:
         """After an error that left a half nothing in memory can be trusted: refuse everything until opened again."""
         self._failure = self._failure or str(error) or type(error).__name__
