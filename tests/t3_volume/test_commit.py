@@ -10,6 +10,7 @@ import pytest
 from blockplane.disks.disk import HEAD_BLOCKS, TAIL_BLOCKS
 from blockplane.model import (
     BlockplaneError,
+    DiskStaleError,
     NoSpaceError,
     NotAVolumeError,
     ReadOnlyError,
@@ -180,6 +181,45 @@ def test_the_newest_valid_record_is_taken_and_written_everywhere():
     assert read_files(volume.committed) == present(client.files)
     generations = {decode(disk.block(slot)).generation for disk in disks for slot in slots_of(disk)}
     assert generations == {newer.generation + 1}
+
+
+@pytest.mark.parametrize("stale", range(3))
+@pytest.mark.parametrize("is_clean", [False, True])
+def test_a_disk_that_missed_the_last_commit_is_refused(stale, is_clean):
+    """Half two has the newest record, so half one was flushed everywhere: no power cut leaves a disk with neither."""
+    volume = make_volume(geometry_of())
+    client = FileClient(volume)
+    client.write(1, 0, range(100))
+    volume.sync()
+    before = volume.array.disks[stale].contents()
+    generation = volume.info.generation
+    client.write(2, 0, range(40))
+    volume.ends_next = is_clean
+    volume.sync()
+    assert (volume.info.generation, volume.info.clean) == (generation + 1, is_clean)
+    volume.abandon()
+    disks = revived(volume.array.disks)
+    disks[stale] = MemoryDisk(f"disk{stale}", disks[stale].n_blocks, before)
+    with pytest.raises(DiskStaleError, match=f"disk{stale}: stale.* {generation}, .* {generation + 1}"):
+        open_volume(disks)
+
+
+def test_a_disk_is_a_generation_behind_while_half_one_is_written():
+    """Or its newer slot is damaged: then nothing says that it missed anything."""
+    volume = make_volume(geometry_of())
+    older = volume.info.encode()
+    volume.commit(force=True)
+    generation = volume.info.generation
+    volume.abandon()
+    disks = revived(volume.array.disks)
+    head, tail = slots_of(disks[1])
+    disks[1].write(head, bytes(4096))
+    disks[1].write(tail, older)
+    assert read_newest(disks)[0].generation == generation
+    for disk in disks:
+        disk.write(slots_of(disk)[1], older)
+    disks[1].write(head, older)
+    assert read_newest(disks)[0].generation == generation
 
 
 def test_two_records_of_one_generation_are_refused():

@@ -44,8 +44,11 @@ def read_newest(disks: list[Disk]) -> tuple[FsInfo, bool]:
             f"two different root records claim generation {newest.generation}",
             "a disk of another copy of the volume is among them",
         )
+    is_half_flushed = any(
+        all(record is not None and record.generation == newest.generation for record in pair) for pair in slots
+    )
     for disk, pair in zip(disks, slots, strict=True):
-        _refuse_stale(disk, max((record.generation for record in pair if record is not None), default=None), newest)
+        _refuse_stale(disk, [record.generation for record in pair if record is not None], newest, is_half_flushed)
     return newest, all(r.generation == newest.generation for r in found) and len(found) == 2 * len(disks)
 
 
@@ -57,11 +60,21 @@ def group_that_left(disks: Sequence[Disk]) -> int | None:
     return newest.leaving if newest is not None and newest.has_left else None
 
 
-def _refuse_stale(disk: Disk, generation: int | None, newest: FsInfo) -> None:
-    """A power cut leaves a disk one generation behind; two mean that it missed a commit."""
-    if generation is not None and generation < newest.generation - 1:
+def _refuse_stale(disk: Disk, generations: list[int], newest: FsInfo, is_half_flushed: bool) -> None:
+    """Refuse a disk that missed a commit.
+
+    A power cut leaves a disk one generation behind, while half one is written. Where any disk has the newest record in
+    half two as well, half one was flushed on all: both slots of a disk whole and older mean that it was not there.
+
+    Parameters
+    ----------
+    generations : of the disk's valid slots.
+    """
+    least = newest.generation - (0 if is_half_flushed and len(generations) == 2 else 1)
+    if generations and max(generations) < least:
         raise DiskStaleError(
-            f"{disk.path}: stale: its root record has generation {generation}, the volume's newest {newest.generation}",
+            f"{disk.path}: stale: its root record has generation {max(generations)}, the volume's newest "
+            f"{newest.generation}",
             disk.path,
             "it missed what the others wrote; put back the disk that was there, or restore the volume from a stream",
         )
