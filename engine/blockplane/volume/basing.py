@@ -16,7 +16,7 @@ from blockplane.model.blocks import BlockSource
 from blockplane.planes import Plane
 from blockplane.volume.basegroup import BASE_GROUP, BASE_OWNER, n_in_base
 from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
-from blockplane.volume.config import DISKS_DIR, VolumeConfig
+from blockplane.volume.config import DISKS_DIR, VolumeConfig, sync
 from blockplane.volume.groups import CHUNK_MULTIPLE_BLOCKS, GroupWish
 from blockplane.volume.holds import hold_by_id
 from blockplane.volume.incoming import IncomingEntry
@@ -62,6 +62,7 @@ class Base:
         """Make its disk; the path of what was made is the disk's."""
         (directory / DISKS_DIR).mkdir(exist_ok=True)
         ends = FileDisk.create(str(directory / BASE_DISK), END_BLOCKS)
+        sync(directory / DISKS_DIR)
         return BaseDisk(ends, self.source, self.group.disk_blocks)
 
 

@@ -46,12 +46,13 @@ def write_config(directory: Path, config: VolumeConfig) -> None:
     ]
     temporary = directory / (CONFIG_NAME + ".new")
     temporary.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
-    _sync(temporary)
+    sync(temporary)
     os.replace(temporary, directory / CONFIG_NAME)
-    _sync(directory)
+    sync(directory)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make the bytes of a file, or which names a directory holds, durable."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

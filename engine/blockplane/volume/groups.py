@@ -15,7 +15,7 @@ from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord
 from blockplane.model.addresses import BLOCK_BYTES, Bytes, Numbers
 from blockplane.model.errors import BlockplaneError, DiskShortError, RefusedError, UsageError
 from blockplane.model.sizes import format_size, parse_size
-from blockplane.volume.config import DISKS_DIR
+from blockplane.volume.config import DISKS_DIR, sync
 
 DEFAULT_CHUNK_BYTES = 256 << 10
 CHUNK_MULTIPLE_BLOCKS = 64
@@ -69,6 +69,8 @@ class GroupWish:
     def open_disks(self, directory: Path, names: Sequence[str], opened: list[Disk], made: list[str]) -> None:
         """Make or open the disks, appending them to opened, and the paths of those that were made to made.
 
+        The names of those that were made are durable on return.
+
         Raises
         ------
         RefusedError: a disk that was named holds data. DiskError, UsageError: it is no disk, or not there.
@@ -84,6 +86,9 @@ class GroupWish:
                 n_blocks = self._blocks_to_make(full)
                 made.append(full)
                 opened.append(FileDisk.create(full, n_blocks))
+        for folder in {os.path.dirname(path) for path in made}:
+            with contextlib.suppress(PermissionError):  # see `making.make_directory`
+                sync(Path(folder))
 
     def _refuse_data(self, disk: Disk) -> None:
         """Refuse a disk whose ends are not blank: labels, partition tables, file systems and archives live there."""

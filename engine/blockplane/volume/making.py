@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from blockplane.model.errors import NotAVolumeError
-from blockplane.volume.config import CONFIG_NAME, DISKS_DIR
+from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, sync
 from blockplane.volume.lock import VolumeLock
 
 MARK_NAME: Final = "making"
@@ -24,13 +24,16 @@ SOCKET_NAME: Final = "control.sock"
 
 
 def mark(directory: Path) -> None:
-    """Say that the volume is being made."""
+    """Say that the volume is being made; durable on return."""
     os.close(os.open(directory / MARK_NAME, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    sync(directory)
 
 
 def unmark(directory: Path) -> None:
-    """Say that it is made."""
-    (directory / MARK_NAME).unlink(missing_ok=True)
+    """Say that it is made; durable on return, for whoever finds the mark may take the volume away."""
+    with suppress(FileNotFoundError):
+        (directory / MARK_NAME).unlink()
+        sync(directory)
 
 
 def is_marked(directory: Path) -> bool:
@@ -60,16 +63,22 @@ def clear(directory: Path) -> None:
     with VolumeLock(directory / LOCK_NAME, "clearing"):
         shutil.rmtree(directory / DISKS_DIR, ignore_errors=True)
         remove_socket(directory)
-        for name in (CONFIG_NAME, CONFIG_NAME + ".new", MARK_NAME):
+        for name in (CONFIG_NAME, CONFIG_NAME + ".new"):
             (directory / name).unlink(missing_ok=True)
+        sync(directory)  # the mark goes last: without it the rest would be a volume
+        unmark(directory)
 
 
 def make_directory(directory: Path) -> bool:
-    """Make the directory of a new volume; return whether it was not there. Errors: as of `refuse_taken`."""
+    """Make the directory of a new volume, durable; return whether it was not there. Errors: as of `refuse_taken`."""
     refuse_taken(directory)
     if directory.exists():
         return False
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True)
+    for path in missing:
+        with suppress(PermissionError):  # in one that cannot be listed names can be made, and not be synced
+            sync(path.parent)
     return True
 
 
