@@ -14,7 +14,7 @@ from blockplane.disks import compute_parity
 from blockplane.disks.disk import HEAD_BLOCKS
 from blockplane.disks.reconstruct import missing_blocks
 from blockplane.disks.stripelog import StripeLog
-from blockplane.model import VolumeDamagedError
+from blockplane.model import NoSpaceError, VolumeDamagedError
 from blockplane.volume import Volume
 from blockplane.volume.check import check
 from blockplane.volume.livechecks import LiveChecks
@@ -219,6 +219,34 @@ def test_a_stripe_damaged_for_good_is_left_alone():
                 client.edit(2, index, 5000 + index)
             volume.sync()
         assert [disk.block(HEAD_BLOCKS + dbn) for disk in volume.array.disks for dbn in damaged] == before
+        volume.abandon()
+
+
+def test_what_finds_too_little_beside_damage_for_good_leaves_nothing_behind():
+    """What is free in damaged stripes counts as free: a write that needs it fails in the middle, and only that."""
+    story = NearlyFullStory(0)
+    with inline_workers():
+        volume = make_volume(story.geometry)
+        client = FileClient(volume)
+        story.prepare(volume, client)
+        live, places = live_slots(volume, 0), volume.geometry.band_places(0, 0, 128)
+        tree = volume.active.tree(root_of(volume.active, 1))
+        plain = np.isin(places, numbers_of(tree.pointers(0, tree.capacity_blocks())))
+        damaged = np.flatnonzero((live.sum(axis=0) == 1) & (live & plain).any(axis=0))[::2].tolist()
+        assert len(damaged) > 2
+        for dbn in damaged:
+            for disk in (int(live[:, dbn].argmax()), 2):
+                rot(volume.array.disks[disk], dbn)
+        n_free = volume.free_blocks
+        with volume.dipping():
+            for n_blocks in (n_free, n_free - 1):
+                with pytest.raises(NoSpaceError, match="the volume is full"):
+                    client.write(7, 0, range(9000, 9000 + n_blocks))
+            client.write(8, 0, [8001, 8002, 8003])
+            volume.commit()
+        kept = volume.committed.tree(root_of(volume.committed, 8))
+        assert [kept.read_block(at).view(np.uint64)[0] for at in range(3)] == [8001, 8002, 8003]
+        assert volume.free_blocks >= n_free - 8
         volume.abandon()
 
 

@@ -84,18 +84,33 @@ class Placer:
     # --- handing out -------------------------------------------------------------------------------------------------
 
     def run(self, n_blocks: int) -> list[tuple[int, int, Block]]:
-        """Return places for file data: (first, count, buffer) runs, n_blocks in all."""
+        """Return places for file data: (first, count, buffer) runs, n_blocks in all.
+
+        Raises
+        ------
+        NoSpaceError: there are not so many that can be written to; none was handed out.
+        """
         runs: list[tuple[int, int, Block]] = []
-        while n_blocks:
-            band = self._bulk
-            if band is None or band.is_spent:
-                band = self._bulk = self._next_bulk(n_blocks)
-            if band is None:
-                runs.append(self.block())
-                n_blocks -= 1
-                continue
-            n_blocks -= self._hand_out(band, n_blocks, runs)
+        try:
+            while n_blocks:
+                band = self._bulk
+                if band is None or band.is_spent:
+                    band = self._bulk = self._next_bulk(n_blocks)
+                if band is None:
+                    runs.append(self.block())
+                    n_blocks -= 1
+                    continue
+                n_blocks -= self._hand_out(band, n_blocks, runs)
+        except NoSpaceError:
+            self._take_back(runs)
+            raise
         return runs
+
+    def _take_back(self, runs: list[tuple[int, int, Block]]) -> None:
+        """Undo the handing out of places: the last ones of their bands, none of them filled."""
+        for first, count, _ in reversed(runs):
+            self._owner(first).cursor -= count
+            self._space.release_now(np.arange(first, first + count))
 
     def _hand_out(self, band: OpenBand, n_blocks: int, runs: list[tuple[int, int, Block]]) -> int:
         """Hand out up to n_blocks of a bulk band in ascending place; return how many."""
@@ -271,14 +286,18 @@ class Placer:
 
     def filled(self, first: int, n_blocks: int) -> None:
         """Note that the bytes of places first, ... are in their buffers; a band that is spent and full is written."""
-        index, dbn = self.locate(first)
+        band = self._owner(first)
+        band.n_filled += n_blocks
+        if band.is_spent and band.n_filled == band.n_slots:
+            self._write(band)
+
+    def _owner(self, place: int) -> OpenBand:
+        """Return the open band that handed a place out."""
+        index, dbn = self.locate(place)
         for band in self._open.get((index, dbn // WORD_BLOCKS), ()):
-            if band.owns(first, dbn):
-                band.n_filled += n_blocks
-                if band.is_spent and band.n_filled == band.n_slots:
-                    self._write(band)
-                return
-        raise AssertionError(f"place {first} was not handed out")
+            if band.owns(place, dbn):
+                return band
+        raise AssertionError(f"place {place} was not handed out")
 
     def locate(self, place: int) -> tuple[int, int]:
         """Return the group and the dbn of a place."""
