@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from blockplane.filesystem import FileSystem, directory
 from blockplane.filesystem.directory import Directory, Entry
 from blockplane.filesystem.directory_node import CAPACITY_BYTES, Node, hash_name
+from blockplane.model import ChecksumError
 from blockplane.volume import Volume
 from blockplane.volume.codec import TreeRoot
 
@@ -114,6 +117,38 @@ def test_iteration_goes_on_behind_a_cursor(volume: Volume) -> None:
     for cut in (0, 1, 999, 1999):
         last = everything[cut].name
         assert list(made.entries((hash_name(last), last))) == everything[cut + 1 :]
+
+
+@pytest.mark.parametrize("n_names", [40, 150, 2500])
+def test_a_damaged_node_takes_nothing_else_along(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, n_names: int, rng: np.random.Generator
+) -> None:
+    """Removals beside a block that cannot be read are whole, or were none; when it can be again all is there."""
+    n_refused = 0
+    for share in (0, 0.5, 1, *rng.random(4)):
+        made = fresh(volume)
+        made.build(Entry(b"%04d" % i * 50, i + 1, 8) for i in range(n_names))
+        model = as_dict(made)
+        made = reloaded(volume, made)
+        block = 1 + round(share * (made.n_nodes - 2))
+        read = made.tree.read_block
+
+        def read_block(index: int, block: int = block, read: Any = read) -> Any:
+            if index == block:
+                raise ChecksumError(f"block {index} does not match its checksum")
+            return read(index)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(made.tree, "read_block", read_block)
+            for name in rng.permutation(sorted(model)).tolist():
+                try:
+                    assert made.remove(name)
+                    del model[name]
+                except ChecksumError:
+                    n_refused += 1
+        assert as_dict(made) == model
+        assert as_dict(reloaded(volume, made)) == model
+    assert n_refused > 0
 
 
 class LikeADict(RuleBasedStateMachine):

@@ -6,7 +6,9 @@ The file stays dense: a node that goes away is replaced by the last one, so that
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,7 +28,7 @@ from blockplane.filesystem.directory_node import (
 )
 from blockplane.filesystem.errors import damaged
 from blockplane.filesystem.inode import MAX_INODE
-from blockplane.model import BLOCK_BYTES
+from blockplane.model import BLOCK_BYTES, VolumeDamagedError
 
 if TYPE_CHECKING:
     from blockplane.volume.tree import BlockTree
@@ -115,7 +117,12 @@ class Directory:
         self._dirty.add(step.block)
 
     def remove(self, name: bytes) -> bool:
-        """Remove an entry; return False when there is none of that name."""
+        """Remove an entry; return False when there is none of that name.
+
+        Raises
+        ------
+        VolumeDamagedError: a node that the removal has to change cannot be read; nothing was changed.
+        """
         if not self.n_nodes:
             return False
         key = hash_name(name), name
@@ -123,6 +130,7 @@ class Directory:
         i = path[-1].node.find(*key)
         if i < 0:
             return False
+        self._require_movable([step.block for step in self._emptied(path)])
         path[-1].node.delete(i)
         self._dirty.add(path[-1].block)
         self._shrink(path)
@@ -300,15 +308,33 @@ class Directory:
         for block in sorted(unused, reverse=True):
             self._release(block)
 
+    @staticmethod
+    def _emptied(path: list[_Step]) -> list[_Step]:
+        """Return the steps, below the root, whose nodes have nothing left when the last one loses an entry."""
+        return list(takewhile(lambda step: len(step.node) == 1, reversed(path[1:])))
+
+    def _require_movable(self, unused: list[int]) -> None:
+        """Raise VolumeDamagedError unless the last nodes can be moved to where these blocks are given back."""
+        for block in range(max(self.n_nodes - len(unused), 1), self.n_nodes):
+            if block not in unused:
+                self._parent_of(block)
+
     def _merge(self, path: list[_Step], index: int, unused: list[int]) -> bool:
-        """Merge child index of the last step's parent into the child before it, when both fit well into one."""
+        """Merge child index of the last step's parent into the child before it, when both fit well into one.
+
+        A neighbour that is damaged stays as it is: nothing needs the merge.
+        """
         parent = path[-2]
         if index >= len(parent.node):
             return False
         bound = parent.node.key(index)
-        left = self._load_child(parent.node, index - 1)
-        right = self._load_child(parent.node, index)
-        if left.used_bytes + right.used_bytes + len(bound[1]) > _MERGE_UP_TO_BYTES:
+        try:
+            left = self._load_child(parent.node, index - 1)
+            right = self._load_child(parent.node, index)
+            if left.used_bytes + right.used_bytes + len(bound[1]) > _MERGE_UP_TO_BYTES:
+                return False
+            self._require_movable([*unused, parent.node.values[index]])
+        except VolumeDamagedError:
             return False
         left.absorb(right, bound)
         self._dirty.update((parent.node.values[index - 1], parent.block))
@@ -324,11 +350,13 @@ class Directory:
     def _lower_root(self, unused: list[int]) -> None:
         """Give the root its only child's content while it has but one; an empty root goes away."""
         root = self._nodes[0]
-        while root.level and len(root) == 1:
-            block = root.values[0]
-            root.become(self._load_child(root, 0))
-            self._dirty.add(0)
-            unused.append(block)
+        with contextlib.suppress(VolumeDamagedError):  # as with a merge: a root with one child does as well
+            while root.level and len(root) == 1:
+                block, child = root.values[0], self._load_child(root, 0)
+                self._require_movable([*unused, block])
+                root.become(child)
+                self._dirty.add(0)
+                unused.append(block)
         if not root.hashes:
             unused.append(0)
 
@@ -344,7 +372,16 @@ class Directory:
 
     def _move(self, last: int, block: int) -> None:
         """Move a node to another block and tell its parent."""
-        node = self._read_unplaced(last)
+        node, parent, i = self._parent_of(last)
+        parent.node.values[i] = block
+        self._nodes.pop(last, None)
+        self._nodes[block] = node
+        self._dirty.discard(last)
+        self._dirty.update((parent.block, block))
+
+    def _parent_of(self, block: int) -> tuple[Node, _Step, int]:
+        """Return the node in a block, the step to its parent, and which child it is there."""
+        node = self._read_unplaced(block)
         leaf = node
         while leaf.level:
             level = leaf.level
@@ -354,13 +391,9 @@ class Directory:
         key = leaf.key(0)
         parent = self._descend(key, node.level + 1)[-1]
         i = parent.node.child_index(*key)
-        if parent.node.level != node.level + 1 or parent.node.values[i] != last:
-            raise damaged(f"directory {self.owner}: block {last} has no parent")
-        parent.node.values[i] = block
-        self._nodes.pop(last, None)
-        self._nodes[block] = node
-        self._dirty.discard(last)
-        self._dirty.update((parent.block, block))
+        if parent.node.level != node.level + 1 or parent.node.values[i] != block:
+            raise damaged(f"directory {self.owner}: block {block} has no parent")
+        return node, parent, i
 
     def _read_unplaced(self, block: int) -> Node:
         """Return a node whose parent is not known, so that only its own block can be checked."""
