@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -193,6 +194,43 @@ def test_a_full_volume_keeps_what_it_had_and_can_delete(tmp_path: Path) -> None:
         fs.write_bytes("/second", b"s" * (4 << 20))
         volume.sync()
         assert fs.read_bytes("/second") == b"s" * (4 << 20)
+        assert fs.check().problems == []
+
+
+@pytest.mark.parametrize("offset", [5000, BLOCK])
+def test_a_write_that_finds_no_room_leaves_nothing_behind_the_end(tmp_path: Path, fill_up: Any, offset: int) -> None:
+    with Volume.create(tmp_path / "vol", disks=1, size="16M") as volume:
+        fs = FileSystem(volume)
+        fs.write_bytes("/f", b"a" * 5000)
+        volume.sync()
+        fill_up(volume, 40)
+        n_refused = 0
+        for n_blocks in range(20, 44):  # room ends before, at and in each part of a write
+            with fs.open("/f", "r+", buffering=0) as file:
+                file.seek(offset)
+                try:
+                    file.write(b"B" * (n_blocks * BLOCK + 1))
+                except NoSpaceError:
+                    n_refused += 1
+                    assert (fs.stat("/f").st_size, fs.stat("/f").st_blocks) == (5000, 16)
+                    fs.truncate("/f", 1 << 20)
+                    assert fs.read_bytes("/f", 5000) == bytes((1 << 20) - 5000)
+            assert fs.check().problems == []
+            fs.truncate("/f", 5000)
+        assert 4 < n_refused < 24
+
+
+@pytest.mark.parametrize("size", [0, 10, 3 << 20])
+def test_a_file_is_cut_on_a_full_volume(tmp_path: Path, fill_up: Any, size: int) -> None:
+    with Volume.create(tmp_path / "vol", disks=1, size="16M") as volume:
+        fs = FileSystem(volume)
+        data = os.urandom(4 << 20)
+        fs.write_bytes("/f", data)
+        volume.sync()
+        fill_up(volume, 0)
+        fs.truncate("/f", size)
+        volume.sync()
+        assert fs.read_bytes("/f") == data[:size]
         assert fs.check().problems == []
 
 

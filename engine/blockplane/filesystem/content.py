@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from blockplane.filesystem.errors import TooLargeError
 from blockplane.filesystem.inode import INLINE_DATA_BYTES, MAX_FILE_BYTES, Inode
-from blockplane.model import BLOCK_BYTES, BlockplaneError
+from blockplane.model import BLOCK_BYTES
 from blockplane.volume.treeread import ZERO_BLOCK
 
 if TYPE_CHECKING:
@@ -87,18 +87,14 @@ def write(inode: Inode, tree: BlockTree, offset: int, data: Bytes) -> None:
 
     Raises
     ------
-    NoSpaceError: the volume is full; what lay in the file before is as it was outside the written range.
+    NoSpaceError: the volume is full; what lay in the file before is as it was outside the written range, once
+        `drop_behind` has taken back what lies behind its end.
     """
     end = offset + len(data)
     if end > MAX_FILE_BYTES:
         raise TooLargeError("", f"a file of {end} bytes is larger than the format allows ({MAX_FILE_BYTES})")
     old_blocks = n_blocks_of(inode.size_bytes)
-    try:
-        _write_blocks(inode, tree, offset, data, old_blocks)
-    except BlockplaneError:
-        tree.punch(old_blocks, max(old_blocks, n_blocks_of(end)))
-        inode.n_blocks = count_blocks(tree, 0, old_blocks)
-        raise
+    _write_blocks(inode, tree, offset, data, old_blocks)
     inode.size_bytes = max(inode.size_bytes, end)
 
 
@@ -140,11 +136,24 @@ def truncate(inode: Inode, tree: BlockTree | None, size_bytes: int) -> None:
     if inode.inline is not None:
         inode.inline = inode.inline[:size_bytes].ljust(size_bytes, b"\0") or None
     elif tree is not None and size_bytes < inode.size_bytes:
-        keep = n_blocks_of(size_bytes)
-        punch(inode, tree, keep, n_blocks_of(inode.size_bytes))
-        if size_bytes % BLOCK_BYTES and tree.read_block(keep - 1) is not ZERO_BLOCK:
-            tree.edit_block(keep - 1)[size_bytes % BLOCK_BYTES :] = 0
+        _clear_tail(tree, size_bytes)
+        punch(inode, tree, n_blocks_of(size_bytes), n_blocks_of(inode.size_bytes))
     inode.size_bytes = size_bytes
+
+
+def drop_behind(inode: Inode, tree: BlockTree) -> None:
+    """After a write that broke off: make all behind the file's end a hole again, and count its blocks."""
+    n_blocks = n_blocks_of(inode.size_bytes)
+    tree.punch(n_blocks, tree.capacity_blocks())
+    _clear_tail(tree, inode.size_bytes)
+    inode.n_blocks = count_blocks(tree, 0, n_blocks)
+
+
+def _clear_tail(tree: BlockTree, size_bytes: int) -> None:
+    """Zero what lies behind a size in its last block."""
+    index, skip = divmod(size_bytes, BLOCK_BYTES)
+    if skip and tree.read_block(index) is not ZERO_BLOCK:
+        tree.edit_block(index)[skip:] = 0
 
 
 def punch(inode: Inode, tree: BlockTree, start: int, stop: int) -> None:

@@ -38,7 +38,7 @@ from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from blockplane.volume.tree import BlockTree
 
@@ -213,8 +213,20 @@ class Store:
         if content.stays_inline(inode, offset + len(array)):
             content.write_inline(inode, offset, array)
         else:
-            content.write(inode, self.writable_tree(inode), offset, array)
+            with self.growing(inode) as tree:
+                content.write(inode, tree, offset, array)
         inode.mtime_ns = inode.ctime_ns = time.time_ns()
+
+    @contextlib.contextmanager
+    def growing(self, inode: Inode) -> Iterator[BlockTree]:
+        """Give the tree to what writes and sets the size last: where it breaks off, nothing is left behind the end."""
+        tree = self.writable_tree(inode)
+        try:
+            yield tree
+        except BaseException:
+            with self.room.removing():
+                content.drop_behind(inode, tree)
+            raise
 
     def truncate(self, inode: Inode, size_bytes: int) -> None:
         """Set the size; what lies beyond the old one is a hole."""
@@ -230,7 +242,8 @@ class Store:
         self.inodes.mark_dirty(inode)
         if inode.inline is not None and not content.stays_inline(inode, size_bytes):
             self.writable_tree(inode)
-        content.truncate(inode, self.tree(inode), size_bytes)
+        with self.room.removing():
+            content.truncate(inode, self.tree(inode), size_bytes)
         if inode.tree is not None and not inode.n_blocks and not size_bytes:
             inode.tree.punch(0, inode.tree.capacity_blocks())
             inode.tree = inode.root = None
