@@ -15,6 +15,7 @@ from blockplane.filesystem import DOS_HIDDEN, DOS_READ_ONLY, FileSystem
 from blockplane.filesystem.acl import GROUP_OBJ, MASK, OTHER, USER, USER_OBJ, AclEntry, decode_acl, encode_acl
 from blockplane.filesystem.attributes import decode_attributes, encode_attributes
 from blockplane.filesystem.errors import InvalidRequestError, NoAttributeError, TooLargeError
+from blockplane.model import NoSpaceError
 from blockplane.volume import Volume
 
 NONE = 0xFFFFFFFF
@@ -111,6 +112,36 @@ def test_an_acl_and_the_mode_follow_each_other(fs: FileSystem) -> None:
     fs.mkdir("/d")
     fs.setxattr("/d", "system.posix_acl_default", encode_acl(ACL))
     assert decode_acl(fs.getxattr("/d", "system.posix_acl_default")) == ACL
+
+
+@pytest.fixture
+def crowded(fs: FileSystem) -> FileSystem:
+    """A file whose attributes take all that they may, but 6 bytes."""
+    fs.mknod("/f", stat.S_IFREG | 0o600)
+    for i in range(15):
+        fs.setxattr("/f", f"user.{i:02}", b"x" * 65536)
+    taken = 15 * (5 + len("user.00") + 65536)
+    fs.setxattr("/f", "user.last", b"x" * ((1 << 20) - taken - 5 - len("user.last") - 6))
+    return fs
+
+
+def test_an_acl_that_is_refused_changes_no_mode(crowded: FileSystem) -> None:
+    with pytest.raises(TooLargeError):
+        crowded.setxattr("/f", "system.posix_acl_access", encode_acl(ACL))
+    assert stat.S_IMODE(crowded.stat("/f").st_mode) == 0o600
+
+
+def test_a_mode_that_is_refused_for_its_acl_is_not_set(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs.mknod("/f", stat.S_IFREG | 0o600)
+    fs.setxattr("/f", "system.posix_acl_access", encode_acl(ACL))
+
+    def refuse(*_: object) -> None:
+        raise NoSpaceError("the volume is full")
+
+    monkeypatch.setattr(fs.store, "set_attributes", refuse)
+    with pytest.raises(NoSpaceError):
+        fs.chmod("/f", 0o604)
+    assert stat.S_IMODE(fs.stat("/f").st_mode) == 0o750
 
 
 @pytest.mark.parametrize(

@@ -31,12 +31,12 @@ class AttributeChanges(Queries):
         """Set the permission bits; an access ACL follows, as on the host."""
         with self.store.lock:
             inode = self._to_change(path, follow_symlinks)
-            inode.mode = inode.mode & ~0o7777 | mode & 0o7777
             attributes = self.store.attributes(inode)
             entries = acl.decode_acl(attributes.get(acl.ACCESS, b""))
             if entries is not None:
                 attributes[acl.ACCESS] = acl.encode_acl(acl.acl_of_mode(entries, mode))
                 self.store.set_attributes(inode, attributes)
+            inode.mode = inode.mode & ~0o7777 | mode & 0o7777
             self._commit(inode)
 
     def chown(self, path: AnyPath, uid: int, gid: int, *, follow_symlinks: bool = True) -> None:
@@ -90,20 +90,23 @@ class AttributeChanges(Queries):
                 raise AttributeExistsError(text)
             if flags & os.XATTR_REPLACE and key not in attributes:
                 raise NoAttributeError(text)
-            if key in (acl.ACCESS, acl.DEFAULT):
-                self._check_acl(inode, key, bytes(value), text)
+            is_acl = key in (acl.ACCESS, acl.DEFAULT)
+            mode = self._mode_with_acl(inode, key, bytes(value), text) if is_acl else inode.mode
             attributes[key] = bytes(value)
             self.store.set_attributes(inode, attributes)
+            inode.mode = mode
             self._commit(inode)
 
-    def _check_acl(self, inode: Inode, key: bytes, value: bytes, text: str) -> None:
+    def _mode_with_acl(self, inode: Inode, key: bytes, value: bytes, text: str) -> int:
+        """Return the mode that goes with an ACL; InvalidRequestError: it is none, or not for this inode."""
         entries = acl.decode_acl(value)
         if entries is None:
             raise InvalidRequestError(text, f"{text}: not a POSIX ACL")
         if key == acl.ACCESS:
-            inode.mode = acl.mode_of_acl(entries, inode.mode)
-        elif not inode.is_directory:
+            return acl.mode_of_acl(entries, inode.mode)
+        if not inode.is_directory:
             raise InvalidRequestError(text, f"{text}: only a directory has a default ACL")
+        return inode.mode
 
     def removexattr(self, path: AnyPath, name: str | bytes, *, follow_symlinks: bool = True) -> None:
         """Remove an extended attribute; NoAttributeError: there is none of that name."""
