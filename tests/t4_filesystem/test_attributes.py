@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -142,6 +143,27 @@ def test_a_mode_that_is_refused_for_its_acl_is_not_set(fs: FileSystem, monkeypat
     with pytest.raises(NoSpaceError):
         fs.chmod("/f", 0o604)
     assert stat.S_IMODE(fs.stat("/f").st_mode) == 0o750
+
+
+@pytest.mark.parametrize(("before", "more", "n_left"), [(40, 400_000, 60), (4000, 40_000, 5), (40_000, 15_000, 9)])
+def test_attributes_stay_where_others_find_no_room(
+    tmp_path: Path, fill_up: Any, before: int, more: int, n_left: int
+) -> None:
+    with Volume.create(tmp_path / "vol", disks=1, size="16M") as volume:
+        fs = FileSystem(volume)
+        fs.mknod("/f", stat.S_IFREG | 0o600)
+        fs.setxattr("/f", "user.kept", b"k" * before)
+        volume.sync()
+        fill_up(volume, n_left)
+        inode, n_inodes = fs.resolver.find("/f"), fs.n_inodes
+        attributes = fs.store.attributes(inode)
+        with pytest.raises(NoSpaceError):
+            fs.store.set_attributes(inode, attributes | {b"user.%d" % i: b"n" * (more // 8) for i in range(8)})
+        fs.chmod("/f", 0o644)
+        volume.sync()
+        assert fs.store.attributes(inode) == attributes
+        assert fs.n_inodes == n_inodes
+        assert fs.check().problems == []
 
 
 @pytest.mark.parametrize(

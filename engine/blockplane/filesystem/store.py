@@ -362,7 +362,8 @@ class Store:
         inode.directory = None
         tree = self.tree(inode)
         if tree is not None:
-            tree.punch(0, tree.capacity_blocks())
+            with self.room.removing():
+                tree.punch(0, tree.capacity_blocks())
         self.inodes.free(inode)
 
     def opened(self, inode: Inode) -> None:
@@ -401,25 +402,41 @@ class Store:
                 data = self.read(holder)
             return decode_attributes(data, inode.number) if data else {}
 
-    def set_attributes(self, inode: Inode, attributes: dict[bytes, bytes]) -> None:
-        """Replace all extended attributes; TooLargeError: more than 1 MiB in all."""
+    def set_attributes(self, inode: Inode, attributes: dict[bytes, bytes]) -> int:
+        """Replace all extended attributes, or none of them where that fails.
+
+        Returns
+        -------
+        How many blocks they were written to; none where they lie in an inode.
+
+        Raises
+        ------
+        TooLargeError: more than 1 MiB in all. NoSpaceError: the volume is full.
+        """
         data = encode_attributes(attributes)
         if len(data) > MAX_ATTRIBUTES_BYTES:
             raise TooLargeError("", f"the attributes of one file are limited to {MAX_ATTRIBUTES_BYTES} bytes")
         with self.lock:
+            old = self._attribute_inode(inode) if inode.attribute_inode else None
+            holder = self._make_holder(inode, data) if len(data) > INLINE_ATTRIBUTE_BYTES else None
+            inode.attribute_inode, inode.attributes = (holder.number, b"") if holder is not None else (0, data)
             self.touch(inode)
-            if len(data) <= INLINE_ATTRIBUTE_BYTES:
-                if inode.attribute_inode:
-                    self.destroy(self._attribute_inode(inode))
-                inode.attribute_inode, inode.attributes = 0, data
-                return
-            if not inode.attribute_inode:
-                holder = self.create(stat.S_IFREG, inode)
-                holder.flags, holder.nlink = FLAG_ATTRIBUTES, 1
-                inode.attribute_inode, inode.attributes = holder.number, b""
-            holder = self._attribute_inode(inode)
+            if old is not None:
+                self.destroy(old)
+            return holder.n_blocks if holder is not None else 0
+
+    def _make_holder(self, inode: Inode, data: bytes) -> Inode:
+        """Return a fresh inode that holds attributes of another, which does not name it yet."""
+        if not inode.attribute_inode:  # else one goes for the one that comes
+            self.room.require()
+        holder = self.inodes.allocate(stat.S_IFREG, inode.number, time.time_ns())
+        holder.flags, holder.nlink = FLAG_ATTRIBUTES, 1
+        try:
             self.write_part(holder, 0, memoryview(data))
-            self.set_size(holder, len(data))
+        except BaseException:
+            self.destroy(holder)
+            raise
+        return holder
 
 
 #: by the id of the volume, which keeps its store alive; guarded by that volume's lock
