@@ -320,3 +320,74 @@ def test_modes_and_types_by_themselves(fs: FileSystem, source: Path) -> None:
     assert stat.S_ISSOCK(fs.stat("/s/socket").st_mode)
     assert fs.stat("/s/fifo").st_nlink == 2
     assert fs.stat("/s/all hole").st_blocks == 0
+
+
+IN_THE_WAY = {
+    "file": lambda fs: fs.write_bytes("/d/x", b"x" * 9000),
+    "large file": lambda fs: fs.write_bytes("/d/x", b"x" * (5 << 20)),
+    "link": lambda fs: fs.symlink("t", "/d/x"),
+    "fifo": lambda fs: fs.mkfifo("/d/x"),
+    "further name": lambda fs: fs.link("/d/a", "/d/x"),
+    "first name": lambda fs: (fs.write_bytes("/d/x", b"x" * 9000), fs.link("/d/x", "/d/y"), fs.link("/d/x", "/d/v")),
+}
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+def test_get_passes_over_what_has_a_folder_in_its_way(tmp_path: Path, fs: FileSystem, kind: str) -> None:
+    fs.makedirs("/d/sub")
+    for name in ("a", "sub/b", "zz"):
+        fs.write_bytes(f"/d/{name}", name.encode() * 3000)
+    IN_THE_WAY[kind](fs)
+    expected = volume_tree(fs, "/d")
+    (tmp_path / "out/x").mkdir(parents=True)
+    report = fs.get("/d/.", tmp_path / "out")
+    assert report.skipped == [(str(tmp_path / "out/x"), "Is a directory")]
+    found = host_tree(tmp_path / "out")
+    assert found.pop("x").kind == "directory"
+    assert found.keys() == expected.keys() - {"x"}
+    assert differences({k: v for k, v in expected.items() if k != "x"}, found, ignore=("links",)) == []
+    if kind == "first name":  # as the directory has them, x is
+        assert found["y"].links == ("v", "y")
+    files = [item for name, item in found.items() if item.kind == "file" and name != "v"]
+    assert (report.n_files, report.n_bytes) == (len(files), sum(item.size for item in files))
+
+
+def test_get_passes_over_what_is_too_long_and_a_file_where_a_directory_goes(tmp_path: Path, fs: FileSystem) -> None:
+    long = "/d/" + "/".join(["n" * 200] * 25)
+    fs.makedirs(long)
+    fs.makedirs("/d/taken/inner")
+    deepest = max((path for path, _, _ in fs.walk("/d") if len(path) + len(str(tmp_path)) < 4000), key=len)
+    fs.write_bytes(f"{deepest}/{'f' * 250}", b"x")
+    fs.write_bytes("/d/zz", b"z")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/taken").write_bytes(b"mine")
+    report = fs.get("/d/.", tmp_path / "out")
+    assert {reason for _, reason in report.skipped} == {"File name too long", "File exists"}
+    assert (tmp_path / "out/taken").read_bytes() == b"mine"
+    assert (tmp_path / "out/zz").read_bytes() == b"z"
+    assert report.n_files == 1
+
+
+@pytest.mark.parametrize("size", [5000, 5 << 20])
+def test_get_leaves_no_part_of_a_file_that_the_host_refuses(
+    tmp_path: Path, fs: FileSystem, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    fs.mkdir("/d")
+    fs.write_bytes("/d/big", b"b" * size)
+    fs.write_bytes("/d/small", b"s")
+    real = os.pwrite
+
+    def refuse(fd: int, data: Any, offset: int) -> int:
+        if len(data) + offset >= size:
+            raise OSError(error, os.strerror(error))
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    error = errno.EFBIG
+    assert fs.get("/d", tmp_path / "out").skipped == [(str(tmp_path / "out/big"), "File too large")]
+    assert os.listdir(tmp_path / "out") == ["small"]
+    with pytest.raises(OSError, match="too large"):
+        fs.get("/d/big", tmp_path / "alone")
+    error = errno.ENOSPC
+    with pytest.raises(OSError, match="No space"):
+        fs.get("/d", tmp_path / "full")

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 from blockplane.filesystem.blockread import block_pointers
 from blockplane.filesystem.dataout import DataOut
 from blockplane.filesystem.errors import ExistsError, InvalidRequestError, damaged
-from blockplane.filesystem.hostwrite import Metadata, apply_metadata, clear_way, make_special
+from blockplane.filesystem.hostwrite import (
+    Metadata,
+    apply_metadata,
+    clear_way,
+    ends_copy,
+    make_special,
+    refusal_of,
+)
 from blockplane.filesystem.inode import Inode
 from blockplane.filesystem.names import AnyPath, path_bytes, path_text
 from blockplane.filesystem.stat_result import stat_of
@@ -51,10 +58,11 @@ def get(fs: Queries, source: AnyPath, dest: str | os.PathLike[str], *, progress:
 
     Raises
     ------
-    NotFoundError: source is not there. OSError: the host refuses (full, not permitted at the top).
+    NotFoundError: source is not there. OSError: the host refuses all (it is full, say), or the top.
 
     Notes
     -----
+    What the host refuses of one path, too long or with something else in its way, is skipped and reported.
     As an ordinary user owners stay the user's own, and what needs root (devices) is skipped and reported. Of a mirror
     or replica it is one state, whatever arrives meanwhile.
     """
@@ -101,6 +109,9 @@ class _CopyOut:
             else:
                 self._visit(top, target)
             self._write_files(data)
+            if not top.is_directory and target in data.refused:
+                raise data.refused[target]
+            self._try_other_names(data)
         self._make_links()
         for inode, path in reversed(self._directories):
             self._finish(inode, path)
@@ -135,7 +146,10 @@ class _CopyOut:
 
     def _visit(self, inode: Inode, path: bytes) -> None:
         if inode.is_directory:
-            self._make_directory(inode, path)
+            try:
+                self._make_directory(inode, path)
+            except OSError as error:
+                self._pass_over(path, error)
             return
         if inode.nlink > 1:
             if inode.number in self._linked:
@@ -159,15 +173,15 @@ class _CopyOut:
 
     def _make_other(self, inode: Inode, path: bytes) -> None:
         """Make a symbolic link or special file, whole."""
-        clear_way(path)
         try:
+            clear_way(path)
             if stat.S_ISLNK(inode.mode):
                 os.symlink(self.store.read(inode), path)
             else:
                 make_special(path, inode.mode, stat_of(inode).st_rdev)
         except OSError as error:
-            self.report.skipped.append((os.fsdecode(path), error.strerror or str(error)))
-            self._linked.pop(inode.number, None)
+            self._pass_over(path, error)
+            self._linked.pop(inode.number, None)  # its next name is tried by itself
             return
         self.report.n_others += 1
         self._finish(inode, path)
@@ -183,19 +197,38 @@ class _CopyOut:
         self._files.clear()
         data.finish()
 
+    def _try_other_names(self, data: DataOut) -> None:
+        """Copy files of which the host refused the name that was to be the first under their next one."""
+        while refused := {number for number, path in self._linked.items() if path in data.refused}:
+            links, self._links = self._links, []
+            for number in refused:
+                del self._linked[number]
+            for number, path in links:
+                with self.store.lock:
+                    inode = self.store.inodes.get(number)
+                self._visit(inode, path)
+            self._write_files(data)
+
     def _make_links(self) -> None:
         for number, path in self._links:
-            first = self._linked.get(number)
-            clear_way(path)
             try:
-                if first is not None:
-                    os.link(first, path, follow_symlinks=False)
+                clear_way(path)
+                os.link(self._linked[number], path, follow_symlinks=False)
             except OSError as error:
-                self.report.skipped.append((os.fsdecode(path), error.strerror or str(error)))
+                self._pass_over(path, error)
 
     def _finish(self, inode: Inode, path: bytes) -> None:
-        problems = apply_metadata(path, metadata_of(self.store, inode))
-        self.report.skipped += [(os.fsdecode(path), problem) for problem in problems]
+        try:
+            problems = apply_metadata(path, metadata_of(self.store, inode))
+            self.report.skipped += [(os.fsdecode(path), problem) for problem in problems]
+        except OSError as error:
+            self._pass_over(path, error)
+
+    def _pass_over(self, path: bytes, error: OSError) -> None:
+        """Report a path that the host refuses; where that is said of all, the copy ends."""
+        if ends_copy(error):
+            raise error
+        self.report.skipped.append((os.fsdecode(path), refusal_of(error)))
 
 
 def metadata_of(store: Store, inode: Inode) -> Metadata:

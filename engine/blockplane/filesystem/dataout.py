@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from blockplane.filesystem.blockread import read_pointers, scratch
 from blockplane.filesystem.content import n_blocks_of
-from blockplane.filesystem.hostwrite import Metadata, apply_metadata, clear_way
+from blockplane.filesystem.hostwrite import Metadata, apply_metadata, clear_way, ends_copy, refusal_of
 from blockplane.filesystem.inode import Inode
 from blockplane.model import BLOCK_BYTES, ChecksumError
 from blockplane.volume.codec import PointerArray
@@ -57,6 +58,8 @@ class _File:
     is_submitted: bool = False
     fd: int = -1
     is_direct: bool = False
+    is_made: bool = False
+    n_bytes: int = 0
     error: OSError | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -86,6 +89,8 @@ class DataOut:
         self._group_blocks = 0
         self._running: deque[tuple[Future[None], list[_Piece]]] = deque()
         self._open: set[_File] = set()
+        #: files that the host did not take, and why; those are reported
+        self.refused: dict[bytes, OSError] = {}
 
     def __enter__(self) -> DataOut:
         return self
@@ -111,7 +116,12 @@ class DataOut:
             file.is_submitted = True
             self._add(self._piece(file, inode, start, stop - start, pointers, is_whole=True))
             return
-        _open(file)
+        try:
+            _open(file)
+        except OSError as error:
+            file.error = error
+            self._complete(file)
+            return
         self._open.add(file)
         step = _PIECE_BLOCKS * BLOCK_BYTES
         for start, stop in ranges:
@@ -155,6 +165,7 @@ class DataOut:
 
     def _add(self, piece: _Piece) -> None:
         piece.file.n_pending += 1
+        piece.file.n_bytes += piece.n_bytes
         self._counters.n_bytes += piece.n_bytes
         self._group.append(piece)
         self._group_blocks += n_blocks_of(piece.n_bytes)
@@ -193,9 +204,21 @@ class DataOut:
                 os.close(file.fd)
                 self._open.remove(file)
         if file.error is not None:
-            raise file.error
+            self._refuse(file, file.error)
+            return
         self._counters.n_files += 1
         self._counters.skipped += [(os.fsdecode(file.path), problem) for problem in file.problems]
+
+    def _refuse(self, file: _File, error: OSError) -> None:
+        """Report a file that the host did not take, and leave no part of it there."""
+        if ends_copy(error):
+            raise error
+        self.refused[file.path] = error
+        self._counters.n_bytes -= file.n_bytes
+        self._counters.skipped.append((os.fsdecode(file.path), refusal_of(error)))
+        if file.is_made:
+            with contextlib.suppress(OSError):
+                os.unlink(file.path)
 
 
 def _copy_group(store: Store, group: list[_Piece]) -> None:
@@ -243,6 +266,7 @@ def _open(file: _File) -> None:
     for attempt in range(3):
         try:
             file.fd = os.open(file.path, flags, 0o600)
+            file.is_made = True
             file.is_direct = bool(flags & os.O_DIRECT)
             return
         except FileExistsError:

@@ -12,6 +12,8 @@ from blockplane.filesystem.hostread import Attributes
 
 # Attributes whose failure cp -a passes over as well: another file system, or not this user's to set.
 _OPTIONAL = ("security.", "trusted.", "system.nfs4")
+# What the host says of itself, and would of every other path: a copy ends there, and passes over what is said of one.
+_OF_THE_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EINVAL)
 
 
@@ -87,6 +89,16 @@ def _set_attributes(target: int | bytes, attributes: Attributes, by_path: bool) 
 def make_special(path: bytes, mode: int, device: int) -> None:
     """Make a fifo, socket or device; OSError: not allowed."""
     os.mknod(path, stat.S_IFMT(mode) | 0o600, device)
+
+
+def ends_copy(error: OSError) -> bool:
+    """Whether the host takes nothing any more, and not only this path: it is full, or fails."""
+    return error.errno in _OF_THE_HOST
+
+
+def refusal_of(error: OSError) -> str:
+    """Return why the host did not take a path, for people."""
+    return error.strerror or str(error)
 
 
 def clear_way(path: bytes) -> None:
