@@ -362,6 +362,19 @@ def test_a_received_copy_with_place_maps_tells_the_same(tmp_path: os.PathLike[st
         assert len([c for c in unrelated if c.change == "added"]) == 50
 
 
+def test_a_time_of_access_that_was_set_alone_is_listed_when_asked_for(volume: Volume, fs: FileSystem) -> None:
+    for name in ("/read", "/touched"):
+        fs.write_bytes(name, b"1")
+    volume.snapshot("a")
+    for name, change in (("/read", 0), ("/touched", 1)):
+        fs.utime(name, ns=(1, fs.stat(name).st_mtime_ns + change))
+    volume.snapshot("b")
+    one, two = volume.state("a"), volume.state("b")
+    assert kinds_of(compare(one, two)) == {"/touched": ("changed", ("attributes",))}
+    both = dict.fromkeys(("/read", "/touched"), ("changed", ("attributes",)))
+    assert kinds_of(compare(one, two, atime=True)) == both
+
+
 def test_a_change_tells_type_and_generation(volume: Volume, fs: FileSystem) -> None:
     fs.write_bytes("/x", b"1")
     volume.snapshot("a")

@@ -241,8 +241,10 @@ class _Comparison:
         attributes = _plain_attributes(x) != _plain_attributes(y) or self._extended_differ(x, y)
         explained = content or has_entries
         attributes |= x.mtime_ns != y.mtime_ns and not explained
-        attributes |= self._atime and x.atime_ns != y.atime_ns
-        attributes |= x.ctime_ns != y.ctime_ns and not (explained or attributes or links or is_moved)
+        accessed = x.atime_ns != y.atime_ns
+        attributes |= self._atime and accessed
+        explained |= attributes or links or is_moved or accessed  # setting the time of access changes ctime too
+        attributes |= x.ctime_ns != y.ctime_ns and not explained
         flags: tuple[tuple[Kind, bool], ...] = (("content", content), ("attributes", attributes), ("links", links))
         return tuple(kind for kind, is_so in flags if is_so)
 
