@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from blockplane.filesystem import FileSystem
+from blockplane.filesystem import FileSystem, update
+from blockplane.model import NoSpaceError
 from blockplane.volume import Volume
 from equality import differences, host_tree, volume_tree
 from hosttrees import make_everything
@@ -151,3 +154,74 @@ def test_hard_links_outside_are_not_written_through(tmp_path: Path, fs: FileSyst
     (tmp_path / "s/f").write_bytes(b"2" * 5000)
     fs.put(tmp_path / "s", "/copy", update=True)
     assert (fs.read_bytes("/copy/f"), fs.read_bytes("/outside")) == (b"2" * 5000, b"1" * 5000)
+
+
+@pytest.mark.parametrize("before", [0, 200, 5000, 8192, 3 << 20])
+@pytest.mark.parametrize("n_reads", [0, 1, 3])
+def test_a_file_that_grew_and_cannot_be_read_to_its_end(
+    tmp_path: Path, volume: Volume, fs: FileSystem, monkeypatch: pytest.MonkeyPatch, before: int, n_reads: int
+) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"a" * before)
+    fs.put(path, "/f")
+    volume.sync()
+    path.write_bytes(b"B" * (6 << 20))
+    real, calls = update.read_fully, iter(range(100))
+
+    def failing(*rest: Any) -> int:
+        if next(calls) == n_reads:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(*rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(update, "read_fully", failing)
+        report = fs.put(path, "/f", update=True)
+    assert report.skipped == [(str(path), "Input/output error")]
+    assert fs.stat("/f").st_size == before
+    assert fs.check().problems == []
+    fs.truncate("/f", 4 << 20)
+    assert fs.read_bytes("/f", before) == bytes((4 << 20) - before)
+    assert fs.data_ranges("/f") in ([], [(0, -(-before // 4096) * 4096)])
+    fs.put(path, "/f", update=True)
+    assert fs.read_bytes("/f") == path.read_bytes()
+
+
+@pytest.mark.parametrize("before", [200, 5000, 700_000])
+def test_a_file_that_grew_and_finds_no_room(tmp_path: Path, fill_up: Any, before: int) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"a" * before)
+    with Volume.create(tmp_path / "small", disks=1, size="16M") as volume:
+        fs = FileSystem(volume)
+        fs.put(path, "/f")
+        volume.sync()
+        fill_up(volume, 600)
+        path.write_bytes(b"B" * (6 << 20))
+        with pytest.raises(NoSpaceError):
+            fs.put(path, "/f", update=True)
+        volume.sync()
+        assert fs.stat("/f").st_size == before
+        assert fs.check().problems == []
+        fs.truncate("/f", 2 << 20)
+        assert fs.read_bytes("/f", before) == bytes((2 << 20) - before)
+
+
+def test_a_mixture_is_not_taken_for_the_copy(tmp_path: Path, fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"a" * (4 << 20))
+    fs.put(path, "/f")
+    status = path.stat()
+    path.write_bytes(b"b" * (4 << 20))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    real = update.read_fully
+
+    def failing(fd: int, offset: int, buffers: list[memoryview]) -> int:
+        if offset >= 2 << 20:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, offset, buffers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(update, "read_fully", failing)
+        assert fs.put(path, "/f", update=True, checksum=True).skipped != []
+    assert fs.read_bytes("/f", (2 << 20) - 1, 2) == b"ba"
+    fs.put(path, "/f", update=True)
+    assert fs.read_bytes("/f") == b"b" * (4 << 20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -202,20 +203,29 @@ class Updater:
         self._report.n_bytes += len(data)
 
     def _update_large(self, fd: int, status: os.stat_result, inode: Inode) -> None:
-        """Compare block by block with the host's data, and holes with holes."""
+        """Make a file of blocks the host's; broken off it is a mixture, within its size, that has a time of its own."""
         store = self._store
         store.inodes.mark_dirty(inode)
-        if inode.size_bytes > status.st_size:
-            store.set_size(inode, status.st_size)
-        tree = store.writable_tree(inode)
+        before = inode.size_bytes, inode.n_blocks, self._report.n_bytes
+        try:
+            if inode.size_bytes > status.st_size:
+                store.set_size(inode, status.st_size)
+            with store.growing(inode) as tree:
+                self._update_segments(fd, status.st_size, inode, tree)
+                inode.size_bytes = status.st_size
+        finally:
+            if before != (inode.size_bytes, inode.n_blocks, self._report.n_bytes):
+                inode.mtime_ns = time.time_ns()  # until it has the host's the next update does not take it for the copy
+
+    def _update_segments(self, fd: int, size_bytes: int, inode: Inode, tree: BlockTree) -> None:
+        """Compare block by block with the host's data, and holes with holes."""
         position = 0
-        for start, stop in data_segments(fd, status.st_size):
+        for start, stop in data_segments(fd, size_bytes):
             content.punch(inode, tree, position, start)
             for first in range(start, stop, _COMPARE_BLOCKS):
-                self._update_blocks(fd, status.st_size, inode, tree, first, min(stop - first, _COMPARE_BLOCKS))
+                self._update_blocks(fd, size_bytes, inode, tree, first, min(stop - first, _COMPARE_BLOCKS))
             position = stop
-        content.punch(inode, tree, position, content.n_blocks_of(status.st_size))
-        inode.size_bytes = status.st_size
+        content.punch(inode, tree, position, content.n_blocks_of(size_bytes))
 
     def _update_blocks(
         self, fd: int, size_bytes: int, inode: Inode, tree: BlockTree, first: int, n_blocks: int
@@ -241,13 +251,13 @@ class Updater:
 
     def _rewrite(self, tree: BlockTree, first: int, data: NDArray[np.uint8]) -> None:
         n_blocks = len(data) // BLOCK_BYTES
+        self._report.n_blocks_written += n_blocks
+        self._report.n_bytes += len(data)
         if n_blocks >= content.DIRECT_BLOCKS:
             content.write_spans(tree, first, data)
         else:
             for i in range(n_blocks):
                 tree.edit_block(first + i)[:] = data[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
-        self._report.n_blocks_written += n_blocks
-        self._report.n_bytes += len(data)
 
 
 def _metadata(inode: Inode) -> tuple[int, ...]:
