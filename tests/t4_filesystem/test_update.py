@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blockplane.filesystem import FileSystem, update
+from blockplane.filesystem import FileSystem, compare, update
 from blockplane.model import NoSpaceError
 from blockplane.volume import Volume
 from equality import differences, host_tree, volume_tree
@@ -225,3 +225,76 @@ def test_a_mixture_is_not_taken_for_the_copy(tmp_path: Path, fs: FileSystem, mon
     assert fs.read_bytes("/f", (2 << 20) - 1, 2) == b"ba"
     fs.put(path, "/f", update=True)
     assert fs.read_bytes("/f") == b"b" * (4 << 20)
+
+
+def read_all(top: Path) -> None:
+    """Have everything in a tree look as if it was read just now."""
+    for path in [top, *top.rglob("*")]:
+        mtime_ns = path.lstat().st_mtime_ns
+        os.utime(path, ns=(2_000_000_000_000_000_000, mtime_ns), follow_symlinks=False)
+
+
+def test_what_was_only_read_is_left_alone(source: Path, volume: Volume, fs: FileSystem) -> None:
+    fs.put(source, "/copy")
+    before = volume.snapshot("before")
+    read_all(source)
+    report = fs.put(source, "/copy", update=True, delete=True)
+    assert (report.n_blocks_written, report.n_bytes, report.n_removed) == (0, 0, 0)
+    after = volume.snapshot("after")
+    assert compare(before.state, after.state, atime=True).changes == []
+    assert len(after.plane - before.plane) < 8  # the list of snapshots, no inode
+
+
+def test_what_is_updated_takes_its_time_of_access_along(source: Path, fs: FileSystem) -> None:
+    fs.put(source, "/copy")
+    read_all(source)
+    changed = {"file3": lambda path: path.write_bytes(b"x"), "file4": lambda path: path.chmod(0o611),
+               "sub": lambda path: path.chmod(0o711), "empty": lambda path: os.setxattr(path, "user.new", b"1"),
+               "file5": lambda path: os.setxattr(path, "user.new", b"1")}  # fmt: skip
+    for name, change in changed.items():
+        change(source / name)
+    read_all(source)
+    fs.put(source, "/copy", update=True)
+    times = {name: fs.stat(f"/copy/{name}").st_atime_ns for name in [*changed, "file6"]}
+    assert {name for name, time_ns in times.items() if time_ns == 2_000_000_000_000_000_000} == set(changed)
+    assert differences(host_tree(source), volume_tree(fs, "/copy")) == []
+
+
+def test_blocks_of_content_and_attributes_are_counted(tmp_path: Path, fs: FileSystem) -> None:
+    source = tmp_path / "s"
+    (source / "sub").mkdir(parents=True)
+    (source / "tiny").write_bytes(b"t" * 256)
+    (source / "file").write_bytes(b"f" * 10_000)
+    (source / "other").write_bytes(b"o" * 4096)
+    os.symlink("/nowhere/" + "x" * 400, source / "link")
+    for name in ("tiny", "sub"):
+        os.setxattr(source / name, "user.large", b"v" * 3000)
+    expected = 3 + 1 + 1 + 2
+    assert fs.put(source, "/s").n_blocks_written == expected
+    assert fs.put(source, "/s", update=True).n_blocks_written == 0
+    assert fs.put(source, "/new", update=True).n_blocks_written == expected
+    for name in ("tiny", "sub"):
+        os.setxattr(source / name, "user.large", b"w" * 3000)
+    assert fs.put(source, "/s", update=True).n_blocks_written == 2
+
+
+@pytest.mark.parametrize("how", [{}, {"update": True}])
+def test_a_time_that_cannot_be_kept_is_named(
+    tmp_path: Path, fs: FileSystem, monkeypatch: pytest.MonkeyPatch, how: dict[str, bool]
+) -> None:
+    source = tmp_path / "s"
+    (source / "sub").mkdir(parents=True)
+    (source / "file").write_bytes(b"f")
+    (source / "kept").write_bytes(b"k")
+    os.symlink("file", source / "link")
+    for path, mtime_ns in {"link": 2000, "sub": 1001, "kept": -1000, "file": -1001, ".": 1000}.items():
+        os.utime(source / path, ns=(5000, mtime_ns), follow_symlinks=False)
+    monkeypatch.setattr("blockplane.filesystem.inode.MAX_TIME_NS", 1000)
+    for _ in range(2):
+        report = fs.put(f"{source}/.", "/s", **how)
+        assert {reason for _, reason in report.skipped} == {
+            "its time of modification lies beyond what is kept (1677 to 2262)"
+        }
+        assert sorted(os.path.basename(path) for path, _ in report.skipped) == ["file", "link", "sub"]
+    assert [fs.lstat(f"/s/{name}").st_mtime_ns for name in ("file", "link", "sub")] == [-1000, 1000, 1000]
+    assert (report.n_files, report.n_others, report.n_directories) == (2, 1, 2)

@@ -168,6 +168,23 @@ def test_a_put_that_replaces_says_so(done, tree):
     assert "4 entries replaced" in done("put", "v:/", tree).out
 
 
+def test_a_get_passes_over_what_has_a_folder_in_its_way_and_fails(done, blockplane, pool):
+    os.makedirs("out/hello")
+    outcome = blockplane("get", f"{pool}:/tree/.", "out")
+    assert outcome.status == 1
+    assert outcome.err == "blockplane: skipped out/hello: Is a directory\n"
+    assert sorted(os.listdir("out")) == ["folder", "hello", "large", "link"]
+
+
+def test_put_counts_blocks_with_and_without_update(done, tree):
+    done("create", "v", "--disks", 3, "--size", "8MiB")
+    os.setxattr(tree / "hello", "user.large", b"v" * 3000)
+    expected = os.path.getsize(tree / "large") // 4096 + 1  # what is small lies in inodes
+    assert done("put", "v:/one", tree, "--json").json["n_blocks_written"] == expected
+    assert done("put", "v:/two", tree, "--update", "--json").json["n_blocks_written"] == expected
+    assert done("put", "v:/two", tree, "--update", "--json").json["n_blocks_written"] == 0
+
+
 def test_cat_and_stat(done, pool, tree):
     assert done("cat", f"{pool}:/tree/hello", f"{pool}@june1:/tree/folder/inner").out == "hello\ninner\n"
     found = done("stat", f"{pool}:/tree/hello", "--json").json

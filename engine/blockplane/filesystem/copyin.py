@@ -10,11 +10,11 @@ import os
 import stat
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from blockplane.filesystem.datain import DataIn, Job
 from blockplane.filesystem.directory import Entry
+from blockplane.filesystem.entering import Entering, Target
 from blockplane.filesystem.errors import (
     InvalidRequestError,
     IsADirectoryPathError,
@@ -23,8 +23,10 @@ from blockplane.filesystem.errors import (
 )
 from blockplane.filesystem.exclude import Exclusions
 from blockplane.filesystem.hostread import HostEntry, Listing, below, host_entry, walk_ahead
-from blockplane.filesystem.inode import Inode, clamp_time
+from blockplane.filesystem.inode import Inode
+from blockplane.filesystem.metadata import set_times
 from blockplane.filesystem.names import AnyPath, check_name, path_bytes, path_text
+from blockplane.filesystem.putreport import PutReport
 from blockplane.filesystem.stat_result import pack_device
 from blockplane.filesystem.update import Updater
 from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, ignore_progress
@@ -38,27 +40,6 @@ if TYPE_CHECKING:
 # meanwhile, 50 to 100 ms; the pipeline runs empty each time, which at 64 MiB costs below 2 %.
 _BATCH_BYTES = 64 << 20
 _BATCH_ENTRIES = 4096
-
-
-@dataclass(slots=True)
-class PutReport:
-    """What a put did.
-
-    skipped: (host path, reason) of what could not be read, which cp would complain about too, and was left out.
-    changed: (host path, reason) of files that went in as they were read, and changed while the tree was copied: some
-    bytes may be older than others, and what grew behind the listed size was left out.
-    """
-
-    n_files: int = 0
-    n_directories: int = 0
-    n_others: int = 0
-    n_bytes: int = 0
-    n_blocks_written: int = 0
-    n_removed: int = 0
-    n_excluded: int = 0
-    seconds: float = 0.0
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    changed: list[tuple[str, str]] = field(default_factory=list)
 
 
 def put(
@@ -145,16 +126,7 @@ def _destination(fs: Changes, top: HostEntry, raw: bytes, dest: AnyPath, update:
     return place
 
 
-class _Target:
-    """A directory that is being filled: fresh children wait here until they are complete and are entered together."""
-
-    __slots__ = ("entry", "inode", "is_fresh", "ready")
-
-    def __init__(self, inode: Inode, entry: HostEntry, is_fresh: bool) -> None:
-        self.inode = inode
-        self.entry = entry
-        self.is_fresh = is_fresh
-        self.ready: list[tuple[bytes, Inode]] = []
+_HostInode = tuple[int, int]
 
 
 class _CopyIn:
@@ -166,11 +138,13 @@ class _CopyIn:
         self.data = DataIn(store, report)
         self._progress = progress
         self._started = started
-        self._targets: dict[bytes, _Target] = {}
-        self._touched: dict[int, _Target] = {}
-        self._links: dict[tuple[int, int], Inode] = {}
+        self._entering = Entering(store, report)
+        self._targets: dict[bytes, Target] = {}
+        self._links: dict[_HostInode, Inode] = {}
         #: by inode number: further names, this batch, of a file that is perhaps still being read
         self._further_names: dict[int, list[bytes]] = {}
+        #: large files that are complete, open until no piece of them is under way
+        self._complete: list[Inode] = []
         self._n_entries = 0
 
     def run(self, top: HostEntry, place: Place, updater: Updater, exclusions: Exclusions) -> None:
@@ -178,37 +152,39 @@ class _CopyIn:
         store = self.store
         try:
             store.lock.acquire()
-            parent = _Target(place.parent, top, is_fresh=False)
+            parent = Target(place.parent, top, is_fresh=False)
             top.name = place.name
             if top.kind != stat.S_IFDIR:
                 self._place(parent, top, place.inode, updater)
-                self._end_batch()
-                return
-            self._enter_top(top, place)
-            with contextlib.closing(walk_ahead(top, exclusions)) as listings:
-                for listing in listings:
-                    self._fill(listing, updater)
+            else:
+                self._enter_top(top, place)
+                with contextlib.closing(walk_ahead(top, exclusions)) as listings:
+                    for listing in listings:
+                        self._fill(listing, updater)
             self._end_batch()
         except BaseException:
             # Whatever it was: places that were taken are filled, and what is complete gets its name.
             with contextlib.suppress(BlockplaneError):
                 self.data.abandon()
             with contextlib.suppress(BlockplaneError):
-                self._enter_ready()
+                self._entering.enter()
             raise
         finally:
             self.data.close()
+            self._close_complete()
             store.lock.release()
 
     def _enter_top(self, top: HostEntry, place: Place) -> None:
         inode = place.inode
         if inode is None:
             inode = self._new_inode(top, place.parent)
-            self.store.add_entry(place.parent, place.name, inode)
-            self._targets[top.path] = _Target(inode, top, is_fresh=True)
-        else:
-            self._targets[top.path] = _Target(inode, top, is_fresh=False)
-        self.report.n_directories += 1
+            try:
+                self.store.add_entry(place.parent, place.name, inode)
+            except BlockplaneError:
+                self.store.destroy(inode)
+                raise
+        self._targets[top.path] = Target(inode, top, is_fresh=place.inode is None)
+        self.report.count(top)
 
     # --- one directory ---
 
@@ -220,26 +196,44 @@ class _CopyIn:
         target = self._targets.pop(listing.entry.path, None)
         if target is None:
             return
-        if not target.is_fresh:
+        if not target.is_fresh and not target.is_gone:
             updater.prepare(target.inode, listing)
         for child in listing.children:
+            if target.is_gone:
+                report.skip(target.entry, "removed from the volume while the tree was copied")
+                return
             existing = None if target.is_fresh else self.store.lookup(target.inode, child.name)
             self._place(target, child, existing, updater)
-            self._n_entries += 1
-            if self.data.n_bytes_batch >= _BATCH_BYTES or self._n_entries >= _BATCH_ENTRIES:
-                self._end_batch()
-        self._touched[target.inode.number] = target
+            self._count_entry()
+        self._entering.touch(target)
 
-    def _place(self, target: _Target, child: HostEntry, existing: Inode | None, updater: Updater) -> None:
+    def _count_entry(self) -> None:
+        self._n_entries += 1
+        if self.data.n_bytes_batch >= _BATCH_BYTES or self._n_entries >= _BATCH_ENTRIES:
+            self._end_batch()
+
+    def _place(self, target: Target, child: HostEntry, existing: Inode | None, updater: Updater) -> None:
         """Copy one entry into a directory."""
-        status = child.stat
-        key = status.st_dev, status.st_ino
         if child.kind == stat.S_IFDIR:
             self._place_directory(target, child, existing, updater)
-            return
-        linked = self._links.get(key) if status.st_nlink > 1 else None
-        if linked is not None and not linked.mode:  # somebody removed it between two batches
-            linked = None
+        else:
+            self._place_file(target, child, existing, updater)
+
+    def _number(self, target: Target, child: HostEntry) -> int:
+        """Return the number of the inode that now has a name, 0 for none."""
+        found = None if target.is_gone else self.store.directory(target.inode).find(child.name)
+        return found.inode if found is not None else 0
+
+    def _linked(self, child: HostEntry) -> Inode | None:
+        """Return what another name of the same file was copied to."""
+        linked = self._links.get((child.stat.st_dev, child.stat.st_ino)) if child.stat.st_nlink > 1 else None
+        return linked if linked is not None and linked.mode else None  # somebody may remove it between two batches
+
+    def _place_file(self, target: Target, child: HostEntry, existing: Inode | None, updater: Updater) -> None:
+        """Copy an entry that is no directory."""
+        status = child.stat
+        key = status.st_dev, status.st_ino
+        linked = self._linked(child)
         if existing is not None:
             existing, is_copy = updater.settle(target.inode, child, existing, linked)
             if existing is not None:
@@ -253,61 +247,64 @@ class _CopyIn:
         inode = self._new_inode(child, target.inode)
         if status.st_nlink > 1:
             self._links[key] = inode
-        self._count(child)
+        self.report.count(child)
         if child.kind == stat.S_IFREG and status.st_size >= _BATCH_BYTES:
             self._place_large(target, child, inode)
         elif child.kind == stat.S_IFREG:
             self.data.submit(Job(child.path, inode, status, lambda ok: self._filled(target, child, inode, ok)))
         else:
-            target.ready.append((child.name, inode))
-            self._touched[target.inode.number] = target
+            self._entering.add(target, child, inode)
 
-    def _place_large(self, target: _Target, child: HostEntry, inode: Inode) -> None:
-        """Copy a file over several batches; it is entered first: no consistency point holds it without a name."""
-        target.ready.append((child.name, inode))
-        self._touched[target.inode.number] = target
+    def _place_large(self, target: Target, child: HostEntry, inode: Inode) -> None:
+        """Copy a file over several batches; it is entered first: no consistency point holds it without a name.
+
+        It is open meanwhile: who removes it between two batches does not take it from under its pieces.
+        """
+        self._entering.add(target, child, inode)
         self._end_batch()
+        if not inode.mode:
+            return
+        self.store.opened(inode)
 
         def between() -> None:
             if self.data.n_bytes_batch >= _BATCH_BYTES:
                 self._end_batch()
 
         def done(ok: bool) -> None:
+            self._complete.append(inode)
             if ok:
                 set_times(inode, child.stat)
                 self.store.inodes.mark_dirty(inode)
-            else:
-                self._forget(child, inode)
+                return
+            self._forget(child, inode)
+            if self._number(target, child) == inode.number:
                 self.store.remove_entry(target.inode, child.name, inode)
 
         self.data.submit(Job(child.path, inode, child.stat, done), between)
 
-    def _place_directory(self, target: _Target, child: HostEntry, existing: Inode | None, updater: Updater) -> None:
+    def _place_directory(self, target: Target, child: HostEntry, existing: Inode | None, updater: Updater) -> None:
         if existing is not None and not existing.is_directory:
             existing = updater.make_way(target.inode, child, existing)
             if existing is not None:
                 return
-        self.report.n_directories += 1
+        self.report.count(child)
         if existing is not None:
-            self._targets[child.path] = _Target(existing, child, is_fresh=False)
+            self._targets[child.path] = Target(existing, child, is_fresh=False)
             return
         inode = self._new_inode(child, target.inode)
-        target.ready.append((child.name, inode))
-        self._touched[target.inode.number] = target
-        self._targets[child.path] = _Target(inode, child, is_fresh=True)
+        self._entering.add(target, child, inode)
+        self._targets[child.path] = Target(inode, child, is_fresh=True)
 
-    def _enter_link(self, target: _Target, child: HostEntry, linked: Inode) -> None:
+    def _enter_link(self, target: Target, child: HostEntry, linked: Inode) -> None:
         """Enter another name of a file that was copied already, or is being read."""
-        target.ready.append((child.name, linked))
-        self._touched[target.inode.number] = target
+        self._entering.add(target, child, linked)
         self._further_names.setdefault(linked.number, []).append(child.path)
 
-    def _filled(self, target: _Target, child: HostEntry, inode: Inode, ok: bool) -> None:
+    def _filled(self, target: Target, child: HostEntry, inode: Inode, ok: bool) -> None:
         """A file's content is in place, or could not be read."""
         if ok:
             set_times(inode, child.stat)
-            target.ready.append((child.name, inode))
-            self._touched[target.inode.number] = target
+            self._entering.add(target, child, inode)
         else:
             self._forget(child, inode)
             self.store.destroy(inode)
@@ -315,7 +312,7 @@ class _CopyIn:
     def _forget(self, child: HostEntry, inode: Inode) -> None:
         """A file could not be read: its further names so far go with it, and those to come are files of their own."""
         self._links.pop((child.stat.st_dev, child.stat.st_ino), None)
-        self.report.n_files -= 1
+        self.report.uncount(child)
         reason = f"another name of {os.fsdecode(child.path)}, which could not be read"
         self.report.skipped += [(os.fsdecode(path), reason) for path in self._further_names.pop(inode.number, ())]
 
@@ -327,20 +324,15 @@ class _CopyIn:
         set_times(inode, status)
         try:
             if entry.attributes:
-                self.store.set_attributes(inode, entry.attributes)
+                self.report.n_blocks_written += self.store.set_attributes(inode, entry.attributes)
             if entry.target:
                 self.store.write_part(inode, 0, memoryview(entry.target))
+                self.report.n_blocks_written += inode.n_blocks
                 set_times(inode, status)
         except BlockplaneError:
             self.store.destroy(inode)
             raise
         return inode
-
-    def _count(self, child: HostEntry) -> None:
-        if child.kind == stat.S_IFREG:
-            self.report.n_files += 1
-        else:
-            self.report.n_others += 1
 
     # --- batches ---
 
@@ -355,7 +347,8 @@ class _CopyIn:
         """Complete what is under way, enter it, and let a consistency point come."""
         n_bytes = self.data.finish()
         self._further_names.clear()
-        self._enter_ready()
+        self._entering.enter()
+        self._close_complete()
         self.report.n_bytes += n_bytes
         self.store.changed(self._n_entries * 1024)
         self._n_entries = 0
@@ -365,33 +358,8 @@ class _CopyIn:
         finally:
             self.store.lock.acquire()
 
-    def _enter_ready(self) -> None:
-        """Enter complete children in their directories, whose own times are then the host's again."""
-        for target in self._touched.values():
-            ready = [(name, inode) for name, inode in target.ready if inode.mode]
-            target.ready = []
-            distinct = len({name for name, _ in ready}) == len(ready)
-            if ready and not target.inode.n_entries and distinct:
-                self.store.fill_directory(target.inode, ready)
-            else:
-                for name, inode in ready:
-                    self.store.add_entry(target.inode, name, inode)
-            if target.entry.kind == stat.S_IFDIR and target.inode.is_directory:
-                set_metadata(self.store, target.inode, target.entry)
-        self._touched.clear()
-
-
-def set_times(inode: Inode, status: os.stat_result) -> None:
-    """Give an inode the host's access and modification time."""
-    inode.atime_ns, inode.mtime_ns = clamp_time(status.st_atime_ns), clamp_time(status.st_mtime_ns)
-
-
-def set_metadata(store: Store, inode: Inode, entry: HostEntry) -> None:
-    """Give an inode the host's mode, owner, times and attributes."""
-    status = entry.stat
-    inode.mode = inode.mode & ~0o7777 | status.st_mode & 0o7777
-    inode.uid, inode.gid = status.st_uid, status.st_gid
-    set_times(inode, status)
-    if entry.attributes or inode.attributes or inode.attribute_inode:
-        store.set_attributes(inode, entry.attributes)
-    store.inodes.mark_dirty(inode)
+    def _close_complete(self) -> None:
+        """Let go of large files that are complete; those that were removed meanwhile go with that."""
+        complete, self._complete = self._complete, []
+        for inode in complete:
+            self.store.closed(inode)

@@ -254,7 +254,7 @@ class DataIn:
         if job.segments is not None and inode.tree is not None:
             content.keep_only(inode, inode.tree, job.segments)
         if job.attributes:
-            self._store.set_attributes(inode, job.attributes)
+            self._counters.n_blocks_written += self._store.set_attributes(inode, job.attributes)
         self._settle_tree(inode)
 
     def _settle_tree(self, inode: Inode) -> None:

@@ -9,10 +9,11 @@ from typing import BinaryIO, cast
 
 from blockplane.filesystem.changes import Changes
 from blockplane.filesystem.check import CheckReport, check_store
-from blockplane.filesystem.copyin import PutReport, put
+from blockplane.filesystem.copyin import put
 from blockplane.filesystem.copyout import GetReport, get
 from blockplane.filesystem.file import File, parse_mode
 from blockplane.filesystem.names import AnyPath, path_bytes, path_text
+from blockplane.filesystem.putreport import PutReport
 from blockplane.model import Progress
 
 

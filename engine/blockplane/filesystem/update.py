@@ -22,6 +22,7 @@ from blockplane.filesystem.hostread import (
     reason_of,
 )
 from blockplane.filesystem.inode import INLINE_DATA_BYTES, Inode, clamp_time
+from blockplane.filesystem.metadata import set_metadata
 from blockplane.filesystem.stat_result import pack_device
 from blockplane.model import BLOCK_BYTES
 from blockplane.volume.runs import mask_runs
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from blockplane.filesystem.changes import Changes
-    from blockplane.filesystem.copyin import PutReport
     from blockplane.filesystem.directory import Entry
+    from blockplane.filesystem.putreport import PutReport
     from blockplane.volume.tree import BlockTree
 
 _COMPARE_BLOCKS = 256
@@ -101,7 +102,7 @@ class Updater:
         try:
             os.close(open_listed(child.path, child.stat))
         except OSError as error:
-            self._skip(child, reason_of(error))
+            self._report.skip(child, reason_of(error))
             return False
         return True
 
@@ -110,18 +111,15 @@ class Updater:
         if self._update:
             self._remove(parent, child.name, existing)
             return None
-        self._skip(child, "a directory does not replace a file")
+        self._report.skip(child, "a directory does not replace a file")
         return existing
 
     def _clear_directory(self, parent: Inode, child: HostEntry, existing: Inode) -> Inode | None:
         if self._delete:
             self._remove(parent, child.name, existing)
             return None
-        self._skip(child, "a file does not replace a directory" + (" (without delete)" if self._update else ""))
+        self._report.skip(child, "a file does not replace a directory" + (" (without delete)" if self._update else ""))
         return existing
-
-    def _skip(self, child: HostEntry, reason: str) -> None:
-        self._report.skipped.append((os.fsdecode(child.path), reason))
 
     def _remove(self, parent: Inode, name: bytes, inode: Inode) -> None:
         if inode.is_directory:
@@ -143,32 +141,21 @@ class Updater:
 
     def _make_equal(self, child: HostEntry, inode: Inode) -> bool:
         """Make an inode the copy; return whether it could be: what cannot be read is reported, and the inode left."""
-        status = child.stat
         if child.kind == stat.S_IFREG:
             try:
                 self._update_file(child, inode)
             except OSError as error:
-                self._skip(child, reason_of(error))
+                self._report.skip(child, reason_of(error))
                 return False
-            self._report.n_files += 1
-        else:
-            self._report.n_others += 1
-        if _metadata(inode) != _host_metadata(status):
-            inode.mode = inode.mode & ~0o7777 | status.st_mode & 0o7777
-            inode.uid, inode.gid = status.st_uid, status.st_gid
-            inode.atime_ns, inode.mtime_ns = clamp_time(status.st_atime_ns), clamp_time(status.st_mtime_ns)
-            self._store.touch(inode)
-        has_attributes = child.attributes or inode.attributes or inode.attribute_inode
-        if has_attributes and self._store.attributes(inode) != child.attributes:
-            self._store.set_attributes(inode, child.attributes)
+        self._report.count(child)
+        self._report.n_blocks_written += set_metadata(self._store, inode, child)
         return True
 
     # --- content ---
 
     def _update_file(self, child: HostEntry, inode: Inode) -> None:
         status = child.stat
-        same = inode.size_bytes == status.st_size and inode.mtime_ns == clamp_time(status.st_mtime_ns)
-        if same and not self._checksum:
+        if _is_same_content(inode, status) and not self._checksum:
             child.attributes = read_attributes(child.path)
             return
         fd = open_listed(child.path, status)
@@ -260,10 +247,6 @@ class Updater:
                 tree.edit_block(first + i)[:] = data[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
 
 
-def _metadata(inode: Inode) -> tuple[int, ...]:
-    return inode.mode & 0o7777, inode.uid, inode.gid, inode.atime_ns, inode.mtime_ns
-
-
-def _host_metadata(status: os.stat_result) -> tuple[int, ...]:
-    times = clamp_time(status.st_atime_ns), clamp_time(status.st_mtime_ns)
-    return status.st_mode & 0o7777, status.st_uid, status.st_gid, *times
+def _is_same_content(inode: Inode, status: os.stat_result) -> bool:
+    """Whether size and time say that a file holds what the host's does."""
+    return inode.size_bytes == status.st_size and inode.mtime_ns == clamp_time(status.st_mtime_ns)
