@@ -227,6 +227,81 @@ def test_a_mixture_is_not_taken_for_the_copy(tmp_path: Path, fs: FileSystem, mon
     assert fs.read_bytes("/f") == b"b" * (4 << 20)
 
 
+@pytest.mark.parametrize("how", [{}, {"delete": True, "exclude": ["keep"]}])
+def test_a_name_that_the_source_has_not_is_not_written_through(
+    tmp_path: Path, fs: FileSystem, how: dict[str, Any]
+) -> None:
+    source = tmp_path / "s"
+    source.mkdir()
+    (source / "a").write_bytes(b"old" * 3000)
+    os.link(source / "a", source / "keep")
+    fs.put(f"{source}/.", "/")
+    (source / "keep").unlink()
+    os.link(source / "a", tmp_path / "elsewhere")
+    (source / "a").write_bytes(b"new" * 3000)
+    fs.put(f"{source}/.", "/", update=True, **how)
+    assert (fs.read_bytes("/a"), fs.read_bytes("/keep")) == (b"new" * 3000, b"old" * 3000)
+    assert fs.check().problems == []
+
+
+def test_a_file_of_several_names_is_updated_in_place(tmp_path: Path, volume: Volume, fs: FileSystem) -> None:
+    source = tmp_path / "s"
+    (source / "sub").mkdir(parents=True)
+    (source / "a").write_bytes(os.urandom(1 << 20))
+    for name in ("b", "sub/c"):
+        os.link(source / "a", source / name)
+    fs.put(f"{source}/.", "/")
+    volume.sync()
+    number = fs.stat("/a").st_ino
+    with (source / "a").open("r+b") as file:
+        file.write(b"changed")
+    (source / "b").unlink()
+    os.link(source / "a", source / "sub/d")
+    report = fs.put(f"{source}/.", "/", update=True, delete=True)
+    assert report.n_blocks_written == 1
+    assert (fs.stat("/a").st_ino, fs.stat("/sub/d").st_ino) == (number, number)
+    assert differences(host_tree(source), volume_tree(fs)) == []
+    assert fs.check().problems == []
+
+
+def link_anew(top: Path, rng: np.random.Generator) -> None:
+    """Make the names of a folder names of other files, some with other content than before."""
+    names = [top / name for name in ("a", "b", "c", "sub/d", "sub/e", "sub/f")]
+    contents = [rng.bytes(int(rng.choice([100, 9000]))) for _ in range(3)]
+    for name in names:
+        if rng.integers(2) and name.exists():
+            if rng.integers(3) == 0:
+                name.write_bytes(contents[0])
+            continue
+        name.unlink(missing_ok=True)
+        others = [other for other in names if other.exists()]
+        if others and rng.integers(3):
+            os.link(others[int(rng.integers(len(others)))], name)
+        elif rng.integers(4):
+            name.write_bytes(contents[int(rng.integers(3))])
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_links_become_those_of_the_source(
+    tmp_path: Path, fs: FileSystem, rng: np.random.Generator, checksum: bool
+) -> None:
+    """Whatever was linked with what before, on both sides; a name outside keeps what it had."""
+    source = tmp_path / "s"
+    (source / "sub").mkdir(parents=True)
+    fs.mkdir("/copy")
+    outside: dict[str, bytes] = {}
+    for step in range(25):
+        link_anew(source, rng)
+        fs.put(source, "/copy", update=True, delete=True, checksum=checksum)
+        assert differences(host_tree(source), volume_tree(fs, "/copy")) == []
+        assert {name: fs.read_bytes(name) for name in outside} == outside
+        assert fs.check().problems == []
+        for name in sorted(os.listdir(source)):
+            if name != "sub" and rng.integers(6) == 0:
+                fs.link(f"/copy/{name}", f"/outside {step} {name}")
+                outside[f"/outside {step} {name}"] = fs.read_bytes(f"/copy/{name}")
+
+
 def read_all(top: Path) -> None:
     """Have everything in a tree look as if it was read just now."""
     for path in [top, *top.rglob("*")]:

@@ -9,12 +9,13 @@ import functools
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from blockplane.filesystem.datain import DataIn, Job
 from blockplane.filesystem.directory import Entry
-from blockplane.filesystem.entering import Entering, Target
+from blockplane.filesystem.entering import DIRECTORY_GONE, Entering, Target
 from blockplane.filesystem.errors import (
     InvalidRequestError,
     IsADirectoryPathError,
@@ -143,6 +144,8 @@ class _CopyIn:
         self._links: dict[_HostInode, Inode] = {}
         #: by inode number: further names, this batch, of a file that is perhaps still being read
         self._further_names: dict[int, list[bytes]] = {}
+        #: by host inode: names that can be dealt with only when all of them are met
+        self._waiting: dict[_HostInode, list[tuple[Target, HostEntry]]] = {}
         #: large files that are complete, open until no piece of them is under way
         self._complete: list[Inode] = []
         self._n_entries = 0
@@ -161,6 +164,7 @@ class _CopyIn:
                 with contextlib.closing(walk_ahead(top, exclusions)) as listings:
                     for listing in listings:
                         self._fill(listing, updater)
+            self._place_waiting(updater)
             self._end_batch()
         except BaseException:
             # Whatever it was: places that were taken are filled, and what is complete gets its name.
@@ -213,11 +217,33 @@ class _CopyIn:
             self._end_batch()
 
     def _place(self, target: Target, child: HostEntry, existing: Inode | None, updater: Updater) -> None:
-        """Copy one entry into a directory."""
+        """Copy one entry into a directory, or have it wait until all are met."""
+        key = child.stat.st_dev, child.stat.st_ino
         if child.kind == stat.S_IFDIR:
             self._place_directory(target, child, existing, updater)
+        elif key in self._waiting or (existing and not self._linked(child) and updater.waits(child, existing)):
+            self._waiting.setdefault(key, []).append((target, child))
         else:
             self._place_file(target, child, existing, updater)
+
+    def _place_waiting(self, updater: Updater) -> None:
+        """Deal with names that waited: an inode that has no others is updated, else they get a fresh one."""
+        for names in self._waiting.values():
+            whole = self._whole(names)
+            for target, child in sorted(names, key=lambda name: self._number(*name) not in whole):
+                if target.is_gone:
+                    self.report.skip(child, DIRECTORY_GONE)
+                    continue
+                updater.whole = self._whole(names) if self._linked(child) is None else frozenset()
+                self._place_file(target, child, self.store.lookup(target.inode, child.name), updater)
+                self._entering.touch(target)
+                self._count_entry()
+        self._waiting.clear()
+
+    def _whole(self, names: list[tuple[Target, HostEntry]]) -> frozenset[int]:
+        """Return the inodes that have these names, as yet, and no others."""
+        met = Counter(self._number(*name) for name in names)
+        return frozenset(number for number, n in met.items() if number and self.store.inodes.get(number).nlink == n)
 
     def _number(self, target: Target, child: HostEntry) -> int:
         """Return the number of the inode that now has a name, 0 for none."""

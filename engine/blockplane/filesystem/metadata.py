@@ -36,6 +36,11 @@ def set_metadata(store: Store, inode: Inode, entry: HostEntry) -> int:
     return n_blocks
 
 
+def is_same_metadata(store: Store, inode: Inode, entry: HostEntry) -> bool:
+    """Whether `set_metadata` has nothing to do."""
+    return _plain(inode) == _host_plain(entry.stat) and not _other_attributes(store, inode, entry.attributes)
+
+
 def keeps_time(status: os.stat_result) -> bool:
     """Whether the record holds a host's time of modification as it is; that of the access is nobody's loss."""
     return clamp_time(status.st_mtime_ns) == status.st_mtime_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -22,7 +23,7 @@ from blockplane.filesystem.hostread import (
     reason_of,
 )
 from blockplane.filesystem.inode import INLINE_DATA_BYTES, Inode, clamp_time
-from blockplane.filesystem.metadata import set_metadata
+from blockplane.filesystem.metadata import is_same_metadata, set_metadata
 from blockplane.filesystem.stat_result import pack_device
 from blockplane.model import BLOCK_BYTES
 from blockplane.volume.runs import mask_runs
@@ -64,6 +65,8 @@ class Updater:
         self._checksum = checksum
         self._keeps = keeps
         self._claims: dict[int, tuple[int, int]] = {}
+        #: inodes of several names all of which are known to be names of the host's file that is dealt with now
+        self.whole: frozenset[int] = frozenset()
 
     def prepare(self, inode: Inode, listing: Listing) -> None:
         """With delete, remove what the source directory lacks; nothing where it could not be read whole."""
@@ -73,6 +76,12 @@ class Updater:
         for entry in self._store.directory(inode).all_entries():
             if entry.name not in names and not (self._keeps and self._keeps(listing.entry, entry)):
                 self._remove(inode, entry.name, self._store.inode_of(entry))
+
+    def waits(self, child: HostEntry, existing: Inode) -> bool:
+        """Whether an inode of several names is to be changed, which is right only where all are names of the file."""
+        if not self._update or child.stat.st_nlink == 1 or existing.nlink == 1 or child.kind != existing.type:
+            return False
+        return not self._is_copy(child, existing)
 
     def settle(
         self, parent: Inode, child: HostEntry, existing: Inode, linked: Inode | None
@@ -128,16 +137,29 @@ class Updater:
         self._report.n_removed += 1
 
     def _can_become(self, child: HostEntry, existing: Inode) -> bool:
-        """Whether an inode can be turned into the copy in place: same type, and no other file's by a hard link."""
+        """Whether an inode can be turned into the copy in place: same type, and by no name another file's."""
         status = child.stat
         key = status.st_dev, status.st_ino
         if child.kind != existing.type or self._claims.get(existing.number, key) != key:
             return False
-        if existing.nlink > 1 and status.st_nlink == 1:
-            return False
+        if existing.nlink > 1 and existing.number not in self.whole:
+            return status.st_nlink > 1 and self._is_copy(child, existing)
+        return self._is_same_special(child, existing)
+
+    def _is_same_special(self, child: HostEntry, existing: Inode) -> bool:
+        """Whether what can only be made anew is the same: a link's target, a device's number."""
         if child.kind == stat.S_IFLNK:
             return self._store.read(existing) == child.target
-        return child.kind not in (stat.S_IFCHR, stat.S_IFBLK) or existing.rdev == pack_device(status.st_rdev)
+        return child.kind not in (stat.S_IFCHR, stat.S_IFBLK) or existing.rdev == pack_device(child.stat.st_rdev)
+
+    def _is_copy(self, child: HostEntry, existing: Inode) -> bool:
+        """Whether an inode is the copy already, as far as that is known without reading content."""
+        if child.kind == stat.S_IFREG:
+            if self._checksum or not _is_same_content(existing, child.stat):
+                return False
+            with contextlib.suppress(OSError):  # told when the file is dealt with
+                child.attributes = read_attributes(child.path)
+        return self._is_same_special(child, existing) and is_same_metadata(self._store, existing, child)
 
     def _make_equal(self, child: HostEntry, inode: Inode) -> bool:
         """Make an inode the copy; return whether it could be: what cannot be read is reported, and the inode left."""
