@@ -213,6 +213,7 @@ def verify(
                 "snapshots": verdict.snapshots,
                 "order": verdict.order,
                 "proved": verdict.proved,
+                "branches": verdict.branches,
                 "repeated": verdict.repeated,
             }
         )
@@ -228,9 +229,14 @@ def _print_verdict(files: Sequence[str], verdict: StreamVerdict) -> None:
         print(f"order      {', '.join(printable(name) for name in verdict.order)}")
     if verdict.repeated:
         print(f"twice      {', '.join(printable(name) for name in verdict.repeated)}")
+    if verdict.branches:
+        print(f"branches   {', '.join(verdict.branches)}")
     if verdict.proved:
         print(f"whole      {', '.join(verdict.proved)}")
-    chain = ", a complete chain" if len(verdict.order) > 1 else ""
+    if verdict.branches:
+        chain = f", but of {len(verdict.branches)} branches, of which a volume takes one"
+    else:
+        chain = ", a complete chain" if len(verdict.order) > 1 else ""
     part = (
         f", {blocks(verdict.verified_blocks)} read as part {verdict.part[0]} of {verdict.part[1]}"
         if verdict.part

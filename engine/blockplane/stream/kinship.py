@@ -1,4 +1,4 @@
-"""How the base of a stream stands to snapshots that are there: for whoever must find the stream between.
+"""How streams stand to snapshots that are there, and to each other: found by histories alone.
 
 A stream lists the snapshots of its top's line, those left out too, and the line's branches; that is enough.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from blockplane.stream.reader import StreamMap
 from blockplane.volume.codec import SnapshotRecord
-from blockplane.volume.lines import is_on_line
+from blockplane.volume.lines import is_in_history
 
 
 def kinship(stream: StreamMap, base: SnapshotRecord, held: Sequence[SnapshotRecord], whose: str) -> str:
@@ -33,11 +33,29 @@ def kinship(stream: StreamMap, base: SnapshotRecord, held: Sequence[SnapshotReco
     return ""
 
 
+def tips_of(streams: Sequence[StreamMap]) -> list[int]:
+    """Return the streams whose tops no other's descends from, as they were made: one, where all are of one line.
+
+    Notes
+    -----
+    Of several with one top, or of one state, the last counts. Linear in streams, for each tip.
+    """
+
+    def is_before(i: int, j: int) -> bool:
+        return is_in_history(streams[i].top, streams[j].top, streams[j].branches)
+
+    tips: list[int] = []
+    for i in sorted(range(len(streams)), key=lambda i: _age(streams[i].top), reverse=True):
+        if not any(is_before(i, j) for j in tips):
+            tips.append(i)
+    # the first state of a branch has the number of the one that it left
+    last = [i for i in tips if not any(is_before(i, j) for j in tips if j != i)]
+    return sorted(last, key=lambda i: streams[i].top.created_ns)
+
+
 def _is_of(stream: StreamMap, record: SnapshotRecord, later: SnapshotRecord) -> bool:
     """Whether a snapshot is one that a later one descends from, or that itself."""
-    if record.space_id != later.space_id:
-        return False
-    return is_on_line(record.branch_id, record.cp, later.branch_id, later.cp, stream.branches)
+    return is_in_history(record, later, stream.branches)
 
 
 def _age(record: SnapshotRecord) -> tuple[int, int]:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from blockplane.model.errors import StreamMismatchError
-from blockplane.stream.kinship import kinship
+from blockplane.stream.kinship import kinship, tips_of
 from blockplane.stream.reader import StreamMap
 from blockplane.stream.stored import StreamPlace
 from blockplane.volume.codec import SnapshotRecord
+
+#: So many branches are named.
+_MAX_NAMED: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +89,32 @@ class Lineage:
 
     @property
     def newest(self) -> Member:
-        """The member whose top is the newest.
+        """The member whose top all others are before.
 
         Raises
         ------
-        StreamMismatchError : it stands on nothing, or the members are of different numberings.
+        StreamMismatchError : it stands on nothing, or the members are of different numberings, or of several branches.
         """
-        for member in self.members[1:]:
-            if member.map.header.space_id != self.members[0].map.header.space_id:
-                raise _foreign(self.members[0], member)
-        i = max(range(len(self.members)), key=lambda i: self.members[i].age_key)
+        self.require_one_volume()
+        tips = self.tips
+        if len(tips) > 1:
+            raise of_branches([tip.map.top.name for tip in tips])
+        same = [i for i, member in enumerate(self.members) if member.map.top.id == tips[0].map.top.id]
+        i = next((i for i in same if i in self._reached), same[0])
         if i not in self._reached:
             raise self.missing(i)
         return self.members[i]
+
+    @property
+    def tips(self) -> list[Member]:
+        """The members whose tops no other's descends from, as they were made: one of each branch."""
+        return [self.members[i] for i in tips_of([member.map for member in self.members])]
+
+    def require_one_volume(self) -> None:
+        """Raise StreamMismatchError where the members are of different numberings."""
+        for member in self.members[1:]:
+            if member.map.header.space_id != self.members[0].map.header.space_id:
+                raise foreign(self.members[0].name, member.name)
 
     @property
     def stranded(self) -> list[int]:
@@ -147,7 +164,7 @@ class Lineage:
                     "name the whole chain, the full stream and every increment up to this one",
                 )
             if not any(self._fits(i, r) for j in below for r in self.members[j].map.arriving() if r.id == base.id):
-                return _foreign(self.members[i], self.members[below[0]])
+                return foreign(self.members[i].name, self.members[below[0]].name)
             i = below[0]
         return StreamMismatchError(f"{self.members[i].name} builds on itself", "fetch the streams again")
 
@@ -155,8 +172,18 @@ class Lineage:
         return "none of the other streams" if len(self.members) > 1 else "no other stream is named that"
 
 
-def _foreign(one: Member, other: Member) -> StreamMismatchError:
+def foreign(one: str, other: str) -> StreamMismatchError:
+    """Return the error for streams of two numberings."""
     return StreamMismatchError(
-        f"{one.name} and {other.name} number their blocks differently: they are of different volumes",
+        f"{one} and {other} number their blocks differently: they are of different volumes",
         "name the streams of one volume",
+    )
+
+
+def of_branches(tops: Sequence[str]) -> StreamMismatchError:
+    """Return the error for streams of which none is the newest: by the tops of the branches."""
+    how_many = "two" if len(tops) == 2 else str(len(tops))
+    return StreamMismatchError(
+        f"the streams are of {how_many} branches: {', '.join(tops[-_MAX_NAMED:])}",
+        "name the streams of one of them, or, to read, the snapshot",
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import closing
+from copy import copy
+from functools import cached_property
 from types import TracebackType
 from typing import Final
 
@@ -44,7 +46,7 @@ class StreamChain:
     Attributes
     ----------
     files : the streams, in the order given, the parts of an image as one. lineage : how they build on each other.
-    snapshots : every snapshot the streams bring, older first. snapshot : the one that is read.
+    snapshots : every snapshot the streams bring, older first.
     counters : requests, bytes and frames decompressed since the files were opened, indexes included.
     problems : what was damaged, and made up for when the chain was opened.
 
@@ -63,15 +65,24 @@ class StreamChain:
     ) -> None:
         self.files, self._cache = list(files), cache
         self.lineage = Lineage([Member(file.path, file.map) for file in files], needs_full=needs_full)
-        self._needs_full = needs_full
         self.problems: list[str] = []
         brought = [record for file in files for record in file.map.arriving()]
         self.snapshots = sorted({record.id: record for record in brought}.values(), key=lambda r: (r.cp, r.created_ns))
-        self.snapshot = snapshot if isinstance(snapshot, SnapshotRecord) else self._choose(snapshot)
-        #: newest first: of a block that several hold the first one's is meant
-        self.path = [self.files[i] for i in self.lineage.path(self.snapshot.id)]
+        self._wanted = snapshot
 
-    def _choose(self, name: str | None) -> SnapshotRecord:
+    @cached_property
+    def snapshot(self) -> SnapshotRecord:
+        """The snapshot that is read; StreamMismatchError: none was named, and there is no newest one."""
+        return self._chosen(self._wanted)
+
+    @cached_property
+    def path(self) -> list[StreamFile | PartSet]:
+        """The streams that it is read from, newest first: of a block that several hold the first one's is meant."""
+        return [self.files[i] for i in self.lineage.path(self.snapshot.id)]
+
+    def _chosen(self, name: str | SnapshotRecord | None) -> SnapshotRecord:
+        if isinstance(name, SnapshotRecord):
+            return name
         if name is None:
             return self.lineage.newest.map.top
         for record in reversed(self.snapshots):
@@ -97,7 +108,10 @@ class StreamChain:
 
     def at(self, snapshot: str | SnapshotRecord) -> StreamChain:
         """Return the same streams, another snapshot being read; close either one, once."""
-        return StreamChain(self.files, self._cache, snapshot, needs_full=self._needs_full)
+        found = copy(self)
+        found.snapshot = self._chosen(snapshot)
+        found.path = [self.files[i] for i in self.lineage.path(found.snapshot.id)]
+        return found
 
     def root_pointer(self) -> tuple[int, int]:
         """See BlockSource."""
@@ -157,7 +171,7 @@ class StreamChain:
 
 
 def open_stream(
-    *paths: StreamName, snapshot: str | None = None, needs_full: bool = True, key: Keys = None
+    *paths: StreamName, snapshot: str | None = None, needs_full: bool = True, key: Keys = None, chooses: bool = True
 ) -> StreamChain:
     """Open a stream, or a chain of them, in any order.
 
@@ -165,15 +179,16 @@ def open_stream(
     ----------
     paths : stream files; or one folder of them; tapes of one set, in order, among them, or of
         sets that were written side by side.
-    snapshot : which snapshot to read; by default the newest top.
+    snapshot : which snapshot to read; by default the newest top, which streams of several branches do not have.
     needs_full : whether the chain must begin with a full stream; without one, blocks of its base cannot be read.
     key : a key, a key file, or several, for streams that are encrypted.
+    chooses : False: no snapshot is chosen; `at` says which.
 
     Raises
     ------
     StreamError and its kinds : a file is no stream, cut off or damaged. StreamKeyError : it is encrypted with a key
-        that is not among those named. StreamMismatchError : they are no chain; the
-        message names the snapshot that is missing. NoSuchSnapshotError : they do not bring that snapshot.
+        that is not among those named. StreamMismatchError : they are no chain, and the message names the snapshot that
+        is missing; or of several branches, and it names these. NoSuchSnapshotError : they do not bring that snapshot.
     """
     files: list[StreamFile] = []
     sets: list[TapeSet] = []
@@ -189,7 +204,7 @@ def open_stream(
             files.append(StreamFile(place, cache, keys))  # noqa: PERF401 - what is open must be known when one fails
         chain = StreamChain(joined(files), cache, snapshot, needs_full=needs_full)
         chain.problems = [problem for its in sets for problem in its.problems]
-        return chain
+        return chain.at(chain.snapshot) if chooses else chain
     except BaseException:
         for file in files:
             file.close()

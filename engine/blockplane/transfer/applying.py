@@ -1,7 +1,7 @@
 """Which of some streams apply to a destination, and in which order: found by ids, whatever the files are called.
 
 What is there already is passed over. Of what is left the newest must be reached from what is there, or from a full
-stream where nothing is: else what is missing in between is named.
+stream where nothing is: else what is missing in between is named, or the branch or volume that a stream is of.
 """
 
 from __future__ import annotations
@@ -10,19 +10,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from blockplane.model.errors import RefusedError, StreamError, StreamMismatchError
-from blockplane.stream.kinship import kinship
-from blockplane.stream.lineage import Member
+from blockplane.stream.kinship import kinship, tips_of
+from blockplane.stream.lineage import Member, foreign, of_branches
 from blockplane.stream.reader import StreamMap
-from blockplane.transfer.history import is_in_history
-from blockplane.volume.codec import SnapshotRecord
+from blockplane.volume.codec import Branch, SnapshotRecord
+from blockplane.volume.lines import is_in_history
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """The state that is live at a destination: its branch, and its consistency point."""
+    """The state that is live at a destination: its numbering, branch, consistency point, and branch history.
 
+    name : of the snapshot that has all of it; empty: none has.
+    """
+
+    space_id: bytes
     branch_id: bytes
     cp: int
+    branches: Sequence[Branch] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +55,8 @@ class Step:
 
 @dataclass(slots=True)
 class Plan:
-    """steps : as they apply. there : streams whose top is there before or after them. older : those of states before
-    what is reached, of which nothing is needed.
+    """steps : as they apply. there : streams whose top is there before or after them. older : those of states that what
+    is reached descends from, of which nothing is needed.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -70,16 +76,14 @@ def plan_streams(
 
     Raises
     ------
-    StreamMismatchError : one stands on a snapshot that is neither there nor brought. RefusedError : a full stream would
-    replace what is there, or it was written to since.
+    StreamMismatchError : one stands on a snapshot that is neither there nor brought, or is of another branch or volume
+    than others. RefusedError : a full stream would replace what is there, or it was written to since, or is of another
+    branch.
     """
     steps = _steps(members)
-    starts: list[list[Step]] = [[]]
-    if live is None or discard:  # else a full stream would replace what is there
-        there = {record.id for record in held}
-        starts += [[step] for step in steps if step.map.base is None and step.map.top.id not in there]
-    found = max((_closure(steps, held, start, live, discard) for start in starts), key=_reach)
-    reached = max((step.age_key[:2] for step in found), default=(live.cp, 0) if live is not None else (-1, 0))
+    tips = _tips(steps, held)
+    found = max((_way(_before(tip, steps), held, live, discard) for tip in tips), key=_reach)
+    reached = _after(found[-1]) if found else live
     have = {record.id for record in (*held, *_brought(found))}
     plan = Plan(found)
     for step in steps:
@@ -87,11 +91,32 @@ def plan_streams(
             continue
         if step.map.top.id in have:
             plan.there.append(step)
-        elif step.age_key[0] <= reached[0] and (found or live is not None):
+        elif reached is not None and is_in_history(step.map.top, reached, reached.branches):
             plan.older.append(step)
         else:
-            raise _missing(step, steps, held, found, name)
+            raise _other_line(step, tips, found) or _missing(step, steps, held, found, name, live)
     return plan
+
+
+def _tips(steps: Sequence[Step], held: Sequence[SnapshotRecord]) -> list[Step]:
+    """Return the newest of each branch, as they were made: of those that are not there, if there are any."""
+    tips = [steps[i] for i in tips_of([step.map for step in steps])]
+    there = {record.id for record in held}
+    return [tip for tip in tips if tip.map.top.id not in there] or tips
+
+
+def _before(tip: Step, steps: Sequence[Step]) -> list[Step]:
+    """Return the steps to states that a tip descends from, and to itself."""
+    return [step for step in steps if is_in_history(step.map.top, tip.map.top, tip.map.branches)]
+
+
+def _way(line: Sequence[Step], held: Sequence[SnapshotRecord], live: Live | None, discard: bool) -> list[Step]:
+    """Return what applies of the steps of one line: what comes nearest to its end."""
+    starts: list[list[Step]] = [[]]
+    if live is None or discard:  # else a full stream would replace what is there
+        there = {record.id for record in held}
+        starts += [[step] for step in line if step.map.base is None and step.map.top.id not in there]
+    return max((_closure(line, held, start, live, discard) for start in starts), key=_reach)
 
 
 def _steps(members: Sequence[Member]) -> list[Step]:
@@ -143,7 +168,8 @@ def _closure(
 
 
 def _after(step: Step) -> Live:
-    return Live(step.map.top.branch_id, step.map.top.cp)
+    top = step.map.top
+    return Live(top.space_id, top.branch_id, top.cp, step.map.branches, top.name)
 
 
 def _fits(step: Step, have: dict[bytes, bytes], live: Live | None, discard: bool) -> bool:
@@ -151,21 +177,47 @@ def _fits(step: Step, have: dict[bytes, bytes], live: Live | None, discard: bool
     base, top = step.map.base, step.map.top
     if base is None or have.get(base.id) != base.space_id or top.id in have:
         return False
-    return discard or live is None or is_in_history(live.branch_id, live.cp, top, step.map.branches)
+    return discard or live is None or is_in_history(live, top, step.map.branches)
+
+
+def _other_line(step: Step, tips: Sequence[Step], found: Sequence[Step]) -> StreamError | None:
+    """Return the error for a stream of another volume, or branch, than those that apply; None: it is of theirs."""
+    if not found:
+        return None
+    end, top = found[-1].map.top, step.map.top
+    if end.space_id != top.space_id:
+        return foreign(found[-1].names, step.names)
+    if is_in_history(end, top, step.map.branches):
+        return None
+    tops = dict.fromkeys(tip.map.top.name for tip in tips if tip.map.top.space_id == end.space_id)
+    return of_branches([*tops])
 
 
 def _missing(
-    step: Step, steps: Sequence[Step], held: Sequence[SnapshotRecord], found: Sequence[Step], name: str
+    step: Step,
+    steps: Sequence[Step],
+    held: Sequence[SnapshotRecord],
+    found: Sequence[Step],
+    name: str,
+    live: Live | None,
 ) -> StreamError | RefusedError:
     """Return the error that says what a stream which does not apply lacks."""
     base = step.map.base
     have = [*held, *_brought(found)]
     if base is None:
+        is_foreign = live is not None and live.space_id != step.map.top.space_id
+        content = "content of another volume" if is_foreign else "content"
         return RefusedError(
-            f"{step.names} is a full stream, and {name} has content: it would replace that",
+            f"{step.names} is a full stream, and {name} has {content}: it would replace that",
             "leave it out, receive it into a new volume, or say --discard",
         )
     if any(record.id == base.id and record.space_id == base.space_id for record in have):
+        if live is not None and live.name:
+            return RefusedError(
+                f"{name} stands at {live.name}, which is of another branch than {step.map.top.name}, which "
+                f"{step.names} brings",
+                f"receive it into another volume, or say --discard: {live.name} stays as a snapshot",
+            )
         return RefusedError(
             f"{name} was written to since {base.name}, or rolled back: what it holds is no part of "
             f"{step.map.top.name}, which {step.names} brings, and would be lost",
@@ -173,7 +225,7 @@ def _missing(
         )
     before = next((other for other in steps if base.id in {r.id for r in other.map.arriving()}), None)
     if before is not None and before not in found and before is not step:
-        return _missing(before, [other for other in steps if other is not step], held, found, name)
+        return _missing(before, [other for other in steps if other is not step], held, found, name, live)
     how = kinship(step.map, base, have, "there is")
     return StreamMismatchError(
         f"{step.names} builds on snapshot {base.name} (id {base.id.hex()}), which {name} does not hold, and none of "

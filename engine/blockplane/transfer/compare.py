@@ -75,7 +75,7 @@ def compare_streams(
     """
     started = time.monotonic()
     image = build(volume, snapshot)
-    with closing(open_stream(*paths, needs_full=False, key=key)) as opened:
+    with closing(open_stream(*paths, needs_full=False, key=key, chooses=False)) as opened:
         chain = _at_same(opened, image)
         held = plane_in(chain)
         found = StreamComparison(snapshot)

@@ -22,11 +22,16 @@ from blockplane.stream.stateplane import plane_in
 
 @dataclass(slots=True)
 class ChainProof:
-    """What was proved. problems : one sentence each. order : names, as they apply. whole : snapshots proved whole."""
+    """What was proved.
+
+    problems : one sentence each. order : names, as they apply. whole : snapshots proved whole. branches : where the
+    streams are of several, the newest top of each.
+    """
 
     problems: list[str] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
     whole: list[str] = field(default_factory=list)
+    branches: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -51,12 +56,19 @@ def prove_chain(
     """
     proof = ChainProof()
     try:
-        chain = open_stream(*paths, needs_full=False, key=keys)
+        chain = open_stream(*paths, needs_full=False, key=keys, chooses=False)
     except StreamError as error:
         proof.order, proof.problems = [str(path) for path in paths], [error.message]
         return proof
     with closing(chain):
+        try:
+            chain.lineage.require_one_volume()
+        except StreamError as error:
+            proof.order, proof.problems = [str(path) for path in paths], [error.message]
+            return proof
         _Prover(chain, proof, bases or {}).prove()
+        tips = chain.lineage.tips
+        proof.branches = [tip.map.top.name for tip in tips] if len(tips) > 1 else []
     return proof
 
 

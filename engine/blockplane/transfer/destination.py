@@ -16,11 +16,11 @@ from blockplane.stream.kinship import kinship
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.against import no_lender
 from blockplane.transfer.arriving import arrival_of
-from blockplane.transfer.history import is_in_history
 from blockplane.volume import landing
 from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, NO_ID, SnapshotRecord, TableEntry
 from blockplane.volume.incoming import FLAG_MADE_VOLUME, FLAG_PULLED, MAX_MEMBERS, IncomingEntry
 from blockplane.volume.landing_places import has_relocated
+from blockplane.volume.lines import is_in_history
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.naming import check_name
 from blockplane.volume.pointers import all_of as all_pointers
@@ -150,7 +150,7 @@ class VolumeDestination:
         with settled(self.volume):
             live, pointer = self.volume.committed.root, self.volume.committed.pointer
             is_kept = any(entry.record.root == pointer for entry in self.volume.local.regular())
-        if not (is_kept or is_in_history(live.branch_id, live.cp, stream.top, stream.branches)):
+        if not (is_kept or is_in_history(live, stream.top, stream.branches)):
             self._accept_full(stream, discard)
 
     def _refuse_shadowed(self, base: SnapshotRecord) -> None:
@@ -176,11 +176,11 @@ class VolumeDestination:
             )
         with settled(self.volume):
             live, standing = self.volume.committed.root, standing_at(self.volume)
-        if discard or is_in_history(live.branch_id, live.cp, stream.top, stream.branches):
+        if discard or is_in_history(live, stream.top, stream.branches):
             return
         self._standing = standing.record if standing is not None else None
         kept = self._standing
-        if kept is None or not is_in_history(kept.branch_id, kept.cp, stream.top, stream.branches):
+        if kept is None or not is_in_history(kept, stream.top, stream.branches):
             raise RefusedError(
                 f"{self.name} was written to since {base.name}, or rolled back: what it holds is no part of "
                 f"{stream.top.name} and would be lost",

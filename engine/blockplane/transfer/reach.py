@@ -46,7 +46,7 @@ def reach(image: Image, *paths: StreamName, key: Keys = None) -> Reach:
     by_stream: dict[str, int] = {}
     elsewhere: dict[str, int] = {}
     left, reachable = image.plane, Plane.empty(image.plane.n_blocks)
-    with closing(open_stream(*paths, needs_full=False, key=key)) as opened:
+    with closing(open_stream(*paths, needs_full=False, key=key, chooses=False)) as opened:
         top = next((r for r in opened.snapshots if image.top is not None and r.id == image.top.id), None)
         if top is None or image.top is None or top.space_id != image.top.space_id:
             names = ", ".join(record.name for record in opened.snapshots[-4:])

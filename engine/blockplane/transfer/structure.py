@@ -85,7 +85,7 @@ def open_base(names: Sequence[str], snapshot_id: bytes) -> StreamChain:
     StreamMismatchError : the snapshot is not in it. StreamError and its kinds : it is not there, or damaged.
     """
     with ExitStack() as undo:
-        chain = open_stream(*names)
+        chain = open_stream(*names, chooses=False)
         undo.callback(chain.close)
         found = next((record for record in chain.snapshots if record.id == snapshot_id), None)
         if found is None:

@@ -31,6 +31,7 @@ class StreamVerdict:
     problems : one sentence each. n_blocks, stream_bytes : of what could be read. verified_blocks : those whose bytes
     were held against their checks; fewer where a part was asked for. order : the streams, in the order in which they
     apply. snapshots : names of those they bring. proved : names of those that the streams were proved to hold whole.
+    branches : where they are of several, the newest top of each; a volume takes one of them.
     part : (k, n), where it was asked for. repeated : streams that were named before, and not read again.
     """
 
@@ -44,6 +45,7 @@ class StreamVerdict:
     proved: list[str] = field(default_factory=list)
     part: tuple[int, int] | None = None
     repeated: list[str] = field(default_factory=list)
+    branches: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -105,7 +107,7 @@ def verify_streams(
     if all(is_stored(name) for name in names) and whole == names and not run.is_part_alone:
         proof = prove_chain(names, keys)
         verdict.problems += proof.problems
-        verdict.order, verdict.proved = proof.order, proof.whole
+        verdict.order, verdict.proved, verdict.branches = proof.order, proof.whole, proof.branches
     verdict.seconds = time.monotonic() - started
     return verdict
 

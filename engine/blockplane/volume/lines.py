@@ -3,9 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from blockplane.volume.codec import Branch
 from blockplane.volume.state import State
+
+
+class Located(Protocol):
+    """Whatever says which state it is: a state's root, a snapshot's record."""
+
+    @property
+    def space_id(self) -> bytes:
+        """Its numbering of VBNs."""
+        ...
+
+    @property
+    def branch_id(self) -> bytes:
+        """Its branch."""
+        ...
+
+    @property
+    def cp(self) -> int:
+        """Its consistency point, counted along its line."""
+        ...
+
+
+def is_in_history(state: Located, top: Located, branches: Sequence[Branch]) -> bool:
+    """Tell whether a state is the top's, or one that the top descends from.
+
+    Parameters
+    ----------
+    branches : the top's branch history. Branches of two numberings are different ones, whatever their ids are.
+    """
+    return state.space_id == top.space_id and is_on_line(state.branch_id, state.cp, top.branch_id, top.cp, branches)
 
 
 def is_on_line(branch_id: bytes, cp: int, line: bytes, last_cp: int, branches: Sequence[Branch]) -> bool:
@@ -28,7 +58,4 @@ def is_on_line(branch_id: bytes, cp: int, line: bytes, last_cp: int, branches: S
 
 def descends_from(state: State, older: State) -> bool:
     """Tell whether a state is another one, or came from it by changes alone."""
-    root, wanted = state.root, older.root
-    if root.space_id != wanted.space_id:
-        return False
-    return is_on_line(wanted.branch_id, wanted.cp, root.branch_id, root.cp, state.branches())
+    return is_in_history(older.root, state.root, state.branches())

@@ -1,0 +1,137 @@
+"""Streams of several branches, or volumes: none is passed over as older than what it is no part of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import blockplane as bp
+from blockplane.model.errors import RefusedError, StreamMismatchError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """a, s2 upon it, and x upon a on a branch of its own, whose states have lower numbers than s2; y upon x.
+
+    other.bps is of another volume, and of a state with a low number.
+    """
+    root, rng = tmp_path_factory.mktemp("branches"), np.random.default_rng(31)
+    with bp.Volume.create(root / "pool", disks=2, size="12M") as volume:
+        files = bp.FileSystem(volume)
+        files.write_bytes("/a", rng.bytes(50_000))
+        volume.snapshot("a")
+        bp.send(volume.image("a"), root / "a.bps")
+        for i in range(6):
+            files.write_bytes(f"/late{i}", rng.bytes(20_000))
+            volume.sync()
+        volume.snapshot("s2")
+        bp.send(volume.image("s2 - a"), root / "s2.bps")
+        volume.rollback("a")
+        files = bp.FileSystem(volume)
+        for name, base in (("x", "a"), ("y", "x")):
+            files.write_bytes(f"/{name}", rng.bytes(20_000))
+            volume.snapshot(name)
+            bp.send(volume.image(f"{name} - {base}"), root / f"{name}.bps")
+    with bp.Volume.create(root / "elsewhere", disks=2, size="12M") as volume:
+        bp.FileSystem(volume).write_bytes("/other", b"other")
+        volume.snapshot("other")
+        bp.send(volume.image("other"), root / "other.bps")
+    cps = {name: bp.stream_map(root / f"{name}.bps").top.cp for name in ("s2", "x", "other", "a")}
+    assert max(cps["x"], cps["other"]) < cps["s2"]
+    return root
+
+
+def of(folder: Path, *names: str) -> list[Path]:
+    return [folder / f"{name}.bps" for name in names]
+
+
+def names_in(path: Path) -> list[str]:
+    with bp.Volume.open(path, writable=False) as volume:
+        return [snapshot.name for snapshot in volume.snapshots]
+
+
+@pytest.mark.parametrize("given", ["a s2 x", "x s2 a", "a s2 x y"])
+def test_two_branches_make_no_volume(folder, tmp_path, given):
+    tips = "s2, y" if "y" in given else "s2, x"
+    with pytest.raises(StreamMismatchError, match=f"the streams are of two branches: {tips}"):
+        bp.receive_streams(*of(folder, *given.split()), target=tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize(("given", "arrives"), [("y a x", ["a", "x", "y"]), ("s2 a", ["a", "s2"])])
+def test_each_branch_by_itself_is_received(folder, tmp_path, given, arrives):
+    report = bp.receive_streams(*of(folder, *given.split()), target=tmp_path / "copy")
+    assert (list(report.arrives), names_in(tmp_path / "copy")) == (arrives, arrives)
+
+
+def test_another_branch_onto_what_is_there_is_not_older(folder, tmp_path):
+    """The source was rolled back: the folder has a stream more, and the destination lacks it."""
+    bp.receive_streams(*of(folder, "a", "s2"), target=tmp_path / "copy")
+    with pytest.raises(RefusedError, match=r"stands at s2, which is of another branch than x, which .*x\.bps brings"):
+        bp.receive_streams(*of(folder, "a", "s2", "x"), target=tmp_path / "copy")
+    assert names_in(tmp_path / "copy") == ["a", "s2"]
+    report = bp.receive_streams(*of(folder, "a", "s2", "x"), target=tmp_path / "copy", discard=True)
+    assert report.arrives == ("x",)
+    assert len(report.there) == 2
+    with bp.Volume.open(tmp_path / "copy", writable=False) as copy:
+        assert sorted(bp.FileSystem(copy).listdir("/")) == ["a", "x"]
+        assert bp.FileSystem(copy.get_snapshot("s2")).exists("/late5")
+        assert bp.check(copy).problems == []
+    again = bp.receive_streams(*of(folder, "a", "s2", "x", "y"), target=tmp_path / "copy")
+    assert (again.arrives, len(again.there), again.older) == (("y",), 3, ())
+
+
+def test_two_branches_onto_a_common_snapshot(folder, tmp_path):
+    bp.receive(folder / "a.bps", tmp_path / "copy")
+    with pytest.raises(StreamMismatchError, match="two branches: s2, x"):
+        bp.receive_streams(*of(folder, "s2", "x"), target=tmp_path / "copy")
+    assert names_in(tmp_path / "copy") == ["a"]
+
+
+@pytest.mark.parametrize("given", ["a other", "other a s2", "x other a"])
+def test_a_stream_of_another_volume_is_not_older(folder, tmp_path, given):
+    with pytest.raises(StreamMismatchError, match="they are of different volumes"):
+        bp.receive_streams(*of(folder, *given.split()), target=tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    bp.receive_streams(*of(folder, "a", "s2"), target=tmp_path / "there")
+    with pytest.raises((StreamMismatchError, RefusedError), match=r"different volumes|of another volume"):
+        bp.receive_streams(*of(folder, "a", "s2", "other"), target=tmp_path / "there")
+    assert names_in(tmp_path / "there") == ["a", "s2"]
+
+
+def test_an_increment_does_not_take_the_place_of_another_volumes_state(folder, tmp_path):
+    """Branches of two numberings have nothing in common, though both first ones have no id."""
+    bp.receive(folder / "a.bps", tmp_path / "copy")
+    bp.receive(folder / "other.bps", tmp_path / "copy", discard=True)
+    with bp.Volume.open(tmp_path / "copy") as copy:
+        for call in (bp.receive, lambda path, target: bp.receive_streams(path, target=target)):
+            with pytest.raises(RefusedError):
+                call(folder / "s2.bps", copy)
+        assert bp.FileSystem(copy).listdir("/") == ["other"]
+
+
+def test_nothing_is_the_newest_of_two_branches(folder, tmp_path):
+    given = of(folder, "a", "s2", "x")
+    with pytest.raises(StreamMismatchError, match="two branches: s2, x"):
+        bp.open_stream(*given)
+    with pytest.raises(StreamMismatchError, match="two branches: s2, x"):
+        bp.merge_streams(*given, sink=tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    for name, files in (("x", ["a", "x"]), ("a", ["a"])):
+        with bp.open_stream(*given, snapshot=name) as chain:
+            assert sorted(bp.FileSystem(chain).listdir("/")) == files
+
+
+def test_verifying_says_that_there_are_two_branches(folder):
+    verdict = bp.verify_streams(*of(folder, "a", "x", "s2"))
+    assert (verdict.problems, sorted(verdict.proved), verdict.branches) == ([], ["a", "s2", "x"], ["s2", "x"])
+    verdict = bp.verify_streams(*of(folder, "a", "x", "y"))
+    assert (verdict.ok, verdict.branches) == (True, [])
+
+
+def test_a_snapshot_is_compared_with_streams_of_two_branches(folder):
+    with bp.Volume.open(folder / "pool", writable=False) as volume:
+        found = bp.compare_streams(*of(folder, "a", "s2", "x"), volume=volume, snapshot="x")
+    assert (found.ok, found.n_differing) == (True, 0)
