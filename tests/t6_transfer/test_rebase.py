@@ -353,7 +353,9 @@ def test_a_half_written_file_of_a_rebase_is_gone_on_with(source, tmp_path):
         bp.send(source.image("june2"), tmp_path / "a.bps", against=io.BytesIO(offer))
         whole = (tmp_path / "a.bps").read_bytes()
         (tmp_path / "b.bps.partial").write_bytes(whole[: len(whole) * 2 // 3])
-        report = bp.send(source.image("june2"), tmp_path / "b.bps", resume=True)
+        with pytest.raises(RefusedError, match="only what a destination lacks that has june1"):
+            bp.send(source.image("june2"), tmp_path / "b.bps", resume=True)
+        report = bp.send(source.image("june2"), tmp_path / "b.bps", resume=True, against=io.BytesIO(offer))
         assert report.n_blocks_before > 0 < report.n_blocks_lent
         assert bp.verify_streams(tmp_path / "b.bps").problems == []
         with pytest.raises(StreamError, match="only what a destination lacked"):

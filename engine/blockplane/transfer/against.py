@@ -77,6 +77,17 @@ def compare_offer(
         return _Comparison(image, offered, progress).run()
 
 
+def offered_in(origin: InputLike) -> SnapshotRecord:
+    """Return the snapshot that an offer is of; no more of it is read.
+
+    Raises
+    ------
+    StreamError, StreamDamagedError, StreamTruncatedError : the offer is none, is damaged, or ends too early.
+    """
+    with closing(open_input(origin)) as source:
+        return OfferReader(source).record
+
+
 def _require_of_use(image: Image, record: SnapshotRecord) -> None:
     top = image.require_sendable()
     if image.base is not None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 
 from blockplane.image.image import Image
-from blockplane.model.errors import RefusedError, UsageError
+from blockplane.model.errors import RefusedError, StreamError, UsageError
 from blockplane.planes import Plane, combine
 from blockplane.stream.codec import LENT_FEATURES, PART_FEATURES, Header, Locations
 from blockplane.stream.filesink import WHOLE, FileForm, FileSink
 from blockplane.stream.folder import PARTIAL
-from blockplane.stream.keyfile import Key
+from blockplane.stream.input import FileInput
+from blockplane.stream.keyfile import Key, keys_of
 from blockplane.stream.partial import PartialStream, read_partial
 from blockplane.stream.pieces import piece_name
+from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.stream.sink import SinkLike, folder_of
 from blockplane.stream.stored import Stored, split_file
 from blockplane.stream.written import Written
@@ -29,7 +31,8 @@ class Began:
     """What an image's sending goes on from; nothing, where neither is given.
 
     token : what its destination has; image : of which the rest is asked for. partial : what its file holds, and name,
-    the file. lent : what an offer proved to be at its destination.
+    the file. lent : what an offer proved to be at its destination; offered : where a file is gone on with, the snapshot
+    that an offer is of.
     """
 
     token: ResumeToken | None = None
@@ -37,6 +40,7 @@ class Began:
     name: str = ""
     lent: Lent | None = None
     image: Image | None = None
+    offered: SnapshotRecord | None = None
 
     @property
     def written(self) -> Written | None:
@@ -69,22 +73,26 @@ class Began:
 
         Raises
         ------
-        RefusedError : what was begun is another image.
+        RefusedError : what was begun is another image, or another part of it.
         """
-        if self.partial is not None:
-            old = self.partial.map.header
-            if old.image_id != header.image_id:
-                raise RefusedError(
-                    f"{self.name} is a stream of {self.partial.map.top.name}: another image than the one asked for",
-                    "name the same snapshots, or send without --resume, which begins anew",
-                )
-            if old.is_one_of_parts is not (chosen is not None) or chosen not in (None, self.partial.map.part):
-                raise RefusedError(
-                    f"{self.name} holds another part of {self.partial.map.top.name} than the one asked for",
-                    "divide the image as before, or send without --resume, which begins anew",
-                )
-            self._require_same_order(old, header)
-            return old, combine([self.partial.map.following], minus=self.partial.copied)
+        if self.partial is None:
+            return self._asked_for(header, plane, chosen)
+        found = self.partial.map
+        if found.header.image_id != header.image_id:
+            raise RefusedError(
+                f"{self.name} is a stream of {found.top.name}: another image than the one asked for",
+                "name the same snapshots, or send without --resume, which begins anew",
+            )
+        asked, rest = self._asked_for(header, plane, chosen)
+        what = lacks(found, asked, rest, self.offered)
+        if what is not None:
+            hint = f"{what[1]}, or send without --resume, which begins anew"
+            raise RefusedError(f"{self.name} holds {what[0]}", hint)
+        self._require_same_order(found.header, header)
+        return found.header, combine([found.following], minus=self.partial.copied)
+
+    def _asked_for(self, header: Header, plane: Plane, chosen: Plane | None) -> tuple[Header, Plane | None]:
+        """Return the header of a stream of what is asked for, and its VBNs; None: all."""
         if self.lent is not None:
             rest = combine([plane], minus=self.lent.plane)
             return replace(header, features=header.features | LENT_FEATURES, part_blocks=len(rest)), rest
@@ -147,6 +155,29 @@ class Began:
         return members
 
 
+def lacks(
+    found: StreamMap, asked: Header, rest: Plane | None, offered: SnapshotRecord | None
+) -> tuple[str, str] | None:
+    """Return what a file holds that has not all that is asked for of its image, and what to say to mean it; or None.
+
+    Parameters
+    ----------
+    asked, rest : the header of the stream that would be written, and its VBNs; None: all. offered : the snapshot that
+    an offer is of, if one was named.
+    """
+    header, top = found.header, found.top.name
+    if header.is_lent:
+        if offered is not None and found.lender is not None and offered.id == found.lender.id:
+            return None  # a snapshot's id and numbering say all that it holds
+        lender = found.lender.name if found.lender is not None else "a snapshot of its own"
+        return f"of {top} only what a destination lacks that has {lender}", "name its offer with --against"
+    if found.following == (found.image if rest is None else rest) and header.carried_id == asked.carried_id:
+        return None
+    if header.is_part and not header.is_one_of_parts:
+        return f"of {top} only the rest of an interrupted transfer", "name its token with --resume TOKEN"
+    return f"another part of {top} than the one asked for", "divide the image as before"
+
+
 def began_in(sink: FileSink, key: Key | None = None) -> Began:
     """Return what a file that is gone on with holds, and place its writer behind that.
 
@@ -168,14 +199,31 @@ def began_beside(target: SinkLike, key: Key | None = None, form: FileForm = WHOL
     """Return what an interrupted send has left beside a path; nothing is changed. In a volume it is not looked for."""
     if not isinstance(target, (str, os.PathLike)):
         return Began()
-    path = os.fspath(target)
-    numbers = itertools.count() if form.split_bytes else [-1]
-    names = ((piece_name(path, number) if number >= 0 else path) + PARTIAL for number in numbers)
-    found = list(itertools.takewhile(os.path.isfile, names))
+    found = _partials_of(os.fspath(target), form)
     if not found:
         return Began()
     with closing(split_file(found, found[0])) as stored:
         return Began(partial=_read(stored, key), name=found[0])
+
+
+def _partials_of(path: str, form: FileForm) -> list[str]:
+    """Return the names of what an interrupted send has left beside a path."""
+    numbers = itertools.count() if form.split_bytes else [-1]
+    names = ((piece_name(path, number) if number >= 0 else path) + PARTIAL for number in numbers)
+    return list(itertools.takewhile(os.path.isfile, names))
+
+
+def map_beside(target: SinkLike, key: Key | None = None, form: FileForm = WHOLE) -> StreamMap | None:
+    """Return what stands before the data in what an interrupted send has left beside a path; None: nothing that can be
+    read, with the key and in the form that are named.
+    """
+    found = _partials_of(os.fspath(target), form) if isinstance(target, (str, os.PathLike)) else []
+    if not found:
+        return None
+    with suppress(StreamError), closing(split_file(found, found[0])) as stored:
+        stream = StreamReader(FileInput(stored), keys_of(key)).read_map()
+        return stream if stream.header.is_sealed is (key is not None) else None
+    return None
 
 
 def _read(stored: Stored, key: Key | None) -> PartialStream | None:

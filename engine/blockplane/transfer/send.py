@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 
 from blockplane.image.extents import n_blocks_in
 from blockplane.image.image import Image
 from blockplane.image.order import DISK
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import BlockplaneError, RefusedError, UsageError
+from blockplane.model.errors import BlockplaneError, RefusedError, StreamError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.model.sizes import parse_size
 from blockplane.planes import Plane
 from blockplane.stream.arrival import Ring, arriving
-from blockplane.stream.codec import FrameKind, Role
+from blockplane.stream.codec import FrameKind, Header, Role
 from blockplane.stream.compression import DEFAULT_LEVEL, parse_compression
 from blockplane.stream.fdsink import Buffer
 from blockplane.stream.filesink import FileForm, FileSink, split_beside
@@ -27,14 +27,14 @@ from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.stream.sink import Sink, SinkLike, folder_of, open_sink
 from blockplane.stream.stored import StreamPlace
 from blockplane.stream.writer import StreamWriter
-from blockplane.transfer.against import Lent, compare_offer
-from blockplane.transfer.began import Began, began_beside, began_in, is_finished
+from blockplane.transfer.against import Lent, compare_offer, offered_in
+from blockplane.transfer.began import Began, began_beside, began_in, is_finished, lacks, map_beside
 from blockplane.transfer.claims import Claims
 from blockplane.transfer.description import completed
 from blockplane.transfer.imagesending import EXPLICIT, ImageSending
 from blockplane.transfer.protocol import Sendable
 from blockplane.transfer.resume import ResumeToken
-from blockplane.volume.codec import NO_ID
+from blockplane.volume.codec import NO_ID, SnapshotRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,9 @@ def send(
     key : a key or its file: the stream is encrypted with it, names, planes and index too. The stream shows ids, who
         wrote it and when, how long its frames are, and the key's id.
     resume : a token: only what the destination that gave it lacks is sent; of another image of the same volume, what
-        came counts as far as snapshots of that image that are still here show it unchanged. True: the file that an
-        interrupted send left beside the path is gone on with, where there is one.
+        came counts as far as snapshots of that image that are still here show it unchanged; a file beside the path that
+        holds half of just that is gone on with. True: the file that an interrupted send left beside the path is gone on
+        with, where there is one; what an offer began, with that offer.
     against : an offer of the destination: what that proves to be there is not sent. All of it that may be equal is read
         here first, by a dry run too. Or what `compare_offer` found.
     split : of a path FILE, write the stream to FILE.000, FILE.001, ..., each so long, the last as long as it is.
@@ -150,26 +151,29 @@ def send(
     began = Began()
     if resume and not isinstance(sending, ImageSending):
         raise UsageError("what is merged from streams is not gone on with", "merge again")
-    if isinstance(resume, ResumeToken):
-        began = Began(token=resume, image=sending.image if isinstance(sending, ImageSending) else None)
+    if isinstance(resume, ResumeToken) and isinstance(sending, ImageSending):
+        began = Began(token=resume, image=sending.image)
+    goes_on = resume is True or _is_beside(sending, began, sink, secret, form)
     if against is not None and (began.token is not None or not isinstance(sending, ImageSending)):
         raise UsageError("a token says what is left, and an offer is for images of a volume", "leave the offer out")
+    if resume and sink is not None and is_finished(sink, form):
+        done = _already_sent(sending, began, sink, secret, against, progress)
+        if done is not None:
+            return done
     if dry_run or sink is None:
-        if resume is True and sink is not None:
-            began = began_beside(sink, secret, form)
+        if goes_on and sink is not None:
+            beside = began_beside(sink, secret, form)
+            began = replace(beside, token=began.token, image=began.image)
         with closing(began):
             began = _lent(sending, began, against, progress)
             report = send_begun(sending, StreamForm(None, secret), _Nowhere(), progress, began, read=False)
         return replace(report, compression=_named(level))
-    if resume is True and is_finished(sink, form):
-        report = send_begun(sending, StreamForm(None, secret), _Nowhere(), progress, Began(), read=False)
-        return already_sent(sink, report, secret, getattr(sending, "chosen", None), progress)
     if resume is True and folder_of(sink) is None:
         raise UsageError("only a file is gone on with by itself", "give the token that `receive --have` wrote")
-    with closing(open_sink(sink, resume is True, form)) as opened, ExitStack() as stack:
+    with closing(open_sink(sink, goes_on, form)) as opened, ExitStack() as stack:
         try:
-            if isinstance(opened, FileSink) and opened.is_old and resume is True:
-                began = began_in(opened, secret)
+            if isinstance(opened, FileSink) and opened.is_old and goes_on:
+                began = replace(began_in(opened, secret), token=began.token, image=began.image)
                 stack.callback(began.close)
             began = _lent(sending, began, against, progress)
             if preallocate and isinstance(opened, FileSink):
@@ -181,7 +185,9 @@ def send(
             may_go_on = isinstance(sending, ImageSending)
             kept = opened.suspend() if may_go_on and isinstance(opened, FileSink) else ""
             if kept and isinstance(error, BlockplaneError):
-                more = f"what is written is kept in {kept}: go on with --resume, or delete it"
+                how = "the same --resume TOKEN" if began.token is not None else "--resume"
+                how += " and --against" if against is not None else ""
+                more = f"what is written is kept in {kept}: go on with {how}, or delete it"
                 error.hint = f"{error.hint}; {more}" if error.hint else more
             raise
         return replace(report, seconds=report.seconds + time.monotonic() - started)
@@ -208,21 +214,41 @@ def _most_bytes(sending: Sendable, secret: Key | None, began: Began) -> int:
 
 def _lent(sending: Sendable, began: Began, against: InputLike | Lent | None, progress: Progress) -> Began:
     """Return what is begun with, and what the destination has by its offer."""
-    if against is None or not isinstance(sending, ImageSending) or began.partial is not None:
+    if against is None or not isinstance(sending, ImageSending):
         return began
+    if began.partial is not None:
+        return replace(began, offered=against.record.id if isinstance(against, Lent) else offered_in(against))
     lent = against if isinstance(against, Lent) else compare_offer(sending.image, against, progress)
     sending.lender = lent.record
     return replace(began, lent=lent)
 
 
-def already_sent(
+def _is_beside(sending: Sendable, began: Began, sink: SinkLike | None, secret: Key | None, form: FileForm) -> bool:
+    """Whether what is half written beside a path is what a token asks for: else it is begun anew."""
+    found = map_beside(sink, secret, form) if sink is not None and began.token is not None else None
+    if found is None:
+        return False
+    asked, rest = _asked_for(sending, began)
+    return found.header.image_id == asked.image_id and lacks(found, asked, rest, None) is None
+
+
+def _asked_for(sending: Sendable, began: Began) -> tuple[Header, Plane | None]:
+    """Return the header of the stream that would be written, and its VBNs; None: all."""
+    header = completed(sending, sending.snapshots(), len(sending.branches()))
+    return began.rest_of(header, sending.plane, getattr(sending, "chosen", None))
+
+
+def _already_sent(
+    sending: Sendable,
+    began: Began,
     path: SinkLike,
-    planned: SendReport,
     secret: Key | None,
-    chosen: Plane | None = None,
-    progress: Progress = ignore_progress,
-) -> SendReport:
+    against: InputLike | None,
+    progress: Progress,
+) -> SendReport | None:
     """Return the report of a send that was finished before, whose file is read and found whole.
+
+    None : a token says what is asked for, and the file is something else: it is replaced, as without a token.
 
     Raises
     ------
@@ -230,12 +256,17 @@ def already_sent(
     is encrypted, with another key. StreamDamagedError, StreamTruncatedError : it is not whole.
     """
     assert isinstance(path, (str, os.PathLike, StreamPlace)), "what is there is a file"
-    with closing(open_input(path)) as source, blaming(source):
-        reader = StreamReader(source, keys_of(secret))
-        found = reader.read_map()
-        _require_asked_for(source.name, found, planned, secret, chosen)
-        _read_through(reader, found, progress)
-    return replace(planned, n_blocks=0, n_bytes=0, stream_bytes=0, n_blocks_before=found.header.following_blocks)
+    asked, rest = _asked_for(sending, began)
+    planned = send_begun(sending, StreamForm(None, secret), _Nowhere(), progress, began, read=False)
+    with suppress(*(() if began.token is None else (RefusedError, StreamError))):
+        with closing(open_input(path)) as source, blaming(source):
+            reader = StreamReader(source, keys_of(secret))
+            found = reader.read_map()
+            offered = offered_in(against) if against is not None and found.header.is_lent else None
+            _require_asked_for(source.name, found, asked, rest, secret, offered)
+            _read_through(reader, found, progress)
+        return replace(planned, n_blocks=0, n_bytes=0, stream_bytes=0, n_blocks_before=found.header.following_blocks)
+    return None
 
 
 def _read_through(reader: StreamReader, found: StreamMap, progress: Progress) -> None:
@@ -248,21 +279,27 @@ def _read_through(reader: StreamReader, found: StreamMap, progress: Progress) ->
 
 
 def _require_asked_for(
-    name: str, found: StreamMap, planned: SendReport, secret: Key | None, chosen: Plane | None
+    name: str,
+    found: StreamMap,
+    asked: Header,
+    rest: Plane | None,
+    secret: Key | None,
+    offered: SnapshotRecord | None,
 ) -> None:
     if secret is not None and not found.header.is_sealed:
         raise RefusedError(
             f"{name} is there already, and is not encrypted", "name another file, or leave --resume out to replace it"
         )
-    if found.header.image_id != planned.image_id:
+    if found.header.image_id != asked.image_id:
         raise RefusedError(
             f"{name} is there already, a stream of {found.top.name}: another image than the one asked for",
             "name another file, or leave --resume out to replace it",
         )
-    if found.following != (found.image if chosen is None else chosen):
+    what = lacks(found, asked, rest, offered)
+    if what is not None:
         raise RefusedError(
-            f"{name} is there already, with another part of {found.top.name} than the one asked for",
-            "divide the image as before, name another file, or leave --resume out to replace it",
+            f"{name} is there already, with {what[0]}",
+            f"{what[1]}, name another file, or leave --resume out to replace it",
         )
 
 
