@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -241,6 +242,22 @@ def find_label(disk: Disk) -> FoundLabel:
     newest = max(labels, key=lambda label: label.generation)
     encoded = encode_label(newest)
     return FoundLabel(newest, tuple(block for block, data in blocks.items() if data != encoded))
+
+
+def carries_label(path: str | os.PathLike[str]) -> bool:
+    """Whether a file or device has, at either end, what a label of a volume's disk begins with, in any version."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        n_blocks = os.lseek(fd, 0, os.SEEK_END) // BLOCK_BYTES
+        ends = (LABEL_HEAD_BLOCK, label_tail_block(n_blocks)) if n_blocks > HEAD_BLOCKS else ()
+        return any(os.pread(fd, len(MAGIC), block * BLOCK_BYTES) == MAGIC for block in ends)
+    except OSError:  # no file, and no device that has an end
+        return False
+    finally:
+        os.close(fd)
 
 
 def read_label(disk: Disk) -> Label:

@@ -136,6 +136,9 @@ class VolumeFolder:
                 f"cannot write into {self._shown}: {error.text}", "name a file in an existing directory"
             ) from error
 
+    def refuse_volumes(self, names: Sequence[str]) -> None:
+        """See Folder: no disk of a volume that could be opened is in another one."""
+
     def begin(self, name: str, goes_on: bool) -> Growing:
         """See Folder."""
         if self._volume is None:

@@ -9,11 +9,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
-from blockplane.model.errors import StreamError, UsageError
+from blockplane.model.errors import RefusedError, StreamError, UsageError
+from blockplane.stream.codec import MAGIC
 from blockplane.stream.fdsink import Buffer, write_error
 from blockplane.stream.filedigests import FileDigests
 from blockplane.stream.folder import PARTIAL, Folder, Growing
-from blockplane.stream.pieces import DIGESTS, piece_name, piece_number
+from blockplane.stream.pieces import DIGESTS, base_of, hint_for, piece_name, piece_number
 from blockplane.stream.stored import Stored
 
 #: Less than this is not kept when a stream is not finished: it holds little beside its planes.
@@ -49,6 +50,7 @@ class FileSink:
     Raises
     ------
     StreamError : it cannot be written, another process writes it, or what was begun was split otherwise.
+    RefusedError : a volume's disk, or another stream, would be replaced.
 
     Attributes
     ----------
@@ -63,6 +65,7 @@ class FileSink:
     def __init__(self, folder: Folder, name: str, form: FileForm = WHOLE, goes_on: bool = False) -> None:
         self._folder, self._base, self._split = folder, name, form.split_bytes
         self.name = folder.shown(name)
+        self._refuse_others()
         self._refuse_other_form(goes_on)
         self._stays = goes_on  # as it is, until something is written
         #: how many there are; the first stays open, which keeps others from writing any, and the one that is written
@@ -95,6 +98,27 @@ class FileSink:
         return self._open[number]
 
     # --- what is there -----------------------------------------------------------------------------------------------
+
+    def _refuse_others(self) -> None:
+        """Refuse to replace, or remove, what is no stream of this name."""
+        names = self._folder.names()
+        later = [name for name in names if self._split is not None and piece_number(name, self._base) >= 0]
+        mine = dict.fromkeys([self._name_of(0), *later, self._base + DIGESTS])
+        self._folder.refuse_volumes([*mine, *(name + PARTIAL for name in mine)])
+        base = base_of(self._base) if self._split is None else None
+        second = piece_name(base, 1) if base is not None else ""
+        if second in names and not self._is_head(second):
+            raise RefusedError(
+                f"{self._folder.shown(second)} is there, of a stream that was split: {self.name} is its first piece",
+                "name another file",
+            )
+        if self._split is None and self._base in names and hint_for(self.name):
+            raise RefusedError(f"{self.name} is a piece of a stream that was split", "name another file")
+
+    def _is_head(self, name: str) -> bool:
+        """Whether a file begins as a stream does."""
+        with closing(self._folder.stored([name])) as stored:
+            return stored.read(len(MAGIC), 0) == MAGIC
 
     def _refuse_other_form(self, goes_on: bool) -> None:
         names = self._folder.names()

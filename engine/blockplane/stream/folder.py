@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
-from blockplane.model.errors import StreamError
+from blockplane.disks.label import carries_label
+from blockplane.model.errors import RefusedError, StreamError
 from blockplane.stream.fdsink import Buffer, FdSink, write_error
 from blockplane.stream.stored import Stored, split_file
+from blockplane.volume.config import CONFIG_NAME
+from blockplane.volume.making import OWN_NAMES
 
 #: What the name of a file ends with until it is whole.
 PARTIAL: Final = ".partial"
@@ -68,6 +71,10 @@ class Folder(Protocol):
         """Return the names of what is there."""
         ...
 
+    def refuse_volumes(self, names: Sequence[str]) -> None:
+        """Raise RefusedError where one of these files is a volume's: it must not be replaced, whatever it is called."""
+        ...
+
     def begin(self, name: str, goes_on: bool) -> Growing:
         """Open NAME.partial, with `goes_on` the one that is there, if it is; never another process's."""
         ...
@@ -116,6 +123,17 @@ class HostFolder:
                 f"cannot write into {self._path}: {error.strerror}", "name a file in an existing folder"
             ) from error
 
+    def refuse_volumes(self, names: Sequence[str]) -> None:
+        """See Folder."""
+        is_volume = (self._path / CONFIG_NAME).exists()
+        for name in names:
+            refuse_disk(self._path / name)
+            if is_volume and name in OWN_NAMES:
+                raise RefusedError(
+                    f"{self.shown(name)} belongs to the volume {self._path}: it would be replaced",
+                    "name a file outside of volumes",
+                )
+
     def begin(self, name: str, goes_on: bool) -> Growing:
         """See Folder."""
         return HostFile(self._path / name, goes_on)
@@ -140,6 +158,15 @@ class HostFolder:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def refuse_disk(path: Path) -> None:
+    """Raise RefusedError where a file or device is the disk of a volume, whichever."""
+    if carries_label(path):
+        raise RefusedError(
+            f"{path} is a disk of a volume: what is on it would be lost",
+            "name another file",
+        )
 
 
 class HostFile(FdSink):

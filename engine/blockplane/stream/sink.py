@@ -14,7 +14,7 @@ from blockplane.disks import write_buffers
 from blockplane.model.errors import StreamError, UsageError
 from blockplane.stream.fdsink import Buffer, FdSink, write_error
 from blockplane.stream.filesink import WHOLE, FileForm, FileSink
-from blockplane.stream.folder import Folder, HostFolder, WritablePlace
+from blockplane.stream.folder import Folder, HostFolder, WritablePlace, refuse_disk
 from blockplane.stream.input import advance
 
 SinkLike = str | os.PathLike[str] | int | IO[bytes] | socket.socket | WritablePlace
@@ -55,7 +55,8 @@ def open_sink(target: SinkLike, goes_on: bool = False, form: FileForm = WHOLE) -
 
     Raises
     ------
-    UsageError : a form for what is no path.
+    UsageError : a form for what is no path. RefusedError : a disk of a volume would be overwritten, or a piece of
+    another stream replaced.
     """
     file = folder_of(target)
     if file is not None:
@@ -89,6 +90,7 @@ def is_special(path: str | os.PathLike[str]) -> bool:
 def _device(path: Path) -> Sink:
     if path.is_dir():
         raise StreamError(f"{path} is a directory", "name the stream file to write")
+    refuse_disk(path)
     try:
         return FdSink(os.open(path, os.O_WRONLY | os.O_CLOEXEC), str(path), owned=True)
     except OSError as error:

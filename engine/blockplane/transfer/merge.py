@@ -24,6 +24,7 @@ from blockplane.stream.behind import BehindSink
 from blockplane.stream.codec import MAX_FRAME_BLOCKS, Header, Role
 from blockplane.stream.keyfile import KeyLike, Keys
 from blockplane.stream.partset import PartSet
+from blockplane.stream.pieces import pieces_of
 from blockplane.stream.sink import Sink, SinkLike
 from blockplane.stream.source import StreamChain, StreamName, named_once, open_stream, stream_names
 from blockplane.stream.stateplane import plane_in
@@ -84,10 +85,8 @@ def merge_streams(
     names, repeated = named_once(stream_names(paths))
     for again in repeated:
         raise UsageError(f"{again} is named twice", "name each stream of the chain once")
-    if isinstance(sink, (str, os.PathLike)) and os.path.exists(sink) and not dry_run:
-        for name in names:
-            if isinstance(name, str) and os.path.exists(name) and os.path.samefile(name, sink):
-                raise UsageError(f"{name} would be replaced by what is merged from it", "name another file with -o")
+    if isinstance(sink, (str, os.PathLike)) and os.path.exists(sink):
+        _refuse_members(sink, names)
     with closing(open_stream(*names, needs_full=False, key=key)) as chain:
         secret = _secret(chain, encrypt)
         merging = Merging(chain, behind=compress is None and secret is None)
@@ -95,6 +94,14 @@ def merge_streams(
         n_brought = sum(file.map.header.image_blocks for file in chain.path)
         order = tuple(name for file in reversed(chain.path) for name in file.names)
         return MergeReport(report, order, tuple(merging.dropped_snapshots), n_brought - len(merging.plane))
+
+
+def _refuse_members(sink: str | os.PathLike[str], names: Sequence[StreamName]) -> None:
+    """Raise UsageError where a file is one of the streams, or a piece of one."""
+    for name in names:
+        for file in (pieces_of(name) or [name]) if isinstance(name, str) else ():
+            if os.path.exists(file) and os.path.samefile(file, sink):
+                raise UsageError(f"{file} would be replaced by what is merged from it", "name another file with -o")
 
 
 def _secret(chain: StreamChain, encrypt: KeyLike | Literal[False] | None) -> KeyLike | None:

@@ -21,6 +21,8 @@ MARK_NAME: Final = "making"
 LOCK_NAME: Final = "lock"
 #: Made by `server`, and left behind where its process was killed.
 SOCKET_NAME: Final = "control.sock"
+#: What lies in a volume's directory beside its disks.
+OWN_NAMES: Final = (CONFIG_NAME, LOCK_NAME, MARK_NAME, SOCKET_NAME)
 
 
 def mark(directory: Path) -> None:
