@@ -212,12 +212,16 @@ def _most_bytes(sending: Sendable, secret: Key | None, began: Began) -> int:
     return send_begun(sending, StreamForm(None, secret), _Nowhere(), ignore_progress, again, read=False).stream_bytes
 
 
+def _offered(against: InputLike | Lent) -> SnapshotRecord:
+    return against.record if isinstance(against, Lent) else offered_in(against)
+
+
 def _lent(sending: Sendable, began: Began, against: InputLike | Lent | None, progress: Progress) -> Began:
     """Return what is begun with, and what the destination has by its offer."""
     if against is None or not isinstance(sending, ImageSending):
         return began
     if began.partial is not None:
-        return replace(began, offered=against.record.id if isinstance(against, Lent) else offered_in(against))
+        return replace(began, offered=_offered(against))
     lent = against if isinstance(against, Lent) else compare_offer(sending.image, against, progress)
     sending.lender = lent.record
     return replace(began, lent=lent)
@@ -243,7 +247,7 @@ def _already_sent(
     began: Began,
     path: SinkLike,
     secret: Key | None,
-    against: InputLike | None,
+    against: InputLike | Lent | None,
     progress: Progress,
 ) -> SendReport | None:
     """Return the report of a send that was finished before, whose file is read and found whole.
@@ -262,7 +266,7 @@ def _already_sent(
         with closing(open_input(path)) as source, blaming(source):
             reader = StreamReader(source, keys_of(secret))
             found = reader.read_map()
-            offered = offered_in(against) if against is not None and found.header.is_lent else None
+            offered = _offered(against) if against is not None and found.header.is_lent else None
             _require_asked_for(source.name, found, asked, rest, secret, offered)
             _read_through(reader, found, progress)
         return replace(planned, n_blocks=0, n_bytes=0, stream_bytes=0, n_blocks_before=found.header.following_blocks)
