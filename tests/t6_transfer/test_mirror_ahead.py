@@ -124,10 +124,15 @@ def test_a_mirror_that_was_put_back_itself_is_not_ahead(world, tmp_path):
     assert read(world.opened[str(copy.path)], "/a") == b"2"
 
 
-def test_a_snapshot_that_is_made_in_a_mirror_is_not_another_state(world):
+@pytest.mark.parametrize("rehearses", [False, True])
+def test_a_snapshot_that_is_made_in_a_mirror_is_not_another_state(world, rehearses):
     copy = world.add()
     write(world.source, "/a", b"old")
     assert world.outcomes() == ["brought"]
+    if rehearses:  # what it goes back to is a branch of its own
+        mirrors.break_mirror(copy, rehearse=True)
+        write(copy, "/a", b"rehearsed")
+        mirrors.end_rehearsal(copy)
     copy.snapshot("theirs")
     assert world.outcomes() == ["idle"]
     write(world.source, "/a", b"new")

@@ -23,7 +23,8 @@ def ran_text(ran: Ran) -> str:
     if report.brought is not None:
         return f"{dest} has {brought_text(report.brought)}"
     if report.outcome == "waiting":
-        return f"{dest} is in a rehearsal: updates wait"
+        where = printable(report.rehearses or ran.mirror.dest)
+        return f"{dest}: a rehearsal goes on in {where}, and updates wait"
     if report.outcome == "busy":
         return f"{dest} is being brought up to date already"
     settled = f": {report.settled} had arrived" if report.settled is not None else ""

@@ -13,6 +13,7 @@ from blockplane.volume import replicas
 from blockplane.volume.codec import KIND_REGULAR, KIND_SHADOW, NO_ID, SnapshotRecord
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.mirrorcodec import MirrorRecord
+from blockplane.volume.mirrorstates import of_same_files
 from blockplane.volume.replicationcodec import PointerRecord, ReplicaRecord
 from blockplane.volume.snapshots import standing_at
 
@@ -26,7 +27,8 @@ class Standing:
     can be gone on with. label : what its replica may be called. generation : counts its consistency points. pointers :
     with those that were deleted. below : where those stand that pull from it, or further down. groups : its geometry.
     mirror : whose mirror it is; None: nobody's, or it does not say. parent : id of the snapshot that the live file
-    system descends from; NO_ID: there is none, or it does not say.
+    system descends from; NO_ID: there is none, or it does not say. first : id of the oldest on the line that has the
+    same files as `at`; NO_ID: there is none, or it does not say.
     """
 
     volume_id: bytes
@@ -41,6 +43,7 @@ class Standing:
     groups: tuple[GroupRecord, ...] = ()
     mirror: MirrorRecord | None = None
     parent: bytes = NO_ID
+    first: bytes = NO_ID
 
     @property
     def whole(self) -> dict[bytes, SnapshotRecord]:
@@ -49,12 +52,16 @@ class Standing:
 
     @property
     def shown(self) -> dict[bytes, SnapshotRecord]:
-        """The snapshots that have all that the live file system has, by id: `at`, and others of the same root.
+        """The snapshots of the line that have all that the live file system has, by id: from `first` to `at`.
 
         Who makes a snapshot of what was brought to it stands at that one, and shows the same.
         """
-        at = self.whole.get(self.at)
-        return {r.id: r for r in self.whole.values() if at is not None and r.root == at.root}
+        line = self.line
+        ids = [record.id for record in line]
+        if self.at not in ids:
+            return {}
+        start = ids.index(self.first) if self.first in ids else ids.index(self.at)
+        return {record.id: record for record in line[start : ids.index(self.at) + 1]}
 
     @property
     def line(self) -> list[SnapshotRecord]:
@@ -86,6 +93,7 @@ def standing_of(volume: LiveVolume) -> Standing:
             groups=volume.geometry.groups,
             mirror=volume.local.root.mirror,
             parent=volume.local.root.parent_id,
+            first=of_same_files(volume, at)[-1].record.id if at is not None else NO_ID,
         )
 
 

@@ -106,6 +106,26 @@ def refuse_replaced(volume: LiveVolume) -> None:
     )
 
 
+def is_rehearsing(volume: LiveVolume) -> bool:
+    """Whether a volume is a mirror, and what it shows is a rehearsal's, which ends with what it showed before."""
+    record = volume.local.root.mirror
+    return record is not None and record.state == REHEARSING
+
+
+def refuse_rehearsed(volume: LiveVolume) -> None:
+    """Refuse to bring what a rehearsal did to anybody.
+
+    Raises
+    ------
+    RefusedError: one goes on.
+    """
+    if is_rehearsing(volume):
+        raise RefusedError(
+            f"a rehearsal goes on in {volume.path}: its own mirrors wait until it has ended",
+            f"end it: blockplane mirror break {volume.path} --end-rehearsal",
+        )
+
+
 def write_hint(volume: LiveVolume) -> str:
     """Return what to do where a mirror is to be written to."""
     return f"make it a volume of its own: blockplane mirror break {volume.path} (--rehearse: for a while)"

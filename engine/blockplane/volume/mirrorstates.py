@@ -49,14 +49,18 @@ def only_in(volume: LiveVolume, at: TableEntry | None, towards: TableEntry | Non
         return None
     if towards is not None and _came_from(volume, volume.snapshot_state(towards), towards.record.id, at):
         return None
-    files = volume.snapshot_state(at).root.inode_file
+    return at if all(is_own(entry.record.name) for entry in of_same_files(volume, at)) else None
+
+
+def of_same_files(volume: LiveVolume, at: TableEntry) -> list[TableEntry]:
+    """Return a snapshot and those just before it on its line that have the same files, newest first."""
+    files, found = volume.snapshot_state(at).root.inode_file, [at]
     for entry in volume.local.ancestors(at.record.id)[-2::-1]:
         state = volume.known_state(entry) if not (entry.is_shadow or entry.is_deleting) else None
         if state is None or (state.root.inode_file.pointers != files.pointers).any():
             break
-        if not is_own(entry.record.name):
-            return None
-    return at
+        found.append(entry)
+    return found
 
 
 def _came_from(volume: LiveVolume, state: State, snapshot_id: bytes, entry: TableEntry) -> bool:

@@ -66,6 +66,7 @@ def standing_said(standing: Standing) -> tuple[dict[str, object], bytes]:
         "space_id": standing.space_id.hex(),
         "at": standing.at.hex(),
         "parent": standing.parent.hex(),
+        "first": standing.first.hex(),
         "mirror": standing.mirror.encode().hex() if standing.mirror is not None else "",
         "n_snapshots": len(standing.snapshots),
         "interrupted": [
@@ -106,10 +107,11 @@ def standing_heard(found: Mapping[str, Any], blob: bytes) -> Standing:
         )
         for entry in list_field(found, "interrupted", _MAX_INTERRUPTED)
     ]  # fmt: skip
-    volume_id, space_id, at, parent = (bytes_field(found, name) for name in ("volume_id", "space_id", "at", "parent"))
+    volume_id, space_id, at = (bytes_field(found, name) for name in ("volume_id", "space_id", "at"))
     standing = Standing(
-        volume_id, space_id, at, tuple(records), tuple(interrupted), mirror=record_heard(found, "mirror"), parent=parent
-    )
+        volume_id, space_id, at, tuple(records), tuple(interrupted), mirror=record_heard(found, "mirror"),
+        parent=bytes_field(found, "parent"), first=bytes_field(found, "first"),
+    )  # fmt: skip
     return _understood(replication_heard, standing, found, blob[stop:])
 
 

@@ -24,6 +24,7 @@ from blockplane.volume.codec import KIND_REGULAR, NO_ID
 from blockplane.volume.destinations import Destination
 from blockplane.volume.lines import is_on_line
 from blockplane.volume.mirrorcodec import BROKEN, REHEARSING
+from blockplane.volume.mirrored import is_rehearsing
 from blockplane.volume.mirrorstates import is_own
 from blockplane.volume.snapshots import create, standing_at
 from blockplane.volume.volume import Volume
@@ -36,9 +37,10 @@ CLEAN_FAILURES = (RefusedError, StreamMismatchError, NoSpaceError)
 class StepReport:
     """What a step did.
 
-    outcome : `idle`, nothing had changed and nothing was written; `brought`; `waiting`, the destination is in a
-    rehearsal; `busy`, somebody else brings it up to date. top, brought : what arrived last. settled : the top of an
-    earlier step that had not ended, or of which nobody had known whether it arrived, and which is there now.
+    outcome : `idle`, nothing had changed and nothing was written; `brought`; `waiting`, a rehearsal goes on in the
+    volume `rehearses`: the destination, or the source, which is a mirror itself; `busy`, somebody else brings it up to
+    date. top, brought : what arrived last. settled : the top of an earlier step that had not ended, or of which nobody
+    had known whether it arrived, and which is there now.
     """
 
     name: str
@@ -47,6 +49,7 @@ class StepReport:
     top: str | None = None
     brought: Brought | None = None
     settled: str | None = None
+    rehearses: str | None = None
 
 
 def known_destination(volume: Volume, mirror: MirrorDefinition) -> Destination | None:
@@ -110,13 +113,15 @@ def step(
     When nothing changed, nothing is written, and no peer is asked unless `asks`. Readers of the destination see the
     state before until the new one is whole there. Memory as of `copy`.
     """
+    if is_rehearsing(volume):
+        return StepReport(mirror.name, mirror.dest, "waiting", rehearses=str(volume.path))
     has_all = not force and is_up_to_date(volume, mirror)
     if has_all and not asks:
         return StepReport(mirror.name, mirror.dest, "idle")
     standing = peer.standing()
     _require_mirror(volume, mirror, standing)
     if standing.mirror is not None and standing.mirror.state == REHEARSING:
-        return StepReport(mirror.name, mirror.dest, "waiting")
+        return StepReport(mirror.name, mirror.dest, "waiting", rehearses=mirror.dest)
     if not force:
         _refuse_ahead(volume, mirror, standing)
     if has_all and _shows_acknowledged(volume, mirror, standing):

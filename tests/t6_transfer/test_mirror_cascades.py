@@ -1,0 +1,92 @@
+"""Mirrors of mirrors: what is done in the middle or at the end is not lost, and nothing heaps up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import blockplane as bp
+from blockplane.model.errors import RefusedError
+from blockplane.transfer import mirrors
+from rig.mirrorworld import World, names, read, states_with, write
+
+
+class Cascade(World):
+    """A source, its mirror `middle`, and the mirror of that, `last`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.middle = self.add("middle")
+        write(self.source, "/a", b"old")
+        self.outcomes()
+        self.last = self.add("last", of=self.middle)
+        self.outcomes(of=self.middle)
+
+    def flow(self) -> None:
+        """Bring what the source has all the way."""
+        for volume in (self.source, self.middle):
+            assert set(self.outcomes(of=volume)) <= {"brought", "idle"}
+        assert read(self.last, "/a") == read(self.middle, "/a") == read(self.source, "/a")
+
+
+@pytest.fixture
+def cascade(tmp_path: Path):
+    made = Cascade(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("rehearses", [False, True])
+def test_what_an_unbroken_mirror_shows_is_not_replaced_from_below(cascade, rehearses):
+    middle, last = cascade.middle, cascade.last
+    mirrors.break_mirror(last)
+    write(last, "/b", b"written at the last")
+    if rehearses:
+        mirrors.break_mirror(middle, rehearse=True)
+    before = names(middle), names(last)
+    for call in (cascade.resync, lambda *more, of: mirrors.plan_resync(of, cascade.definition(last, of), *more)):
+        arguments = (last, "destination") if call == cascade.resync else (bp.VolumePeer(last), "destination")
+        with pytest.raises(RefusedError, match=f"is a mirror of {cascade.source.path}"):
+            call(*arguments, of=middle)
+    assert (names(middle), names(last)) == before
+    assert states_with(last, "/b", b"written at the last") == {"live"}
+    mirrors.break_mirror(middle)
+    cascade.resync(last, "destination", of=middle)
+    assert read(middle, "/b") == b"written at the last"
+
+
+def test_what_a_rehearsal_does_reaches_no_mirror_below(cascade):
+    middle, last = cascade.middle, cascade.last
+    mirrors.break_mirror(middle, rehearse=True)
+    write(middle, "/r", b"rehearsed")
+    for _ in range(2):
+        assert cascade.outcomes(of=middle) == ["waiting"]
+        (ran,) = cascade.run(of=middle)
+        assert ran.report.rehearses == str(middle.path)
+    with pytest.raises(RefusedError, match="a rehearsal goes on"):
+        cascade.resync(last, "source", of=middle)
+    assert states_with(last, "/r", b"rehearsed") == set()
+    report = mirrors.end_rehearsal(middle)
+    assert states_with(middle, "/r", b"rehearsed") == {report.kept}
+    write(cascade.source, "/a", b"new")
+    cascade.flow()
+    assert states_with(middle, "/r", b"rehearsed") == {report.kept}
+
+
+def test_a_rehearsal_in_whose_midst_a_mirror_below_was_brought_up_to_date_loses_nothing(cascade, monkeypatch):
+    """As a step does that had looked before the rehearsal began."""
+    middle, last = cascade.middle, cascade.last
+    mirrors.break_mirror(middle, rehearse=True)
+    write(middle, "/r", b"rehearsed")
+    with monkeypatch.context() as patched:
+        patched.setattr(mirrors.stepping, "is_rehearsing", lambda _: False)
+        assert cascade.outcomes(of=middle) == ["brought"]
+    assert states_with(middle, "/r", b"rehearsed") == {"live", "own"}
+    report = mirrors.end_rehearsal(middle)
+    for _ in range(2):
+        assert states_with(middle, "/r", b"rehearsed") == {report.kept}
+        cascade.flow()
+        write(cascade.source, "/a", b"new")
+    (kept,) = states_with(last, "/r", b"rehearsed")
+    assert kept.startswith("kept-")
