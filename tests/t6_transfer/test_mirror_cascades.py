@@ -90,3 +90,32 @@ def test_a_rehearsal_in_whose_midst_a_mirror_below_was_brought_up_to_date_loses_
         write(cascade.source, "/a", b"new")
     (kept,) = states_with(last, "/r", b"rehearsed")
     assert kept.startswith("kept-")
+
+
+def test_nothing_heaps_up_at_the_end(cascade):
+    """What the first source made for its mirror goes everywhere; what people made stays everywhere."""
+    made = []
+    for number in range(5):
+        write(cascade.source, "/a", bytes([number]) * 9000)
+        if number % 2:
+            cascade.source.snapshot(f"june{number}")
+            made.append(f"june{number}")
+            write(cascade.source, "/a", bytes([number]) * 8000)
+        cascade.flow()
+    for volume in (cascade.source, cascade.middle, cascade.last):
+        assert [name for name in names(volume) if not name.startswith("mirror.")] == made
+        assert sum(name.startswith("mirror.") for name in names(volume)) <= 2
+        assert bp.check(volume).problems == []
+    assert sum(name.startswith("mirror.") for name in names(cascade.last)) == 1
+
+
+def test_three_steps_down_each_keeps_what_the_next_builds_on(cascade):
+    """No step deletes what the mirrors of a mirror stand at; it goes with the one after."""
+    end = cascade.add("end", of=cascade.last)
+    for number in range(4):
+        write(cascade.source, "/a", bytes([number]) * 9000)
+        cascade.flow()
+        if number != 1:
+            assert cascade.outcomes(of=cascade.last) == ["brought"]
+            assert read(end, "/a") == read(cascade.source, "/a")
+    assert [sum(name.startswith("mirror.") for name in names(v)) for v in (cascade.last, end)] == [2, 1]

@@ -159,3 +159,15 @@ def test_a_pull_into_a_mirrors_source_keeps_what_only_the_mirror_was_brought(wor
     assert states_with(world.source, "/a", b"a day of work") == {report.brought.kept}
     (there,) = states_with(copy, "/a", b"a day of work")
     assert there.startswith("kept-")
+
+
+def test_a_persons_snapshot_that_is_named_as_a_mirrors_is_theirs(world):
+    copy = world.add()
+    write(world.source, "/a", b"precious")
+    name = world.definition(copy).prefix + "before-upgrade"
+    world.source.snapshot(name)
+    for number in range(2):
+        write(world.source, "/a", b"new %d" % number)
+        assert world.outcomes() == ["brought"]
+        assert states_with(world.source, "/a", b"precious") == {name}
+        assert states_with(copy, "/a", b"precious") == {name}

@@ -3,7 +3,8 @@
 Whatever happened before, a step first asks where the destination stands; so a step that was cut off, by either side or
 in between, is gone on with by the next one. Its own snapshots are named `mirror.NAME.TIME`; those older than the one
 that the destination acknowledged go, on both sides, as soon as nobody reads or holds them, but for one of a state that
-was given up since, which is kept. Other mirrors' never travel.
+was given up since, which is kept. Other mirrors' never travel; where the volume is a mirror itself, what was brought to
+it stands for its own.
 """
 
 from __future__ import annotations
@@ -73,9 +74,8 @@ def is_up_to_date(volume: Volume, mirror: MirrorDefinition) -> bool:
         ids = [record.id for record in line]
         if entry.record.id not in ids:
             return False
-        foreign = own_prefixes(volume)
         newer = line[ids.index(entry.record.id) + 1 :]
-        return all(record.kind != KIND_REGULAR or record.name.startswith(foreign) for record in newer)
+        return all(record.kind != KIND_REGULAR or is_own(record.name) for record in newer)
 
 
 def own_prefixes(volume: Volume) -> tuple[str, ...]:
@@ -236,7 +236,7 @@ def _top(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> str:
     with settled(volume):
         there = standing_at(volume)
         foreign = tuple(prefix for prefix in own_prefixes(volume) if prefix != mirror.prefix)
-        if there is not None and not there.record.name.startswith(foreign or "\0"):
+        if there is not None and not (foreign and is_own(there.record.name, foreign)):
             is_hidden = there.record.id in standing.whole and there.record.id not in standing.shown
             if not is_hidden:
                 return there.record.name
@@ -255,11 +255,13 @@ def own_name(volume: Volume, prefix: str) -> str:
 
 
 def image_for(volume: Volume, top: str, standing: Standing) -> Image:
-    """Return the image that brings a top, and the users' snapshots between, to who stands there."""
-    prefixes = own_prefixes(volume)
+    """Return the image that brings a top, and the users' snapshots between, to who stands there.
+
+    Mirrors' own do not travel but as a top, be they of this volume's or of those that it was brought with.
+    """
     with volume.lock:
         line = [e.record.name for e in volume.local.ancestors(volume.local.entry(top).record.id)]
-    exclude = [name for name in line if name != top and name.startswith(prefixes or "\0")]
+    exclude = [name for name in line if name != top and is_own(name)]
     return image_towards(volume, top, standing, exclude)
 
 
@@ -301,13 +303,18 @@ def _bring(
 def let_old_go(volume: Volume, mirror: MirrorDefinition, peer: Peer, standing: Standing) -> None:
     """Let go of the mirror's own snapshots, on both sides, that are older than the one that was acknowledged.
 
-    What either side came from is deleted; what it gave up is kept there, see `let_go`.
+    What either side came from is deleted; what it gave up is kept there, see `let_go`. At the destination those go too
+    that a volume further up made, and that came as tops; not what a person gave a name here, nor what is for the
+    destination's own mirrors.
     """
     found = known_destination(volume, mirror)
     stops = [name for name in ((found.acknowledged, found.under_way) if found is not None else ()) if name is not None]
     keep = {volume.get_snapshot(name).record.id for name in stops}
     old = [s.record for s in volume.snapshots if is_own(s.name, mirror.prefix) and s.record.id not in keep]
     let_own_go(volume, [record.id for record in old])
-    theirs = [r.id for r in standing.snapshots if is_own(r.name, mirror.prefix) and r.id not in keep]
+    with volume.lock:
+        line = [entry.record for entry in volume.local.ancestors(volume.local.root.parent_id)]
+    mine = {record.id for record in line if not is_own(record.name)}
+    theirs = [r.id for r in standing.snapshots if is_own(r.name) and r.id not in keep | mine]
     if theirs and isinstance(peer, MirrorPeer):
         peer.let_go(theirs)
