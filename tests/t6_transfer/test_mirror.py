@@ -890,6 +890,38 @@ def test_prune_in_a_rehearsal_leaves_what_that_goes_back_to(world, rng):
     mirrors.end_rehearsal(copy)
 
 
+@pytest.mark.parametrize("before", ["nothing", "a snapshot", "a rehearsal", "changes"])
+def test_what_a_resync_begins_at_is_not_pruned(world, before):
+    copy = world.add(local_changes=LocalChanges.KEEP if before == "changes" else None)
+    write(world.source, "/a", b"old")
+    world.run()
+    state = copy.mirror_of.last_complete
+    if before == "a snapshot":
+        copy.snapshot("theirs")
+    elif before == "a rehearsal":
+        mirrors.break_mirror(copy, rehearse=True)
+        write(copy, "/b", b"rehearsed")
+        copy.snapshot("rehearsed")
+    elif before == "changes":
+        write(copy, "/b", b"mine")
+    mirrors.break_mirror(copy)
+    for number in range(3):
+        write(copy, "/b", bytes([number]) * 5000)
+        copy.snapshot(f"day{number}")
+    report = prune(copy, Policy(last=2))
+    assert {v.name: v.reasons for v in report.verdicts}[state] == (
+        "is where the mirror was broken off, from which a resync goes on",
+    )
+    assert names(copy) == [state, "day1", "day2"]
+    assert world.resync(copy, "destination").plan.common == state
+    assert read(world.source, "/b") == bytes([2]) * 5000
+    write(world.source, "/a", b"and on")
+    assert world.outcomes() == ["brought"]
+    copy.snapshot("last")
+    prune(copy, Policy(last=1))
+    assert state not in names(copy)
+
+
 def test_the_base_of_the_next_update_is_not_deleted_later_either(world, rng):
     copy = world.add()
     write(world.source, "/a", rng.bytes(9000))

@@ -24,8 +24,8 @@ class MirrorRecord:
 
     state : `MIRROR`, `BROKEN` or `REHEARSING`. writes : one of `WRITES_*`. source_id : the other volume's id.
     since_ns, changed_ns : when it became one, and when its state last changed, ns since 1970. broken_at : id of the
-    snapshot at whose state it was broken off, or a rehearsal began; zero: none. source : where that volume
-    was then, a hint for people and for `mirror resync`; empty where it takes more than 256 bytes.
+    snapshot at whose state it was broken off, or a rehearsal began, or from which that came; zero: none. source : where
+    that volume was then, a hint for people and for `mirror resync`; empty where it takes more than 256 bytes.
     """
 
     state: int

@@ -15,6 +15,7 @@ from blockplane.model.errors import RefusedError
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord
 from blockplane.volume.holds import stands_at
 from blockplane.volume.mirrorcodec import BROKEN, MIRROR, REHEARSING, WRITES_REFUSED, MirrorRecord
+from blockplane.volume.mirrorstates import of_same_files
 from blockplane.volume.snapshots import standing_at
 
 if TYPE_CHECKING:
@@ -139,6 +140,16 @@ def require_mirror(volume: LiveVolume) -> MirrorRecord:
     return record
 
 
+def _left_at(volume: LiveVolume, record: MirrorRecord, state: int) -> bytes:
+    """Return the snapshot at whose state a mirror is left: what was brought, and not what was made of that here."""
+    if record.state == REHEARSING and record.broken_at != NO_ID:  # what the rehearsal did was brought by nobody
+        return record.broken_at
+    at = standing_at(volume)
+    if at is not None:
+        return of_same_files(volume, at)[-1].record.id
+    return volume.local.root.parent_id if state == BROKEN else NO_ID
+
+
 def break_off(volume: LiveVolume, state: int = BROKEN) -> SnapshotRecord | None:
     """Make a mirror writable, at the state it shows: `BROKEN`, or `REHEARSING`. Durable on return.
 
@@ -154,10 +165,9 @@ def break_off(volume: LiveVolume, state: int = BROKEN) -> SnapshotRecord | None:
     with volume.lock:
         record = require_mirror(volume)
         volume.commit()
-        at = standing_at(volume)
         parent = next((e for e in volume.local.regular() if e.record.id == volume.local.root.parent_id), None)
         with volume.changing():
-            volume.local.root.mirror = in_state(record, state, at.record.id if at is not None else NO_ID)
+            volume.local.root.mirror = in_state(record, state, _left_at(volume, record, state))
             volume.local.is_dirty = True
             volume.active.is_dirty = True
             volume.commit()
