@@ -1,0 +1,89 @@
+"""One damaged block of one snapshot or shadow: the others keep what they have, and everything goes on.
+
+Without parity, so that what is damaged stays so.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from blockplane.volume import Volume
+from blockplane.volume.codec import NUMBER_MASK
+from faults.world import (
+    FileClient,
+    again,
+    geometry_of,
+    leaf_place,
+    make_volume,
+    spoil_place,
+    verdict,
+)
+
+pytestmark = pytest.mark.usefixtures("inline")
+
+
+def line_of(n_snapshots: int, mark_first: bool = False) -> Volume:
+    """Snapshots s0, s1, ... in a line, each with blocks that no other has."""
+    made = make_volume(geometry_of(3, 0, 256))
+    client = FileClient(made)
+    for number in range(n_snapshots):
+        client.write(1, 0, range(1000 * number + 1, 1000 * number + 31))
+        made.snapshot(f"s{number}", mark=mark_first and number == 0)
+    client.write(1, 0, range(9000, 9030))
+    made.sync()
+    verdict(made)
+    return made
+
+
+def spoiled(volume: Volume, place: int) -> Volume:
+    """The volume after one block of it changed on its disk, opened again: nothing that was read is remembered."""
+    spoil_place(volume, place)
+    return again(volume)
+
+
+def overwrite_free_space(volume: Volume, n_turns: int = 12) -> None:
+    """Write and sync until whatever is free has got other content."""
+    client = FileClient(volume)
+    for turn in range(n_turns):
+        client.write(2, 0, range(5000 * turn + 7, 5000 * turn + 67))
+        volume.sync()
+
+
+@pytest.mark.parametrize("shadows", [("s1",), ("s0", "s1"), ("s1", "s2")])
+def test_a_shadow_of_which_a_leaf_is_damaged_stops_no_consistency_point(shadows):
+    """What is damaged means nothing from then on; the blocks it lay in are given up."""
+    volume = line_of(3)
+    place = leaf_place(volume, "s1")
+    for name in shadows:
+        volume.shadow_snapshot(name)
+    volume = spoiled(volume, place)
+    overwrite_free_space(volume)
+    assert volume.get_snapshot("s1").n_blocks == 0
+    verdict(volume)
+    volume.snapshot("new")
+    volume = again(volume)
+    verdict(volume)
+    volume.delete_snapshot("s1")
+    verdict(volume)
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_shadow_of_which_a_node_is_damaged_is_empty(is_deleted):
+    volume = make_volume(geometry_of(2, 0, 64, n_groups=12))
+    client = FileClient(volume)
+    while not volume.committed.blockmap.root.depth:
+        client.write(1 + volume.committed.cp % 5, 0, range(60))
+        volume.sync()
+    for number in range(3):
+        client.write(1, 0, range(1000 * number + 1, 1000 * number + 31))
+        volume.snapshot(f"s{number}")
+    tree = volume.get_snapshot("s1").state.blockmap
+    node = int(tree.root.pointers[0, 0]) & NUMBER_MASK
+    volume.shadow_snapshot("s1")
+    volume.shadow_snapshot("s0")
+    volume = spoiled(volume, node)
+    if is_deleted:
+        volume.delete_snapshot("s1")
+    overwrite_free_space(volume, 30)
+    assert is_deleted or volume.get_snapshot("s1").n_blocks == 0
+    verdict(volume)
