@@ -8,13 +8,18 @@ from __future__ import annotations
 import pytest
 
 from blockplane.volume import Volume
+from blockplane.volume.check import check
 from blockplane.volume.codec import NUMBER_MASK
+from blockplane.volume.deleting import freed_by
 from faults.world import (
     FileClient,
+    Files,
     again,
     geometry_of,
     leaf_place,
     make_volume,
+    present,
+    read_files,
     spoil_place,
     verdict,
 )
@@ -41,12 +46,33 @@ def spoiled(volume: Volume, place: int) -> Volume:
     return again(volume)
 
 
+def contents(volume: Volume, *names: str) -> dict[str, Files]:
+    return {name: present(read_files(volume.get_snapshot(name).state)) for name in names}
+
+
 def overwrite_free_space(volume: Volume, n_turns: int = 12) -> None:
     """Write and sync until whatever is free has got other content."""
     client = FileClient(volume)
     for turn in range(n_turns):
         client.write(2, 0, range(5000 * turn + 7, 5000 * turn + 67))
         volume.sync()
+
+
+@pytest.mark.parametrize("how", ["delete", "shadow"])
+def test_one_that_cannot_be_read_takes_nothing_of_others_with_it(how):
+    volume = line_of(5)
+    rest = ("s0", "s1", "s3", "s4")
+    then = contents(volume, *rest)
+    n_alone = freed_by(volume, ["s2"])
+    volume = spoiled(volume, leaf_place(volume, "s2"))
+    if how == "delete":
+        assert volume.delete_snapshot("s2") == n_alone
+    else:
+        assert 0 < volume.shadow_snapshot("s2") < n_alone  # its blockmap's own blocks stay
+    overwrite_free_space(volume)
+    volume = again(volume)
+    assert contents(volume, *rest) == then
+    assert how == "shadow" or check(volume).problems == []
 
 
 @pytest.mark.parametrize("shadows", [("s1",), ("s0", "s1"), ("s1", "s2")])

@@ -12,7 +12,7 @@ import numpy as np
 from blockplane.model.errors import DiskError, RefusedError, VolumeDamagedError
 from blockplane.volume import held, marking
 from blockplane.volume.codec import KIND_SHADOW, TableEntry
-from blockplane.volume.deleting import states_beside
+from blockplane.volume.deleting import staying_beside
 from blockplane.volume.demotioncodec import ASKED, Demotion, Pace
 from blockplane.volume.holds import refuse_deleting, refuse_needed
 from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
@@ -55,13 +55,13 @@ def make_shadow(volume: LiveVolume, entry: TableEntry, how: Demotion) -> int:
     The caller has committed, and commits. Returns how many places that frees; how is noted with that.
     """
     local, n_freed, now = volume.local, 0, time.time_ns()
-    state, rest = volume.snapshot_state(entry), states_beside(volume, [entry])
+    state, staying = volume.snapshot_state(entry), staying_beside(volume, [entry])
     own_places(state.blockmap, state.placemap)  # what cannot be read is found before anything changes
-    marking.dropped(volume, [entry], rest)
+    marking.dropped(volume, [entry], staying)
     entry.record = replace(entry.record, kind=KIND_SHADOW)
     entry.plane, entry.n_left, entry.shadowed_ns = state.root.blockmap.copy(), entry.record.n_blocks, now
     local.shadows.add(entry)  # first: the blocks of its blockmap stay
-    for leaf, words, n_blocks in list(held.exclusive_leaves(local, [state], rest, {})):
+    for leaf, words, n_blocks in list(held.exclusive_leaves(local, [state], staying, {})):
         local.set_held_leaf(leaf, local.held_leaf(leaf) & ~words)
         volume.space.release_words(leaf, words, n_blocks)
         n_freed += n_blocks

@@ -74,19 +74,19 @@ def exchanged(volume: LiveVolume, old: State, top: State, arrived: Sequence[Stat
             marks.left_places(leaf, gone & ~held.union_leaf(snapshots, leaf), old.placemap)
 
 
-def dropped(volume: LiveVolume, gone: Sequence[TableEntry], rest: Sequence[State | None]) -> None:
+def dropped(volume: LiveVolume, gone: Sequence[TableEntry], staying: held.Staying) -> None:
     """Mark what only snapshots that are deleted, or become shadows, hold.
 
     Parameters
     ----------
-    gone : regular snapshots; they hold their blocks still. rest : those that stay and may have the same ones.
+    gone : regular snapshots; they hold their blocks still. staying : those that may have the same ones.
     """
     local = volume.local
     if not local.marks.is_on:
         return
     states = [volume.known_state(entry) for entry in gone]
     maps = [local.map_of(entry.place_map) for entry in gone]
-    for leaf, words in held.leaving_leaves(local, states, rest):
+    for leaf, words in held.leaving_leaves(local, states, staying):
         for state, placemap in zip(states, maps, strict=True):
             mine = words & state.place_leaf(leaf) if state is not None else words
             local.marks.left_places(leaf, mine, placemap)
