@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import pytest
 
-from blockplane.volume import Volume
+from blockplane.model import DiskError
+from blockplane.volume import State, Volume, marking
 from blockplane.volume.check import check
 from blockplane.volume.codec import NUMBER_MASK
-from blockplane.volume.deleting import freed_by
+from blockplane.volume.deleting import freed_by, staying_beside
+from blockplane.volume.leafbits import Leaf
 from faults.world import (
     FileClient,
     Files,
@@ -113,3 +115,48 @@ def test_a_shadow_of_which_a_node_is_damaged_is_empty(is_deleted):
     overwrite_free_space(volume, 30)
     assert is_deleted or volume.get_snapshot("s1").n_blocks == 0
     verdict(volume)
+
+
+@pytest.mark.parametrize("how", ["delete", "shadow", "delete with another"])
+def test_marks_go_on_when_one_that_cannot_be_read_goes(how):
+    """What left with it is not known, what entered is."""
+    volume = line_of(4, mark_first=True)
+    volume = spoiled(volume, leaf_place(volume, "s2"))
+    if how == "shadow":
+        volume.shadow_snapshot("s2")
+    else:
+        volume.delete_snapshot("s2", *(["s3"] if how != "delete" else []))
+    overwrite_free_space(volume, 3)
+    (position,) = volume.positions
+    assert (position.alloc_known, position.dealloc_known) == (True, False)
+    volume = again(volume)
+    verdict(volume)
+
+
+def test_a_deletion_that_fails_leaves_the_marks_as_they_were(monkeypatch):
+    """Nothing left, so nothing is marked, be it in leaves before the one that failed."""
+    volume = make_volume(geometry_of(1, 0, 70016))
+    client = FileClient(volume)
+    client.write(1, 0, range(1, 101))
+    volume.snapshot("base", mark=True)
+    client.write(2, 0, range(201, 301))
+    client.write(3, 0, range(1, 40001))
+    volume.snapshot("one")
+    client.remove(2)
+    client.remove(3)
+    volume.sync()
+    (before,) = volume.positions
+    read, n_leaves = State.plane_leaf, []
+
+    def fail_in_the_second(state: State, leaf: int) -> Leaf:
+        n_leaves.append(leaf)
+        if len(set(n_leaves)) > 1:
+            raise DiskError("disk0: read: Input/output error", "disk0")
+        return read(state, leaf)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(State, "plane_leaf", fail_in_the_second)
+        with pytest.raises(DiskError):
+            marking.dropped(volume, [volume.local.entry("one")], staying_beside(volume, [volume.local.entry("one")]))
+    volume.commit(force=True)
+    assert volume.positions == [before]

@@ -12,7 +12,8 @@ import numpy as np
 
 from blockplane.volume import held
 from blockplane.volume.codec import TableEntry
-from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf, numbers_in, set_numbers
+from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, numbers_in, set_numbers
+from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.shadows import ShadowPlane
 from blockplane.volume.state import State, differing_leaves
 
@@ -80,13 +81,26 @@ def dropped(volume: LiveVolume, gone: Sequence[TableEntry], staying: held.Stayin
     Parameters
     ----------
     gone : regular snapshots; they hold their blocks still. staying : those that may have the same ones.
+
+    Notes
+    -----
+    Where a leaf of one that goes is damaged, what left is not known from then on.
     """
     local = volume.local
     if not local.marks.is_on:
         return
     states = [volume.known_state(entry) for entry in gone]
     maps = [local.map_of(entry.place_map) for entry in gone]
+    left: list[tuple[int, Leaf, PlaceMap]] = []
+    is_known = True
     for leaf, words in held.leaving_leaves(local, states, staying):
         for state, placemap in zip(states, maps, strict=True):
-            mine = words & state.place_leaf(leaf) if state is not None else words
-            local.marks.left_places(leaf, mine, placemap)
+            mine = held.known_leaf([state], leaf) if state is not None else ~EMPTY_LEAF
+            if mine is None:
+                is_known = False
+            else:
+                left.append((leaf, words & mine, placemap))
+    for leaf, words, placemap in left:  # only now: until here reading may fail, and then nothing has left
+        local.marks.left_places(leaf, words, placemap)
+    if not is_known:
+        local.marks.lose("dealloc")

@@ -272,6 +272,11 @@ class Marks:
             set_numbers(mine, low)
             self.left(index, mine)
 
+    def lose(self, kind: Kind) -> None:
+        """Note that what entered, or left, in the open CP is not known whole."""
+        self.intervals()[-1].record.flags |= UNKNOWN[kind]
+        self.changed()
+
     def _add(self, kind: Kind, leaf: int, words: Leaf) -> None:
         if words.any() and self.intervals()[-1].add(kind, leaf, words):
             self.changed()
