@@ -21,6 +21,7 @@ from faults.crash import Plan, crash_states
 from faults.recording import Recorder
 from faults.world import (
     FileClient,
+    Files,
     again,
     fill,
     geometry_of,
@@ -154,6 +155,59 @@ def test_what_is_being_deleted_is_no_part_of_anything_new(volume):
         assert freed_blocks(volume, ["one"]) == deleting.freed_by(volume, ["one"])
     volume.snapshot("two")
     verdict(volume)
+
+
+@pytest.mark.parametrize("by", ["a hold", "a reader"])
+def test_a_shadow_that_is_deferred_stays_a_shadow(volume, by):
+    """Its blocks may be others' by now: it holds none of them, and frees none of them when it goes."""
+    volume.shadow_snapshot("one")
+    client = FileClient(volume)
+    for turn in range(6):
+        client.write(7, 0, range(1000 * turn, 1000 * turn + 60))
+        volume.sync()
+    volume.snapshot("four")
+    client.remove(7)
+    volume.sync()
+    then = snapshot_files_of(volume, "two", "three", "four")
+    n_held, n_left = volume.local.root.n_held, volume.get_snapshot("one").n_blocks
+    with contextlib.ExitStack() as reading:
+        if by == "a hold":
+            volume.hold_snapshot("one", "me")
+        else:
+            reading.enter_context(read(volume, "one"))
+        assert volume.delete_snapshot("one", defer=True) == 0
+        assert kinds(volume)["one"] == "deleting"
+        assert volume.local.root.n_held == n_held
+        for attempt in (
+            lambda: build(volume, "four - one", with_=["one"]),
+            lambda: volume.hold_snapshot("one", "other"),
+            lambda: volume.rename_snapshot("one", "other"),
+        ):
+            with pytest.raises(RefusedError, match="is being deleted"):
+                attempt()
+        with pytest.raises(RefusedError, match="is a shadow"):
+            volume.get_snapshot("one").state  # noqa: B018
+        client.write(8, 0, range(9000, 9060))
+        volume.sync()
+        assert volume.get_snapshot("one").n_blocks <= n_left
+        verdict(volume)
+        if by == "a hold":
+            volume = again(volume)
+            assert kinds(volume)["one"] == "deleting"
+            volume.release_snapshot("one", "me")
+    assert "one" not in kinds(volume)
+    assert volume.local.root.n_shadows == 0
+    client = FileClient(volume)
+    for turn in range(6):
+        client.write(9, 0, range(2000 * turn, 2000 * turn + 60))
+        volume.sync()
+    volume = again(volume)
+    assert snapshot_files_of(volume, "two", "three", "four") == then
+    verdict(volume)
+
+
+def snapshot_files_of(volume: Volume, *names: str) -> dict[str, Files]:
+    return {name: read_files(volume.get_snapshot(name).state) for name in names}
 
 
 def test_what_is_held_waits_for_its_last_hold(volume):

@@ -1,6 +1,7 @@
 """Deferred deletion: snapshots that were to be deleted while something needed them go when nothing does any more.
 
-Such a snapshot is of the kind `deleting`. It holds its blocks, and can be read by who reads it. It goes with its last
+Such a snapshot is of the kind `deleting`. It holds its blocks, and can be read by who reads it. A shadow stays a
+shadow, with a flag: its blocks may be others' by now. Either goes with its last
 pin, its last hold, or, where its readers died with their process, when the volume is next opened for writing.
 """
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume.basegroup import BASE_OWNER, base_snapshot
-from blockplane.volume.codec import KIND_DELETING, NAME_BYTES, NO_ID, Hold, TableEntry
+from blockplane.volume.codec import NAME_BYTES, NO_ID, Hold, TableEntry
 from blockplane.volume.mirrorcodec import BROKEN, MIRROR, REHEARSING
 from blockplane.volume.passing import waiting_for
 
@@ -225,7 +224,7 @@ def defer_needed(volume: LiveVolume, entries: Iterable[TableEntry]) -> list[Tabl
     refuse_needed(volume, [entry for entry in entries if is_base(volume, entry)])
     found = [entry for entry in entries if any(needs(volume, entry))]
     for entry in found:
-        entry.record = replace(entry.record, kind=KIND_DELETING)
+        entry.record = entry.record.deferred()
     if found:
         volume.local.rewrite_entries()
     return found

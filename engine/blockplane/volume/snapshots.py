@@ -13,6 +13,7 @@ from blockplane.volume import held, marking, shadows
 from blockplane.volume.codec import (
     FLAG_MASTER,
     FORM_EMPTY,
+    KIND_DELETING,
     KIND_NAMES,
     NAME_BYTES,
     Hold,
@@ -58,7 +59,9 @@ class Snapshot:
 
     @property
     def kind(self) -> str:
-        """regular, shadow, ..."""
+        """regular, shadow, ...; deleting, whatever it was, once it goes when nothing needs it any more."""
+        if self.entry.is_deleting:
+            return KIND_NAMES[KIND_DELETING]
         return KIND_NAMES.get(self.entry.record.kind, f"kind {self.entry.record.kind}")
 
     @property
