@@ -255,6 +255,18 @@ def test_a_rollback_defers_what_is_read(volume):
     verdict(volume)
 
 
+def test_a_rollback_keeps_what_only_a_snapshot_has_that_is_being_deleted(volume):
+    volume.hold_snapshot("three", "me")
+    volume.delete_snapshot("three", defer=True)
+    then = read_files(volume.state())
+    kept = volume.rollback("one")
+    assert kept == "before-rollback-to-one"
+    volume.release_snapshot("three", "me")
+    assert set(kinds(volume)) == {"one", "two", kept}
+    assert read_files(volume.get_snapshot(kept).state) == then
+    verdict(volume)
+
+
 def test_pruning_defers_what_is_read(volume):
     with read(volume, "two"):
         report = prune(volume, Policy(last=1), defer=True)

@@ -15,6 +15,7 @@ from blockplane.volume.codec import (
     FORM_EMPTY,
     KIND_DELETING,
     KIND_NAMES,
+    KIND_REGULAR,
     NAME_BYTES,
     Hold,
     SnapshotRecord,
@@ -229,21 +230,30 @@ def named_range(volume: LiveVolume, first: str, last: str) -> list[str]:
 
 
 def changed_since_newest(volume: LiveVolume) -> bool:
-    """Whether the live state is more than the snapshot it descends from and the record of that."""
-    parent = next((e for e in volume.local.entries() if e.record.id == volume.local.root.parent_id), None)
-    if parent is None or parent.is_shadow:
+    """Whether the live state is more than the snapshot it descends from and the record of that.
+
+    One that is a shadow, is being deleted or is damaged keeps nothing.
+    """
+    parent = _kept_parent(volume)
+    state = volume.known_state(parent) if parent is not None else None
+    if state is None:
         return volume.active.root.inode_file.form != FORM_EMPTY
-    state = volume.snapshot_state(parent)
     mine = volume.active.root.inode_file
     return bool((mine.pointers != state.root.inode_file.pointers).any())
 
 
 def standing_at(volume: LiveVolume) -> TableEntry | None:
     """Return the regular snapshot that has all that the live state has, if any. The caller has committed."""
-    parent = next((e for e in volume.local.regular() if e.record.id == volume.local.root.parent_id), None)
+    parent = _kept_parent(volume)
     if parent is None or volume.known_state(parent) is None or changed_since_newest(volume):
         return None
     return parent
+
+
+def _kept_parent(volume: LiveVolume) -> TableEntry | None:
+    """Return the regular snapshot that the live state descends from, if it is one that stays."""
+    parent_id = volume.local.root.parent_id
+    return next((e for e in volume.local.entries() if e.record.id == parent_id and e.record.kind == KIND_REGULAR), None)
 
 
 def shown_by(volume: LiveVolume) -> Snapshot | None:
