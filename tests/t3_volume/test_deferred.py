@@ -146,6 +146,8 @@ def test_what_is_being_deleted_is_no_part_of_anything_new(volume):
             lambda: volume.rename_snapshot("two", "other"),
             lambda: volume.rollback("two"),
             lambda: volume.shadow_snapshot("two"),
+            lambda: volume.mark("two"),
+            lambda: volume.destinations.begin("away", "two"),
         ):
             with pytest.raises(RefusedError, match="is being "):
                 attempt()

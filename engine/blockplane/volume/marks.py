@@ -157,6 +157,18 @@ class Interval:
                 other.drop(kind)
             self.record.flags |= other.record.flags & UNKNOWN[kind]
 
+    def replace(self, kind: Kind, other: Interval) -> None:
+        """Take over a plane of an interval that is in no table; until that is done this one's is not known."""
+        self.record.flags |= UNKNOWN[kind]
+        self.clear(kind)
+        self.trees[kind] = other.trees[kind]
+        if kind == "alloc":
+            self.record.alloc = other.record.alloc
+        else:
+            self.record.dealloc = other.record.dealloc
+        self._grow(kind, other.count(kind))
+        self.record.flags |= other.record.flags & UNKNOWN[kind]
+
     def clear(self, kind: Kind) -> None:
         """Empty a plane, and count it as known."""
         tree = self.trees[kind]
@@ -230,12 +242,18 @@ class Marks:
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
-    def begin(self, snapshot_id: bytes, flags: int = 0, at: int | None = None) -> Interval:
-        """Let an interval begin: what is noted from now on belongs to it; or, before others, an empty one."""
-        made = Interval(IntervalRecord(snapshot_id, flags, begun_ns=time.time_ns()), self._reader, self._writer)
-        self.intervals().insert(len(self.intervals()) if at is None else at, made)
+    def begin(self, snapshot_id: bytes, flags: int = 0) -> None:
+        """Let an interval begin: what is noted from now on belongs to it."""
+        self.insert(len(self.intervals()), self.make(snapshot_id, flags))
+
+    def make(self, snapshot_id: bytes, flags: int = 0) -> Interval:
+        """Return an empty interval that is in no table yet."""
+        return Interval(IntervalRecord(snapshot_id, flags, begun_ns=time.time_ns()), self._reader, self._writer)
+
+    def insert(self, at: int, interval: Interval) -> None:
+        """Take up an interval that was made, before the one at a position."""
+        self.intervals().insert(at, interval)
         self.changed()
-        return made
 
     def give_up(self, snapshot_ids: Collection[bytes]) -> None:
         """Sum the intervals of positions that go into those before them; the oldest is dropped."""

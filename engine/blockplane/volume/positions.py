@@ -16,6 +16,7 @@ import numpy as np
 from blockplane.model.errors import ChecksumError, NoSpaceError, RefusedError, UsageError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume.codec import TableEntry
+from blockplane.volume.holds import refuse_deleting
 from blockplane.volume.leafbits import LEAF_WORDS
 from blockplane.volume.markcodec import FLAG_ALLOC_UNKNOWN, FLAG_ASKED, FLAG_DEALLOC_UNKNOWN
 from blockplane.volume.marking import not_in
@@ -86,18 +87,23 @@ def mark(volume: LiveVolume, name: str) -> bool:
     -----
     What entered since the snapshot is found by subtraction: cost follows what changed. What left is known only where
     an older snapshot is a position.
+
+    Raises
+    ------
+    NoSuchSnapshotError: it does not exist. RefusedError: it is being deleted.
     """
     with volume.lock:
         entry, marks = volume.local.entry(name), volume.local.marks
+        refuse_deleting(entry)
         found = marks.find(entry.record.id)
         if found is None:
             refuse_more(volume)
             volume.commit()
             add_position(volume, entry, FLAG_ASKED)
         else:
+            rebuild(volume)
             found.record.flags |= FLAG_ASKED
             marks.changed()
-            rebuild(volume)
         volume.commit()
         return found is not None
 
@@ -110,7 +116,7 @@ def add_position(volume: LiveVolume, entry: TableEntry, flags: int) -> None:
     marks = volume.local.marks
     later = {other.record.id for other in _later(volume.local, entry)}
     at = sum(interval.record.snapshot_id not in later for interval in marks.intervals())
-    made = marks.begin(entry.record.id, flags, at)
+    made = marks.make(entry.record.id, flags)
     _subtract(volume, entry, made)
     before = marks.intervals()[at - 1] if at else None
     if before is None or not before.is_known("dealloc"):
@@ -121,6 +127,7 @@ def add_position(volume: LiveVolume, entry: TableEntry, flags: int) -> None:
                 made.add("dealloc", leaf, before.leaf("dealloc", leaf))
         except ChecksumError:
             made.record.flags |= FLAG_DEALLOC_UNKNOWN
+    marks.insert(at, made)  # whole: where reading failed before there is no position
 
 
 def _later(local: LocalTree, entry: TableEntry) -> list[TableEntry]:
@@ -182,15 +189,16 @@ def rebuild(volume: LiveVolume) -> list[str]:
     volume.commit()
     for interval in (each for each in local.marks.intervals() if each.record.snapshot_id in by_id):
         bad = [kind for kind in KINDS if not interval.is_known(kind) or not MarkPlane([interval.tree(kind)]).is_whole]
-        for kind in bad:
-            interval.clear(kind)
+        if not bad:
+            continue
+        entry = by_id[interval.record.snapshot_id]
+        fresh = local.marks.make(entry.record.id, FLAG_DEALLOC_UNKNOWN)
         if "alloc" in bad:
-            _subtract(volume, by_id[interval.record.snapshot_id], interval)
-        if "dealloc" in bad:
-            interval.record.flags |= FLAG_DEALLOC_UNKNOWN
-        if bad:
-            names.append(by_id[interval.record.snapshot_id].record.name)
-            local.marks.changed()
+            _subtract(volume, entry, fresh)
+        local.marks.changed()  # only now: until here reading may fail, and then all is as it was
+        for kind in bad:
+            interval.replace(kind, fresh)
+        names.append(entry.record.name)
     return names
 
 
