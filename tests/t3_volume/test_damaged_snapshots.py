@@ -160,3 +160,23 @@ def test_a_deletion_that_fails_leaves_the_marks_as_they_were(monkeypatch):
             marking.dropped(volume, [volume.local.entry("one")], staying_beside(volume, [volume.local.entry("one")]))
     volume.commit(force=True)
     assert volume.positions == [before]
+
+
+@pytest.mark.parametrize("what", ["root", "leaf"])
+def test_a_rollback_goes_past_another_that_cannot_be_read(what):
+    """What that one may have stays held until it goes."""
+    volume = line_of(4)
+    rest = ("s0", "s2", "s3")
+    then = contents(volume, *rest)
+    place = leaf_place(volume, "s1") if what == "leaf" else volume.get_snapshot("s1").record.root.number
+    volume = spoiled(volume, place)
+    kept = volume.rollback("s0")
+    assert kept is not None
+    assert present(read_files(volume.state())) == then["s0"]
+    overwrite_free_space(volume, 5)
+    assert contents(volume, *rest) == then
+    volume.delete_snapshot("s1")
+    overwrite_free_space(volume)
+    volume = again(volume)
+    assert contents(volume, *rest) == then
+    verdict(volume)

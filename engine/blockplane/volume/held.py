@@ -8,10 +8,11 @@ every state that may share the leaf is asked (law 11).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import DiskError, VolumeDamagedError
+from blockplane.model.errors import ChecksumError, DiskError, VolumeDamagedError
 from blockplane.volume.codec import TableEntry
 from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
 from blockplane.volume.local import LocalTree
@@ -109,15 +110,24 @@ def let_go(
             yield leaf, alone
 
 
-def rebuild(local: LocalTree, snapshots: Sequence[State], active: State, others: Sequence[State]) -> None:
-    """Work held out anew in every leaf in which active differs from any of the others."""
+def rebuild(local: LocalTree, snapshots: Sequence[State | None], active: State, others: Sequence[State]) -> None:
+    """Work held out anew in every leaf in which active differs from any of the others.
+
+    Parameters
+    ----------
+    snapshots : all regular ones; None for one that cannot be read: it may have any of the places that were held.
+    others : what the live state was, and what arrived: with what is held, all that any snapshot has.
+    """
     n_leaves = local.held.size_bytes // BLOCK_BYTES  # names there may be more
     leaves = [leaf for leaf in differing_leaves([active, *others]) if leaf < n_leaves]
     for at in range(0, len(leaves), FETCH_BLOCKS):
         part = leaves[at : at + FETCH_BLOCKS]
-        _fetch([active, *snapshots], part)
+        _fetch([active, *(state for state in snapshots if state is not None)], part)
         for leaf in part:
-            kept = union_leaf(snapshots, leaf) | local.shadowed_leaf(leaf)
+            kept = known_leaf(snapshots, leaf)
+            if kept is None:
+                kept = local.held_leaf(leaf) | union_leaf(others, leaf)
+            kept = kept | local.shadowed_leaf(leaf)
             local.set_held_leaf(leaf, kept & ~active.place_leaf(leaf))
 
 
@@ -125,9 +135,11 @@ def _fetch(states: Sequence[State], leaves: Sequence[int]) -> None:
     """Bring what `union_leaf` will read of the states' leaves into memory: a shared leaf of the first that has it."""
     seen: set[tuple[int, int]] = set()
     for state in states:
-        pointers = [state.blockmap.pointer(0, leaf) for leaf in leaves]
-        state.blockmap.fetch_blocks(leaf for leaf, pointer in zip(leaves, pointers, strict=True) if pointer not in seen)
-        seen.update(pointers)
+        with suppress(ChecksumError):  # who reads the leaf meets it again
+            pointers = [state.blockmap.pointer(0, leaf) for leaf in leaves]
+            fresh = (leaf for leaf, pointer in zip(leaves, pointers, strict=True) if pointer not in seen)
+            state.blockmap.fetch_blocks(fresh)
+            seen.update(pointers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -348,7 +348,7 @@ class Landing:
         n_before = volume.active.root.n_blocks + volume.local.root.n_held
         volume.exchange(top, entries[-1].record.id)
         volume.features |= self._features.of_states()
-        held.rebuild(volume.local, volume.snapshot_states(), top, [old, *states[:-1]])
+        held.rebuild(volume.local, volume.known_states(), top, [old, *states[:-1]])
         marking.exchanged(volume, old, top, states[:-1])
         n_after = volume.active.root.n_blocks + volume.local.root.n_held
         volume.space.n_freed_open += max(n_before + len(self._image) - self.n_shared - n_after, 0)

@@ -172,6 +172,10 @@ class LiveVolume(Points):
         """Return the states of all regular snapshots, older first."""
         return [self.snapshot_state(entry) for entry in self.local.regular()]
 
+    def known_states(self) -> list[State | None]:
+        """Return the states of all regular snapshots, older first; None for one whose root is damaged."""
+        return [self.known_state(entry) for entry in self.local.regular()]
+
     def adopt_state(self, snapshot_id: bytes, state: State) -> None:
         """Cache the state of a snapshot that is new."""
         self._states[snapshot_id] = state

@@ -66,13 +66,13 @@ def exchanged(volume: LiveVolume, old: State, top: State, arrived: Sequence[Stat
     marks = volume.local.marks
     if not marks.is_on:
         return
-    snapshots = volume.snapshot_states()
+    snapshots = volume.known_states()
     for leaf in differing_leaves([top, old, *arrived]):
         for state in (top, *arrived):
             marks.entered(leaf, not_in(state, old, leaf))
         gone = old.place_leaf(leaf) & ~top.place_leaf(leaf)
         if gone.any():
-            marks.left_places(leaf, gone & ~held.union_leaf(snapshots, leaf), old.placemap)
+            marks.left_places(leaf, gone & ~held.may_hold_leaf(snapshots, leaf), old.placemap)
 
 
 def dropped(volume: LiveVolume, gone: Sequence[TableEntry], staying: held.Staying) -> None:

@@ -321,7 +321,7 @@ def _go_back(volume: LiveVolume, target: TableEntry) -> None:
     state, old = volume.snapshot_state(target), volume.committed
     n_held, n_active = volume.local.root.n_held, volume.active.root.n_blocks
     volume.exchange(state, target.record.id)
-    held.rebuild(volume.local, volume.snapshot_states(), state, [old])
+    held.rebuild(volume.local, volume.known_states(), state, [old])
     marking.exchanged(volume, old, state)
     gone = n_active + n_held - volume.active.root.n_blocks - volume.local.root.n_held
     volume.space.n_freed_open += gone
