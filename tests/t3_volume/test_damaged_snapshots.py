@@ -5,6 +5,7 @@ Without parity, so that what is damaged stays so.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from blockplane.model import DiskError
@@ -22,6 +23,7 @@ from faults.world import (
     make_volume,
     present,
     read_files,
+    receive,
     spoil_place,
     verdict,
 )
@@ -168,8 +170,7 @@ def test_a_rollback_goes_past_another_that_cannot_be_read(what):
     volume = line_of(4)
     rest = ("s0", "s2", "s3")
     then = contents(volume, *rest)
-    place = leaf_place(volume, "s1") if what == "leaf" else volume.get_snapshot("s1").record.root.number
-    volume = spoiled(volume, place)
+    volume = spoiled(volume, place_of(volume, "s1", what))
     kept = volume.rollback("s0")
     assert kept is not None
     assert present(read_files(volume.state())) == then["s0"]
@@ -180,3 +181,61 @@ def test_a_rollback_goes_past_another_that_cannot_be_read(what):
     volume = again(volume)
     assert contents(volume, *rest) == then
     verdict(volume)
+
+
+def received() -> tuple[Volume, Volume]:
+    """A source, and a copy on which blocks of m1, m2, m3 lie elsewhere than their numbers say."""
+    source, copy = make_volume(geometry_of(3, 0, 256)), make_volume(geometry_of(3, 0, 256))
+    client, before = FileClient(source), None
+    for number in range(1, 4):
+        client.write(min(number, 2), 0, range(100 * number + 1, 100 * number + 31))
+        source.snapshot(f"m{number}")
+        receive(source, copy, f"m{number}", before)
+        before = f"m{number}"
+    assert not copy.active.placemap.is_empty
+    client.write(2, 0, range(401, 431))
+    source.snapshot("m4")
+    return source, copy
+
+
+def place_of(volume: Volume, name: str, what: str) -> int:
+    """Where the root of a snapshot lies, or the first leaf of its blockmap."""
+    if what == "leaf":
+        return leaf_place(volume, name)
+    record, state = volume.get_snapshot(name).record, volume.get_snapshot(name).state
+    return int(state.placemap.to_places(np.array([record.root.number], np.int64))[0])
+
+
+@pytest.mark.parametrize("what", ["root", "leaf"])
+def test_a_receive_goes_past_one_that_cannot_be_read(what):
+    source, volume = received()
+    volume = spoiled(volume, place_of(volume, "m2", what))
+    receive(source, volume, "m4", "m3")
+    rest = ("m1", "m3", "m4")
+    then = {name: present(read_files(source.get_snapshot(name).state)) for name in rest}
+    overwrite_free_space(volume, 4)
+    volume = again(volume)
+    assert contents(volume, *rest) == then
+    volume.delete_snapshot("m2")
+    overwrite_free_space(volume)
+    verdict(volume)
+    assert contents(volume, *rest) == then
+
+
+@pytest.mark.parametrize("what", ["root", "leaf"])
+def test_names_of_one_that_cannot_be_read_are_not_given_to_others(what):
+    """Where blocks lie elsewhere than their numbers say, what is written looks for names, and finds some."""
+    _, volume = received()
+    m2, before = (set(numbers(volume, volume.get_snapshot(name).state)) for name in ("m2", "m3"))
+    volume = spoiled(volume, place_of(volume, "m2", what))
+    overwrite_free_space(volume, 4)
+    fresh = set(numbers(volume, volume.committed)) - before
+    assert any(volume.committed.placemap.to_places(np.array(sorted(fresh), np.int64)) != sorted(fresh))
+    assert not fresh & m2
+    volume.delete_snapshot("m2")
+    verdict(again(volume))
+
+
+def numbers(volume: Volume, state: State) -> list[int]:
+    """The VBNs of a state."""
+    return [vbn for start, stop in volume.plane(state).extents().tolist() for vbn in range(start, stop)]
