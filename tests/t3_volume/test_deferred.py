@@ -13,8 +13,10 @@ import pytest
 
 from blockplane.image import build
 from blockplane.image.image import freed_blocks
-from blockplane.model import NoSuchSnapshotError, RefusedError, SnapshotExistsError
+from blockplane.model import ChecksumError, DiskError, NoSuchSnapshotError, RefusedError, SnapshotExistsError
 from blockplane.volume import Policy, Volume, deferred, deleting, holds
+from blockplane.volume.codec import TableEntry
+from blockplane.volume.local import LocalTree
 from blockplane.volume.pins import Pins, reading_for
 from blockplane.volume.retention import prune
 from faults.crash import Plan, crash_states
@@ -266,6 +268,52 @@ def test_a_rollback_keeps_what_only_a_snapshot_has_that_is_being_deleted(volume)
     volume.release_snapshot("three", "me")
     assert set(kinds(volume)) == {"one", "two", kept}
     assert read_files(volume.get_snapshot(kept).state) == then
+    verdict(volume)
+
+
+def test_what_cannot_go_stays_and_the_others_go(volume, monkeypatch):
+    """When the volume is opened, and at the end of a hold: nobody is refused anything for it."""
+    for name in ("one", "two"):
+        volume.hold_snapshot(name, "me", time.time_ns() + HOUR_NS)
+    volume.hold_snapshot("three", "me")
+    volume.delete_snapshot("one", "two", "three", defer=True)
+    drop = deleting.drop
+
+    def fail_for_one(volume: Volume, gone: list[TableEntry]) -> int:
+        if any(entry.record.name == "one" for entry in gone):
+            raise ChecksumError("block 7 does not match its checksum", 7)
+        return drop(volume, gone)
+
+    with monkeypatch.context() as patched, mock.patch.object(time, "time_ns", return_value=2**62):
+        patched.setattr(deleting, "drop", fail_for_one)
+        volume = again(volume)
+        assert kinds(volume) == {"one": "deleting", "three": "deleting"}
+        volume.release_snapshot("three", "me")
+        assert kinds(volume) == {"one": "deleting"}
+        said = "snapshot 'one' is being deleted, and cannot go: block 7 does not match its checksum"
+        assert volume.warnings == [said]
+        FileClient(volume).write(5, 0, range(10))
+        volume.sync()
+        volume = again(volume)
+        assert volume.warnings == [said]
+    volume = again(volume)
+    verdict(volume)
+
+
+def test_a_deletion_that_fails_half_way_stops_the_volume(volume, monkeypatch):
+    volume.hold_snapshot("two", "me")
+    volume.delete_snapshot("two", defer=True)
+
+    def fail(*_: object) -> None:
+        raise DiskError("disk0: read: Input/output error", "disk0")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalTree, "set_entries", fail)
+        with pytest.raises(DiskError):
+            volume.release_snapshot("two", "me")
+    assert volume.stopped_at
+    volume = again(volume)
+    assert "two" not in kinds(volume)
     verdict(volume)
 
 

@@ -235,6 +235,11 @@ class LiveVolume(Points):
         """The error that the volume stopped at: close it and open it again; empty: none."""
         return self._failure
 
+    def warn(self, text: str) -> None:
+        """Have people told of something that goes on without them, once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
     def new_tree(self, root: TreeRoot | None = None) -> BlockTree:
         """Return a writable tree for a file of the live state."""
         return self.active.tree(root if root is not None else TreeRoot())
