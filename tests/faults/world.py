@@ -267,3 +267,19 @@ def receive(source: Volume, target: Volume, top: str, base: str | None = None, r
 def numbers_of(pointers: np.ndarray) -> list[int]:
     """Block numbers of pointers (n, 2) that are no holes."""
     return [int(word) & NUMBER_MASK for word in pointers[:, 0] if word]
+
+
+# --- damage -------------------------------------------------------------------------------------------------------
+
+
+def spoil_place(volume: Volume, place: int) -> None:
+    """Write other bytes over a place, below everything that keeps checksums and parity."""
+    disk, dbn = volume.geometry.to_disk(np.array([place], np.int64))
+    volume.array.disks[int(disk[0])].write(HEAD_BLOCKS + int(dbn[0]), bytes([0x5A]) * BLOCK_BYTES)
+
+
+def leaf_place(volume: Volume, name: str, leaf: int = 0) -> int:
+    """Where a leaf of a snapshot's blockmap lies."""
+    state = volume.get_snapshot(name).state
+    numbers = numbers_of(state.blockmap.pointers(leaf, leaf + 1))
+    return int(state.placemap.to_places(np.array(numbers, np.int64))[0])

@@ -13,14 +13,17 @@ import pytest
 
 from blockplane.image import build
 from blockplane.image.image import freed_blocks
-from blockplane.model import NoSuchSnapshotError, RefusedError, SnapshotExistsError
+from blockplane.model import ChecksumError, DiskError, NoSuchSnapshotError, RefusedError, SnapshotExistsError
 from blockplane.volume import Policy, Volume, deferred, deleting, holds
+from blockplane.volume.codec import TableEntry
+from blockplane.volume.local import LocalTree
 from blockplane.volume.pins import Pins, reading_for
 from blockplane.volume.retention import prune
 from faults.crash import Plan, crash_states
 from faults.recording import Recorder
 from faults.world import (
     FileClient,
+    Files,
     again,
     fill,
     geometry_of,
@@ -145,6 +148,8 @@ def test_what_is_being_deleted_is_no_part_of_anything_new(volume):
             lambda: volume.rename_snapshot("two", "other"),
             lambda: volume.rollback("two"),
             lambda: volume.shadow_snapshot("two"),
+            lambda: volume.mark("two"),
+            lambda: volume.destinations.begin("away", "two"),
         ):
             with pytest.raises(RefusedError, match="is being "):
                 attempt()
@@ -154,6 +159,59 @@ def test_what_is_being_deleted_is_no_part_of_anything_new(volume):
         assert freed_blocks(volume, ["one"]) == deleting.freed_by(volume, ["one"])
     volume.snapshot("two")
     verdict(volume)
+
+
+@pytest.mark.parametrize("by", ["a hold", "a reader"])
+def test_a_shadow_that_is_deferred_stays_a_shadow(volume, by):
+    """Its blocks may be others' by now: it holds none of them, and frees none of them when it goes."""
+    volume.shadow_snapshot("one")
+    client = FileClient(volume)
+    for turn in range(6):
+        client.write(7, 0, range(1000 * turn, 1000 * turn + 60))
+        volume.sync()
+    volume.snapshot("four")
+    client.remove(7)
+    volume.sync()
+    then = snapshot_files_of(volume, "two", "three", "four")
+    n_held, n_left = volume.local.root.n_held, volume.get_snapshot("one").n_blocks
+    with contextlib.ExitStack() as reading:
+        if by == "a hold":
+            volume.hold_snapshot("one", "me")
+        else:
+            reading.enter_context(read(volume, "one"))
+        assert volume.delete_snapshot("one", defer=True) == 0
+        assert kinds(volume)["one"] == "deleting"
+        assert volume.local.root.n_held == n_held
+        for attempt in (
+            lambda: build(volume, "four - one", with_=["one"]),
+            lambda: volume.hold_snapshot("one", "other"),
+            lambda: volume.rename_snapshot("one", "other"),
+        ):
+            with pytest.raises(RefusedError, match="is being deleted"):
+                attempt()
+        with pytest.raises(RefusedError, match="is a shadow"):
+            volume.get_snapshot("one").state  # noqa: B018
+        client.write(8, 0, range(9000, 9060))
+        volume.sync()
+        assert volume.get_snapshot("one").n_blocks <= n_left
+        verdict(volume)
+        if by == "a hold":
+            volume = again(volume)
+            assert kinds(volume)["one"] == "deleting"
+            volume.release_snapshot("one", "me")
+    assert "one" not in kinds(volume)
+    assert volume.local.root.n_shadows == 0
+    client = FileClient(volume)
+    for turn in range(6):
+        client.write(9, 0, range(2000 * turn, 2000 * turn + 60))
+        volume.sync()
+    volume = again(volume)
+    assert snapshot_files_of(volume, "two", "three", "four") == then
+    verdict(volume)
+
+
+def snapshot_files_of(volume: Volume, *names: str) -> dict[str, Files]:
+    return {name: read_files(volume.get_snapshot(name).state) for name in names}
 
 
 def test_what_is_held_waits_for_its_last_hold(volume):
@@ -206,6 +264,64 @@ def test_a_rollback_defers_what_is_read(volume):
         volume.rollback("one", drop_later=True, defer=True)
         assert kinds(volume) == {"one": "regular", "three": "deleting"}
     assert kinds(volume) == {"one": "regular"}
+    verdict(volume)
+
+
+def test_a_rollback_keeps_what_only_a_snapshot_has_that_is_being_deleted(volume):
+    volume.hold_snapshot("three", "me")
+    volume.delete_snapshot("three", defer=True)
+    then = read_files(volume.state())
+    kept = volume.rollback("one")
+    assert kept == "before-rollback-to-one"
+    volume.release_snapshot("three", "me")
+    assert set(kinds(volume)) == {"one", "two", kept}
+    assert read_files(volume.get_snapshot(kept).state) == then
+    verdict(volume)
+
+
+def test_what_cannot_go_stays_and_the_others_go(volume, monkeypatch):
+    """When the volume is opened, and at the end of a hold: nobody is refused anything for it."""
+    for name in ("one", "two"):
+        volume.hold_snapshot(name, "me", time.time_ns() + HOUR_NS)
+    volume.hold_snapshot("three", "me")
+    volume.delete_snapshot("one", "two", "three", defer=True)
+    drop = deleting.drop
+
+    def fail_for_one(volume: Volume, gone: list[TableEntry]) -> int:
+        if any(entry.record.name == "one" for entry in gone):
+            raise ChecksumError("block 7 does not match its checksum", 7)
+        return drop(volume, gone)
+
+    with monkeypatch.context() as patched, mock.patch.object(time, "time_ns", return_value=2**62):
+        patched.setattr(deleting, "drop", fail_for_one)
+        volume = again(volume)
+        assert kinds(volume) == {"one": "deleting", "three": "deleting"}
+        volume.release_snapshot("three", "me")
+        assert kinds(volume) == {"one": "deleting"}
+        said = "snapshot 'one' is being deleted, and cannot go: block 7 does not match its checksum"
+        assert volume.warnings == [said]
+        FileClient(volume).write(5, 0, range(10))
+        volume.sync()
+        volume = again(volume)
+        assert volume.warnings == [said]
+    volume = again(volume)
+    verdict(volume)
+
+
+def test_a_deletion_that_fails_half_way_stops_the_volume(volume, monkeypatch):
+    volume.hold_snapshot("two", "me")
+    volume.delete_snapshot("two", defer=True)
+
+    def fail(*_: object) -> None:
+        raise DiskError("disk0: read: Input/output error", "disk0")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalTree, "set_entries", fail)
+        with pytest.raises(DiskError):
+            volume.release_snapshot("two", "me")
+    assert volume.stopped_at
+    volume = again(volume)
+    assert "two" not in kinds(volume)
     verdict(volume)
 
 

@@ -7,14 +7,15 @@ import pytest
 
 from blockplane.image.image import build
 from blockplane.image.saved import delete, save
-from blockplane.model import BLOCK_BYTES, RefusedError, UsageError
+from blockplane.model import BLOCK_BYTES, DiskError, RefusedError, UsageError
 from blockplane.model.errors import NoSpaceError, NoSuchSnapshotError
 from blockplane.planes import Plane
-from blockplane.volume import Volume
+from blockplane.volume import Volume, positions
 from blockplane.volume.check import check
 from blockplane.volume.codec import NUMBER_MASK
 from blockplane.volume.destinations import OWNER
-from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, numbers_in
+from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf, numbers_in
+from blockplane.volume.marking import not_in
 from faults.world import FileClient, again, geometry_of, make_volume, open_volume, receive, revived, verdict
 
 pytestmark = pytest.mark.usefixtures("inline")
@@ -120,6 +121,43 @@ def test_a_snapshot_marked_afterwards(volume, client):
         top = members(volume.plane(state))
         assert marked & top == top - members(two.plane)
     verdict(volume)
+
+
+@pytest.mark.parametrize("how", ["mark", "begin", "mark again"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_position_whose_marks_cannot_be_worked_out_is_none(volume, client, monkeypatch, how, nth):
+    """A read that fails on the way leaves what there was, and nothing that is not whole becomes durable."""
+    client.write(1, 0, range(10))
+    volume.snapshot("one")
+    for name in ("two", "three"):
+        client.write(1, 0, range(10))
+        volume.snapshot(name)
+    if how == "mark again":
+        volume.mark("one")
+        volume.local.marks.lose("alloc")
+        volume.commit()
+    before, n_calls = volume.positions, iter(range(1, 100))
+
+    def fail(*operands: object) -> Leaf:
+        if next(n_calls) == nth:
+            raise DiskError("disk0: read: Input/output error", "disk0")
+        return not_in(*operands)
+
+    def attempt() -> None:
+        if how == "begin":
+            volume.destinations.begin("away", "one")
+        else:
+            volume.mark("one")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(positions, "not_in", fail)
+        with pytest.raises(DiskError):
+            attempt()
+    volume.commit(force=True)
+    assert volume.positions == before
+    attempt()
+    assert volume.positions[0].alloc_known
+    verdict(again(volume))
 
 
 def test_what_left_before_marking_is_not_known(volume, client):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from blockplane.filesystem import FileSystem
-from blockplane.volume import Volume, live
+from blockplane.model import ChecksumError
+from blockplane.volume import Volume, deferred, live
 
 
 def until(holds, seconds: float = 30.0) -> bool:
@@ -39,6 +40,25 @@ def test_what_nobody_syncs_is_durable_all_the_same(tmp_path: Path) -> None:
     volume.abandon()
     with Volume.open(tmp_path / "pool") as again:
         assert FileSystem(again).read_bytes("/a") == b"x" * 10_000
+
+
+def test_the_timer_goes_on_as_long_as_the_volume_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it cannot do is told, and does not keep it from what is due besides."""
+
+    def fail(volume: Volume) -> int:
+        raise ChecksumError("block 7 does not match its checksum", 7)
+
+    volume = Volume.create(tmp_path / "pool", disks=3, size="64M")
+    with monkeypatch.context() as patched:
+        patched.setattr(deferred, "reap", fail)
+        assert until(lambda: bool(volume.warnings))
+        for _ in range(2):
+            written = volume.committed
+            FileSystem(volume).write_bytes("/a", b"x" * 10_000)
+            assert until(lambda: volume.committed is not written)  # noqa: B023
+    assert volume.warnings == ["what is being deleted stays: block 7 does not match its checksum"]
+    assert len(timers()) == 1
+    volume.close()
 
 
 def test_an_idle_volume_is_left_alone(tmp_path: Path) -> None:

@@ -378,6 +378,24 @@ def test_live_changes_are_not_replaced_unasked(source, tmp_path):
         require_same(source, mirror, "june2")
 
 
+def test_what_only_a_snapshot_keeps_that_is_being_deleted_is_not_replaced(source, tmp_path):
+    bp.receive(io.BytesIO(stream_of(source, "june1")), tmp_path / "copy")
+    bp.FileSystem(source).write_bytes("/mine", b"precious")
+    source.snapshot("mine")
+    with bp.Volume.open(tmp_path / "copy") as mirror:
+        bp.receive(io.BytesIO(stream_of(source, "mine - june1")), mirror)
+        source.rollback("june1")
+        bp.FileSystem(source).write_bytes("/f0", b"another branch")
+        source.snapshot("june2")
+        source.delete_snapshot("june1")
+        stream = stream_of(source, "june2", against=io.BytesIO(offer_of(mirror, "june1")))
+        mirror.hold_snapshot("mine", "me")
+        mirror.delete_snapshot("mine", defer=True)
+        with pytest.raises(RefusedError, match="has content"):
+            bp.receive(io.BytesIO(stream), mirror)
+        assert bp.FileSystem(mirror).read_bytes("/mine") == b"precious"
+
+
 def test_a_lender_that_went(source, tmp_path):
     with mirrored(source, tmp_path / "copy") as mirror:
         stream = stream_of(source, "june2", against=io.BytesIO(offer_of(mirror)))

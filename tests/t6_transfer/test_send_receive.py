@@ -480,6 +480,23 @@ def test_what_a_rollback_left_and_no_regular_snapshot_keeps_is_not_replaced(tmp_
         refused_unchanged(copy, increment)
 
 
+def test_what_only_a_snapshot_keeps_that_is_being_deleted_is_not_replaced(tmp_path, source):
+    increment = stream_of(source, "june3 - june2")
+    with fresh(tmp_path / "copy", size="16M") as copy:
+        receive(io.BytesIO(stream_of(source, "june1")), copy)
+        receive(io.BytesIO(stream_of(source, "june2 - june1")), copy)
+        copy.rollback("june1")
+        destination, stream = VolumeDestination(copy), StreamReader(ObjectInput(io.BytesIO(increment))).read_map()
+        destination.accept(stream, discard=False)
+        copy.hold_snapshot("june1", "me")
+        with destination.landing(stream) as landing:
+            copy.delete_snapshot("june1", defer=True)  # while the stream comes
+            with pytest.raises(RefusedError, match="went meanwhile"), destination.last_change():
+                landing.commit(stream.arriving())
+            landing.abort()
+        refused_unchanged(copy, increment)
+
+
 def refused_unchanged(copy: Volume, stream: bytes) -> None:
     before = contents(copy.state(None))
     with pytest.raises(RefusedError, match="was written to since june2, or rolled back"):

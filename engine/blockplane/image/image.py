@@ -17,7 +17,7 @@ from blockplane.image.store import SnapshotStore, require_alive, store_of
 from blockplane.image.terms import base_name, with_terms
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError, UsageError
 from blockplane.planes import Plane
-from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, KIND_SHADOW, SnapshotRecord
+from blockplane.volume.codec import KIND_REGULAR, KIND_SHADOW, SnapshotRecord
 from blockplane.volume.live import LiveVolume
 
 __all__ = ["Image", "build", "freed", "freed_blocks"]
@@ -75,7 +75,7 @@ class _Builder:
     def __init__(self, store: SnapshotStore, allow_active: bool, keep_out: Collection[bytes]) -> None:
         self._store = store
         self._records = {record.name: record for record in store.records() if record.kind == KIND_REGULAR}
-        self._shadows = {record.name: record for record in store.records() if record.kind == KIND_SHADOW}
+        self._shadows = {record.name: record for record in store.records() if _is_shadow(record)}
         self._all_names = {record.name: record for record in store.records()}
         self._terms: dict[str, Term] = {}
         self._kept_out = set(keep_out)
@@ -176,7 +176,7 @@ class _Builder:
                 f"begin the range with a later snapshot, and subtract it: later..newest - {name}",
             )
         if name in self._all_names:
-            if self._all_names[name].kind == KIND_DELETING:
+            if self._all_names[name].is_deleting:
                 raise RefusedError(
                     f"{name} is being deleted: it is no part of new images", "it waits only for what reads or holds it"
                 )
@@ -279,6 +279,11 @@ def freed(origin: SnapshotStore | LiveVolume, names: Sequence[str]) -> Plane:
     NoSuchSnapshotError : a name is not a snapshot here.
     """
     return _exclusive(origin, names).planes[0]
+
+
+def _is_shadow(record: SnapshotRecord) -> bool:
+    """Whether a record is that of a shadow which may be a term: not of one that is being deleted."""
+    return record.kind == KIND_SHADOW and not record.is_deleting
 
 
 def freed_blocks(origin: SnapshotStore | LiveVolume, names: Sequence[str]) -> int:

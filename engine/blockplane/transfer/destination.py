@@ -149,7 +149,7 @@ class VolumeDestination:
         """A full image of which this volume lends a part replaces the live state where that loses nothing."""
         with settled(self.volume):
             live, pointer = self.volume.committed.root, self.volume.committed.pointer
-            is_kept = any(entry.record.root == pointer for entry in self.volume.local.regular())
+            is_kept = any(record.root == pointer for record in self.records())
         if not (is_kept or is_in_history(live, stream.top, stream.branches)):
             self._accept_full(stream, discard)
 
@@ -205,7 +205,14 @@ class VolumeDestination:
 
     @contextmanager
     def last_change(self) -> Iterator[None]:
-        """Say that a volume which was opened for one transfer is closed after what is committed in the context."""
+        """Say that a volume which was opened for one transfer is closed after what is committed in the context.
+
+        Raises
+        ------
+        RefusedError: what keeps what would be replaced was deleted, to go when this has ended.
+        """
+        if self._standing is not None:
+            self._require_standing(self._standing)
         self.volume.ends_next = self._is_opened
         try:
             yield
@@ -213,7 +220,7 @@ class VolumeDestination:
             self.volume.ends_next = False
 
     def _require_standing(self, record: SnapshotRecord) -> None:
-        """Refuse where the snapshot that has what the live state has went before it was pinned."""
+        """Refuse where the snapshot that has what the live state has went before it was pinned, or will then."""
         if self._find(record) is None:
             raise RefusedError(
                 f"snapshot {record.name}, which keeps what would be replaced in {self.name}, went meanwhile",

@@ -194,6 +194,8 @@ class StateRoot:
 KIND_REGULAR, KIND_SHADOW, KIND_HIDDEN, KIND_PARTIAL, KIND_DELETING = 1, 2, 3, 4, 5
 #: Of a snapshot in this volume's table: replicas synchronise to it.
 FLAG_MASTER = 1
+#: Of a shadow in this volume's table: it is being deleted, and a shadow until it goes.
+FLAG_DELETING = 2
 KIND_NAMES = {1: "regular", 2: "shadow", 3: "hidden", 4: "partial", 5: "deleting"}
 
 _RECORD = struct.Struct("<16s16s16s16sQqII16sQ8xB127s")
@@ -237,6 +239,17 @@ class SnapshotRecord:
         if not n_name or n_name > NAME_BYTES:
             raise VolumeDamagedError("a snapshot record has no name", "run `blockplane check`")
         return cls(ids[0], ids[1], ids[2], ids[3], cp, created_ns, Pointer.decode(root), n_blocks, text, kind, flags)
+
+    @property
+    def is_deleting(self) -> bool:
+        """Whether it goes as soon as nothing reads or holds it; until then it is what it was."""
+        return self.kind == KIND_DELETING or (self.kind == KIND_SHADOW and bool(self.flags & FLAG_DELETING))
+
+    def deferred(self) -> SnapshotRecord:
+        """Return the record as one that is being deleted; a shadow stays one, since its blocks may be others'."""
+        if self.kind == KIND_SHADOW:
+            return replace(self, flags=self.flags | FLAG_DELETING)
+        return replace(self, kind=KIND_DELETING)
 
     def renamed(self, name: str) -> SnapshotRecord:
         """Return the record under another name."""
@@ -283,8 +296,8 @@ class TableEntry:
 
     @property
     def is_deleting(self) -> bool:
-        """Whether it goes as soon as nothing reads or holds it; until then it holds its blocks."""
-        return self.record.kind == KIND_DELETING
+        """Whether it goes as soon as nothing reads or holds it; until then it is what it was."""
+        return self.record.is_deleting
 
     @property
     def is_shadow(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from blockplane.planes import Plane
@@ -41,18 +42,23 @@ def _exclusive(volume: LiveVolume, gone: Sequence[TableEntry]) -> list[tuple[int
     going = [entry for entry in gone if not entry.is_shadow]
     given_up = volume.local.shadows.given_up_by(gone)
     states = [volume.known_state(entry) for entry in going]
-    rest = states_beside(volume, going, may_narrow=not given_up and None not in states)
-    return list(held.exclusive_leaves(volume.local, states, rest, given_up))
+    staying = staying_beside(volume, going, may_narrow=not given_up)
+    return list(held.exclusive_leaves(volume.local, states, staying, given_up))
 
 
-def states_beside(volume: LiveVolume, going: Sequence[TableEntry], may_narrow: bool = True) -> list[State | None]:
+def staying_beside(volume: LiveVolume, going: Sequence[TableEntry], may_narrow: bool = True) -> held.Staying:
     """Return the states that may hold what those that go hold: where history is a line, one's neighbours are enough."""
     entries, local = volume.local.regular(), volume.local
-    rest = [entry for entry in entries if entry not in going]
+    rest = near = [entry for entry in entries if entry not in going]
     if may_narrow and len(going) == 1 and held.is_line(local.entries(), local.root.parent_id):
         at = entries.index(going[0])
-        rest = entries[max(at - 1, 0) : at] + entries[at + 1 : at + 2]
-    return [volume.known_state(entry) for entry in rest]
+        near = entries[max(at - 1, 0) : at] + entries[at + 1 : at + 2]
+
+    @cache
+    def every() -> list[State | None]:
+        return [volume.known_state(entry) for entry in rest]
+
+    return held.Staying([volume.known_state(entry) for entry in near], every)
 
 
 def delete(volume: LiveVolume, names: Sequence[str], defer: bool = False) -> int:
@@ -102,12 +108,11 @@ def drop(volume: LiveVolume, gone: Sequence[TableEntry]) -> int:
     # what cannot be read is found before anything changes
     exclusive, holds, given_up = _exclusive(volume, gone), local.holds(), local.shadows.given_up_by(gone)
     going = [entry for entry in gone if not entry.is_shadow]
-    may_narrow = all(volume.known_state(entry) is not None for entry in going)
-    notes = marking.dropped(volume, going, states_beside(volume, going, may_narrow))
+    notes, is_known = marking.dropped(volume, going, staying_beside(volume, going))
     parents = {entry.record.id: entry.record.parent_id for entry in gone}
     rest = [entry for entry in local.entries() if entry.record.id not in parents]
     with volume.changing():
-        local.marks.note(notes)
+        local.marks.note(notes, is_known)
         local.marks.give_up(parents)
         local.shadows.remove(gone, given_up)
         for leaf, words, n_blocks in exclusive:

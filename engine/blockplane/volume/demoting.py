@@ -12,7 +12,7 @@ import numpy as np
 from blockplane.model.errors import DiskError, RefusedError, VolumeDamagedError
 from blockplane.volume import held, marking
 from blockplane.volume.codec import KIND_SHADOW, TableEntry
-from blockplane.volume.deleting import states_beside
+from blockplane.volume.deleting import staying_beside
 from blockplane.volume.demotioncodec import ASKED, Demotion, Pace
 from blockplane.volume.holds import refuse_deleting, refuse_needed
 from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
@@ -56,12 +56,12 @@ def make_shadow(volume: LiveVolume, entry: TableEntry, how: Demotion) -> int:
     """
     local, n_freed, now = volume.local, 0, time.time_ns()
     # what cannot be read is found before anything changes
-    state, rest = volume.snapshot_state(entry), states_beside(volume, [entry])
+    state, staying = volume.snapshot_state(entry), staying_beside(volume, [entry])
     own = leaves_of(own_places(state.blockmap, state.placemap))
-    notes = marking.dropped(volume, [entry], rest)
-    alone = [(leaf, words) for leaf, words, _ in held.exclusive_leaves(local, [state], rest, {})]
+    notes, is_known = marking.dropped(volume, [entry], staying)
+    alone = [(leaf, words) for leaf, words, _ in held.exclusive_leaves(local, [state], staying, {})]
     with volume.changing():
-        local.marks.note(notes)
+        local.marks.note(notes, is_known)
         entry.record = replace(entry.record, kind=KIND_SHADOW)
         entry.plane, entry.n_left, entry.shadowed_ns = state.root.blockmap.copy(), entry.record.n_blocks, now
         local.shadows.add(entry)

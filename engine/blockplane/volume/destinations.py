@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume.codec import NO_ID, Hold, TableEntry
+from blockplane.volume.holds import refuse_deleting
 from blockplane.volume.markcodec import (
     DESTINATION_NAME_BYTES,
     FLAG_ASKED,
@@ -75,8 +76,8 @@ class Destinations:
 
         Raises
         ------
-        NoSuchSnapshotError: the top does not exist. RefusedError: it is a shadow, or another one is under way or
-        unknown.
+        NoSuchSnapshotError: the top does not exist. RefusedError: it is a shadow, or being deleted, or another one is
+        under way or unknown.
         """
         volume = self._volume
         if not _NAME.fullmatch(name) or len(name.encode()) > DESTINATION_NAME_BYTES:
@@ -89,6 +90,7 @@ class Destinations:
             record = known.get(name, DestinationRecord(name))
             self._refuse_busy(record, entry)
             volume.snapshot_state(entry)  # a shadow is refused
+            refuse_deleting(entry)
             if volume.local.marks.find(entry.record.id) is None:
                 refuse_more(volume)
                 volume.commit()

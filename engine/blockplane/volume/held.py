@@ -8,11 +8,13 @@ every state that may share the leaf is asked (law 11).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import DiskError, VolumeDamagedError
+from blockplane.model.errors import ChecksumError, DiskError, VolumeDamagedError
 from blockplane.volume.codec import TableEntry
 from blockplane.volume.leafbits import EMPTY_LEAF, Leaf, count
 from blockplane.volume.local import LocalTree
@@ -59,8 +61,8 @@ def union_leaf(states: Sequence[State], leaf: int) -> Leaf:
     return out
 
 
-def may_hold_leaf(states: Sequence[State | None], leaf: int) -> Leaf:
-    """As `union_leaf`; a snapshot that is damaged (None, or its blockmap is bad) may hold anything.
+def known_leaf(states: Sequence[State | None], leaf: int) -> Leaf | None:
+    """As `union_leaf`; None where one of the states is damaged: None itself, or its blockmap is bad there.
 
     Raises
     ------
@@ -68,11 +70,17 @@ def may_hold_leaf(states: Sequence[State | None], leaf: int) -> Leaf:
     """
     try:
         known = [state for state in states if state is not None]
-        return union_leaf(known, leaf) if len(known) == len(states) else ~EMPTY_LEAF
+        return union_leaf(known, leaf) if len(known) == len(states) else None
     except DiskError:
         raise
     except VolumeDamagedError:
-        return ~EMPTY_LEAF
+        return None
+
+
+def may_hold_leaf(states: Sequence[State | None], leaf: int) -> Leaf:
+    """As `known_leaf`; a snapshot that is damaged may hold anything."""
+    known = known_leaf(states, leaf)
+    return known if known is not None else ~EMPTY_LEAF
 
 
 def update_for_commit(
@@ -105,10 +113,17 @@ def let_go(
 
 
 def worked_out(
-    local: LocalTree, snapshots: Sequence[State], active: State, others: Sequence[State]
+    local: LocalTree, snapshots: Sequence[State | None], active: State, others: Sequence[State]
 ) -> list[tuple[int, Leaf]]:
     """Return what of held is another once active is the live state: all leaves in which it differs from the others.
 
+    Parameters
+    ----------
+    snapshots : all regular ones; None for one that cannot be read: it may have any of the places that were held.
+    others : what the live state was, and what arrived: with what is held, all that any snapshot has.
+
+    Notes
+    -----
     Nothing changes; memory: the leaves, as the open CP would have them.
     """
     found = []
@@ -116,9 +131,12 @@ def worked_out(
     leaves = [leaf for leaf in differing_leaves([active, *others]) if leaf < n_leaves]
     for at in range(0, len(leaves), FETCH_BLOCKS):
         part = leaves[at : at + FETCH_BLOCKS]
-        _fetch([active, *snapshots], part)
+        _fetch([active, *(state for state in snapshots if state is not None)], part)
         for leaf in part:
-            words = (union_leaf(snapshots, leaf) | local.shadowed_leaf(leaf)) & ~active.place_leaf(leaf)
+            kept = known_leaf(snapshots, leaf)
+            if kept is None:
+                kept = local.held_leaf(leaf) | union_leaf(others, leaf)
+            words = (kept | local.shadowed_leaf(leaf)) & ~active.place_leaf(leaf)
             if not np.array_equal(words, local.held_leaf(leaf)):
                 found.append((leaf, words))
     return found
@@ -128,49 +146,74 @@ def _fetch(states: Sequence[State], leaves: Sequence[int]) -> None:
     """Bring what `union_leaf` will read of the states' leaves into memory: a shared leaf of the first that has it."""
     seen: set[tuple[int, int]] = set()
     for state in states:
-        pointers = [state.blockmap.pointer(0, leaf) for leaf in leaves]
-        state.blockmap.fetch_blocks(leaf for leaf, pointer in zip(leaves, pointers, strict=True) if pointer not in seen)
-        seen.update(pointers)
+        with suppress(ChecksumError):  # who reads the leaf meets it again
+            pointers = [state.blockmap.pointer(0, leaf) for leaf in leaves]
+            fresh = (leaf for leaf, pointer in zip(leaves, pointers, strict=True) if pointer not in seen)
+            state.blockmap.fetch_blocks(fresh)
+            seen.update(pointers)
+
+
+@dataclass(frozen=True, slots=True)
+class Staying:
+    """The regular snapshots that stay when others go; None for one that cannot be read.
+
+    near : those that are enough where what goes can be read: the neighbours where history is a line, else all.
+    every : gives all of them. What cannot be read of one that goes may be any of theirs, not only its neighbours'.
+    """
+
+    near: Sequence[State | None]
+    every: Callable[[], Sequence[State | None]]
+
+    def shares_leaf(self, state: State | None, leaf: int) -> bool:
+        """Whether one that is near has the same leaf as a state that goes; nothing of it is read."""
+        return any(_share_leaf(state, other, leaf) for other in self.near)
+
+    def only_gone_leaf(self, gone: Sequence[State | None], leaf: int, words: Leaf, given_up: Leaf = EMPTY_LEAF) -> Leaf:
+        """Return which of some held places the states that go have, or are given up with them, and none that stays."""
+        mine = known_leaf(gone, leaf)
+        words = words & (mine | given_up) if mine is not None else words
+        if not words.any():
+            return EMPTY_LEAF
+        return words & ~may_hold_leaf(self.near if mine is not None else self.every(), leaf)
 
 
 def exclusive_leaves(
-    local: LocalTree, gone: Sequence[State | None], rest: Sequence[State | None], given_up: dict[int, Leaf]
+    local: LocalTree, gone: Sequence[State | None], staying: Staying, given_up: dict[int, Leaf]
 ) -> Iterator[tuple[int, Leaf, int]]:
     """Yield (leaf, places, count) of what only the states that go hold: what deleting them frees.
 
-    rest: the regular snapshots that stay; where history is a line, the neighbours are enough; None for one that cannot
-    be read. given_up: places of shadows' trees that go with them, by leaf. Only leaves in which anything is held are
-    looked at, and those that one who stays shares with the one that goes are not read.
+    given_up: places of shadows' trees that go with them, by leaf. Only leaves in which anything is held are looked at,
+    and those that one who stays shares with the one that goes are not read.
     """
     for start, stop in local.held.data_extents().tolist():
         for leaf in range(start, stop):
             shadows = given_up.get(leaf, EMPTY_LEAF)
-            if len(gone) == 1 and not given_up and any(_share_leaf(gone[0], state, leaf) for state in rest):
+            if len(gone) == 1 and not given_up and staying.shares_leaf(gone[0], leaf):
                 continue
-            words = local.held_leaf(leaf) & (may_hold_leaf(gone, leaf) | shadows)
-            if words.any():
-                words = words & ~may_hold_leaf(rest, leaf) & ~(local.shadowed_leaf(leaf) & ~shadows)
-                n_blocks = count(words)
-                if n_blocks:
-                    yield leaf, words, n_blocks
+            words = local.held_leaf(leaf) & ~(local.shadowed_leaf(leaf) & ~shadows)
+            words = staying.only_gone_leaf(gone, leaf, words, shadows)
+            n_blocks = count(words)
+            if n_blocks:
+                yield leaf, words, n_blocks
 
 
-def leaving_leaves(
-    local: LocalTree, gone: Sequence[State | None], rest: Sequence[State | None]
-) -> Iterator[tuple[int, Leaf]]:
+def leaving_leaves(local: LocalTree, gone: Sequence[State | None], staying: Staying) -> Iterator[tuple[int, Leaf]]:
     """Yield (leaf, places) of what leaves the volume with states that go: as `exclusive_leaves`, shadowed or not."""
     for start, stop in local.held.data_extents().tolist():
         for leaf in range(start, stop):
-            if len(gone) == 1 and any(_share_leaf(gone[0], state, leaf) for state in rest):
+            if len(gone) == 1 and staying.shares_leaf(gone[0], leaf):
                 continue
-            words = local.held_leaf(leaf) & may_hold_leaf(gone, leaf)
+            words = staying.only_gone_leaf(gone, leaf, local.held_leaf(leaf))
             if words.any():
-                words = words & ~may_hold_leaf(rest, leaf)
-                if words.any():
-                    yield leaf, words
+                yield leaf, words
 
 
 def _share_leaf(a: State | None, b: State | None, leaf: int) -> bool:
     if a is None or b is None or a.placemap.maps_any(leaf) or b.placemap.maps_any(leaf):
         return False
-    return a.blockmap.pointer(0, leaf) == b.blockmap.pointer(0, leaf)
+    try:
+        return a.blockmap.pointer(0, leaf) == b.blockmap.pointer(0, leaf)
+    except DiskError:
+        raise
+    except VolumeDamagedError:
+        return False

@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume.basegroup import BASE_OWNER, base_snapshot
-from blockplane.volume.codec import KIND_DELETING, NAME_BYTES, NO_ID, Hold, TableEntry
+from blockplane.volume.codec import NAME_BYTES, NO_ID, Hold, TableEntry
 from blockplane.volume.mirrorcodec import BROKEN, MIRROR, REHEARSING
 from blockplane.volume.passing import waiting_for
 
@@ -250,5 +249,5 @@ def defer(volume: LiveVolume, entries: Sequence[TableEntry]) -> None:
     if entries:
         with volume.changing():
             for entry in entries:
-                entry.record = replace(entry.record, kind=KIND_DELETING)
+                entry.record = entry.record.deferred()
             volume.local.rewrite_entries()

@@ -345,7 +345,7 @@ class Landing:
         n_before = volume.active.root.n_blocks + volume.local.root.n_held
         volume.exchange(top, entries[-1].record.id)
         volume.features |= self._features.of_states()
-        snapshots = volume.snapshot_states()
+        snapshots = volume.known_states()
         volume.local.set_held(held.worked_out(volume.local, snapshots, top, [old, *states[:-1]]))
         volume.local.marks.note(marking.exchanged(volume, old, top, snapshots, states[:-1]))
         n_after = volume.active.root.n_blocks + volume.local.root.n_held

@@ -172,6 +172,10 @@ class LiveVolume(Points):
         """Return the states of all regular snapshots, older first."""
         return [self.snapshot_state(entry) for entry in self.local.regular()]
 
+    def known_states(self) -> list[State | None]:
+        """Return the states of all regular snapshots, older first; None for one whose root is damaged."""
+        return [self.known_state(entry) for entry in self.local.regular()]
+
     def adopt_state(self, snapshot_id: bytes, state: State) -> None:
         """Cache the state of a snapshot that is new."""
         self._states[snapshot_id] = state
@@ -230,6 +234,11 @@ class LiveVolume(Points):
     def stopped_at(self) -> str:
         """The error that the volume stopped at: close it and open it again; empty: none."""
         return self._failure
+
+    def warn(self, text: str) -> None:
+        """Have people told of something that goes on without them, once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
 
     def new_tree(self, root: TreeRoot | None = None) -> BlockTree:
         """Return a writable tree for a file of the live state."""

@@ -160,6 +160,11 @@ class LocalTree:
         """Return which places hold blocks of shadows' planes in what was a state; do not write to it."""
         return self._shadowed.read_block(leaf).view(np.uint64)
 
+    def shadowed_extents(self) -> list[list[int]]:
+        """Return the leaves of the shadowed plane that exist, as ranges."""
+        found: list[list[int]] = self._shadowed.data_extents().tolist()
+        return found
+
     def holds(self) -> list[Hold]:
         """Return the holds on snapshots, older first, those that expired included."""
         data = read_all(self._holds, HOLD_BYTES)

@@ -13,7 +13,7 @@ import numpy as np
 
 from blockplane.volume import held
 from blockplane.volume.codec import TableEntry
-from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf, numbers_in, set_numbers
+from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, LEAF_WORDS, Leaf, numbers_in, set_numbers
 from blockplane.volume.marks import Note
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.shadows import ShadowPlane, leaves_of
@@ -59,7 +59,7 @@ def written(
 
 
 def exchanged(
-    volume: LiveVolume, old: State, top: State, snapshots: Sequence[State], arrived: Sequence[State] = ()
+    volume: LiveVolume, old: State, top: State, snapshots: Sequence[State | None], arrived: Sequence[State] = ()
 ) -> list[Note]:
     """Return what to note of a rollback or a receive, which brings a top into the live state's place.
 
@@ -74,27 +74,35 @@ def exchanged(
         notes += [("alloc", leaf, not_in(state, old, leaf)) for state in (top, *arrived)]
         gone = old.place_leaf(leaf) & ~top.place_leaf(leaf)
         if gone.any():
-            notes += _left(leaf, gone & ~held.union_leaf(snapshots, leaf), old.placemap)
+            notes += _left(leaf, gone & ~held.may_hold_leaf(snapshots, leaf), old.placemap)
     return notes
 
 
-def dropped(volume: LiveVolume, gone: Sequence[TableEntry], rest: Sequence[State | None]) -> list[Note]:
-    """Return what to note of snapshots that are deleted, or become shadows: what only they hold.
+def dropped(volume: LiveVolume, gone: Sequence[TableEntry], staying: held.Staying) -> tuple[list[Note], bool]:
+    """Return what to note of snapshots that are deleted or become shadows: what only they have; and whether that is all.
 
     Parameters
     ----------
-    gone : regular snapshots; they hold their blocks still. rest : those that stay and may have the same ones.
+    gone : regular snapshots; they hold their blocks still. staying : those that may have the same ones.
+
+    Notes
+    -----
+    Where a leaf of one that goes is damaged, what left is not known from then on.
     """
     local, notes = volume.local, list[Note]()
     if not local.marks.is_on:
-        return notes
+        return notes, True
     states = [volume.known_state(entry) for entry in gone]
     maps = [local.map_of(entry.place_map) for entry in gone]
-    for leaf, words in held.leaving_leaves(local, states, rest):
+    is_known = True
+    for leaf, words in held.leaving_leaves(local, states, staying):
         for state, placemap in zip(states, maps, strict=True):
-            mine = words & state.place_leaf(leaf) if state is not None else words
-            notes += _left(leaf, mine, placemap)
-    return notes
+            mine = held.known_leaf([state], leaf) if state is not None else ~EMPTY_LEAF
+            if mine is None:
+                is_known = False
+            else:
+                notes += _left(leaf, words & mine, placemap)
+    return notes, is_known
 
 
 def _left(leaf: int, words: Leaf, placemap: PlaceMap) -> list[Note]:

@@ -222,12 +222,18 @@ class Marks:
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
-    def begin(self, snapshot_id: bytes, flags: int = 0, at: int | None = None) -> Interval:
-        """Let an interval begin: what is noted from now on belongs to it; or, before others, an empty one."""
-        made = Interval(IntervalRecord(snapshot_id, flags, begun_ns=time.time_ns()), self._reader, self._writer)
-        self.intervals().insert(len(self.intervals()) if at is None else at, made)
+    def begin(self, snapshot_id: bytes, flags: int = 0) -> None:
+        """Let an interval begin: what is noted from now on belongs to it."""
+        self.insert(len(self.intervals()), self.make(snapshot_id, flags))
+
+    def make(self, snapshot_id: bytes, flags: int = 0) -> Interval:
+        """Return an empty interval that is in no table yet."""
+        return Interval(IntervalRecord(snapshot_id, flags, begun_ns=time.time_ns()), self._reader, self._writer)
+
+    def insert(self, at: int, interval: Interval) -> None:
+        """Take up an interval that was made, before the one at a position."""
+        self.intervals().insert(at, interval)
         self.changed()
-        return made
 
     def give_up(self, snapshot_ids: Collection[bytes]) -> None:
         """Sum the intervals of positions that go into those before them; the oldest is dropped."""
@@ -245,11 +251,14 @@ class Marks:
             self.changed()
         self._intervals = kept
 
-    def note(self, notes: Iterable[Note]) -> None:
-        """Note VBNs that entered, or left, the volume in the open CP."""
+    def note(self, notes: Iterable[Note], is_known: bool = True) -> None:
+        """Note VBNs that entered, or left, the volume in the open CP; is_known : those that left are all that did."""
         for kind, leaf, words in notes:
             if words.any() and self.intervals()[-1].add(kind, leaf, words):
                 self.changed()
+        if not is_known:
+            self.intervals()[-1].record.flags |= UNKNOWN["dealloc"]
+            self.changed()
 
     def changed(self) -> None:
         """Note that a record or a plane is not what the last CP has."""

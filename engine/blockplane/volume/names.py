@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from blockplane.model.errors import ChecksumError, NoSpaceError
+from blockplane.model.errors import ChecksumError, DiskError, NoSpaceError, VolumeDamagedError
+from blockplane.volume.codec import TableEntry
 from blockplane.volume.leafbits import (
     EMPTY_LEAF,
     LEAF_BLOCKS,
@@ -74,9 +75,9 @@ class Names:
             volume = self._volume
             maps = [volume.active.placemap, volume.committed.placemap, volume.previous.placemap]
             for entry in volume.local.regular():
-                state = volume.known_state(entry) if entry.place_map.size_bytes else None
-                if state is not None:
-                    maps.append(state.placemap)
+                if entry.place_map.size_bytes:
+                    state = volume.known_state(entry)
+                    maps.append(state.placemap if state is not None else volume.local.map_of(entry.place_map))
             self._maps = [placemap for placemap in maps if not placemap.is_empty]
         return self._maps
 
@@ -127,16 +128,35 @@ class Names:
 
 
 def volume_names(volume: LiveVolume, leaf: int) -> Leaf:
-    """Return which names of a leaf any state in use has, the open CP's included; a shared leaf is read once."""
-    known = (volume.known_state(entry) for entry in volume.local.regular())
-    states: list[State] = [volume.committed, *(state for state in known if state is not None)]
+    """Return which names of a leaf any state in use has, the open CP's included; a shared leaf is read once.
+
+    Of a snapshot that cannot be read there, all that it may have.
+    """
     seen: set[tuple[int, int]] = set()
-    out = volume.active.plane_leaf(leaf)
-    for state in states:
-        pointer = state.blockmap.pointer(0, leaf)
-        if pointer[0] and pointer not in seen:
-            seen.add(pointer)
-            out = out | state.plane_leaf(leaf)
+    out = volume.active.plane_leaf(leaf) | _fresh_leaf(volume.committed, leaf, seen)
+    for entry in volume.local.regular():
+        try:
+            out = out | _fresh_leaf(volume.snapshot_state(entry), leaf, seen)
+        except DiskError:
+            raise
+        except VolumeDamagedError:
+            out = out | _possible_names(volume, entry, leaf)
     with contextlib.suppress(ChecksumError):  # then that CP is not whole any more, and not worth keeping
         out = out | volume.previous.plane_leaf(leaf)
     return out
+
+
+def _fresh_leaf(state: State, leaf: int, seen: set[tuple[int, int]]) -> Leaf:
+    """Return a leaf of a state's plane; nothing where it was seen before."""
+    pointer = state.blockmap.pointer(0, leaf)
+    if not pointer[0] or pointer in seen:
+        return EMPTY_LEAF
+    seen.add(pointer)
+    return state.plane_leaf(leaf)
+
+
+def _possible_names(volume: LiveVolume, entry: TableEntry, leaf: int) -> Leaf:
+    """Return what a snapshot's map names, and the numbers of places that hold anything of a state: all it can have."""
+    local, before = volume.local, volume.committed_local
+    places = volume.committed.place_leaf(leaf) | volume.active.place_leaf(leaf)
+    return local.map_of(entry.place_map).domain_leaf(leaf) | places | before.held_leaf(leaf) | local.held_leaf(leaf)

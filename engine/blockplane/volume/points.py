@@ -71,6 +71,10 @@ class Points(Roots):
     def known_state(self, entry: TableEntry) -> State | None:
         """Return the state of a snapshot; None where its root is damaged."""
 
+    @abstractmethod
+    def known_states(self) -> list[State | None]:
+        """Return the states of all regular snapshots, older first; None for one whose root is damaged."""
+
     def _declare(self, names: list[AreaName]) -> None:
         """Name areas in a durable record before they are written to (law 7); the first is needed now."""
         if names[0] in self._declared and not self.info.clean:
@@ -178,8 +182,7 @@ class Points(Roots):
             shadows.cleared(leaf, self.active.place_leaf(leaf) & ~before.place_leaf(leaf))
         given_up = shadows.store()
         if given_up:
-            snapshots = [self.known_state(entry) for entry in self.local.regular()]
-            for leaf, words in held.let_go(self.local, snapshots, given_up):
+            for leaf, words in held.let_go(self.local, self.known_states(), given_up):
                 self.space.release_words(leaf, words, count(words))
 
     def _pass_on(self) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from blockplane.model.errors import ChecksumError, NoSpaceError, RefusedError, UsageError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume.codec import TableEntry
+from blockplane.volume.holds import refuse_deleting
 from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_WORDS, Leaf
 from blockplane.volume.markcodec import FLAG_ALLOC_UNKNOWN, FLAG_ASKED, FLAG_DEALLOC_UNKNOWN
 from blockplane.volume.marking import not_in
@@ -86,9 +87,14 @@ def mark(volume: LiveVolume, name: str) -> bool:
     -----
     What entered since the snapshot is found by subtraction: cost follows what changed. What left is known only where
     an older snapshot is a position.
+
+    Raises
+    ------
+    NoSuchSnapshotError: it does not exist. RefusedError: it is being deleted.
     """
     with volume.lock:
         entry, marks = volume.local.entry(name), volume.local.marks
+        refuse_deleting(entry)
         found = marks.find(entry.record.id)
         if found is None:
             refuse_more(volume)
@@ -113,17 +119,17 @@ def add_position(volume: LiveVolume, entry: TableEntry, flags: int) -> None:
     at = sum(interval.record.snapshot_id not in later for interval in marks.intervals())
     entered = _entered_since(volume, entry)  # what cannot be read is found before anything changes
     before = marks.intervals()[at - 1] if at else None
-    with volume.changing():
-        made = marks.begin(entry.record.id, flags, at)
-        _enter(made, entered)
-        if before is None or not before.is_known("dealloc"):
-            made.record.flags |= FLAG_DEALLOC_UNKNOWN
-            return
-        try:  # what left since an older position: all that left since this one, and more
+    made = marks.make(entry.record.id, flags)
+    _enter(made, entered)
+    if before is None or not before.is_known("dealloc"):
+        made.record.flags |= FLAG_DEALLOC_UNKNOWN
+    else:  # what left since an older position: all that left since this one, and more
+        try:
             for leaf in before.leaf_numbers("dealloc"):
                 made.add("dealloc", leaf, before.leaf("dealloc", leaf))
         except ChecksumError:
             made.record.flags |= FLAG_DEALLOC_UNKNOWN
+    marks.insert(at, made)  # whole: where reading failed before there is no position
 
 
 def _later(local: LocalTree, entry: TableEntry) -> list[TableEntry]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume import deleting
-from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, SnapshotRecord, TableEntry
+from blockplane.volume.codec import KIND_REGULAR, SnapshotRecord, TableEntry
 from blockplane.volume.holds import holds_of, is_last_complete, is_rehearsed
 from blockplane.volume.needed import needed_here
 from blockplane.volume.passing import waiting_for
@@ -201,7 +201,7 @@ def prune(
         if dry_run or not gone:
             return PruneReport(tuple(verdicts), deleting.freed_by(volume, gone) if gone else 0, dry_run)
         n_freed = deleting.delete(volume, gone, defer)
-        waiting = {record.name for record in _records(volume) if record.kind == KIND_DELETING}
+        waiting = {record.name for record in _records(volume) if record.is_deleting}
         return PruneReport(tuple(verdicts), n_freed, False, tuple(name for name in gone if name in waiting))
 
 

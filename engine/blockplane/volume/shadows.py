@@ -6,6 +6,9 @@ free for reuse. The consistency point at which a place gets new content clears t
 what changes of a shadow's tree moves into the local tree, leaf by leaf.
 
 A pointer in a shadow's tree means a VBN of the state that was, or, with `LOCAL_FLAG`, a place of the local tree.
+
+What of a shadow's tree is damaged is dropped when bits are to be cleared there: with fewer bits more is taken for
+changed, which is safe for a subtrahend, and no consistency point waits for it.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import ChecksumError
 from blockplane.volume.codec import KIND_SHADOW, NUMBER_MASK, TableEntry
 from blockplane.volume.leafbits import (
+    EMPTY_LEAF,
     LEAF_BLOCKS,
     LEAF_WORDS,
     Leaf,
@@ -103,6 +108,11 @@ class ShadowPlane:
     """What is left of a shadow: its tree, its place map and the count of its bits.
 
     It stands where a state stands as an operand of images.
+
+    Attributes
+    ----------
+    dropped : (level, index, place) of what was damaged, lay in what was a state, and is not in the tree any more.
+    was_abandoned : whether nodes were damaged, so that nobody knows what lay below them.
     """
 
     def __init__(self, entry: TableEntry, reader: ShadowReader, placemap: PlaceMap) -> None:
@@ -111,6 +121,13 @@ class ShadowPlane:
         self.blockmap = BlockTree(reader, entry.plane, reader if isinstance(reader, ShadowWriter) else None)
         self.placemap = placemap
         self.n_left = entry.n_left
+        self.dropped: list[tuple[int, int, int]] = []
+        self.was_abandoned = False
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the tree is not what the last CP has."""
+        return self.blockmap.is_dirty or bool(self.dropped) or self.was_abandoned
 
     @property
     def cp(self) -> int:
@@ -163,17 +180,43 @@ class ShadowPlane:
     def _clear(self, leaf: int, words: Leaf) -> None:
         if leaf * LEAF_BLOCKS >= self.space_blocks:
             return
-        lost = self.blockmap.read_block(leaf).view(np.uint64) & words
+        lost = self._left(leaf) & words
         if lost.any():
             self.blockmap.edit_block(leaf).view(np.uint64)[:] &= ~lost
             self.n_left -= count(lost)
+
+    def _left(self, leaf: int) -> Leaf:
+        """Return what is left of a leaf: nothing where it is damaged, from now on."""
+        try:
+            return self.blockmap.read_block(leaf).view(np.uint64)
+        except ChecksumError:
+            self._drop_damaged()
+            return EMPTY_LEAF
+
+    def _drop_damaged(self) -> None:
+        """Make leaves that are damaged holes, and count what is left; with a damaged node nothing is."""
+        self.n_left = 0
+        try:
+            for start, stop in self.blockmap.data_extents().tolist():
+                for leaf in range(start, stop):
+                    self._count_or_drop(leaf)
+        except ChecksumError:
+            self.blockmap.abandon()
+            self.n_left, self.was_abandoned = 0, True
+
+    def _count_or_drop(self, leaf: int) -> None:
+        try:
+            self.n_left += count(self.blockmap.read_block(leaf).view(np.uint64))
+        except ChecksumError:
+            self.dropped.append((0, leaf, self.place_at(0, leaf)))
+            self.blockmap.punch(leaf, leaf + 1)
 
     def relocate(self, old: NDArray[np.int64], new: NDArray[np.int64]) -> bool:
         """Take up that blocks moved from places to others; return whether the shadow means any of them."""
         vbns = self.placemap.to_vbns(old)
         mine = (vbns >= 0) & (vbns < self.space_blocks)
-        mine[mine] = bits_of(lambda leaf: self.blockmap.read_block(leaf).view(np.uint64), vbns[mine])
-        mine |= np.isin(old, self.own_places())
+        mine[mine] = bits_of(self._left, vbns[mine])
+        mine |= np.isin(old, self.known_places())
         if not mine.any():
             return False
         self.placemap = moved(self.placemap, vbns[mine], new[mine])
@@ -183,6 +226,10 @@ class ShadowPlane:
     def own_places(self) -> NDArray[np.int64]:
         """Return the places of the tree's blocks that lie in what was a state, ascending."""
         return own_places(self.blockmap, self.placemap)
+
+    def known_places(self) -> NDArray[np.int64]:
+        """As `own_places`; without what lies below a node that is damaged: nothing finds it any more."""
+        return _places_of(self.blockmap.known_pointers()[:, 0], self.placemap)
 
     def place_at(self, level: int, index: int) -> int:
         """Return the place of the tree's block at a position where it lies in what was a state, else -1."""
@@ -242,7 +289,7 @@ class Shadows:
         self.spared.cleared(leaf, words)
         for plane in self.planes():
             plane.clear_places(leaf, words)
-            if plane.blockmap.is_dirty:
+            if plane.is_changed:
                 self._local.rewrite_entries()
 
     def add(self, entry: TableEntry) -> None:
@@ -274,28 +321,45 @@ class Shadows:
     def store(self) -> dict[int, Leaf]:
         """Write the trees that changed; return, by leaf, the places of states that no shadow's tree has any more."""
         gone: list[int] = []
+        abandoned = [plane for plane in self.planes() if plane.was_abandoned]
         for plane in self.planes():
-            if plane.blockmap.is_dirty:
+            if plane.is_changed:
                 positions = plane.blockmap.dirty_positions()
                 before = [(level, index, plane.place_at(level, index)) for level, index in positions]
+                before += plane.dropped
                 plane.blockmap.flush()
                 gone += [place for level, index, place in before if self._is_alone(plane, level, index, place)]
+                plane.dropped, plane.was_abandoned = [], False
                 plane.entry.n_left = plane.n_left
                 plane.entry.pace = plane.entry.pace.noted(time.time_ns(), plane.n_left)
+        if abandoned:
+            gone += self._ownerless(self.planes()).tolist()
         return self._unshadow(np.unique(np.array(gone, np.int64)))
 
     def _is_alone(self, plane: ShadowPlane, level: int, index: int, place: int) -> bool:
         others = (other for other in self.planes() if other is not plane)
-        return place >= 0 and all(other.place_at(level, index) != place for other in others)
+        return place >= 0 and all(_known_place(other, level, index) != place for other in others)
+
+    def _ownerless(self, planes: Sequence[ShadowPlane]) -> NDArray[np.int64]:
+        """Return, ascending, the shadowed places that none of some shadows' trees has."""
+        shadowed = [np.empty(0, np.int64)]
+        for start, stop in self._local.shadowed_extents():
+            shadowed += [numbers_in(self._local.shadowed_leaf(leaf), leaf * LEAF_BLOCKS) for leaf in range(start, stop)]
+        owned = [np.empty(0, np.int64), *(plane.known_places() for plane in planes)]
+        return np.setdiff1d(np.concatenate(shadowed), np.concatenate(owned))
 
     def given_up_by(self, gone: Sequence[TableEntry]) -> dict[int, Leaf]:
         """Return, by leaf, the places of states that only the trees of these shadows have."""
         shadows = [entry for entry in gone if entry.record.kind == KIND_SHADOW]
         if not shadows:
             return {}
-        mine = np.unique(np.concatenate([self.plane(entry).own_places() for entry in shadows]))
-        rest = [self.plane(entry).own_places() for entry in self.entries() if entry not in shadows]
-        return leaves_of(np.setdiff1d(mine, np.concatenate(rest)) if rest else mine)
+        rest = [self.plane(entry) for entry in self.entries() if entry not in shadows]
+        try:
+            mine = np.unique(np.concatenate([self.plane(entry).own_places() for entry in shadows]))
+        except ChecksumError:  # of a node: what lies below it is nobody's
+            return leaves_of(self._ownerless(rest))
+        others = [plane.known_places() for plane in rest]
+        return leaves_of(np.setdiff1d(mine, np.concatenate(others)) if others else mine)
 
     def remove(self, gone: Sequence[TableEntry], given_up: dict[int, Leaf]) -> None:
         """Take shadows away that leave the table; given_up: as `given_up_by` has it."""
@@ -305,7 +369,10 @@ class Shadows:
         for entry in gone:
             if entry.record.kind == KIND_SHADOW:
                 tree = self._planes.pop(entry.record.id, None) or self.plane(entry)
-                tree.blockmap.punch(0, tree.blockmap.capacity_blocks())
+                try:
+                    tree.blockmap.punch(0, tree.blockmap.capacity_blocks())
+                except ChecksumError:  # of a node
+                    tree.blockmap.abandon()
                 self._planes.pop(entry.record.id, None)
                 self._local.root.n_shadows -= 1
 
@@ -330,9 +397,22 @@ def find(volume: LiveVolume, name: str) -> ShadowPlane:
 def own_places(blockmap: BlockTree, placemap: PlaceMap) -> NDArray[np.int64]:
     """Return the places of a plane's own blocks that lie in a state, or in what was one, ascending."""
     words = np.concatenate([np.empty(0, np.uint64), *(p[:, 0] for p in changed_pointers([blockmap]))])
+    return _places_of(words, placemap)
+
+
+def _places_of(words: NDArray[np.uint64], placemap: PlaceMap) -> NDArray[np.int64]:
+    """Return the places, ascending, of pointers' first words that lie in a state, or in what was one."""
     numbers = (words & np.uint64(NUMBER_MASK)).astype(np.int64)
     places: NDArray[np.int64] = np.sort(placemap.to_places(numbers[numbers < LOCAL_FLAG]))
     return places
+
+
+def _known_place(plane: ShadowPlane, level: int, index: int) -> int:
+    """As `ShadowPlane.place_at`; -1 too where that is not known any more."""
+    try:
+        return plane.place_at(level, index)
+    except ChecksumError:
+        return -1
 
 
 def leaves_of(places: NDArray[np.int64]) -> dict[int, Leaf]:

@@ -13,7 +13,9 @@ from blockplane.volume import held, marking, shadows
 from blockplane.volume.codec import (
     FLAG_MASTER,
     FORM_EMPTY,
+    KIND_DELETING,
     KIND_NAMES,
+    KIND_REGULAR,
     NAME_BYTES,
     Hold,
     SnapshotRecord,
@@ -59,7 +61,9 @@ class Snapshot:
 
     @property
     def kind(self) -> str:
-        """regular, shadow, ..."""
+        """regular, shadow, ...; deleting, whatever it was, once it goes when nothing needs it any more."""
+        if self.entry.is_deleting:
+            return KIND_NAMES[KIND_DELETING]
         return KIND_NAMES.get(self.entry.record.kind, f"kind {self.entry.record.kind}")
 
     @property
@@ -231,21 +235,30 @@ def named_range(volume: LiveVolume, first: str, last: str) -> list[str]:
 
 
 def changed_since_newest(volume: LiveVolume) -> bool:
-    """Whether the live state is more than the snapshot it descends from and the record of that."""
-    parent = next((e for e in volume.local.entries() if e.record.id == volume.local.root.parent_id), None)
-    if parent is None or parent.is_shadow:
+    """Whether the live state is more than the snapshot it descends from and the record of that.
+
+    One that is a shadow, is being deleted or is damaged keeps nothing.
+    """
+    parent = _kept_parent(volume)
+    state = volume.known_state(parent) if parent is not None else None
+    if state is None:
         return volume.active.root.inode_file.form != FORM_EMPTY
-    state = volume.snapshot_state(parent)
     mine = volume.active.root.inode_file
     return bool((mine.pointers != state.root.inode_file.pointers).any())
 
 
 def standing_at(volume: LiveVolume) -> TableEntry | None:
     """Return the regular snapshot that has all that the live state has, if any. The caller has committed."""
-    parent = next((e for e in volume.local.regular() if e.record.id == volume.local.root.parent_id), None)
+    parent = _kept_parent(volume)
     if parent is None or volume.known_state(parent) is None or changed_since_newest(volume):
         return None
     return parent
+
+
+def _kept_parent(volume: LiveVolume) -> TableEntry | None:
+    """Return the regular snapshot that the live state descends from, if it is one that stays."""
+    parent_id = volume.local.root.parent_id
+    return next((e for e in volume.local.entries() if e.record.id == parent_id and e.record.kind == KIND_REGULAR), None)
 
 
 def shown_by(volume: LiveVolume) -> Snapshot | None:
@@ -336,7 +349,7 @@ def _free_name(volume: LiveVolume, name: str) -> str:
 def _go_back(volume: LiveVolume, target: TableEntry) -> None:
     """Exchange the live state, bring held in line with it, commit on a branch of its own."""
     local, state, old = volume.local, volume.snapshot_state(target), volume.committed
-    snapshots = volume.snapshot_states()
+    snapshots = volume.known_states()
     leaves = held.worked_out(local, snapshots, state, [old])
     notes = marking.exchanged(volume, old, state, snapshots)
     n_held, n_active = local.root.n_held, volume.active.root.n_blocks

@@ -14,8 +14,8 @@ class CommitTimer(threading.Thread):
 
     Parameters
     ----------
-    commit_if_due : commits if it is time to, and returns after how many seconds to ask again. What goes wrong in it
-        stops the volume, whose next caller hears of it.
+    commit_if_due : commits if it is time to, and returns after how many seconds to ask again. It raises where the
+        volume stopped, whose next caller hears of it: then there is nothing more to ask for.
     """
 
     def __init__(self, commit_if_due: Callable[[], float]) -> None:

@@ -22,6 +22,7 @@ from blockplane.volume import (
     deleting,
     demoting,
     holds,
+    live,
     making,
     masters,
     mirrored,
@@ -254,7 +255,7 @@ class Volume(LiveVolume):
             volume.recover()
         volume._was_settled = everywhere and assembly.labels_are_settled
         if writable:
-            deferred.reap(volume)
+            volume._reap()
         return volume
 
     def take_for_writing(self, wait_s: float = 1.0) -> None:
@@ -389,14 +390,34 @@ class Volume(LiveVolume):
         """Delete what waited for its reader. What goes wrong stops the volume, whose next caller hears of it."""
         with contextlib.suppress(BlockplaneError, OSError), self.lock:
             if self.writable and not self._failure:
-                deferred.reap(self)
+                self._reap()
+
+    def _reap(self) -> None:
+        """Delete what is needed no longer; what goes wrong is told, and raised only where the volume stopped."""
+        try:
+            deferred.reap(self)
+        except (BlockplaneError, OSError) as error:
+            if self._failure:
+                raise
+            self.warn(f"what is being deleted stays: {error}")
 
     def _on_time(self) -> float:
-        """Delete what waited for a hold that has expired, commit what is due; return in how many seconds to ask."""
-        with self.lock:
-            if not self._failure:
-                deferred.reap(self)
-        return self.commit_if_due()
+        """Delete what waited for a hold that has expired, commit what is due; return in how many seconds to ask.
+
+        Raises
+        ------
+        BlockplaneError, OSError: the volume stopped.
+        """
+        try:
+            with self.lock:
+                if not self._failure:
+                    self._reap()
+            return self.commit_if_due()
+        except (BlockplaneError, OSError) as error:
+            if self._failure:
+                raise
+            self.warn(f"what was due was not done: {error}")
+            return live.CP_INTERVAL_S
 
     def rename_snapshot(self, name: str, new: str) -> None:
         """Give a snapshot another name."""
