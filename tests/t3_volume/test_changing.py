@@ -82,9 +82,9 @@ def closed_and_opened(volume: Volume) -> Volume:
 
 
 @pytest.mark.parametrize("drop_changes", [False, True])
-def test_a_rollback_beside_a_snapshot_that_cannot_be_read_changes_nothing(volume, client, drop_changes):
+def test_a_rollback_to_what_cannot_be_read_whole_changes_nothing(volume, client, drop_changes):
     fill_three(volume, client)
-    volume = spoil(volume, volume.get_snapshot("a").state.blockmap)
+    volume = spoil(volume, volume.get_snapshot("b").state.blockmap)
     before = read_files(volume.committed), volume.local.root.n_held, volume.info.state
     with pytest.raises(ChecksumError):
         volume.rollback("b", drop_changes=drop_changes)

@@ -79,7 +79,7 @@ def exchanged(
 
 
 def dropped(volume: LiveVolume, gone: Sequence[TableEntry], staying: held.Staying) -> tuple[list[Note], bool]:
-    """Return what to note of snapshots that are deleted or become shadows: what only they have; and whether that is all.
+    """Return what to note of snapshots that are deleted or become shadows: what only they have; and if that is all.
 
     Parameters
     ----------

@@ -257,8 +257,12 @@ class Marks:
             if words.any() and self.intervals()[-1].add(kind, leaf, words):
                 self.changed()
         if not is_known:
-            self.intervals()[-1].record.flags |= UNKNOWN["dealloc"]
-            self.changed()
+            self.lose("dealloc")
+
+    def lose(self, kind: Kind) -> None:
+        """Note that what entered, or left, in the open CP is not known whole."""
+        self.intervals()[-1].record.flags |= UNKNOWN[kind]
+        self.changed()
 
     def changed(self) -> None:
         """Note that a record or a plane is not what the last CP has."""
