@@ -119,3 +119,18 @@ def test_three_steps_down_each_keeps_what_the_next_builds_on(cascade):
             assert cascade.outcomes(of=cascade.last) == ["brought"]
             assert read(end, "/a") == read(cascade.source, "/a")
     assert [sum(name.startswith("mirror.") for name in names(v)) for v in (cascade.last, end)] == [2, 1]
+
+
+def test_a_mirror_that_was_brought_nothing_yet_stays_empty(tmp_path):
+    world = World(tmp_path)
+    middle = world.add("middle")
+    last = world.add("last", of=middle)
+    for _ in range(2):
+        assert world.outcomes(of=middle) == ["idle"]
+    with pytest.raises(RefusedError, match="was brought nothing yet"):
+        world.resync(last, of=middle)
+    write(world.source, "/a", b"first")
+    assert world.outcomes() == ["brought"]
+    assert world.outcomes(of=middle) == ["brought"]
+    assert read(last, "/a") == b"first"
+    world.close()

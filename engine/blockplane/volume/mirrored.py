@@ -113,17 +113,27 @@ def is_rehearsing(volume: LiveVolume) -> bool:
     return record is not None and record.state == REHEARSING
 
 
-def refuse_rehearsed(volume: LiveVolume) -> None:
-    """Refuse to bring what a rehearsal did to anybody.
+def awaits_first(volume: LiveVolume) -> bool:
+    """Whether a volume is a mirror that was brought nothing yet: a snapshot of it would be in the way of what comes."""
+    record = volume.local.root.mirror
+    return record is not None and record.state == MIRROR and not volume.was_written
+
+
+def refuse_unready(volume: LiveVolume) -> None:
+    """Refuse to bring to anybody what a rehearsal did, or what a mirror has that was brought nothing yet.
 
     Raises
     ------
-    RefusedError: one goes on.
+    RefusedError: it is so.
     """
     if is_rehearsing(volume):
         raise RefusedError(
             f"a rehearsal goes on in {volume.path}: its own mirrors wait until it has ended",
             f"end it: blockplane mirror break {volume.path} --end-rehearsal",
+        )
+    if awaits_first(volume):
+        raise RefusedError(
+            f"{volume.path} is a mirror that was brought nothing yet", "bring it up to date first: `mirror run`"
         )
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 from blockplane.volume.codec import TableEntry
 from blockplane.volume.lines import descends_from
-from blockplane.volume.state import State
 
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
@@ -34,7 +33,10 @@ def is_passed(volume: LiveVolume, entry: TableEntry) -> bool:
 
     By the table's line, and by branches: a line says only on what a state was built here.
     """
-    return _came_from(volume, volume.committed, volume.local.root.parent_id, entry)
+    if all(each.record.id != entry.record.id for each in volume.local.ancestors(volume.local.root.parent_id)):
+        return False
+    older = volume.known_state(entry)
+    return older is not None and descends_from(volume.committed, older)
 
 
 def only_in(volume: LiveVolume, at: TableEntry | None, towards: TableEntry | None = None) -> TableEntry | None:
@@ -42,33 +44,28 @@ def only_in(volume: LiveVolume, at: TableEntry | None, towards: TableEntry | Non
 
     Parameters
     ----------
-    at : where the live state stands, see `standing_at`. towards : what is to be live next: where that came from the
-    live state, nothing is given up, and it is None too.
+    at : where the live state stands, see `standing_at`. towards : what is to be live next: with the same files, nothing
+    is given up, and it is None too.
     """
-    if at is None or not is_own(at.record.name):
-        return None
-    if towards is not None and _came_from(volume, volume.snapshot_state(towards), towards.record.id, at):
+    if at is None or not is_own(at.record.name) or (towards is not None and _has_same_files(volume, at, towards)):
         return None
     return at if all(is_own(entry.record.name) for entry in of_same_files(volume, at)) else None
 
 
 def of_same_files(volume: LiveVolume, at: TableEntry) -> list[TableEntry]:
     """Return a snapshot and those just before it on its line that have the same files, newest first."""
-    files, found = volume.snapshot_state(at).root.inode_file, [at]
+    found = [at]
     for entry in volume.local.ancestors(at.record.id)[-2::-1]:
-        state = volume.known_state(entry) if not (entry.is_shadow or entry.is_deleting) else None
-        if state is None or (state.root.inode_file.pointers != files.pointers).any():
+        if entry.is_shadow or entry.is_deleting or not _has_same_files(volume, at, entry):
             break
         found.append(entry)
     return found
 
 
-def _came_from(volume: LiveVolume, state: State, snapshot_id: bytes, entry: TableEntry) -> bool:
-    """Whether a state, whose snapshot that is or descends from, came from another snapshot's."""
-    if all(each.record.id != entry.record.id for each in volume.local.ancestors(snapshot_id)):
-        return False
-    older = volume.known_state(entry)
-    return older is not None and descends_from(state, older)
+def _has_same_files(volume: LiveVolume, one: TableEntry, other: TableEntry) -> bool:
+    """Whether two regular snapshots have the same files: by the roots of the inode files, which name all."""
+    state, known = volume.snapshot_state(one), volume.known_state(other)
+    return known is not None and bool((known.root.inode_file.pointers == state.root.inode_file.pointers).all())
 
 
 def kept_name(volume: LiveVolume) -> str:

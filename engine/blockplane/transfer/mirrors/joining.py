@@ -24,7 +24,7 @@ from blockplane.transfer.since import Since, what_is_since
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.codec import NO_ID, SnapshotRecord
 from blockplane.volume.mirrorcodec import MIRROR
-from blockplane.volume.mirrored import in_state, refuse_rehearsed, refuse_replaced
+from blockplane.volume.mirrored import in_state, refuse_replaced, refuse_unready
 from blockplane.volume.volume import Volume
 
 SOURCE, DESTINATION = "source", "destination"
@@ -82,7 +82,7 @@ def plan_resync(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, winn
     Raises
     ------
     RefusedError : the destination is no mirror of this volume; the source is itself an unbroken mirror, and would be
-    brought another state, or is in a rehearsal.
+    brought another state, is in a rehearsal, or was brought nothing yet.
     """
     standing = peer.standing()
     _require_ours(volume, mirror, standing)
@@ -94,7 +94,7 @@ def plan_resync(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, winn
     chosen = winner or (None if is_split else SOURCE)
     if chosen == DESTINATION:
         refuse_replaced(volume)
-    refuse_rehearsed(volume)
+    refuse_unready(volume)
     ahead = theirs if chosen == DESTINATION else mine
     n_blocks = 0 if chosen is None or ahead.is_nothing else ahead.n_blocks
     return ResyncPlan(mirror, common.name if common is not None else None, mine, theirs, chosen, n_blocks)
@@ -138,9 +138,8 @@ def resync(
 
     Raises
     ------
-    RefusedError : both were written to and nobody said which is to win; nothing is common, and `full` was not said; the
-    source is itself an unbroken mirror, and would be brought another state, or is in a rehearsal. Nothing changed.
-    Others as of `step`; it can be done again, and goes on.
+    RefusedError : both were written to and nobody said which is to win; nothing is common, and `full` was not said; or
+    as of `plan_resync`. Nothing changed. Others as of `step`; it can be done again, and goes on.
 
     Notes
     -----

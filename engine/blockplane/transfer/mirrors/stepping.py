@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockplane.image.image import Image
 from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError, StreamMismatchError
@@ -25,7 +25,7 @@ from blockplane.volume.codec import KIND_REGULAR, NO_ID
 from blockplane.volume.destinations import Destination
 from blockplane.volume.lines import is_on_line
 from blockplane.volume.mirrorcodec import BROKEN, REHEARSING
-from blockplane.volume.mirrored import is_rehearsing
+from blockplane.volume.mirrored import awaits_first, is_rehearsing
 from blockplane.volume.mirrorstates import is_own
 from blockplane.volume.snapshots import create, standing_at
 from blockplane.volume.volume import Volume
@@ -115,6 +115,8 @@ def step(
     """
     if is_rehearsing(volume):
         return StepReport(mirror.name, mirror.dest, "waiting", rehearses=str(volume.path))
+    if awaits_first(volume):
+        return StepReport(mirror.name, mirror.dest, "idle")
     has_all = not force and is_up_to_date(volume, mirror)
     if has_all and not asks:
         return StepReport(mirror.name, mirror.dest, "idle")
@@ -132,8 +134,10 @@ def step(
         arrived, brought = top, _bring(volume, mirror, peer, standing, top, *how)
         standing = peer.standing()
     if not (arrived is not None and is_up_to_date(volume, mirror)) or (force and brought is None):
-        top = _top(volume, mirror, standing)
+        top, earlier = _top(volume, mirror, standing), brought
         brought = _bring(volume, mirror, peer, standing, top, *how)
+        if earlier is not None and earlier.kept is not None:  # what the second replaced is here too
+            brought = replace(brought, kept=earlier.kept)
     let_old_go(volume, mirror, peer, standing)
     return StepReport(mirror.name, mirror.dest, "brought" if brought is not None else "idle", top, brought, arrived)
 
