@@ -444,6 +444,15 @@ def test_nothing_in_common_is_not_guessed(world, rng):
     assert (read(copy, "/a"), read(copy, "/a", "mine")) == (b"two", b"theirs")
 
 
+def test_what_a_mirror_without_a_state_has_is_not_brought_back(world):
+    copy = world.add()
+    write(world.source, "/a", b"one")
+    with pytest.raises(RefusedError, match="has nothing yet"):
+        world.resync(copy, "destination")
+    assert (read(world.source, "/a"), names(copy), copy.was_written) == (b"one", [], False)
+    assert world.outcomes() == ["brought"]
+
+
 def test_a_destination_that_is_full_is_left_alone(world, rng):
     copy = world.add(wish=DiskWish(1, "4MiB"))
     write(world.source, "/a", b"one")

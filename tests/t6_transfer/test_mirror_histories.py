@@ -281,7 +281,8 @@ class History:
         try:
             plan = mirrors.plan_resync(self.volumes[source], definition, peer, winner)
         except RefusedError:
-            assert self.state(source) in ("mirror", "rehearsing")  # who has the say there is the first source
+            if self.volumes[name].was_written:  # else there is nothing to bring back
+                assert self.state(source) in ("mirror", "rehearsing")  # who has the say there is the first source
             self.counts["not from below"] += 1
             return
         loser, best = (source, name) if plan.winner == "destination" else (name, source)

@@ -81,8 +81,8 @@ def plan_resync(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, winn
 
     Raises
     ------
-    RefusedError : the destination is no mirror of this volume; the source is itself an unbroken mirror, and would be
-    brought another state, is in a rehearsal, or was brought nothing yet.
+    RefusedError : the destination is no mirror of this volume, or is to win and has nothing; the source is itself an
+    unbroken mirror, and would be brought another state, is in a rehearsal, or was brought nothing yet.
     """
     standing = peer.standing()
     _require_ours(volume, mirror, standing)
@@ -93,6 +93,7 @@ def plan_resync(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, winn
     is_split = not (mine.is_nothing or theirs.is_nothing)
     chosen = winner or (None if is_split else SOURCE)
     if chosen == DESTINATION:
+        _require_content(mirror, standing)
         refuse_replaced(volume)
     refuse_unready(volume)
     ahead = theirs if chosen == DESTINATION else mine
@@ -117,6 +118,11 @@ def _require_ours(volume: Volume, mirror: MirrorDefinition, standing: Standing) 
         raise RefusedError(f"{mirror.dest} is another volume than the one that was added as a mirror", "remove it")
     if standing.mirror is None or standing.mirror.source_id != volume.info.volume_id:
         raise RefusedError(f"{mirror.dest} is no mirror of {volume.path}", "`blockplane mirror add` makes it one")
+
+
+def _require_content(mirror: MirrorDefinition, standing: Standing) -> None:
+    if standing.space_id == NO_ID:
+        raise RefusedError(f"{mirror.dest} has nothing yet", "bring it up to date: blockplane mirror run")
 
 
 def resync(
