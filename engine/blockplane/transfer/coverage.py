@@ -11,13 +11,22 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from blockplane.model.errors import StreamError
+import numpy as np
+
+from blockplane.disks import aligned_buffer
+from blockplane.image.extents import extents_of, numbers_in
+from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.checks import fresh_checks
+from blockplane.model.errors import BlockplaneError, StreamError
 from blockplane.planes import Plane, combine
 from blockplane.stream.keyfile import Key
 from blockplane.stream.partset import PartSet
 from blockplane.stream.reader import StreamMap
 from blockplane.stream.source import StreamChain, StreamName, open_stream
 from blockplane.stream.stateplane import plane_in
+from blockplane.volume.landedchecks import LandedChecks
+from blockplane.volume.state import State
+from blockplane.volume.statechecks import StateChecks
 
 
 @dataclass(slots=True)
@@ -40,7 +49,10 @@ class ChainProof:
 
 
 def prove_chain(
-    paths: Sequence[StreamName], keys: Sequence[Key] = (), bases: Mapping[bytes, Plane] | None = None
+    paths: Sequence[StreamName],
+    keys: Sequence[Key] = (),
+    bases: Mapping[bytes, Plane] | None = None,
+    noted: Mapping[str, LandedChecks] | None = None,
 ) -> ChainProof:
     """Prove that streams hold every block of every snapshot they bring, each state its own.
 
@@ -48,7 +60,8 @@ def prove_chain(
     ----------
     paths : stream files in any order. An increment alone has nothing to be proved against: its order is itself.
     keys : for those that are encrypted. bases : by id, the planes of snapshots that are held elsewhere: what builds on
-        one of them is proved too.
+        one of them is proved too. noted : by stream, the checks that its blocks have beside them: they are held against
+    those that the snapshots have, in a chain that begins with a full stream.
 
     Notes
     -----
@@ -66,7 +79,7 @@ def prove_chain(
         except StreamError as error:
             proof.order, proof.problems = [str(path) for path in paths], [error.message]
             return proof
-        _Prover(chain, proof, bases or {}).prove()
+        _Prover(chain, proof, bases or {}, noted or {}).prove()
         tips = chain.lineage.tips
         proof.branches = [tip.map.top.name for tip in tips] if len(tips) > 1 else []
     return proof
@@ -80,8 +93,14 @@ def held_after(base: Plane, stream: StreamMap) -> Plane:
 class _Prover:
     """Goes through the members in the order in which they apply."""
 
-    def __init__(self, chain: StreamChain, proof: ChainProof, bases: Mapping[bytes, Plane]) -> None:
-        self._bases = bases
+    def __init__(
+        self,
+        chain: StreamChain,
+        proof: ChainProof,
+        bases: Mapping[bytes, Plane],
+        noted: Mapping[str, LandedChecks],
+    ) -> None:
+        self._bases, self._noted = bases, noted
         self._chain, self._lineage, self._proof = chain, chain.lineage, proof
         #: by snapshot: how many members that build on it are still to be proved
         self._awaited = Counter(m.map.base.id for m in self._lineage.members if m.map.base is not None)
@@ -127,6 +146,7 @@ class _Prover:
                 f"{n_blocks} blocks of {member.map.top.name} are in {what}, which is not among the streams"
             )
             return
+        n_before = len(self._proof.problems)
         for record in member.map.arriving():
             try:
                 found = plane_in(self._chain.at(record))
@@ -134,7 +154,12 @@ class _Prover:
                 self._proof.problems.append(f"{member.name}: snapshot {record.name} is not whole: {error.message}")
                 continue
             lacking = found.plane - held
-            if found.is_whole and not lacking:
+            if found.is_whole and len(found.plane) != record.n_blocks:
+                self._proof.problems.append(
+                    f"{member.name}: snapshot {record.name} holds {len(found.plane)} blocks, and its record says "
+                    f"{record.n_blocks}"
+                )
+            elif found.is_whole and not lacking:
                 self._proof.whole.append(record.name)
             elif found.is_whole or base is None or (lacking and self._bases) or self._is_full(i):
                 self._proof.problems.append(f"{member.name}: {_lack(record.name, lacking)}")
@@ -142,11 +167,52 @@ class _Prover:
                 # of a snapshot whose block map is partly its base's, all that is held then
                 partly = held if self._bases else None
                 self._held[record.id] = found.plane - lacking if found.is_whole else partly
+        if len(self._proof.problems) == n_before:
+            self._prove_checks(i)
+
+    def _prove_checks(self, i: int) -> None:
+        """Hold the checks beside the blocks of a member against those of the snapshots that it brings."""
+        member, file = self._lineage.members[i], self._chain.files[i]
+        if not all(name in self._noted for name in file.names) or not self._is_full(i):
+            return
+        base = member.map.base
+        try:
+            chains = {record.root: self._chain.at(record) for record in member.map.arriving()}
+            states = [State.open(chain) for chain in chains.values()]
+            for state in states:
+                record = chains[state.pointer].snapshot
+                if state.root.n_blocks != record.n_blocks:
+                    raise StreamError(
+                        f"snapshot {record.name} holds {record.n_blocks} blocks, and its root says "
+                        f"{state.root.n_blocks}"
+                    )
+            before = State.open(self._chain.at(base)) if base is not None else None
+            for part in file.parts:
+                self._noted[part.path].require_equal(
+                    states,
+                    before,
+                    part.map.following,
+                    lambda state, plane: _first_other(chains[state.pointer], state, plane),
+                )
+        except BlockplaneError as error:
+            self._proof.problems.append(f"{member.name}: {error.message}")
 
     def _is_full(self, i: int) -> bool:
         """Whether the chain below a member begins with a full stream."""
         path = self._lineage.path(self._lineage.members[i].map.top.id)
         return self._lineage.members[path[-1]].map.base is None
+
+
+def _first_other(chain: StreamChain, state: State, plane: Plane) -> int:
+    """Return the first block of a plane that a state holds and that is not what its check says, or -1."""
+    vbns = numbers_in(plane.extents())
+    vbns = vbns[state.holds(vbns)]
+    data = aligned_buffer(len(vbns) * BLOCK_BYTES)
+    if len(vbns):
+        chain.read_extents(extents_of(vbns), data)
+        bad = np.flatnonzero(fresh_checks(data, vbns) != StateChecks(state).of(vbns))
+        return int(vbns[bad[0]]) if len(bad) else -1
+    return -1
 
 
 def _lack(name: str, lacking: Plane) -> str:

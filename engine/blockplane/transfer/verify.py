@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
+from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import Bytes
 from blockplane.model.errors import StreamError, StreamKeyError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
@@ -20,6 +21,7 @@ from blockplane.stream.source import StreamName, is_stored, named_once, stored_b
 from blockplane.stream.stored import StreamPlace
 from blockplane.transfer.claims import Claims
 from blockplane.transfer.coverage import prove_chain
+from blockplane.volume.landedchecks import LandedChecks
 
 PathLike = StreamName
 
@@ -74,6 +76,8 @@ def verify_streams(
 ) -> StreamVerdict:
     """Verify streams: every byte, and that together they hold every block of every snapshot they bring.
 
+    Of a chain that begins with a full stream, the checks beside the blocks are held against the snapshots' own, too.
+
     Parameters
     ----------
     paths : stream files in any order, or a folder of them. The full streams and their increments make a chain; the
@@ -105,7 +109,7 @@ def verify_streams(
     verdict = run.verdict
     verdict.order, verdict.repeated = [str(name) for name in names], [str(name) for name in repeated]
     if all(is_stored(name) for name in names) and whole == names and not run.is_part_alone:
-        proof = prove_chain(names, keys)
+        proof = prove_chain(names, keys, noted=run.noted)
         verdict.problems += proof.problems
         verdict.order, verdict.proved, verdict.branches = proof.order, proof.whole, proof.branches
     verdict.seconds = time.monotonic() - started
@@ -138,6 +142,8 @@ class _Run:
         self._low, self._high = n_bytes * (k - 1) // n, n_bytes * k // n
         self._is_all = part is None
         self._ring = Ring()
+        #: by stream: the checks in the heads of its frames
+        self.noted: dict[str, LandedChecks] = {}
         self._n_parts = self._n_streams = 0
 
     @property
@@ -150,14 +156,14 @@ class _Run:
         verdict = self.verdict
         try:
             with blaming(source):
-                stream = self._read(source)
+                stream = self._read(source, self.noted.setdefault(name, LandedChecks()))
         except StreamError as error:
             verdict.problems.append(error.message if name in error.message else f"{name}: {error.message}")
             return False
         verdict.snapshots += [record.name for record in stream.arriving()]
         return True
 
-    def _read(self, source: Input) -> StreamMap:
+    def _read(self, source: Input, noted: LandedChecks) -> StreamMap:
         verdict, before = self.verdict, self.verdict.stream_bytes
         reader = StreamReader(source, self._keys)
         stream = reader.read_map()
@@ -167,6 +173,7 @@ class _Run:
 
         def wanted(head: FrameHead) -> Sequence[Bytes] | None:
             claims.take(head)
+            noted.note(numbers_in(head.extents()), head.checks())
             is_mine = self._is_all or self._low <= before + reader.n_bytes < self._high
             return self._ring(head) if is_mine else None
 

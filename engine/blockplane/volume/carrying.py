@@ -112,9 +112,24 @@ def require_equal(volume: LiveVolume, state: State, copied: Plane, placemap: Pla
     ------
     StreamDamagedError : a block is another one.
     """
+    bad = first_other(volume, state, copied, placemap)
+    if bad >= 0:
+        raise StreamDamagedError(
+            f"block {bad}, which an interrupted receive brought, is another one in the image",
+            f"send the image whole; give up what is incoming first: blockplane receive {volume.path} --abort",
+        )
+
+
+def first_other(volume: LiveVolume, state: State, landed: Plane, placemap: PlaceMap) -> int:
+    """Read blocks that a state holds; return the first one that does not match its check of the state's, or -1.
+
+    Parameters
+    ----------
+    landed : VBNs. placemap : where they lie that are not at home.
+    """
     checks = StateChecks(state)
     ahead: tuple[Numbers, Bytes, Pending] | None = None
-    for vbns in chain(_spans(state, copied), [None]):
+    for vbns in chain(_spans(state, landed), [None]):
         behind, ahead = ahead, None
         if vbns is not None:
             data = aligned_buffer(len(vbns) * BLOCK_BYTES)
@@ -125,10 +140,8 @@ def require_equal(volume: LiveVolume, state: State, copied: Plane, placemap: Pla
         pending.wait()
         bad = np.flatnonzero(fresh_checks(data, numbers) != checks.of(numbers))
         if len(bad):
-            raise StreamDamagedError(
-                f"block {int(numbers[bad[0]])}, taken over from an interrupted receive, is another one in the image",
-                f"send the image whole; give up what is incoming first: blockplane receive {volume.path} --abort",
-            )
+            return int(numbers[bad[0]])
+    return -1
 
 
 def _spans(state: State, copied: Plane) -> Iterator[Numbers]:

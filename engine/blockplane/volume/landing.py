@@ -27,12 +27,13 @@ from blockplane.planes import Plane, combine, combine_count
 from blockplane.volume import held, marking
 from blockplane.volume.arrivals import Arrivals, table_entries
 from blockplane.volume.borrowing import Trial
-from blockplane.volume.carrying import Carried, require_equal
+from blockplane.volume.carrying import Carried, first_other, require_equal
 from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
 from blockplane.volume.features import Features
 from blockplane.volume.incoming import IncomingEntry, IncomingImage, leaves_of
 from blockplane.volume.journal import LandedSlots
 from blockplane.volume.landed import LandedBlocks, vbns_at
+from blockplane.volume.landedchecks import LandedChecks
 from blockplane.volume.landing_bands import LandingBands
 from blockplane.volume.landing_places import Arrival, LandingPlaces, has_relocated, reaches
 from blockplane.volume.leafbits import words_of
@@ -101,6 +102,8 @@ class Landing:
         self._trials: deque[Trial | None] = deque()
         self._places = LandingPlaces(volume)
         self._is_over = False
+        #: None where blocks come without checks
+        self._checks: LandedChecks | None = LandedChecks()
         self._kept: LandedBlocks | None = None
         self._bands: LandingBands | None = None
         try:
@@ -206,13 +209,15 @@ class Landing:
 
         Parameters
         ----------
-        checks : one a block, bound to VBNs; not needed where the receive cannot be continued.
+        checks : one a block, bound to VBNs; not needed where the receive cannot be continued. At the end they are held
+            against those of the states that arrive.
 
         Raises
         ------
         StreamDamagedError: a block was not announced, or came before.
         """
         if checks is None:
+            self._checks = None
             checks = np.zeros(int((extents[:, 1] - extents[:, 0]).sum()), np.uint32)
         n_frame, wanted = len(checks), self._wanted(extents)
         if wanted is not None:
@@ -223,6 +228,8 @@ class Landing:
         bad = self._waiting.take(extents)
         if bad >= 0:
             raise StreamDamagedError(f"block {bad} was not announced, or came before", hint="fetch the stream again")
+        if self._checks is not None:
+            self._checks.note(spread(extents[:, 0], extents[:, 1] - extents[:, 0]), checks)
         trial = self._loans.sharing.trial(extents, checks, n_frame, wanted) if self._loans.sharing is not None else None
         self._trials.append(trial)
         if trial is not None:
@@ -291,7 +298,8 @@ class Landing:
 
         Raises
         ------
-        StreamDamagedError: announced blocks are missing, or a snapshot is not whole; nothing changed.
+        StreamDamagedError: announced blocks are missing, or a snapshot is not whole, or has another check for a block
+            than that came with; nothing changed.
         RefusedError: the volume was written to meanwhile; nothing changed.
         """
         if self.n_waiting:
@@ -314,9 +322,20 @@ class Landing:
             states = [arrivals.state(record) for record in records]
             for state in states:
                 self._loans.require_equal(state)
-                if self._kept is not None and self._kept.entry.is_carried:
-                    require_equal(self._volume, state, self.copied, self.placemap)
+                require_equal(self._volume, state, self.copied, self.placemap)
+            self._require_checks(states)
         return states
+
+    def _require_checks(self, states: list[State]) -> None:
+        """Hold the checks that blocks came with against the states'."""
+        if self._checks is None:
+            return
+        base = self._volume.snapshot_state(self._base) if self._base is not None else None
+        landed = combine([self._image], minus=self.here)
+        places = self._loans.placemap(self.placemap)
+        self._checks.require_equal(
+            states, base, landed, lambda state, vbns: first_other(self._volume, state, vbns, places)
+        )
 
     @property
     def n_shared(self) -> int:

@@ -132,15 +132,27 @@ class State:
             out[at] = self.checksums.read_block(leaf).view(np.uint32)[vbns[at] % CHECKS_PER_LEAF]
         return out
 
-    def pointed_checks(self, base: State | None = None) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    def pointed_checks(
+        self, base: State | None = None, most: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
         """Return (VBNs, checks) of the blocks the checksum file does not cover: its own and the state root.
 
         Those that base shares are left out, and what lies below a shared node is not read.
+
+        Raises
+        ------
+        VolumeDamagedError: they are more than `most`; no more was read.
         """
         roots = [self.checksums, base.checksums] if base is not None else [self.checksums]
         numbers = [np.array([self.pointer.number], np.int64)]
         checks = [np.array([self.pointer.check], np.uint32)]
+        n_pointers = 0
         for pointers in changed_pointers(roots):
+            n_pointers += len(pointers)
+            if most is not None and n_pointers > most:
+                raise VolumeDamagedError(
+                    f"the checksum file has more blocks than the state, which holds {most}", "run `blockplane check`"
+                )
             numbers.append((pointers[:, 0] & np.uint64(NUMBER_MASK)).astype(np.int64))
             checks.append(pointers[:, 1].astype(np.uint32))
         return np.concatenate(numbers), np.concatenate(checks)

@@ -17,13 +17,18 @@ class StateChecks:
 
     Parameters
     ----------
-    base : what its checksum file shares with the state's is not asked for and is not walked.
+    base : what its checksum file shares with the state's is not asked for and is not walked. most : how many blocks
+    the checksum file may have, where somebody else wrote it; None: as many as it has.
+
+    Raises
+    ------
+    VolumeDamagedError : it has more.
     """
 
-    def __init__(self, state: State, base: State | None = None) -> None:
+    def __init__(self, state: State, base: State | None = None, most: int | None = None) -> None:
         self._tree = state.checksums
         self._before = self._tree.n_reads
-        numbers, checks = state.pointed_checks(base)
+        numbers, checks = state.pointed_checks(base, most)
         order = np.argsort(numbers, kind="stable")
         self._pointed, self._pointed_checks = numbers[order], checks[order]
         #: the leaves of the call before: what advances in parallel on all disks needs few of them again
