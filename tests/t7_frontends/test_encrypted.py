@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,25 @@ def test_through_a_pipe(done, keyed):
     found = subprocess.run(["bash", "-c", f"{verb} && {verb}"], input=both, capture_output=True, check=True)
     reports = [json.loads(part) for part in found.stdout.decode().replace("}\n{", "}\n\x00{").split("\x00")]
     assert [report["top"] for report in reports] == ["june1", "june2"]
+
+
+def test_a_plain_stream_in_the_place_of_an_encrypted_one(done, blockplane, keyed):
+    """Who can write the file needs no key for that: it is refused where that is said, and else told."""
+    done("send", keyed, "june1", "-o", "forged.bps")
+    done("send", keyed, "june2 - june1", "-o", "forged2.bps")
+    for words in (
+        ["receive", "copy", "-i", "forged.bps"], ["receive", "copy", "-i", "forged.bps", "-i", "two.bps"],
+        ["stream", "verify", "forged.bps"], ["stream", "verify", "one.bps", "forged2.bps"],
+        ["stream", "merge", "forged.bps", "two.bps", "-o", "m.bps", "--plain"],
+    ):  # fmt: skip
+        refused = blockplane(*words, *BOTH, "--require-encrypted")
+        assert (refused.status, "is not encrypted, and only encrypted ones are to be taken" in refused.err) == (1, True)
+        assert not Path("copy").exists()
+        assert not Path("m.bps").exists()
+        told = done(*words, *BOTH)
+        assert "not encrypted: no key says who wrote it; --require-encrypted refuses that" in told.err
+        shutil.rmtree("copy", ignore_errors=True)
+        Path("m.bps").unlink(missing_ok=True)
+    for words in (["receive", "copy", "-i", "one.bps", "-i", "two.bps"], ["stream", "verify", "one.bps", "two.bps"]):
+        assert "not encrypted" not in done(*words, *BOTH, "--require-encrypted").err
+    assert "not encrypted" not in done("stream", "verify", "forged.bps").err

@@ -18,11 +18,12 @@ from blockplane.cli.options import (
     key_option,
     or_standard,
     progress_option,
+    require_encrypted_option,
     wait_option,
 )
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.streamplaces import opened_streams
-from blockplane.cli.streams import stream
+from blockplane.cli.streams import stream, tell_plain
 from blockplane.cli.text import blocks, dryness, duration, print_json, printable, rate, sentence, size
 from blockplane.cli.transfers import standard_output
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be written; read no block but block maps.")
 @compress_option
 @key_option
+@require_encrypted_option
 @encrypt_option
 @click.option("--plain", is_flag=True, help="Do not encrypt the result, although a FILE is encrypted.")
 @json_option
@@ -50,6 +52,7 @@ def merge(
     dry_run: bool,
     compress: str | None,
     keys: Sequence[str],
+    require_encrypted: bool,
     encrypt: str | None,
     plain: bool,
     as_json: bool,
@@ -71,8 +74,9 @@ def merge(
     with opened_streams(files, "stream merge", wait_s) as streams, ProgressLine(progress) as line:
         report = bp.merge_streams(
             *streams, sink=sink, compress=compress, key=keys, encrypt=False if plain else encrypt, dry_run=dry_run,
-            progress=line,
+            require_encrypted=require_encrypted, progress=line,
         )  # fmt: skip
+    tell_plain(keys, report.plain)
     to_stderr = not isinstance(sink, str) and sink is not None
     if as_json:
         print_json({**_described(report), **dryness(dry_run)}, to_stderr=to_stderr)

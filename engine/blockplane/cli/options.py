@@ -87,6 +87,9 @@ key_option = click.option(
     envvar="BLOCKPLANE_KEY_FILE",
     help="Key file for encrypted streams; repeat for several (or BLOCKPLANE_KEY_FILE).",
 )
+require_encrypted_option = click.option(
+    "--require-encrypted", is_flag=True, help="Take no stream that is not encrypted: anybody may have written it."
+)
 compress_option = click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
 encrypt_option = click.option(
     "--encrypt", type=click.Path(), metavar="KEYFILE", help="Encrypt with a key that `key create` made."

@@ -22,11 +22,13 @@ from blockplane.cli.options import (
     key_option,
     or_standard,
     progress_option,
+    require_encrypted_option,
     wait_option,
 )
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.resuming import give_up, print_token
 from blockplane.cli.streamplaces import opened_streams, refuse_own
+from blockplane.cli.streams import tell_plain
 from blockplane.cli.text import blocks, duration, measured, print_json, printable, rate
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     help="With --have or --abort: of several, the one of this top, or image id (the last; all).",
 )
 @key_option
+@require_encrypted_option
 @disk_options
 @json_option
 @wait_option
@@ -82,6 +85,7 @@ def receive(
     gives_up: bool,
     top: str | None,
     keys: Sequence[str],
+    require_encrypted: bool,
     n_disks: int | None,
     size: int | None,
     disk: Sequence[str],
@@ -150,12 +154,16 @@ def receive(
                             discard=discard,
                             relocate=relocate,
                             key=keys,
+                            require_encrypted=require_encrypted,
                             progress=line,
                             dry_run=dry_run,
                         )
                 else:
                     with opened_source(source, wait_s) as stream:
-                        report = bp.receive(stream, volume, discard=discard, relocate=relocate, key=keys, progress=line)
+                        report = bp.receive(
+                            stream, volume, discard=discard, relocate=relocate, key=keys,
+                            require_encrypted=require_encrypted, progress=line,
+                        )  # fmt: skip
                 left = bp.interrupted_receives(volume)
         elif is_several:
             with opened_streams(origins, "receive", wait_s) as streams:
@@ -163,15 +171,16 @@ def receive(
                     *streams, target=place, disks=wish.disks, size=wish.size, parity=wish.parity, chunk=wish.chunk,
                     wipe=wish.wipe, discard=discard, relocate=relocate, key=keys, progress=line,
                     opening=opening_to_make("receive"),
-                    dry_run=dry_run,
+                    dry_run=dry_run, require_encrypted=require_encrypted,
                 )  # fmt: skip
         else:
             with opened_source(source, wait_s) as stream:
                 report = bp.receive(
                     stream, place, disks=wish.disks, size=wish.size, parity=wish.parity, chunk=wish.chunk,
                     wipe=wish.wipe, discard=discard, relocate=relocate, key=keys, progress=line,
-                    opening=opening_to_make("receive"),
+                    opening=opening_to_make("receive"), require_encrypted=require_encrypted,
                 )  # fmt: skip
+    tell_plain(keys, chain.plain if is_several else () if report.encrypted else (origins[0] if origins else "-",))
     if is_several and as_json:
         print_json(describe_chain(chain, [_received(its) for its in chain.received], dry_run))
     elif is_several:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import blockplane as bp
-from blockplane.cli.options import json_option, key_option, progress_option, wait_option
+from blockplane.cli.options import json_option, key_option, progress_option, require_encrypted_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.streamplaces import opened_streams
 from blockplane.cli.text import blocks, count, duration, iso, moment, print_json, printable, rate, sentence, size
@@ -177,6 +178,7 @@ class Part(_ParamType):
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 @click.option("--part", type=Part(), metavar="K/N", help="Of the blocks read only the K-th of N parts.")
 @key_option
+@require_encrypted_option
 @json_option
 @wait_option
 @progress_option
@@ -184,6 +186,7 @@ def verify(
     files: Sequence[str],
     part: tuple[int, int] | None,
     keys: Sequence[str],
+    require_encrypted: bool,
     as_json: bool,
     wait_s: float,
     progress: bool | None,
@@ -199,7 +202,8 @@ def verify(
     blockplane stream verify --part 3/7 backups
     """
     with opened_streams(files, "stream verify", wait_s) as streams, ProgressLine(progress) as line:
-        verdict = bp.verify_streams(*streams, part=part, key=keys, progress=line)
+        verdict = bp.verify_streams(*streams, part=part, key=keys, require_encrypted=require_encrypted, progress=line)
+    tell_plain(keys, verdict.plain)
     if as_json:
         print_json(
             {
@@ -220,6 +224,15 @@ def verify(
     else:
         _print_verdict(files, verdict)
     return 0 if verdict.ok else 1
+
+
+def tell_plain(keys: Sequence[str], names: Sequence[str]) -> None:
+    """Say on standard error which streams are not encrypted, where a key was named for them."""
+    if keys and names:
+        which = ", ".join(printable(name) for name in names)
+        are, was = ("is", "it") if len(names) == 1 else ("are", "them")
+        what = f"{which} {are} not encrypted: no key says who wrote {was}"
+        print(f"blockplane: {what}; --require-encrypted refuses that", file=sys.stderr)
 
 
 def _print_verdict(files: Sequence[str], verdict: StreamVerdict) -> None:

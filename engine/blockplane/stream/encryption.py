@@ -17,7 +17,7 @@ from blockplane.model.errors import StreamDamagedError, StreamError, StreamKeyEr
 from blockplane.stream import codec
 from blockplane.stream.codec import FrameHead, Header, SealedHead, Sealing
 from blockplane.stream.fdsink import Buffer
-from blockplane.stream.keyfile import Key
+from blockplane.stream.keyfile import Key, SealedOnly
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -252,9 +252,15 @@ def framing_of(data: bytes, keys: Sequence[Key], name: str) -> tuple[Framing, by
 
     Raises
     ------
-    StreamKeyError : none of them is it. StreamDamagedError, StreamError : as `codec.decode_envelope`.
+    StreamKeyError : none of them is it; or they are SealedOnly, and it is not encrypted: anybody who could put it there
+    may have written it. StreamDamagedError, StreamError : as `codec.decode_envelope`.
     """
     if not codec.is_sealed(data):
+        if isinstance(keys, SealedOnly):
+            raise StreamKeyError(
+                f"the stream {name} is not encrypted, and only encrypted ones are to be taken",
+                "anybody may have written it: find out who did, or leave --require-encrypted out",
+            )
         return BareFraming(), data
     envelope = codec.decode_envelope(data)
     for key in keys:

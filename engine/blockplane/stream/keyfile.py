@@ -122,12 +122,20 @@ def _parse(raw: bytes, name: str) -> Key:
     return key
 
 
-def keys_of(keys: Keys) -> tuple[Key, ...]:
-    """Return keys, read from their files where those were named."""
+class SealedOnly(tuple[Key, ...]):
+    """Keys of whoever takes no stream that is not encrypted with one of them."""
+
+    __slots__ = ()
+
+
+def keys_of(keys: Keys, require_encrypted: bool = False) -> tuple[Key, ...]:
+    """Return keys, read from their files where those were named; with require_encrypted as SealedOnly, which stays."""
     if keys is None:
-        return ()
-    named = [keys] if isinstance(keys, (Key, str, os.PathLike)) else keys
-    return tuple(each if isinstance(each, Key) else read_key(each) for each in named)
+        named: Sequence[KeyLike] = ()
+    else:
+        named = [keys] if isinstance(keys, (Key, str, os.PathLike)) else keys
+    found = tuple(each if isinstance(each, Key) else read_key(each) for each in named)
+    return SealedOnly(found) if require_encrypted or isinstance(keys, SealedOnly) else found
 
 
 def key_of(key: KeyLike) -> Key:

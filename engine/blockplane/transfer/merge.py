@@ -22,7 +22,7 @@ from blockplane.model.progress import Progress, ignore_progress
 from blockplane.planes import Plane, combine
 from blockplane.stream.behind import BehindSink
 from blockplane.stream.codec import MAX_FRAME_BLOCKS, Header, Role
-from blockplane.stream.keyfile import KeyLike, Keys
+from blockplane.stream.keyfile import KeyLike, Keys, keys_of
 from blockplane.stream.partset import PartSet
 from blockplane.stream.pieces import pieces_of
 from blockplane.stream.sink import Sink, SinkLike
@@ -43,13 +43,15 @@ class MergeReport:
     """What merging made.
 
     sent : counts, as of a send. order : the streams, oldest first. dropped_snapshots : (name, why) of those that the
-    streams bring and the result does not. dead_blocks : blocks of the streams that the result does without.
+    streams bring and the result does not. dead_blocks : blocks of the streams that the result does without. plain :
+    those of the streams that are not encrypted.
     """
 
     sent: SendReport
     order: tuple[str, ...]
     dropped_snapshots: tuple[tuple[str, str], ...]
     dead_blocks: int
+    plain: tuple[str, ...] = ()
 
 
 def merge_streams(
@@ -58,6 +60,7 @@ def merge_streams(
     compress: str | None = None,
     key: Keys = None,
     encrypt: KeyLike | Literal[False] | None = None,
+    require_encrypted: bool = False,
     dry_run: bool = False,
     progress: Progress = ignore_progress,
 ) -> MergeReport:
@@ -69,6 +72,7 @@ def merge_streams(
         top had been sent; without, it is an increment of the top onto the base of the oldest.
     sink, compress, dry_run : as for `send`.
     key : a key, a key file, or several, for streams that are encrypted.
+    require_encrypted : refuse streams that are not encrypted with one of the keys: anybody may have written those.
     encrypt : the key that the result is encrypted with, or False: it is not. To be said where a stream is encrypted.
 
     Raises
@@ -87,13 +91,14 @@ def merge_streams(
         raise UsageError(f"{again} is named twice", "name each stream of the chain once")
     if isinstance(sink, (str, os.PathLike)) and os.path.exists(sink):
         _refuse_members(sink, names)
-    with closing(open_stream(*names, needs_full=False, key=key)) as chain:
+    with closing(open_stream(*names, needs_full=False, key=keys_of(key, require_encrypted))) as chain:
         secret = _secret(chain, encrypt)
         merging = Merging(chain, behind=compress is None and secret is None)
         report = send(merging, sink, compress=compress, key=secret, dry_run=dry_run, progress=progress)
         n_brought = sum(file.map.header.image_blocks for file in chain.path)
         order = tuple(name for file in reversed(chain.path) for name in file.names)
-        return MergeReport(report, order, tuple(merging.dropped_snapshots), n_brought - len(merging.plane))
+        plain = tuple(part.path for file in chain.files for part in file.parts if not part.is_sealed)
+        return MergeReport(report, order, tuple(merging.dropped_snapshots), n_brought - len(merging.plane), plain)
 
 
 def _refuse_members(sink: str | os.PathLike[str], names: Sequence[StreamName]) -> None:

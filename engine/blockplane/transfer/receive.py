@@ -36,6 +36,7 @@ class ReceiveReport:
         under the same numbers, and were not written: the stream says so, or they were compared byte by byte.
     part, n_parts : which part of the image it was, from 0, of how many. n_blocks_missing : blocks of the image that
         other parts have still to bring: what came is kept, and nothing of it is visible before.
+    encrypted : whether the stream was.
     """
 
     n_blocks: int
@@ -51,6 +52,7 @@ class ReceiveReport:
     part: int = 0
     n_parts: int = 1
     n_blocks_missing: int = 0
+    encrypted: bool = False
 
     @property
     def bytes_per_second(self) -> float:
@@ -70,6 +72,7 @@ def receive(
     discard: bool = False,
     relocate: bool = False,
     key: Keys = None,
+    require_encrypted: bool = False,
     progress: Progress = ignore_progress,
     opening: Opening | None = None,
 ) -> ReceiveReport:
@@ -85,12 +88,13 @@ def receive(
     relocate : where the volume has no place of a block's number, lay the image's blocks at other places: a volume need
         only be as large as what is in use. Later increments onto what came so do not need it said again.
     key : a key, a key file, or several, for a stream that is encrypted.
+    require_encrypted : refuse streams that are not encrypted with one of the keys: anybody may have written those.
     opening : how a volume that is made, or named by its directory, is opened, and what goes on round its use.
 
     Raises
     ------
     RefusedError : something would be lost; nothing changed.
-    StreamKeyError : the stream is encrypted with another key; nothing changed.
+    StreamKeyError : the stream is encrypted with another key, or is not, and should be; nothing changed.
     StreamMismatchError : the base is not here, or the history is another; nothing changed.
     StreamTruncatedError, StreamDamagedError, StreamOrderError : the stream is bad; the volume is as it was.
     ConnectionLostError : it is, and what it came over may have changed it; what matched until then is kept.
@@ -103,7 +107,7 @@ def receive(
     more for each snapshot.
     """
     with closing(open_input(origin)) as source, blaming(source), arriving_whole(source):
-        reader = StreamReader(source, keys_of(key))
+        reader = StreamReader(source, keys_of(key, require_encrypted))
         reader.require_receivable()
         stream = reader.read_map()
         wish = DiskWish(disks, size, parity, chunk, wipe)
@@ -176,7 +180,7 @@ def _report(
         base.name if base is not None else None,
         () if n_missing else tuple(r.name for role in (Role.TOP, Role.ARRIVES) for r in stream.with_role(role)),
         tuple(record.name for record in stream.with_role(Role.LEFT_OUT)), already_there, n_shared,
-        stream.header.part, stream.header.n_parts, n_missing,
+        stream.header.part, stream.header.n_parts, n_missing, stream.header.is_sealed,
     )  # fmt: skip
 
 

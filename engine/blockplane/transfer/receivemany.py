@@ -39,6 +39,7 @@ class ChainReport:
 
     received : a report for each that was applied; of a dry run none. order : their names, as they apply. there : names
     of those whose snapshots were there, or came with others. older : names of those of states before what was reached.
+    plain : names of those that are not encrypted.
     arrives : names of snapshots, older first. n_blocks_missing : blocks of the last image that no part among them has.
     """
 
@@ -50,6 +51,7 @@ class ChainReport:
     n_blocks: int
     seconds: float
     n_blocks_missing: int = 0
+    plain: tuple[str, ...] = ()
 
 
 def receive_streams(
@@ -63,6 +65,7 @@ def receive_streams(
     discard: bool = False,
     relocate: bool = False,
     key: Keys = None,
+    require_encrypted: bool = False,
     progress: Progress = ignore_progress,
     opening: Opening | None = None,
     dry_run: bool = False,
@@ -87,7 +90,7 @@ def receive_streams(
     and is durable before the next.
     """
     started = time.monotonic()
-    names, keys = stream_names(paths), keys_of(key)
+    names, keys = stream_names(paths), keys_of(key, require_encrypted)
     members = [Member(str(name), stream_map(name, key=keys), name) for name in _readable(names)]
     wish = DiskWish(disks, size, parity, chunk, wipe)
     if not isinstance(target, LiveVolume):
@@ -217,10 +220,12 @@ def _report(plan: Plan, reports: Sequence[ReceiveReport], started: float, missin
     def names(steps: Sequence[Step]) -> tuple[str, ...]:
         return tuple(member.name for step in steps for member in step.members)
 
+    every = (plan.steps, plan.there, plan.older)
     whole = plan.steps[:-1] if missing else plan.steps
     arrives = dict.fromkeys(record.name for step in whole for record in step.map.arriving())
     n_blocks = sum(member.map.header.following_blocks for step in plan.steps for member in step.members)
     return ChainReport(
         tuple(reports), names(plan.steps), names(plan.there), names(plan.older), tuple(arrives), n_blocks,
         time.monotonic() - started, missing,
+        tuple(m.name for its in every for step in its for m in step.members if not m.map.header.is_sealed),
     )  # fmt: skip

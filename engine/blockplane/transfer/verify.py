@@ -34,6 +34,7 @@ class StreamVerdict:
     were held against their checks; fewer where a part was asked for. order : the streams, in the order in which they
     apply. snapshots : names of those they bring. proved : names of those that the streams were proved to hold whole.
     branches : where they are of several, the newest top of each; a volume takes one of them.
+    plain : streams that are not encrypted.
     part : (k, n), where it was asked for. repeated : streams that were named before, and not read again.
     """
 
@@ -48,6 +49,7 @@ class StreamVerdict:
     part: tuple[int, int] | None = None
     repeated: list[str] = field(default_factory=list)
     branches: list[str] = field(default_factory=list)
+    plain: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -72,7 +74,11 @@ def stream_map(path: PathLike, key: Keys = None) -> StreamMap:
 
 
 def verify_streams(
-    *paths: PathLike, part: tuple[int, int] | None = None, key: Keys = None, progress: Progress = ignore_progress
+    *paths: PathLike,
+    part: tuple[int, int] | None = None,
+    key: Keys = None,
+    require_encrypted: bool = False,
+    progress: Progress = ignore_progress,
 ) -> StreamVerdict:
     """Verify streams: every byte, and that together they hold every block of every snapshot they bring.
 
@@ -85,6 +91,7 @@ def verify_streams(
     part : (k, n), k from 1: of the blocks only those in the k-th of n parts of the bytes are read; all else is verified
         as ever. All n parts, whenever each is done, verify everything.
     key : a key, a key file, or several, for streams that are encrypted.
+    require_encrypted : refuse streams that are not encrypted with one of the keys: anybody may have written those.
 
     Raises
     ------
@@ -97,7 +104,7 @@ def verify_streams(
     """
     if part is not None and not 1 <= part[0] <= part[1]:
         raise UsageError(f"there is no part {part[0]} of {part[1]}", "say K/N, from 1/N to N/N")
-    (names, repeated), keys = named_once(stream_names(paths)), keys_of(key)
+    (names, repeated), keys = named_once(stream_names(paths)), keys_of(key, require_encrypted)
     if part is not None and not all(is_stored(name) for name in names):
         raise UsageError("what is read once has no parts", "verify it whole, or name files")
     _require_keys(names, keys)
@@ -160,6 +167,7 @@ class _Run:
         except StreamError as error:
             verdict.problems.append(error.message if name in error.message else f"{name}: {error.message}")
             return False
+        verdict.plain += [] if stream.header.is_sealed else [name]
         verdict.snapshots += [record.name for record in stream.arriving()]
         return True
 
