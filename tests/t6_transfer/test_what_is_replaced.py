@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 import blockplane as bp
 from blockplane.model.errors import RefusedError, UsageError
+from blockplane.stream.folder import HostFolder
 
 DISK = "is a disk of a volume: what is on it would be lost"
 
@@ -100,3 +103,46 @@ def test_a_name_that_ends_like_a_pieces_is_free_beside_streams_of_their_own(sour
         bp.send(source.image("a"), tmp_path / f"day.{number:03}")
     assert [bp.verify_streams(tmp_path / f"day.00{i}").problems for i in range(2)] == [[], []]
     assert np.array_equal(*(bp.stream_map(tmp_path / f"day.00{i}").image.words() for i in range(2)))
+
+
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_a_stream_is_its_owners_alone_unless_that_was_changed(source, tmp_path):
+    """It may hold all that the disks do, which others cannot read."""
+    path, old = tmp_path / "a.bps", os.umask(0o022)
+    try:
+        bp.send(source.image("a"), path, digests=True)
+        assert (mode_of(path), mode_of(tmp_path / "a.bps.sha256")) == (0o600, 0o644)
+        bp.send(source.image("a"), tmp_path / "b", split=1 << 16)
+        assert {mode_of(piece) for piece in tmp_path.glob("b.*")} == {0o600}
+        path.chmod(0o640)
+        bp.send(source.image("b"), path)
+        assert mode_of(path) == 0o640
+        bp.write_tape(source.image("a"), [tmp_path / "a.tap"])
+        assert mode_of(tmp_path / "a.tap") == 0o600
+    finally:
+        os.umask(old)
+
+
+def test_digests_are_those_of_the_stream_beside_them(source, tmp_path):
+    path, digests = tmp_path / "a.bps", tmp_path / "a.bps.sha256"
+    for options in ({"digests": True}, {}, {"digests": True}, {"digests": True}):
+        bp.send(source.image("a"), path, **options)
+        assert digests.exists() is bool(options)
+        if options:
+            assert digests.read_text().split()[0] == hashlib.sha256(path.read_bytes()).hexdigest()
+    bp.send(source.image("a"), tmp_path / "b", split=1 << 16, digests=True)
+    bp.send(source.image("a"), tmp_path / "b", split=1 << 17)
+    assert not list(tmp_path.glob("b*sha256*"))
+
+
+def test_digests_get_their_name_after_the_stream(source, tmp_path, monkeypatch):
+    """Where it ends between the two there are none, rather than another stream's."""
+    path, names = tmp_path / "a.bps", []
+    bp.send(source.image("a"), path, digests=True)
+    rename = HostFolder.rename
+    monkeypatch.setattr(HostFolder, "rename", lambda self, old, new: (names.append(new), rename(self, old, new)))
+    bp.send(source.image("b"), path, digests=True)
+    assert names == ["a.bps", "a.bps.sha256"]

@@ -139,7 +139,7 @@ class VolumeFolder:
     def refuse_volumes(self, names: Sequence[str]) -> None:
         """See Folder: no disk of a volume that could be opened is in another one."""
 
-    def begin(self, name: str, goes_on: bool) -> Growing:
+    def begin(self, name: str, goes_on: bool, is_public: bool = False) -> Growing:
         """See Folder."""
         if self._volume is None:
             raise StreamError(f"{self.shown(name)} cannot be written", "name the live file system: VOL:/PATH")

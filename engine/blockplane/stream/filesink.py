@@ -243,10 +243,13 @@ class FileSink:
             for piece in self._open.values():
                 piece.sync()
             names = [self._name_of(number) for number in range(self._n_pieces)]
-            if self._digests is not None:
-                self._write_digests(names)
+            self._write_digests(names)
+            self._folder.remove(self._base + DIGESTS)  # of the stream before
             self._appear(names)
             self._stays = True
+            if self._digests is not None:
+                self._folder.rename(self._base + DIGESTS + PARTIAL, self._base + DIGESTS)
+                self._folder.sync()
         except OSError as error:
             raise write_error(self.name, error) from error
 
@@ -273,14 +276,14 @@ class FileSink:
         self._folder.sync()
 
     def _write_digests(self, names: Sequence[str]) -> None:
-        assert self._digests is not None
-        file = self._folder.begin(self._base + DIGESTS, goes_on=False)
+        if self._digests is None:
+            return
+        file = self._folder.begin(self._base + DIGESTS, goes_on=False, is_public=True)
         try:
             file.write_all([self._digests.lines(names)])
             file.sync()
         finally:
             file.close()
-        self._folder.rename(self._base + DIGESTS + PARTIAL, self._base + DIGESTS)
 
     def suspend(self) -> str:
         """Keep what is written, where it is worth that, to be gone on with; return the name it is kept under, or ""."""
@@ -299,6 +302,8 @@ class FileSink:
         """See Sink."""
         if self._digests is not None:
             self._digests.close()
+            with contextlib.suppress(OSError):
+                self._folder.remove(self._base + DIGESTS + PARTIAL)
         with contextlib.suppress(OSError):
             while self._n_pieces and not self._stays:
                 self._drop_last()

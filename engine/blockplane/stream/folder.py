@@ -19,6 +19,8 @@ from blockplane.volume.making import OWN_NAMES
 
 #: What the name of a file ends with until it is whole.
 PARTIAL: Final = ".partial"
+#: As the disks of volumes.
+_PRIVATE: Final = 0o600
 
 
 class Growing(Protocol):
@@ -75,8 +77,11 @@ class Folder(Protocol):
         """Raise RefusedError where one of these files is a volume's: it must not be replaced, whatever it is called."""
         ...
 
-    def begin(self, name: str, goes_on: bool) -> Growing:
-        """Open NAME.partial, with `goes_on` the one that is there, if it is; never another process's."""
+    def begin(self, name: str, goes_on: bool, is_public: bool = False) -> Growing:
+        """Open NAME.partial, with `goes_on` the one that is there, if it is; never another process's.
+
+        It can be read by its owner alone, or by whom the file could that it replaces; is_public : by everybody.
+        """
         ...
 
     def stored(self, names: Sequence[str]) -> Stored:
@@ -134,9 +139,9 @@ class HostFolder:
                     "name a file outside of volumes",
                 )
 
-    def begin(self, name: str, goes_on: bool) -> Growing:
+    def begin(self, name: str, goes_on: bool, is_public: bool = False) -> Growing:
         """See Folder."""
-        return HostFile(self._path / name, goes_on)
+        return HostFile(self._path / name, goes_on, is_public)
 
     def stored(self, names: Sequence[str]) -> Stored:
         """See Folder."""
@@ -169,6 +174,15 @@ def refuse_disk(path: Path) -> None:
         )
 
 
+def _mode_of(path: Path) -> int:
+    """Return the mode of a file of one's own; its owner's alone where there is none: it may hold all of a volume."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return _PRIVATE
+    return stat.S_IMODE(status.st_mode) & 0o666 if status.st_uid == os.geteuid() else _PRIVATE
+
+
 class HostFile(FdSink):
     """A file of the host on its way: locked, so that no other process writes it too.
 
@@ -177,25 +191,28 @@ class HostFile(FdSink):
     StreamError : it cannot be written, or another process writes it.
     """
 
-    def __init__(self, path: Path, goes_on: bool = False) -> None:
+    def __init__(self, path: Path, goes_on: bool = False, is_public: bool = False) -> None:
         self._partial = path.with_name(path.name + PARTIAL)
         self.partial_name = str(self._partial)
         try:
-            fd, self.is_old = self._open(goes_on)
+            fd, self.is_old = self._open(goes_on, is_public)
+            if not self.is_old and not is_public:
+                os.fchmod(fd, _mode_of(path))
         except BlockingIOError:
             raise StreamError(f"{self._partial} is being written by another process", "wait for its end") from None
         except OSError as error:
             raise StreamError(f"cannot write {path}: {error.strerror}", "name a file in an existing folder") from error
         super().__init__(fd, str(path), owned=True)
 
-    def _open(self, goes_on: bool) -> tuple[int, bool]:
+    def _open(self, goes_on: bool, is_public: bool) -> tuple[int, bool]:
         """Return a locked descriptor, and whether the file was there: another's is never written through."""
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         while True:
             try:
                 fd, is_old = os.open(self._partial, flags), True
             except FileNotFoundError:
-                fd, is_old = os.open(self._partial, flags | os.O_CREAT | os.O_EXCL, 0o666), False
+                mode = 0o666 if is_public else _PRIVATE
+                fd, is_old = os.open(self._partial, flags | os.O_CREAT | os.O_EXCL, mode), False
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 mine = os.fstat(fd)
