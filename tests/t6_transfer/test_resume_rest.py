@@ -118,6 +118,23 @@ def test_what_an_offer_left_to_be_sent(source, offer, tmp_path):
     assert bp.receive(path, tmp_path / "dest").arrived == ("new",)
 
 
+@pytest.mark.parametrize("begun", [None, "zstd:1"])
+@pytest.mark.parametrize("asked", [None, "zstd:5"])
+def test_what_is_gone_on_with_is_compressed_as_it_was_begun(source, tmp_path, begun, asked):
+    path = tmp_path / "new.bps"
+    interrupt(source, path, 3 * MIB, compress=begun)
+    expected = None if begun is None else asked or "zstd:3"
+    dry = bp.send(source.image("new"), path, resume=True, compress=asked, dry_run=True)
+    report = bp.send(source.image("new"), path, resume=True, compress=asked)
+    assert (dry.compression, report.compression) == (expected, expected)
+    assert dry.n_blocks == report.n_blocks > 0
+    assert dry.stream_bytes >= dry.n_bytes
+    assert dry.stream_bytes >= report.stream_bytes
+    assert bp.stream_map(path).header.may_be_compressed is (begun is not None)
+    again = bp.send(source.image("new"), path, resume=True, compress=asked)
+    assert (again.n_blocks, again.compression) == (0, None if begun is None else "zstd")
+
+
 def test_a_dry_run_knows_a_finished_file(source, tmp_path):
     bp.send(source.image("new"), tmp_path / "new.bps")
     report = bp.send(source.image("new"), tmp_path / "new.bps", resume=True, dry_run=True)

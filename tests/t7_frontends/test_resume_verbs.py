@@ -108,6 +108,14 @@ def test_a_half_written_file(done, big):
     assert done("stream", "verify", "again.bps", "--json").json["problems"] == []
 
 
+def test_a_half_written_file_stays_compressed_or_not(done, big):
+    Path("again.bps.partial").write_bytes(Path("whole.bps").read_bytes()[: 3 << 20])
+    outcome = done("send", big, "june1", "-o", "again.bps", "--resume", "--compress", "zstd", "--json")
+    assert "was begun without compression, and stays so" in outcome.err
+    assert outcome.json["compression"] is None
+    assert done("send", big, "june1", "-o", "again.bps", "--resume", "-n", "--json").json["n_blocks"] == 0
+
+
 def test_towards_a_newer_snapshot(done, blockplane, big):
     blockplane("receive", "copy", "-i", "cut.bps")
     with bp.Volume.open(big) as volume:

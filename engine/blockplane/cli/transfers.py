@@ -144,6 +144,9 @@ def send(
     if isinstance(begun, bp.ResumeToken) and begun.n_copied and not report.n_blocks_before:
         what = f"nothing that came of {printable(begun.top_name)} is of use for this image: all of it is sent"
         print(f"blockplane: {what}", file=sys.stderr)
+    if report.n_blocks_before and (compress is None) is not (report.compression is None):
+        form = "without compression" if report.compression is None else "with compression"
+        print(f"blockplane: what is there was begun {form}, and stays so", file=sys.stderr)
     to_stderr = output is None and sink is not None
     if as_json:
         print_json({**_described(report), **dryness(dry_run)}, to_stderr=to_stderr)

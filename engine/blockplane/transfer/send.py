@@ -43,7 +43,8 @@ class SendReport:
 
     n_blocks, n_bytes : of the image. stream_bytes : all of the stream; of a dry run with compression, what it would be
         without. planning_blocks : blocks read to plan and to look checks up. arriving, left_out : names of snapshots.
-    compression : `zstd:LEVEL`, or None. n_blocks_before : of the image, that were sent before; not counted elsewhere.
+    compression : `zstd:LEVEL`, `zstd` of a file that was finished before, or None; what was begun goes on as it began,
+        whatever was asked for. n_blocks_before : of the image, that were sent before; not counted elsewhere.
     encrypted : whether the stream is.
     n_blocks_lent : of the image, that the destination has by its offer; not counted elsewhere either.
     n_blocks_compared : blocks read to know that. image_id : what names the image.
@@ -112,7 +113,7 @@ def send(
     locations : `explicit`: each frame lists where its blocks belong; `implicit`: readers work it out from the planes,
         the order and the source's RAID groups. Only of an image: another Sendable says it in its header.
     compress : `zstd` or `zstd:LEVEL`: each frame that shrinks by a sixteenth is compressed, by a thread a core. The
-        stream says that its reader needs to know zstd.
+        stream says that its reader needs to know zstd. What is gone on with is compressed if it was begun so.
     key : a key or its file: the stream is encrypted with it, names, planes and index too. The stream shows ids, who
         wrote it and when, how long its frames are, and the key's id.
     resume : a token: only what the destination that gave it lacks is sent; of another image of the same volume, what
@@ -166,8 +167,7 @@ def send(
             began = replace(beside, token=began.token, image=began.image)
         with closing(began):
             began = _lent(sending, began, against, progress)
-            report = send_begun(sending, StreamForm(None, secret), _Nowhere(), progress, began, read=False)
-        return replace(report, compression=_named(level))
+            return send_begun(sending, StreamForm(level, secret), _Nowhere(), progress, began, read=False)
     if resume is True and folder_of(sink) is None:
         raise UsageError("only a file is gone on with by itself", "give the token that `receive --have` wrote")
     with closing(open_sink(sink, goes_on, form)) as opened, ExitStack() as stack:
@@ -269,7 +269,10 @@ def _already_sent(
             offered = _offered(against) if against is not None and found.header.is_lent else None
             _require_asked_for(source.name, found, asked, rest, secret, offered)
             _read_through(reader, found, progress)
-        return replace(planned, n_blocks=0, n_bytes=0, stream_bytes=0, n_blocks_before=found.header.following_blocks)
+        return replace(
+            planned, n_blocks=0, n_bytes=0, stream_bytes=0, n_blocks_before=found.header.following_blocks,
+            compression="zstd" if found.header.may_be_compressed else None, encrypted=found.header.is_sealed,
+        )  # fmt: skip
     return None
 
 
@@ -332,11 +335,11 @@ def send_begun(
         sending.part = rest if not sending.n_skipped else began.planned
     n_following = len(sending.plane if rest is None else rest)
     total, written, level = n_following * BLOCK_BYTES, began.written, form.level
-    if written is not None:
+    if written is not None:  # it goes on as it began
         level = (level or DEFAULT_LEVEL) if header.may_be_compressed else None
     with (
         sending.windows(read=read) as gathered,
-        closing(StreamWriter(_behind(sending, sink), header, level, form.key, written)) as writer,
+        closing(StreamWriter(_behind(sending, sink), header, level if read else None, form.key, written)) as writer,
     ):
         if written is None:
             writer.write_snapshots(snapshots)
