@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from blockplane.disks import aligned_buffer
 from blockplane.filesystem.content import n_blocks_of
 from blockplane.filesystem.errors import damaged
+from blockplane.filesystem.hostwrite import UNREADABLE
 from blockplane.model import BLOCK_BYTES, ChecksumError
 from blockplane.model.checks import first_bad_block
 from blockplane.volume.codec import (
@@ -83,9 +84,7 @@ def block_pointers(store: Store, inodes: Sequence[Inode]) -> dict[int, PointerAr
     data = aligned_buffer(len(pointers) * BLOCK_BYTES)
     try:
         read_pointers(store.state.reader, pointers, data)
-    except ChecksumError:
-        if store.volume is None:
-            raise
+    except UNREADABLE:  # each by itself: who has the one that it is says so, or has it elsewhere by now
         return {}
     found = np.split(data.view(np.uint64).reshape(-1, 2), np.cumsum([len(root) for root in roots])[:-1] * NODE_POINTERS)
     return dict(zip((inode.number for inode in chosen), found, strict=True))

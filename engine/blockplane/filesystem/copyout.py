@@ -13,7 +13,9 @@ from blockplane.filesystem.blockread import block_pointers
 from blockplane.filesystem.dataout import DataOut
 from blockplane.filesystem.errors import ExistsError, InvalidRequestError, damaged
 from blockplane.filesystem.hostwrite import (
+    UNREADABLE,
     Metadata,
+    Refusal,
     apply_metadata,
     clear_way,
     ends_copy,
@@ -34,6 +36,8 @@ _FILES_PER_ROUND = 50_000
 # What lies between directory and content is read for so many at once: each alone costs a request and its wait.
 _INODES_AT_ONCE = 2048
 _FILES_AT_ONCE = 256
+# Of what is written into a device or a pipe.
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -62,7 +66,9 @@ def get(fs: Queries, source: AnyPath, dest: str | os.PathLike[str], *, progress:
 
     Notes
     -----
-    What the host refuses of one path, too long or with something else in its way, is skipped and reported.
+    What the host refuses of one path, too long or with something else in its way, and what is damaged, or not in the
+    streams at hand, is skipped and reported. Where dest is a device or a pipe, a file is written into it; a link there
+    is followed.
     As an ordinary user owners stay the user's own, and what needs root (devices) is skipped and reported. Of a mirror
     or replica it is one state, whatever arrives meanwhile.
     """
@@ -82,9 +88,21 @@ def _get(fs: Queries, source: AnyPath, dest: str | os.PathLike[str], progress: P
         target = os.path.join(target, name)
     if os.path.isdir(target) and not top.is_directory:
         raise ExistsError(os.fsdecode(target), f"{os.fsdecode(target)}: a directory is not replaced by a file")
+    target = _followed(target)
+    if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
+        copy.write_into(top, target)
+        return copy.report
     copy.run(top, target, path_text(raw))
     copy.report.seconds = time.monotonic() - started
     return copy.report
+
+
+def _followed(target: bytes) -> bytes:
+    """Return where a link leads that is named as the destination."""
+    text = os.fsdecode(target)
+    if os.path.islink(target) and not os.path.exists(target):
+        raise ExistsError(text, f"{text}: a link that leads nowhere is not written through")
+    return os.path.realpath(target) if os.path.islink(target) else target
 
 
 class _CopyOut:
@@ -99,6 +117,20 @@ class _CopyOut:
         self._linked: dict[int, bytes] = {}
         self._links: list[tuple[int, bytes]] = []
         self._directories: list[tuple[Inode, bytes]] = []
+
+    def write_into(self, top: Inode, target: bytes) -> None:
+        """Write a file's content into a device or a pipe, as `cp` does; nothing else is put in its place."""
+        text = os.fsdecode(target)
+        if not stat.S_ISREG(top.mode) or stat.S_ISSOCK(os.stat(target).st_mode):
+            raise ExistsError(text, f"{text}: what is there is no file, and is not replaced")
+        with open(target, "wb", buffering=0) as out:
+            for at in range(0, top.size_bytes, _PIECE_BYTES):
+                piece = memoryview(bytearray(min(_PIECE_BYTES, top.size_bytes - at)))
+                with self.store.lock:
+                    self.store.read_into(top, at, piece)
+                while piece:
+                    piece = piece[out.write(piece) :]
+        self.report.n_files, self.report.n_bytes = 1, top.size_bytes
 
     def run(self, top: Inode, target: bytes, text: str) -> None:
         """Copy everything: directories and special files on the way, contents in disk order, then what they need."""
@@ -128,8 +160,12 @@ class _CopyOut:
             if parent.number in seen:
                 raise damaged(f"directory {parent.number} lies in two places")
             seen.add(parent.number)
-            with self.store.lock:
-                children = self._children(parent)
+            try:
+                with self.store.lock:
+                    children = self._children(parent)
+            except UNREADABLE as error:
+                self._pass_over(path, error)
+                continue
             for name, inode in children:
                 self._visit(inode, path + b"/" + name)
             if len(self._files) >= _FILES_PER_ROUND:
@@ -179,7 +215,7 @@ class _CopyOut:
                 os.symlink(self.store.read(inode), path)
             else:
                 make_special(path, inode.mode, stat_of(inode).st_rdev)
-        except OSError as error:
+        except (OSError, *UNREADABLE) as error:
             self._pass_over(path, error)
             self._linked.pop(inode.number, None)  # its next name is tried by itself
             return
@@ -192,7 +228,12 @@ class _CopyOut:
             batch = self._files[at : at + _FILES_AT_ONCE]
             known = block_pointers(self.store, [inode for _, inode, _ in batch])
             for _, inode, path in batch:
-                data.submit(inode, path, metadata_of(self.store, inode), known.get(inode.number))
+                try:
+                    metadata = metadata_of(self.store, inode)
+                except UNREADABLE as error:
+                    self._pass_over(path, error)
+                    continue
+                data.submit(inode, path, metadata, known.get(inode.number))
                 self._progress(ProgressEvent("get", self.report.n_bytes, 0, time.monotonic() - self._started))
         self._files.clear()
         data.finish()
@@ -221,11 +262,11 @@ class _CopyOut:
         try:
             problems = apply_metadata(path, metadata_of(self.store, inode))
             self.report.skipped += [(os.fsdecode(path), problem) for problem in problems]
-        except OSError as error:
+        except (OSError, *UNREADABLE) as error:
             self._pass_over(path, error)
 
-    def _pass_over(self, path: bytes, error: OSError) -> None:
-        """Report a path that the host refuses; where that is said of all, the copy ends."""
+    def _pass_over(self, path: bytes, error: Refusal) -> None:
+        """Report a path that the host refuses, or that cannot be read; where that is said of all, the copy ends."""
         if ends_copy(error):
             raise error
         self.report.skipped.append((os.fsdecode(path), refusal_of(error)))

@@ -16,9 +16,17 @@ from numpy.typing import NDArray
 
 from blockplane.filesystem.blockread import read_pointers, scratch
 from blockplane.filesystem.content import n_blocks_of
-from blockplane.filesystem.hostwrite import Metadata, apply_metadata, clear_way, ends_copy, refusal_of
+from blockplane.filesystem.hostwrite import (
+    UNREADABLE,
+    Metadata,
+    Refusal,
+    apply_metadata,
+    clear_way,
+    ends_copy,
+    refusal_of,
+)
 from blockplane.filesystem.inode import Inode
-from blockplane.model import BLOCK_BYTES, ChecksumError
+from blockplane.model import BLOCK_BYTES
 from blockplane.volume.codec import PointerArray
 
 if TYPE_CHECKING:
@@ -53,14 +61,15 @@ class _File:
     path: bytes
     size_bytes: int
     metadata: Metadata
-    ends_in_hole: bool
+    ends_in_hole: bool = True
     n_pending: int = 0
     is_submitted: bool = False
+    is_done: bool = False
     fd: int = -1
     is_direct: bool = False
     is_made: bool = False
     n_bytes: int = 0
-    error: OSError | None = None
+    error: Refusal | None = None
     problems: list[str] = field(default_factory=list)
 
 
@@ -89,8 +98,8 @@ class DataOut:
         self._group_blocks = 0
         self._running: deque[tuple[Future[None], list[_Piece]]] = deque()
         self._open: set[_File] = set()
-        #: files that the host did not take, and why; those are reported
-        self.refused: dict[bytes, OSError] = {}
+        #: files that the host did not take, or that cannot be read, and why; those are reported
+        self.refused: dict[bytes, Refusal] = {}
 
     def __enter__(self) -> DataOut:
         return self
@@ -107,10 +116,20 @@ class DataOut:
         ----------
         pointers : to all its blocks, where the caller has them already.
         """
+        file = _File(path, inode.size_bytes, metadata)
+        try:
+            self._submit(file, inode, pointers)
+        except UNREADABLE as error:
+            file.error = error
+        file.is_submitted = True
+        if not file.n_pending and not file.is_done:
+            self._complete(file)
+
+    def _submit(self, file: _File, inode: Inode, pointers: PointerArray | None) -> None:
         size = inode.size_bytes
         is_dense = inode.n_blocks == n_blocks_of(size) or inode.inline is not None
         ranges = ([(0, size)] if size else []) if is_dense else self._store.data_ranges(inode)
-        file = _File(path, size, metadata, ends_in_hole=not ranges or ranges[-1][1] < size)
+        file.ends_in_hole = not ranges or ranges[-1][1] < size
         if not ranges or (len(ranges) == 1 and ranges[0][1] - ranges[0][0] <= _PIECE_BLOCKS * BLOCK_BYTES):
             start, stop = ranges[0] if ranges else (0, 0)
             file.is_submitted = True
@@ -120,7 +139,6 @@ class DataOut:
             _open(file)
         except OSError as error:
             file.error = error
-            self._complete(file)
             return
         self._open.add(file)
         step = _PIECE_BLOCKS * BLOCK_BYTES
@@ -131,9 +149,6 @@ class DataOut:
                     pointers = self._pointers(inode, at, min(stop - at, step * _PIECES_AHEAD))
                 known = None if pointers is None else pointers[inside * _PIECE_BLOCKS :]
                 self._add(self._piece(file, inode, at, min(stop - at, step), known, is_whole=False))
-        file.is_submitted = True
-        if not file.n_pending:
-            self._complete(file)
 
     def _piece(
         self, file: _File, inode: Inode, offset: int, n_bytes: int, known: PointerArray | None, *, is_whole: bool
@@ -195,6 +210,7 @@ class DataOut:
                 self._complete(file)
 
     def _complete(self, file: _File) -> None:
+        file.is_done = True
         if file.fd >= 0:
             try:
                 _finish_file(file)
@@ -209,8 +225,8 @@ class DataOut:
         self._counters.n_files += 1
         self._counters.skipped += [(os.fsdecode(file.path), problem) for problem in file.problems]
 
-    def _refuse(self, file: _File, error: OSError) -> None:
-        """Report a file that the host did not take, and leave no part of it there."""
+    def _refuse(self, file: _File, error: Refusal) -> None:
+        """Report a file that the host did not take, or that cannot be read, and leave no part of it there."""
         if ends_copy(error):
             raise error
         self.refused[file.path] = error
@@ -225,6 +241,8 @@ def _copy_group(store: Store, group: list[_Piece]) -> None:
     """Read the pieces of a group with one request, then write them; runs in a thread of the pool."""
     _read_group(store, group)
     for piece in group:
+        if piece.file.error is not None:
+            continue
         try:
             _write_piece(piece)
         except OSError as error:
@@ -239,9 +257,7 @@ def _read_group(store: Store, group: list[_Piece]) -> None:
     buffer = scratch(len(pointers) * BLOCK_BYTES)
     try:
         read_pointers(store.state.reader, pointers, buffer)
-    except ChecksumError:
-        if store.volume is None:
-            raise
+    except UNREADABLE:
         _read_again(store, pending)
         return
     at = 0
@@ -253,11 +269,17 @@ def _read_group(store: Store, group: list[_Piece]) -> None:
 
 
 def _read_again(store: Store, pending: list[_Piece]) -> None:
-    """Read under the lock: in a live file system a block may have been given up and reused since it was pointed to."""
-    with store.lock:
-        for piece in pending:
-            piece.data = np.zeros(piece.n_bytes, np.uint8)
-            store.read_into(piece.inode, piece.offset, piece.data.data)
+    """Read one by one, under the lock, and note which cannot be.
+
+    In a live file system a block may have been given up and reused since it was pointed to.
+    """
+    for piece in pending:
+        piece.data = np.zeros(piece.n_bytes, np.uint8)
+        try:
+            with store.lock:
+                store.read_into(piece.inode, piece.offset, piece.data.data)
+        except UNREADABLE as error:
+            piece.file.error = piece.file.error or error
 
 
 def _open(file: _File) -> None:

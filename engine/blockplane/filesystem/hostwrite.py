@@ -7,13 +7,18 @@ import errno
 import os
 import stat
 from dataclasses import dataclass, field
+from typing import Final
 
 from blockplane.filesystem.hostread import Attributes
+from blockplane.model.errors import BlockplaneError, StreamError, VolumeDamagedError
 
 # Attributes whose failure cp -a passes over as well: another file system, or not this user's to set.
 _OPTIONAL = ("security.", "trusted.", "system.nfs4")
 # What the host says of itself, and would of every other path: a copy ends there, and passes over what is said of one.
 _OF_THE_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+#: What is said where what is to be copied cannot be read, or is not there in the streams at hand.
+UNREADABLE: Final = (VolumeDamagedError, StreamError)
+Refusal = OSError | VolumeDamagedError | StreamError
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EINVAL)
 
 
@@ -91,14 +96,14 @@ def make_special(path: bytes, mode: int, device: int) -> None:
     os.mknod(path, stat.S_IFMT(mode) | 0o600, device)
 
 
-def ends_copy(error: OSError) -> bool:
+def ends_copy(error: Refusal) -> bool:
     """Whether the host takes nothing any more, and not only this path: it is full, or fails."""
-    return error.errno in _OF_THE_HOST
+    return isinstance(error, OSError) and error.errno in _OF_THE_HOST
 
 
-def refusal_of(error: OSError) -> str:
-    """Return why the host did not take a path, for people."""
-    return error.strerror or str(error)
+def refusal_of(error: Refusal) -> str:
+    """Return why a path could not be copied, for people."""
+    return error.message if isinstance(error, BlockplaneError) else error.strerror or str(error)
 
 
 def clear_way(path: bytes) -> None:
