@@ -177,8 +177,12 @@ class StreamReader:
             total, next_first = total + count, first + codec.PIECE_BLOCKS
             if total > n_blocks:
                 break
-            builder.append(first // 64, piece.words())
-            digest.update(piece.extents() + first)
+            extents = piece.extents()
+            low, stop = int(extents[0, 0]) // 64, (int(extents[-1, 1]) + 63) // 64
+            builder.append(
+                first // 64 + low, piece.word_range(low, stop - low)
+            )  # most pieces of a sparse plane: a word
+            digest.update(extents + first)
         if total != n_blocks:
             name = kind.name.lower().replace("_", " ")
             raise StreamDamagedError(f"the stream claims {n_blocks} blocks for its {name} and lists {total}", _AGAIN)

@@ -23,7 +23,8 @@ from blockplane.stream.keyfile import Key
 from blockplane.stream.partset import PartSet
 from blockplane.stream.reader import StreamMap
 from blockplane.stream.source import StreamChain, StreamName, open_stream
-from blockplane.stream.stateplane import plane_in
+from blockplane.stream.stateplane import HeldPlane, plane_in
+from blockplane.volume.codec import Pointer, SnapshotRecord
 from blockplane.volume.landedchecks import LandedChecks
 from blockplane.volume.state import State
 from blockplane.volume.statechecks import StateChecks
@@ -102,6 +103,7 @@ class _Prover:
     ) -> None:
         self._bases, self._noted = bases, noted
         self._chain, self._lineage, self._proof = chain, chain.lineage, proof
+        self._last: tuple[Pointer, HeldPlane | None] = Pointer.none(), None
         #: by snapshot: how many members that build on it are still to be proved
         self._awaited = Counter(m.map.base.id for m in self._lineage.members if m.map.base is not None)
         #: by snapshot that is awaited: the blocks of it that the streams hold; none where its block map is not whole
@@ -149,7 +151,7 @@ class _Prover:
         n_before = len(self._proof.problems)
         for record in member.map.arriving():
             try:
-                found = plane_in(self._chain.at(record))
+                found = self._plane_of(record)
             except StreamError as error:
                 self._proof.problems.append(f"{member.name}: snapshot {record.name} is not whole: {error.message}")
                 continue
@@ -169,6 +171,14 @@ class _Prover:
                 self._held[record.id] = found.plane - lacking if found.is_whole else partly
         if len(self._proof.problems) == n_before:
             self._prove_checks(i)
+
+    def _plane_of(self, record: SnapshotRecord) -> HeldPlane:
+        """Return a snapshot's plane; of several snapshots of one state it is read once."""
+        root, found = self._last
+        if found is None or root != record.root:
+            found = plane_in(self._chain.at(record))
+            self._last = record.root, found
+        return found
 
     def _prove_checks(self, i: int) -> None:
         """Hold the checks beside the blocks of a member against those of the snapshots that it brings."""

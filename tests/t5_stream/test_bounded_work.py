@@ -1,0 +1,90 @@
+"""Work that streams ask for, by what they say: in proportion to their bytes, however wide or sparse it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import blockplane as bp
+from blockplane.disks.geometry import Geometry, GroupRecord
+from blockplane.image import order
+from blockplane.image.extents import numbers_in
+from blockplane.planes import Plane
+from blockplane.stream import source as streams
+
+SPAN = order._SPAN_STRIPES
+
+
+def wide(n_disks: int, chunk: int, n_spans: int) -> Geometry:
+    return Geometry([GroupRecord(0, n_disks, 0, chunk, n_spans * SPAN, tuple(range(n_disks)))])
+
+
+def extents_of(plane: Plane, geometry: Geometry, window: int) -> list[list[int]]:
+    return [numbers_in(extents).tolist() for extents in order.locations(plane, geometry, order.DISK, window)]
+
+
+@pytest.mark.parametrize(("n_disks", "chunk"), [(3, 64), (5, 512), (40, 64)])
+@pytest.mark.parametrize("n_blocks", [1, 300, 5000])
+def test_few_blocks_have_the_order_that_many_have(monkeypatch, rng, n_disks, chunk, n_blocks):
+    geometry = wide(n_disks, chunk, 4)
+    starts = np.unique(rng.integers(0, geometry.n_blocks - 200, n_blocks))
+    runs = np.minimum(starts + rng.integers(1, 200, len(starts)), np.append(starts[1:] - 1, geometry.n_blocks))
+    plane = Plane.from_extents(np.column_stack((starts, np.maximum(runs, starts + 1))), geometry.n_blocks)
+    found = []
+    for few in (0, 1 << 40):
+        monkeypatch.setattr(order, "_FEW_BLOCKS", few)
+        found.append(extents_of(plane, geometry, 256))
+    assert found[0] == found[1]
+    assert sorted(vbn for window in found[0] for vbn in window) == numbers_in(plane.extents()).tolist()
+
+
+def test_a_span_is_decoded_once_for_all_disks_and_once_for_each_that_has_blocks(monkeypatch, rng):
+    """One block a span, on another disk each time, of 200: each disk passes over what is not its own."""
+    geometry = wide(200, 64, 100)
+    stride = SPAN * 200
+    places = np.arange(100) * stride + rng.integers(0, stride, 100)
+    plane = Plane.from_extents(np.column_stack((places, places + 1)), geometry.n_blocks)
+    calls: Counter[str] = Counter()
+    for name in ("_decode", "_few"):
+        real = getattr(order._Spans, name)
+        monkeypatch.setattr(
+            order._Spans, name, lambda self, *its, name=name, real=real: calls.update([name]) or real(self, *its)
+        )
+    for kept in (order._ROWS_KEPT, 0):
+        calls.clear()
+        monkeypatch.setattr(order, "_ROWS_KEPT", kept)
+        assert sorted(vbn for window in extents_of(plane, geometry, 1) for vbn in window) == places.tolist()
+        assert calls["_few"] <= (100 if kept else 200)
+        assert calls["_decode"] == 0
+
+
+def test_a_stream_of_many_names_is_worked_out_once(tmp_path, monkeypatch):
+    with bp.Volume.create(tmp_path / "pool", disks=1, size="16M") as volume:
+        bp.FileSystem(volume).write_bytes("/a", b"a")
+        names = [f"s{i}" for i in range(30)]
+        for name in names:
+            volume.snapshot(name)
+        bp.send(volume.image(" + ".join(reversed(names))), tmp_path / "s.bps")
+    made: Counter[str] = Counter()
+    real = streams.Lineage
+    monkeypatch.setattr(streams, "Lineage", lambda *its, **more: made.update(["lineage"]) or real(*its, **more))
+    assert sorted(bp.verify_streams(tmp_path / "s.bps").proved) == sorted(names)
+    assert made["lineage"] == 1
+    with bp.open_stream(tmp_path / "s.bps") as chain:
+        assert [bp.FileSystem(chain.at(name)).read_bytes("/a") for name in names] == [b"a"] * 30
+    assert made["lineage"] == 2
+
+
+def test_a_piece_of_one_block_is_a_word(tmp_path, monkeypatch):
+    with bp.Volume.create(tmp_path / "pool", disks=1, size="16M") as volume:
+        bp.FileSystem(volume).write_bytes("/a", b"a")
+        volume.snapshot("s")
+        bp.send(volume.image("s"), tmp_path / "s.bps")
+    n_words: list[int] = []
+    real = Plane.word_range
+    monkeypatch.setattr(Plane, "word_range", lambda self, *its: n_words.append(its[1]) or real(self, *its))
+    stream = bp.stream_map(tmp_path / "s.bps")
+    extents = stream.image.extents()
+    assert sum(n_words) <= (int(extents[-1, 1]) + 63) // 64 - int(extents[0, 0]) // 64
