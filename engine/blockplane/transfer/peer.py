@@ -33,7 +33,7 @@ from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord, TableEn
 from blockplane.volume.deleting import delete
 from blockplane.volume.holds import needs
 from blockplane.volume.live import LiveVolume
-from blockplane.volume.mirrorcodec import MIRROR, REHEARSING, MirrorRecord
+from blockplane.volume.mirrorcodec import BROKEN, MIRROR, REHEARSING, MirrorRecord
 from blockplane.volume.mirrored import set_mirror
 from blockplane.volume.mirrorstates import is_own, is_passed, kept_name, only_in
 from blockplane.volume.snapshots import create, keep_live, rename, rollback, standing_at
@@ -67,6 +67,13 @@ class Brought:
     seconds: float
     already_there: bool = False
     kept: str | None = None
+
+    def after(self, earlier: Brought) -> Brought:
+        """Return the two as one, of a transfer that went on where an earlier one ended."""
+        return Brought(
+            self.top, earlier.base, self.n_blocks + earlier.n_blocks, self.n_bytes + earlier.n_bytes,
+            self.seconds + earlier.seconds, self.already_there and earlier.already_there, earlier.kept or self.kept,
+        )  # fmt: skip
 
 
 class Peer(Protocol):
@@ -120,7 +127,7 @@ class MirrorPeer(Peer, Protocol):
     """A peer that can be a mirror: it knows that it is one. Of another peer old states are its own to delete."""
 
     def become(self, record: MirrorRecord | None) -> None:
-        """Say whose mirror it is; None: nobody's. Durable there on return."""
+        """Say whose mirror it is; None: nobody's, and what interrupted updates left goes. Durable there on return."""
         ...
 
     def let_go(self, ids: Sequence[bytes]) -> None:
@@ -257,7 +264,10 @@ class VolumePeer:
 
     def become(self, record: MirrorRecord | None) -> None:
         """See MirrorPeer."""
+        before = self.volume.local.root.mirror
         set_mirror(self.volume, record)
+        if record is None and before is not None:
+            _forget_brought(self.volume, before)
         if record is not None and record.state == MIRROR:  # who was brought this state is its source again
             replicas.forget_volume(self.volume, record.source_id)
 
@@ -413,6 +423,17 @@ def forget_superseded(volume: LiveVolume, source_id: bytes) -> None:
     for found in interrupted_receives(volume):
         with suppress(RefusedError):  # it is gone meanwhile, or runs
             if not found.is_running:
+                drop_incoming(volume, found.image_id.hex())
+
+
+def _forget_brought(volume: LiveVolume, before: MirrorRecord) -> None:
+    """Give up what interrupted updates left of a volume that is no mirror any more.
+
+    Nothing else is received while it is one; once it was broken off, what began as a mirror's own is an update's.
+    """
+    for found in interrupted_receives(volume):
+        with suppress(RefusedError):  # it is gone meanwhile, or runs
+            if not found.is_running and (before.state != BROKEN or is_own(found.top_name)):
                 drop_incoming(volume, found.image_id.hex())
 
 

@@ -6,7 +6,7 @@ from blockplane.transfer.mirrors.managing import AddReport, RemoveReport, add, r
 from blockplane.transfer.mirrors.peers import Opener, Peers, place_of
 from blockplane.transfer.mirrors.running import MirrorLoop, Ran, attempt, due_ns, run_once, run_side_by_side
 from blockplane.transfer.mirrors.status import MirrorStatus, status
-from blockplane.transfer.mirrors.stepping import StepReport, step
+from blockplane.transfer.mirrors.stepping import BrokenOffError, StepReport, step
 from blockplane.transfer.mirrors.takeover import BreakReport, break_mirror, end_rehearsal
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.since import Since
@@ -14,6 +14,7 @@ from blockplane.transfer.since import Since
 __all__ = [
     "AddReport",
     "BreakReport",
+    "BrokenOffError",
     "DiskWish",
     "LastRun",
     "MirrorDefinition",

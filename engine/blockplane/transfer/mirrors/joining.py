@@ -17,13 +17,13 @@ from blockplane.model.errors import BlockplaneError, RefusedError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.mirrors.listing import LastRun, MirrorDefinition, noted
-from blockplane.transfer.mirrors.stepping import let_old_go, own_name, step
+from blockplane.transfer.mirrors.stepping import let_old_go, not_joined, own_name, require_listed, step
 from blockplane.transfer.mirrors.turns import turn
 from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, go_back
 from blockplane.transfer.since import Since, what_is_since
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.codec import NO_ID, SnapshotRecord
-from blockplane.volume.mirrorcodec import MIRROR
+from blockplane.volume.mirrorcodec import MIRROR, REHEARSING
 from blockplane.volume.mirrored import in_state, refuse_replaced, refuse_unready
 from blockplane.volume.volume import Volume
 
@@ -118,6 +118,8 @@ def _require_ours(volume: Volume, mirror: MirrorDefinition, standing: Standing) 
         raise RefusedError(f"{mirror.dest} is another volume than the one that was added as a mirror", "remove it")
     if standing.mirror is None or standing.mirror.source_id != volume.info.volume_id:
         raise RefusedError(f"{mirror.dest} is no mirror of {volume.path}", "`blockplane mirror add` makes it one")
+    if standing.mirror.state == REHEARSING:
+        raise not_joined(mirror.dest, standing.mirror)
 
 
 def _require_content(mirror: MirrorDefinition, standing: Standing) -> None:
@@ -151,8 +153,8 @@ def resync(
     -----
     Only what the winner has beyond the common state travels.
     """
-    with turn(volume, mirror.name, progress):
-        return _resync(volume, mirror, peer, winner, drop_changes, full, progress)
+    with turn(volume, mirror.name, progress) as its:
+        return _resync(volume, mirror, peer, winner, drop_changes, full, its.watched(progress))
 
 
 def _resync(
@@ -266,8 +268,9 @@ def _bring_back(
         if top.id in standing_of(volume).whole:  # it is here, though it is not what is shown
             kept = go_back(volume, top.id, changes) or kept
         else:
-            brought = peer.bring(top.name, volume, changes, progress)
-            kept = brought.kept or kept
+            last = peer.bring(top.name, volume, changes, progress)
+            brought = last if brought is None else last.after(brought)
+            kept = last.kept or kept
         if peer.standing().at == top.id:
             break
     name = next(s.name for s in volume.snapshots if s.record.id == top.id)
@@ -282,6 +285,13 @@ def _id_of(volume: Volume, name: str) -> bytes:
 
 def _note_standing(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, name: str) -> None:
     """Note that the destination stands at a snapshot, whatever was under way to it."""
+    with volume.lock:
+        require_listed(volume, mirror)
+        _stand_at(volume, mirror, name)
+    let_old_go(volume, mirror, peer, peer.standing())
+
+
+def _stand_at(volume: Volume, mirror: MirrorDefinition, name: str) -> None:
     found = next((each for each in volume.destinations.list() if each.name == mirror.name), None)
     if found is not None and found.acknowledged == name and found.status == "idle":
         return
@@ -289,4 +299,3 @@ def _note_standing(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, n
         volume.destinations.fail(mirror.name)
     volume.destinations.begin(mirror.name, name)
     volume.destinations.succeed(mirror.name)
-    let_old_go(volume, mirror, peer, peer.standing())

@@ -13,8 +13,10 @@ from blockplane.model.errors import BlockplaneError, RefusedError, UsageError
 from blockplane.transfer.mirrors import listing
 from blockplane.transfer.mirrors.listing import DEFAULT_EVERY_S, FULL, INCREMENTAL, LATEST, MirrorDefinition
 from blockplane.transfer.mirrors.peers import Peers, is_remote, place_of
+from blockplane.transfer.mirrors.stepping import clear_away
+from blockplane.transfer.mirrors.turns import last_turn
 from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove
-from blockplane.transfer.peer import LocalChanges, MirrorPeer, let_own_go
+from blockplane.transfer.peer import LocalChanges, MirrorPeer
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.transfer.structure import create_structure
 from blockplane.transfer.targets import is_vacant, not_to_be_made
@@ -28,7 +30,6 @@ from blockplane.volume.mirrorcodec import (
     WRITES_REFUSED,
     MirrorRecord,
 )
-from blockplane.volume.mirrorstates import is_own
 from blockplane.volume.volume import Volume
 
 _WRITES = {LocalChanges.KEEP: WRITES_KEPT, LocalChanges.FLUSH: WRITES_FLUSHED, LocalChanges.REFUSE: WRITES_REFUSED}
@@ -195,25 +196,30 @@ class RemoveReport:
 def remove_mirror(volume: Volume, dest: str, *, peers: Peers | None = None) -> RemoveReport:
     """Take a mirror out: what was kept here for it alone goes, the destination stays as it is and may be written to.
 
-    Where it cannot be reached it is taken out all the same, and the report says so.
+    An update of it that goes on ends first, and what came of it goes there too. Where it cannot be reached it is taken
+    out all the same, and the report says so.
 
     Raises
     ------
     RefusedError : there is no such mirror.
     """
     mirror = listing.find(volume.path, dest)
-    why_not = ""
+    with last_turn(volume, mirror.name):
+        why_not = _dismiss(volume, mirror, peers or Peers())
+        with volume.lock:  # beside what has not ended yet, and looks for the definition before it goes on
+            clear_away(volume, mirror)
+            listing.drop(volume.path, mirror.name)
+    return RemoveReport(mirror, not why_not, why_not)
+
+
+def _dismiss(volume: Volume, mirror: MirrorDefinition, peers: Peers) -> str:
+    """Tell a destination that it is no mirror any more; return why it was not told."""
     try:
-        with (peers or Peers()).open(mirror.dest) as peer:
+        with peers.open(mirror.dest) as peer:
             standing = peer.standing()
             is_ours = standing.mirror is not None and standing.mirror.source_id == volume.info.volume_id
             if is_ours and standing.volume_id.hex() == mirror.volume_id and isinstance(peer, MirrorPeer):
                 peer.become(None)
     except (BlockplaneError, OSError) as error:
-        why_not = str(error)
-    if any(each.name == mirror.name for each in volume.destinations.list()):
-        volume.destinations.forget(mirror.name)
-    let_own_go(volume, [s.record.id for s in volume.snapshots if is_own(s.name, mirror.prefix)])
-    with volume.lock:
-        listing.drop(volume.path, mirror.name)
-    return RemoveReport(mirror, not why_not, why_not)
+        return str(error) or type(error).__name__
+    return ""

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from blockplane.image.image import Image
 from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError, StreamMismatchError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.mirrors.listing import MirrorDefinition, definitions
+from blockplane.transfer.mirrors.turns import taken_out, turn_of
 from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, Peer, let_own_go
 from blockplane.transfer.since import has_files_of
 from blockplane.transfer.standing import Standing, base_for, image_towards
 from blockplane.volume.codec import KIND_REGULAR, NO_ID
 from blockplane.volume.destinations import Destination
 from blockplane.volume.lines import is_on_line
-from blockplane.volume.mirrorcodec import BROKEN, REHEARSING
+from blockplane.volume.mirrorcodec import BROKEN, REHEARSING, MirrorRecord
 from blockplane.volume.mirrored import awaits_first, is_rehearsing
 from blockplane.volume.mirrorstates import is_own
 from blockplane.volume.snapshots import create, standing_at
@@ -32,6 +33,10 @@ from blockplane.volume.volume import Volume
 
 #: What leaves a destination as it was (see Peer.take): the step failed, and is known to have.
 CLEAN_FAILURES = (RefusedError, StreamMismatchError, NoSpaceError)
+
+
+class BrokenOffError(RefusedError):
+    """A destination was broken off: it is a volume of its own until a resync."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +110,30 @@ def step(
 
     Raises
     ------
-    RefusedError, StreamMismatchError, NoSpaceError : it was refused, and left as it was. Another BlockplaneError, or
-    OSError : contact was lost, or a disk failed; what came is kept, and the next step finds out.
+    BrokenOffError : it was broken off. RefusedError, StreamMismatchError, NoSpaceError : it was refused, and left as it
+    was; or the mirror was taken out meanwhile. Another BlockplaneError, or OSError : contact was lost, or a disk
+    failed; what came is kept, and the next step finds out.
 
     Notes
     -----
     When nothing changed, nothing is written, and no peer is asked unless `asks`. Readers of the destination see the
     state before until the new one is whole there. Memory as of `copy`.
     """
+    try:
+        return _step(volume, mirror, peer, (progress, changes or mirror.changes, may_replace), force, asks)
+    finally:
+        if not is_listed(volume, mirror):  # who took it out did not wait for this to end
+            clear_away(volume, mirror)
+
+
+def _step(
+    volume: Volume,
+    mirror: MirrorDefinition,
+    peer: Peer,
+    how: tuple[Progress, LocalChanges, bool],
+    force: bool,
+    asks: bool,
+) -> StepReport:
     if is_rehearsing(volume):
         return StepReport(mirror.name, mirror.dest, "waiting", rehearses=str(volume.path))
     if awaits_first(volume):
@@ -121,28 +142,26 @@ def step(
     if has_all and not asks:
         return StepReport(mirror.name, mirror.dest, "idle")
     standing = peer.standing()
-    _require_mirror(volume, mirror, standing)
+    _require_mirror(volume, mirror, peer, standing)
     if standing.mirror is not None and standing.mirror.state == REHEARSING:
         return StepReport(mirror.name, mirror.dest, "waiting", rehearses=mirror.dest)
     if not force:
         _refuse_ahead(volume, mirror, standing)
     if has_all and _shows_acknowledged(volume, mirror, standing):
         return StepReport(mirror.name, mirror.dest, "idle")
-    how = progress, changes or mirror.changes, may_replace
     arrived, brought, top = settle(volume, mirror, standing), None, _unfinished(volume, mirror)
     if top is not None:
         arrived, brought = top, _bring(volume, mirror, peer, standing, top, *how)
         standing = peer.standing()
     if not (arrived is not None and is_up_to_date(volume, mirror)) or (force and brought is None):
-        top, earlier = _top(volume, mirror, standing), brought
-        brought = _bring(volume, mirror, peer, standing, top, *how)
-        if earlier is not None and earlier.kept is not None:  # what the second replaced is here too
-            brought = replace(brought, kept=earlier.kept)
+        top = _top(volume, mirror, standing)
+        last = _bring(volume, mirror, peer, standing, top, *how)
+        brought = last if brought is None else last.after(brought)
     let_old_go(volume, mirror, peer, standing)
     return StepReport(mirror.name, mirror.dest, "brought" if brought is not None else "idle", top, brought, arrived)
 
 
-def _require_mirror(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> None:
+def _require_mirror(volume: Volume, mirror: MirrorDefinition, peer: Peer, standing: Standing) -> None:
     """Refuse a destination that is another volume, or is a volume of its own by now."""
     if standing.volume_id.hex() != mirror.volume_id:
         raise RefusedError(
@@ -150,14 +169,24 @@ def _require_mirror(volume: Volume, mirror: MirrorDefinition, standing: Standing
             f"take it out and add it anew: blockplane mirror remove {volume.path} {mirror.dest}",
         )
     mine, record = volume.info.volume_id, standing.mirror
-    if record is not None and record.source_id == mine and record.state != BROKEN:
-        return
+    if record is None and isinstance(peer, MirrorPeer):
+        raise RefusedError(
+            f"{mirror.dest} is no mirror of {volume.path} any more",
+            f"blockplane mirror remove {volume.path} {mirror.dest} takes it out here; mirror add makes it one again",
+        )
     if record is not None and record.source_id != mine:
         raise RefusedError(f"{mirror.dest} is a mirror of another volume ({record.source})", "take it out here")
-    if record is not None:
-        raise RefusedError(
-            f"the mirror {mirror.dest} was broken off", f"blockplane mirror resync {mirror.dest} joins it again"
+    if record is not None and record.state == BROKEN:
+        raise not_joined(mirror.dest, record)
+
+
+def not_joined(dest: str, record: MirrorRecord) -> RefusedError:
+    """Return the error for a destination that is no mirror just now: it was broken off, or a rehearsal goes on."""
+    if record.state == REHEARSING:
+        return RefusedError(
+            f"a rehearsal goes on in the mirror {dest}", f"end it first: blockplane mirror break {dest} --end-rehearsal"
         )
+    return BrokenOffError(f"the mirror {dest} was broken off", f"blockplane mirror resync {dest} joins it again")
 
 
 def _refuse_ahead(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> None:
@@ -222,9 +251,15 @@ def settle(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> str 
 
 def _give_up(volume: Volume, mirror: MirrorDefinition, top: str) -> None:
     """Note that a top did not arrive; one of our own that nobody needs goes."""
-    volume.destinations.fail(mirror.name)
-    if top.startswith(mirror.prefix):
-        let_own_go(volume, [volume.get_snapshot(top).record.id])
+    with suppress(RefusedError):  # the mirror was taken out meanwhile, and forgotten
+        volume.destinations.fail(mirror.name)
+    _let_top_go(volume, mirror, top)
+
+
+def _let_top_go(volume: Volume, mirror: MirrorDefinition, top: str) -> None:
+    """Let go of a top that is the mirror's own, and did not travel."""
+    if is_own(top, mirror.prefix):
+        let_own_go(volume, [s.record.id for s in volume.snapshots if s.name == top])
 
 
 def _unfinished(volume: Volume, mirror: MirrorDefinition) -> str | None:
@@ -284,14 +319,20 @@ def _bring(
     found = known_destination(volume, mirror)
     is_first = found is None or found.acknowledged is None
     is_its_own = is_first and mirror.may_write
-    if not (is_blank or is_its_own or may_replace) and base_for(volume, top, standing) is None:
-        raise RefusedError(
-            f"{mirror.dest} and {volume.path} have no snapshot in common",
-            f"blockplane mirror resync {mirror.dest} --full brings all, and keeps what is there in a snapshot",
-        )
-    volume.destinations.begin(mirror.name, top)
     try:
-        source_id = standing.mirror.source_id if standing.mirror is not None else NO_ID
+        with volume.lock:
+            require_listed(volume, mirror)
+            if not (is_blank or is_its_own or may_replace) and base_for(volume, top, standing) is None:
+                raise RefusedError(
+                    f"{mirror.dest} and {volume.path} have no snapshot in common",
+                    f"blockplane mirror resync {mirror.dest} --full brings all, and keeps what is there in a snapshot",
+                )
+            volume.destinations.begin(mirror.name, top)
+    except BlockplaneError:
+        _let_top_go(volume, mirror, top)
+        raise
+    try:
+        source_id = volume.info.volume_id if isinstance(peer, MirrorPeer) else NO_ID
         brought = peer.take(image_for(volume, top, standing), changes, progress, source_id=source_id)
     except CLEAN_FAILURES:
         _give_up(volume, mirror, top)
@@ -300,8 +341,29 @@ def _bring(
         with suppress(BlockplaneError, OSError):  # a volume that stopped still says `under way`, which means the same
             volume.destinations.unknown(mirror.name)
         raise
-    volume.destinations.succeed(mirror.name)
+    with volume.lock:
+        require_listed(volume, mirror)
+        volume.destinations.succeed(mirror.name)
     return brought
+
+
+def is_listed(volume: Volume, mirror: MirrorDefinition) -> bool:
+    """Whether a mirror was not taken out meanwhile."""
+    return any(each.name == mirror.name for each in definitions(volume.path))
+
+
+def require_listed(volume: Volume, mirror: MirrorDefinition) -> None:
+    """Refuse to go on with a mirror that was taken out meanwhile, or is about to be. The volume's lock is held."""
+    if turn_of(volume, mirror.name).is_over or not is_listed(volume, mirror):
+        raise taken_out(mirror.name)
+
+
+def clear_away(volume: Volume, mirror: MirrorDefinition) -> None:
+    """Let go of all that is kept for a mirror: where it stands, and its own snapshots."""
+    with volume.lock:
+        if known_destination(volume, mirror) is not None:
+            volume.destinations.forget(mirror.name)
+        let_own_go(volume, [s.record.id for s in volume.snapshots if is_own(s.name, mirror.prefix)])
 
 
 def let_old_go(volume: Volume, mirror: MirrorDefinition, peer: Peer, standing: Standing) -> None:
