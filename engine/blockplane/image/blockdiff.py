@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blockplane.image.evaluate import evaluate
@@ -27,6 +28,21 @@ class BlockDifference:
     def exchanged(self) -> Plane:
         """VBNs that were removed and added: another block has the number."""
         return self.added & self.removed
+
+
+def n_in_any(origin: SnapshotStore | LiveVolume, after: Sequence[str | None], before: Sequence[str] = ()) -> int:
+    """Return how many blocks some states have together that none of others has; None names the live file system.
+
+    Raises
+    ------
+    NoSuchSnapshotError : there is none of a name.
+    """
+    store = store_of(origin)
+    with store.standing():
+        states = [store.state(name) for name in (*after, *before)]
+        n_blocks = max(store.geometry.n_blocks, *(state.space_blocks for state in states))
+        wanted = sum_of(range(len(after)), range(len(after), len(states)))
+        return len(evaluate([wanted], states, n_blocks).planes[0])
 
 
 def block_difference(origin: SnapshotStore | LiveVolume, before: str | None, after: str | None) -> BlockDifference:

@@ -47,6 +47,7 @@ def answer(peer: VolumePeer, what: str, request: Mapping[str, Any]) -> dict[str,
         "n_names": len(since.snapshots),
         "n_blocks": since.n_blocks,
         "is_changed": since.is_changed,
+        "n_to_bring": since.n_to_bring,
     }
 
 
@@ -110,7 +111,9 @@ class RemoteMirror:
         found = self._ask("since", {"snapshot_id": snapshot_id.hex()})
         n_blocks, is_changed = number_field(found, "n_blocks"), flag_field(found, "is_changed")
         names = _names_heard(found, "names")
-        return Since(names, n_blocks, is_changed, max(number_field(found, "n_names") - len(names), 0))
+        n_to_bring = number_field(found, "n_to_bring") if "n_to_bring" in found else n_blocks
+        n_unnamed = max(number_field(found, "n_names") - len(names), 0)
+        return Since(names, n_blocks, is_changed, n_unnamed, n_to_bring)
 
     def break_off(self, *, rehearse: bool = False) -> BreakReport:
         """See break_mirror. A transfer that is under way there ends without effect; the volume's source is not asked.

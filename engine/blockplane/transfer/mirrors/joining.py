@@ -10,13 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from blockplane.model.errors import BlockplaneError, RefusedError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
-from blockplane.transfer.mirrors.listing import LastRun, MirrorDefinition, noted
+from blockplane.transfer.mirrors.listing import LastRun, MirrorDefinition, definitions, noted
 from blockplane.transfer.mirrors.stepping import let_old_go, not_joined, own_name, require_listed, step
 from blockplane.transfer.mirrors.turns import turn
 from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, go_back
@@ -97,7 +97,7 @@ def plan_resync(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, winn
         refuse_replaced(volume)
     refuse_unready(volume)
     ahead = theirs if chosen == DESTINATION else mine
-    n_blocks = 0 if chosen is None or ahead.is_nothing else ahead.n_blocks
+    n_blocks = 0 if chosen is None or ahead.is_nothing else ahead.n_to_bring
     return ResyncPlan(mirror, common.name if common is not None else None, mine, theirs, chosen, n_blocks)
 
 
@@ -174,11 +174,21 @@ def _resync(
         brought, kept = _bring_back(volume, mirror, peer, changes, progress)
     else:
         brought, kept = _bring_forth(volume, mirror, peer, plan, changes, progress, full)
-    if brought is not None:
-        last = LastRun(begun_ns, time.time_ns(), brought.n_blocks, brought.n_bytes, brought.seconds, kept=kept or "")
-        with volume.lock:
-            noted(volume.path, mirror, last)
+    with volume.lock:
+        noted(volume.path, mirror, _last_run(volume, mirror, begun_ns, brought, kept))
     return ResyncReport(plan, brought, kept)
+
+
+def _last_run(
+    volume: Volume, mirror: MirrorDefinition, begun_ns: int, brought: Brought | None, kept: str | None
+) -> LastRun:
+    """Return what is noted of a resync that ended well; figures are of the last that brought anything."""
+    if brought is not None:
+        return LastRun(begun_ns, time.time_ns(), brought.n_blocks, brought.n_bytes, brought.seconds, kept=kept or "")
+    known = next((each for each in definitions(volume.path) if each.name == mirror.name), mirror)
+    return replace(
+        known.last, begun_ns=begun_ns, ended_ns=time.time_ns(), error="", state="", kept=kept or known.last.kept
+    )
 
 
 def _require_choice(plan: ResyncPlan, full: bool) -> None:

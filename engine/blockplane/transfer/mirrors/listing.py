@@ -26,6 +26,8 @@ MIN_EVERY_S: Final = 0.1
 DEFAULT_EVERY_S: Final = 10.0
 #: What is sent next when a transfer took longer than its interval.
 LATEST, NEXT = "latest", "next"
+#: What a destination was found as, where it is no mirror just now: in a rehearsal; broken off.
+WAITING, BROKEN_OFF = "waiting", "broken off"
 #: A whole volume; one that holds only what differs from a base.
 FULL, INCREMENTAL = "full", "incremental"
 
@@ -35,7 +37,8 @@ class LastRun:
     """How a mirror's last transfer, or attempt, went; zeros: there was none.
 
     begun_ns, ended_ns : when, ns since 1970. n_blocks, n_bytes, seconds : of the last transfer that arrived. error :
-    why the last attempt failed; empty: it did not. kept : the snapshot that has the destination's own changes.
+    why the last attempt failed; empty: it did not. kept : the snapshot that has the destination's own changes. state :
+    `waiting` or `broken off`, where the destination was found so; empty: it was not.
     """
 
     begun_ns: int = 0
@@ -45,6 +48,7 @@ class LastRun:
     seconds: float = 0.0
     error: str = ""
     kept: str = ""
+    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,11 @@ def _unreadable(path: Path, why: str) -> VolumeDamagedError:
     return VolumeDamagedError(
         f"{path} cannot be read: {why}", "remove it and add the mirrors again: where they stand is in the volume"
     )
+
+
+def of_volume(directory: Path, volume_id: bytes) -> MirrorDefinition | None:
+    """Return the mirror that a volume is, by its id; None: it is none."""
+    return next((each for each in definitions(directory) if each.volume_id == volume_id.hex()), None)
 
 
 def write_definitions(directory: Path, mirrors: Sequence[MirrorDefinition]) -> None:

@@ -12,9 +12,17 @@ from typing import Final
 
 from blockplane.model.errors import BlockplaneError, BusyError, RefusedError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
-from blockplane.transfer.mirrors.listing import NEXT, LastRun, MirrorDefinition, definitions, noted
+from blockplane.transfer.mirrors.listing import (
+    BROKEN_OFF,
+    NEXT,
+    WAITING,
+    LastRun,
+    MirrorDefinition,
+    definitions,
+    noted,
+)
 from blockplane.transfer.mirrors.peers import Peers
-from blockplane.transfer.mirrors.stepping import CLEAN_FAILURES, StepReport, step
+from blockplane.transfer.mirrors.stepping import CLEAN_FAILURES, BrokenOffError, StepReport, step
 from blockplane.transfer.mirrors.turns import Turn, turn
 from blockplane.transfer.peer import Peer
 from blockplane.volume.volume import Volume
@@ -97,14 +105,15 @@ def _attempt(
     volume: Volume, mirror: MirrorDefinition, opened: AbstractContextManager[Peer], progress: Progress, its: Turn
 ) -> Ran:
     begun_ns, asked_s = time.time_ns(), time.monotonic()
-    asks = bool(mirror.last.error) or asked_s - its.heard_s >= ASK_EVERY_S
+    asks = bool(mirror.last.error or mirror.last.state) or asked_s - its.heard_s >= ASK_EVERY_S
     try:
         with opened as peer:
             report = step(volume, mirror, peer, its.watched(progress), asks=asks)
     except (BlockplaneError, OSError) as error:
         text, hint = str(error) or type(error).__name__, getattr(error, "hint", "")
-        if text != mirror.last.error:
-            last = replace(mirror.last, begun_ns=begun_ns, ended_ns=time.time_ns(), error=text)
+        state = _state_after(mirror, error)
+        if (text, state) != (mirror.last.error, mirror.last.state):
+            last = replace(mirror.last, begun_ns=begun_ns, ended_ns=time.time_ns(), error=text, state=state)
             mirror = _note(volume, mirror, last)
         return Ran(mirror, None, text, hint, isinstance(error, CLEAN_FAILURES))
     if asks or report.outcome != "idle":
@@ -112,16 +121,25 @@ def _attempt(
     return Ran(_noted(volume, mirror, report, begun_ns), report)
 
 
+def _state_after(mirror: MirrorDefinition, error: BlockplaneError | OSError) -> str:
+    """Return what a destination was found as by a step that failed; where it could not be asked, what it was before."""
+    if isinstance(error, BrokenOffError):
+        return BROKEN_OFF
+    return "" if isinstance(error, CLEAN_FAILURES) else mirror.last.state
+
+
 def _noted(volume: Volume, mirror: MirrorDefinition, report: StepReport, begun_ns: int) -> MirrorDefinition:
-    """Write down what a step did; of an idle one nothing, unless it is the first after a failure."""
+    """Write down what a step did; of an idle one nothing, unless it is the first after a failure, or a wait."""
     brought = report.brought
     if brought is not None:
         last = LastRun(
             begun_ns, time.time_ns(), brought.n_blocks, brought.n_bytes, brought.seconds, kept=brought.kept or ""
         )
         return _note(volume, mirror, last)
-    if mirror.last.error:
-        return _note(volume, mirror, replace(mirror.last, begun_ns=begun_ns, ended_ns=time.time_ns(), error=""))
+    state = WAITING if report.outcome == "waiting" else ""
+    if mirror.last.error or mirror.last.state != state:
+        last = replace(mirror.last, begun_ns=begun_ns, ended_ns=time.time_ns(), error="", state=state)
+        return _note(volume, mirror, last)
     return mirror
 
 

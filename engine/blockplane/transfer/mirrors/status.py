@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from blockplane.image.blockdiff import block_difference
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import BlockplaneError
-from blockplane.transfer.mirrors.listing import MirrorDefinition, definitions
+from blockplane.transfer.mirrors.listing import BROKEN_OFF, WAITING, MirrorDefinition, definitions
 from blockplane.transfer.mirrors.peers import Peers
 from blockplane.transfer.mirrors.running import due_ns, loop_of
 from blockplane.transfer.mirrors.stepping import image_for, is_up_to_date, known_destination
 from blockplane.transfer.mirrors.turns import turn_of
+from blockplane.transfer.since import n_to_bring
+from blockplane.transfer.standing import Standing
 from blockplane.volume.destinations import Destination
+from blockplane.volume.mirrorcodec import MIRROR, REHEARSING
 from blockplane.volume.volume import Volume
 
 #: For a shorter while what has moved says little about what will.
@@ -25,12 +29,13 @@ _MEASURED_S: Final = 1.0
 class MirrorStatus:
     """Where one mirror stands, by what its source knows, as of the source's last consistency point.
 
-    state : `never`, `idle`, `under way`, `unknown`: a step did not end, and the next one finds out. newest : the state
+    state : `never`, `idle`, `under way`, `unknown`: a step did not end, and the next one finds out; `waiting`, `broken
+    off`: the destination was found in a rehearsal, or as a volume of its own. newest : the state
     it acknowledged, made_ns when that was made; None, 0: none. under_way : the one that is sent. is_current : it has
     all there is. lag_s, lag_blocks : how old, and how many blocks short of the live file system, newest is.
-    left_blocks : what has still to travel: without what landed of the one that is under way. bytes_per_second : of the
-    transfer that goes on, or of the last; eta_s : what is left at that rate; None: there was none. next_ns : when the
-    next step is due, ns since 1970; 0: at once. error : of the last attempt.
+    left_blocks : what has still to travel, snapshots between included, but for what landed of the one that is under
+    way. bytes_per_second : of the transfer that goes on, or of the last; eta_s : what is left at that rate; None: there
+    was none. next_ns : when the next step is due, ns since 1970; 0: at once. error : of the last attempt.
     """
 
     mirror: MirrorDefinition
@@ -75,20 +80,38 @@ def _status(volume: Volume, mirror: MirrorDefinition, peers: Peers | None, now_n
     made_ns = volume.get_snapshot(newest).created_ns if newest is not None else 0
     is_current = is_up_to_date(volume, mirror)
     lag_blocks = 0 if is_current else _behind(volume, newest)
-    left = lag_blocks
+    standing = None
     if found is not None and found.under_way is not None:
-        left = _left(volume, mirror, found, peers)
+        standing = _standing(mirror, peers) if turn_of(volume, mirror.name).moved is None else None
+        left = _left(volume, mirror, found, standing)
+    else:
+        left = 0 if is_current else n_to_bring(volume, newest)
     loop = loop_of(volume)
     rate = _rate(volume, mirror)
     return MirrorStatus(
-        mirror, _state(volume, found), newest, made_ns, found.under_way if found is not None else None, is_current,
+        mirror, _state(volume, mirror, found, standing), newest, made_ns,
+        found.under_way if found is not None else None, is_current,
         0.0 if is_current or not made_ns else max(now_ns - made_ns, 0) / 1e9, lag_blocks, left, rate,
         left * BLOCK_BYTES / rate if rate else None,
         due_ns(mirror, loop.begun_ns(mirror.name) if loop is not None else None), mirror.last.error,
     )  # fmt: skip
 
 
-def _state(volume: Volume, found: Destination | None) -> str:
+def _standing(mirror: MirrorDefinition, peers: Peers | None) -> Standing | None:
+    """Ask a destination where it stands; None: it cannot be reached."""
+    with suppress(BlockplaneError, OSError):
+        if peers is not None:
+            with peers.open(mirror.dest) as peer:
+                return peer.standing()
+    return None
+
+
+def _state(volume: Volume, mirror: MirrorDefinition, found: Destination | None, standing: Standing | None) -> str:
+    record = standing.mirror if standing is not None else None
+    if record is not None and record.state != MIRROR:
+        return WAITING if record.state == REHEARSING else BROKEN_OFF
+    if mirror.last.state and turn_of(volume, mirror.name).moved is None:
+        return mirror.last.state
     if found is None or not (found.acknowledged or found.under_way):
         return "never"
     # who brings it there has the volume open for writing, and would answer in this one's place
@@ -110,23 +133,16 @@ def _behind(volume: Volume, newest: str | None) -> int:
     return len(block_difference(volume, newest, None).added)
 
 
-def _left(volume: Volume, mirror: MirrorDefinition, found: Destination, peers: Peers | None) -> int:
+def _left(volume: Volume, mirror: MirrorDefinition, found: Destination, standing: Standing | None) -> int:
     """Return how many blocks are left of what is under way, and of what came after it."""
     assert found.under_way is not None
-    after = _behind(volume, found.under_way)
+    after = n_to_bring(volume, found.under_way)
     moved = turn_of(volume, mirror.name).moved
     if moved is not None:
         return max(moved.total_bytes - moved.done_bytes, 0) // BLOCK_BYTES + after
-    if peers is not None:
-        try:
-            with peers.open(mirror.dest) as peer:
-                standing = peer.standing()
-            if volume.get_snapshot(found.under_way).record.id in standing.whole:
-                return after
-            n_landed = sum(r.n_landed for r in standing.interrupted if r.top_name == found.under_way)
-            return image_for(volume, found.under_way, standing).n_blocks - n_landed + after
-        except (BlockplaneError, OSError):
-            pass
-    if found.acknowledged is None:
-        return volume.get_snapshot(found.under_way).n_blocks + after
-    return len(block_difference(volume, found.acknowledged, found.under_way).added) + after
+    if standing is not None:
+        if volume.get_snapshot(found.under_way).record.id in standing.whole:
+            return after
+        n_landed = sum(r.n_landed for r in standing.interrupted if r.top_name == found.under_way)
+        return image_for(volume, found.under_way, standing).n_blocks - n_landed + after
+    return n_to_bring(volume, found.acknowledged, found.under_way) + after
