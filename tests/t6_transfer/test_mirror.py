@@ -643,6 +643,7 @@ def test_a_mirror_that_moved_is_brought_to_its_new_place(world, rng, tmp_path):
     thread = threading.Thread(target=loop.run)
     thread.start()
     wait_for(lambda: str(copy.path) in world.opened, "the loop to have it open")
+    (tmp_path / "d1").rename(tmp_path / "old")
     mirrors.add(world.source, str(tmp_path / "d2/m"), peers=world.peers(), every_s=0.1)
     write(world.source, "/b", data := rng.bytes(9000))
     world.source.sync()

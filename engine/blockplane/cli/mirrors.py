@@ -72,7 +72,7 @@ def _peers(verb: str, calling: Calling, kind: str, writable: bool = True) -> bp.
 @mirror.command()
 @click.argument("vol", type=VolumeName())
 @click.argument("dest", type=VolumeName())
-@click.option("--kind", type=click.Choice(["full", "incremental"]), default="full", help="Whole, or beside --base.")
+@click.option("--kind", type=click.Choice(["full", "incremental"]), help="Whole, or beside --base.")
 @click.option("--base", multiple=True, metavar="STREAM", help="What an incremental mirror is built on: streams, tapes.")
 @click.option("--every", type=Interval(), default="10s", metavar="TIME", help="Time between updates (10s).")
 @click.option(
@@ -88,7 +88,7 @@ def _peers(verb: str, calling: Calling, kind: str, writable: bool = True) -> bp.
 def add(
     vol: str,
     dest: str,
-    kind: str,
+    kind: str | None,
     base: Sequence[str],
     every: float,
     local_changes: str | None,
@@ -139,7 +139,12 @@ def add(
             opening=bp.Opening(bp.Volume, verb="mirror add"),
         )
     if as_json:
-        print_json({"name": found.mirror.name, "dest": found.mirror.dest, "made": found.made, "common": found.common})
+        said = {"name": found.mirror.name, "dest": found.mirror.dest, "made": found.made, "common": found.common}
+        print_json({**said, "is_broken": found.is_broken})
+        return
+    if found.is_broken:
+        dest = printable(found.mirror.dest)
+        print(f"{dest} is broken off from {printable(vol)} until: blockplane mirror resync {dest}")
         return
     made = ", which was made," if found.made else ""
     start = f"from {found.common}" if found.common is not None else "with all there is"

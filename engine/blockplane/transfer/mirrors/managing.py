@@ -6,20 +6,29 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blockplane.model.errors import BlockplaneError, RefusedError, UsageError
 from blockplane.transfer.mirrors import listing
-from blockplane.transfer.mirrors.listing import DEFAULT_EVERY_S, FULL, INCREMENTAL, LATEST, MirrorDefinition
+from blockplane.transfer.mirrors.listing import (
+    BROKEN_OFF,
+    DEFAULT_EVERY_S,
+    FULL,
+    INCREMENTAL,
+    LATEST,
+    LastRun,
+    MirrorDefinition,
+)
 from blockplane.transfer.mirrors.peers import Peers, is_remote, place_of
-from blockplane.transfer.mirrors.stepping import clear_away
+from blockplane.transfer.mirrors.stepping import clear_away, not_joined
 from blockplane.transfer.mirrors.turns import last_turn
 from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove
-from blockplane.transfer.peer import LocalChanges, MirrorPeer
+from blockplane.transfer.peer import LocalChanges, MirrorPeer, Peer, VolumePeer
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.transfer.structure import create_structure
 from blockplane.transfer.targets import is_vacant, not_to_be_made
+from blockplane.volume.basegroup import has_base
 from blockplane.volume.codec import NO_ID
 from blockplane.volume.groups import give_back
 from blockplane.volume.mirrorcodec import (
@@ -37,11 +46,16 @@ _WRITES = {LocalChanges.KEEP: WRITES_KEPT, LocalChanges.FLUSH: WRITES_FLUSHED, L
 
 @dataclass(frozen=True, slots=True)
 class AddReport:
-    """What was added. made : the destination was made for it. common : the newest snapshot that both have."""
+    """What was added.
+
+    made : the destination was made for it. common : the newest snapshot that both have. is_broken : it was broken off
+    before, and stays so until a resync joins it again.
+    """
 
     mirror: MirrorDefinition
     made: bool
     common: str | None
+    is_broken: bool = False
 
 
 def add(
@@ -49,7 +63,7 @@ def add(
     dest: str,
     *,
     peers: Peers | None = None,
-    kind: str = FULL,
+    kind: str | None = None,
     base: Sequence[str | os.PathLike[str]] = (),
     every_s: float = DEFAULT_EVERY_S,
     local_changes: LocalChanges | None = None,
@@ -65,23 +79,30 @@ def add(
     reached. every_s : seconds between updates. local_changes : whether files of the mirror may be written to, and what
     the next update does with that; None or REFUSE: they may not. late : `latest` or `next`, see `run`.
     kind : `full`, or `incremental`: a volume is made that holds only what differs from `base`, streams or tapes of this
-    volume (`create_structure`). wish : disks of a volume that is made; by default as this volume's. opening : how it is
-    opened.
+    volume (`create_structure`); None: as the destination is, where it is made full. wish : disks of a volume that is
+    made; by default as this volume's. opening : how it is opened.
 
     Raises
     ------
-    UsageError : not a mirror. RefusedError : the destination has content of its own, or is a mirror of another volume;
-    nothing changed. Adding one that is there changes its options.
+    UsageError : not a mirror, or of another kind. RefusedError : the destination has content of its own, is a mirror of
+    another volume or in a rehearsal, or is one of this volume's mirrors by another name, or a copy of one that is still
+    there; nothing changed.
+
+    Notes
+    -----
+    Adding one that is there changes its options. One that was broken off, and that was taken out here, stays broken off
+    until a resync.
     """
-    listing.require_sane(every_s, kind, late)
-    _require_base(kind, bool(base))
+    listing.require_sane(every_s, kind or FULL, late)
     place, wish = place_of(dest), wish or DiskWish()
     _refuse_itself(volume, place)
     made = not is_remote(place) and is_vacant(Path(place))
     existed = made and Path(place).exists()
     named = wish.disks if wish.disks is not None and not isinstance(wish.disks, int) else ()
     old_disks = [disk for disk in named if os.path.exists(disk)]
-    if not made and (base or not wish.is_default):
+    if made or base:
+        _require_base(place, kind or FULL, bool(base), made)
+    if not made and not wish.is_default:
         raise not_to_be_made(Path(place))
     if made and base:
         create_structure(
@@ -100,7 +121,9 @@ def add(
         raise
 
 
-def _require_base(kind: str, has_base: bool) -> None:
+def _require_base(place: str, kind: str, has_base: bool, made: bool) -> None:
+    if not made:
+        raise UsageError(f"{place} is there already, with the base that it has", "leave --base out: options need none")
     if (kind == INCREMENTAL) is not has_base:
         raise UsageError(
             f"a mirror of kind {kind} with{'' if has_base else 'out'} a base",
@@ -118,7 +141,7 @@ def _add(
     volume: Volume,
     place: str,
     peers: Peers,
-    kind: str,
+    kind: str | None,
     every_s: float,
     local_changes: LocalChanges | None,
     late: str,
@@ -127,29 +150,77 @@ def _add(
     with peers.open(place) as peer:
         standing = peer.standing()
         common = newest_common(standing_of(volume), standing)
-        _refuse_unfit(volume, place, standing, common, local_changes)
-        known = {each.name: each for each in listing.definitions(volume.path)}
-        name = listing.name_for(place, standing.volume_id)
-        before = known.get(name)
+        before = listing.of_volume(volume.path, standing.volume_id)
+        if before is not None:
+            _refuse_second(peers, before, place, standing.volume_id)
+        is_lost = before is None and _is_broken_off(volume, standing)
+        if not is_lost:
+            _refuse_unfit(volume, place, standing, common, local_changes)
         text = local_changes.value if local_changes is not None else None
         now = time.time_ns()
-        mirror = MirrorDefinition(
-            name, place, standing.volume_id.hex(), kind, every_s, text, late,
-            before.added_ns if before is not None else now,
-        )  # fmt: skip
+        if before is None:
+            last = LastRun(state=BROKEN_OFF) if is_lost else LastRun()
+            name = listing.name_for(place, standing.volume_id)
+            before = MirrorDefinition(name, place, standing.volume_id.hex(), added_ns=now, last=last)
+        mirror = replace(
+            before, dest=place, kind=_kind_of(peer, before, kind), every_s=every_s, local_changes=text, late=late
+        )
         if isinstance(peer, MirrorPeer):
             peer.become(_record(volume, standing, local_changes, now))
         with volume.lock:
             listing.put(volume.path, mirror)
-    return AddReport(mirror, made, common)
+    return AddReport(mirror, made, common, is_lost)
+
+
+def _is_broken_off(volume: Volume, standing: Standing) -> bool:
+    record = standing.mirror
+    return record is not None and record.source_id == volume.info.volume_id and record.state == BROKEN
+
+
+def _refuse_second(peers: Peers, before: MirrorDefinition, place: str, volume_id: bytes) -> None:
+    """Refuse a destination that is a mirror by another name, or a copy of one: the two would be taken for one."""
+    if before.dest == place or listing.is_same_place(before.dest, place) or _is_gone(peers, before.dest, volume_id):
+        return
+    raise RefusedError(
+        f"{place} is the mirror {before.dest} by another name, or a copy of it: they have one volume id",
+        f"take that one out first: blockplane mirror remove, with {before.dest}; or have a volume made at {place}: "
+        "name a directory that is empty or does not exist",
+    )
+
+
+def _is_gone(peers: Peers, dest: str, volume_id: bytes) -> bool:
+    """Whether a destination is not at its place any more; one here that cannot be looked at is taken to be."""
+    if not is_remote(dest) and not os.path.exists(dest):
+        return True
+    try:
+        with peers.open(dest) as peer:
+            return peer.standing().volume_id != volume_id
+    except (BlockplaneError, OSError):
+        return is_remote(dest)
+
+
+def _kind_of(peer: Peer, before: MirrorDefinition, asked: str | None) -> str:
+    """Return the kind of a destination, which is what it was made as.
+
+    Raises
+    ------
+    UsageError : another one was asked for.
+    """
+    found = before.kind
+    if isinstance(peer, VolumePeer):
+        found = INCREMENTAL if has_base(peer.volume) else FULL
+    if asked not in (None, found):
+        raise UsageError(f"{peer.name} is {found}, and stays so", "leave --kind out, or name another destination")
+    return found
 
 
 def _record(volume: Volume, standing: Standing, local_changes: LocalChanges | None, now_ns: int) -> MirrorRecord:
-    """Return what the destination will say of itself; a mirror that stays one keeps its times."""
+    """Return what the destination will say of itself; one of ours stays what it is, and keeps its times."""
     writes = _WRITES[local_changes] if local_changes is not None else WRITES_REFUSED
-    old, mine = standing.mirror, volume.info.volume_id
-    since, changed = (old.since_ns, old.changed_ns) if old is not None and old.source_id == mine else (now_ns, now_ns)
-    return MirrorRecord(MIRROR, writes, mine, since, changed, os.path.abspath(volume.path))
+    old, mine, source = standing.mirror, volume.info.volume_id, os.path.abspath(volume.path)
+    if old is not None and old.source_id == mine:
+        return replace(old, writes=writes, source=source)
+    return MirrorRecord(MIRROR, writes, mine, now_ns, now_ns, source)
 
 
 def newest_common(mine: Standing, theirs: Standing) -> str | None:
@@ -169,8 +240,14 @@ def _refuse_unfit(
         raise RefusedError(
             f"{place} is a mirror of {record.source or 'another volume'}", f"first: blockplane mirror break {place}"
         )
+    mine = volume.local.root.mirror
+    if mine is not None and mine.source_id == standing.volume_id and mine.state != BROKEN:
+        raise RefusedError(
+            f"{volume.path} is itself a mirror of {place}: neither could be written to",
+            f"break it off first: blockplane mirror break {volume.path}",
+        )
     if record is not None and record.source_id == volume.info.volume_id and record.state != MIRROR:
-        raise RefusedError(f"the mirror {place} was broken off", f"join it again: blockplane mirror resync {place}")
+        raise not_joined(place, record)
     is_blank = standing.space_id == NO_ID and not standing.whole
     if not is_blank and common is None:
         raise RefusedError(
