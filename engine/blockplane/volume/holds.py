@@ -176,14 +176,24 @@ def needs(volume: LiveVolume, entry: TableEntry) -> Iterator[tuple[str, str]]:
 def is_last_complete(volume: LiveVolume, entry: TableEntry) -> bool:
     """Whether a snapshot is what was brought last to a mirror, which the next update builds on.
 
-    Of snapshots that were made of that here, which have the same root, it is the oldest.
+    Where it is not noted, it is the newest that the live state came from; of snapshots that were made of that here,
+    which have the same root, the oldest.
     """
     mirror = volume.local.root.mirror
     if mirror is None or mirror.state == BROKEN:
         return False
+    brought = brought_last(volume)
+    if brought is not None:
+        return brought.record.id == entry.record.id
     line = volume.local.ancestors(stands_at(volume))
     same = [each for each in line if each.record.root == line[-1].record.root]
     return bool(same) and same[0].record.id == entry.record.id
+
+
+def brought_last(volume: LiveVolume) -> TableEntry | None:
+    """Return the snapshot that was brought last to a mirror; None: it is not noted, or was deleted after a break."""
+    wanted = volume.local.root.brought_id
+    return next((entry for entry in volume.local.regular() if wanted != NO_ID and entry.record.id == wanted), None)
 
 
 def is_rehearsed(volume: LiveVolume, entry: TableEntry) -> bool:

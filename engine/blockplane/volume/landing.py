@@ -363,6 +363,7 @@ class Landing:
             volume.adopt_state(entry.record.id, state)
         n_before = volume.active.root.n_blocks + volume.local.root.n_held
         volume.exchange(top, entries[-1].record.id)
+        volume.local.note_brought(entries[-1].record.id)
         volume.features |= self._features.of_states()
         snapshots = volume.known_states()
         volume.local.set_held(held.worked_out(volume.local, snapshots, top, [old, *states[:-1]]))

@@ -18,6 +18,7 @@ from blockplane.volume.incoming import Incoming
 from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, bits_of, by_leaf, clear_numbers, count, set_numbers, set_range
 from blockplane.volume.markcodec import DESTINATION_BYTES, DestinationRecord
 from blockplane.volume.marks import Marks
+from blockplane.volume.mirrorcodec import MIRROR
 from blockplane.volume.placemap import EXTENT_BYTES, PlaceMap
 from blockplane.volume.placer import Block, Placer
 from blockplane.volume.replicationcodec import REPLICATION_BYTES, Replication
@@ -295,6 +296,12 @@ class LocalTree:
         """Note which snapshot the active state descends from."""
         if self.root.parent_id != snapshot_id:
             self.root.parent_id = snapshot_id
+            self.is_dirty = True
+
+    def note_brought(self, snapshot_id: bytes) -> None:
+        """Note which snapshot was brought last, where this is a mirror."""
+        if self.root.mirror is not None and self.root.mirror.state == MIRROR:
+            self.root.brought_id = snapshot_id
             self.is_dirty = True
 
     def _store_entries(self) -> None:

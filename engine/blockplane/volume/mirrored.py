@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from blockplane.model.errors import RefusedError
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord
-from blockplane.volume.holds import stands_at
+from blockplane.volume.holds import brought_last, stands_at
 from blockplane.volume.mirrorcodec import BROKEN, MIRROR, REHEARSING, WRITES_REFUSED, MirrorRecord
 from blockplane.volume.mirrorstates import of_same_files
 from blockplane.volume.snapshots import standing_at
@@ -46,8 +46,9 @@ def mirror_of(volume: LiveVolume) -> MirrorOf | None:
         record = volume.local.root.mirror
         if record is None:
             return None
-        line = [entry.record for entry in volume.local.ancestors(stands_at(volume))]
-        names = [r.name for r in line if r.kind == KIND_REGULAR]
+        brought = brought_last(volume)
+        line = volume.local.ancestors(stands_at(volume)) if brought is None else [brought]
+        names = [entry.record.name for entry in line if entry.record.kind == KIND_REGULAR]
         return MirrorOf(
             STATE_NAMES[record.state], record.source_id.hex(), record.source, record.since_ns, record.changed_ns,
             refusal_of(record) is None, names[-1] if names else None,
@@ -60,9 +61,23 @@ def set_mirror(volume: LiveVolume, record: MirrorRecord | None) -> None:
         if volume.local.root.mirror == record:
             return
         with volume.changing():
+            volume.local.root.brought_id = _brought_to(volume, record)
             volume.local.root.mirror = record
             volume.local.is_dirty = True
             volume.commit()
+
+
+def _brought_to(volume: LiveVolume, record: MirrorRecord | None) -> bytes:
+    """Return which snapshot counts as brought last once a volume is a mirror so: who joins its source again has it."""
+    root = volume.local.root
+    if record is None or root.mirror is None or record.source_id != root.mirror.source_id:
+        return NO_ID
+    if root.mirror.state == BROKEN and record.state == MIRROR:
+        volume.commit()
+        return _left_at(volume, record, BROKEN)
+    if root.mirror.state == MIRROR and record.state == BROKEN:  # joining it failed
+        return record.broken_at
+    return root.brought_id
 
 
 def in_state(record: MirrorRecord, state: int, broken_at: bytes = NO_ID) -> MirrorRecord:
