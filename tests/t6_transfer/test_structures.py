@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import blockplane as bp
-from blockplane.model.errors import RefusedError, StreamError, StreamMismatchError
+from blockplane.model.errors import NotAVolumeError, RefusedError, StreamError, StreamMismatchError
 from blockplane.transfer.newvolume import Opening
 from blockplane.transfer.peer import LocalChanges, VolumePeer
 from blockplane.transfer.standing import image_towards, standing_of
@@ -111,6 +111,27 @@ def test_the_base_stays(source, tmp_path, rng):
     toml.write_text(toml.read_text().replace("/full.bps", "/elsewhere.bps"))
     with bp.Volume.open(tmp_path / "structure") as structure:
         assert_equal(source, structure, "two")
+
+
+@pytest.mark.parametrize("how", ["lost", "damaged"])
+def test_what_only_volume_toml_says_is_not_said_to_be_made_anew(source, tmp_path, how):
+    bp.send(source.image("one"), tmp_path / "full.bps")
+    begin(tmp_path / "structure", tmp_path / "full.bps").close()
+    toml = tmp_path / "structure" / "volume.toml"
+    kept = toml.read_bytes()
+    assert b"keep a copy" in kept
+    assert b"ade anew" not in kept
+    assert b"ade anew" in (source.path / "volume.toml").read_bytes()
+    if how == "lost":
+        toml.unlink()
+    else:
+        toml.write_text("base = ")
+    with pytest.raises(NotAVolumeError) as refused:
+        bp.Volume.open(tmp_path / "structure")
+    assert "put a copy of it back" in refused.value.hint
+    toml.write_bytes(kept)
+    with bp.Volume.open(tmp_path / "structure") as structure:
+        assert_equal(source, structure, "one")
 
 
 def test_written_to_after_a_takeover(source, tmp_path, rng):

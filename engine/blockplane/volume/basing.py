@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from blockplane.disks.basedisk import END_BLOCKS, BaseDisk
 from blockplane.disks.disk import Disk, FileDisk
@@ -16,7 +16,7 @@ from blockplane.model.blocks import BlockSource
 from blockplane.planes import Plane
 from blockplane.volume.basegroup import BASE_GROUP, BASE_OWNER, n_in_base
 from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
-from blockplane.volume.config import DISKS_DIR, VolumeConfig, sync
+from blockplane.volume.config import BASE_DISK, DISKS_DIR, VolumeConfig, sync
 from blockplane.volume.groups import CHUNK_MULTIPLE_BLOCKS, GroupWish
 from blockplane.volume.holds import hold_by_id
 from blockplane.volume.incoming import IncomingEntry
@@ -28,8 +28,6 @@ from blockplane.volume.waiting import Waiting
 if TYPE_CHECKING:
     from blockplane.volume.live import LiveVolume
 
-#: Where the ends of the base's disk lie, beside the volume's own disks.
-BASE_DISK: Final = f"{DISKS_DIR}/base"
 #: Opens what a volume's base is to be read from, by the names in volume.toml and the id of the snapshot.
 OpenBase = Callable[[Sequence[str], bytes], BlockSource]
 

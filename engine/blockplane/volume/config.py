@@ -7,11 +7,16 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from blockplane.model.errors import NotAVolumeError
 
 CONFIG_NAME = "volume.toml"
 DISKS_DIR = "disks"
+#: Where the ends of a base's disk lie, beside the volume's own disks.
+BASE_DISK: Final = f"{DISKS_DIR}/base"
+_PUT_BACK: Final = "put a copy of it back; or make the incremental mirror anew in another folder, from its base"
+_ON_BASE: Final = "# Where the disks of this volume are, and what it is built on, which nothing else says: keep a copy."
 _HOST_PORT = re.compile(r"[^/]+:\d{1,5}")
 
 
@@ -36,7 +41,9 @@ class VolumeConfig:
 def write_config(directory: Path, config: VolumeConfig) -> None:
     """Write volume.toml: whole, or not at all; durable on return."""
     lines = [
-        "# Where the disks of this volume are. Made anew from the disks' labels when lost.",
+        _ON_BASE
+        if config.base
+        else "# Where the disks of this volume are. Made anew from the disks' labels when lost.",
         f'id = "{config.volume_id.hex()}"',
         "disks = [",
         *(f"  {_quoted(disk)}," for disk in config.disks),
@@ -77,6 +84,10 @@ def read_config(directory: Path) -> VolumeConfig:
     try:
         return _parsed(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except FileNotFoundError:
+        if (directory / BASE_DISK).exists():
+            raise NotAVolumeError(
+                f"{directory} is built on a base, and has no {CONFIG_NAME} that says where it is", _PUT_BACK
+            ) from None
         own = sorted((directory / DISKS_DIR).glob("[0-9]*"), key=lambda disk: (len(disk.name), disk.name))
         if not own:
             raise NotAVolumeError(
@@ -85,7 +96,10 @@ def read_config(directory: Path) -> VolumeConfig:
         return VolumeConfig(b"", tuple(str(disk.relative_to(directory)) for disk in own))
     except ValueError as error:
         raise NotAVolumeError(
-            f"{path} cannot be read: {error}", "remove it: it is made anew from the disks in the volume's folder"
+            f"{path} cannot be read: {error}",
+            _PUT_BACK
+            if (directory / BASE_DISK).exists()
+            else "remove it: it is made anew from the disks in the volume's folder",
         ) from None
 
 

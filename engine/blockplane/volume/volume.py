@@ -35,9 +35,9 @@ from blockplane.volume import (
 )
 from blockplane.volume import shrink as shrinking
 from blockplane.volume.basegroup import BASE_GROUP
-from blockplane.volume.basing import BASE_DISK, Base, opener
+from blockplane.volume.basing import Base, opener
 from blockplane.volume.codec import Hold
-from blockplane.volume.config import VolumeConfig, read_config, write_config
+from blockplane.volume.config import BASE_DISK, VolumeConfig, read_config, write_config
 from blockplane.volume.destinations import Destinations
 from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
 from blockplane.volume.groups import DiskNames, GroupWish, blank_ends
