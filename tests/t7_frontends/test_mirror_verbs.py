@@ -173,3 +173,56 @@ def test_a_rollback_of_a_source_says_where_its_work_is(done, pool):
     for volume, name in ((pool, "before-rollback-to-quiet"), ("copy", kept)):
         assert "work" in done("ls", f"{volume}@{name}:/").out
         assert "work" not in done("ls", f"{volume}:/").out
+
+
+def test_a_rehearsal_shows_and_is_ended_first(done, blockplane, pool):
+    done("mirror", "add", pool, "copy")
+    done("mirror", "run", pool, "--once")
+    done("mirror", "break", "copy", "--rehearse")
+    done("mkdir", f"{pool}:/more")
+    done("mirror", "run", pool, "--once", "--now")
+    found = status_of(done, pool)
+    assert (found["state"], found["error"]) == ("waiting", None)
+    assert " waiting " in done("mirror", "status", pool).out
+    for words in (["add", pool, "copy", "--every", "5m"], ["resync", "copy", "--reverse"], ["resync", "copy", "-n"]):
+        refused = blockplane("mirror", *words)
+        assert (refused.status, "--end-rehearsal" in refused.err) == (1, True), words
+    done("mirror", "break", "copy", "--end-rehearsal")
+    done("mirror", "add", pool, "copy", "--every", "5m")
+    done("mirror", "run", pool, "--once", "--now")
+    found = status_of(done, pool)
+    assert (found["state"], found["every_s"], found["error"]) == ("idle", 300.0, None)
+
+
+def test_a_break_is_shown_until_it_is_joined_again(done, blockplane, pool):
+    done("mirror", "add", pool, "copy")
+    done("snapshot", "create", f"{pool}@one")
+    done("mirror", "run", pool, "--once")
+    done("mirror", "break", "copy")
+    assert blockplane("mirror", "run", pool, "--once", "--now").status == 1
+    assert status_of(done, pool)["state"] == "broken off"
+    done("mirror", "resync", "copy")
+    found = status_of(done, pool)
+    assert (found["state"], found["error"]) == ("idle", None)
+    Path("copy").rename("away")  # taken out while it cannot be reached
+    assert done("mirror", "remove", pool, "copy", "--json").json["told"] is False
+    Path("away").rename("copy")
+    done("mirror", "break", "copy")
+    assert done("mirror", "add", pool, "copy", "--json").json["is_broken"] is True
+    assert status_of(done, pool)["state"] == "broken off"
+    done("mirror", "resync", "copy")
+    assert status_of(done, pool)["state"] == "idle"
+
+
+def test_options_of_an_incremental_mirror(done, blockplane, pool):
+    done("snapshot", "create", f"{pool}@one")
+    done("send", pool, "one", "-o", "full.bps")
+    made = ["mirror", "add", pool, "fast", "--kind", "incremental", "--base", "full.bps"]
+    done(*made, "--size", "16M")
+    assert blockplane(*made).status == 2
+    assert blockplane("mirror", "add", pool, "fast", "--kind", "full").status == 2
+    done("mirror", "run", pool, "--once")
+    for words in (["--kind", "incremental"], []):
+        done("mirror", "add", pool, "fast", "--every", "5m", *words)
+        found = status_of(done, pool)
+        assert (found["kind"], found["every_s"], found["next"] is not None) == ("incremental", 300.0, True)

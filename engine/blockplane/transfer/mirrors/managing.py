@@ -152,7 +152,7 @@ def _add(
         common = newest_common(standing_of(volume), standing)
         before = listing.of_volume(volume.path, standing.volume_id)
         if before is not None:
-            _refuse_second(peers, before, place, standing.volume_id)
+            _refuse_second(volume, peers, before, place)
         is_lost = before is None and _is_broken_off(volume, standing)
         if not is_lost:
             _refuse_unfit(volume, place, standing, common, local_changes)
@@ -177,24 +177,25 @@ def _is_broken_off(volume: Volume, standing: Standing) -> bool:
     return record is not None and record.source_id == volume.info.volume_id and record.state == BROKEN
 
 
-def _refuse_second(peers: Peers, before: MirrorDefinition, place: str, volume_id: bytes) -> None:
+def _refuse_second(volume: Volume, peers: Peers, before: MirrorDefinition, place: str) -> None:
     """Refuse a destination that is a mirror by another name, or a copy of one: the two would be taken for one."""
-    if before.dest == place or listing.is_same_place(before.dest, place) or _is_gone(peers, before.dest, volume_id):
+    if before.dest == place or listing.is_same_place(before.dest, place) or _is_gone(peers, before):
         return
     raise RefusedError(
         f"{place} is the mirror {before.dest} by another name, or a copy of it: they have one volume id",
-        f"take that one out first: blockplane mirror remove, with {before.dest}; or have a volume made at {place}: "
-        "name a directory that is empty or does not exist",
+        f"take that one out first: blockplane mirror remove {volume.path} {before.dest}; or have a volume made: name a "
+        "directory that is empty or does not exist",
     )
 
 
-def _is_gone(peers: Peers, dest: str, volume_id: bytes) -> bool:
+def _is_gone(peers: Peers, mirror: MirrorDefinition) -> bool:
     """Whether a destination is not at its place any more; one here that cannot be looked at is taken to be."""
+    dest = mirror.dest
     if not is_remote(dest) and not os.path.exists(dest):
         return True
     try:
         with peers.open(dest) as peer:
-            return peer.standing().volume_id != volume_id
+            return peer.standing().volume_id.hex() != mirror.volume_id
     except (BlockplaneError, OSError):
         return is_remote(dest)
 
