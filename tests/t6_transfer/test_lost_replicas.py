@@ -14,7 +14,7 @@ import pytest
 import blockplane as bp
 from blockplane.disks.disk import HEAD_BLOCKS
 from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError
-from blockplane.transfer import mirrors
+from blockplane.transfer import mirrors, peer
 from blockplane.transfer.lag import replicas
 from blockplane.transfer.mirrors.listing import definitions
 from blockplane.transfer.peer import VolumePeer, giving
@@ -234,9 +234,8 @@ def test_a_damaged_master_keeps_nobody_from_pulling(make, rng, clock):
         for hours in (2, 4):
             clock(hours * HOUR)
             assert pull(VolumePeer(source), near).brought.already_there
-        assert source.expire_replicas() == []
         assert statuses(source) == {"near": "idle", "far": "lost"}
-        assert kinds(source)["m1"] == "regular"
+        assert (kinds(source)["m1"], bp.check(source).ok) == ("shadow", False)
 
 
 def test_an_idle_replica_is_heard_of_through_who_feeds_it(make, rng, clock):
@@ -255,6 +254,30 @@ def test_an_idle_replica_is_heard_of_through_who_feeds_it(make, rng, clock):
         clock(hours * HOUR)
         pull(VolumePeer(source), middle)
     assert statuses(source) == {"middle": "idle", "leaf": "lost"}
+
+
+def test_what_is_told_late_is_no_contact(make, rng, clock, monkeypatch):
+    """Ages take their time on the way, now more and now less: one that was lost is not heard of again by that."""
+    source, middle, leaf = make("source"), make("middle"), make("leaf")
+    master(source, "m1", rng.bytes(9000))
+    for above, below in ((source, middle), (middle, leaf), (source, middle)):
+        pull(VolumePeer(above), below)
+    source.set_replica_limit(DAY)
+    found = []
+    for n, hours in enumerate(range(6, 120, 6)):
+
+        def told_late(volume: bp.Volume, n: int = n, hours: int = hours):
+            standing = standing_of(volume)
+            clock(hours * HOUR + (n % 3) * 15)
+            return standing
+
+        with monkeypatch.context() as patch:
+            patch.setattr(peer, "standing_of", told_late)
+            clock(hours * HOUR)
+            pull(VolumePeer(source), middle)
+        found.append(statuses(source)["leaf"])
+    first = found.index("lost")
+    assert found[first:] == ["lost"] * len(found[first:])
 
 
 def test_who_is_forgotten_does_not_come_back_from_who_was_told_of_it(make, rng):

@@ -13,7 +13,6 @@ from blockplane.cli.completion import ExpressionWord, VolumeName
 from blockplane.cli.naming import CONFIG_NAME, open_volume, volume_only
 from blockplane.cli.options import json_option, wait_option
 from blockplane.cli.text import print_json, print_table, size
-from blockplane.image.plan import MAX_DAYS
 
 
 @click.command()
@@ -65,6 +64,8 @@ def _known(vol: str) -> str:
 
 def _made_up(names: list[str], n_days: int | None) -> list[str]:
     """Return names, and made-up ones behind them up to n_days."""
+    from blockplane.image.plan import MAX_DAYS  # not above: help loads no NumPy
+
     if n_days is None:
         return names
     if n_days > MAX_DAYS:

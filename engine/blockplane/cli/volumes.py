@@ -15,7 +15,6 @@ from blockplane.cli.options import disk_options, disks_of, json_option, progress
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.resuming import describe_interrupted
 from blockplane.cli.text import blocks, count, iso, moment, print_json, print_table, printable, sentence, size
-from blockplane.volume.basegroup import has_base
 
 if TYPE_CHECKING:
     from blockplane.disks import GroupRecord
@@ -318,6 +317,8 @@ def _exclusive_blocks(snapshot: bp.Snapshot) -> int | None:
 
 
 def _print_volume(volume: bp.Volume) -> None:
+    from blockplane.volume.basegroup import has_base  # not above: help loads no NumPy
+
     snapshots, damage = _readable_snapshots(volume)
     print(f"volume     {volume.info.volume_id.hex()}")
     for index, group in enumerate(volume.geometry.groups):

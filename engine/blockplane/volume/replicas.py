@@ -33,6 +33,8 @@ MAX_TOLD: Final = 128
 PLAIN_KEY: Final = b"plain".ljust(16, b"\0")
 #: How long what a replica said itself counts for more than what others say of it.
 ITSELF_NS: Final = 86_400 * 10**9
+#: An age is told some time after it was looked at: what is later by less is the same contact.
+_ON_THE_WAY_NS: Final = 60 * 10**9
 #: A contact that changes nothing else is noted when the one noted before is so old.
 NOTE_NS: Final = 10 * 10**9
 
@@ -156,7 +158,7 @@ def _news(volume: LiveVolume, caller: Caller, told: Sequence[ReplicaRecord], now
             name = old.name if old is not None else _free(record.name, record.volume_id, taken)
             taken.add(name)
             news.append(ReplicaRecord(name, record.volume_id, record.generation, record.stands, via, heard_ns))
-        elif record.generation == old.generation and old.via == via and heard_ns > old.contact_ns:
+        elif record.generation == old.generation and old.via == via and heard_ns - old.contact_ns > _ON_THE_WAY_NS:
             news.append(replace(old, contact_ns=heard_ns, silent_ns=0, flags=0))
     return news
 
