@@ -119,6 +119,22 @@ def test_a_mirror_that_is_taken_out_in_a_transfer_leaves_nothing(world, rng):
     assert (interrupted_receives(copy), len(names(copy)), read(copy, "/a")) == ([], 1, b"old")
 
 
+def test_a_transfer_that_a_removal_does_not_wait_for_leaves_nothing_either(world, rng, monkeypatch):
+    monkeypatch.setattr(mirrors.managing, "last_turn", lambda *its: turns.last_turn(*its, wait_s=0.1))
+    copy = world.add()
+    write(world.source, "/a", b"old")
+    world.outcomes()
+    write(world.source, "/a", rng.bytes(2_000_000))
+
+    def progress(event) -> None:
+        if event.phase == "blocks" and mirrors.definitions(world.source.path):
+            mirrors.remove_mirror(world.source, str(copy.path), peers=world.peers())
+
+    assert world.run(progress=progress)[0].error
+    assert kept_for(world.source) == ([], [], [])
+    assert (interrupted_receives(copy), len(names(copy)), read(copy, "/a")) == ([], 1, b"old")
+
+
 def test_a_mirror_that_is_taken_out_while_its_destination_is_asked_is_not_updated(world, rng, monkeypatch):
     monkeypatch.setattr(mirrors.managing, "last_turn", lambda *its: turns.last_turn(*its, wait_s=0.1))
     copy = world.add()

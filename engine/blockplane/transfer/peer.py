@@ -249,7 +249,8 @@ class VolumePeer:
         self, image: Image, changes: LocalChanges, progress: Progress = ignore_progress, *, source_id: bytes = NO_ID
     ) -> Brought:
         """See Peer."""
-        found = _taken(destination_of(self.volume), image, changes, progress, source_id)
+        with updating(self.volume):
+            found = _taken(destination_of(self.volume), image, changes, progress, source_id)
         forget_superseded(self.volume, source_id)
         return found
 
@@ -424,6 +425,19 @@ def forget_superseded(volume: LiveVolume, source_id: bytes) -> None:
         with suppress(RefusedError):  # it is gone meanwhile, or runs
             if not found.is_running:
                 drop_incoming(volume, found.image_id.hex())
+
+
+@contextmanager
+def updating(volume: LiveVolume) -> Iterator[None]:
+    """Give up what a transfer leaves that ends, in the `with`, since the volume is nobody's mirror any more."""
+    before = volume.local.root.mirror
+    try:
+        yield
+    except BaseException:
+        if before is not None and volume.local.root.mirror is None:
+            with suppress(BlockplaneError, OSError):  # a volume that stopped keeps it
+                _forget_brought(volume, before)
+        raise
 
 
 def _forget_brought(volume: LiveVolume, before: MirrorRecord) -> None:

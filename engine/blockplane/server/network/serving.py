@@ -55,6 +55,7 @@ from blockplane.transfer.peer import (
     giving,
     kept_by,
     made_ready,
+    updating,
 )
 from blockplane.transfer.resume import ResumeToken, drop_incoming
 from blockplane.transfer.standing import Standing, standing_of
@@ -287,7 +288,7 @@ class Dialogue:
             incoming = Incoming(channels, self._limits, self._serving.throttle)
             with contextlib.closing(incoming):
                 self._serving.note("began", self)
-                with alive(self._control, self._limits.alive_s):
+                with alive(self._control, self._limits.alive_s), updating(volume):
                     report = taken_in(incoming, destination_of(volume), changes, ready.progress)
                     kept = kept_by(volume, ready)
                     forget_superseded(volume, source_id)
