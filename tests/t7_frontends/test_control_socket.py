@@ -376,7 +376,7 @@ def test_a_send_pins_what_it_reads_and_deleting_waits_for_it(pool):
         assert (deferred["deleted"], deferred["deferred"]) == ([], ["june1"])
         assert kinds_of(pool) == {"june1": "deleting", "june2": "regular"}
         taken = finish("snapshot", "create", "pool@june1")
-        assert (taken.returncode, b"exists" in taken.stderr) == (1, True)
+        assert (taken.returncode, b"is being deleted" in taken.stderr) == (1, True)
         unusable = finish("image", pool, "june1")
         assert (unusable.returncode, b"june1 is being deleted" in unusable.stderr) == (1, True)
         assert f"deleting, read by send (process {owner.pid})".encode() in finish("snapshot", "list", pool).stdout

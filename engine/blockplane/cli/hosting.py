@@ -35,8 +35,9 @@ from blockplane.volume.making import LOCK_NAME
 
 #: Verbs are one with their release: what one prints and takes is not another's.
 RELEASE: Final = WRITER
-#: How long a verb waits for a process that has just taken the volume: it ends soon, or answers soon.
-_GRACE_S: Final = 10.0
+#: How long a verb waits for a process that has just taken the volume: it ends soon, or answers soon; and for one that
+#: has answered that it will not: it may be ending.
+_GRACE_S, _REFUSED_S = 5.0, 1.0
 _POLL_S: Final = 0.02
 #: Verbs that show who reads what.
 _SHOW_PINS: Final = ("info", "snapshot list")
@@ -144,14 +145,14 @@ def _from_disks(place: str, verb: str, wait_s: float, writable: bool) -> bp.Volu
         try:
             return bp.Volume.open(place, writable=writable, verb=verb, answers=True)
         except VolumeInUseError as error:
-            problem = error
+            problem, grace_s = error, _GRACE_S
         if verb.partition(" --")[0] in KINDS:
             try:
                 _go_there(place)
             except VolumeInUseError as error:
-                problem = error
+                problem, grace_s = error, _REFUSED_S
         waited_s = time.monotonic() - started
-        if waited_s >= max(wait_s, _GRACE_S if _may_answer(place) else 0.0):
+        if waited_s >= max(wait_s, grace_s if _may_answer(place) else 0.0):
             raise problem
         time.sleep(_POLL_S)
 
