@@ -173,8 +173,10 @@ def test_a_job_that_went_ends_and_does_not_come_again(pool, clock):
 
 def test_what_cannot_go_on_beside_it_is_waited_for_and_does_not_pile_up(pool, clock):
     gated = GatedJob(does=Kind.LIVE)
-    with inside(clock, gated, CheckJob("often", Every(1.0))) as made:
+    with inside(clock, gated) as made:
         made.turn_until(lambda: gated.begun, "the job")
+        made.service._reread = lambda: policy_of(gated, CheckJob("often", Every(1.0)))
+        made.service.reload()
         for _ in range(10):
             clock.advance(10.0)
             made.service.turn()
