@@ -189,7 +189,8 @@ class History:
                 self.counts["ahead"] += "is ahead of" in error.message
             return
         else:
-            assert state != "broken" or report.outcome == "idle"  # where nothing changed nobody is asked
+            rehearses = "rehearsing" in (state, self.state(MIRROR_OF[name]))
+            assert rehearses or state != "broken" or report.outcome == "idle"  # where nothing changed nobody is asked
             if report.outcome == "brought":
                 self.counts["brought"] += 1
                 self.live[name] = self.live[MIRROR_OF[name]]
@@ -203,7 +204,7 @@ class History:
                     assert name == "two"  # which may be written to: else it is refused
                     self.owed[name].append(self.newer.pop(name))
             else:
-                assert report.outcome == "idle" or "rehearsing" in (state, self.state(MIRROR_OF[name]))
+                assert report.outcome == "idle" or rehearses
             return
         now = content(self.volumes[name])
         assert now == before or now in self.was
