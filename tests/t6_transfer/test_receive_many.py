@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import blockplane as bp
-from blockplane.model.errors import RefusedError, StreamDamagedError, StreamMismatchError
+from blockplane.model.errors import NoSpaceError, RefusedError, StreamDamagedError, StreamMismatchError
 from equality import differences, volume_tree
 
 NAMES = [f"june{i}" for i in range(4)]
@@ -87,6 +87,30 @@ def test_a_folder_onto_what_is_there(source, streams, tmp_path):
 def test_a_dry_run_makes_no_volume(streams, tmp_path):
     report = bp.receive_streams(streams, target=tmp_path / "copy", dry_run=True)
     assert (report.arrives, os.listdir(tmp_path)) == (tuple(NAMES), [])
+
+
+@pytest.mark.parametrize("dry", [False, True], ids=["real", "dry"])
+@pytest.mark.parametrize(
+    ("made", "wish", "error", "message"),
+    [
+        (None, {"disks": 3, "size": "1M"}, RefusedError, r"the image holds block \d+, and .* has \d+ blocks"),
+        (None, {"disks": 3, "size": "1M", "relocate": True}, NoSpaceError, r"together the images have \d+ blocks"),
+        ("1M", {}, RefusedError, r"the image holds block \d+, and .* has \d+ blocks"),
+        ("1M", {"relocate": True}, NoSpaceError, r"together the images have \d+ blocks, and .* room for \d+"),
+    ],
+    ids=["numbers", "room", "numbers there", "room there"],
+)
+def test_what_does_not_fit_is_refused_before_any_of_it_comes(streams, tmp_path, made, wish, error, message, dry):
+    """Of the chain of four the first two would fit."""
+    if made is not None:
+        bp.Volume.create(tmp_path / "copy", disks=3, size=made).close()
+    was = state_of(tmp_path / "copy")
+    with pytest.raises(error, match=message):
+        bp.receive_streams(streams, target=tmp_path / "copy", dry_run=dry, **wish)
+    assert state_of(tmp_path / "copy") == was
+    if wish.get("relocate"):
+        bp.receive_streams(*of(streams, [0, 1]), target=tmp_path / "copy", **wish)
+        assert [name for name, _ in state_of(tmp_path / "copy")] == NAMES[:2]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""What a copy would do, or why it would be refused; nothing is written."""
+"""What a copy or a chain of streams would do, or why it would be refused; nothing is written."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,8 @@ def foresee(
     if isinstance(target, (str, os.PathLike)):
         path = Path(target)
         if is_vacant(path) or is_of_no_use(path):
-            return _foresee_new(path, stream, wish, relocate)
+            refuse_new_misfit(path, [stream], wish, relocate)
+            return Foreseen(stream.header.image_blocks, makes_volume=True)
         if not wish.is_default and not is_half_made(path):
             raise not_to_be_made(path)
     with _opened(target) as destination:
@@ -68,35 +69,50 @@ def foresee(
         n_before = 0
         if isinstance(destination, VolumeDestination):
             n_before = len(landed_of(destination.volume, stream.header.image_id, stream.image))
-            if not (relocate or destination.has_relocated(stream)):
-                refuse_beyond(stream.image, destination.volume.geometry.n_blocks, destination.volume.path)
-            _refuse_misfit(destination.volume, stream, n_before)
+            refuse_misfit(destination, [stream], relocate, [0 if n_before else stream.header.image_blocks])
         return Foreseen(stream.header.image_blocks - n_before, n_before)
 
 
-def _foresee_new(path: Path, stream: StreamMap, wish: DiskWish, relocate: bool) -> Foreseen:
-    refuse_without_volume(path, stream)
-    reach, n_places = planned_blocks(path, stream, wish)
+def refuse_new_misfit(path: Path, streams: Sequence[StreamMap], wish: DiskWish, relocate: bool) -> None:
+    """Refuse images, one after the other, that the volume which would be made for the first does not hold.
+
+    Raises
+    ------
+    StreamMismatchError : the first is no beginning. RefusedError : a VBN has no place there. NoSpaceError : no room.
+    """
+    first = streams[0]
+    refuse_without_volume(path, first)
+    reach, n_places = planned_blocks(path, first, wish)
     if not relocate:
-        refuse_beyond(stream.image, reach, path)
-    room = n_places - reserve_for(n_places)
-    if len(stream.image) > room:
-        raise _no_space(stream, path, room)
-    return Foreseen(stream.header.image_blocks, makes_volume=True)
+        for stream in streams:
+            refuse_beyond(stream.image, reach, path)
+    _require_room([stream.header.image_blocks for stream in streams], n_places - reserve_for(n_places), path)
 
 
-def _refuse_misfit(volume: LiveVolume, stream: StreamMap, n_before: int) -> None:
-    """Refuse what has no room; an interrupted receive of it has its room already."""
-    room = volume.coming_blocks
-    if not n_before and volume.local.root.pressure is None and len(stream.image) > room:
-        raise _no_space(stream, volume.path, room)
+def refuse_misfit(
+    destination: VolumeDestination, streams: Sequence[StreamMap], relocate: bool, n_coming: Sequence[int]
+) -> None:
+    """Refuse images, one after the other, that a volume does not hold; n_coming: places that each has still to take.
+
+    Raises
+    ------
+    RefusedError : a VBN has no place there. NoSpaceError : no room.
+    """
+    volume = destination.volume
+    if not (relocate or destination.has_relocated(streams[0])):
+        for stream in streams:
+            refuse_beyond(stream.image, volume.geometry.n_blocks, volume.path)
+    if volume.local.root.pressure is None:
+        _require_room(n_coming, volume.coming_blocks, volume.path)
 
 
-def _no_space(stream: StreamMap, path: Path, room: int) -> NoSpaceError:
-    return NoSpaceError(
-        f"the image has {len(stream.image)} blocks, and {path} has room for {room}",
-        "take larger disks, or add a RAID group with `blockplane grow`",
-    )
+def _require_room(n_coming: Sequence[int], room: int, path: Path) -> None:
+    if sum(n_coming) > room:
+        what = "the image has" if len(n_coming) == 1 else "together the images have"
+        raise NoSpaceError(
+            f"{what} {sum(n_coming)} blocks, and {path} has room for {room}",
+            "take larger disks, or add a RAID group with `blockplane grow`",
+        )
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from blockplane.stream.stored import StreamPlace
 from blockplane.transfer.applying import Live, Plan, Step, plan_streams
 from blockplane.transfer.coverage import prove_chain
 from blockplane.transfer.destination import VolumeDestination, is_blank
+from blockplane.transfer.foresight import refuse_misfit, refuse_new_misfit
 from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.receive import ReceiveReport, receive_into
 from blockplane.transfer.resume import landed_of
@@ -99,13 +100,14 @@ def receive_streams(
         if is_vacant(Path(target)) or (dry_run and is_of_no_use(Path(target))):
             plan = plan_streams(members, (), None, os.fspath(target), discard=discard)
             missing = _prove(plan, keys, {}, {})
+            refuse_new_misfit(Path(target), [step.map for step in plan.steps], wish, relocate)
             if dry_run:
                 return _report(plan, [], started, missing)
             with destination_for(target, plan.steps[0].map, wish, opening, relocate) as made:
                 return _report(plan, _apply(plan, made, keys, discard, progress), started, missing)
     with destination_for(target, members[0].map, wish, opening, relocate) as destination:
         assert isinstance(destination, VolumeDestination)
-        plan, missing = _planned(members, destination, keys, discard)
+        plan, missing = _planned(members, destination, keys, discard, relocate)
         reports = [] if dry_run else _apply(plan, destination, keys, discard, progress)
         return _report(plan, reports, started, missing)
 
@@ -118,7 +120,7 @@ def _readable(names: Sequence[str | StreamPlace]) -> Sequence[str | StreamPlace]
 
 
 def _planned(
-    members: Sequence[Member], destination: VolumeDestination, keys: Sequence[Key], discard: bool
+    members: Sequence[Member], destination: VolumeDestination, keys: Sequence[Key], discard: bool, relocate: bool
 ) -> tuple[Plan, int]:
     """Return what applies to a volume that is there, proved, and how many blocks of the last image are missing."""
     volume = destination.volume
@@ -136,7 +138,13 @@ def _planned(
     bases = {step.map.base.id for step in plan.steps if step.map.base is not None}
     planes = {r.id: build(volume, r.name).plane for r in destination.records() if r.id in bases}
     landed = {id_: landed_of(volume, id_, step.map.image) for step in plan.steps for id_ in [step.map.header.image_id]}
-    return plan, _prove(plan, keys, planes, {image: plane for image, plane in landed.items() if plane})
+    missing = _prove(plan, keys, planes, {image: plane for image, plane in landed.items() if plane})
+    if plan.steps:
+        coming = [0 if landed[step.map.header.image_id] else step.map.header.image_blocks for step in plan.steps]
+        if not (blank or standing is not None):
+            coming = coming[:1]  # what the first replaces makes room for others
+        refuse_misfit(destination, [step.map for step in plan.steps], relocate, coming)
+    return plan, missing
 
 
 def _prove(plan: Plan, keys: Sequence[Key], bases: dict[bytes, Plane], landed: dict[bytes, Plane]) -> int:
