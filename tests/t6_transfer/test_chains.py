@@ -147,6 +147,25 @@ def test_a_foreign_member_is_named(source, tmp_path):
     assert "different volumes" in verdict.problems[0]
 
 
+def test_what_is_missing_shows_beside_damage(source, tmp_path):
+    """Where every stream says what it is: one that does not may be what is missing."""
+    _, streams = source
+    bad, cut = tmp_path / "bad.bps", tmp_path / "cut.bps"
+    data = bytearray(Path(streams[3]).read_bytes())
+    cut.write_bytes(data[:300])
+    data[len(data) // 2] ^= 1
+    bad.write_bytes(data)
+    with bp.Volume.create(tmp_path / "other", disks=3, size="6MiB") as other:
+        other.snapshot("june1")
+        send(other.image("june1"), tmp_path / "other.bps")
+    damaged, missing = verify_streams(streams[0], streams[1], bad).problems
+    assert damaged.startswith(str(bad))
+    assert missing.startswith(f"{bad} builds on snapshot june3 ")
+    assert len(verify_streams(*streams[:3], bad).problems) == 1
+    assert len(verify_streams(streams[0], streams[2], cut).problems) == 1
+    assert "different volumes" in verify_streams(*streams[:3], bad, tmp_path / "other.bps").problems[1]
+
+
 class Tampered:
     """A volume's image with blocks left out, or with other content under right checks."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,13 @@ def test_the_unit_starts_the_service_that_was_described(done):
         assert wanted in unit.splitlines()
     assert f"RequiresMountsFor={here}/pool" in unit.splitlines()
     assert [line for line in unit.splitlines() if line.startswith("[")] == ["[Unit]", "[Service]", "[Install]"]
+
+
+@pytest.mark.parametrize("what", ["--unit", "--alerts"])
+def test_what_is_a_file_for_others_is_no_json(blockplane, what):
+    outcome = blockplane("serve", "--volume", "pool=pool", what, "--json")
+    assert outcome.status == 2
+    assert "print a file for others" in json.loads(outcome.out)["error"]["message"]
 
 
 def test_alert_rules_are_on_metrics_that_there_are(done):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from blockplane.cli.options import json_option
+from blockplane.model.errors import UsageError
 
 
 @click.command()
@@ -61,6 +62,8 @@ def serve(
     """
     from blockplane.cli import services  # not above: it loads all that help and completion do without
 
+    if as_json and (unit or alerts):
+        raise UsageError("--unit and --alerts print a file for others", "leave --json out")
     if alerts:
         return services.print_alerts()
     settings = {

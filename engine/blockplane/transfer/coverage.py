@@ -7,7 +7,7 @@ contain the plane of each snapshot that arrives with it; the planes are the snap
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -20,6 +20,7 @@ from blockplane.model.checks import fresh_checks
 from blockplane.model.errors import BlockplaneError, StreamError
 from blockplane.planes import Plane, combine
 from blockplane.stream.keyfile import Key
+from blockplane.stream.lineage import Lineage
 from blockplane.stream.partset import PartSet
 from blockplane.stream.reader import StreamMap
 from blockplane.stream.source import StreamChain, StreamName, open_stream
@@ -91,6 +92,16 @@ def held_after(base: Plane, stream: StreamMap) -> Plane:
     return combine([combine([base], minus=stream.dropped), stream.image])
 
 
+def missing_links(lineage: Lineage, bases: Container[bytes] = ()) -> list[str]:
+    """Return a sentence for each stream that begins a chain without being full, or building on one of the bases."""
+    found = []
+    for i, member in enumerate(lineage.members):
+        base = member.map.base
+        if base is not None and base.id not in bases and (i in lineage.stranded or not lineage.brings(base.id)):
+            found.append(lineage.missing(i).message)
+    return found
+
+
 class _Prover:
     """Goes through the members in the order in which they apply."""
 
@@ -114,20 +125,11 @@ class _Prover:
         members = self._lineage.members
         self._proof.order = [name for i in self._lineage.order for name in self._chain.files[i].names]
         if len(members) > 1:
-            self._note_missing()
+            self._proof.problems += missing_links(self._lineage, self._bases)
         for i in self._lineage.order:
             base = members[i].map.base
             if base is None or self._lineage.brings(base.id) or base.id in self._bases:
                 self._prove_member(i)
-
-    def _note_missing(self) -> None:
-        """Name each stream that begins a chain without being full."""
-        for i, member in enumerate(self._lineage.members):
-            base = member.map.base
-            if base is not None and base.id in self._bases:
-                continue
-            if i in self._lineage.stranded or (base is not None and not self._lineage.brings(base.id)):
-                self._proof.problems.append(self._lineage.missing(i).message)
 
     def _prove_member(self, i: int) -> None:
         """Prove the snapshots that a member brings, given what is held of those it builds on."""

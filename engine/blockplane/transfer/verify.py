@@ -16,11 +16,12 @@ from blockplane.stream.codec import FrameHead
 from blockplane.stream.encryption import framing_of
 from blockplane.stream.input import Input, blaming, open_input
 from blockplane.stream.keyfile import Key, Keys, keys_of
+from blockplane.stream.lineage import Lineage, Member
 from blockplane.stream.reader import StreamMap, StreamReader, read_header
 from blockplane.stream.source import StreamName, is_stored, named_once, stored_bytes, stream_names
 from blockplane.stream.stored import StreamPlace
 from blockplane.transfer.claims import Claims
-from blockplane.transfer.coverage import prove_chain
+from blockplane.transfer.coverage import missing_links, prove_chain
 from blockplane.volume.landedchecks import LandedChecks
 
 PathLike = StreamName
@@ -119,8 +120,24 @@ def verify_streams(
         proof = prove_chain(names, keys, noted=run.noted)
         verdict.problems += proof.problems
         verdict.order, verdict.proved, verdict.branches = proof.order, proof.whole, proof.branches
+    elif len(names) > 1 and all(is_stored(name) for name in names):
+        verdict.problems += _missing_links(names, keys)
     verdict.seconds = time.monotonic() - started
     return verdict
+
+
+def _missing_links(names: Sequence[StreamName], keys: Sequence[Key]) -> list[str]:
+    """Return what is missing between streams of which some are damaged: nothing where one says not even what it is."""
+    try:
+        members = [Member(str(name), stream_map(name, keys)) for name in names]
+    except StreamError:
+        return []
+    lineage = Lineage(members, needs_full=False)
+    try:
+        lineage.require_one_volume()
+    except StreamError as error:
+        return [error.message]
+    return missing_links(lineage)
 
 
 def _require_keys(names: Sequence[str | StreamPlace], keys: Sequence[Key]) -> None:
