@@ -129,6 +129,28 @@ def test_ls_long_and_json(done, pool):
     assert done("ls", f"{pool}@june1").out.split() == ["tree"]
 
 
+def test_ls_goes_down_where_it_is_asked_to(done, pool, tree):
+    """Every path once, those of a directory together; a link to a directory is not entered; of streams too."""
+    (tree / "folder" / "below").mkdir()
+    (tree / "folder" / "below" / "deep").write_text("x")
+    (tree / "aside").symlink_to("folder")
+    done("put", f"{pool}:/down", tree)
+    there = [*tree.rglob("*")]
+    wanted = sorted(str(path.relative_to(tree)) for path in there)
+    shown = done("ls", "-R", f"{pool}:/down").out.split("\n")[:-1]
+    assert sorted(shown) == wanted
+    assert "aside/below" not in shown
+    done("snapshot", "create", f"{pool}@deep")
+    done("send", pool, "deep", "-o", "deep.bps")
+    entries = done("ls", "--recursive", "deep.bps:/down", "--json").json["entries"]
+    assert {e["name"]: e["type"] == "directory" for e in entries} == {
+        str(path.relative_to(tree)): path.is_dir() and not path.is_symlink() for path in there
+    }
+    assert done("ls", "-lR", f"{pool}:/down/folder").out.splitlines()[-1].endswith(" below/deep")
+    assert done("ls", "-R", f"{pool}:/down/hello").out == "hello\n"
+    assert done("ls", "-dR", f"{pool}:/down").out == "down\n"
+
+
 def test_ls_shows_the_numbers_of_a_device(done):
     done("create", "v", "--disks", 1, "--size", "4MiB")
     with bp.Volume.open("v") as volume:

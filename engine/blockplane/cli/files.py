@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat as modes
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -54,17 +55,20 @@ def type_name(mode: int) -> str:
 @click.argument("path", metavar="VOL[@SNAP]:/PATH", type=FileName())
 @click.option("-l", "is_long", is_flag=True, help="Show type, permissions, links, owner, size, time.")
 @click.option("-d", "itself", is_flag=True, help="Show a directory itself, not what is in it.")
+@click.option("-R", "--recursive", "is_deep", is_flag=True, help="List all that is below, by paths from there.")
 @json_option
 @key_option
 @wait_option
-def ls(path: str, is_long: bool, itself: bool, as_json: bool, keys: Sequence[str], wait_s: float) -> None:
+def ls(
+    path: str, is_long: bool, itself: bool, is_deep: bool, as_json: bool, keys: Sequence[str], wait_s: float
+) -> None:
     """List a directory.
 
     Of a volume, a snapshot or a stream.
 
     \b
     blockplane ls -l pool@june1:/include
-    blockplane ls june1.bps:/
+    blockplane ls -R june1.bps:/
     blockplane ls -l pool:/.planes                    snapshots, shadows and marks as bitmaps
     """
     target = parse_target(path)
@@ -72,7 +76,7 @@ def ls(path: str, is_long: bool, itself: bool, as_json: bool, keys: Sequence[str
         list_planes(target, plane, is_long, as_json, wait_s)
         return
     with open_files(target, "ls", wait_s, keys) as files:
-        names = _names(files, target.path or "/", itself)
+        names = _names(files, target.path or "/", itself, is_deep)
         if as_json:
             print_json({"path": target.path or "/", "entries": [_entry(files, name, full) for name, full in names]})
         elif is_long:
@@ -84,13 +88,18 @@ def ls(path: str, is_long: bool, itself: bool, as_json: bool, keys: Sequence[str
                 print(printable(name))
 
 
-def _names(files: bp.FileSystem, path: str, itself: bool) -> list[tuple[str, str]]:
-    """Return (name, path) of what is to be shown."""
-    follows = not itself and files.is_dir(path)
-    if not follows:
+def _names(files: bp.FileSystem, path: str, itself: bool, is_deep: bool) -> Iterator[tuple[str, str]]:
+    """Yield (name, path) of what is to be shown; is_deep: directory by directory, a name being the path from there."""
+    path = path.rstrip("/") or "/"
+    if itself or not files.is_dir(path):
         files.lstat(path)
-        return [(path.rstrip("/").rpartition("/")[2] or "/", path)]
-    return [(name, f"{path.rstrip('/')}/{name}") for name in files.listdir(path)]
+        yield path.rpartition("/")[2] or "/", path
+        return
+    listings = files.walk(path) if is_deep else [(path, files.listdir(path), [])]
+    for folder, *names in listings:
+        for name in sorted(itertools.chain(*names)):
+            full = f"{folder.rstrip('/')}/{name}"
+            yield full.removeprefix(path).lstrip("/"), full
 
 
 def _entry(files: bp.FileSystem, name: str, path: str) -> dict[str, object]:
