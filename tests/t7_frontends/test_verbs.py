@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shlex
 import stat
 import subprocess
@@ -127,6 +128,22 @@ def test_ls_long_and_json(done, pool):
     assert done("ls", "-d", f"{pool}:/tree").out == "tree\n"
     assert done("ls", pool).out.split() == ["later", "tree"]
     assert done("ls", f"{pool}@june1").out.split() == ["tree"]
+
+
+def test_what_is_available_is_what_a_file_may_take(done, blockplane):
+    """Also just after `rm`, though what it gave up is kept for two consistency points more."""
+    done("create", "v", "--disks", 1, "--size", "24MiB")
+    before = done("info", "v", "--json").json["available_blocks"]
+    size = before * 4096 * 9 // 10
+    Path("large").write_bytes(random.Random(5).randbytes(size))
+    done("put", "v:/", "large")
+    assert done("info", "v", "--json").json["available_blocks"] < before // 8
+    done("rm", "v:/large")
+    after = done("info", "v", "--json").json["available_blocks"]
+    assert before - 16 < after <= before
+    assert f"available  {after:,} blocks" in done("info", "v").out
+    done("put", "v:/", "large")
+    assert blockplane("put", "v:/again", "large").status == 1
 
 
 def test_ls_goes_down_where_it_is_asked_to(done, pool, tree):

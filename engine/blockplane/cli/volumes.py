@@ -155,7 +155,7 @@ def describe_volume(volume: bp.Volume) -> dict[str, object]:
         "leaving_group": volume.info.leaving,
         "used_blocks": volume.used_blocks if is_whole else None,
         "free_blocks": volume.free_blocks if is_whole else None,
-        "available_blocks": volume.available_blocks if is_whole else None,
+        "available_blocks": volume.coming_blocks if is_whole else None,
         "reserve_blocks": volume.info.reserve_blocks,
         "held_blocks": volume.local.root.n_held if volume.knows_local else None,
         "n_inodes": live.n_inodes if live is not None else None,
@@ -330,7 +330,7 @@ def _print_volume(volume: bp.Volume) -> None:
     print(f"space      {blocks(volume.n_blocks)}")
     if not volume.damage:
         print(f"used       {blocks(volume.used_blocks)}, of them {blocks(volume.local.root.n_held)} by snapshots alone")
-        print(f"available  {blocks(volume.available_blocks)}")
+        print(f"available  {blocks(volume.coming_blocks)}")
     if volume.knows_live:
         print(f"inodes     {volume.active.root.n_inodes:,} in use")
     for problem in damage:

@@ -101,7 +101,7 @@ class Observer:
 def _space_of(volume: Volume, wall_s: float) -> Space:
     """Return a volume's space; the caller holds its lock."""
     snapshots = volume.snapshots
-    blocks = (volume.n_blocks, volume.used_blocks, volume.available_blocks, volume.local.root.n_held)
+    blocks = (volume.n_blocks, volume.used_blocks, volume.coming_blocks, volume.local.root.n_held)
     newest = snapshots[-1].created_ns if snapshots else None  # made last, whatever the clock said
     size, used, available, held = (n * BLOCK_BYTES for n in blocks)
     kinds = dict(Counter(s.kind for s in snapshots))
