@@ -11,6 +11,7 @@ import blockplane as bp
 from blockplane.model.errors import RefusedError
 from blockplane.transfer import mirrors
 from blockplane.transfer.mirrors import running
+from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import LocalChanges
 from rig.mirrorworld import World, names, read, states_with, write
 
@@ -51,6 +52,40 @@ def test_a_mirror_is_not_taken_back_with_its_source(world, has_snapshots):
         assert mirrors.status(world.source)[0].error == ran.error
         assert (names(copy), copy.info.generation, read(copy, "/a")) == (*before, b"a week of work")
         write(world.source, "/c", b"first thing after")
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_a_mirror_is_not_taken_back_to_before_its_first_update(world, tmp_path, is_joined):
+    """The source that is put back knows of none, but it was added before all that the mirror shows."""
+    write(world.source, "/a", b"old")
+    world.source.snapshot("june1")
+    if is_joined:  # with a state that is known to both
+        bp.send(world.source.image("june1"), tmp_path / "june1.bps")
+        bp.receive(tmp_path / "june1.bps", tmp_path / "copy")
+    copy = world.add(**({"wish": DiskWish()} if is_joined else {}))
+    backup = world.copy_source("backup")
+    write(world.source, "/a", b"a week of work")
+    assert world.outcomes() == ["brought"]
+    world.restore_source(backup)
+    write(world.source, "/c", b"first thing after")
+    before = names(copy), copy.info.generation
+    assert "is ahead of" in world.run()[0].error
+    assert (names(copy), copy.info.generation, read(copy, "/a")) == (*before, b"a week of work")
+
+
+def test_what_a_mirror_was_added_with_is_replaced(world, tmp_path):
+    """Also where it shows a snapshot of its own: that stays one."""
+    write(world.source, "/a", b"old")
+    world.source.snapshot("june1")
+    bp.send(world.source.image("june1"), tmp_path / "june1.bps")
+    bp.receive(tmp_path / "june1.bps", tmp_path / "copy")
+    with bp.Volume.open(tmp_path / "copy") as volume:
+        write(volume, "/a", b"its own")
+        volume.snapshot("own")
+    copy = world.add(wish=DiskWish())
+    write(world.source, "/a", b"new")
+    assert world.outcomes() == ["brought"]
+    assert (read(copy, "/a"), read(copy, "/a", "own")) == (b"new", b"its own")
 
 
 @pytest.mark.parametrize("has_snapshots", [False, True])

@@ -194,24 +194,26 @@ def _refuse_ahead(volume: Volume, mirror: MirrorDefinition, standing: Standing) 
 
     What it shows is what was brought to it, unless it may be written to: the source was put back from an older copy, or
     another copy of it brings to this destination too. Where it shows what the acknowledged state came from, it is the
-    destination that was put back.
+    destination that was put back. Where nothing was acknowledged yet, what it was added with may be replaced.
     """
     found = known_destination(volume, mirror)
-    if mirror.may_write or found is None or found.acknowledged is None or not standing.shown:
+    if mirror.may_write or not standing.shown:
         return
-    with volume.lock:
-        entries = volume.local.entries()
-        if any(entry.record.id in standing.shown for entry in entries):
-            return
-        brought = volume.local.entry(found.acknowledged)
-        state = volume.snapshot_state(brought)
     shown = min(standing.shown.values(), key=lambda record: record.created_ns)
-    is_of_another = shown.space_id != state.root.space_id
-    # two copies of a source count their consistency points alike, so the time has to agree too
-    is_behind = shown.created_ns <= brought.record.created_ns and is_on_line(
-        shown.branch_id, shown.cp, state.root.branch_id, state.root.cp, state.branches()
-    )
-    if is_of_another or is_behind:
+    with volume.lock:
+        if any(entry.record.id in standing.shown for entry in volume.local.entries()):
+            return
+        if found is None or found.acknowledged is None:
+            is_foreign, is_behind = False, shown.created_ns < mirror.added_ns  # what it was added with
+        else:
+            brought = volume.local.entry(found.acknowledged)
+            state = volume.snapshot_state(brought)
+            is_foreign = shown.space_id != state.root.space_id
+            # two copies of a source count their consistency points alike, so the time has to agree too
+            is_behind = shown.created_ns <= brought.record.created_ns and is_on_line(
+                shown.branch_id, shown.cp, state.root.branch_id, state.root.cp, state.branches()
+            )
+    if is_foreign or is_behind:
         return
     raise RefusedError(
         f"the mirror {mirror.dest} is ahead of {volume.path}: it shows {shown.name}, which is unknown here; it was "
