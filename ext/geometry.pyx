@@ -84,13 +84,31 @@ cdef inline int64_t find_group(const int64_t* groups, int64_t n_groups, int64_t 
     return hint
 
 
+cdef struct Spot:
+    int64_t member       # which data disk of its group, from 0
+    int64_t dbn
+    int64_t left         # blocks of its chunk, from it on
+
+
+cdef inline Spot spot_of(Group group, int64_t place) noexcept nogil:
+    cdef Spot spot
+    cdef int64_t off = place - group.first
+    cdef int64_t chunk_index = off // group.chunk
+    cdef int64_t within = off % group.chunk
+    spot.member = chunk_index % group.n_data
+    spot.dbn = chunk_index // group.n_data * group.chunk + within
+    spot.left = group.chunk - within
+    return spot
+
+
 cdef int64_t split_places(
     const int64_t* groups, int64_t n_groups, const int64_t* places, int64_t n, const int64_t* members,
     int64_t* disk, int64_t* dbn,
 ) noexcept nogil:
-    cdef int64_t i, off, chunk_index, at
+    cdef int64_t i, at
     cdef int64_t g = 0
     cdef Group group = group_of(groups)
+    cdef Spot spot
     for i in range(n):
         at = find_group(groups, n_groups, places[i], g)
         if at < 0:
@@ -98,10 +116,9 @@ cdef int64_t split_places(
         if at != g:
             g = at
             group = group_of(groups + g * ROW_FIELDS)
-        off = places[i] - group.first
-        chunk_index = off // group.chunk
-        disk[i] = members[group.members_at + chunk_index % group.n_data]
-        dbn[i] = chunk_index // group.n_data * group.chunk + off % group.chunk
+        spot = spot_of(group, places[i])
+        disk[i] = members[group.members_at + spot.member]
+        dbn[i] = spot.dbn
     return n
 
 
@@ -110,11 +127,12 @@ cdef int64_t split(
     int64_t* disk, int64_t* dbn, int64_t* n_blocks, int64_t* position,
 ) noexcept nogil:
     """Pieces of the extents, in their order; only counted when disk is NULL. -1 - i: extent i is outside."""
-    cdef int64_t i, start, stop, off, chunk_index, length
+    cdef int64_t i, start, stop, length
     cdef int64_t n_pieces = 0
     cdef int64_t done = 0
     cdef int64_t g = 0
     cdef Group group
+    cdef Spot spot
     for i in range(n):
         start, stop = extents[2 * i], extents[2 * i + 1]
         if stop < start:
@@ -124,12 +142,11 @@ cdef int64_t split(
             if g < 0:
                 return -1 - i
             group = group_of(groups + g * ROW_FIELDS)
-            off = start - group.first
-            chunk_index = off // group.chunk
-            length = min(group.chunk - off % group.chunk, stop - start)
+            spot = spot_of(group, start)
+            length = min(spot.left, stop - start)
             if disk != NULL:
-                disk[n_pieces] = members[group.members_at + chunk_index % group.n_data]
-                dbn[n_pieces] = chunk_index // group.n_data * group.chunk + off % group.chunk
+                disk[n_pieces] = members[group.members_at + spot.member]
+                dbn[n_pieces] = spot.dbn
                 n_blocks[n_pieces] = length
                 position[n_pieces] = done
             n_pieces += 1
@@ -288,11 +305,12 @@ cdef int64_t split_in_bands(
     int64_t* out, int64_t capacity,
 ) noexcept nogil:
     """See split_bands; -1 - i: extent i is outside; capacity + 1: there are more rows than that."""
-    cdef int64_t i, start, stop, off, chunk_index, dbn, band, offset, length
+    cdef int64_t i, start, stop, band, offset, length
     cdef int64_t n_rows = 0
     cdef int64_t g = 0
     cdef int64_t* row = NULL
     cdef Group group
+    cdef Spot spot
     for i in range(n):
         start, stop = extents[2 * i], extents[2 * i + 1]
         if stop < start:
@@ -302,13 +320,11 @@ cdef int64_t split_in_bands(
             if g < 0:
                 return -1 - i
             group = group_of(groups + g * ROW_FIELDS)
-            off = start - group.first
-            chunk_index = off // group.chunk
-            dbn = chunk_index // group.n_data * group.chunk + off % group.chunk
-            band = dbn // n_stripes
-            length = min(min(group.chunk - off % group.chunk, (band + 1) * n_stripes - dbn), stop - start)
-            offset = chunk_index % group.n_data * min(n_stripes, group.disk_blocks - band * n_stripes)
-            offset += dbn - band * n_stripes
+            spot = spot_of(group, start)
+            band = spot.dbn // n_stripes
+            length = min(min(spot.left, (band + 1) * n_stripes - spot.dbn), stop - start)
+            offset = spot.member * min(n_stripes, group.disk_blocks - band * n_stripes)
+            offset += spot.dbn - band * n_stripes
             if row != NULL and row[0] == g and row[1] == band and row[2] + row[3] == offset:
                 row[3] += length
             else:
