@@ -73,6 +73,17 @@ class World:
             volume.close()
 
 
+def unreachable() -> mirrors.Peers:
+    """Return ways to destinations of which none leads anywhere."""
+
+    @contextmanager
+    def gone(_dest: str):
+        raise OSError("unreachable")
+        yield
+
+    return mirrors.Peers(local=gone)
+
+
 def write(volume: bp.Volume, path: str, data: bytes) -> None:
     bp.FileSystem(volume).write_bytes(path, data)
 

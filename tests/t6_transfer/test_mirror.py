@@ -32,15 +32,8 @@ from blockplane.transfer.resume import interrupted_receives
 from blockplane.volume.replicas import records_of
 from blockplane.volume.retention import Policy, prune
 from rig.memory import Shape, make_volume
-from rig.mirrorworld import World, names, read, write
+from rig.mirrorworld import names, read, write
 from rig.owners import wait_for
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def test_an_idle_mirror_asks_nobody_and_writes_nothing(world, rng):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -13,23 +12,9 @@ from blockplane.model.errors import RefusedError, UsageError
 from blockplane.transfer import mirrors
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import LocalChanges, VolumePeer
-from rig.mirrorworld import World, read, write
+from rig.mirrorworld import read, unreachable, write
 
 THERE = DiskWish()
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    made = World(tmp_path)
-    yield made
-    made.close()
-
-
-def unreachable() -> mirrors.Peers:
-    def gone(_dest: str):
-        raise OSError("unreachable")
-
-    return mirrors.Peers(local=gone)
 
 
 def test_one_destination_is_one_mirror_by_whatever_name(world, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -16,12 +15,9 @@ from blockplane.transfer.peer import LocalChanges
 from rig.mirrorworld import World, names, read, states_with, write
 
 
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch):
+@pytest.fixture(autouse=True)
+def asks_each_time(monkeypatch):
     monkeypatch.setattr(running, "ASK_EVERY_S", 0.0)
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def put_back(world: World, *, has_snapshots: bool, **options) -> bp.Volume:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import blockplane as bp
@@ -11,13 +9,6 @@ from blockplane.model.errors import RefusedError
 from blockplane.transfer import mirrors
 from blockplane.transfer.peer import LocalChanges
 from rig.mirrorworld import World, names, read, write
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def written_to(world: World) -> tuple[bp.Volume, str]:

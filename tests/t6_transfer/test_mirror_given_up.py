@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import blockplane as bp
@@ -11,13 +9,6 @@ from blockplane.transfer import mirrors
 from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.pull import pull
 from rig.mirrorworld import World, names, read, states_with, write
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def rolled_back(world: World) -> bp.Volume:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -15,24 +14,10 @@ from blockplane.transfer.mirrors import turns
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import LocalChanges, VolumePeer
 from blockplane.transfer.resume import interrupted_receives
-from rig.mirrorworld import World, names, read, write
+from rig.mirrorworld import names, read, unreachable, write
 from rig.owners import wait_for
 
 THERE = DiskWish()
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    made = World(tmp_path)
-    yield made
-    made.close()
-
-
-def unreachable() -> mirrors.Peers:
-    def gone(_dest: str):
-        raise OSError("unreachable")
-
-    return mirrors.Peers(local=gone)
 
 
 def kept_for(volume: bp.Volume) -> tuple[list[str], list[object], list[str]]:

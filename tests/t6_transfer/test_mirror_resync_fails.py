@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import blockplane as bp
@@ -12,13 +10,6 @@ from blockplane.transfer import mirrors
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import LocalChanges, VolumePeer
 from rig.mirrorworld import World, names, read, states_with, write
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def taken_over(world: World, changes: LocalChanges | None) -> bp.Volume:

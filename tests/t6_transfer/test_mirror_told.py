@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from pathlib import Path
-
 import pytest
 
 import blockplane as bp
 from blockplane.transfer import mirrors
 from blockplane.transfer.peer import Brought, VolumePeer
-from rig.mirrorworld import World, read, write
-
-
-@pytest.fixture
-def world(tmp_path: Path):
-    made = World(tmp_path)
-    yield made
-    made.close()
+from rig.mirrorworld import World, read, unreachable, write
 
 
 def told(world: World) -> tuple[str, bool]:
@@ -54,12 +44,7 @@ def test_one_that_cannot_be_asked_is_what_it_was(world):
     mirrors.break_mirror(copy)
     write(world.source, "/a", b"new")
 
-    @contextmanager
-    def gone(_dest: str):
-        raise OSError("unreachable")
-        yield
-
-    for peers in (world.peers(), mirrors.Peers(local=gone)):
+    for peers in (world.peers(), unreachable()):
         assert next(mirrors.run_once(world.source, peers=peers, now=True)).error
         assert told(world) == ("broken off", True)
 
