@@ -17,7 +17,6 @@ from blockplane.cli.naming import is_same_place, is_there, open_volume, opening_
 from blockplane.cli.options import (
     DiskOptions,
     disk_options,
-    disks_of,
     hold_option,
     json_option,
     progress_option,
@@ -69,12 +68,7 @@ def copy(
     relocate: bool,
     hold: float | None,
     choice: Choice,
-    n_disks: int | None,
-    size: int | None,
-    disk: Sequence[str],
-    parity: int | None,
-    chunk: int | str | None,
-    wipe: bool,
+    wish: DiskOptions,
     as_json: bool,
     wait_s: float,
     progress: bool | None,
@@ -102,7 +96,7 @@ def copy(
     source, place = volume_only(vol), volume_only(target)
     if is_same_place(source, place):
         raise bp.errors.RefusedError(f"{place} is the volume that the image is of", "name another target")
-    asked = _Asked(disks_of(n_disks, size, disk, parity, chunk, wipe), discard, relocate, verify, dry_run, wait_s)
+    asked = _Asked(wish, discard, relocate, verify, dry_run, wait_s)
     left: Sequence[InterruptedReceive] = ()
     is_held = hold is not None and not dry_run
     with (

@@ -26,7 +26,7 @@ from blockplane.cli.mirrortext import (
     ran_text,
 )
 from blockplane.cli.naming import is_there, open_volume, volume_only
-from blockplane.cli.options import Interval, disk_options, disks_of, json_option, progress_option, wait_option
+from blockplane.cli.options import DiskOptions, Interval, disk_options, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import print_json, printable, sentence
 from blockplane.cli.watching import watch, watch_option
@@ -95,12 +95,7 @@ def add(
     late: str,
     tls: str | None,
     insecure_plaintext: bool,
-    n_disks: int | None,
-    size: int | None,
-    disk: Sequence[str],
-    parity: int | None,
-    chunk: int | str | None,
-    wipe: bool,
+    wish: DiskOptions,
     as_json: bool,
     wait_s: float,
 ) -> None:
@@ -122,8 +117,6 @@ def add(
     blockplane mirror add pool backup.example:7777/pool --tls tls
     blockplane mirror add pool fast --kind incremental --base full.bps --size 8G
     """
-    asked = disks_of(n_disks, size, disk, parity, chunk, wipe)
-    wish = bp.mirrors.DiskWish(asked.disks, asked.size, asked.parity, asked.chunk, asked.wipe)
     changes = bp.LocalChanges(local_changes) if local_changes is not None else None
     with open_volume(volume_only(vol), "mirror add", wait_s, writable=True) as volume:
         found = bp.mirrors.add(
@@ -135,7 +128,7 @@ def add(
             every_s=every,
             local_changes=changes,
             late=late,
-            wish=wish,
+            wish=bp.mirrors.DiskWish(wish.disks, wish.size, wish.parity, wish.chunk, wish.wipe),
             opening=bp.Opening(bp.Volume, verb="mirror add"),
         )
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -134,8 +135,27 @@ class DiskOptions:
         return self.disks is None and self.size is None and self.parity is None and self.chunk is None
 
 
-def disk_options(function: F) -> F:
-    """Add the options that describe a group's disks; the verb takes `n_disks, size, disk, parity, chunk, wipe`."""
+def disk_options(function: Callable[..., object]) -> Callable[..., object]:
+    """Add the options that describe a group's disks; the verb takes `wish: DiskOptions`.
+
+    It raises UsageError where --disks and --disk contradict each other.
+    """
+
+    @functools.wraps(function)
+    def collected(
+        n_disks: int | None,
+        size: int | None,
+        disk: Sequence[str],
+        parity: int | None,
+        chunk: int | str | None,
+        wipe: bool,
+        **rest: object,
+    ) -> object:
+        if disk and n_disks is not None and n_disks != len(disk):
+            raise bp.errors.UsageError(f"--disks {n_disks} and {len(disk)} times --disk", "leave --disks out")
+        return function(wish=DiskOptions(list(disk) if disk else n_disks, size, parity, chunk, wipe), **rest)
+
+    verb: Callable[..., object] = collected
     for option in reversed(
         (
             click.option("--disks", "n_disks", type=click.IntRange(1, 255), metavar="N", help="Disk files to make."),
@@ -146,19 +166,5 @@ def disk_options(function: F) -> F:
             click.option("--wipe", is_flag=True, help="Use named disks although they hold data."),
         )
     ):  # fmt: skip
-        function = option(function)
-    return function
-
-
-def disks_of(
-    n_disks: int | None, size: int | None, disk: Sequence[str], parity: int | None, chunk: int | str | None, wipe: bool
-) -> DiskOptions:
-    """Bring the disk options together.
-
-    Raises
-    ------
-    UsageError: --disks and --disk contradict each other.
-    """
-    if disk and n_disks is not None and n_disks != len(disk):
-        raise bp.errors.UsageError(f"--disks {n_disks} and {len(disk)} times --disk", "leave --disks out")
-    return DiskOptions(list(disk) if disk else n_disks, size, parity, chunk, wipe)
+        verb = option(verb)
+    return verb

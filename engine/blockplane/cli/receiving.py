@@ -16,8 +16,8 @@ from blockplane.cli.completion import VolumeName
 from blockplane.cli.naming import is_there, open_volume, opening_to_make, volume_only
 from blockplane.cli.offering import print_offer
 from blockplane.cli.options import (
+    DiskOptions,
     disk_options,
-    disks_of,
     json_option,
     key_option,
     or_standard,
@@ -86,12 +86,7 @@ def receive(
     top: str | None,
     keys: Sequence[str],
     require_encrypted: bool,
-    n_disks: int | None,
-    size: int | None,
-    disk: Sequence[str],
-    parity: int | None,
-    chunk: int | str | None,
-    wipe: bool,
+    wish: DiskOptions,
     as_json: bool,
     wait_s: float,
     progress: bool | None,
@@ -137,7 +132,6 @@ def receive(
         (print_token if have else give_up)(place, top, wait_s, as_json)
         return
     refuse_own(place, origins)
-    wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
     is_several = len(origins) > 1 or dry_run or any(os.path.isdir(origin) for origin in origins)
     if dry_run and not origins:
         raise bp.errors.UsageError("standard input is read once", "say -n of files: -i FILE")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +10,7 @@ import blockplane as bp
 from blockplane.cli.completion import VolumeName
 from blockplane.cli.mirrors import mirror
 from blockplane.cli.naming import is_there, open_volume, opening_to_make, volume_only
-from blockplane.cli.options import DiskOptions, disk_options, disks_of, json_option, progress_option, wait_option
+from blockplane.cli.options import DiskOptions, disk_options, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import blocks, print_json, printable
 
@@ -30,12 +29,7 @@ if TYPE_CHECKING:
 def reintegrate(
     dest: str,
     vol: str,
-    n_disks: int | None,
-    size: int | None,
-    disk: Sequence[str],
-    parity: int | None,
-    chunk: int | str | None,
-    wipe: bool,
+    wish: DiskOptions,
     as_json: bool,
     wait_s: float,
     progress: bool | None,
@@ -48,11 +42,11 @@ def reintegrate(
     \b
     blockplane mirror reintegrate fast whole --disks 4 --size 16G
     """
-    asked, place = disks_of(n_disks, size, disk, parity, chunk, wipe), volume_only(vol)
+    place = volume_only(vol)
     with open_volume(volume_only(dest), "mirror reintegrate", wait_s, writable=False) as structure:
         top = _last_whole(structure)
         with ProgressLine(progress) as line:
-            found = _reintegrated(structure, top, place, asked, wait_s, line)
+            found = _reintegrated(structure, top, place, wish, wait_s, line)
     if as_json:
         print_json(
             {
@@ -83,14 +77,14 @@ def _last_whole(volume: bp.Volume) -> str:
 
 
 def _reintegrated(
-    structure: bp.Volume, top: str, place: str, asked: DiskOptions, wait_s: float, progress: bp.Progress
+    structure: bp.Volume, top: str, place: str, wish: DiskOptions, wait_s: float, progress: bp.Progress
 ) -> Brought | CopyReport:
-    if is_there(place) and asked.is_plain:
+    if is_there(place) and wish.is_plain:
         with open_volume(place, "mirror reintegrate", wait_s, writable=True) as target:
             return bp.VolumePeer(structure).bring(top, target, bp.LocalChanges.REFUSE, progress)
     return bp.copy(
-        structure.image(top, older="all"), place, disks=asked.disks, size=asked.size, parity=asked.parity,
-        chunk=asked.chunk, wipe=asked.wipe, progress=progress, opening=opening_to_make("mirror reintegrate"),
+        structure.image(top, older="all"), place, disks=wish.disks, size=wish.size, parity=wish.parity,
+        chunk=wish.chunk, wipe=wish.wipe, progress=progress, opening=opening_to_make("mirror reintegrate"),
     )  # fmt: skip
 
 

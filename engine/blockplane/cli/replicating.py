@@ -21,7 +21,6 @@ from blockplane.cli.options import (
     Duration,
     Interval,
     disk_options,
-    disks_of,
     json_option,
     progress_option,
     wait_option,
@@ -76,12 +75,7 @@ def replicate(
     changes: str | None,
     tls: str | None,
     insecure_plaintext: bool,
-    n_disks: int | None,
-    size: int | None,
-    disk: Sequence[str],
-    parity: int | None,
-    chunk: int | str | None,
-    wipe: bool,
+    wish: DiskOptions,
     as_json: bool,
     wait_s: float,
     progress: bool | None,
@@ -104,7 +98,6 @@ def replicate(
     """
     if once and every is not None:
         raise bp.errors.UsageError("--once and --every contradict each other", "say one of them")
-    wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
     calling = Calling(tls, insecure_plaintext, wait_s)
     asked = _Asked(source, volume_only(vol), pointer, changes, wish, calling, wait_s)
     if not is_remote(source) and is_same_place(asked.source, asked.place):

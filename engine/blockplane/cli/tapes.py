@@ -14,10 +14,10 @@ from blockplane.cli.holders import owned, shown_range
 from blockplane.cli.images import Choice, choice_options
 from blockplane.cli.naming import is_there, open_volume, opening_to_make, volume_only
 from blockplane.cli.options import (
+    DiskOptions,
     Size,
     compress_option,
     disk_options,
-    disks_of,
     encrypt_option,
     json_option,
     key_option,
@@ -222,12 +222,7 @@ def read(
     discard: bool,
     changer: str | None,
     keys: Sequence[str],
-    n_disks: int | None,
-    size: int | None,
-    disk: Sequence[str],
-    parity: int | None,
-    chunk: int | str | None,
-    wipe: bool,
+    wish: DiskOptions,
     as_json: bool,
     wait_s: float,
     progress: bool | None,
@@ -248,7 +243,6 @@ def read(
         raise bp.errors.UsageError("tape read needs TAPE... VOL", "the volume is the last word")
     *names, vol = words
     place = volume_only(vol)
-    wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
     bring = changer_of(changer)
     try:
         with ProgressLine(progress) as line:

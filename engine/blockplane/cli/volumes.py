@@ -11,7 +11,7 @@ import click
 import blockplane as bp
 from blockplane.cli.completion import VolumeName
 from blockplane.cli.naming import open_volume, volume_only
-from blockplane.cli.options import disk_options, disks_of, json_option, progress_option, wait_option
+from blockplane.cli.options import DiskOptions, disk_options, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.resuming import describe_interrupted
 from blockplane.cli.text import blocks, count, iso, moment, print_json, print_table, printable, sentence, size
@@ -32,12 +32,7 @@ DEMOTED_BY = {1: "less was free than its limit", 2: "an operation lacked room", 
 @json_option
 def create(
     vol: str,
-    n_disks: int | None,
-    size: int | None,
-    disk: Sequence[str],
-    parity: int | None,
-    chunk: int | str | None,
-    wipe: bool,
+    wish: DiskOptions,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -50,7 +45,6 @@ def create(
     blockplane create pool --disk /dev/sdb --disk /dev/sdc --disk /dev/sdd --parity 1
     """
     path = volume_only(vol)
-    wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
     disks = wish.disks if wish.disks is not None else 5
     if dry_run:
         names, group = bp.Volume.plan(path, disks, wish.size, wish.parity, wish.chunk)
@@ -68,12 +62,7 @@ def create(
 @wait_option
 def grow(
     vol: str,
-    n_disks: int | None,
-    size: int | None,
-    disk: Sequence[str],
-    parity: int | None,
-    chunk: int | str | None,
-    wipe: bool,
+    wish: DiskOptions,
     as_json: bool,
     wait_s: float,
 ) -> None:
@@ -82,7 +71,6 @@ def grow(
     \b
     blockplane grow pool --disks 3 --size 4G
     """
-    wish = disks_of(n_disks, size, disk, parity, chunk, wipe)
     if wish.disks is None:
         raise bp.errors.UsageError("grow needs disks", "say --disks 3 --size 4G, or --disk PATH for each")
     with open_volume(volume_only(vol), "grow", wait_s, writable=True) as volume:
