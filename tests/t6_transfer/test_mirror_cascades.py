@@ -92,6 +92,23 @@ def test_a_rehearsal_in_whose_midst_a_mirror_below_was_brought_up_to_date_loses_
     assert kept.startswith("kept-")
 
 
+def test_what_the_source_lost_is_kept_at_the_end_too(cascade):
+    """A source that was put back counts on as if what came from it before had been its own past."""
+    backup = cascade.copy_source("backup")
+    write(cascade.source, "/a", b"a week of work")
+    cascade.flow()
+    cascade.restore_source(backup)
+    for number in range(9):
+        write(cascade.source, "/c", bytes([number]))
+        cascade.source.sync()
+    mirrors.break_mirror(cascade.last)
+    kept = [cascade.resync(cascade.middle, "source", full=True).kept]
+    kept.append(cascade.resync(cascade.last, "source", of=cascade.middle, full=True).kept)
+    for volume, name in zip((cascade.middle, cascade.last), kept, strict=True):
+        assert states_with(volume, "/a", b"a week of work") >= {name}
+        assert read(volume, "/a") == b"old"
+
+
 def test_nothing_heaps_up_at_the_end(cascade):
     """What the first source made for its mirror goes everywhere; what people made stays everywhere."""
     made = []

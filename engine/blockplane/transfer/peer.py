@@ -138,7 +138,10 @@ class MirrorPeer(Peer, Protocol):
         ...
 
     def retain(self, name: str) -> SnapshotRecord:
-        """Keep its live state in a snapshot; the one that has it already, where there is one. Durable on return."""
+        """Keep its live state in a snapshot; the one that has it already, where there is one. Durable on return.
+
+        Where the name is no mirror's own, the snapshot is none either: one that is, and alone has it, is renamed.
+        """
         ...
 
     def go_back(self, snapshot_id: bytes, changes: LocalChanges) -> str | None:
@@ -280,7 +283,12 @@ class VolumePeer:
         """See MirrorPeer."""
         with settled(self.volume):
             there = standing_at(self.volume)
-            return there.record if there is not None else create(self.volume, name).record
+            own = only_in(self.volume, there) if not is_own(name) else None
+            if there is None or (own is not None and own.is_deleting):
+                return create(self.volume, name).record
+            if own is not None:
+                rename(self.volume, own.record.name, name)
+            return there.record
 
     def go_back(self, snapshot_id: bytes, changes: LocalChanges) -> str | None:
         """See MirrorPeer."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
 from blockplane.volume.codec import TableEntry
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 OWN_NAME: Final = re.compile(r"mirror\.[^.]+\.[0-9a-f]{8}\.\d{8}T\d{6}\.\d{6}Z")
 #: What a snapshot is called that keeps what a transfer, or the end of a rehearsal, replaced.
 _KEPT: Final = "kept-{}"
+_KEPT_NAME: Final = re.compile(r"kept-\d{8}T\d{6}Z-[0-9a-f]{8}(\.\d+)?")
 
 
 def is_own(name: str, prefix: str | tuple[str, ...] = "") -> bool:
@@ -69,11 +71,20 @@ def _has_same_files(volume: LiveVolume, one: TableEntry, other: TableEntry) -> b
 
 
 def kept_name(volume: LiveVolume) -> str:
-    """Return a name for a snapshot that keeps what is replaced: when, and whose it is.
+    """Return a name for a snapshot that keeps what is replaced, see `name_to_keep`."""
+    return name_to_keep(volume.info.volume_id.hex(), {entry.record.name for entry in volume.local.entries()})
+
+
+def name_to_keep(volume_id: str, taken: Collection[str]) -> str:
+    """Return a name that is not taken: when, and whose it is.
 
     Snapshots travel, and two volumes may keep theirs in the same second.
     """
-    taken = {entry.record.name for entry in volume.local.entries()}
-    stamp = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{volume.info.volume_id.hex()[:8]}"
+    stamp = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{volume_id[:8]}"
     names = (_KEPT.format(stamp if n == 0 else f"{stamp}.{n}") for n in range(len(taken) + 1))
     return next(name for name in names if name not in taken)
+
+
+def is_kept(name: str) -> bool:
+    """Whether a snapshot keeps what was replaced, by its name."""
+    return _KEPT_NAME.fullmatch(name) is not None

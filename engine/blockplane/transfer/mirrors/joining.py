@@ -25,6 +25,7 @@ from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.codec import NO_ID, SnapshotRecord
 from blockplane.volume.mirrorcodec import MIRROR, REHEARSING
 from blockplane.volume.mirrored import in_state, refuse_replaced, refuse_unready
+from blockplane.volume.mirrorstates import is_kept, name_to_keep
 from blockplane.volume.volume import Volume
 
 SOURCE, DESTINATION = "source", "destination"
@@ -240,11 +241,18 @@ def _bring_forth(
         kept = peer.go_back(common, changes) or kept  # what was written before it refused to be
         _note_standing(volume, mirror, peer, plan.common)
         return None, kept
+    kept = None
     if changes is LocalChanges.KEEP and not plan.destination.is_nothing:
-        peer.retain(own_name(volume, mirror.prefix))  # whatever becomes of this resync, no later step drops it
+        # no step drops it, whatever becomes of this one, and whatever history a source that was put back tells
+        taken = {record.name for record in peer.standing().snapshots}
+        retained = peer.retain(name_to_keep(mirror.volume_id, taken)).name
+        kept = retained if is_kept(retained) else None
     with _as_mirror(peer):
         brought = step(volume, mirror, peer, progress, changes, may_replace=full, force=True).brought
-    return brought, brought.kept if brought is not None else None
+    if brought is None:
+        return None, kept
+    brought = replace(brought, kept=brought.kept or kept)
+    return brought, brought.kept
 
 
 @contextmanager
