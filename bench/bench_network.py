@@ -30,7 +30,7 @@ KINDS = ("plain", "tls")
 PUSH = """
 import sys
 from blockplane.server.network import Credentials, RemotePeer
-from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.standing import image_towards
 from blockplane.volume import Volume
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from blockplane.server.network import Event, Limits, Listener, RemotePeer
-from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import interrupted_receives
 from blockplane.transfer.standing import image_towards
 from blockplane.volume import Volume

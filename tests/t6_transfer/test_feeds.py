@@ -17,7 +17,7 @@ from blockplane.disks import HEAD_BLOCKS
 from blockplane.image.feeds import Feeds
 from blockplane.model.errors import ChecksumError
 from blockplane.server.network import Event, Transfer
-from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.send import ImageSending
 from rig.network import Hosts
 from streams.volumes import Files, contents, fresh

@@ -26,8 +26,9 @@ from blockplane.transfer import mirrors
 from blockplane.transfer.mirrors import listing, running
 from blockplane.transfer.mirrors.running import attempt
 from blockplane.transfer.newvolume import DiskWish
-from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.pull import pull
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import interrupted_receives
 from blockplane.volume.replicas import records_of
 from blockplane.volume.retention import Policy, prune

@@ -11,7 +11,8 @@ import blockplane as bp
 from blockplane.model.errors import RefusedError, UsageError
 from blockplane.transfer import mirrors
 from blockplane.transfer.newvolume import DiskWish
-from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.peer import VolumePeer
+from blockplane.transfer.replacing import LocalChanges
 from rig.mirrorworld import read, unreachable, write
 
 THERE = DiskWish()

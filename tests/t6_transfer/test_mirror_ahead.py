@@ -11,7 +11,7 @@ from blockplane.model.errors import RefusedError
 from blockplane.transfer import mirrors
 from blockplane.transfer.mirrors import running
 from blockplane.transfer.newvolume import DiskWish
-from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.replacing import LocalChanges
 from rig.mirrorworld import World, names, read, states_with, write
 
 

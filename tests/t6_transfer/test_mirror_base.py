@@ -7,7 +7,7 @@ import pytest
 import blockplane as bp
 from blockplane.model.errors import RefusedError
 from blockplane.transfer import mirrors
-from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.replacing import LocalChanges
 from rig.mirrorworld import World, names, read, write
 
 

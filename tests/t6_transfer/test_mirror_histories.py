@@ -20,7 +20,8 @@ import blockplane as bp
 from blockplane.disks.assembly import assemble_disks
 from blockplane.model.errors import BlockplaneError, RefusedError
 from blockplane.transfer import mirrors
-from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.peer import VolumePeer
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.volume.check import check
 from blockplane.volume.mirrorstates import is_own
 from blockplane.volume.volume import Volume

@@ -12,7 +12,8 @@ from blockplane.model.errors import RefusedError
 from blockplane.transfer import mirrors
 from blockplane.transfer.mirrors import turns
 from blockplane.transfer.newvolume import DiskWish
-from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.peer import VolumePeer
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import interrupted_receives
 from rig.mirrorworld import names, read, unreachable, write
 from rig.owners import wait_for

@@ -8,7 +8,8 @@ import pytest
 
 import blockplane as bp
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError
-from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.peer import VolumePeer
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.standing import image_towards, meeting, standing_of
 
 

@@ -20,8 +20,9 @@ import pytest
 import blockplane as bp
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError
 from blockplane.transfer.lag import replicas
-from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.pull import PullReport, pull
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.volume import masters
 from blockplane.volume.codec import KIND_REGULAR
 from blockplane.volume.retention import Policy

@@ -13,8 +13,9 @@ import pytest
 import blockplane as bp
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError, StreamTruncatedError
 from blockplane.transfer.lag import replicas
-from blockplane.transfer.peer import LocalChanges, VolumePeer, giving
+from blockplane.transfer.peer import VolumePeer, giving
 from blockplane.transfer.pull import pull
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import interrupted_receives
 from blockplane.transfer.standing import standing_of
 from blockplane.volume import masters, updates

@@ -9,7 +9,8 @@ import pytest
 import blockplane as bp
 from blockplane.model.errors import NotAVolumeError, RefusedError, StreamError, StreamMismatchError
 from blockplane.transfer.newvolume import Opening
-from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.peer import VolumePeer
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.standing import image_towards, standing_of
 
 SIZE = "16MiB"

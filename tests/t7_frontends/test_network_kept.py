@@ -22,7 +22,7 @@ from blockplane.server.service.log import Log
 from blockplane.server.service.policy import VolumePolicy
 from blockplane.server.service.served import ServedVolume, answer_nobody
 from blockplane.transfer import mirrors
-from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.standing import image_towards, standing_of
 from blockplane.volume.mirrorcodec import BROKEN
 from rig.network import QUICK, Cut, Hosts, Link

@@ -38,8 +38,9 @@ from blockplane.server.network.spoken import error_said
 from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import Throttle
 from blockplane.transfer.against import Lent
-from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.pull import pull
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import drop_incoming, interrupted_receives, resume_token
 from blockplane.transfer.standing import standing_of
 from blockplane.volume import Volume

@@ -34,8 +34,9 @@ from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import LEAST_RATE, Throttle
 from blockplane.server.network.tls import fingerprint_of
 from blockplane.transfer.lag import replicas
-from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.pull import pull
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import ResumeToken, interrupted_receives, resume_token
 from blockplane.transfer.standing import image_towards, standing_of
 from blockplane.volume.check import check

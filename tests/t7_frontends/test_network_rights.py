@@ -9,7 +9,7 @@ import pytest
 from blockplane.model.errors import BlockplaneError, NotAllowedError, UsageError
 from blockplane.server.network import PLAINTEXT, Identity, Rights, Verb, parse_peer
 from blockplane.server.network.rights import require_volume_name
-from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.standing import image_towards, standing_of
 from rig.network import Hosts
 from streams.volumes import Files, contents, fresh

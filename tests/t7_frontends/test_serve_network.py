@@ -12,7 +12,7 @@ import pytest
 import blockplane as bp
 from blockplane.model.errors import BlockplaneError, UntrustedError
 from blockplane.server.service import PolicyError, read_policy
-from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.standing import image_towards
 from rig.network import Hosts, fingerprint
 from rig.services import Serving, serving

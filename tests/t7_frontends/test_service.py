@@ -28,8 +28,9 @@ from blockplane.server.service.jobs import CheckJob, PruneJob, SnapshotJob
 from blockplane.server.service.notify import Notifier
 from blockplane.server.service.past import NAME, Past, read_past, write_past
 from blockplane.transfer.lag import replicas
-from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.pull import pull
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.volume.retention import Policy as Retention
 from rig.owners import TIMEOUT_S, wait_for
 from rig.services import FakeClock

@@ -14,7 +14,7 @@ import pytest
 from blockplane.model.errors import BlockplaneError
 from blockplane.server.network import Listener, RemotePeer, Rights
 from blockplane.transfer.lag import replicas
-from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.standing import image_towards
 from rig.farside import FarSide, far_side
 from rig.network import QUICK, Cut, Link, threads_left

@@ -22,7 +22,7 @@ from blockplane.model import BlockplaneError
 from blockplane.model.errors import ConnectionLostError, NetworkError
 from blockplane.server.network import RemotePeer
 from blockplane.server.network.codec import Kind, encode_head
-from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.volume import Volume
 from rig.farside import far_side
 from rig.network import QUICK, Hosts, threads_left
@@ -164,7 +164,7 @@ PUSH = """
 import sys
 from pathlib import Path
 from blockplane.server.network import Credentials, RemotePeer
-from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.standing import image_towards
 from blockplane.volume import Volume
 

@@ -7,11 +7,12 @@ from blockplane.transfer.lag import ReplicaReport, replicas
 from blockplane.transfer.merge import MergeReport, merge_streams
 from blockplane.transfer.newvolume import Opening
 from blockplane.transfer.offer import OfferReport, offer
-from blockplane.transfer.peer import Brought, LocalChanges, Peer, VolumePeer
+from blockplane.transfer.peer import Brought, Peer, VolumePeer
 from blockplane.transfer.pull import PullReport, replicate
 from blockplane.transfer.reach import Reach, reach
 from blockplane.transfer.receive import ReceiveReport, receive
 from blockplane.transfer.receivemany import ChainReport, receive_streams
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import (
     InterruptedReceive,
     ResumeToken,

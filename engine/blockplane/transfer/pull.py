@@ -14,7 +14,8 @@ from blockplane.model.errors import NoSpaceError, NoSuchSnapshotError, RefusedEr
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.newvolume import DiskWish, Opening
-from blockplane.transfer.peer import Brought, LocalChanges, Peer
+from blockplane.transfer.peer import Brought, Peer
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import drop_pulled
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.transfer.targets import clear_half_made, is_vacant, made_volume, not_to_be_made

@@ -12,8 +12,9 @@ from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.transfer.against import Lent
 from blockplane.transfer.destination import VolumeDestination
 from blockplane.transfer.imagesending import ImageSending
-from blockplane.transfer.peer import Brought, LocalChanges
+from blockplane.transfer.peer import Brought
 from blockplane.transfer.receive import ReceiveReport, receive
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import ResumeToken
 from blockplane.transfer.send import SendReport, send
 

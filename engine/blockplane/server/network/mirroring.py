@@ -9,7 +9,8 @@ from blockplane.model.errors import VolumeDamagedError
 from blockplane.server.network.codec import WireError, bytes_field, flag_field, number_field, text_field
 from blockplane.server.network.spoken import name_heard, record_heard, shown
 from blockplane.transfer.mirrors.takeover import BreakReport, break_mirror, end_rehearsal
-from blockplane.transfer.peer import LocalChanges, VolumePeer
+from blockplane.transfer.peer import VolumePeer
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.since import Since
 from blockplane.volume.codec import RECORD_BYTES, SnapshotRecord
 from blockplane.volume.mirrorcodec import MirrorRecord

@@ -36,7 +36,7 @@ from blockplane.transfer.began import Began
 from blockplane.transfer.description import described
 from blockplane.transfer.imagesending import ImageSending
 from blockplane.transfer.offer import offer
-from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import ResumeToken
 from blockplane.transfer.standing import Standing
 from blockplane.volume.codec import NO_ID, SnapshotRecord

@@ -52,7 +52,8 @@ from blockplane.server.network.tls import Credentials
 from blockplane.server.network.tokens import decode_token, token_for
 from blockplane.transfer.description import described
 from blockplane.transfer.imagesending import ImageSending
-from blockplane.transfer.peer import Brought, LocalChanges, destination_of, kept_by, made_ready
+from blockplane.transfer.peer import Brought, destination_of
+from blockplane.transfer.replacing import LocalChanges, kept_by, made_ready
 from blockplane.transfer.resume import ResumeToken, drop_unlent
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.codec import NO_ID

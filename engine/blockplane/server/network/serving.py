@@ -47,16 +47,8 @@ from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import Throttle
 from blockplane.server.network.tokens import decode_token, most_blocks_for, token_for
 from blockplane.transfer.against import Lent
-from blockplane.transfer.peer import (
-    Brought,
-    VolumePeer,
-    destination_of,
-    forget_superseded,
-    giving,
-    kept_by,
-    made_ready,
-    updating,
-)
+from blockplane.transfer.peer import Brought, VolumePeer, destination_of, giving
+from blockplane.transfer.replacing import forget_superseded, kept_by, made_ready, updating
 from blockplane.transfer.resume import ResumeToken, drop_incoming
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.codec import NO_ID

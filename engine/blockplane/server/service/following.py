@@ -24,8 +24,9 @@ from blockplane.server.service.rules import rule_of
 from blockplane.server.service.timetable import Rule
 from blockplane.transfer.mirrors.peers import Peers, is_remote
 from blockplane.transfer.mirrors.running import run_side_by_side
-from blockplane.transfer.peer import LocalChanges, Peer, VolumePeer
+from blockplane.transfer.peer import Peer, VolumePeer
 from blockplane.transfer.pull import pull
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.volume.pointers import MASTER
 
 #: How long a peer behind a network is tried before a run counts as failed; less than a job may show no sign of life.

@@ -19,7 +19,8 @@ from blockplane.transfer.destination import settled
 from blockplane.transfer.mirrors.listing import LastRun, MirrorDefinition, definitions, noted
 from blockplane.transfer.mirrors.stepping import let_old_go, not_joined, own_name, require_listed, step
 from blockplane.transfer.mirrors.turns import turn
-from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, go_back
+from blockplane.transfer.peer import Brought, MirrorPeer
+from blockplane.transfer.replacing import LocalChanges, go_back
 from blockplane.transfer.since import Since, what_is_since
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.codec import NO_ID, SnapshotRecord

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from blockplane.model.errors import RefusedError, UsageError, VolumeDamagedError
-from blockplane.transfer.peer import LocalChanges
+from blockplane.transfer.replacing import LocalChanges
 
 FILE_NAME: Final = "mirrors.json"
 VERSION: Final = 1

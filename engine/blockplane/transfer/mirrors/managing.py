@@ -24,7 +24,8 @@ from blockplane.transfer.mirrors.peers import Peers, is_remote, place_of
 from blockplane.transfer.mirrors.stepping import clear_away, not_joined
 from blockplane.transfer.mirrors.turns import last_turn
 from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove
-from blockplane.transfer.peer import LocalChanges, MirrorPeer, Peer, VolumePeer
+from blockplane.transfer.peer import MirrorPeer, Peer, VolumePeer
+from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.transfer.structure import create_structure
 from blockplane.transfer.targets import is_vacant, not_to_be_made

@@ -19,7 +19,8 @@ from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.mirrors.listing import MirrorDefinition, definitions
 from blockplane.transfer.mirrors.turns import taken_out, turn_of
-from blockplane.transfer.peer import Brought, LocalChanges, MirrorPeer, Peer, let_own_go
+from blockplane.transfer.peer import Brought, MirrorPeer, Peer
+from blockplane.transfer.replacing import LocalChanges, let_own_go
 from blockplane.transfer.since import has_files_of
 from blockplane.transfer.standing import Standing, base_for, image_towards
 from blockplane.volume.codec import KIND_REGULAR, NO_ID

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from blockplane.model.errors import RefusedError
-from blockplane.transfer.peer import keep_changes
+from blockplane.transfer.replacing import keep_changes
 from blockplane.transfer.resume import interrupted_receives
 from blockplane.volume import snapshots
 from blockplane.volume.codec import NO_ID
