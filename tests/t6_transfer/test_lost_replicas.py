@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -53,6 +54,31 @@ def statuses(volume: bp.Volume) -> dict[str, str]:
 
 def owners(volume: bp.Volume) -> list[str]:
     return [hold.owner for hold in volume.local.holds()]
+
+
+def test_who_is_put_back_further_down_stands_where_it_goes_on(make, rng, clock, tmp_path):
+    """Its consistency points count from an earlier one again, and those above it hear of it at second hand."""
+    source, middle, leaf = make("source"), make("middle"), make("leaf")
+
+    def flow(number: int, leaf: bp.Volume) -> None:
+        clock(number * 200)
+        master(source, f"m{number}", rng.bytes(9000))
+        pull(VolumePeer(source), middle)
+        pull(VolumePeer(middle), leaf)
+        clock(number * 200 + 100)
+        pull(VolumePeer(source), middle)  # positions travel up with it
+        assert {replica.name: replica.newest for replica in replicas(source)}["leaf"] == f"m{number}"
+
+    flow(1, leaf)
+    leaf.close()
+    shutil.copytree(leaf.path, tmp_path / "backup")
+    with bp.Volume.open(leaf.path) as again:
+        for number in range(2, 8):
+            flow(number, again)
+    shutil.rmtree(leaf.path)
+    (tmp_path / "backup").rename(leaf.path)
+    with bp.Volume.open(leaf.path) as again:
+        flow(8, again)
 
 
 def test_only_the_master_at_which_a_lost_replica_stands_becomes_a_shadow(make, rng, clock):

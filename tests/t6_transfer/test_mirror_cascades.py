@@ -109,6 +109,31 @@ def test_what_the_source_lost_is_kept_at_the_end_too(cascade):
         assert read(volume, "/a") == b"old"
 
 
+def test_what_the_source_lost_is_kept_below_by_updates_alone(cascade):
+    """The middle is joined again, and what is below follows it; three levels, by ordinary steps."""
+    end = cascade.add("end", of=cascade.last)
+    cascade.outcomes(of=cascade.last)
+    backup = cascade.copy_source("backup")
+    write(cascade.source, "/a", b"a week of work")
+    cascade.flow()
+    cascade.outcomes(of=cascade.last)
+    cascade.restore_source(backup)
+    for number in range(9):
+        write(cascade.source, "/c", bytes([number]))
+        cascade.source.sync()
+    cascade.resync(cascade.middle, "source", full=True)
+    told = []
+    for number in range(3):
+        write(cascade.source, "/c", bytes([number]) * 100)
+        cascade.outcomes()
+        told += [ran.report.brought.kept for ran in cascade.run(of=cascade.middle)]
+        cascade.outcomes(of=cascade.last)
+    assert states_with(cascade.last, "/a", b"a week of work") == {told[0]}
+    assert told[1:] == [None, None]
+    assert states_with(end, "/a", b"a week of work")
+    assert read(end, "/c") == bytes([2]) * 100
+
+
 def test_nothing_heaps_up_at_the_end(cascade):
     """What the first source made for its mirror goes everywhere; what people made stays everywhere."""
     made = []

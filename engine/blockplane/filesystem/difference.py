@@ -92,7 +92,7 @@ class _Comparison:
         self._a = Whereabouts(records[0])
         self._states = before, after
         self._is_related = before.root.space_id == after.root.space_id
-        self._is_line = descends_from(after, before) or descends_from(before, after)
+        self._is_line = _is_known_past(before, after) or _is_known_past(after, before)
         self._gone: dict[int, Inode] = {}
         self._fresh: dict[int, Inode] = {}
         self._kept: dict[int, tuple[Inode, Inode]] = {}
@@ -252,6 +252,12 @@ class _Comparison:
         if not (x.attribute_inode or y.attribute_inode):
             return x.attributes != y.attributes
         return self._a.records.attributes(x) != self._b.records.attributes(y)
+
+
+def _is_known_past(older: State, newer: State) -> bool:
+    """Whether a state is one that another came from, and that it lists: copies of disks tell one history alike."""
+    is_listed = older.pointer == newer.pointer or any(r.root == older.pointer for r in newer.listed_snapshots())
+    return is_listed and descends_from(newer, older)
 
 
 def _named(inode: Inode | None) -> Inode | None:

@@ -42,7 +42,7 @@ def tips_of(streams: Sequence[StreamMap]) -> list[int]:
     """
 
     def is_before(i: int, j: int) -> bool:
-        return is_in_history(streams[i].top, streams[j].top, streams[j].branches)
+        return is_before_top(streams[i].top, streams[j])
 
     tips: list[int] = []
     for i in sorted(range(len(streams)), key=lambda i: _age(streams[i].top), reverse=True):
@@ -53,9 +53,30 @@ def tips_of(streams: Sequence[StreamMap]) -> list[int]:
     return sorted(last, key=lambda i: streams[i].top.created_ns)
 
 
+def is_before_top(record: SnapshotRecord, stream: StreamMap) -> bool:
+    """Whether a snapshot is a stream's top, or one that the top descends from.
+
+    Copies of a volume's disks, such as one that was put back, count their consistency points alike. So histories are
+    believed of what the stream lists; of another snapshot as far as times do not say otherwise.
+    """
+    return _is_of(stream, record, stream.top)
+
+
 def _is_of(stream: StreamMap, record: SnapshotRecord, later: SnapshotRecord) -> bool:
-    """Whether a snapshot is one that a later one descends from, or that itself."""
-    return is_in_history(record, later, stream.branches)
+    """Whether a snapshot is one that a later one of a stream's line descends from, or that itself."""
+    if not is_in_history(record, later, stream.branches):
+        return False
+    line = [stream.top, *(each for each, _ in stream.snapshots)]
+    return any(each.id == record.id for each in line) or not any(_is_other_copy(record, each) for each in line)
+
+
+def _is_other_copy(record: SnapshotRecord, other: SnapshotRecord) -> bool:
+    """Whether two snapshots of one branch cannot be of one line: what comes later there was made earlier."""
+    if record.branch_id != other.branch_id:
+        return False
+    if record.cp == other.cp:
+        return record.root != other.root
+    return (record.cp < other.cp) != (record.created_ns <= other.created_ns)
 
 
 def _age(record: SnapshotRecord) -> tuple[int, int]:

@@ -19,7 +19,7 @@ import numpy as np
 from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import Bytes, Extents
 from blockplane.model.checks import first_bad_block
-from blockplane.model.errors import NoSuchSnapshotError, StreamDamagedError, StreamError
+from blockplane.model.errors import NoSuchSnapshotError, StreamDamagedError, StreamError, StreamMismatchError
 from blockplane.stream import codec
 from blockplane.stream.cache import Counters, FrameCache
 from blockplane.stream.file import StreamFile
@@ -85,9 +85,13 @@ class StreamChain:
             return name
         if name is None:
             return self.lineage.newest.map.top
-        for record in reversed(self.snapshots):
-            if record.name == name:
-                return record
+        found = [record for record in self.snapshots if record.name == name]
+        if len({record.id for record in found}) > 1:
+            raise StreamMismatchError(
+                f"the streams bring different snapshots of the name {name}", "name the streams of one of them"
+            )
+        if found:
+            return found[-1]
         listed = {record.name for file in self.files for record, _ in file.map.snapshots}
         what = "list the snapshot, and do not bring it whole" if name in listed else "bring no snapshot"
         names = ", ".join(record.name for record in self.snapshots[-8:])

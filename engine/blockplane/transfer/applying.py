@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from blockplane.model.errors import RefusedError, StreamError, StreamMismatchError
-from blockplane.stream.kinship import kinship, tips_of
+from blockplane.stream.kinship import is_before_top, kinship, tips_of
 from blockplane.stream.lineage import Member, foreign, of_branches
 from blockplane.stream.reader import StreamMap
 from blockplane.volume.codec import Branch, SnapshotRecord
@@ -21,7 +21,7 @@ from blockplane.volume.lines import is_in_history
 class Live:
     """The state that is live at a destination: its numbering, branch, consistency point, and branch history.
 
-    name : of the snapshot that has all of it; empty: none has.
+    name, created_ns : of the snapshot that has all of it, and when it was made; empty and 0: none has.
     """
 
     space_id: bytes
@@ -29,6 +29,7 @@ class Live:
     cp: int
     branches: Sequence[Branch] = ()
     name: str = ""
+    created_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,6 @@ def plan_streams(
     steps = _steps(members)
     tips = _tips(steps, held)
     found = max((_way(_before(tip, steps), held, live, discard) for tip in tips), key=_reach)
-    reached = _after(found[-1]) if found else live
     have = {record.id for record in (*held, *_brought(found))}
     plan = Plan(found)
     for step in steps:
@@ -91,11 +91,18 @@ def plan_streams(
             continue
         if step.map.top.id in have:
             plan.there.append(step)
-        elif reached is not None and is_in_history(step.map.top, reached, reached.branches):
+        elif is_before_top(step.map.top, found[-1].map) if found else _is_before_live(step.map.top, live):
             plan.older.append(step)
         else:
             raise _other_line(step, tips, found) or _missing(step, steps, held, found, name, live)
     return plan
+
+
+def _is_before_live(top: SnapshotRecord, live: Live | None) -> bool:
+    """Whether a destination's live state descends from a top; one made later is another copy's, see `is_before_top`."""
+    if live is None or not is_in_history(top, live, live.branches):
+        return False
+    return not live.created_ns or top.created_ns <= live.created_ns
 
 
 def _tips(steps: Sequence[Step], held: Sequence[SnapshotRecord]) -> list[Step]:
@@ -107,7 +114,7 @@ def _tips(steps: Sequence[Step], held: Sequence[SnapshotRecord]) -> list[Step]:
 
 def _before(tip: Step, steps: Sequence[Step]) -> list[Step]:
     """Return the steps to states that a tip descends from, and to itself."""
-    return [step for step in steps if is_in_history(step.map.top, tip.map.top, tip.map.branches)]
+    return [step for step in steps if is_before_top(step.map.top, tip.map)]
 
 
 def _way(line: Sequence[Step], held: Sequence[SnapshotRecord], live: Live | None, discard: bool) -> list[Step]:
@@ -169,7 +176,7 @@ def _closure(
 
 def _after(step: Step) -> Live:
     top = step.map.top
-    return Live(top.space_id, top.branch_id, top.cp, step.map.branches, top.name)
+    return Live(top.space_id, top.branch_id, top.cp, step.map.branches, top.name, top.created_ns)
 
 
 def _fits(step: Step, have: dict[bytes, bytes], live: Live | None, discard: bool) -> bool:
@@ -187,7 +194,7 @@ def _other_line(step: Step, tips: Sequence[Step], found: Sequence[Step]) -> Stre
     end, top = found[-1].map.top, step.map.top
     if end.space_id != top.space_id:
         return foreign(found[-1].names, step.names)
-    if is_in_history(end, top, step.map.branches):
+    if is_before_top(end, step.map):
         return None
     tops = dict.fromkeys(tip.map.top.name for tip in tips if tip.map.top.space_id == end.space_id)
     return of_branches([*tops])

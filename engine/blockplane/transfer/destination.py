@@ -12,12 +12,20 @@ from blockplane.model.errors import (
     StreamMismatchError,
 )
 from blockplane.stream.codec import Role
-from blockplane.stream.kinship import kinship
+from blockplane.stream.kinship import is_before_top, kinship
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.against import no_lender
 from blockplane.transfer.arriving import arrival_of
 from blockplane.volume import landing
-from blockplane.volume.codec import KIND_DELETING, KIND_REGULAR, NO_ID, SnapshotRecord, TableEntry
+from blockplane.volume.codec import (
+    KIND_DELETING,
+    KIND_REGULAR,
+    NO_ID,
+    Pointer,
+    SnapshotRecord,
+    StateRoot,
+    TableEntry,
+)
 from blockplane.volume.incoming import FLAG_MADE_VOLUME, FLAG_PULLED, MAX_MEMBERS, IncomingEntry
 from blockplane.volume.landing_places import has_relocated
 from blockplane.volume.lines import is_in_history
@@ -150,7 +158,7 @@ class VolumeDestination:
         with settled(self.volume):
             live, pointer = self.volume.committed.root, self.volume.committed.pointer
             is_kept = any(record.root == pointer for record in self.records())
-        if not (is_kept or is_in_history(live, stream.top, stream.branches)):
+        if not (is_kept or _is_known_past(live, pointer, stream)):
             self._accept_full(stream, discard)
 
     def _refuse_shadowed(self, base: SnapshotRecord) -> None:
@@ -175,17 +183,21 @@ class VolumeDestination:
                 f"take {stream.top.name} - {common[0]}" if common else "bring the image that it is in first",
             )
         with settled(self.volume):
-            live, standing = self.volume.committed.root, standing_at(self.volume)
-        if discard or is_in_history(live, stream.top, stream.branches):
+            live, pointer, at = self.volume.committed.root, self.volume.committed.pointer, standing_at(self.volume)
+        if discard or _is_known_past(live, pointer, stream):
             return
-        self._standing = standing.record if standing is not None else None
-        kept = self._standing
-        if kept is None or not is_in_history(kept, stream.top, stream.branches):
+        if at is None:
             raise RefusedError(
                 f"{self.name} was written to since {base.name}, or rolled back: what it holds is no part of "
                 f"{stream.top.name} and would be lost",
-                "keep them in a snapshot of their own and take another volume, or say --discard",
+                "keep it in a snapshot of its own and take another volume, or say --discard",
             )
+        if not is_before_top(at.record, stream):
+            raise RefusedError(
+                f"{self.name} stands at {at.record.name}, which is of another branch than {stream.top.name}",
+                f"take another volume, or say --discard: {at.record.name} stays as a snapshot",
+            )
+        self._standing = at.record
 
     @contextmanager
     def landing(self, stream: StreamMap) -> Iterator[landing.Landing]:
@@ -243,6 +255,14 @@ class VolumeDestination:
             lender_id=stream.lender.id if stream.lender is not None else NO_ID,
             member_ids=tuple(record.id for record in reversed(stream.arriving()))[:MAX_MEMBERS],
         )  # fmt: skip
+
+
+def _is_known_past(live: StateRoot, pointer: Pointer, stream: StreamMap) -> bool:
+    """Whether a live state is one that a stream's top descends from, and that it lists: of another its history is no
+    proof, since copies of a volume's disks count their consistency points alike.
+    """
+    is_listed = any(record.root == pointer for record, _ in stream.snapshots)
+    return is_listed and is_in_history(live, stream.top, stream.branches)
 
 
 def is_blank(volume: LiveVolume) -> bool:

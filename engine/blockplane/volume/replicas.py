@@ -154,11 +154,13 @@ def _news(volume: LiveVolume, caller: Caller, told: Sequence[ReplicaRecord], now
         n_new += old is None
         if old is not None and _speaks_for_itself(old, caller, now):
             continue
-        if old is None or record.generation > old.generation:
+        # put back from an older copy, it counts from there again: who told of it before tells of a later call
+        is_later = old is not None and old.via == via and heard_ns - old.contact_ns > _ON_THE_WAY_NS
+        if old is None or record.generation > old.generation or (is_later and record.generation < old.generation):
             name = old.name if old is not None else _free(record.name, record.volume_id, taken)
             taken.add(name)
             news.append(ReplicaRecord(name, record.volume_id, record.generation, record.stands, via, heard_ns))
-        elif record.generation == old.generation and old.via == via and heard_ns - old.contact_ns > _ON_THE_WAY_NS:
+        elif record.generation == old.generation and is_later:
             news.append(replace(old, contact_ns=heard_ns, silent_ns=0, flags=0))
     return news
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockplane.image.image import Image
 from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError, StreamMismatchError
@@ -22,13 +22,13 @@ from blockplane.transfer.mirrors.turns import taken_out, turn_of
 from blockplane.transfer.peer import Brought, MirrorPeer, Peer
 from blockplane.transfer.replacing import LocalChanges, let_own_go
 from blockplane.transfer.since import has_files_of
-from blockplane.transfer.standing import Standing, base_for, image_towards
+from blockplane.transfer.standing import Standing, base_for, image_towards, meeting
 from blockplane.volume.codec import KIND_REGULAR, NO_ID
 from blockplane.volume.destinations import Destination
 from blockplane.volume.lines import is_on_line
 from blockplane.volume.mirrorcodec import BROKEN, REHEARSING, MirrorRecord
 from blockplane.volume.mirrored import awaits_first, is_rehearsing
-from blockplane.volume.mirrorstates import is_own
+from blockplane.volume.mirrorstates import is_kept, is_own, name_to_keep
 from blockplane.volume.snapshots import create, standing_at
 from blockplane.volume.volume import Volume
 
@@ -334,8 +334,11 @@ def _bring(
     except BlockplaneError:
         _let_top_go(volume, mirror, top)
         raise
+    kept = None
     try:
         source_id = volume.info.volume_id if isinstance(peer, MirrorPeer) else NO_ID
+        if isinstance(peer, MirrorPeer) and changes is not LocalChanges.FLUSH:
+            kept = _set_aside(volume, mirror, peer, standing, top)
         brought = peer.take(image_for(volume, top, standing), changes, progress, source_id=source_id)
     except CLEAN_FAILURES:
         _give_up(volume, mirror, top)
@@ -347,7 +350,20 @@ def _bring(
     with volume.lock:
         require_listed(volume, mirror)
         volume.destinations.succeed(mirror.name)
-    return brought
+    return replace(brought, kept=brought.kept or kept)
+
+
+def _set_aside(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, standing: Standing, top: str) -> str | None:
+    """Keep what a destination shows in a snapshot that is no mirror's, where a top came from nothing that it has.
+
+    Return that one's name; None: the top did, or there was one. Whatever the image builds on then, the histories of a
+    source that was put back from an older copy may call it the top's past, and it would be let go.
+    """
+    shows = standing.whole.get(standing.at)
+    if shows is None or not is_own(shows.name) or meeting(volume, top, standing.whole) is not None:
+        return None
+    name = peer.retain(name_to_keep(mirror.volume_id, {record.name for record in standing.snapshots})).name
+    return name if is_kept(name) else None
 
 
 def is_listed(volume: Volume, mirror: MirrorDefinition) -> bool:

@@ -1,0 +1,161 @@
+"""Volumes that were put back from an older copy of their disks, or of which two copies live on.
+
+They count their consistency points alike, so that what came from the one looks like the past of the other.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import blockplane as bp
+from blockplane.model.errors import RefusedError, StreamMismatchError
+
+
+def write(volume: bp.Volume, path: str, data: bytes, times: int = 1) -> None:
+    """Write a file, by as many consistency points."""
+    for number in range(times):
+        bp.FileSystem(volume).write_bytes(path, data + bytes([number]))
+        volume.sync()
+
+
+def names(volume: bp.Volume) -> list[str]:
+    return bp.FileSystem(volume).listdir("/")
+
+
+class Forked:
+    """A volume with june1, that had a week of work with june2 on it, and was put back to june1.
+
+    Attributes
+    ----------
+    path : of the volume. streams : a folder with june1.bps, and june2.bps onto it.
+    """
+
+    def __init__(self, folder: Path, lost: int = 1) -> None:
+        self.path, self.streams = folder / "pool", folder / "streams"
+        self.streams.mkdir()
+        with bp.Volume.create(self.path, disks=2, size="8MiB") as volume:
+            write(volume, "/a", b"base")
+            volume.snapshot("june1")
+            bp.send(volume.image("june1"), self.streams / "june1.bps")
+        shutil.copytree(self.path, folder / "backup")
+        with bp.Volume.open(self.path) as volume:
+            write(volume, "/lost", b"a week of work", lost)
+            volume.snapshot("june2")
+            bp.send(volume.image("june2 - june1"), self.streams / "june2.bps")
+        shutil.rmtree(self.path)
+        (folder / "backup").rename(self.path)
+
+    def go_on(self, name: str, base: str = "june1", times: int = 1) -> Path:
+        """Work after that, up to a snapshot; return the stream that brings it."""
+        stream = self.streams / f"after-{name}.bps"
+        with bp.Volume.open(self.path) as volume:
+            write(volume, f"/{name}", b"work after that", times)
+            volume.snapshot(name)
+            bp.send(volume.image(f"{name} - {base}"), stream)
+        return stream
+
+
+def by_receive(folder: Path, volume: bp.Volume, copy: bp.Volume) -> None:
+    bp.receive(folder / "streams" / "june2.bps", volume)
+
+
+def by_a_list(folder: Path, volume: bp.Volume, copy: bp.Volume) -> None:
+    bp.receive_streams(folder / "streams" / "june2.bps", target=volume)
+
+
+def by_copy(folder: Path, volume: bp.Volume, copy: bp.Volume) -> None:
+    bp.copy(copy.image("june2 - june1"), volume)
+
+
+def by_offer(folder: Path, volume: bp.Volume, copy: bp.Volume) -> None:
+    copy.delete_snapshot("june1")
+    bp.offer(volume, folder / "offer", "june1")
+    bp.send(copy.image("june2"), folder / "rest.bps", against=folder / "offer")
+    bp.receive(folder / "rest.bps", volume)
+
+
+@pytest.mark.parametrize("bring", [by_receive, by_a_list, by_copy, by_offer])
+def test_work_that_no_snapshot_has_is_not_replaced_by_what_another_copy_did(tmp_path, bring):
+    forked = Forked(tmp_path, lost=5)
+    bp.receive_streams(forked.streams, target=tmp_path / "copy")
+    with bp.Volume.open(forked.path) as volume, bp.Volume.open(tmp_path / "copy") as copy:
+        write(volume, "/new", b"done after that")
+        with pytest.raises(RefusedError):
+            bring(tmp_path, volume, copy)
+        assert names(volume) == ["a", "new"]
+
+
+def test_the_only_copy_of_a_state_is_not_replaced(tmp_path):
+    """Its snapshot was deleted where it came to, and the source knows nothing of it any more."""
+    forked = Forked(tmp_path)
+    bp.receive_streams(forked.streams, target=tmp_path / "copy")
+    stream = forked.go_on("june3", times=5)
+    with bp.Volume.open(tmp_path / "copy") as copy:
+        copy.delete_snapshot("june2")
+        with pytest.raises(RefusedError, match="would be lost"):
+            bp.receive(stream, copy)
+        assert names(copy) == ["a", "lost"]
+
+
+def test_what_descends_from_a_state_replaces_it_though_its_snapshot_went(tmp_path):
+    """As long as the source has it, and so the stream says that it is of its line."""
+    with bp.Volume.create(tmp_path / "pool", disks=2, size="8MiB") as volume:
+        for name, base in (("june1", ""), ("june2", " - june1"), ("june3", " - june1")):
+            write(volume, f"/{name}", b"work")
+            volume.snapshot(name)
+            bp.send(volume.image(name + base), tmp_path / f"{name}.bps")
+    bp.receive_streams(tmp_path / "june1.bps", tmp_path / "june2.bps", target=tmp_path / "copy")
+    with bp.Volume.open(tmp_path / "copy") as copy:
+        copy.delete_snapshot("june2")
+        bp.receive(tmp_path / "june3.bps", copy)
+        assert names(copy) == ["june1", "june2", "june3"]
+
+
+@pytest.mark.parametrize("how", ["receive", "receive_streams"])
+def test_who_stands_at_the_one_is_not_taken_to_the_other_unasked(tmp_path, how):
+    forked = Forked(tmp_path, lost=9)
+    bp.receive_streams(forked.streams, target=tmp_path / "copy")
+    stream = forked.go_on("june3")
+    call = {"receive": bp.receive, "receive_streams": lambda one, to: bp.receive_streams(one, target=to)}[how]
+    with pytest.raises(RefusedError, match="stands at june2, which is of another branch than june3"):
+        call(stream, tmp_path / "copy")
+
+
+def test_streams_of_both_are_of_two_branches(tmp_path):
+    """Those that come after are not passed over as older, though they have lower numbers."""
+    forked = Forked(tmp_path, lost=9)
+    bp.receive_streams(forked.streams, target=tmp_path / "copy")
+    first = forked.go_on("june3")
+    forked.go_on("june4", "june3")
+    assert bp.verify_streams(forked.streams).branches == ["june2", "june4"]
+    for call in (
+        lambda: bp.receive_streams(forked.streams, target=tmp_path / "copy"),
+        lambda: bp.receive_streams(first, target=tmp_path / "copy"),
+        lambda: bp.receive_streams(forked.streams, target=tmp_path / "new"),
+        lambda: bp.open_stream(forked.streams),
+        lambda: bp.merge_streams(forked.streams, sink=tmp_path / "merged.bps"),
+    ):
+        with pytest.raises((StreamMismatchError, RefusedError), match="branch"):
+            call()
+    with bp.open_stream(forked.streams, snapshot="june4") as stream:
+        assert bp.FileSystem(stream).listdir("/") == ["a", "june3", "june4"]
+
+
+def test_a_name_that_both_have_is_none(tmp_path):
+    forked = Forked(tmp_path)
+    forked.go_on("june2")
+    with pytest.raises(StreamMismatchError, match="different snapshots of the name june2"):
+        bp.open_stream(forked.streams, snapshot="june2")
+
+
+def test_files_of_both_are_not_one_file(tmp_path):
+    """They have one inode number, and one generation."""
+    forked = Forked(tmp_path)
+    bp.receive_streams(forked.streams, target=tmp_path / "copy")
+    bp.receive(forked.go_on("june3", times=3), tmp_path / "copy", discard=True)
+    with bp.Volume.open(tmp_path / "copy") as copy:
+        changes = [(change.change, change.path) for change in copy.diff("june2", "june3").changes]
+    assert changes == [("added", "/june3"), ("deleted", "/lost")]
