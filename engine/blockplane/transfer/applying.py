@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from blockplane.model.errors import RefusedError, StreamError, StreamMismatchError
-from blockplane.stream.kinship import is_before_top, kinship, tips_of
+from blockplane.stream.kinship import Past, kinship, tips_of
 from blockplane.stream.lineage import Member, foreign, of_branches
 from blockplane.stream.reader import StreamMap
 from blockplane.volume.codec import Branch, SnapshotRecord
@@ -85,13 +85,13 @@ def plan_streams(
     tips = _tips(steps, held)
     found = max((_way(_before(tip, steps), held, live, discard) for tip in tips), key=_reach)
     have = {record.id for record in (*held, *_brought(found))}
-    plan = Plan(found)
+    plan, past = Plan(found), Past(found[-1].map) if found else None
     for step in steps:
         if step in found:
             continue
         if step.map.top.id in have:
             plan.there.append(step)
-        elif is_before_top(step.map.top, found[-1].map) if found else _is_before_live(step.map.top, live):
+        elif step.map.top in past if past is not None else _is_before_live(step.map.top, live):
             plan.older.append(step)
         else:
             raise _other_line(step, tips, found) or _missing(step, steps, held, found, name, live)
@@ -99,7 +99,7 @@ def plan_streams(
 
 
 def _is_before_live(top: SnapshotRecord, live: Live | None) -> bool:
-    """Whether a destination's live state descends from a top; one made later is another copy's, see `is_before_top`."""
+    """Whether a destination's live state descends from a top; one made later is another copy's, see `Past`."""
     if live is None or not is_in_history(top, live, live.branches):
         return False
     return not live.created_ns or top.created_ns <= live.created_ns
@@ -114,7 +114,8 @@ def _tips(steps: Sequence[Step], held: Sequence[SnapshotRecord]) -> list[Step]:
 
 def _before(tip: Step, steps: Sequence[Step]) -> list[Step]:
     """Return the steps to states that a tip descends from, and to itself."""
-    return [step for step in steps if is_before_top(step.map.top, tip.map)]
+    past = Past(tip.map)
+    return [step for step in steps if step.map.top in past]
 
 
 def _way(line: Sequence[Step], held: Sequence[SnapshotRecord], live: Live | None, discard: bool) -> list[Step]:
@@ -194,7 +195,7 @@ def _other_line(step: Step, tips: Sequence[Step], found: Sequence[Step]) -> Stre
     end, top = found[-1].map.top, step.map.top
     if end.space_id != top.space_id:
         return foreign(found[-1].names, step.names)
-    if is_before_top(end, step.map):
+    if end in Past(step.map):
         return None
     tops = dict.fromkeys(tip.map.top.name for tip in tips if tip.map.top.space_id == end.space_id)
     return of_branches([*tops])
