@@ -87,7 +87,9 @@ INCOMING = IncomingEntry(
 )
 PRESSURE = PressureRecord(1, 500, 2, ("auto-*", "tåg"), -41)
 MIRROR = MirrorRecord(3, 2, an_id(6), -51, -52, "/srv/påul", an_id(7))
-LOCAL = LocalRoot(1, 2, 3, an_id(8), 4, *ROOTS, n_deleting=6, pressure=PRESSURE, mirror=MIRROR, brought_id=an_id(9))
+LOCAL = LocalRoot(
+    1, 2, 3, an_id(8), 4, *ROOTS, n_deleting=6, pressure=PRESSURE, mirror=MIRROR, brought_id=an_id(9), disk_id=an_id(10)
+)
 LABEL = Label(
     an_id(1), an_id(3), 6, 672, 1, 1, tuple((g.first, 3, 2, 128, 640) for g in GEOMETRY.groups),
     tuple(an_id(n) for n in (2, 3, 4, 5, 6)), (MemberState.IN,) * 5,
@@ -316,7 +318,9 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
             "version": 1,
             "pressure": PRESSURE.encode(),
             "mirror": MIRROR.encode(),
-            **fields_of(LOCAL, "n_held", "n_local", "n_entries", "n_deleting", "parent_id", "n_shadows", "brought_id"),
+            **fields_of(
+                LOCAL, "n_held", "n_local", "n_entries", "n_deleting", "parent_id", "n_shadows", "brought_id", "disk_id"
+            ),
             **dict(
                 zip(
                     (

@@ -1,6 +1,7 @@
 """Volumes that were put back from an older copy of their disks, or of which two copies live on.
 
-They count their consistency points alike, so that what came from the one looks like the past of the other.
+Where the files are others than before, the first write starts a branch. Where they are not, both count their
+consistency points alike, and what came from the one looks like the past of the other: nothing is lost by that.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ def names(volume: bp.Volume) -> list[str]:
 
 
 class Forked:
-    """A volume with june1, that had a week of work with june2 on it, and was put back to june1.
+    """A volume with june1, that had a week of work with june2 on it, and was put back to june1, into the same files.
+
+    Parameters
+    ----------
+    lost : consistency points of that week. has_others : the files are others.
 
     Attributes
     ----------
     path : of the volume. streams : a folder with june1.bps, and june2.bps onto it.
     """
 
-    def __init__(self, folder: Path, lost: int = 1) -> None:
+    def __init__(self, folder: Path, lost: int = 1, has_others: bool = False) -> None:
         self.path, self.streams = folder / "pool", folder / "streams"
         self.streams.mkdir()
         with bp.Volume.create(self.path, disks=2, size="8MiB") as volume:
@@ -45,8 +50,9 @@ class Forked:
             write(volume, "/lost", b"a week of work", lost)
             volume.snapshot("june2")
             bp.send(volume.image("june2 - june1"), self.streams / "june2.bps")
-        shutil.rmtree(self.path)
-        (folder / "backup").rename(self.path)
+        if has_others:
+            shutil.rmtree(self.path)
+        shutil.copytree(folder / "backup", self.path, dirs_exist_ok=True)
 
     def go_on(self, name: str, base: str = "june1", times: int = 1) -> Path:
         """Work after that, up to a snapshot; return the stream that brings it."""
@@ -114,34 +120,70 @@ def test_what_descends_from_a_state_replaces_it_though_its_snapshot_went(tmp_pat
         assert names(copy) == ["june1", "june2", "june3"]
 
 
-@pytest.mark.parametrize("how", ["receive", "receive_streams"])
-def test_who_stands_at_the_one_is_not_taken_to_the_other_unasked(tmp_path, how):
-    forked = Forked(tmp_path, lost=9)
-    bp.receive_streams(forked.streams, target=tmp_path / "copy")
-    stream = forked.go_on("june3")
-    call = {"receive": bp.receive, "receive_streams": lambda one, to: bp.receive_streams(one, target=to)}[how]
-    with pytest.raises(RefusedError, match="stands at june2, which is of another branch than june3"):
-        call(stream, tmp_path / "copy")
+def branches(path: Path) -> list[bytes]:
+    with bp.Volume.open(path, writable=False) as volume:
+        return [branch.id for branch in volume.committed.branches()]
 
 
-def test_streams_of_both_are_of_two_branches(tmp_path):
-    """Those that come after are not passed over as older, though they have lower numbers."""
-    forked = Forked(tmp_path, lost=9)
+@pytest.mark.parametrize("lost", [1, 9])
+def test_a_volume_whose_files_are_others_goes_on_on_a_branch(tmp_path, lost):
+    """However far it has counted, what it lost is no past of its; it starts one branch, and no more."""
+    forked = Forked(tmp_path, lost, has_others=True)
     bp.receive_streams(forked.streams, target=tmp_path / "copy")
-    first = forked.go_on("june3")
+    before = branches(forked.path)
+    stream = forked.go_on("june3", times=4)
     forked.go_on("june4", "june3")
-    assert bp.verify_streams(forked.streams).branches == ["june2", "june4"]
+    assert len(branches(forked.path)) == len(before) + 1
+    with pytest.raises(RefusedError, match="stands at june2, which is of another branch than june3"):
+        bp.receive(stream, tmp_path / "copy")
     for call in (
         lambda: bp.receive_streams(forked.streams, target=tmp_path / "copy"),
-        lambda: bp.receive_streams(first, target=tmp_path / "copy"),
+        lambda: bp.receive_streams(stream, target=tmp_path / "copy"),
         lambda: bp.receive_streams(forked.streams, target=tmp_path / "new"),
         lambda: bp.open_stream(forked.streams),
         lambda: bp.merge_streams(forked.streams, sink=tmp_path / "merged.bps"),
     ):
         with pytest.raises((StreamMismatchError, RefusedError), match="branch"):
             call()
-    with bp.open_stream(forked.streams, snapshot="june4") as stream:
-        assert bp.FileSystem(stream).listdir("/") == ["a", "june3", "june4"]
+    assert bp.verify_streams(forked.streams).branches == ["june2", "june4"]
+    with bp.open_stream(forked.streams, snapshot="june4") as chain:
+        assert bp.FileSystem(chain).listdir("/") == ["a", "june3", "june4"]
+
+
+def test_a_volume_that_moves_goes_on_for_those_that_follow_it(tmp_path):
+    """A branch is no border for what came before it; a grown volume has not moved again."""
+    with bp.Volume.create(tmp_path / "pool", disks=2, size="8MiB") as volume:
+        write(volume, "/a", b"base")
+        volume.snapshot("june1")
+        bp.send(volume.image("june1"), tmp_path / "june1.bps")
+    bp.receive(tmp_path / "june1.bps", tmp_path / "copy")
+    shutil.copytree(tmp_path / "pool", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "pool")
+    for name, base in (("june2", "june1"), ("june3", "june2")):
+        with bp.Volume.open(tmp_path / "moved") as volume:
+            if name == "june3":
+                volume.grow(2, "8MiB")
+            write(volume, f"/{name}", b"work")
+            volume.snapshot(name)
+            assert bp.check(volume).problems == []
+            bp.send(volume.image(f"{name} - {base}"), tmp_path / "next.bps")
+        bp.receive(tmp_path / "next.bps", tmp_path / "copy")
+    assert len(branches(tmp_path / "moved")) == 1
+    with bp.Volume.open(tmp_path / "copy") as copy:
+        assert names(copy) == ["a", "june2", "june3"]
+
+
+def test_opening_a_volume_that_moved_writes_nothing_by_itself(tmp_path):
+    bp.Volume.create(tmp_path / "pool", disks=1, size="8MiB").close()
+    with bp.Volume.open(tmp_path / "pool") as volume:
+        write(volume, "/a", b"base")
+        volume.snapshot("june1")
+    shutil.copytree(tmp_path / "pool", tmp_path / "moved")
+    before = (tmp_path / "moved" / "disks" / "0").read_bytes()
+    for _ in range(2):
+        with bp.Volume.open(tmp_path / "moved") as volume:
+            assert volume.is_replica
+    assert (tmp_path / "moved" / "disks" / "0").read_bytes() == before
 
 
 def test_a_name_that_both_have_is_none(tmp_path):

@@ -12,36 +12,6 @@ from blockplane.volume.codec import SnapshotRecord
 from blockplane.volume.lines import is_in_history
 
 
-class Past:
-    """The snapshots that a stream's top is, or descends from.
-
-    Copies of a volume's disks, such as one that was put back, count their consistency points alike. So histories are
-    believed of what the stream lists; of another snapshot as far as times do not say otherwise.
-    """
-
-    def __init__(self, stream: StreamMap) -> None:
-        self._top, self._branches = stream.top, stream.branches
-        self._listed = {record.id: record for record, _ in stream.snapshots}
-
-    def __contains__(self, record: SnapshotRecord) -> bool:
-        return self.is_before(record, self._top)
-
-    def is_before(self, record: SnapshotRecord, later: SnapshotRecord) -> bool:
-        """Whether a snapshot is one that the stream lists, or one that this descends from."""
-        if not is_in_history(record, later, self._branches):
-            return False
-        return record.id in self._listed or not any(_are_apart(record, each) for each in self._listed.values())
-
-
-def _are_apart(one: SnapshotRecord, other: SnapshotRecord) -> bool:
-    """Whether two snapshots of one branch cannot be of one line: what comes later there was made earlier."""
-    if one.branch_id != other.branch_id:
-        return False
-    if one.cp == other.cp:
-        return one.root != other.root
-    return (one.cp < other.cp) != (one.created_ns <= other.created_ns)
-
-
 def kinship(stream: StreamMap, base: SnapshotRecord, held: Sequence[SnapshotRecord], whose: str) -> str:
     """Return how a stream's base stands to snapshots, in words; nothing where none of them is of its line.
 
@@ -49,14 +19,13 @@ def kinship(stream: StreamMap, base: SnapshotRecord, held: Sequence[SnapshotReco
     ----------
     held : snapshots that are there whole. whose : who has them, as in "the newest WHOSE".
     """
-    past = Past(stream)
-    line = [record for record, _ in stream.snapshots if record in past]
-    older = [record for record in held if past.is_before(record, base)]
+    line = [record for record, _ in stream.snapshots if _is_of(stream, record, stream.top)]
+    older = [record for record in held if _is_of(stream, record, base)]
     if older:
         newest = max(older, key=_age)
         n = len({record.id for record in line if _age(newest) < _age(record) <= _age(base)})
         return f"{base.name} is {_snapshots(n)} after {newest.name}, the newest {whose} that it descends from"
-    newer = [record for record in held if _age(record) > _age(base) and record in past]
+    newer = [record for record in held if _age(record) > _age(base) and _is_of(stream, record, stream.top)]
     if newer:
         oldest = min(newer, key=_age)
         n = len({record.id for record in line if _age(base) <= _age(record) < _age(oldest)})
@@ -71,13 +40,22 @@ def tips_of(streams: Sequence[StreamMap]) -> list[int]:
     -----
     Of several with one top, or of one state, the last counts. Linear in streams, for each tip.
     """
-    tips: dict[int, Past] = {}
+
+    def is_before(i: int, j: int) -> bool:
+        return is_in_history(streams[i].top, streams[j].top, streams[j].branches)
+
+    tips: list[int] = []
     for i in sorted(range(len(streams)), key=lambda i: _age(streams[i].top), reverse=True):
-        if not any(streams[i].top in past for past in tips.values()):
-            tips[i] = Past(streams[i])
+        if not any(is_before(i, j) for j in tips):
+            tips.append(i)
     # the first state of a branch has the number of the one that it left
-    last = [i for i in tips if not any(streams[i].top in past for j, past in tips.items() if j != i)]
+    last = [i for i in tips if not any(is_before(i, j) for j in tips if j != i)]
     return sorted(last, key=lambda i: streams[i].top.created_ns)
+
+
+def _is_of(stream: StreamMap, record: SnapshotRecord, later: SnapshotRecord) -> bool:
+    """Whether a snapshot is one that a later one descends from, or that itself."""
+    return is_in_history(record, later, stream.branches)
 
 
 def _age(record: SnapshotRecord) -> tuple[int, int]:

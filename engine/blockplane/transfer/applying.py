@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from blockplane.model.errors import RefusedError, StreamError, StreamMismatchError
-from blockplane.stream.kinship import Past, kinship, tips_of
+from blockplane.stream.kinship import kinship, tips_of
 from blockplane.stream.lineage import Member, foreign, of_branches
 from blockplane.stream.reader import StreamMap
 from blockplane.volume.codec import Branch, SnapshotRecord
@@ -21,7 +21,7 @@ from blockplane.volume.lines import is_in_history
 class Live:
     """The state that is live at a destination: its numbering, branch, consistency point, and branch history.
 
-    name, created_ns : of the snapshot that has all of it, and when it was made; empty and 0: none has.
+    name : of the snapshot that has all of it; empty: none has.
     """
 
     space_id: bytes
@@ -29,7 +29,6 @@ class Live:
     cp: int
     branches: Sequence[Branch] = ()
     name: str = ""
-    created_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +83,19 @@ def plan_streams(
     steps = _steps(members)
     tips = _tips(steps, held)
     found = max((_way(_before(tip, steps), held, live, discard) for tip in tips), key=_reach)
+    reached = _after(found[-1]) if found else live
     have = {record.id for record in (*held, *_brought(found))}
-    plan, past = Plan(found), Past(found[-1].map) if found else None
+    plan = Plan(found)
     for step in steps:
         if step in found:
             continue
         if step.map.top.id in have:
             plan.there.append(step)
-        elif step.map.top in past if past is not None else _is_before_live(step.map.top, live):
+        elif reached is not None and is_in_history(step.map.top, reached, reached.branches):
             plan.older.append(step)
         else:
             raise _other_line(step, tips, found) or _missing(step, steps, held, found, name, live)
     return plan
-
-
-def _is_before_live(top: SnapshotRecord, live: Live | None) -> bool:
-    """Whether a destination's live state descends from a top; one made later is another copy's, see `Past`."""
-    if live is None or not is_in_history(top, live, live.branches):
-        return False
-    return not live.created_ns or top.created_ns <= live.created_ns
 
 
 def _tips(steps: Sequence[Step], held: Sequence[SnapshotRecord]) -> list[Step]:
@@ -114,8 +107,7 @@ def _tips(steps: Sequence[Step], held: Sequence[SnapshotRecord]) -> list[Step]:
 
 def _before(tip: Step, steps: Sequence[Step]) -> list[Step]:
     """Return the steps to states that a tip descends from, and to itself."""
-    past = Past(tip.map)
-    return [step for step in steps if step.map.top in past]
+    return [step for step in steps if is_in_history(step.map.top, tip.map.top, tip.map.branches)]
 
 
 def _way(line: Sequence[Step], held: Sequence[SnapshotRecord], live: Live | None, discard: bool) -> list[Step]:
@@ -177,7 +169,7 @@ def _closure(
 
 def _after(step: Step) -> Live:
     top = step.map.top
-    return Live(top.space_id, top.branch_id, top.cp, step.map.branches, top.name, top.created_ns)
+    return Live(top.space_id, top.branch_id, top.cp, step.map.branches, top.name)
 
 
 def _fits(step: Step, have: dict[bytes, bytes], live: Live | None, discard: bool) -> bool:
@@ -195,7 +187,7 @@ def _other_line(step: Step, tips: Sequence[Step], found: Sequence[Step]) -> Stre
     end, top = found[-1].map.top, step.map.top
     if end.space_id != top.space_id:
         return foreign(found[-1].names, step.names)
-    if end in Past(step.map):
+    if is_in_history(end, top, step.map.branches):
         return None
     tops = dict.fromkeys(tip.map.top.name for tip in tips if tip.map.top.space_id == end.space_id)
     return of_branches([*tops])

@@ -12,7 +12,7 @@ from blockplane.model.errors import (
     StreamMismatchError,
 )
 from blockplane.stream.codec import Role
-from blockplane.stream.kinship import Past, kinship
+from blockplane.stream.kinship import kinship
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.against import no_lender
 from blockplane.transfer.arriving import arrival_of
@@ -192,7 +192,7 @@ class VolumeDestination:
                 f"{stream.top.name} and would be lost",
                 "keep it in a snapshot of its own and take another volume, or say --discard",
             )
-        if at.record not in Past(stream):
+        if not is_in_history(at.record, stream.top, stream.branches):
             raise RefusedError(
                 f"{self.name} stands at {at.record.name}, which is of another branch than {stream.top.name}",
                 f"take another volume, or say --discard: {at.record.name} stays as a snapshot",

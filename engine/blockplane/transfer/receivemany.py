@@ -128,8 +128,8 @@ def _planned(
     with volume.lock:
         root, standing = volume.committed.root, standing_at(volume)
         kept = standing.record if standing is not None else root  # what a snapshot has is not lost
-        named = (standing.record.name, standing.record.created_ns) if standing is not None else ("", 0)
-        live = None if blank else Live(kept.space_id, kept.branch_id, kept.cp, volume.committed.branches(), *named)
+        name, line = standing.record.name if standing is not None else "", volume.committed.branches()
+        live = None if blank else Live(kept.space_id, kept.branch_id, kept.cp, line, name)
     plan = plan_streams(members, destination.records(), live, destination.name, discard=discard)
     if plan.steps:
         destination.accept(plan.steps[0].map, discard=discard)

@@ -374,6 +374,7 @@ _PRESSURE_OFFSET = ROOT_TREES_OFFSET + _LOCAL_TREES * TREE_ROOT_BYTES
 _MIRROR_OFFSET = _PRESSURE_OFFSET + PRESSURE_BYTES
 _MIRROR_STOP = _MIRROR_OFFSET + MIRROR_BYTES
 _BROUGHT_STOP = _MIRROR_STOP + len(NO_ID)
+_DISK_STOP = _BROUGHT_STOP + len(NO_ID)
 
 
 @dataclass(slots=True)
@@ -381,7 +382,8 @@ class LocalRoot:
     """The local root: what belongs to this set of disks only. Counts are of places.
 
     pressure : what is done when space runs short; None: nothing. mirror : whose mirror the volume is; None: nobody's.
-    brought_id : of the snapshot that was brought last to a mirror; NO_ID: it is not known.
+    brought_id : of the snapshot that was brought last to a mirror; NO_ID: it is not known. disk_id : which file the
+    first disk is, see `FileDisk.file_id`; NO_ID: it is not known.
     """
 
     n_held: int = 0
@@ -404,6 +406,7 @@ class LocalRoot:
     pressure: PressureRecord | None = field(default=None, kw_only=True)
     mirror: MirrorRecord | None = field(default=None, kw_only=True)
     brought_id: bytes = field(default=NO_ID, kw_only=True)
+    disk_id: bytes = field(default=NO_ID, kw_only=True)
 
     def trees(self) -> tuple[TreeRoot, ...]:
         """Return the tree roots in the order of the format."""
@@ -420,7 +423,7 @@ class LocalRoot:
         pressure = self.pressure.encode() if self.pressure is not None else bytes(PRESSURE_BYTES)
         mirror = self.mirror.encode() if self.mirror is not None else bytes(MIRROR_BYTES)
         block = _root_block(head, self.trees())
-        return block[:_PRESSURE_OFFSET] + pressure + mirror + self.brought_id + block[_BROUGHT_STOP:]
+        return block[:_PRESSURE_OFFSET] + pressure + mirror + self.brought_id + self.disk_id + block[_DISK_STOP:]
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> LocalRoot:
@@ -431,8 +434,8 @@ class LocalRoot:
         trees = _root_trees(data, _LOCAL_TREES)
         pressure = PressureRecord.decode(data[_PRESSURE_OFFSET : _PRESSURE_OFFSET + PRESSURE_BYTES])
         mirror = MirrorRecord.decode(data[_MIRROR_OFFSET:_MIRROR_STOP])
-        brought_id = bytes(data[_MIRROR_STOP:_BROUGHT_STOP])
+        brought_id, disk_id = bytes(data[_MIRROR_STOP:_BROUGHT_STOP]), bytes(data[_BROUGHT_STOP:_DISK_STOP])
         return cls(
             n_held, n_local, n_entries, parent, n_shadows, *trees, n_deleting=n_deleting, pressure=pressure,
-            mirror=mirror, brought_id=brought_id,
+            mirror=mirror, brought_id=brought_id, disk_id=disk_id,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from blockplane.disks.array import DiskArray
-from blockplane.disks.disk import Disk
+from blockplane.disks.disk import Disk, FileDisk
 from blockplane.disks.geometry import Geometry
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import ChecksumError, DiskError, ReadOnlyError, RefusedError, VolumeDamagedError
@@ -23,7 +23,7 @@ from blockplane.volume import pressure
 from blockplane.volume.basegroup import n_in_base
 from blockplane.volume.beside import BesideWriter
 from blockplane.volume.busy import BusyPlane
-from blockplane.volume.codec import FORM_EMPTY, TableEntry, TreeRoot
+from blockplane.volume.codec import FORM_EMPTY, NO_ID, TableEntry, TreeRoot
 from blockplane.volume.fsinfo import MEMBER_OK, ROLE_REPLICA, FsInfo
 from blockplane.volume.incoming import IncomingPlane
 from blockplane.volume.leafbits import LEAF_WORDS, WORD_BLOCKS, Leaf
@@ -61,7 +61,8 @@ class LiveVolume(Points):
     warnings : what whoever opened it should be told, one sentence each.
     damage : the roots that could not be read, one sentence each; only of a volume opened for reading.
     knows_live, knows_local : whether the root of the live file system, of the local tree, could be read.
-    is_replica : whether the live state is exactly one received or rolled back to; the first write starts a branch.
+    is_replica : whether the live state is exactly one received or rolled back to, or of disks that were copied; the
+        first write starts a branch.
     features : what the states here need, in the next root record.
     updates : whether a source is bringing it something.
     """
@@ -115,9 +116,24 @@ class LiveVolume(Points):
         self._claimed = self._dirty_bytes = 0
         self._newly_held = 0
         self.is_replica = self.info.role == ROLE_REPLICA
+        if self.writable:
+            self.note_disk()
         self.features = self.info.features
         self.n_in_base = n_in_base(self)
         self._n_forget = 1  # what only the CP before the last refers to is free after the next one, and nobody lists it
+
+    def note_disk(self) -> None:
+        """Note which file the first disk is; where that is another than before, the first write starts a branch.
+
+        The disks were copied then, or put back from a copy: another one may have gone on from here, and has counted its
+        consistency points from the same one. Durable with the next commit of what changes the local tree.
+        """
+        disk = self.array.disks[0]
+        now = disk.file_id if isinstance(disk, FileDisk) else NO_ID
+        before = self.local.root.disk_id
+        if now != before:
+            self.is_replica = self.is_replica or before != NO_ID
+            self.local.root.disk_id = now
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

@@ -280,3 +280,4 @@ class Points(Roots):
         root.branch_id = branch.id
         self.active.list_snapshots([e.record for e in self.local.ancestors(self.local.root.parent_id)])
         self.is_replica = False
+        self.local.is_dirty = True  # it notes of which file that is true
