@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import click
 
+import blockplane as bp
 from blockplane.cli.options import json_option
-from blockplane.model.errors import UsageError
 
 
 @click.command()
@@ -63,7 +63,7 @@ def serve(
     from blockplane.cli import services  # not above: it loads all that help and completion do without
 
     if as_json and (unit or alerts):
-        raise UsageError("--unit and --alerts print a file for others", "leave --json out")
+        raise bp.errors.UsageError("--unit and --alerts print a file for others", "leave --json out")
     if alerts:
         return services.print_alerts()
     settings = {
