@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 
 import numpy as np
@@ -148,3 +149,24 @@ def test_aligned_buffers():
         assert buffer.shape == (n_bytes,)
         assert address(buffer) % 4096 == 0
         assert buffer.flags.writeable
+
+
+def generation_of(path) -> bytes:
+    """What the file system says by FS_IOC_GETVERSION; nothing where it says nothing."""
+    with open(path, "rb") as file, contextlib.suppress(OSError):
+        return fcntl.ioctl(file, 0x80087601, bytes(8))
+    return b""
+
+
+def test_a_file_in_the_place_of_another_is_another(tmp_path):
+    """Also where it gets the same inode number, as far as the file system tells; by another name it is the same."""
+    found, known = [], set()
+    for number in range(20):
+        with contextlib.closing(FileDisk.create(str(tmp_path / "disk"), 64)) as disk:
+            found.append(disk.file_id)
+        os.rename(tmp_path / "disk", tmp_path / "moved")
+        with contextlib.closing(FileDisk.open(str(tmp_path / "moved"), writable=bool(number % 2))) as disk:
+            assert disk.file_id == found[-1] != bytes(16)
+        known.add((os.stat(tmp_path / "moved").st_ino, generation_of(tmp_path / "moved")))
+        os.unlink(tmp_path / "moved")
+    assert len(set(found)) == len(known)

@@ -51,7 +51,7 @@ class Forked:
             volume.snapshot("june2")
             bp.send(volume.image("june2 - june1"), self.streams / "june2.bps")
         if has_others:
-            shutil.rmtree(self.path)
+            self.path.rename(folder / "gone")
         shutil.copytree(folder / "backup", self.path, dirs_exist_ok=True)
 
     def go_on(self, name: str, base: str = "june1", times: int = 1) -> Path:
@@ -171,6 +171,20 @@ def test_a_volume_that_moves_goes_on_for_those_that_follow_it(tmp_path):
     assert len(branches(tmp_path / "moved")) == 1
     with bp.Volume.open(tmp_path / "copy") as copy:
         assert names(copy) == ["a", "june2", "june3"]
+
+
+def test_a_volume_that_moved_starts_one_branch_though_a_write_changes_nothing_local(tmp_path):
+    """It has no snapshot any more, so that nothing is held."""
+    with bp.Volume.create(tmp_path / "pool", disks=1, size="8MiB") as volume:
+        write(volume, "/a", b"base")
+        volume.snapshot("june1")
+        volume.delete_snapshot("june1")
+        write(volume, "/a", b"base", times=3)
+    shutil.copytree(tmp_path / "pool", tmp_path / "moved")
+    for _ in range(3):
+        with bp.Volume.open(tmp_path / "moved") as volume:
+            write(volume, "/a", b"work")
+    assert len(branches(tmp_path / "moved")) == 1
 
 
 def test_opening_a_volume_that_moved_writes_nothing_by_itself(tmp_path):
