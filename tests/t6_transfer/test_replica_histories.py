@@ -204,9 +204,9 @@ class Tree:
     def agree(self) -> None:
         """Who made the last move makes one more; after at most as many rounds as there are volumes all have it."""
 
-        def rank(node: bp.Volume) -> tuple[int, bytes, bytes]:
+        def rank(node: bp.Volume) -> tuple[int, bytes, int, bytes]:
             found = (p.rank for p in node.local.replication().pointers if p.name == "master")
-            return max(found, default=(0, b"", b""))
+            return max(found, default=(0, b"", 0, b""))
 
         first = max(self.nodes, key=rank)
         self.master(first)

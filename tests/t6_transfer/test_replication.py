@@ -213,8 +213,8 @@ def test_a_source_that_is_behind_hears_and_gives_nothing(make, rng):
     assert standing(source) == {"master": "m2"}
 
 
-@pytest.mark.parametrize("is_higher", [False, True])
-def test_a_source_that_was_put_back_moves_its_pointer_a_second_time(make, rng, tmp_path, is_higher):
+@pytest.mark.parametrize("is_later", [False, True])
+def test_a_source_that_was_put_back_moves_its_pointer_a_second_time(make, rng, monkeypatch, tmp_path, is_later):
     source, copy, leaf = make("source"), make("copy"), make("leaf")
     master(source, "m1", rng.bytes(9000))
     pull(VolumePeer(source), copy)
@@ -223,20 +223,21 @@ def test_a_source_that_was_put_back_moves_its_pointer_a_second_time(make, rng, t
     with bp.Volume.open(source.path) as source:
         master(source, "m2", b"m2")
         pull(VolumePeer(source), copy)
-        old_id = source.get_snapshot("m2").id
+        moved_ns = next(p.moved_ns for p in source.pointers)
     with bp.Volume.open(tmp_path / "before") as source:
         write(source, "/file", b"new")
-        names = (f"n{number}" for number in range(100))
-        name = next(name for name in names if (source.snapshot(name).id > old_id) == is_higher)
-        source.make_master(name)  # of the same version as m2, by the same volume
+        source.snapshot("new")
+        with monkeypatch.context() as patch:
+            patch.setattr("blockplane.volume.pointers.time.time_ns", lambda: moved_ns + (1 if is_later else -1))
+            source.make_master("new")  # of the same version as m2, by the same volume
         for already_there in (False, True):
             found = pull(VolumePeer(source), copy)
-            assert found.is_ahead is not is_higher
-            assert found.brought.already_there == (already_there or not is_higher)
-            expected = (name, b"new") if is_higher else ("m2", b"m2")
+            assert found.is_ahead is not is_later
+            assert found.brought.already_there == (already_there or not is_later)
+            expected = ("new", b"new") if is_later else ("m2", b"m2")
             assert (standing(copy)["master"], read(copy, "/file")) == expected
         assert pull(VolumePeer(copy), leaf).top == expected[0]
-        assert pull(VolumePeer(source), leaf).is_ahead is not is_higher
+        assert pull(VolumePeer(source), leaf).is_ahead is not is_later
         assert pull(VolumePeer(copy), source).top == expected[0]
         assert standing(source) == standing(copy) == standing(leaf)
         assert not pull(VolumePeer(source), copy).is_ahead

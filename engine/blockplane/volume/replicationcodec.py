@@ -29,9 +29,10 @@ _LIMIT = struct.Struct("<IIQ")
 class PointerRecord:
     """A name that stands at a snapshot; NO_ID: it was deleted, which travels as its moves do.
 
-    version : how often it was moved. moved_by : id of the volume where that was done last. Of two that differ the one
-    of the higher version counts, then of the higher id, then of the higher snapshot's: an order that is the same
-    everywhere, whatever clocks say. One volume makes two of a version where it was put back from an older copy.
+    version : how often it was moved. moved_by : id of the volume where that was done last. moved_ns : when, by its
+    clock. Of two that differ the one of the higher version counts, then of the higher id: an order that is the same
+    everywhere, and compares no two clocks. One volume makes two of a version where it was put back from an older
+    copy: the later counts, then that of the higher snapshot's id.
     """
 
     name: str
@@ -41,9 +42,9 @@ class PointerRecord:
     moved_ns: int = 0
 
     @property
-    def rank(self) -> tuple[int, bytes, bytes]:
+    def rank(self) -> tuple[int, bytes, int, bytes]:
         """Sorts moves: the later, or what counts as such everywhere, behind the earlier."""
-        return self.version, self.moved_by, self.snapshot_id
+        return self.version, self.moved_by, self.moved_ns, self.snapshot_id
 
     def encode(self) -> bytes:
         """Return the 512 bytes."""
