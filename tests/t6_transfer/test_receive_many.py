@@ -145,6 +145,20 @@ def test_a_volume_that_was_written_to(source, streams, tmp_path):
     require_equal(source, tmp_path / "copy", NAMES)
 
 
+def test_what_the_first_of_a_chain_replaces_makes_room_for_the_next(source, streams, tmp_path):
+    with bp.Volume.create(tmp_path / "copy", disks=3, size="12M") as copy:
+        bp.receive_streams(*of(streams, [0, 1]), target=copy)
+        blocks = [bp.stream_map(stream).header.image_blocks for stream in of(streams, [2, 3])]
+        room = max(blocks) + 60  # for each of the two by itself; the metadata of what is written now takes some
+        bp.FileSystem(copy).write_bytes("/mine", bytes(range(256)) * 16 * (copy.coming_blocks - room))
+        copy.sync()
+        assert max(blocks) < copy.coming_blocks < sum(blocks)
+        for dry in (True, False):
+            report = bp.receive_streams(streams, target=copy, discard=True, dry_run=dry)
+            assert report.arrives == ("june2", "june3")
+    require_equal(source, tmp_path / "copy", NAMES)
+
+
 def test_content_is_not_replaced_unless_it_is_said(source, streams, tmp_path):
     with bp.Volume.create(tmp_path / "other", disks=2, size="24M") as other:
         bp.FileSystem(other).write_bytes("/mine", b"mine")
