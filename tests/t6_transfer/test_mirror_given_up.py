@@ -8,6 +8,7 @@ import blockplane as bp
 from blockplane.transfer import mirrors
 from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.pull import pull
+from blockplane.transfer.replacing import LocalChanges
 from rig.mirrorworld import World, names, read, states_with, write
 
 
@@ -98,6 +99,26 @@ def test_a_source_that_is_brought_another_state_keeps_what_another_mirror_was_br
         assert states_with(world.source, "/a", b"new at source") == {report.kept}
         world.outcomes()
     assert (read(y, "/b"), read(y, "/a")) == (b"written at x", b"old")
+
+
+def test_a_source_that_went_back_and_is_brought_forward_keeps_what_it_went_back_to(world):
+    one, two = world.add("one"), world.add("two", local_changes=LocalChanges.KEEP)
+    write(world.source, "/a", b"old")
+    world.source.snapshot("june0")
+    write(world.source, "/a", went_back_to := b"a day of work")
+    assert world.outcomes() == ["brought", "brought"]
+    write(world.source, "/a", b"later")
+    world.source.snapshot("june1")
+    mirrors.step(world.source, world.definition(two), VolumePeer(two))
+    world.resync(one, "destination")
+    assert read(world.source, "/a") == went_back_to
+    write(two, "/b", b"upon what is later")
+    report = world.resync(two, "destination")
+    assert states_with(world.source, "/a", went_back_to) - {"own"} == {report.kept}
+    for number in range(2):
+        write(world.source, "/c", b"%d" % number)
+        assert world.run()[1].error == ""
+        assert states_with(world.source, "/a", went_back_to) - {"own"} == {report.kept}
 
 
 def test_what_was_under_way_when_the_mirror_broke_is_kept(world):

@@ -92,11 +92,13 @@ class Ready:
     kept : the snapshot that keeps its own changes; None: there are none, or they are not to be kept. progress : what
     the transfer's is to be told to, which ends it once the live file system is another than the one that was looked at.
     shown : id of the mirror's own snapshot that alone has what is shown; NO_ID: there is none, or it is not to be kept.
+    later : ids of the snapshots that came from that one, so that the volume was turned back to it.
     """
 
     kept: str | None
     progress: Progress
     shown: bytes = NO_ID
+    later: frozenset[bytes] = frozenset()
 
 
 def made_ready(volume: LiveVolume, changes: LocalChanges, progress: Progress, source_id: bytes = NO_ID) -> Ready:
@@ -115,19 +117,39 @@ def made_ready(volume: LiveVolume, changes: LocalChanges, progress: Progress, so
             _require_mirror_of(volume, source_id)
         kept = keep_changes(volume) if changes is LocalChanges.KEEP else None
         shown = only_in(volume, standing_at(volume)) if changes is not LocalChanges.FLUSH else None
-        return Ready(kept, _unless_changed(volume, progress), shown.record.id if shown is not None else NO_ID)
+        watched = _unless_changed(volume, progress)
+        if shown is None:
+            return Ready(kept, watched)
+        return Ready(kept, watched, shown.record.id, _after(volume, shown))
+
+
+def _after(volume: LiveVolume, entry: TableEntry) -> frozenset[bytes]:
+    """Return the ids of the snapshots that descend from one."""
+    children: dict[bytes, list[bytes]] = {}
+    for each in volume.local.entries():
+        children.setdefault(each.record.parent_id, []).append(each.record.id)
+    found: set[bytes] = set()
+    left = children.pop(entry.record.id, [])
+    while left:
+        found.add(left[-1])
+        left += children.pop(left.pop(), [])
+    return frozenset(found)
 
 
 def kept_by(volume: LiveVolume, ready: Ready) -> str | None:
     """Return the snapshot that has what a transfer replaced, now that it has ended; None: there was nothing.
 
-    A mirror's own that alone has it, and that the new state did not come from, is the mirror's no more.
+    A mirror's own that alone has it is the mirror's no more, unless the new state came from it, and not by a way that
+    the volume had been turned back from.
     """
     if ready.shown == NO_ID:
         return ready.kept
     with settled(volume):
         found = next((e for e in volume.local.regular() if e.record.id == ready.shown), None)
-        if found is None or found.is_deleting or not is_own(found.record.name) or is_passed(volume, found):
+        if found is None or found.is_deleting or not is_own(found.record.name):
+            return ready.kept
+        way = {each.record.id for each in volume.local.ancestors(volume.local.root.parent_id)}
+        if is_passed(volume, found) and not (way & ready.later):
             return ready.kept
         name = kept_name(volume)
         rename(volume, found.record.name, name)
