@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import pytest
 
@@ -69,15 +70,19 @@ def test_a_mirror_is_not_taken_back_to_before_its_first_update(world, tmp_path, 
     assert (names(copy), copy.info.generation, read(copy, "/a")) == (*before, b"a week of work")
 
 
-def test_what_a_mirror_was_added_with_is_replaced(world, tmp_path):
-    """Also where it shows a snapshot of its own: that stays one."""
+@pytest.mark.parametrize("clock_s", [-86400, 0, 86400])
+def test_what_a_mirror_was_added_with_is_replaced(world, monkeypatch, tmp_path, clock_s):
+    """Also where it shows a snapshot of its own, whatever clock that was made by: it stays one."""
     write(world.source, "/a", b"old")
     world.source.snapshot("june1")
     bp.send(world.source.image("june1"), tmp_path / "june1.bps")
     bp.receive(tmp_path / "june1.bps", tmp_path / "copy")
     with bp.Volume.open(tmp_path / "copy") as volume:
         write(volume, "/a", b"its own")
-        volume.snapshot("own")
+        with monkeypatch.context() as patch:
+            now = time.time_ns() + clock_s * 10**9
+            patch.setattr("blockplane.volume.snapshots.time.time_ns", lambda: now)
+            volume.snapshot("own")
     copy = world.add(wish=DiskWish())
     write(world.source, "/a", b"new")
     assert world.outcomes() == ["brought"]

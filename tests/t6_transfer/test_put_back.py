@@ -22,7 +22,7 @@ def write(volume: bp.Volume, path: str, data: bytes, times: int = 1) -> None:
         volume.sync()
 
 
-def names(volume: bp.Volume) -> list[str]:
+def names(volume: bp.Volume | bp.Snapshot) -> list[str]:
     return bp.FileSystem(volume).listdir("/")
 
 
@@ -101,9 +101,12 @@ def test_the_only_copy_of_a_state_is_not_replaced(tmp_path):
     stream = forked.go_on("june3", times=5)
     with bp.Volume.open(tmp_path / "copy") as copy:
         copy.delete_snapshot("june2")
-        with pytest.raises(RefusedError, match="would be lost"):
+        with pytest.raises(RefusedError, match=r"shows a state of which there is no snapshot any more.*would be lost"):
             bp.receive(stream, copy)
         assert names(copy) == ["a", "lost"]
+        copy.snapshot("kept")
+        bp.receive(stream, copy)
+        assert names(copy.get_snapshot("kept")) == ["a", "lost"]
 
 
 def test_what_descends_from_a_state_replaces_it_though_its_snapshot_went(tmp_path):
@@ -187,6 +190,44 @@ def test_a_volume_that_moved_starts_one_branch_though_a_write_changes_nothing_lo
     assert len(branches(tmp_path / "moved")) == 1
 
 
+def test_snapshots_after_a_move_are_a_line_though_nothing_is_written(tmp_path):
+    with bp.Volume.create(tmp_path / "pool", disks=2, size="8MiB") as volume:
+        write(volume, "/a", b"base")
+        volume.snapshot("june1")
+    shutil.copytree(tmp_path / "pool", tmp_path / "moved")
+    with bp.Volume.open(tmp_path / "moved") as volume:
+        volume.move_pointer("here", "june1")  # durable, and no change of what is live
+    for name in ("june2", "june3"):
+        with bp.Volume.open(tmp_path / "moved") as volume:
+            volume.snapshot(name)
+    assert len(branches(tmp_path / "moved")) == 1
+    with bp.Volume.open(tmp_path / "moved") as volume:
+        bp.copy(volume.image("june1"), tmp_path / "copy")
+        bp.copy(volume.image("june2 - june1"), tmp_path / "copy")
+        bp.copy(volume.image("june3 - june1", older="all"), tmp_path / "copy")
+        assert bp.check(volume).problems == []
+    with bp.Volume.open(tmp_path / "copy", writable=False) as copy:
+        assert [snapshot.name for snapshot in copy.snapshots] == ["june1", "june2", "june3"]
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_copies_of_a_volume_without_a_snapshot_are_told_apart(tmp_path, is_written):
+    with bp.Volume.create(tmp_path / "pool", disks=2, size="8MiB") as volume:
+        if is_written:
+            write(volume, "/a", b"base")
+    shutil.copytree(tmp_path / "pool", tmp_path / "other")
+    streams = [tmp_path / f"{name}.bps" for name in ("pool", "other")]
+    for stream in streams:
+        with bp.Volume.open(tmp_path / stream.stem) as volume:
+            write(volume, f"/{stream.stem}", b"work", times=3)
+            volume.snapshot(stream.stem)
+            bp.send(volume.image(stream.stem), stream)
+    assert len(branches(tmp_path / "other")) == 1
+    assert len(bp.verify_streams(*streams).branches) == 2
+    with pytest.raises((StreamMismatchError, RefusedError), match="branch"):
+        bp.receive_streams(*streams, target=tmp_path / "copy")
+
+
 def test_opening_a_volume_that_moved_writes_nothing_by_itself(tmp_path):
     bp.Volume.create(tmp_path / "pool", disks=1, size="8MiB").close()
     with bp.Volume.open(tmp_path / "pool") as volume:
@@ -196,7 +237,7 @@ def test_opening_a_volume_that_moved_writes_nothing_by_itself(tmp_path):
     before = (tmp_path / "moved" / "disks" / "0").read_bytes()
     for _ in range(2):
         with bp.Volume.open(tmp_path / "moved") as volume:
-            assert volume.is_replica
+            assert volume.was_moved
     assert (tmp_path / "moved" / "disks" / "0").read_bytes() == before
 
 
@@ -205,6 +246,22 @@ def test_a_name_that_both_have_is_none(tmp_path):
     forked.go_on("june2")
     with pytest.raises(StreamMismatchError, match="different snapshots of the name june2"):
         bp.open_stream(forked.streams, snapshot="june2")
+
+
+def test_a_name_that_moves_along_a_line_is_the_newest(tmp_path):
+    with bp.Volume.create(tmp_path / "pool", disks=2, size="8MiB") as volume:
+        for number in range(3):
+            if number:
+                volume.rename_snapshot("latest", f"day{number}")
+            write(volume, f"/{number}", b"work")
+            volume.snapshot("latest")
+            base = f" - day{number}" if number else ""
+            bp.send(volume.image(f"latest{base}"), tmp_path / f"{number}.bps")
+    streams = [tmp_path / f"{number}.bps" for number in range(3)]
+    with bp.open_stream(*streams, snapshot="latest") as chain:
+        assert bp.FileSystem(chain).listdir("/") == ["0", "1", "2"]
+    with bp.open_stream(*streams[:2], snapshot="latest") as chain:
+        assert bp.FileSystem(chain).listdir("/") == ["0", "1"]
 
 
 def test_files_of_both_are_not_one_file(tmp_path):

@@ -113,6 +113,25 @@ def test_what_does_not_fit_is_refused_before_any_of_it_comes(streams, tmp_path, 
         assert [name for name, _ in state_of(tmp_path / "copy")] == NAMES[:2]
 
 
+def test_a_source_that_grew_in_the_middle_of_a_chain(tmp_path, rng):
+    with bp.Volume.create(tmp_path / "pool", disks=1, size="8M") as volume:
+        files = bp.FileSystem(volume)
+        files.write_bytes("/a", rng.bytes(3_000_000))
+        volume.snapshot("june0")
+        bp.send(volume.image("june0"), tmp_path / "0.bps")
+        volume.grow(2, "8M")
+        files.write_bytes("/b", rng.bytes(6_000_000))
+        volume.snapshot("june1")
+        bp.send(volume.image("june1 - june0"), tmp_path / "1.bps")
+        streams = [tmp_path / "0.bps", tmp_path / "1.bps"]
+        for dry in (True, False):
+            report = bp.receive_streams(*streams, target=tmp_path / "copy", dry_run=dry)
+            assert report.arrives == ("june0", "june1")
+        require_equal(volume, tmp_path / "copy", ["june0", "june1"])
+        bp.receive_streams(*streams, target=tmp_path / "one", disks=1, size="32M", relocate=True)
+        require_equal(volume, tmp_path / "one", ["june0", "june1"])
+
+
 @pytest.mark.parametrize(
     ("numbers", "before", "message"),
     [

@@ -265,7 +265,8 @@ def print_chain(vol: str, report: bp.ChainReport, dry_run: bool) -> None:
         if names:
             print(f"{what:10} {', '.join(printable(name) for name in names)}")
     if not report.order:
-        print(f"{printable(vol)} has all of it already; nothing to do")
+        has = "is past all of it" if report.older and not report.there else "has all of it already"
+        print(f"{printable(vol)} {has}; nothing to do")
         return
     print(f"{'order':10} {', '.join(printable(name) for name in report.order)}")
     did = "would have" if dry_run else "has"

@@ -45,6 +45,8 @@ MAX_REQUEST_BLOCKS: Final = 256
 _HUGE_PAGE_BYTES: Final = 2 << 20
 #: FS_IOC_GETVERSION of linux/fs.h: which of the files that had an inode's number it is.
 _GENERATION: Final = 0x80087601
+#: What stands for the id of a file where the disk is a device.
+_DEVICE: Final = b"\xff" * 16
 
 
 def label_tail_block(n_blocks: int) -> int:
@@ -238,11 +240,11 @@ class FileDisk:
     def file_id(self) -> bytes:
         """16 bytes: which file of its file system it is, by inode number and generation, so that a copy is another one.
 
-        Zeros: it is a device.
+        Of a device it says that it is one.
         """
         found, generation = os.fstat(self._fd), bytes(8)
         if not stat.S_ISREG(found.st_mode):
-            return bytes(16)
+            return _DEVICE
         with contextlib.suppress(OSError):  # not every file system says
             generation = fcntl.ioctl(self._fd, _GENERATION, generation)
         return struct.pack("<Q", found.st_ino) + generation

@@ -86,16 +86,24 @@ class StreamChain:
         if name is None:
             return self.lineage.newest.map.top
         found = [record for record in self.snapshots if record.name == name]
-        if len({record.id for record in found}) > 1:
-            raise StreamMismatchError(
-                f"the streams bring different snapshots of the name {name}", "name the streams of one of them"
-            )
         if found:
+            self._refuse_rivals(found)
             return found[-1]
         listed = {record.name for file in self.files for record, _ in file.map.snapshots}
         what = "list the snapshot, and do not bring it whole" if name in listed else "bring no snapshot"
         names = ", ".join(record.name for record in self.snapshots[-8:])
         raise NoSuchSnapshotError(f"the streams {what}: {name}", f"there are {names}")
+
+    def _refuse_rivals(self, found: Sequence[SnapshotRecord]) -> None:
+        """Refuse a name that snapshots have of which the newest does not know the others: it did not just move on."""
+        newest = found[-1].id
+        maps = [file.map for file in self.files if any(record.id == newest for record in file.map.arriving())]
+        known = {record.id for its in maps for record, _ in its.snapshots}
+        if any(record.id not in known for record in found):
+            name = found[-1].name
+            raise StreamMismatchError(
+                f"the streams bring different snapshots of the name {name}", "name the streams of one of them"
+            )
 
     @property
     def counters(self) -> Counters:

@@ -186,6 +186,12 @@ class VolumeDestination:
             live, pointer, at = self.volume.committed.root, self.volume.committed.pointer, standing_at(self.volume)
         if discard or _is_known_past(live, pointer, stream):
             return
+        if at is None and self.volume.is_replica and is_in_history(live, stream.top, stream.branches):
+            raise RefusedError(
+                f"{self.name} shows a state of which there is no snapshot any more, here or where {stream.top.name} "
+                "comes from: if that was put back since, this is all there is of it, and would be lost",
+                f"keep it (blockplane snapshot create {self.name}@NAME), or say --discard",
+            )
         if at is None:
             raise RefusedError(
                 f"{self.name} was written to since {base.name}, or rolled back: what it holds is no part of "

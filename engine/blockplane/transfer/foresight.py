@@ -11,7 +11,7 @@ from pathlib import Path
 from blockplane.model.errors import NoSpaceError
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.destination import VolumeDestination
-from blockplane.transfer.newvolume import DiskWish, planned_blocks
+from blockplane.transfer.newvolume import DiskWish, planned_blocks, widest
 from blockplane.transfer.protocol import Destination
 from blockplane.transfer.resume import landed_of
 from blockplane.transfer.targets import (
@@ -74,15 +74,14 @@ def foresee(
 
 
 def refuse_new_misfit(path: Path, streams: Sequence[StreamMap], wish: DiskWish, relocate: bool) -> None:
-    """Refuse images, one after the other, that the volume which would be made for the first does not hold.
+    """Refuse images, one after the other, that the volume which would be made for them does not hold.
 
     Raises
     ------
     StreamMismatchError : the first is no beginning. RefusedError : a VBN has no place there. NoSpaceError : no room.
     """
-    first = streams[0]
-    refuse_without_volume(path, first)
-    reach, n_places = planned_blocks(path, first, wish)
+    refuse_without_volume(path, streams[0])
+    reach, n_places = planned_blocks(path, widest(streams), wish)
     if not relocate:
         for stream in streams:
             refuse_beyond(stream.image, reach, path)

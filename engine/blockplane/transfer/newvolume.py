@@ -83,12 +83,16 @@ def create_like(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, openi
     return opening.create(path, disks, size, parity, chunk, wish.wipe)
 
 
-def planned_blocks(path: Path, stream: StreamMap, wish: DiskWish) -> tuple[int, int]:
+def widest(streams: Sequence[StreamMap]) -> Sequence[GroupRecord]:
+    """Return the groups of the source when its numbering reached furthest: it may have grown between two streams."""
+    return max((stream.header.groups for stream in streams), key=lambda groups: groups[-1].stop if groups else 0)
+
+
+def planned_blocks(path: Path, groups: Sequence[GroupRecord], wish: DiskWish) -> tuple[int, int]:
     """Return how far the numbering of the volume that `create_like` would make reaches, and how many places it has.
 
     Nothing is made. Errors: as of `create_like`, but what named disks hold is not looked at.
     """
-    groups = stream.header.groups
     if _as_source(groups, wish):
         _refuse_too_many(sum(len(group.disks) for group in groups))
         return groups[-1].stop, sum(group.n_blocks for group in groups)

@@ -24,7 +24,7 @@ from blockplane.transfer.applying import Live, Plan, Step, plan_streams
 from blockplane.transfer.coverage import prove_chain
 from blockplane.transfer.destination import VolumeDestination, is_blank
 from blockplane.transfer.foresight import refuse_misfit, refuse_new_misfit
-from blockplane.transfer.newvolume import DiskWish, Opening
+from blockplane.transfer.newvolume import DiskWish, Opening, widest
 from blockplane.transfer.receive import ReceiveReport, receive_into
 from blockplane.transfer.resume import landed_of
 from blockplane.transfer.targets import clear_half_made, destination_for, is_of_no_use, is_vacant
@@ -100,10 +100,11 @@ def receive_streams(
         if is_vacant(Path(target)) or (dry_run and is_of_no_use(Path(target))):
             plan = plan_streams(members, (), None, os.fspath(target), discard=discard)
             missing = _prove(plan, keys, {}, {})
-            refuse_new_misfit(Path(target), [step.map for step in plan.steps], wish, relocate)
+            maps = [step.map for step in plan.steps]
+            refuse_new_misfit(Path(target), maps, wish, relocate)
             if dry_run:
                 return _report(plan, [], started, missing)
-            with destination_for(target, plan.steps[0].map, wish, opening, relocate) as made:
+            with destination_for(target, maps[0], wish, opening, relocate, widest(maps)) as made:
                 return _report(plan, _apply(plan, made, keys, discard, progress), started, missing)
     with destination_for(target, members[0].map, wish, opening, relocate) as destination:
         assert isinstance(destination, VolumeDestination)

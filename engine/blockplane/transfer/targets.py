@@ -33,8 +33,11 @@ def destination_for(
     wish: DiskWish,
     opening: Opening | None = None,
     relocates: bool = False,
+    groups: Sequence[GroupRecord] | None = None,
 ) -> AbstractContextManager[Destination]:
     """Return the destination, open; a volume that was opened or made here is closed on leaving.
+
+    groups : as which one is made that is not there; None: the stream's.
 
     Raises
     ------
@@ -47,7 +50,8 @@ def destination_for(
     path, opening = Path(target), opening or Opening()
     clear_half_made(path)
     if is_vacant(path):
-        return _made(path, stream, wish, opening, relocates)
+        refuse_without_volume(path, stream)
+        return _made(path, stream.header.groups if groups is None else groups, wish, opening, relocates)
     if not wish.is_default and not is_half_made(path):
         raise not_to_be_made(path)
     return _opened(path, opening, relocates)
@@ -122,9 +126,10 @@ def refuse_without_volume(path: Path, stream: StreamMap) -> None:
 
 
 @contextmanager
-def _made(path: Path, stream: StreamMap, wish: DiskWish, opening: Opening, relocates: bool) -> Iterator[Destination]:
-    refuse_without_volume(path, stream)
-    with made_volume(path, stream.header.groups, wish, opening) as volume:
+def _made(
+    path: Path, groups: Sequence[GroupRecord], wish: DiskWish, opening: Opening, relocates: bool
+) -> Iterator[Destination]:
+    with made_volume(path, groups, wish, opening) as volume:
         yield VolumeDestination(volume, is_made=True, relocates=relocates, is_opened=True)
 
 

@@ -61,8 +61,7 @@ class LiveVolume(Points):
     warnings : what whoever opened it should be told, one sentence each.
     damage : the roots that could not be read, one sentence each; only of a volume opened for reading.
     knows_live, knows_local : whether the root of the live file system, of the local tree, could be read.
-    is_replica : whether the live state is exactly one received or rolled back to, or of disks that were copied; the
-        first write starts a branch.
+    is_replica : whether the live state is exactly one received or rolled back to; the first write starts a branch.
     features : what the states here need, in the next root record.
     updates : whether a source is bringing it something.
     """
@@ -116,24 +115,15 @@ class LiveVolume(Points):
         self._claimed = self._dirty_bytes = 0
         self._newly_held = 0
         self.is_replica = self.info.role == ROLE_REPLICA
-        if self.writable:
-            self.note_disk()
         self.features = self.info.features
         self.n_in_base = n_in_base(self)
         self._n_forget = 1  # what only the CP before the last refers to is free after the next one, and nobody lists it
 
-    def note_disk(self) -> None:
-        """Note which file the first disk is; where that is another than before, the first write starts a branch.
-
-        The disks were copied then, or put back from a copy: another one may have gone on from here, and has counted its
-        consistency points from the same one. Durable with the next commit of what changes the local tree.
-        """
+    @property
+    def disk_id(self) -> bytes:
+        """Which file the first disk is; NO_ID: it is in memory."""
         disk = self.array.disks[0]
-        now = disk.file_id if isinstance(disk, FileDisk) else NO_ID
-        before = self.local.root.disk_id
-        if now != before:
-            self.is_replica = self.is_replica or before != NO_ID
-            self.local.root.disk_id = now
+        return disk.file_id if isinstance(disk, FileDisk) else NO_ID
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from blockplane.volume import held, marking
 from blockplane.volume.active import ActiveState
-from blockplane.volume.codec import Branch, LocalRoot, StateRoot, TableEntry
+from blockplane.volume.codec import NO_ID, Branch, LocalRoot, StateRoot, TableEntry
 from blockplane.volume.features import Features
 from blockplane.volume.fsinfo import MAX_AREAS, ROLE_LINE, ROLE_REPLICA
 from blockplane.volume.leafbits import count
@@ -66,6 +66,11 @@ class Points(Roots):
     _before: State | None
     #: commits to come after which the busy plane is worked out anew
     _n_forget: int
+
+    @property
+    @abstractmethod
+    def disk_id(self) -> bytes:
+        """Which file the first disk is."""
 
     @abstractmethod
     def known_state(self, entry: TableEntry) -> State | None:
@@ -145,8 +150,10 @@ class Points(Roots):
 
     def _commit_trees(self) -> dict[str, object]:
         """Place and write both trees; return what the root record will say."""
-        if self.active.is_dirty and self.is_replica:
-            self._start_branch()
+        if self.active.is_dirty:
+            if self.is_replica or self.was_moved:
+                self._start_branch()
+            self._note_disk()
         state = self.active.commit(time.time_ns()) if self.active.is_dirty else self.active.pointer
         self.active.settle_map()
         self.local.set_active_map(self.active.placemap)
@@ -271,6 +278,21 @@ class Points(Roots):
         for client in self._clients:
             client.reload()
 
+    @property
+    def was_moved(self) -> bool:
+        """Whether the disks are other files than at the last write: copied then, or put back from a copy.
+
+        Another copy may have gone on from there, and has counted its consistency points from the same one: the next
+        write starts a branch.
+        """
+        return self.local.root.disk_id not in (NO_ID, self.disk_id)
+
+    def _note_disk(self) -> None:
+        """Note of which file what is written is true."""
+        root, disk_id = self.local.root, self.disk_id
+        if root.disk_id != disk_id:
+            root.disk_id, self.local.is_dirty = disk_id, True
+
     def _start_branch(self) -> None:
         """Add a branch to the live state's history: its CPs are no longer those of the line it came from."""
         root = self.active.root
@@ -280,4 +302,3 @@ class Points(Roots):
         root.branch_id = branch.id
         self.active.list_snapshots([e.record for e in self.local.ancestors(self.local.root.parent_id)])
         self.is_replica = False
-        self.local.is_dirty = True  # it notes of which file that is true

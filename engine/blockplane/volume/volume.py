@@ -291,7 +291,6 @@ class Volume(LiveVolume):
                 lock.share()
                 raise
             self.writable = True
-            self.note_disk()
             self.close_with(CommitTimer(self._on_time).__enter__())
 
     def grow(

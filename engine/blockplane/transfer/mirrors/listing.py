@@ -58,7 +58,7 @@ class MirrorDefinition:
     name : of the destination, in `volume.destinations` and in the names of the mirror's own snapshots. dest : where it
     is: a volume's directory, or host:port/name. volume_id : its id, 32 hexadecimal digits. local_changes : what becomes
     of changes of its own; None: files there may not be written to, and what there is nonetheless is kept. late :
-    `latest` or `next`.
+    `latest` or `next`. showed : ids, 32 hexadecimal digits each, of the snapshots that it showed when it was added.
     """
 
     name: str
@@ -69,6 +69,7 @@ class MirrorDefinition:
     local_changes: str | None = None
     late: str = LATEST
     added_ns: int = 0
+    showed: tuple[str, ...] = ()
     last: LastRun = field(default_factory=LastRun)
 
     @property
@@ -116,7 +117,7 @@ def definitions(directory: Path) -> list[MirrorDefinition]:
 
 
 def _decoded(fields: dict[str, Any]) -> MirrorDefinition:
-    made = MirrorDefinition(**{**fields, "last": LastRun(**fields["last"])})
+    made = MirrorDefinition(**{**fields, "showed": tuple(fields.get("showed", ())), "last": LastRun(**fields["last"])})
     if made.kind not in (FULL, INCREMENTAL) or made.late not in (LATEST, NEXT) or not made.every_s >= MIN_EVERY_S:
         raise ValueError(f"the mirror to {made.dest} is none that this release knows")
     _ = made.changes  # ValueError: none that there is

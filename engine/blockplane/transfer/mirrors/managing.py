@@ -162,7 +162,8 @@ def _add(
         if before is None:
             last = LastRun(state=BROKEN_OFF) if is_lost else LastRun()
             name = listing.name_for(place, standing.volume_id)
-            before = MirrorDefinition(name, place, standing.volume_id.hex(), added_ns=now, last=last)
+            showed = tuple(id_.hex() for id_ in standing.shown)
+            before = MirrorDefinition(name, place, standing.volume_id.hex(), added_ns=now, showed=showed, last=last)
         mirror = replace(
             before, dest=place, kind=_kind_of(peer, before, kind), every_s=every_s, local_changes=text, late=late
         )

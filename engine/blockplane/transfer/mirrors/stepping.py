@@ -205,7 +205,7 @@ def _refuse_ahead(volume: Volume, mirror: MirrorDefinition, standing: Standing) 
         if any(entry.record.id in standing.shown for entry in volume.local.entries()):
             return
         if found is None or found.acknowledged is None:
-            is_foreign, is_behind = False, shown.created_ns < mirror.added_ns  # what it was added with
+            is_foreign, is_behind = False, any(id_.hex() in mirror.showed for id_ in standing.shown)
         else:
             brought = volume.local.entry(found.acknowledged)
             state = volume.snapshot_state(brought)
