@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import blockplane as bp
+from blockplane.cli.completion import HostPath
 
 if TYPE_CHECKING:
     from blockplane.server.network import RemotePeer
@@ -48,7 +49,7 @@ class Calling:
 
 def is_remote(name: str) -> bool:
     """Whether a name is HOST:PORT/NAME, and no directory that is there."""
-    from blockplane.transfer.mirrors.peers import is_remote as is_remote_name
+    from blockplane.model.places import is_remote as is_remote_name
 
     return is_remote_name(name)
 
@@ -58,7 +59,7 @@ def network_options(function: F) -> F:
     for option in reversed(
         (
             click.option(
-                "--tls", type=click.Path(), metavar="DIR", envvar="BLOCKPLANE_TLS",
+                "--tls", type=HostPath(), metavar="DIR", envvar="BLOCKPLANE_TLS",
                 help="Certificates for HOST:PORT/NAME, as `blockplane cert` makes them.",
             ),
             click.option("--insecure-plaintext", is_flag=True, help="Call HOST:PORT/NAME without TLS."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 import blockplane as bp
-from blockplane.cli.completion import SnapshotName
+from blockplane.cli.completion import HostPath, SnapshotName
 from blockplane.cli.naming import open_volume, snapshot_of
 from blockplane.cli.options import (
     compress_option,
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 @stream.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=HostPath())
 @click.option(
-    "-o", "--output", type=click.Path(), callback=or_standard, metavar="FILE",
+    "-o", "--output", type=HostPath(), callback=or_standard, metavar="FILE",
     help="The stream file; appears when it is complete.",
 )  # fmt: skip
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be written; read no block but block maps.")
@@ -119,7 +119,7 @@ def _print_merged(report: MergeReport, dry_run: bool, to_stderr: bool) -> None:
 
 
 @stream.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=HostPath())
 @click.argument("snapshot", metavar="VOL@SNAP", type=SnapshotName())
 @key_option
 @json_option

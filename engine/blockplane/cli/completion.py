@@ -28,15 +28,37 @@ _MAX_OFFERED = 1000
 Items = list[CompletionItem[Any]]
 
 
-class VolumeName(click.Path):
-    """VOL: a directory."""
+class HostPath(click.Path):
+    """A file or directory of the host; that it cannot be read is found when it is."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False)
+
+
+class PeerName(HostPath):
+    """A volume's directory, or HOST:PORT/NAME."""
 
     def shell_complete(self, context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
         """Leave it to the shell."""
         return [CompletionItem(incomplete, type="dir")]
 
 
-class SnapshotName(click.Path):
+class VolumeName(PeerName):
+    """VOL: a directory; of a verb that calls no other machine."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """Refuse what names a volume of another machine, which is no good name for one here."""
+        from blockplane.model.places import is_remote
+
+        if isinstance(value, str) and is_remote(value):
+            raise bp.errors.UsageError(
+                f"{value} is on another machine, and this verb works on volumes here",
+                f"a directory that is called so is ./{value}; over the network go `replicate`, `mirror` and streams",
+            )
+        return super().convert(value, parameter, context)
+
+
+class SnapshotName(HostPath):
     """VOL@SNAP: behind the `@` a snapshot of the volume."""
 
     def shell_complete(self, context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 import blockplane as bp
-from blockplane.cli.completion import FileName
+from blockplane.cli.completion import FileName, HostPath
 from blockplane.cli.naming import file_of, live_file_of, open_files, open_volume, plane_name
 from blockplane.cli.options import json_option, key_option, progress_option, wait_option
 from blockplane.cli.planefiles import get_planes, said
@@ -25,7 +25,7 @@ _MAX_SHOWN_SKIPPED = 20
 
 @click.command()
 @click.argument("dest", metavar="VOL:/DEST", type=FileName())
-@click.argument("source", metavar="SRC", type=click.Path())
+@click.argument("source", metavar="SRC", type=HostPath())
 @click.option("--update", is_flag=True, help="Make DEST equal to SRC; rewrite only the blocks that differ.")
 @click.option("--delete", is_flag=True, help="With --update: remove what SRC lacks.")
 @click.option("--checksum", is_flag=True, help="With --update: compare contents even where size and time agree.")
@@ -79,7 +79,7 @@ def put(
 
 @click.command()
 @click.argument("source", metavar="VOL[@SNAP]:/PATH", type=FileName())
-@click.argument("dest", metavar="DEST", type=click.Path())
+@click.argument("dest", metavar="DEST", type=HostPath())
 @key_option
 @json_option
 @wait_option

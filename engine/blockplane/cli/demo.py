@@ -8,16 +8,15 @@ from pathlib import Path
 import click
 
 import blockplane as bp
+from blockplane.cli.completion import HostPath
 from blockplane.cli.demonstration import demonstrate
 from blockplane.cli.options import json_option
 from blockplane.cli.text import duration, print_json, sentence
 
 
 @click.command()
-@click.argument("directory", metavar="[DIR]", required=False, type=click.Path())
-@click.option(
-    "--keep", type=click.Path(), metavar="PLACE", help="Work in PLACE (empty or absent), and leave all there."
-)
+@click.argument("directory", metavar="[DIR]", required=False, type=HostPath())
+@click.option("--keep", type=HostPath(), metavar="PLACE", help="Work in PLACE (empty or absent), and leave all there.")
 @json_option
 def demo(directory: str | None, keep: str | None, as_json: bool) -> int:
     """Show the main job on real data.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import click
@@ -81,8 +81,24 @@ def report_failure(failure: Failure, arguments: Sequence[str]) -> None:
 
 
 def _output_carries_data(options: Sequence[str]) -> bool:
-    """Whether standard output is a stream's: `send` or `stream merge` without a file."""
-    if "send" not in options[:1] and options[:2] != ["stream", "merge"]:
+    """Whether standard output has blocks or a stream: of a verb that writes them, and without a file."""
+    if options[:1] == ["receive"]:
+        return any(option.split("=")[0] == "--offer" for option in options)
+    if options[:2] == ["tape", "retrieve"]:
+        if not any(option.split("=")[0] == "--vbn" for option in options):
+            return False
+    elif options[:1] != ["send"] and options[:2] != ["stream", "merge"]:
         return False
-    named = any(option.startswith(("-o", "--output", "--part")) for option in options)
+    named = any(option.startswith("--part") or name not in ("", "-") for option, name in _outputs(options))
     return not (named or "-n" in options or "--dry-run" in options)
+
+
+def _outputs(options: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Give each option with the file that it names for the output; empty: it names none."""
+    for option, following in zip(options, [*options[1:], ""], strict=True):
+        if option in ("-o", "--output"):
+            yield option, following
+        elif option.startswith("-o"):
+            yield option, option.removeprefix("-o")
+        else:
+            yield option, option.removeprefix("--output=") if option.startswith("--output=") else ""

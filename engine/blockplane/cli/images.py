@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 import blockplane as bp
-from blockplane.cli.completion import ExpressionWord, VolumeName
+from blockplane.cli.completion import ExpressionWord, HostPath, VolumeName
 from blockplane.cli.naming import open_volume, volume_only
 from blockplane.cli.options import (
     json_option,
@@ -109,7 +109,7 @@ def _names(text: str | None) -> list[str]:
 @EXPRESSION
 @choice_options
 @part_option
-@click.option("--at", type=click.Path(), metavar="FILE[,FILE...]", help="What these streams, or a folder, have of it.")
+@click.option("--at", type=HostPath(), metavar="FILE[,FILE...]", help="What these streams, or a folder, have of it.")
 @key_option
 @click.option("--freed", is_flag=True, help="EXPR names snapshots: what deleting all of them would free.")
 @json_option

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 import blockplane as bp
+from blockplane.cli.completion import HostPath
 from blockplane.cli.options import json_option
 from blockplane.cli.text import print_json, printable
 
@@ -15,7 +16,7 @@ def key() -> None:
 
 
 @key.command()
-@click.argument("file", metavar="FILE", type=click.Path())
+@click.argument("file", metavar="FILE", type=HostPath())
 @json_option
 def create(file: str, as_json: bool) -> None:
     """Make a key file that its owner alone may read.
@@ -35,7 +36,7 @@ def create(file: str, as_json: bool) -> None:
 
 
 @key.command()
-@click.argument("file", metavar="FILE", type=click.Path())
+@click.argument("file", metavar="FILE", type=HostPath())
 @json_option
 def info(file: str, as_json: bool) -> None:
     """Show the id of a key, which streams name."""

@@ -14,7 +14,7 @@ import click
 import blockplane as bp
 from blockplane.cli import console
 from blockplane.cli.calling import Calling, is_remote, network_options
-from blockplane.cli.completion import VolumeName
+from blockplane.cli.completion import PeerName, VolumeName
 from blockplane.cli.elsewhere import ElsewhereError
 from blockplane.cli.mirrortext import (
     break_text,
@@ -71,7 +71,7 @@ def _peers(verb: str, calling: Calling, kind: str, writable: bool = True) -> bp.
 
 @mirror.command()
 @click.argument("vol", type=VolumeName())
-@click.argument("dest", type=VolumeName())
+@click.argument("dest", type=PeerName())
 @click.option("--kind", type=click.Choice(["full", "incremental"]), help="Whole, or beside --base.")
 @click.option("--base", multiple=True, metavar="STREAM", help="What an incremental mirror is built on: streams, tapes.")
 @click.option("--every", type=Interval(), default="10s", metavar="TIME", help="Time between updates (10s).")
@@ -148,7 +148,7 @@ def add(
 @click.argument("vol", type=VolumeName())
 @click.option("--once", is_flag=True, help="One step of each mirror that is due, and end.")
 @click.option("--now", is_flag=True, help="With --once: of those that are not due too.")
-@click.option("--only", metavar="DEST", type=VolumeName(), help="With --once: of this mirror alone.")
+@click.option("--only", metavar="DEST", type=PeerName(), help="With --once: of this mirror alone.")
 @network_options
 @json_option
 @wait_option
@@ -250,7 +250,7 @@ def _tell(ran: bp.mirrors.Ran) -> None:
 
 
 @mirror.command()
-@click.argument("vol", type=VolumeName())
+@click.argument("vol", metavar="[VOL]", default=".", type=VolumeName())
 @network_options
 @watch_option
 @json_option
@@ -258,7 +258,7 @@ def _tell(ran: bp.mirrors.Ran) -> None:
 def status(
     vol: str, tls: str | None, insecure_plaintext: bool, watch_s: float | None, as_json: bool, wait_s: float
 ) -> None:
-    """Show where VOL's mirrors stand, and of whom it is one itself.
+    """Show where VOL's mirrors stand (of the volume in this directory), and of whom it is one itself.
 
     How old the newest state is that arrived, how many blocks it lacks, what is left to travel, how fast that went last
     time, what went wrong, and when the next step is due.
@@ -279,7 +279,7 @@ def status(
 
 
 @mirror.command("break")
-@click.argument("dest", type=VolumeName())
+@click.argument("dest", type=PeerName())
 @click.option("--rehearse", is_flag=True, help="For a while: updates wait, and the mirror goes on afterwards.")
 @click.option("--end-rehearsal", is_flag=True, help="Go back to the state at which the rehearsal began.")
 @click.option("--drop-changes", is_flag=True, help="With --end-rehearsal: give its changes up.")
@@ -337,7 +337,7 @@ def break_(
 
 
 @mirror.command()
-@click.argument("dest", type=VolumeName())
+@click.argument("dest", type=PeerName())
 @click.option("--reverse", is_flag=True, help="Bring DEST's state to the source: --from destination.")
 @click.option("--from", "winner", type=click.Choice(["source", "destination"]), help="The side whose state both get.")
 @click.option("--source", metavar="VOL", type=VolumeName(), help="Where the source is, if it moved.")
@@ -418,7 +418,7 @@ def _source_of(there: bp.Volume, source: str | None) -> str:
 
 @mirror.command()
 @click.argument("vol", type=VolumeName())
-@click.argument("dest", type=VolumeName())
+@click.argument("dest", type=PeerName())
 @network_options
 @json_option
 @wait_option

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import blockplane as bp
+from blockplane.cli.completion import HostPath
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
@@ -83,7 +84,7 @@ key_option = click.option(
     "--key",
     "keys",
     multiple=True,
-    type=click.Path(),
+    type=HostPath(),
     metavar="KEYFILE",
     envvar="BLOCKPLANE_KEY_FILE",
     help="Key file for encrypted streams; repeat for several (or BLOCKPLANE_KEY_FILE).",
@@ -93,7 +94,7 @@ require_encrypted_option = click.option(
 )
 compress_option = click.option("--compress", metavar="zstd[:LEVEL]", help="Compress what shrinks; level 1 to 19 (3).")
 encrypt_option = click.option(
-    "--encrypt", type=click.Path(), metavar="KEYFILE", help="Encrypt with a key that `key create` made."
+    "--encrypt", type=HostPath(), metavar="KEYFILE", help="Encrypt with a key that `key create` made."
 )
 hold_option = click.option(
     "--hold", type=Duration(), metavar="TIME", help="Keep its snapshots so long (as 7d) if it fails."

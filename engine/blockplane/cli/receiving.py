@@ -12,7 +12,7 @@ import click
 
 import blockplane as bp
 from blockplane.cli import console
-from blockplane.cli.completion import VolumeName
+from blockplane.cli.completion import HostPath, VolumeName
 from blockplane.cli.naming import is_there, open_volume, opening_to_make, volume_only
 from blockplane.cli.offering import print_offer
 from blockplane.cli.options import (
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     "--input",
     "origins",
     multiple=True,
-    type=click.Path(),
+    type=HostPath(),
     callback=or_standard,
     metavar="FILE",
     help="The stream file (standard input); repeat for several, in any order, or name a folder of them.",

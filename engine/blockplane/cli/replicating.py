@@ -14,7 +14,7 @@ import click
 import blockplane as bp
 from blockplane.cli import console
 from blockplane.cli.calling import Calling, is_remote, network_options
-from blockplane.cli.completion import VolumeName
+from blockplane.cli.completion import PeerName, VolumeName
 from blockplane.cli.naming import is_same_place, is_there, open_volume, opening_to_make, volume_only
 from blockplane.cli.options import (
     DiskOptions,
@@ -50,7 +50,7 @@ class _Asked:
 
 
 @click.command()
-@click.argument("source", type=VolumeName())
+@click.argument("source", type=PeerName())
 @click.argument("vol", type=VolumeName())
 @click.option("--once", is_flag=True, help="Pull once, and end (default).")
 @click.option("--every", type=Interval(), metavar="TIME", help="Pull again and again, as often as said: 30s, 10m.")

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import click
 
 import blockplane as bp
+from blockplane.cli.completion import HostPath
 from blockplane.cli.options import json_option
 
 
 @click.command()
-@click.argument("policy", required=False, type=click.Path(), metavar="[POLICY.toml]")
+@click.argument("policy", required=False, type=HostPath(), metavar="[POLICY.toml]")
 @click.option("--volume", "named", multiple=True, metavar="NAME=VOL", help="A volume to serve; repeat.")
 @click.option("--listen", metavar="HOST:PORT", help="Serve peers there, as the policy's rights say.")
-@click.option("--tls", type=click.Path(), metavar="DIR", help="Certificates, as `blockplane cert` makes them.")
+@click.option("--tls", type=HostPath(), metavar="DIR", help="Certificates, as `blockplane cert` makes them.")
 @click.option("--insecure-plaintext", is_flag=True, default=None, help="Plain connections, anybody's to read.")
 @click.option("--check", "is_check", is_flag=True, help="Say what would be done, and when next; open nothing.")
 @click.option("--once", is_flag=True, help="Do what is due now, and end.")
@@ -24,9 +25,7 @@ from blockplane.cli.options import json_option
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="The least that is said (info)."
 )
 @click.option("--metrics", metavar="HOST:PORT", help="Answer Prometheus there; `:9178` for this machine alone.")
-@click.option(
-    "--metrics-file", type=click.Path(), metavar="FILE", help="Keep the metrics in a file, for node_exporter."
-)
+@click.option("--metrics-file", type=HostPath(), metavar="FILE", help="Keep the metrics in a file, for node_exporter.")
 @click.option("--unit", is_flag=True, help="Print a systemd unit for this command.")
 @click.option("--user", metavar="NAME", help="Whose process the unit is to be (yours).")
 @click.option("--alerts", is_flag=True, help="Print alert rules for Prometheus.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import blockplane as bp
+from blockplane.cli.completion import HostPath
 from blockplane.cli.options import json_option, key_option, progress_option, require_encrypted_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.streamplaces import opened_streams
@@ -33,7 +34,7 @@ def stream() -> None:
 
 
 @stream.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=HostPath())
 @key_option
 @json_option
 @wait_option
@@ -175,7 +176,7 @@ class Part(_ParamType):
 
 
 @stream.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=HostPath())
 @click.option("--part", type=Part(), metavar="K/N", help="Of the blocks read only the K-th of N parts.")
 @key_option
 @require_encrypted_option

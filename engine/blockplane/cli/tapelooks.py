@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 import blockplane as bp
+from blockplane.cli.completion import HostPath
 from blockplane.cli.holders import block_range
 from blockplane.cli.naming import open_volume, tell_problems, volume_only
-from blockplane.cli.options import json_option, key_option, progress_option, wait_option
+from blockplane.cli.options import json_option, key_option, or_standard, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.tapes import changer_of, changer_option, lost_names, tape
 from blockplane.cli.text import blocks, count, duration, iso, moment, print_json, printable, rate, sentence, size
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @tape.command("list")
-@click.argument("tapes", metavar="TAPE...", nargs=-1, required=True, type=click.Path())
+@click.argument("tapes", metavar="TAPE...", nargs=-1, required=True, type=HostPath())
 @changer_option
 @json_option
 def list_(tapes: Sequence[str], changer: str | None, as_json: bool) -> None:
@@ -98,7 +99,7 @@ def _print_listed(found: TapeListing) -> None:
 
 
 @tape.command()
-@click.argument("tapes", metavar="TAPE...", nargs=-1, required=True, type=click.Path())
+@click.argument("tapes", metavar="TAPE...", nargs=-1, required=True, type=HostPath())
 @click.option("--against", metavar="VOL", help="Compare with the snapshots of this volume, byte by byte.")
 @changer_option
 @key_option
@@ -179,10 +180,13 @@ def _print_verdict(verdict: TapeVerdict, files: dict[int, list[str]]) -> None:
 
 
 @tape.command()
-@click.argument("tapes", metavar="TAPE...", nargs=-1, required=True, type=click.Path())
+@click.argument("tapes", metavar="TAPE...", nargs=-1, required=True, type=HostPath())
 @click.option("--vbn", metavar="A-B", help="Block numbers, both ends included, or one: their bytes go to OUT.")
 @click.option("--path", metavar="/PATH", help="A file or tree: it goes to OUT, as `get` names it.")
-@click.option("-o", "--output", type=click.Path(), metavar="OUT", help="Where to (blocks: standard output).")
+@click.option(
+    "-o", "--output", type=HostPath(), callback=or_standard, metavar="OUT",
+    help="Where to (blocks: standard output).",
+)  # fmt: skip
 @click.option("--snapshot", metavar="SNAP", help="Out of which snapshot (the newest).")
 @key_option
 @json_option

@@ -11,7 +11,7 @@ import click
 
 import blockplane as bp
 from blockplane.cli import console
-from blockplane.cli.completion import VolumeName
+from blockplane.cli.completion import HostPath, VolumeName
 from blockplane.cli.images import EXPRESSION, Choice, ExpressionVerb, choice_options
 from blockplane.cli.options import (
     compress_option,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.argument("vol", type=VolumeName())
 @EXPRESSION
 @click.option(
-    "-o", "--output", type=click.Path(), callback=or_standard, metavar="FILE",
+    "-o", "--output", type=HostPath(), callback=or_standard, metavar="FILE",
     help="The stream file, or VOL:/PATH; appears when whole.",
 )  # fmt: skip
 @click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be sent; write nothing.")
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     help="Go on with an interrupted transfer: by its destination's token, even of an older image, or with the "
     "half-written FILE of -o.",
 )
-@click.option("--against", type=click.Path(), metavar="OFFER", help="Send only what differs from what OFFER offers.")
+@click.option("--against", type=HostPath(), metavar="OFFER", help="Send only what differs from what OFFER offers.")
 @hold_option
 @file_options
 @part_option

@@ -47,7 +47,7 @@ from blockplane.disks.disk import (
 from blockplane.disks.geometry import Geometry, GroupRecord
 from blockplane.model.addresses import BLOCK_BYTES, Bytes
 from blockplane.model.checks import crc32c
-from blockplane.model.errors import DiskError, DiskForeignError, UsageError
+from blockplane.model.errors import DiskError, DiskForeignError, RefusedError, UsageError
 
 MAGIC: Final = b"BLKPLN\r\n"
 #: Of labels; 0 and 0xB10C0001 were development builds'.
@@ -258,6 +258,15 @@ def carries_label(path: str | os.PathLike[str]) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def refuse_disk(path: str | os.PathLike[str]) -> None:
+    """Raise RefusedError where a file or device, which is to be written over, is the disk of a volume, whichever."""
+    if carries_label(path):
+        raise RefusedError(
+            f"{os.fspath(path)} is a disk of a volume: what is on it would be lost",
+            "name another file",
+        )
 
 
 def read_label(disk: Disk) -> Label:

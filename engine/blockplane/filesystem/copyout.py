@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from blockplane.disks.label import refuse_disk
 from blockplane.filesystem.blockread import block_pointers
 from blockplane.filesystem.dataout import DataOut
 from blockplane.filesystem.errors import ExistsError, InvalidRequestError, damaged
@@ -62,7 +63,8 @@ def get(fs: Queries, source: AnyPath, dest: str | os.PathLike[str], *, progress:
 
     Raises
     ------
-    NotFoundError: source is not there. OSError: the host refuses all (it is full, say), or the top.
+    NotFoundError: source is not there. RefusedError: dest is a disk of a volume. OSError: the host refuses all (it is
+    full, say), or the top.
 
     Notes
     -----
@@ -89,6 +91,7 @@ def _get(fs: Queries, source: AnyPath, dest: str | os.PathLike[str], progress: P
     if os.path.isdir(target) and not top.is_directory:
         raise ExistsError(os.fsdecode(target), f"{os.fsdecode(target)}: a directory is not replaced by a file")
     target = _followed(target)
+    refuse_disk(os.fsdecode(target))
     if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
         copy.write_into(top, target)
         return copy.report

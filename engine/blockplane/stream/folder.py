@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
-from blockplane.disks.label import carries_label
+from blockplane.disks.label import refuse_disk
 from blockplane.model.errors import RefusedError, StreamError
 from blockplane.stream.fdsink import Buffer, FdSink, write_error
 from blockplane.stream.stored import Stored, split_file
@@ -163,15 +163,6 @@ class HostFolder:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def refuse_disk(path: Path) -> None:
-    """Raise RefusedError where a file or device is the disk of a volume, whichever."""
-    if carries_label(path):
-        raise RefusedError(
-            f"{path} is a disk of a volume: what is on it would be lost",
-            "name another file",
-        )
 
 
 def _mode_of(path: Path) -> int:

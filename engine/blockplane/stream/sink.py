@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import IO, Final, Protocol
 
 from blockplane.disks import write_buffers
+from blockplane.disks.label import refuse_disk
 from blockplane.model.errors import StreamError, UsageError
 from blockplane.stream.fdsink import Buffer, FdSink, write_error
 from blockplane.stream.filesink import WHOLE, FileForm, FileSink
-from blockplane.stream.folder import Folder, HostFolder, WritablePlace, refuse_disk
+from blockplane.stream.folder import Folder, HostFolder, WritablePlace
 from blockplane.stream.input import advance
 
 SinkLike = str | os.PathLike[str] | int | IO[bytes] | socket.socket | WritablePlace

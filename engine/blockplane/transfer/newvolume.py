@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -161,14 +161,17 @@ def remove_made(directory: Path) -> None:
     """Remove a volume that a receive made, and that holds nothing; VolumeInUseError: another process has it."""
     with VolumeLock(directory / LOCK_NAME, "receive --abort"):
         names = read_config(directory).disks
-        remove(directory, [], existed=False)
+        remove(directory, [], [directory])
     for name in names:
         if Path(directory, name).exists():
             give_back(str(Path(directory, name)))
 
 
-def remove(path: Path, new_disks: Sequence[Path], existed: bool) -> None:
-    """Undo `_create`: only names that it made, and the socket of a process that was killed."""
+def remove(path: Path, new_disks: Sequence[Path], missing: Sequence[Path]) -> None:
+    """Undo `_create`: only names that it made, and the socket of a process that was killed.
+
+    missing : the directories that were not there, see `making.missing_of`.
+    """
     for disk in new_disks:
         disk.unlink(missing_ok=True)
     shutil.rmtree(path / DISKS_DIR, ignore_errors=True)
@@ -176,6 +179,4 @@ def remove(path: Path, new_disks: Sequence[Path], existed: bool) -> None:
     clear_orphans(path, lambda: ())
     for name in (CONFIG_NAME, LOCK_NAME, making.MARK_NAME):
         (path / name).unlink(missing_ok=True)
-    if not existed and not any(path.iterdir()):
-        with suppress(OSError):  # somebody mounted it
-            path.rmdir()
+    making.remove_empty(missing)

@@ -244,6 +244,11 @@ class Writing:
         if not (form.append or form.resume):
             return new_set(record_bytes, self._part), None
         found = ending(self.rack) if form.append else standing(self.rack)
+        if found is None and form.append:
+            raise RefusedError(
+                f"there is no set on {self.rack.names[0]} that could be added to",
+                "name the tapes that it is on; or leave --append out: then one is begun",
+            )
         if found is None:
             return new_set(record_bytes, self._part), None
         self._require_its_part(found)

@@ -136,7 +136,7 @@ def _made(
 @contextmanager
 def made_volume(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, opening: Opening) -> Iterator[Volume]:
     """Make a volume for what a source of such groups sends; when that fails, remove what was made and nothing else."""
-    existed = path.exists()
+    missing = making.missing_of(path)
     named = [] if wish.disks is None or isinstance(wish.disks, int) else [Path(disk) for disk in wish.disks]
     old_disks = [disk for disk in named if disk.exists()]
     new_disks = [disk for disk in named if disk not in old_disks]
@@ -156,7 +156,7 @@ def made_volume(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, openi
             making.unmark(path)
             raise
         volume.abandon()
-        remove(path, new_disks, existed)
+        remove(path, new_disks, missing)
         for disk in old_disks:
             give_back(str(disk))
         raise

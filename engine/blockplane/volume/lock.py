@@ -15,6 +15,7 @@ from blockplane.model.errors import DiskError, VolumeInUseError
 _POLL_S = 0.05
 #: What a file system says that keeps no locks, such as some network mounts.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class VolumeLock:
@@ -67,8 +68,13 @@ class VolumeLock:
 
     @staticmethod
     def _say(fd: int, owner: dict[str, object]) -> None:
+        """Tell others who has it; where there is no room for that, they see only that somebody has."""
         os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(owner).encode(), 0)
+        try:
+            os.pwrite(fd, json.dumps(owner).encode(), 0)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
 
     def take(self, verb: str, wait_s: float = 0.0) -> None:
         """Go over from a shared lock to one's own.

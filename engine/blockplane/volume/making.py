@@ -71,17 +71,20 @@ def clear(directory: Path) -> None:
         unmark(directory)
 
 
-def make_directory(directory: Path) -> bool:
-    """Make the directory of a new volume, durable; return whether it was not there. Errors: as of `refuse_taken`."""
+def missing_of(directory: Path) -> list[Path]:
+    """Return which of a directory and those above it are not there, the directory itself first."""
+    return [path for path in (directory, *directory.parents) if not path.exists()]
+
+
+def make_directory(directory: Path) -> list[Path]:
+    """Make the directory of a new volume, durable; return what was not there. Errors: as of `refuse_taken`."""
     refuse_taken(directory)
-    if directory.exists():
-        return False
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True)
+    missing = missing_of(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     for path in missing:
         with suppress(PermissionError):  # in one that cannot be listed names can be made, and not be synced
             sync(path.parent)
-    return True
+    return missing
 
 
 def refuse_taken(directory: Path) -> None:
@@ -99,12 +102,21 @@ def refuse_taken(directory: Path) -> None:
         raise NotAVolumeError(f"{directory} is not empty", "name a directory that is empty or does not exist")
 
 
-def unmake_directory(directory: Path, made: bool, files: Sequence[str]) -> None:
-    """Undo what a failed create left: disk files it made, its names in a directory it had found empty or absent."""
+def unmake_directory(directory: Path, made: Sequence[Path], files: Sequence[str]) -> None:
+    """Undo what a failed create left: disk files it made, its names in a directory it had found empty or absent.
+
+    made : as of `make_directory`.
+    """
     for file in files:
         Path(file).unlink(missing_ok=True)
     shutil.rmtree(directory / DISKS_DIR, ignore_errors=True)
     for name in (CONFIG_NAME, LOCK_NAME, MARK_NAME):
         (directory / name).unlink(missing_ok=True)
-    if made:
-        directory.rmdir()
+    remove_empty(made)
+
+
+def remove_empty(directories: Sequence[Path]) -> None:
+    """Remove directories, as far as they are empty, and nothing is mounted there."""
+    with suppress(OSError):
+        for directory in directories:
+            directory.rmdir()

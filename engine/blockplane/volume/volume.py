@@ -99,7 +99,11 @@ class Volume(LiveVolume):
         directory = Path(path)
         wish = GroupWish(disks, size, parity, chunk, wipe)
         made = making.make_directory(directory)
-        lock = VolumeLock(directory / LOCK_NAME, verb, answers=answers)
+        try:
+            lock = VolumeLock(directory / LOCK_NAME, verb, answers=answers)
+        except OSError:
+            making.remove_empty(made)
+            raise
         opened: list[Disk] = []
         files: list[str] = []
         try:

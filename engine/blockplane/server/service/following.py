@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import BlockplaneError, UsageError
+from blockplane.model.places import is_remote
 from blockplane.server.activity import Kind
 from blockplane.server.network.address import parse_peer
 from blockplane.server.network.remote import RemotePeer
@@ -22,7 +23,7 @@ from blockplane.server.service.jobs import Outcome, Work
 from blockplane.server.service.reading import Table
 from blockplane.server.service.rules import rule_of
 from blockplane.server.service.timetable import Rule
-from blockplane.transfer.mirrors.peers import Peers, is_remote
+from blockplane.transfer.mirrors.peers import Peers
 from blockplane.transfer.mirrors.running import run_side_by_side
 from blockplane.transfer.peer import Peer, VolumePeer
 from blockplane.transfer.pull import pull

@@ -42,7 +42,9 @@ class NetworkPolicy:
     def parsed_rights(self) -> Rights:
         """Return the rights; UsageError: there are none, or they cannot be understood."""
         if not self.rights:
-            raise UsageError("no peer has a right to anything", 'say who has: [network.rights.PEER] pool = ["read"]')
+            raise UsageError(
+                "no peer has a right to anything", 'say who has, in a policy: [network.rights.PEER] pool = ["read"]'
+            )
         rules: dict[str, dict[str, tuple[str, ...]]] = {}
         for peer, volume, verbs in self.rights:
             rules.setdefault(peer, {})[volume] = verbs

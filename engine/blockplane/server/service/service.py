@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from blockplane.api import Volume
+from blockplane.disks.label import refuse_disk
 from blockplane.model.errors import BlockplaneError, RefusedError
 from blockplane.server.activity import Kind
 from blockplane.server.network.serving import Opened
@@ -274,7 +275,10 @@ class Service:
         if path is None:
             return
         try:
+            refuse_disk(path)
             replace_file(path, self.metrics(), 0o644)
+        except RefusedError as error:
+            self.log.error("metrics", error.message, error="refused")
         except OSError as error:
             self.log.error("metrics", f"{path} cannot be written: {error.strerror}", error="os")
 

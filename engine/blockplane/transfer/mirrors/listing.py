@@ -139,7 +139,9 @@ def write_definitions(directory: Path, mirrors: Sequence[MirrorDefinition]) -> N
     """Write the mirrors of a volume: whole, or not at all; durable on return."""
     temporary = directory / (FILE_NAME + ".new")
     text = json.dumps({"version": VERSION, "mirrors": [asdict(each) for each in mirrors]}, indent=1)
-    with open(temporary, "w", encoding="utf-8") as file:
+    temporary.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as file:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blockplane.model.errors import BlockplaneError, RefusedError, UsageError
+from blockplane.model.places import is_remote
 from blockplane.transfer.mirrors import listing
 from blockplane.transfer.mirrors.listing import (
     BROKEN_OFF,
@@ -20,7 +21,7 @@ from blockplane.transfer.mirrors.listing import (
     LastRun,
     MirrorDefinition,
 )
-from blockplane.transfer.mirrors.peers import Peers, is_remote, place_of
+from blockplane.transfer.mirrors.peers import Peers, place_of
 from blockplane.transfer.mirrors.stepping import clear_away, not_joined
 from blockplane.transfer.mirrors.turns import last_turn
 from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove
@@ -32,6 +33,7 @@ from blockplane.transfer.targets import is_vacant, not_to_be_made
 from blockplane.volume.basegroup import has_base
 from blockplane.volume.codec import NO_ID
 from blockplane.volume.groups import give_back
+from blockplane.volume.making import missing_of
 from blockplane.volume.mirrorcodec import (
     BROKEN,
     MIRROR,
@@ -98,7 +100,7 @@ def add(
     place, wish = place_of(dest), wish or DiskWish()
     _refuse_itself(volume, place)
     made = not is_remote(place) and is_vacant(Path(place))
-    existed = made and Path(place).exists()
+    missing = missing_of(Path(place)) if made else []
     named = wish.disks if wish.disks is not None and not isinstance(wish.disks, int) else ()
     old_disks = [disk for disk in named if os.path.exists(disk)]
     if made or base:
@@ -116,7 +118,7 @@ def add(
         return _add(volume, place, peers or Peers(), kind, every_s, local_changes, late, made)
     except BaseException:
         if made:
-            remove(Path(place), [Path(disk) for disk in named if disk not in old_disks], existed)
+            remove(Path(place), [Path(disk) for disk in named if disk not in old_disks], missing)
             for disk in old_disks:
                 give_back(str(disk))
         raise

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from blockplane.model.errors import UsageError
+from blockplane.model.places import is_remote
 from blockplane.transfer.peer import Peer, VolumePeer
 from blockplane.volume.volume import Volume
-
-_REMOTE: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^/:\s]+):\d{1,5}/[^/]+")
 
 
 class Opener(Protocol):
@@ -29,11 +27,6 @@ def open_local(dest: str) -> Iterator[Peer]:
     """Open a volume's directory for writing."""
     with Volume.open(dest, verb="mirror") as volume:
         yield VolumePeer(volume)
-
-
-def is_remote(dest: str) -> bool:
-    """Whether a text is host:port/name, and no directory that is there."""
-    return bool(_REMOTE.fullmatch(dest)) and not os.path.isdir(dest)
 
 
 @dataclass(frozen=True, slots=True)
