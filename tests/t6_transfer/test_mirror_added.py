@@ -56,6 +56,23 @@ def test_a_copy_of_a_mirror_takes_its_place_when_that_is_gone(world, tmp_path, p
     assert (world.outcomes(), read(moved, "/a")) == (["brought"], b"new")
 
 
+def test_one_that_was_broken_off_and_moved_is_joined_at_its_new_place(world, tmp_path):
+    copy = world.add()
+    write(world.source, "/a", b"old")
+    world.outcomes()
+    mirrors.break_mirror(copy)
+    write(copy, "/b", b"written at the copy")
+    world.opened.pop(str(copy.path)).close()
+    copy.path.rename(tmp_path / "moved")
+    dest = str(tmp_path / "moved")
+    added = mirrors.add(world.source, dest, peers=world.peers(), wish=THERE)
+    moved = world.opened[dest]
+    assert (added.is_broken, moved.mirror_of.state) == (True, "broken")
+    report = world.resync(moved, "source")
+    assert report.plan.common is not None
+    assert (read(moved, "/a"), read(moved, "/b", report.kept)) == (b"old", b"written at the copy")
+
+
 def test_one_that_was_broken_off_after_it_was_taken_out_can_be_had_again(world):
     copy = world.add()
     write(world.source, "/a", b"old")

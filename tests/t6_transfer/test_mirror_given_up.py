@@ -9,6 +9,7 @@ from blockplane.transfer import mirrors
 from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.pull import pull
 from blockplane.transfer.replacing import LocalChanges
+from blockplane.volume.retention import Policy
 from rig.mirrorworld import World, names, read, states_with, write
 
 
@@ -119,6 +120,33 @@ def test_a_source_that_went_back_and_is_brought_forward_keeps_what_it_went_back_
         write(world.source, "/c", b"%d" % number)
         assert world.run()[1].error == ""
         assert states_with(world.source, "/a", went_back_to) - {"own"} == {report.kept}
+
+
+@pytest.mark.parametrize("winner", ["source", "destination"])
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_retention_does_not_take_what_a_resync_set_aside(world, winner, is_ahead):
+    """Though it is in a snapshot that people, or a schedule, made: one that is kept stands beside it."""
+    copy = world.add()
+    write(world.source, "/a", b"old")
+    world.source.snapshot("june1")
+    world.outcomes()
+    mirrors.break_mirror(copy)
+    loser, best = (world.source, copy) if winner == "destination" else (copy, world.source)
+    write(loser, "/b", b"precious")
+    loser.snapshot("auto-1")
+    if not is_ahead:
+        write(best, "/a", b"new")
+        best.snapshot("auto-2")
+    report = world.resync(copy, winner)
+    assert states_with(loser, "/b", b"precious") == {"auto-1", report.kept}
+    for number in range(2):
+        write(world.source, "/c", b"%d" % number)
+        world.source.snapshot(f"auto-{3 + number}")
+        assert world.outcomes() == ["brought"]
+        for volume in (world.source, copy):
+            volume.prune(Policy(last=1, only=("auto-*",)))
+    assert "auto-1" not in names(loser)
+    assert states_with(loser, "/b", b"precious") == {report.kept}
 
 
 def test_what_was_under_way_when_the_mirror_broke_is_kept(world):

@@ -243,6 +243,29 @@ def test_a_source_that_was_put_back_moves_its_pointer_a_second_time(make, rng, m
         assert not pull(VolumePeer(source), copy).is_ahead
 
 
+@pytest.mark.parametrize("changes", [None, LocalChanges.FLUSH])
+def test_what_a_source_that_was_put_back_does_not_know_is_held(make, rng, tmp_path, changes):
+    source, copy = make("source"), make("copy")
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), copy)
+    source.close()
+    shutil.copytree(source.path, tmp_path / "before")
+    with bp.Volume.open(source.path) as source:
+        for name in ("m2", "m3"):
+            master(source, name, name.encode())
+        pull(VolumePeer(source), copy)
+    with bp.Volume.open(tmp_path / "before") as source:
+        master(source, "n1", b"n1")
+        assert pull(VolumePeer(source), copy, changes=changes).is_ahead
+        master(source, "n2", b"n2")
+        report = pull(VolumePeer(source), copy, changes=changes)
+        assert (report.top, report.left) == ("n2", "m3" if changes is None else None)
+        master(source, "n3", b"n3")
+        assert pull(VolumePeer(source), copy, changes=changes).left is None
+    copy.prune(Policy(last=1))
+    assert ("m3" in [snapshot.name for snapshot in copy.snapshots]) == (changes is None)
+
+
 def test_moves_to_one_snapshot_in_two_places_are_no_reason_to_stop(make, rng):
     source, copy = make("source"), make("copy")
     master(source, "m1", rng.bytes(9000))

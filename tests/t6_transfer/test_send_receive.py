@@ -90,7 +90,7 @@ def disk_hashes(path) -> list[str]:
 
 OTHERS = [
     {"disks": 2, "size": "16M", "parity": 0},
-    {"disks": 3, "size": "12M", "parity": 1, "chunk": "512KiB"},
+    {"disks": 3, "size": "17M", "parity": 1, "chunk": "512KiB"},
     {"disks": 6, "size": "9M", "parity": 2},
     {"disks": 1, "size": "33M", "chunk": "disk"},
 ]

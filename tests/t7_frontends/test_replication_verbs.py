@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+
 import pytest
 
 import blockplane as bp
@@ -74,7 +77,7 @@ def test_a_source_that_is_behind_is_told_of(done, pool, tmp_path):
     done("snapshot", "create", f"{copy}@later")
     done("snapshot", "master", f"{copy}@later")
     said = done("replicate", pool, copy).out
-    assert f"{copy} is ahead of {pool}: master was moved later here\nnothing was brought" in said
+    assert f"{copy} is ahead of {pool}: master was moved more often here\nnothing was brought" in said
     assert done("replicate", pool, copy, "--json").json["source_is_behind"] is True
 
 
@@ -113,3 +116,39 @@ def test_changes_of_a_replica(done, blockplane, pool, tmp_path, changes):
     assert "mine" not in done("ls", f"{copy}:/").out
     if kept:
         assert "mine" in done("ls", f"{copy}@{kept}:/").out
+
+
+def test_prune_gives_up_who_is_lost(done, pool, tmp_path, monkeypatch):
+    done("snapshot", "master", f"{pool}@june1")
+    done("replicate", pool, str(tmp_path / "copy"))
+    done("snapshot", "master", f"{pool}@june2")
+    done("replicas", pool, "--limit", "1h")
+    now = time.time_ns()
+    for later_s in (0, 4000, 4500):  # found silent twice
+        monkeypatch.setattr(time, "time_ns", lambda later_s=later_s: now + later_s * 10**9)
+        said = done("prune", pool, "--keep-last", 1, *(["--json"] if later_s == 0 else []))
+        if later_s == 0:
+            assert said.json["became_shadows"] == []
+        assert ("june1 is a shadow now" in said.out) == (later_s == 4500)
+    assert done("replicas", pool, "--json").json["replicas"][0]["status"] == "lost"
+
+
+def test_what_a_put_back_source_does_not_know_is_told(done, pool, tmp_path):
+    copy = str(tmp_path / "copy")
+    done("snapshot", "master", f"{pool}@june1")
+    done("replicate", pool, copy)
+    shutil.copytree(pool, tmp_path / "before")
+    done("snapshot", "create", f"{pool}@mine")
+    done("snapshot", "master", f"{pool}@mine")
+    done("replicate", pool, copy)
+    shutil.rmtree(pool)
+    shutil.copytree(tmp_path / "before", pool)
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+        done("put", f"{pool}:/", tmp_path / name)
+        done("snapshot", "create", f"{pool}@{name}")
+        done("snapshot", "master", f"{pool}@{name}")
+    said = done("replicate", pool, copy).out
+    assert "what was here is no part of that, and unknown there: mine has it, and is held" in said
+    with bp.Volume.open(copy, writable=False) as volume:
+        assert [hold.owner for hold in volume.get_snapshot("mine").holds] == ["left-behind"]

@@ -419,3 +419,13 @@ def test_an_idle_service_sleeps(pool, blockplane, record_property):
         assert service.end() == 0
     record_property("summary", f"an idle service: woken {n_woken} times while four other processes ran")
     assert n_woken <= 8
+
+
+def test_a_volume_that_is_not_there_keeps_no_mirror_of_another_from_running(blockplane, done, pool, tmp_path):
+    done("mirror", "add", pool, tmp_path / "copy", "--size", "40M")
+    Path("policy.toml").write_text(
+        f'[volume.pool]\npath = "{pool}"\n[volume.pool.mirror.m]\nevery = "1s"\n[volume.other]\npath = "not-there"\n'
+    )
+    said = blockplane("serve", "--once", "policy.toml").err
+    assert "not-there" in said
+    assert done("ls", f"{tmp_path}/copy:/").out == done("ls", f"{pool}:/").out

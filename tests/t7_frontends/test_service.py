@@ -488,10 +488,10 @@ def test_a_replica_that_is_ahead_of_its_source_is_told_of(pool, clock, tmp_path)
     source = str(tmp_path / "far")
     job = ReplicateJob("r", HOURLY, source, "master", LocalChanges.KEEP, Reach())
     with inside(clock, job) as made:
-        made.turn_until(lambda: made.said("job done"), "the pull")
-        (said,) = made.said("job done")
-    assert (said["level"], said["kind"], said["job"]) == ("warning", "replicate", "r")
-    assert said["text"].startswith(f"nothing was brought: the volume is ahead of {source}, master was moved later here")
+        made.turn_until(lambda: made.said("job failed"), "the pull")
+        said = made.said("job failed")[0]
+    assert (said["level"], said["kind"], said["job"]) == ("error", "replicate", "r")
+    assert f"nothing was brought: the volume is ahead of {source}, master was moved more often here" in said["text"]
 
 
 def test_a_prune_gives_up_who_never_comes_again(pool, tmp_path, rng, monkeypatch):

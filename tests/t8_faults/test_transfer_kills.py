@@ -202,7 +202,7 @@ def go_on(source: Path, copy: Path, image: str, kind: str, folder: Path, carried
 
 
 def has_arrived(copy: Path, snapshot: str) -> bool:
-    if not copy.exists() or (copy / "making").exists():
+    if not (copy / "volume.toml").exists() or (copy / "making").exists():  # not made, or not all of it
         return False
     with bp.Volume.open(copy, writable=False) as volume:
         return snapshot in [s.name for s in volume.snapshots]

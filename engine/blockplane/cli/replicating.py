@@ -163,18 +163,21 @@ def _tell(found: PullReport, asked: _Asked, as_json: bool) -> None:
                 "moved": list(found.moved),
                 "gone": list(found.gone),
                 "source_is_behind": found.is_ahead,
+                "left": found.left,
             }
         )
         return
     place = printable(asked.place)
     if found.is_ahead:
-        print(f"{place} is ahead of {printable(asked.source)}: {asked.pointer} was moved later here")
+        print(f"{place} is ahead of {printable(asked.source)}: {asked.pointer} was moved more often here")
         print("nothing was brought; if the source was put back from an older copy, let it pull from here")
     elif brought.already_there:
         print(f"{place} has {brought.top} already")
     else:
         onto = f" onto {brought.base}" if brought.base else ""
         print(f"{place} has {brought.top}{onto}: {blocks(brought.n_blocks)} in {duration(brought.seconds)}")
+    if found.left:
+        print(f"what was here is no part of that, and unknown there: {found.left} has it, and is held")
     if brought.kept:
         print(f"what had been changed here is in {brought.kept}")
     if found.moved:
@@ -208,7 +211,7 @@ def replicas(
 
     Behind is how long ago the first snapshot was made that a replica has not; left, what would travel to it, exactly.
     A replica that is lost was not heard of within the limit; when it comes back it is brought what it lacks all the
-    same.
+    same. `prune`, by hand or as a job of a service, then lets shadows stand for what only it needed.
 
     \b
     blockplane replicas pool

@@ -75,12 +75,15 @@ def prune(
         tuple(only) or ("*",),
     )
     with open_volume(volume_only(vol), "prune", wait_s, writable=not dry_run) as volume:
+        shadows = [] if dry_run else volume.expire_replicas()  # first: what only those needed that are lost may go
         found = volume.prune(policy, dry_run=dry_run, defer=defer)
     if only and not found.verdicts:
         print(f"blockplane: no snapshot matches --only {' or '.join(map(printable, only))}", file=sys.stderr)
     if as_json:
-        print_json(_describe(found))
+        print_json(_describe(found) | {"became_shadows": shadows})
     else:
+        for name in shadows:
+            print(f"{printable(name)} is a shadow now: only replicas that are lost needed it (replicas --limit)")
         _print(found)
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from blockplane.filesystem.content import n_blocks_of
 from blockplane.filesystem.datain import DataIn, Job
 from blockplane.filesystem.directory import Entry
 from blockplane.filesystem.entering import DIRECTORY_GONE, Entering, Target
@@ -30,7 +31,15 @@ from blockplane.filesystem.names import AnyPath, check_name, path_bytes, path_te
 from blockplane.filesystem.putreport import PutReport
 from blockplane.filesystem.stat_result import pack_device
 from blockplane.filesystem.update import Updater
-from blockplane.model import BLOCK_BYTES, BlockplaneError, Progress, ProgressEvent, ignore_progress
+from blockplane.model import (
+    BLOCK_BYTES,
+    BlockplaneError,
+    NoSpaceError,
+    Progress,
+    ProgressEvent,
+    format_size,
+    ignore_progress,
+)
 
 if TYPE_CHECKING:
     from blockplane.filesystem.changes import Changes
@@ -153,6 +162,7 @@ class _CopyIn:
     def run(self, top: HostEntry, place: Place, updater: Updater, exclusions: Exclusions) -> None:
         """Copy everything; the lock is let go between batches."""
         store = self.store
+        updater.require_room = self._require_room
         try:
             store.lock.acquire()
             parent = Target(place.parent, top, is_fresh=False)
@@ -260,6 +270,9 @@ class _CopyIn:
         status = child.stat
         key = status.st_dev, status.st_ino
         linked = self._linked(child)
+        if existing is not None and linked is None and not self._fits(child):
+            self._ensure_room(status.st_size)
+            existing = None if target.is_gone else self.store.lookup(target.inode, child.name)  # others were let in
         if existing is not None:
             existing, is_copy = updater.settle(target.inode, child, existing, linked)
             if existing is not None:
@@ -280,6 +293,28 @@ class _CopyIn:
             self.data.submit(Job(child.path, inode, status, lambda ok: self._filled(target, child, inode, ok)))
         else:
             self._entering.add(target, child, inode)
+
+    def _fits(self, child: HostEntry, n_freed: int = 0) -> bool:
+        """Whether there is room for a file, beside what it replaces: of that n_freed blocks come free."""
+        volume = self.store.volume
+        if volume is None or child.kind != stat.S_IFREG:
+            return True
+        n_bytes = min(child.stat.st_size, child.stat.st_blocks * 512)  # what a sparse file has
+        return n_blocks_of(n_bytes) + self.data.n_bytes_batch // BLOCK_BYTES <= volume.coming_blocks + n_freed
+
+    def _require_room(self, child: HostEntry, existing: Inode) -> None:
+        """Refuse a file for which there is no room, before what it replaces is removed.
+
+        Where there are snapshots, what that has may be theirs too, and counts for nothing.
+        """
+        volume = self.store.volume
+        if volume is not None and not self._fits(child, 0 if volume.local.regular() else existing.n_blocks):
+            asked, there = format_size(child.stat.st_size), format_size(volume.coming_blocks * BLOCK_BYTES)
+            raise NoSpaceError(
+                f"the volume {volume.path} is full: {os.fsdecode(child.path)} has {asked}, and there is room for "
+                f"{there}; what it was to replace stays",
+                volume.room_hint(),
+            )
 
     def _place_large(self, target: Target, child: HostEntry, inode: Inode) -> None:
         """Copy a file over several batches; it is entered first: no consistency point holds it without a name.

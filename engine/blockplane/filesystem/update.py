@@ -67,6 +67,8 @@ class Updater:
         self._claims: dict[int, tuple[int, int]] = {}
         #: inodes of several names all of which are known to be names of the host's file that is dealt with now
         self.whole: frozenset[int] = frozenset()
+        #: raises NoSpaceError where there is no room for a file beside what it replaces
+        self.require_room: Callable[[HostEntry, Inode], None] = lambda child, existing: None
 
     def prepare(self, inode: Inode, listing: Listing) -> None:
         """With delete, remove what the source directory lacks; nothing where it could not be read whole."""
@@ -101,6 +103,7 @@ class Updater:
             return existing, False
         if existing.is_directory:
             return self._clear_directory(parent, child, existing), False
+        self.require_room(child, existing)
         self._remove(parent, child.name, existing)
         return None, False
 

@@ -30,6 +30,7 @@ from blockplane.transfer.replacing import (
     kept_by,
     let_go,
     made_ready,
+    retain,
     updating,
 )
 from blockplane.transfer.since import Since, what_is_since
@@ -40,8 +41,6 @@ from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.mirrorcodec import MIRROR, MirrorRecord
 from blockplane.volume.mirrored import set_mirror
-from blockplane.volume.mirrorstates import is_own, only_in
-from blockplane.volume.snapshots import create, rename, standing_at
 from blockplane.volume.volume import Volume
 
 #: What leaves who asked as it was.
@@ -278,14 +277,7 @@ class VolumePeer:
 
     def retain(self, name: str) -> SnapshotRecord:
         """See MirrorPeer."""
-        with settled(self.volume):
-            there = standing_at(self.volume)
-            own = only_in(self.volume, there) if not is_own(name) else None
-            if there is None or (own is not None and own.is_deleting):
-                return create(self.volume, name).record
-            if own is not None:
-                rename(self.volume, own.record.name, name)
-            return there.record
+        return retain(self.volume, name)
 
     def go_back(self, snapshot_id: bytes, changes: LocalChanges) -> str | None:
         """See MirrorPeer."""

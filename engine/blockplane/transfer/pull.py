@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from blockplane.model.errors import NoSpaceError, NoSuchSnapshotError, RefusedError
 from blockplane.model.progress import Progress, ignore_progress
@@ -20,12 +21,18 @@ from blockplane.transfer.resume import drop_pulled
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.transfer.targets import clear_half_made, is_vacant, made_volume, not_to_be_made
 from blockplane.volume import pointers
-from blockplane.volume.codec import FLAG_MASTER, KIND_REGULAR, NO_ID
+from blockplane.volume.codec import FLAG_MASTER, KIND_REGULAR, NO_ID, TableEntry
 from blockplane.volume.groups import DiskNames
+from blockplane.volume.holds import hold
 from blockplane.volume.mirrored import refuse_replaced
+from blockplane.volume.mirrorstates import is_passed
 from blockplane.volume.pointers import MASTER
 from blockplane.volume.replicationcodec import PointerRecord
+from blockplane.volume.snapshots import standing_at
 from blockplane.volume.volume import Volume
+
+#: Who holds what a pull left behind.
+LEFT_OWNER: Final = "left-behind"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +40,9 @@ class PullReport:
     """What a pull did.
 
     top : the snapshot that was asked for; what was there already, or came with it, is in `brought`. moved, gone :
-    pointers that moved here, and that were deleted here as they were there. is_ahead : the pointer was moved later
-    here than at the source, which was perhaps put back from an older copy: nothing was asked for.
+    pointers that moved here, and that were deleted here as they were there. is_ahead : the pointer was moved more often
+    here than at the source, which was perhaps put back from an older copy: nothing was asked for. left : the snapshot
+    that was shown, which the source does not know and the top does not come from, held from now on; None: none.
     """
 
     source: str
@@ -43,6 +51,7 @@ class PullReport:
     moved: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     is_ahead: bool = False
+    left: str | None = None
 
 
 def pull(
@@ -87,8 +96,11 @@ def pull(
             changes = LocalChanges.KEEP
         if wanted is not None and mine is not None and _is_beyond(mine, wanted):
             return _called(source, target, theirs, mine, changes)
+        with settled(target):
+            shown = standing_at(target)
         brought = _brought(source, target, theirs, pointer, changes, progress)
-        return PullReport(source.name, brought.top, brought, *_follow(target, theirs, source.standing()))
+        left = _left(target, theirs, shown) if shown is not None and changes is not LocalChanges.FLUSH else None
+        return PullReport(source.name, brought.top, brought, *_follow(target, theirs, source.standing()), left=left)
 
 
 def replicate(
@@ -131,6 +143,21 @@ def replicate(
         return pull(source, volume, pointer, changes, progress)
 
 
+def _left(target: Volume, theirs: Standing, shown: TableEntry) -> str | None:
+    """Hold what was shown before where the source does not know it, and what is shown now does not come from it.
+
+    The source was put back, or this volume follows another one now: no retention takes what may be nowhere else.
+    """
+    if any(record.id == shown.record.id for record in theirs.snapshots):
+        return None
+    with settled(target):
+        entry = next((each for each in target.local.regular() if each.record.id == shown.record.id), None)
+        if entry is None or entry.is_deleting or is_passed(target, entry):
+            return None
+        hold(target, entry.record.name, LEFT_OWNER)
+        return entry.record.name
+
+
 def _pointer(found: tuple[PointerRecord, ...], name: str) -> PointerRecord | None:
     return next((p for p in found if p.name == name and p.snapshot_id != NO_ID), None)
 
@@ -148,7 +175,7 @@ def _refuse_unrelated(name: str, target: Volume, theirs: Standing, pointer: str)
 
 
 def _is_beyond(mine: PointerRecord, theirs: PointerRecord) -> bool:
-    """Whether a pointer was moved later here, and to another snapshot."""
+    """Whether a pointer was moved more often here, and to another snapshot."""
     return mine.rank > theirs.rank and mine.snapshot_id != theirs.snapshot_id
 
 

@@ -16,13 +16,13 @@ from blockplane.model.errors import (
 from blockplane.model.progress import Progress, ProgressEvent
 from blockplane.transfer.destination import settled
 from blockplane.transfer.resume import drop_incoming, interrupted_receives
-from blockplane.volume.codec import NO_ID, TableEntry
+from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
 from blockplane.volume.deleting import delete
 from blockplane.volume.holds import needs
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.mirrorcodec import BROKEN, MIRROR, REHEARSING, MirrorRecord
-from blockplane.volume.mirrorstates import is_own, is_passed, kept_name, only_in
-from blockplane.volume.snapshots import keep_live, rename, rollback, standing_at
+from blockplane.volume.mirrorstates import is_kept, is_own, is_passed, kept_name, of_same_files, only_in
+from blockplane.volume.snapshots import create, keep_live, rename, rollback, standing_at
 
 
 class LocalChanges(Enum):
@@ -191,6 +191,27 @@ def forget_brought(volume: LiveVolume, before: MirrorRecord) -> None:
         with suppress(RefusedError):  # it is gone meanwhile, or runs
             if not found.is_running and (before.state != BROKEN or is_own(found.top_name)):
                 drop_incoming(volume, found.image_id.hex())
+
+
+def retain(volume: LiveVolume, name: str) -> SnapshotRecord:
+    """Return a snapshot that has all that the live state has: one that is there, or a new one of a name.
+
+    A name that says that it keeps what is replaced is what the snapshot has then: a mirror's own gets it, and beside
+    one that people made, which their retention may delete, is a further one. Durable on return.
+    """
+    with settled(volume):
+        there = standing_at(volume)
+        if there is None:
+            return create(volume, name).record
+        if is_own(name):
+            return there.record
+        own = only_in(volume, there)
+        if own is not None and not own.is_deleting:
+            rename(volume, own.record.name, name)
+            return own.record
+        same = of_same_files(volume, there)
+        keeps = there if not is_kept(name) else next((e for e in same if is_kept(e.record.name)), None)
+        return keeps.record if keeps is not None and own is None else create(volume, name).record
 
 
 def _require_mirror_of(volume: LiveVolume, source_id: bytes) -> None:

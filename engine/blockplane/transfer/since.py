@@ -9,6 +9,7 @@ from blockplane.model.errors import NoSuchSnapshotError
 from blockplane.volume.codec import FORM_EMPTY, KIND_REGULAR, NO_ID, TableEntry
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.mirrorstates import is_own
+from blockplane.volume.snapshots import standing_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ def what_is_since(volume: LiveVolume, snapshot_id: bytes) -> Since:
             raise NoSuchSnapshotError(f"{volume.path} has no snapshot of id {snapshot_id.hex()}", "it was deleted")
         name, is_changed = found.record.name, not has_files_of(volume, found)
         added = block_difference(volume, name, None).added
-        return Since(names, len(added), is_changed, n_to_bring=n_to_bring(volume, name))
+        at = standing_at(volume)  # whose record the live file system has beside what travels
+        return Since(names, len(added), is_changed, n_to_bring=n_to_bring(volume, name, at.record.name if at else None))
 
 
 def n_to_bring(volume: LiveVolume, since: str | None, until: str | None = None) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import BlockplaneError, UsageError
+from blockplane.model.errors import BlockplaneError, RefusedError, UsageError
 from blockplane.model.places import is_remote
 from blockplane.server.activity import Kind
 from blockplane.server.network.address import parse_peer
@@ -178,12 +178,15 @@ class ReplicateJob:
             )
         brought = report.brought
         if report.is_ahead:
-            text = f"nothing was brought: the volume is ahead of {self.source}, {self.pointer} was moved later here"
-            return Outcome(f"{text}; if that was put back from an older copy, let it pull from here", is_odd=True)
+            raise RefusedError(
+                f"nothing was brought: the volume is ahead of {self.source}, {self.pointer} was moved more often here",
+                "if that was put back from an older copy, let it pull from here",
+            )
         text = f"{report.top} was there" if brought.already_there else f"{report.top}, {brought.n_blocks} blocks"
-        return Outcome(
-            text, brought.n_blocks * BLOCK_BYTES, is_idle=brought.already_there and not (report.moved or report.gone)
-        )
+        if report.left is not None:
+            text += f"; what was here is no part of that, and unknown there: {report.left} has it, and is held"
+        is_idle = brought.already_there and not (report.moved or report.gone)
+        return Outcome(text, brought.n_blocks * BLOCK_BYTES, is_idle, is_odd=report.left is not None)
 
 
 def path_of(value: Any, directory: Path) -> Path:

@@ -20,6 +20,7 @@ from typing import Final
 from blockplane.api import Volume
 from blockplane.disks.label import refuse_disk
 from blockplane.model.errors import BlockplaneError, RefusedError
+from blockplane.model.places import is_same_place
 from blockplane.server.activity import Kind
 from blockplane.server.network.serving import Opened
 from blockplane.server.service.clock import Clock, SystemClock
@@ -306,7 +307,7 @@ class Service:
     def _near(self, path: Path, kind: Kind) -> AbstractContextManager[Volume]:
         """Give a volume of this machine to a job of another one: one that is served, or from its disks."""
         for served in list(self._served.values()):
-            if served.policy.path == path or (path.exists() and served.policy.path.samefile(path)):
+            if served.policy.path == path or is_same_place(served.policy.path, path):
                 return served.used(kind, "a job of another volume")
         return open_near(path, kind)
 

@@ -20,13 +20,13 @@ from blockplane.transfer.mirrors.listing import LastRun, MirrorDefinition, defin
 from blockplane.transfer.mirrors.stepping import let_old_go, not_joined, own_name, require_listed, step
 from blockplane.transfer.mirrors.turns import turn
 from blockplane.transfer.peer import Brought, MirrorPeer
-from blockplane.transfer.replacing import LocalChanges, go_back
+from blockplane.transfer.replacing import LocalChanges, go_back, retain
 from blockplane.transfer.since import Since, what_is_since
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.volume.codec import NO_ID, SnapshotRecord
 from blockplane.volume.mirrorcodec import MIRROR, REHEARSING
 from blockplane.volume.mirrored import in_state, refuse_replaced, refuse_unready
-from blockplane.volume.mirrorstates import is_kept, name_to_keep
+from blockplane.volume.mirrorstates import is_kept, kept_name, name_to_keep
 from blockplane.volume.volume import Volume
 
 SOURCE, DESTINATION = "source", "destination"
@@ -173,7 +173,7 @@ def _resync(
     changes = LocalChanges.FLUSH if drop_changes else LocalChanges.KEEP
     begun_ns = time.time_ns()
     if plan.winner == DESTINATION:
-        brought, kept = _bring_back(volume, mirror, peer, changes, progress)
+        brought, kept = _bring_back(volume, mirror, peer, plan, changes, progress)
     else:
         brought, kept = _bring_forth(volume, mirror, peer, plan, changes, progress, full)
     with volume.lock:
@@ -234,20 +234,19 @@ def _bring_forth(
     full: bool,
 ) -> tuple[Brought | None, str | None]:
     """Let the destination show the source's state: it goes back where that is the common one, else it is brought."""
-    if plan.source.is_nothing and plan.common is not None:
-        common, kept = _id_of(volume, plan.common), None
-        if not plan.destination.is_nothing:
-            kept = peer.go_back(common, changes)
-        _become_mirror(peer)
-        kept = peer.go_back(common, changes) or kept  # what was written before it refused to be
-        _note_standing(volume, mirror, peer, plan.common)
-        return None, kept
     kept = None
     if changes is LocalChanges.KEEP and not plan.destination.is_nothing:
         # no step drops it, whatever becomes of this one, and whatever history a source that was put back tells
         taken = {record.name for record in peer.standing().snapshots}
-        retained = peer.retain(name_to_keep(mirror.volume_id, taken)).name
-        kept = retained if is_kept(retained) else None
+        kept = _if_kept(peer.retain(name_to_keep(mirror.volume_id, taken)))
+    if plan.source.is_nothing and plan.common is not None:
+        common = _id_of(volume, plan.common)
+        if not plan.destination.is_nothing:
+            kept = peer.go_back(common, changes) or kept
+        _become_mirror(peer)
+        kept = peer.go_back(common, changes) or kept  # what was written before it refused to be
+        _note_standing(volume, mirror, peer, plan.common)
+        return None, kept
     with _as_mirror(peer):
         brought = step(volume, mirror, peer, progress, changes, may_replace=full, force=True).brought
     if brought is None:
@@ -273,6 +272,7 @@ def _bring_back(
     volume: Volume,
     mirror: MirrorDefinition,
     peer: MirrorPeer,
+    plan: ResyncPlan,
     changes: LocalChanges,
     progress: Progress,
 ) -> tuple[Brought | None, str | None]:
@@ -282,6 +282,8 @@ def _bring_back(
     update.
     """
     brought, kept = None, None
+    if changes is LocalChanges.KEEP and not plan.source.is_nothing:
+        kept = _if_kept(retain(volume, kept_name(volume)))
     for _ in range(MAX_ROUNDS):
         top = peer.retain(own_name(volume, mirror.prefix))
         if top.id in standing_of(volume).whole:  # it is here, though it is not what is shown
@@ -296,6 +298,10 @@ def _bring_back(
     _note_standing(volume, mirror, peer, name)
     _become_mirror(peer)
     return brought, kept
+
+
+def _if_kept(record: SnapshotRecord) -> str | None:
+    return record.name if is_kept(record.name) else None
 
 
 def _id_of(volume: Volume, name: str) -> bytes:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from blockplane.model.errors import RefusedError, UsageError, VolumeDamagedError
+from blockplane.model.places import is_same_place
 from blockplane.transfer.replacing import LocalChanges
 
 FILE_NAME: Final = "mirrors.json"
@@ -166,14 +167,6 @@ def find(directory: Path, dest: str) -> MirrorDefinition:
             return each
     names = ", ".join(each.dest for each in mirrors)
     raise RefusedError(f"{directory} has no mirror {dest}", f"it has {names}" if names else "it has none yet")
-
-
-def is_same_place(one: str, other: str) -> bool:
-    """Whether two texts name one directory."""
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False
 
 
 def put(directory: Path, mirror: MirrorDefinition) -> None:

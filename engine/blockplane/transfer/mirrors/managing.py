@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blockplane.model.errors import BlockplaneError, RefusedError, UsageError
-from blockplane.model.places import is_remote
+from blockplane.model.places import is_remote, is_same_place
 from blockplane.transfer.mirrors import listing
 from blockplane.transfer.mirrors.listing import (
     BROKEN_OFF,
@@ -156,7 +156,7 @@ def _add(
         before = listing.of_volume(volume.path, standing.volume_id)
         if before is not None:
             _refuse_second(volume, peers, before, place)
-        is_lost = before is None and _is_broken_off(volume, standing)
+        is_lost = (before is None or not _is_place_of(before, place)) and _is_broken_off(volume, standing)
         if not is_lost:
             _refuse_unfit(volume, place, standing, common, local_changes)
         text = local_changes.value if local_changes is not None else None
@@ -183,13 +183,17 @@ def _is_broken_off(volume: Volume, standing: Standing) -> bool:
 
 def _refuse_second(volume: Volume, peers: Peers, before: MirrorDefinition, place: str) -> None:
     """Refuse a destination that is a mirror by another name, or a copy of one: the two would be taken for one."""
-    if before.dest == place or listing.is_same_place(before.dest, place) or _is_gone(peers, before):
+    if _is_place_of(before, place) or _is_gone(peers, before):
         return
     raise RefusedError(
         f"{place} is the mirror {before.dest} by another name, or a copy of it: they have one volume id",
         f"take that one out first: blockplane mirror remove {volume.path} {before.dest}; or have a volume made: name a "
         "directory that is empty or does not exist",
     )
+
+
+def _is_place_of(mirror: MirrorDefinition, place: str) -> bool:
+    return mirror.dest == place or is_same_place(mirror.dest, place)
 
 
 def _is_gone(peers: Peers, mirror: MirrorDefinition) -> bool:
