@@ -12,7 +12,9 @@ from blockplane.model.errors import RefusedError
 from blockplane.transfer import mirrors
 from blockplane.transfer.mirrors import running
 from blockplane.transfer.newvolume import DiskWish
+from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.replacing import LocalChanges
+from blockplane.volume.retention import Policy
 from rig.mirrorworld import World, names, read, states_with, write
 
 
@@ -112,6 +114,28 @@ def test_a_person_says_whose_state_both_are_to_have(world, has_snapshots, is_bro
         assert world.outcomes() in (["idle"], ["brought"])
         write(world.source, "/d", b"and on")
     assert [bp.check(volume).problems for volume in (world.source, copy)] == [[], []]
+
+
+def test_what_both_have_is_held_until_somebody_decides(world):
+    copy = world.add()
+    write(world.source, "/a", b"old")
+    world.outcomes()
+    write(world.source, "/a", b"newer than what is known to have come")
+    world.source.snapshot("july1")
+    backup = world.copy_source("backup")
+    write(world.source, "/a", b"a week of work")
+    world.outcomes()
+    world.restore_source(backup)
+    write(world.source, "/c", b"first thing after")
+    assert "is ahead of" in world.run()[0].error
+    for number in range(3):
+        world.source.snapshot(f"auto-{number}")
+    world.source.prune(Policy(last=1))
+    plan = mirrors.plan_resync(world.source, world.definition(copy), VolumePeer(copy), "source")
+    assert plan.common == "july1"
+    world.resync(copy, "source")
+    assert read(copy, "/c") == b"first thing after"
+    assert world.source.get_snapshot("july1").holds == []
 
 
 def test_a_mirror_that_may_be_written_to_keeps_what_the_source_had_lost(world):

@@ -100,7 +100,9 @@ def test_a_mirror_behind_a_network_taken_over_and_joined_again(source, tmp_path,
         blockplane("mirror", "break", tmp_path / "far")
         blockplane("rm", f"{tmp_path}/far:/b")
         write(source, "/c", rng.bytes(10_000))
-        assert "broken off" in blockplane("mirror", "run", source, "--once", "--now", *tls, ok=False)
+        told = blockplane("mirror", "run", source, "--once", "--now", *tls, ok=False)
+        assert "broken off" in told
+        assert f"blockplane mirror resync {dest} --source {source} --tls DIR joins it again" in told
         split = blockplane("mirror", "resync", dest, "--source", source, *tls, ok=False)
         assert "--from" in split
         blockplane("mirror", "resync", dest, "--source", source, "--from", "source", *tls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,25 @@ def test_every_mistake_of_a_policy_is_found_and_what_was_meant_is_said(blockplan
     assert blockplane("serve", "policy.toml").status == 1
 
 
+def test_certificates_of_jobs_are_looked_for():
+    jobs = '[volume.p.mirror.m]\nevery = "1h"\ntls = "none"\n[volume.p.replicate.r]\nevery = "1h"\nsource = "h:1/p"\n'
+    assert mistakes_of(f'[volume.p]\npath = "p"\n{jobs}tls = "tls/none"\n') == [
+        (5, "volume.p.mirror.m.tls"),
+        (9, "volume.p.replicate.r.tls"),
+    ]
+
+
+@pytest.mark.parametrize(("days", "said"), [(-1, "near.pem ended on"), (20, "near.pem ends on"), (40, "")])
+def test_check_tells_of_certificates_that_end(blockplane, monkeypatch, days, said):
+    monkeypatch.setattr("blockplane.server.network.certificates._LASTS", timedelta(days=days))
+    bp.make_certificates("tls", ["near"])
+    network = '[network]\nlisten = "127.0.0.1:0"\ntls = "tls/near"\n[network.rights.far]\np = ["read"]\n'
+    mirror = '[volume.p.mirror.m]\nevery = "1h"\ntls = "tls/near"\n'
+    for more in (network, mirror):
+        out = blockplane("serve", "--check", write(f'[volume.p]\npath = "p"\n{more}')).out
+        assert (said in out, "`blockplane cert` makes new ones" in out) == (True, bool(said))
+
+
 def test_a_job_may_make_masters():
     read = read_policy(write('[volume.p]\npath = "p"\n[volume.p.snapshot.s]\nevery = "1h"\nmaster = true\n'))
     (job,) = read.volumes[0].jobs
@@ -255,7 +275,7 @@ def test_alert_rules_are_on_metrics_that_there_are(done):
 
 def test_paths_of_jobs_count_from_the_policy(tmp_path):
     folder = tmp_path / "etc"
-    folder.mkdir()
+    bp.make_certificates(folder / "tls", ["near"])
     (folder / "policy.toml").write_text(
         '[volume.pool]\npath = "pool"\n[volume.pool.mirror.all]\nevery = "1m"\ntls = "tls/near"\n'
         '[volume.copy]\npath = "copy"\n[volume.copy.replicate.one]\nevery = "1m"\nsource = "../far"\n'

@@ -137,7 +137,8 @@ def add(
         return
     if found.is_broken:
         dest = printable(found.mirror.dest)
-        print(f"{dest} is broken off from {printable(vol)} until: blockplane mirror resync {dest}")
+        more = f" --source {printable(vol)} --tls DIR" if is_remote(dest) else ""
+        print(f"{dest} is broken off from {printable(vol)} until: blockplane mirror resync {dest}{more}")
         return
     made = ", which was made," if found.made else ""
     start = f"from {found.common}" if found.common is not None else "with all there is"
@@ -440,7 +441,8 @@ def remove(vol: str, dest: str, tls: str | None, insecure_plaintext: bool, as_js
     if not found.told:
         dest = printable(found.mirror.dest)
         print(f"blockplane: {dest} does not know yet: {sentence(found.why_not)}", file=sys.stderr)
-        print(f"  make it writable there: blockplane mirror break {dest}", file=sys.stderr)
+        more = " --tls DIR" if is_remote(dest) else ""
+        print(f"  make it writable there: blockplane mirror break {dest}{more}", file=sys.stderr)
 
 
 VERBS = (mirror,)

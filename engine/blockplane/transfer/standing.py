@@ -97,6 +97,18 @@ def standing_of(volume: LiveVolume) -> Standing:
         )
 
 
+def common_state(volume: LiveVolume, standing: Standing) -> SnapshotRecord | None:
+    """Return the newest snapshot that the live states of both sides descend from, found by ids and histories.
+
+    It is whole on both sides: what it holds need not travel.
+    """
+    theirs = {record.id: record for record in standing.line}
+    for record in reversed(standing_of(volume).line):
+        if record.id in theirs and theirs[record.id].space_id == record.space_id:
+            return record
+    return None
+
+
 def meeting(volume: LiveVolume, top: str, whole: dict[bytes, SnapshotRecord]) -> SnapshotRecord | None:
     """Return the newest snapshot that a top descends from, or is, and that the other side can build on; None: none.
 

@@ -10,14 +10,19 @@ import ssl
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
+
+from cryptography import x509
 
 from blockplane.model.errors import KeyFileError, UsageError
 from blockplane.server.network.rights import Identity
 
 _CA: Final = "ca.pem"
 _MAX_BYTES: Final = 1 << 20
+#: Who is told of the end of a certificate has so long to make a new one.
+_SOON: Final = timedelta(days=30)
 _FINGERPRINT: Final = re.compile(r"(?:sha256:)?((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})", re.IGNORECASE)
 
 
@@ -61,6 +66,18 @@ class Credentials:
         if found.key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise KeyFileError(f"others than its owner may read {found.key}", f"chmod 600 {found.key}")
         return found
+
+    def warning(self) -> str:
+        """Return what somebody should look at, in a sentence: a certificate that ended, or soon will; else nothing."""
+        found = []
+        for path in (self.certificate, self.ca):
+            try:
+                ends = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+            except (OSError, ValueError) as error:
+                return f"{path} cannot be read: {error}"
+            if (left := ends - datetime.now(UTC)) < _SOON:
+                found.append(f"{path} {'ended' if left < timedelta() else 'ends'} on {ends:%Y-%m-%d}")
+        return f"{'; '.join(found)}: `blockplane cert` makes new ones" if found else ""
 
     def listening(self) -> ssl.SSLContext:
         """Return the context of the side that is called: TLS 1.3 alone, a certificate of the CA asked for."""

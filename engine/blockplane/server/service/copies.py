@@ -49,9 +49,7 @@ class Copies:
     def of(self, name: str, volume: Volume | None) -> tuple[Copy, ...]:
         """Return the copies of a volume of a service; as they were known last where they cannot be counted soon."""
         if volume is not None and not volume.stopped_at:
-            thread = self._begin(name, volume)
-            if name not in self._known:  # the first time
-                thread.join(_WAIT_S)
+            self._begin(name, volume).join(_WAIT_S)
         with self._lock:
             counted_s, found = self._known.get(name, (0.0, ()))
         passed_s = time.monotonic() - counted_s

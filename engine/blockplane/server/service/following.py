@@ -20,6 +20,7 @@ from blockplane.server.network.address import parse_peer
 from blockplane.server.network.remote import RemotePeer
 from blockplane.server.network.tls import Credentials
 from blockplane.server.service.jobs import Outcome, Work
+from blockplane.server.service.listening import require_usable
 from blockplane.server.service.reading import Table
 from blockplane.server.service.rules import rule_of
 from blockplane.server.service.timetable import Rule
@@ -196,6 +197,8 @@ def path_of(value: Any, directory: Path) -> Path:
 
 def _reach(table: Table, directory: Path) -> Reach:
     tls = table.take("tls", lambda value: path_of(value, directory), None)
+    if tls is not None:
+        table.require("tls", lambda: require_usable(lambda: Credentials.find(tls)))
     return Reach(tls, table.take("insecure-plaintext", Table.truth, False))
 
 

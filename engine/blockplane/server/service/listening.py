@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -77,13 +77,14 @@ def network_of(table: Table, directory: Path, volumes: set[str]) -> NetworkPolic
         return None
     table.require("rights", made.parsed_rights)
     if made.listen:
-        table.require("tls", lambda: _require_usable(made))
+        table.require("tls", lambda: require_usable(made.credentials))
     return made
 
 
-def _require_usable(policy: NetworkPolicy) -> None:
+def require_usable(credentials: Callable[[], object]) -> None:
+    """Raise UsageError, a mistake of a policy, where credentials cannot be had."""
     try:
-        policy.credentials()
+        credentials()
     except KeyFileError as error:
         raise UsageError(error.message, error.hint) from None
 
@@ -141,17 +142,20 @@ class Endpoint:
         self.n_bytes: Counter[str] = Counter()
         self._ending: threading.Thread | None = None
         self._has_ended_well = True
+        credentials = policy.credentials()
         self._listener = Listener(
             policy.listen,
             volumes,
             policy.parsed_rights(),
-            policy.credentials(),
+            credentials,
             insecure_plaintext=policy.is_insecure,
             rate=lambda: Schedule.parse(self.policy.rate)() if self.policy.rate else None,
             tell=self._tell,
         )
         self._listener.start()
         log.info("listening", f"peers are served at {self.address}")
+        if credentials is not None and (warning := credentials.warning()):
+            log.warning("certificate", warning)
 
     @property
     def address(self) -> str:

@@ -22,7 +22,7 @@ from blockplane.transfer.mirrors.turns import turn
 from blockplane.transfer.peer import Brought, MirrorPeer
 from blockplane.transfer.replacing import LocalChanges, go_back, retain
 from blockplane.transfer.since import Since, what_is_since
-from blockplane.transfer.standing import Standing, standing_of
+from blockplane.transfer.standing import Standing, common_state, standing_of
 from blockplane.volume.codec import NO_ID, SnapshotRecord
 from blockplane.volume.mirrorcodec import MIRROR, REHEARSING
 from blockplane.volume.mirrored import in_state, refuse_replaced, refuse_unready
@@ -103,25 +103,13 @@ def plan_resync(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, winn
     return ResyncPlan(mirror, common.name if common is not None else None, mine, theirs, chosen, n_blocks)
 
 
-def common_state(volume: Volume, standing: Standing) -> SnapshotRecord | None:
-    """Return the newest snapshot that the live states of both sides descend from, found by ids and histories.
-
-    It is whole on both sides: what it holds need not travel.
-    """
-    theirs = {record.id: record for record in standing.line}
-    for record in reversed(standing_of(volume).line):
-        if record.id in theirs and theirs[record.id].space_id == record.space_id:
-            return record
-    return None
-
-
 def _require_ours(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> None:
     if standing.volume_id.hex() != mirror.volume_id:
         raise RefusedError(f"{mirror.dest} is another volume than the one that was added as a mirror", "remove it")
     if standing.mirror is None or standing.mirror.source_id != volume.info.volume_id:
         raise RefusedError(f"{mirror.dest} is no mirror of {volume.path}", "`blockplane mirror add` makes it one")
     if standing.mirror.state == REHEARSING:
-        raise not_joined(mirror.dest, standing.mirror)
+        raise not_joined(volume, mirror.dest, standing.mirror)
 
 
 def _require_content(mirror: MirrorDefinition, standing: Standing) -> None:

@@ -256,7 +256,7 @@ def _refuse_unfit(
             f"break it off first: blockplane mirror break {volume.path}",
         )
     if record is not None and record.source_id == volume.info.volume_id and record.state != MIRROR:
-        raise not_joined(place, record)
+        raise not_joined(volume, place, record)
     is_blank = standing.space_id == NO_ID and not standing.whole
     if not is_blank and common is None:
         raise RefusedError(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from blockplane.image.image import Image
 from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError, StreamMismatchError
+from blockplane.model.places import is_remote
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.mirrors.listing import MirrorDefinition, definitions
@@ -22,9 +23,10 @@ from blockplane.transfer.mirrors.turns import taken_out, turn_of
 from blockplane.transfer.peer import Brought, MirrorPeer, Peer
 from blockplane.transfer.replacing import LocalChanges, let_own_go
 from blockplane.transfer.since import has_files_of
-from blockplane.transfer.standing import Standing, base_for, image_towards, meeting
+from blockplane.transfer.standing import Standing, base_for, common_state, image_towards, meeting
 from blockplane.volume.codec import KIND_REGULAR, NO_ID
-from blockplane.volume.destinations import Destination
+from blockplane.volume.destinations import OWNER, Destination
+from blockplane.volume.holds import hold_by_id, holds_of
 from blockplane.volume.lines import is_on_line
 from blockplane.volume.mirrorcodec import BROKEN, REHEARSING, MirrorRecord
 from blockplane.volume.mirrored import awaits_first, is_rehearsing
@@ -178,16 +180,26 @@ def _require_mirror(volume: Volume, mirror: MirrorDefinition, peer: Peer, standi
     if record is not None and record.source_id != mine:
         raise RefusedError(f"{mirror.dest} is a mirror of another volume ({record.source})", "take it out here")
     if record is not None and record.state == BROKEN:
-        raise not_joined(mirror.dest, record)
+        raise not_joined(volume, mirror.dest, record)
 
 
-def not_joined(dest: str, record: MirrorRecord) -> RefusedError:
+def not_joined(volume: Volume, dest: str, record: MirrorRecord) -> RefusedError:
     """Return the error for a destination that is no mirror just now: it was broken off, or a rehearsal goes on."""
     if record.state == REHEARSING:
-        return RefusedError(
-            f"a rehearsal goes on in the mirror {dest}", f"end it first: blockplane mirror break {dest} --end-rehearsal"
-        )
-    return BrokenOffError(f"the mirror {dest} was broken off", f"blockplane mirror resync {dest} joins it again")
+        end = break_text(dest, "--end-rehearsal")
+        return RefusedError(f"a rehearsal goes on in the mirror {dest}", f"end it first: {end}")
+    return BrokenOffError(f"the mirror {dest} was broken off", f"{resync_text(volume, dest)} joins it again")
+
+
+def break_text(dest: str, *more: str) -> str:
+    """Return what is typed to break a mirror off, or to end its rehearsal."""
+    return " ".join(["blockplane mirror break", dest, *(["--tls DIR"] if is_remote(dest) else []), *more])
+
+
+def resync_text(volume: Volume, dest: str, *more: str) -> str:
+    """Return what is typed to join a mirror again; one behind a network does not know where its source is."""
+    where = [f"--source {volume.path}", "--tls DIR"] if is_remote(dest) else []
+    return " ".join(["blockplane mirror resync", dest, *where, *more])
 
 
 def _refuse_ahead(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> None:
@@ -216,12 +228,24 @@ def _refuse_ahead(volume: Volume, mirror: MirrorDefinition, standing: Standing) 
             )
     if is_foreign or is_behind:
         return
+    _hold_common(volume, mirror, standing)
     raise RefusedError(
         f"the mirror {mirror.dest} is ahead of {volume.path}: it shows {shown.name}, which is unknown here; it was "
         "written to since, or the source was put back from an older copy",
-        f"blockplane mirror break {mirror.dest} makes it a volume of its own; or say whose state both are to have, and "
-        f"keep the other's in a snapshot: blockplane mirror resync {mirror.dest} --from source, or destination",
+        f"{break_text(mirror.dest)} makes it a volume of its own; or say whose state both are to have, and keep the "
+        f"other's in a snapshot: {resync_text(volume, mirror.dest, '--from source')}, or destination",
     )
+
+
+def _hold_common(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> None:
+    """Hold what a destination that is ahead has in common with the volume, until a resync: else all would travel."""
+    common, owner = common_state(volume, standing), OWNER.format(mirror.name)
+    if common is None:
+        return
+    with volume.lock:
+        if all(found.owner != owner for found in holds_of(volume, common.id)):
+            hold_by_id(volume, common.id, owner)
+            volume.commit()
 
 
 def _shows_acknowledged(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> bool:
@@ -328,7 +352,7 @@ def _bring(
             if not (is_blank or is_its_own or may_replace) and base_for(volume, top, standing) is None:
                 raise RefusedError(
                     f"{mirror.dest} and {volume.path} have no snapshot in common",
-                    f"blockplane mirror resync {mirror.dest} --full brings all, and keeps what is there in a snapshot",
+                    f"{resync_text(volume, mirror.dest, '--full')} brings all, and keeps what is there in a snapshot",
                 )
             volume.destinations.begin(mirror.name, top)
     except BlockplaneError:

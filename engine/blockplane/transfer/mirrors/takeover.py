@@ -51,7 +51,7 @@ def break_mirror(volume: LiveVolume, *, rehearse: bool = False) -> BreakReport:
     if record.state == BROKEN or (rehearse and record.state == REHEARSING):
         raise RefusedError(
             f"{volume.path} is {STATE_NAMES[record.state]} already, and can be written",
-            f"join it again: blockplane mirror resync {volume.path}"
+            "join it again, where its source is: blockplane mirror resync"
             if record.state == BROKEN
             else f"end it: blockplane mirror break {volume.path} --end-rehearsal",
         )
