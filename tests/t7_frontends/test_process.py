@@ -18,6 +18,7 @@ import pytest
 import blockplane as bp
 from equality import differences, host_tree
 from places import contents
+from rig.owners import wait_for
 
 COMMAND = [sys.executable, "-c", "from blockplane.cli import main; main()"]
 
@@ -295,3 +296,18 @@ def test_the_public_api_as_the_documents_show_it(tmp_path, tree, monkeypatch):
     with bp.Volume.open("copy") as copy:
         assert bp.FileSystem(copy).listdir("/") == ["include", "more"]
         assert bp.check(copy).ok
+
+
+def test_who_takes_in_what_others_made_is_confined(spawn, tmp_path):
+    """S17: seen in a process that waits for a stream."""
+    process = spawn("receive", str(tmp_path / "copy"), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    proc = Path("/proc") / str(process.pid)
+    wait_for(lambda: "NoNewPrivs:\t1" in (proc / "status").read_text(), "the process to be confined")
+    wait_for(lambda: "unlimited" not in (proc / "limits").read_text().split("Max address space")[1][:30], "its memory")
+    limits = {line[:26].strip(): line[26:].split()[:2] for line in (proc / "limits").read_text().splitlines()}
+    assert limits["Max core file size"] == ["0", "0"]
+    assert all(0 < int(most) <= 65_536 for most in limits["Max open files"])
+    process.stdin.write(b"no stream")
+    process.stdin.close()
+    assert process.wait(60) == 1
+    assert not (tmp_path / "copy").exists()

@@ -271,7 +271,7 @@ def _print(found: Sequence[ReplicaReport], limit_s: int) -> None:
 def _row(found: ReplicaReport) -> list[str]:
     behind = duration(found.lag_s) if found.lag_s else "-"
     left = ("?", "?") if found.left_blocks is None else (f"{found.left_blocks:,}", size(found.left_bytes or 0))
-    has = found.newest or "nothing yet"
+    has = found.newest or ("nothing yet" if found.left_blocks is not None or not found.wanted else "unknown here")
     return [found.name, found.via or "-", found.status, has, behind, *left, moment(found.contact_ns)]
 
 

@@ -17,7 +17,7 @@ import blockplane as bp
 from blockplane.cli.failure import failure_of
 from blockplane.cli.hosting import serve_control
 from blockplane.cli.text import count, duration, iso, print_json, printable, sentence
-from blockplane.server.service import confine, explain
+from blockplane.server.service import explain
 from blockplane.server.service.alerts import alerts_text
 from blockplane.server.service.listening import NetworkPolicy
 from blockplane.server.service.log import Log
@@ -122,7 +122,7 @@ def _volume(text: str) -> VolumePolicy:
 
 
 def _serve(policy: Policy, reread: Callable[[], Policy], once: bool) -> int:
-    confine.confine()
+    os.umask(0o077)
     plain = sys.stderr
     log = Log(lambda: plain, policy.log, policy.log_level)
     service = Service(

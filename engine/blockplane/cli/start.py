@@ -15,13 +15,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a job that ignores interrupts goes on so
     if is_ours:
         signal.signal(signal.SIGINT, _leave)
-    from blockplane.cli.main import run  # not above: loading takes most of a short verb's time
+    # not above: loading takes most of a short verb's time
+    from blockplane.cli.confine import FROM_OTHERS, confine
+    from blockplane.cli.main import run
 
     status = INTERRUPTED_STATUS
     try:
         if is_ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = run(sys.argv[1:] if arguments is None else arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        if words[:1] and words[0] in FROM_OTHERS:
+            confine()
+        status = run(words)
     except KeyboardInterrupt:
         pass
     finally:

@@ -22,7 +22,7 @@ class ReplicaReport:
     `idle`, `under way`, `unknown`, `lost`. newest : the newest snapshot that it has and that is here; None: none.
     wanted : where the pointer stands; empty: nowhere. lag_s : how long ago the first snapshot was made that it has not;
     0: it has all. left_blocks : what would travel to it; None where that cannot be known, as of one that stands on
-    another branch. contact_ns : when it was last heard of.
+    another branch, or at what is unknown here. contact_ns : when it was last heard of.
     """
 
     name: str
@@ -63,7 +63,9 @@ def replicas(volume: LiveVolume, pointer: str = MASTER) -> list[ReplicaReport]:
         line = [entry.record for entry in volume.local.ancestors(top.id)] if top is not None else []
         had = {at: {e.record.id for e in volume.local.ancestors(at)} for at in {replica.stands for replica in known}}
         status = {record.name: STATUS_NAMES.get(record.status, "unknown") for record in volume.local.destinations()}
-    left = {at: _left(volume, top, records.get(at), line, had[at]) for at in had}
+    left = {
+        at: _left(volume, top, records.get(at), line, had[at]) if at == NO_ID or at in records else None for at in had
+    }
     names = {replica.volume_id: replica.name for replica in known}
     return [
         ReplicaReport(
