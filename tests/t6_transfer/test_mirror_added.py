@@ -73,6 +73,18 @@ def test_one_that_was_broken_off_and_moved_is_joined_at_its_new_place(world, tmp
     assert (read(moved, "/a"), read(moved, "/b", report.kept)) == (b"old", b"written at the copy")
 
 
+def test_a_mirror_that_is_joined_again_knows_where_its_source_is_now(world, tmp_path):
+    copy = world.add()
+    write(world.source, "/a", b"old")
+    world.outcomes()
+    mirrors.break_mirror(copy)
+    world.source.close()
+    world.source.path.rename(tmp_path / "elsewhere")
+    world.source = bp.Volume.open(tmp_path / "elsewhere")
+    world.resync(copy, "source")
+    assert copy.mirror_of.source == str(tmp_path / "elsewhere")
+
+
 def test_one_that_was_broken_off_after_it_was_taken_out_can_be_had_again(world):
     copy = world.add()
     write(world.source, "/a", b"old")

@@ -7,6 +7,7 @@ written to, a person must say which one wins.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -205,11 +206,12 @@ def told(since: Since) -> str:
     return f"{' and '.join(has) or 'nothing'} ({since.n_blocks} blocks)"
 
 
-def _become_mirror(peer: MirrorPeer) -> None:
-    record = peer.standing().mirror
+def _become_mirror(volume: Volume, peer: MirrorPeer) -> None:
+    """Have a destination be a mirror, of this volume where that is now."""
+    record, source = peer.standing().mirror, os.path.abspath(volume.path)
     assert record is not None
-    if record.state != MIRROR:
-        peer.become(in_state(record, MIRROR))
+    if (record.state, record.source) != (MIRROR, source):
+        peer.become(replace(in_state(record, MIRROR), source=source))
 
 
 def _bring_forth(
@@ -231,11 +233,11 @@ def _bring_forth(
         common = _id_of(volume, plan.common)
         if not plan.destination.is_nothing:
             kept = peer.go_back(common, changes) or kept
-        _become_mirror(peer)
+        _become_mirror(volume, peer)
         kept = peer.go_back(common, changes) or kept  # what was written before it refused to be
         _note_standing(volume, mirror, peer, plan.common)
         return None, kept
-    with _as_mirror(peer):
+    with _as_mirror(volume, peer):
         brought = step(volume, mirror, peer, progress, changes, may_replace=full, force=True).brought
     if brought is None:
         return None, kept
@@ -244,10 +246,10 @@ def _bring_forth(
 
 
 @contextmanager
-def _as_mirror(peer: MirrorPeer) -> Iterator[None]:
+def _as_mirror(volume: Volume, peer: MirrorPeer) -> Iterator[None]:
     """Have a destination be a mirror from here on; where the `with` ends early it is what it was before."""
     before = peer.standing().mirror
-    _become_mirror(peer)
+    _become_mirror(volume, peer)
     try:
         yield
     except BaseException:
@@ -284,7 +286,7 @@ def _bring_back(
             break
     name = next(s.name for s in volume.snapshots if s.record.id == top.id)
     _note_standing(volume, mirror, peer, name)
-    _become_mirror(peer)
+    _become_mirror(volume, peer)
     return brought, kept
 
 
