@@ -188,8 +188,10 @@ class Host:
     def stop(self) -> int:
         """Have its service end; return its exit status."""
         assert self.service is not None
-        status = self.service.end()
-        self.service = None
+        service, self.service = self.service, None
+        status = service.end()
+        if status:
+            print("\n".join(map(str, service.events[-40:])))
         return status
 
     def close(self) -> None:
