@@ -139,7 +139,7 @@ class Run:
 def on_a_fast_link(run: Run, writer: Writer, rate: float, seconds: float) -> list[str]:
     """The link carries twice what is written."""
     run.site.hosts["east"].limit(int(2 * rate))
-    writer.write_for(min(seconds, 3 * run.every_s))  # every file is there, the first full is over
+    writer.write_for(max(N_FILES / 4 + 1, 3 * run.every_s))  # every file is there, the first full is over
     run.catch_up(120)
     before = run.used()
     with run.looking():
