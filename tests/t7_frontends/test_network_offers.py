@@ -174,6 +174,8 @@ def test_a_pull_takes_the_pointer_along(side):
     side.source.make_master("s3")
     report = pull(side.peer(), side.replica)
     assert (report.top, report.brought.n_blocks < 2 * N_CHANGED, report.moved) == ("s3", True, ("master",))
+    assert report.left == "s1"  # of which the source knows nothing any more
+    side.replica.release_snapshot("s1", "left-behind")
     side.require_same("s3")
 
 

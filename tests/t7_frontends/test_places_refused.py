@@ -131,9 +131,10 @@ def test_an_error_is_not_among_the_data(blockplane, done, pool, words):
     assert json.loads(found.err.splitlines()[-1])["ok"] is False
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read all")
 def test_what_may_not_be_read_is_no_mistake_in_the_command(blockplane, pool):
     Path("june1.bps").chmod(0)
+    with suppress(PermissionError), open("june1.bps", "rb"):
+        pytest.skip("who runs this may read all")
     for words in (["stream", "verify", "june1.bps"], ["receive", "copy", "-i", "june1.bps"]):
         found = blockplane(*words)
         assert (found.status, "Permission denied" in found.err) == (1, True), words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -70,7 +71,8 @@ def test_options_of_an_offer(done, blockplane, estranged):
     assert '"run_blocks": 32' in err
     assert blockplane("receive", "copy", "--offer", "--have").status == 2
     assert blockplane("receive", "copy", "--run", 3).status == 2
-    assert blockplane("receive", "copy", "--offer", "may1", "--json").error["kind"] == "no-such-snapshot"
+    missing = blockplane("receive", "copy", "--offer", "may1", "--json")
+    assert (missing.out, json.loads(missing.err)["error"]["kind"]) == ("", "no-such-snapshot")
     Path("notes").write_text("not an offer at all, but long enough to hold the header of one" * 20)
     assert (
         "not an offer"

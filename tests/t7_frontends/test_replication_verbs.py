@@ -149,6 +149,6 @@ def test_what_a_put_back_source_does_not_know_is_told(done, pool, tmp_path):
         done("snapshot", "create", f"{pool}@{name}")
         done("snapshot", "master", f"{pool}@{name}")
     said = done("replicate", pool, copy).out
-    assert "what was here is no part of that, and unknown there: mine has it, and is held" in said
+    assert "what was here is unknown there, and may be nowhere else: mine has it, and is held" in said
     with bp.Volume.open(copy, writable=False) as volume:
         assert [hold.owner for hold in volume.get_snapshot("mine").holds] == ["left-behind"]

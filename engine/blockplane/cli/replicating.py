@@ -177,7 +177,9 @@ def _tell(found: PullReport, asked: _Asked, as_json: bool) -> None:
         onto = f" onto {brought.base}" if brought.base else ""
         print(f"{place} has {brought.top}{onto}: {blocks(brought.n_blocks)} in {duration(brought.seconds)}")
     if found.left:
-        print(f"what was here is no part of that, and unknown there: {found.left} has it, and is held")
+        print(
+            f"what was here is unknown there, and may be nowhere else: {found.left} has it, and is held (left-behind)"
+        )
     if brought.kept:
         print(f"what had been changed here is in {brought.kept}")
     if found.moved:

@@ -144,9 +144,10 @@ def replicate(
 
 
 def _left(target: Volume, theirs: Standing, shown: TableEntry) -> str | None:
-    """Hold what was shown before where the source does not know it, and what is shown now does not come from it.
+    """Hold what was shown before where the source does not know it, and what is shown now does not come from it here.
 
-    The source was put back, or this volume follows another one now: no retention takes what may be nowhere else.
+    The source was put back, or deleted it, or this volume follows another one now: no retention takes what may be
+    nowhere else. Histories are no proof of the contrary: copies of a volume's disks count their states alike.
     """
     if any(record.id == shown.record.id for record in theirs.snapshots):
         return None

@@ -185,7 +185,7 @@ class ReplicateJob:
             )
         text = f"{report.top} was there" if brought.already_there else f"{report.top}, {brought.n_blocks} blocks"
         if report.left is not None:
-            text += f"; what was here is no part of that, and unknown there: {report.left} has it, and is held"
+            text += f"; what was here is unknown there, and may be nowhere else: {report.left} has it, and is held"
         is_idle = brought.already_there and not (report.moved or report.gone)
         return Outcome(text, brought.n_blocks * BLOCK_BYTES, is_idle, is_odd=report.left is not None)
 
