@@ -6,12 +6,14 @@ import io
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import blockplane as bp
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError, StreamTruncatedError
+from blockplane.server.service.copies import Copies
 from blockplane.transfer.lag import replicas
 from blockplane.transfer.peer import VolumePeer, giving
 from blockplane.transfer.pull import pull
@@ -264,6 +266,28 @@ def test_what_a_source_that_was_put_back_does_not_know_is_held(make, rng, tmp_pa
         assert pull(VolumePeer(source), copy, changes=changes).left is None
     copy.prune(Policy(last=1))
     assert ("m3" in [snapshot.name for snapshot in copy.snapshots]) == (changes is None)
+
+
+def test_what_is_left_for_one_that_stands_at_what_is_unknown_is_not_known(make, rng):
+    source, copy = make("source"), make("copy")
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), copy)
+    table = source.local.replication()
+    (record,) = table.replicas
+    source.local.set_replication(replace(table, replicas=(replace(record, stands=b"?" * 16),)))
+    source.commit()
+    (found,) = replicas(source)
+    assert (found.newest, found.left_blocks) == (None, None)
+
+
+def test_metrics_of_copies_are_of_now(make, rng, monkeypatch):
+    monkeypatch.setattr("blockplane.server.service.copies._COUNT_EVERY_S", 0.0)
+    source, copy, copies = make("source"), make("copy"), Copies()
+    for name in ("m1", "m2"):
+        master(source, name, rng.bytes(9000))
+        assert [each.left_bytes > 0 for each in copies.of("source", source)] == [True] * (name == "m2")
+        pull(VolumePeer(source), copy)
+        assert [each.left_bytes for each in copies.of("source", source)] == [0]
 
 
 def test_moves_to_one_snapshot_in_two_places_are_no_reason_to_stop(make, rng):

@@ -306,8 +306,19 @@ def test_who_takes_in_what_others_made_is_confined(spawn, tmp_path):
     wait_for(lambda: "unlimited" not in (proc / "limits").read_text().split("Max address space")[1][:30], "its memory")
     limits = {line[:26].strip(): line[26:].split()[:2] for line in (proc / "limits").read_text().splitlines()}
     assert limits["Max core file size"] == ["0", "0"]
-    assert all(0 < int(most) <= 65_536 for most in limits["Max open files"])
     process.stdin.write(b"no stream")
     process.stdin.close()
     assert process.wait(60) == 1
     assert not (tmp_path / "copy").exists()
+
+
+def test_open_files_are_bounded():
+    program = (
+        "import resource\n"
+        "from blockplane.cli import confine\n"
+        "confine._MOST_FILES = 64\n"
+        "confine.confine()\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+    )
+    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, text=True)
+    assert outcome.stdout == "(64, 64)\n", outcome.stderr
