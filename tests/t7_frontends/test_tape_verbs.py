@@ -53,6 +53,36 @@ def test_list_verify_and_read(done, blockplane, pool, tapes):
     assert done("check", "copy", "--json").json["ok"] is True
 
 
+def test_tapes_that_were_not_needed_may_be_named_when_the_set_is_read(done, blockplane, pool):
+    done("tape", "write", "a.tap", "b.tap", "c.tap", pool, "june1")
+    Path("c.tap").touch()
+    all_three = ("a.tap", "b.tap", "c.tap")
+    assert not Path("b.tap").exists()
+    assert done("tape", "list", *all_three, "--json").json == done("tape", "list", "a.tap", "--json").json
+    assert done("tape", "verify", *all_three, "--against", pool, "--json").json["proved"] == ["june1"]
+    done("tape", "read", *all_three, "copy", "--disks", 3, "--size", "12MiB")
+    done("tape", "retrieve", *all_three, "--path", "/tree/large", "-o", "out")
+    assert Path("out").read_bytes() == Path("tree/large").read_bytes()
+    Path("d.tap").write_bytes(b"something else")
+    other = blockplane("tape", "list", "a.tap", "d.tap", "--json")
+    assert (other.status, "d.tap" in other.error["message"]) == (1, True)
+    Path("a.tap").unlink()
+    gone = blockplane("tape", "list", *all_three, "--json")
+    assert (gone.status, "a.tap" in gone.error["message"]) == (1, True)
+
+
+def test_a_tape_that_the_set_needs_is_missed_by_its_name(done, blockplane, pool):
+    with bp.Volume.open(pool) as volume:
+        bp.FileSystem(volume).write_bytes("/random", os.urandom(6 << 20))
+        volume.snapshot("big")
+    done("tape", "write", "a.tap", "b.tap", "c.tap", "--tape-size", "4MiB", pool, "big")
+    Path("b.tap").unlink()
+    for verb, *more in (("verify",), ("read", "copy"), ("retrieve", "--path", "/random", "-o", "out")):
+        told = blockplane("tape", verb, "a.tap", "b.tap", "c.tap", *more, "--json")
+        assert (told.status, "b.tap" in told.error["message"]) == (1, True), told.error
+    assert not Path("out").exists()
+
+
 def test_several_drives_write_and_restore_at_once(done, blockplane, pool):
     drives = ("--drive", "x.tap=meta(june1)", "--drive", "y.tap,y2.tap")
     told = done("tape", "write", *drives, pool, "june1", "--json").json

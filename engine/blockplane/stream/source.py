@@ -206,7 +206,7 @@ def open_stream(
     sets: list[TapeSet] = []
     cache, keys = FrameCache(), keys_of(key)
     names = stream_names(paths)
-    tapes = [name for name in names if isinstance(name, str) and is_tape(name)]
+    tapes = [name for name in names if isinstance(name, str) and (is_tape(name) or name.endswith(".tap"))]
     try:
         places: list[str | StreamPlace] = [name for name in names if name not in tapes]
         for named in by_set(tapes) if tapes else []:

@@ -30,6 +30,7 @@ from blockplane.stream.media import (
     by_set,
     images,
     in_turns,
+    is_unwritten,
     missing_parts,
     standing,
 )
@@ -112,11 +113,12 @@ def verify_tapes(
     if lacking := missing_parts(sets):
         verdict.problems.append(f"{lacking} of the images is on no tape named")
     if changer is None and not verdict.problems:
-        proof = prove_chain([os.fspath(name) for name in names], keys)
+        written = [os.fspath(name) for name in names if not is_unwritten(name)]
+        proof = prove_chain(written, keys)
         verdict.problems += proof.problems
         verdict.proved = proof.whole
         if volume is not None:
-            verdict.compared = _compared(names, volume, verdict, key, progress)
+            verdict.compared = _compared(written, volume, verdict, key, progress)
     verdict.seconds = time.monotonic() - started
     return verdict
 

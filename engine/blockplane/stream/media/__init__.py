@@ -25,6 +25,7 @@ from blockplane.stream.media.rack import (
     in_turns,
     is_drive,
     is_tape,
+    is_unwritten,
     open_medium,
 )
 from blockplane.stream.media.scan import Resumption, Standing, ending, resumption, standing
@@ -75,6 +76,7 @@ __all__ = [
     "is_blank",
     "is_drive",
     "is_tape",
+    "is_unwritten",
     "look_at",
     "missing_parts",
     "new_set",

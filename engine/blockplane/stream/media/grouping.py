@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from blockplane.model.errors import StreamError, TapeError, TapeSetError
 from blockplane.stream.media.labels import TapeIdentity, read_label
-from blockplane.stream.media.rack import PathLike, open_medium
+from blockplane.stream.media.rack import PathLike, is_unwritten, open_medium
 from blockplane.stream.media.setstate import WHOLE, SetPart
 
 
@@ -33,7 +33,8 @@ def look_at(name: PathLike) -> TapeIdentity | StreamError:
 def by_set(names: Sequence[PathLike]) -> list[TapesOfSet]:
     """Return tapes by the set they are of, ordered by part; the order within a set is as they were named.
 
-    Where the first label that can be read is one of a set that has its images whole, all are taken to be of that.
+    Where the first label that can be read is one of a set that has its images whole, all are taken to be of that. Else
+    tapes on which nothing is are left out.
 
     Raises
     ------
@@ -49,6 +50,8 @@ def by_set(names: Sequence[PathLike]) -> list[TapesOfSet]:
                 raise its
             return [TapesOfSet(names=texts)]
         if isinstance(its, StreamError):
+            if is_unwritten(name):
+                continue
             raise its
         group = group or its.label.group_id
         if its.label.group_id != group:

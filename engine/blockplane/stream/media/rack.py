@@ -8,11 +8,14 @@ import stat
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 
-from blockplane.model.errors import TapeError, TapeFullError, UsageError
+from blockplane.model.errors import StreamError, StreamMissingError, TapeError, TapeFullError, UsageError
 from blockplane.stream.media.codec import MAGIC
 from blockplane.stream.media.drive import TapeDrive
+from blockplane.stream.media.labels import is_blank
 from blockplane.stream.media.medium import Medium
 from blockplane.stream.media.tapfile import WORD_BYTES, TapFile
 
@@ -116,6 +119,17 @@ def is_tape(name: PathLike) -> bool:
         return False
 
 
+def is_unwritten(name: PathLike, opened: Callable[..., Medium] = open_medium) -> bool:
+    """Tell whether nothing is on a tape, or it is a file that is not there."""
+    try:
+        with closing(opened(os.fspath(name), writable=False, size_bytes=None)) as medium:
+            return is_blank(medium)
+    except StreamMissingError:
+        return True
+    except StreamError:
+        return False
+
+
 class Rack:
     """The tapes of a set, by number: in the drives and files named, tape after tape, and what a changer brings.
 
@@ -159,10 +173,16 @@ class Rack:
         self._loaded = {slot: (slot + first, medium) for slot, (_, medium) in self._loaded.items()}
         self.first = first
 
-    @property
+    @cached_property
     def n_named(self) -> int:
-        """How many tapes were named."""
-        return len(self.names)
+        """How many tapes were named; where they are read, without those behind the others on which nothing is.
+
+        Those that a set was given and did not need, that is: what wrote the set can be said again to read it.
+        """
+        n = len(self.names)
+        while not self._writable and self._changer is None and n > 1 and is_unwritten(self.names[n - 1], self._open):
+            n -= 1
+        return n
 
     @property
     def has_changer(self) -> bool:

@@ -147,6 +147,8 @@ class TapeSet:
                 what = f"record {found.position}: {found.what}"
                 raise TapeDamagedError(f"the end of {medium.name} is damaged, {what}", "read the set in order")
             what = "goes on with another tape" if self._continues(found) else "ends early: it has no end record"
+            if unwritten := self._rack.names[self.last :]:
+                what += f", and nothing is on {', '.join(unwritten)}"
         raise TapeEndError(
             f"{medium.name}, tape {self.last} of its set, {what}",
             "name all tapes of the set; one that was not finished is gone on with by tape write --resume",
