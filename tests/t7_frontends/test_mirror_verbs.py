@@ -194,6 +194,19 @@ def test_a_rehearsal_shows_and_is_ended_first(done, blockplane, pool):
     assert (found["state"], found["every_s"], found["error"]) == ("idle", 300.0, None)
 
 
+def test_options_that_are_not_named_again_stay(done, pool):
+    def add(*options: str) -> tuple[object, ...]:
+        done("mirror", "add", pool, "copy", *options)
+        (its,) = bp.mirrors.definitions(Path(pool))
+        return its.every_s, its.late, its.local_changes
+
+    assert add("--every", "5m", "--late", "next", "--local-changes", "keep") == (300.0, "next", "keep")
+    assert add("--every", "1h") == (3600.0, "next", "keep")
+    assert add("--late", "latest") == (3600.0, "latest", "keep")
+    assert add("--local-changes", "refuse") == (3600.0, "latest", "refuse")
+    assert add() == (3600.0, "latest", "refuse")
+
+
 def test_a_break_is_shown_until_it_is_joined_again(done, blockplane, pool):
     done("mirror", "add", pool, "copy")
     done("snapshot", "create", f"{pool}@one")

@@ -74,13 +74,13 @@ def _peers(verb: str, calling: Calling, kind: str, writable: bool = True) -> bp.
 @click.argument("dest", type=PeerName())
 @click.option("--kind", type=click.Choice(["full", "incremental"]), help="Whole, or beside --base.")
 @click.option("--base", multiple=True, metavar="STREAM", help="What an incremental mirror is built on: streams, tapes.")
-@click.option("--every", type=Interval(), default="10s", metavar="TIME", help="Time between updates (10s).")
+@click.option("--every", type=Interval(), metavar="TIME", help="Time between updates (10s).")
 @click.option(
     "--local-changes",
     type=click.Choice(["refuse", "keep", "flush"]),
     help="Let files there be written to, and keep that in a snapshot, or flush it, at the next update.",
 )
-@click.option("--late", type=click.Choice(["latest", "next"]), default="latest", help="What follows a slow transfer.")
+@click.option("--late", type=click.Choice(["latest", "next"]), help="What follows a slow transfer (latest).")
 @network_options
 @disk_options
 @json_option
@@ -90,9 +90,9 @@ def add(
     dest: str,
     kind: str | None,
     base: Sequence[str],
-    every: float,
+    every: float | None,
     local_changes: str | None,
-    late: str,
+    late: str | None,
     tls: str | None,
     insecure_plaintext: bool,
     wish: DiskOptions,
@@ -102,7 +102,8 @@ def add(
     """Make DEST a mirror of VOL.
 
     DEST is made where there is no volume, by default as VOL is. It shows VOL's last state that arrived whole, and is
-    not written to, unless --local-changes says otherwise. `mirror run` brings it up to date. Again, it changes options.
+    not written to, unless --local-changes says otherwise. `mirror run` brings it up to date. Once
+    more, it changes the options that are named.
 
     When a transfer takes longer than the interval the next follows at once, with the newest state (--late latest), or
     at the next whole interval (--late next); none queue up.

@@ -68,9 +68,9 @@ def add(
     peers: Peers | None = None,
     kind: str | None = None,
     base: Sequence[str | os.PathLike[str]] = (),
-    every_s: float = DEFAULT_EVERY_S,
+    every_s: float | None = None,
     local_changes: LocalChanges | None = None,
-    late: str = LATEST,
+    late: str | None = None,
     wish: DiskWish | None = None,
     opening: Opening | None = None,
 ) -> AddReport:
@@ -79,8 +79,9 @@ def add(
     Parameters
     ----------
     dest : a volume's directory, or host:port/name. A directory that is absent or empty gets a volume. peers : how it is
-    reached. every_s : seconds between updates. local_changes : whether files of the mirror may be written to, and what
-    the next update does with that; None or REFUSE: they may not. late : `latest` or `next`, see `run`.
+    reached. every_s : seconds between updates (10). local_changes : whether files of the mirror may be written to, and
+    what the next update does with that; by default, or REFUSE: they may not. late : `latest` (the default) or `next`,
+    see `run`.
     kind : `full`, or `incremental`: a volume is made that holds only what differs from `base`, streams or tapes of this
     volume (`create_structure`); None: as the destination is, where it is made full. wish : disks of a volume that is
     made; by default as this volume's. opening : how it is opened.
@@ -93,10 +94,10 @@ def add(
 
     Notes
     -----
-    Adding one that is there changes its options. One that was broken off, and that was taken out here, stays broken off
-    until a resync.
+    Adding one that is there changes the options that are given. One that was broken off, and that was taken out here,
+    stays broken off until a resync.
     """
-    listing.require_sane(every_s, kind or FULL, late)
+    listing.require_sane(DEFAULT_EVERY_S if every_s is None else every_s, kind or FULL, late or LATEST)
     place, wish = place_of(dest), wish or DiskWish()
     _refuse_itself(volume, place)
     made = not is_remote(place) and is_vacant(Path(place))
@@ -145,9 +146,9 @@ def _add(
     place: str,
     peers: Peers,
     kind: str | None,
-    every_s: float,
+    every_s: float | None,
     local_changes: LocalChanges | None,
-    late: str,
+    late: str | None,
     made: bool,
 ) -> AddReport:
     with peers.open(place) as peer:
@@ -156,10 +157,11 @@ def _add(
         before = listing.of_volume(volume.path, standing.volume_id)
         if before is not None:
             _refuse_second(volume, peers, before, place)
+            if local_changes is None and before.local_changes is not None:
+                local_changes = LocalChanges(before.local_changes)
         is_lost = (before is None or not _is_place_of(before, place)) and _is_broken_off(volume, standing)
         if not is_lost:
             _refuse_unfit(volume, place, standing, common, local_changes)
-        text = local_changes.value if local_changes is not None else None
         now = time.time_ns()
         if before is None:
             last = LastRun(state=BROKEN_OFF) if is_lost else LastRun()
@@ -167,8 +169,11 @@ def _add(
             showed = tuple(id_.hex() for id_ in standing.shown)
             before = MirrorDefinition(name, place, standing.volume_id.hex(), added_ns=now, showed=showed, last=last)
         mirror = replace(
-            before, dest=place, kind=_kind_of(peer, before, kind), every_s=every_s, local_changes=text, late=late
-        )
+            before, dest=place, kind=_kind_of(peer, before, kind),
+            every_s=before.every_s if every_s is None else every_s,
+            local_changes=local_changes.value if local_changes is not None else None,
+            late=late or before.late,
+        )  # fmt: skip
         if isinstance(peer, MirrorPeer):
             peer.become(_record(volume, standing, local_changes, now))
         with volume.lock:
