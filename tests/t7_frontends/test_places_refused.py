@@ -42,6 +42,50 @@ def fill(folder: Path) -> None:
     assert os.statvfs(folder).f_bavail == 0
 
 
+@pytest.mark.parametrize("name", ["lock", "volume.toml", "volume.toml.new", "mirrors.json", "mirrors.json.new"])
+def test_no_link_in_a_directory_leads_to_a_file_of_somebody_else(done, blockplane, pool, name):
+    Path("precious").write_text("precious")
+    (pool / name).unlink(missing_ok=True)
+    (pool / name).symlink_to(Path("precious").absolute())
+    for words in (
+        ["mkdir", "pool:/x"],
+        ["grow", "pool", "--disks", "1", "--size", "16M"],
+        ["mirror", "add", "pool", "m"],
+    ):
+        told = blockplane(*words)
+        assert Path("precious").read_text() == "precious", words
+        if told.status:
+            assert "is a symbolic link" in told.err, told.err
+    (pool / name).unlink(missing_ok=True)
+    done("check", "pool")
+
+
+@pytest.mark.parametrize("name", ["lock", "volume.toml", "mirrors.json"])
+@pytest.mark.parametrize("kind", ["pipe", "endless", "folder"])
+def test_what_is_no_file_in_a_directory_is_named_at_once(blockplane, pool, name, kind):
+    (pool / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(pool / name)
+    elif kind == "endless":
+        (pool / name).symlink_to("/dev/zero")
+    else:
+        (pool / name).mkdir()
+    told = blockplane("mirror", "status", "pool", "--json")
+    assert (told.status, told.error["kind"], name in told.error["message"]) == (1, "refused", True)
+
+
+def test_a_file_of_ours_that_has_no_end_is_refused(blockplane, pool):
+    os.truncate(pool / "volume.toml", 1 << 40)
+    told = blockplane("info", "pool", "--json")
+    assert (told.status, "volume.toml cannot be read" in told.error["message"]) == (1, True)
+
+
+def test_a_pipe_is_no_tape(blockplane):
+    os.mkfifo("x.tap")
+    told = blockplane("tape", "list", "x.tap", "--json")
+    assert (told.status, told.error["kind"]) == (1, "tape")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts are for root")
 def test_a_directory_without_room_keeps_nobody_from_deleting(done, tmp_path):
     (tmp_path / "file").write_text("text")

@@ -152,6 +152,13 @@ def test_a_bad_policy_is_refused_with_the_place(text):
     assert mistakes_of(text) == BAD[text]
 
 
+@pytest.mark.parametrize("text", ["a = " + "9" * 5000, "a = " + "[" * 3000 + "]" * 3000])
+def test_values_without_end_are_one_mistake(blockplane, text):
+    assert mistakes_of(f"{GOOD}\n{text}\n") == [(0, "")]
+    told = blockplane("serve", "--check", write(text))
+    assert (told.status, "Traceback" in told.err) == (1, False)
+
+
 def test_every_mistake_of_a_policy_is_found_and_what_was_meant_is_said(blockplane):
     words = GOOD.replace("log =", "lgo =").replace('"1h"', '"1hour"').replace("keep-weekly", "keep-weakly")
     outcome = blockplane("serve", "--check", write(words), "--json")

@@ -26,6 +26,7 @@ from blockplane.cli.pressure import tell_demoted
 from blockplane.cli.text import sentence
 from blockplane.cli.verbtable import ALONE, KINDS, verb_of
 from blockplane.model.errors import RefusedError, UsageError, VolumeInUseError
+from blockplane.model.ownfiles import read_own
 from blockplane.server import Activities, Contact, ControlServer, Kind, Session, contact, current, let_written
 from blockplane.server.control import SETTLE_S
 from blockplane.transfer.imagesending import WRITER
@@ -172,8 +173,8 @@ def _go_there(place: str) -> None:
 def _may_answer(place: str) -> bool:
     """Whether who has the volume may answer soon: another verb, or readers, who do not say."""
     try:
-        owner = json.loads(Path(place, LOCK_NAME).read_bytes()[:4096] or b"{}")
-    except (OSError, ValueError):
+        owner = json.loads(read_own(Path(place, LOCK_NAME), 4096) or b"{}")
+    except (OSError, ValueError, RecursionError, RefusedError):
         return False
     return isinstance(owner, dict) and (not owner or owner.get("answers") is True)
 

@@ -13,10 +13,11 @@ from blockplane.disks.disk import Disk, FileDisk
 from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord
 from blockplane.disks.label import read_label
 from blockplane.model.blocks import BlockSource
+from blockplane.model.ownfiles import sync
 from blockplane.planes import Plane
 from blockplane.volume.basegroup import BASE_GROUP, BASE_OWNER, n_in_base
 from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
-from blockplane.volume.config import BASE_DISK, DISKS_DIR, VolumeConfig, sync
+from blockplane.volume.config import BASE_DISK, DISKS_DIR, VolumeConfig
 from blockplane.volume.groups import CHUNK_MULTIPLE_BLOCKS, GroupWish
 from blockplane.volume.holds import hold_by_id
 from blockplane.volume.incoming import IncomingEntry

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from blockplane.model.errors import NotAVolumeError
+from blockplane.model.ownfiles import read_own, replace_own
 
 CONFIG_NAME = "volume.toml"
 DISKS_DIR = "disks"
@@ -51,20 +51,7 @@ def write_config(directory: Path, config: VolumeConfig) -> None:
         *(_base_lines(config) if config.base else ()),
         "",
     ]
-    temporary = directory / (CONFIG_NAME + ".new")
-    temporary.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
-    sync(temporary)
-    os.replace(temporary, directory / CONFIG_NAME)
-    sync(directory)
-
-
-def sync(path: Path) -> None:
-    """Make the bytes of a file, or which names a directory holds, durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    replace_own(directory / CONFIG_NAME, "\n".join(lines))
 
 
 def read_config(directory: Path) -> VolumeConfig:
@@ -82,7 +69,7 @@ def read_config(directory: Path) -> VolumeConfig:
             hint = "a volume behind a network is named HOST:PORT/NAME"
         raise NotAVolumeError(f"{directory} {what}", hint)
     try:
-        return _parsed(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        return _parsed(read_own(path).decode("utf-8", "surrogateescape"))
     except FileNotFoundError:
         if (directory / BASE_DISK).exists():
             raise NotAVolumeError(
@@ -94,7 +81,7 @@ def read_config(directory: Path) -> VolumeConfig:
                 f"{directory} is not a volume: it has no {CONFIG_NAME}", "make a volume with `blockplane create`"
             ) from None
         return VolumeConfig(b"", tuple(str(disk.relative_to(directory)) for disk in own))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NotAVolumeError(
             f"{path} cannot be read: {error}",
             _PUT_BACK

@@ -14,8 +14,9 @@ from blockplane.disks.disk import HEAD_BLOCKS, TAIL_BLOCKS, Disk, FileDisk, alig
 from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord
 from blockplane.model.addresses import BLOCK_BYTES, Bytes, Numbers
 from blockplane.model.errors import BlockplaneError, DiskShortError, RefusedError, UsageError
+from blockplane.model.ownfiles import sync
 from blockplane.model.sizes import format_size, parse_size
-from blockplane.volume.config import DISKS_DIR, sync
+from blockplane.volume.config import DISKS_DIR
 
 DEFAULT_CHUNK_BYTES = 256 << 10
 CHUNK_MULTIPLE_BLOCKS = 64

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from blockplane.model.errors import DiskError, VolumeInUseError
+from blockplane.model.ownfiles import open_own
 
 _POLL_S = 0.05
 #: What a file system says that keeps no locks, such as some network mounts.
@@ -40,8 +41,7 @@ class VolumeLock:
         self.is_held = False
         self._fd = -1
         try:
-            flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
-            self._fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+            self._fd = open_own(path, os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT)
             self._acquire(wait_s)
             if not shared:
                 self._say(self._fd, {"pid": os.getpid(), "verb": verb, "answers": answers})
@@ -116,7 +116,7 @@ class VolumeLock:
         try:
             owner = json.loads(os.pread(self._fd, 4096, 0))
             pid, verb = int(owner["pid"]), str(owner["verb"])[:40]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             pid, verb = -1, ""
         if pid > 0 and (pid in holders or not holders):
             return f"{volume} is in use by process {pid} ({verb})"

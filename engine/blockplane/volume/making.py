@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from blockplane.model.errors import NotAVolumeError
-from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, sync
+from blockplane.model.ownfiles import sync
+from blockplane.volume.config import CONFIG_NAME, DISKS_DIR
 from blockplane.volume.lock import VolumeLock
 
 MARK_NAME: Final = "making"

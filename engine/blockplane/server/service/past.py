@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from blockplane.model.errors import RefusedError
+from blockplane.model.ownfiles import own_suffix, read_own, replace_own
 
 NAME: Final = "service.json"
 _VERSION: Final = 1
@@ -35,12 +37,10 @@ class Past:
 def read_past(directory: Path) -> dict[str, Past]:
     """Return what is remembered, by "KIND NAME"."""
     try:
-        fd = os.open(directory / NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            found = json.loads(file.read(_MAX_BYTES))
+        found = json.loads(read_own(directory / NAME, _MAX_BYTES))
         jobs = found["jobs"] if found["version"] == _VERSION else {}
         return {str(key): _past(value) for key, value in jobs.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RefusedError):
         return {}
 
 
@@ -56,19 +56,4 @@ def write_past(directory: Path, jobs: dict[str, Past]) -> None:
     """Remember it: whole or not at all. A directory that takes no file is no reason to stop."""
     with contextlib.suppress(OSError):
         text = json.dumps({"version": _VERSION, "jobs": {key: asdict(past) for key, past in jobs.items()}})
-        replace_file(directory / NAME, text, 0o600)
-
-
-def replace_file(path: Path, text: str, mode: int) -> None:
-    """Write a file so that whoever reads it finds the old one or the new one, whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    temporary.unlink(missing_ok=True)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    try:
-        with open(fd, "w", encoding="utf-8") as file:
-            os.fchmod(fd, mode)
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        replace_own(directory / NAME, text, 0o600, suffix=own_suffix(), durable=False)

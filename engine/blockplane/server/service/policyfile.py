@@ -27,10 +27,11 @@ def read_policy(path: str | os.PathLike[str]) -> Policy:
     PolicyError: with every mistake that was found. OSError: it cannot be read.
     """
     where = Path(os.path.abspath(path))
-    data = where.read_bytes()
+    with open(where, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
     try:
         if len(data) > MAX_BYTES:
-            raise UsageError(f"it has {len(data)} bytes", f"a policy has {MAX_BYTES} at most")
+            raise UsageError("it is too long", f"a policy has {MAX_BYTES} bytes at most")
         text = data.decode()
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -40,6 +41,9 @@ def read_policy(path: str | os.PathLike[str]) -> Policy:
         raise PolicyError(os.fspath(path), [Mistake(line, "", "it is not UTF-8")]) from None
     except UsageError as error:
         raise PolicyError(os.fspath(path), [Mistake(0, "", error.message, error.hint)]) from None
+    except (ValueError, RecursionError) as error:
+        why = "a number is too long" if isinstance(error, ValueError) else "values are nested too deep"
+        raise PolicyError(os.fspath(path), [Mistake(0, "", why)]) from None
     mistakes = Mistakes(text)
     policy = _policy(Table(found, (), mistakes), where)
     if mistakes.found:

@@ -85,7 +85,7 @@ def key_lines(text: str) -> dict[Path, int]:
         pending.append(line)
         try:
             statement = tomllib.loads("\n".join(pending))
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             continue  # a value that goes on
         is_header = pending[0].lstrip().startswith("[")
         pending = []

@@ -20,6 +20,7 @@ from typing import Final
 from blockplane.api import Volume
 from blockplane.disks.label import refuse_disk
 from blockplane.model.errors import BlockplaneError, RefusedError
+from blockplane.model.ownfiles import own_suffix, replace_own
 from blockplane.model.places import is_same_place
 from blockplane.server.activity import Kind
 from blockplane.server.network.serving import Opened
@@ -30,7 +31,6 @@ from blockplane.server.service.listening import Endpoint, shares_place
 from blockplane.server.service.log import Log
 from blockplane.server.service.metrics import Counts, metrics_text
 from blockplane.server.service.notify import Notifier
-from blockplane.server.service.past import replace_file
 from blockplane.server.service.policy import Policy, VolumePolicy
 from blockplane.server.service.served import Answering, ServedVolume, answer_nobody
 from blockplane.server.service.status import Observer, VolumeStatus
@@ -277,7 +277,7 @@ class Service:
             return
         try:
             refuse_disk(path)
-            replace_file(path, self.metrics(), 0o644)
+            replace_own(path, self.metrics(), 0o644, suffix=own_suffix(), durable=False)
         except RefusedError as error:
             self.log.error("metrics", error.message, error="refused")
         except OSError as error:

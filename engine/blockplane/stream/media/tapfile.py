@@ -335,7 +335,7 @@ class TapFile:
 def _opened(path: str, writable: bool) -> int:
     flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
     try:
-        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)  # it may hold all of a volume
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)  # it may hold all of a volume
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StreamMissingError(f"{path}: no such tape", "name a tape that `blockplane tape write` wrote") from error
     except OSError as error:

@@ -9,7 +9,6 @@ open for writing.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from blockplane.model.errors import RefusedError, UsageError, VolumeDamagedError
+from blockplane.model.ownfiles import read_own, replace_own
 from blockplane.model.places import is_same_place
 from blockplane.transfer.replacing import LocalChanges
 
@@ -104,10 +104,10 @@ def definitions(directory: Path) -> list[MirrorDefinition]:
     """
     path = directory / FILE_NAME
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_own(path))
     except FileNotFoundError:
         return []
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _unreadable(path, str(error)) from None
     if not isinstance(found, dict) or found.get("version") != VERSION:
         raise _unreadable(path, "it is of another version")
@@ -138,20 +138,8 @@ def of_volume(directory: Path, volume_id: bytes) -> MirrorDefinition | None:
 
 def write_definitions(directory: Path, mirrors: Sequence[MirrorDefinition]) -> None:
     """Write the mirrors of a volume: whole, or not at all; durable on return."""
-    temporary = directory / (FILE_NAME + ".new")
     text = json.dumps({"version": VERSION, "mirrors": [asdict(each) for each in mirrors]}, indent=1)
-    temporary.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, directory / FILE_NAME)
-    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    replace_own(directory / FILE_NAME, text + "\n", 0o600)
 
 
 def find(directory: Path, dest: str) -> MirrorDefinition:
