@@ -138,9 +138,8 @@ def image_towards(
     if base.name == top:
         return build(volume, top, keep_out=keep_out)
     listed = _listed(volume, top)
-    names = {record.name for record in listed.values() if record.id not in standing.whole}
-    line = _line(volume, top, after=base.id)
-    between = [name for name in line if name in names and name not in (*exclude, top)]
+    news = [r for r in _line(volume, top, after=base.id) if r.id in listed and r.id not in standing.whole]
+    between = [record.name for record in news if record.name not in (*exclude, top)]
     with_ = [] if base.id in listed else [base.name]
     return build(volume, " + ".join([top, *between]) + f" - {base.name}", with_=with_, keep_out=keep_out)
 
@@ -162,8 +161,8 @@ def base_for(volume: LiveVolume, top: str, standing: Standing) -> SnapshotRecord
 
 def _older(volume: LiveVolume, top: str, exclude: Sequence[str]) -> list[str]:
     """Return what an image of all of a top's line has beside it: not what the top itself knows nothing of."""
-    known = {record.name for record in _listed(volume, top).values()}
-    return [name for name in _line(volume, top) if name in known and name not in (*exclude, top)]
+    listed = _listed(volume, top)
+    return [r.name for r in _line(volume, top) if r.id in listed and r.name not in (*exclude, top)]
 
 
 def _listed(volume: LiveVolume, top: str) -> dict[bytes, SnapshotRecord]:
@@ -173,10 +172,10 @@ def _listed(volume: LiveVolume, top: str) -> dict[bytes, SnapshotRecord]:
     return {record.id: record for record in state.listed_snapshots()}
 
 
-def _line(volume: LiveVolume, top: str, after: bytes = NO_ID) -> list[str]:
-    """Return the names of the regular snapshots that a top descends from, newest first, down to one and without it."""
+def _line(volume: LiveVolume, top: str, after: bytes = NO_ID) -> list[SnapshotRecord]:
+    """Return the regular snapshots that a top descends from, newest first, down to one and without it."""
     with volume.lock:
         line = [entry.record for entry in volume.local.ancestors(volume.local.entry(top).record.id)]
     ids = [record.id for record in line]
     newer = line[ids.index(after) + 1 :] if after in ids else line
-    return [record.name for record in reversed(newer) if record.kind == KIND_REGULAR]
+    return [record for record in reversed(newer) if record.kind == KIND_REGULAR]
