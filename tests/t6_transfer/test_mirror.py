@@ -178,6 +178,23 @@ def test_users_snapshots_travel_and_own_ones_of_others_do_not(world, rng):
     assert all("june4" in names(copy) for copy in (one, two))
 
 
+def test_a_renamed_snapshot_travels_under_its_present_name(world, rng):
+    copy, contents = world.add(), {}
+    assert world.outcomes() == ["brought"]
+    for name in ("june1", "june2", "june3"):
+        write(world.source, "/a", rng.bytes(9000))
+        contents[name] = read(world.source, "/a")
+        world.source.snapshot(name)
+    world.source.rename_snapshot("june2", "before-release")  # the list that june3 has of older ones says june2
+    assert world.outcomes() == ["brought"]
+    contents["before-release"] = contents.pop("june2")
+    assert {name: read(copy, "/a", name) for name in contents} == contents
+    assert mirrors.status(world.source)[0].left_bytes == 0
+    with bp.Volume.create(copy.path.parent / "replica", disks=1, size="16M") as replica:
+        pull(VolumePeer(world.source), replica, "june3")
+        assert {name: read(replica, "/a", name) for name in contents} == contents
+
+
 def test_a_mirror_refuses_writes_and_survives_reopening(world, rng):
     copy = world.add()
     write(world.source, "/a", b"one")

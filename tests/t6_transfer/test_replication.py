@@ -580,3 +580,18 @@ def test_where_replicas_stand_beyond_a_pointer_beside_it_and_without_one(make, r
     assert (without.newest, without.wanted, without.left_blocks) == ("m2", "", None)
     with pytest.raises(NoSuchSnapshotError):
         replicas(source, "nowhere")
+
+
+def test_no_pointer_takes_the_name_of_a_stored_image(make, rng):
+    source, copy = make("source"), make("copy")
+    master(source, "m1", rng.bytes(20_000))
+    pull(VolumePeer(source), copy)
+    copy.save_image("stable", "m1")
+    source.move_pointer("stable", "m1")
+    with pytest.raises(RefusedError, match="a stored image of that name") as refused:
+        pull(VolumePeer(source), copy)
+    assert f"blockplane image delete {copy.path} stable" in refused.value.hint
+    assert standing(copy) == {"master": "m1"}
+    copy.delete_image("stable")
+    pull(VolumePeer(source), copy)
+    assert standing(copy) == {"master": "m1", "stable": "m1"}

@@ -14,6 +14,7 @@ import blockplane as bp
 from blockplane.image.extents import numbers_in
 from blockplane.model.errors import (
     RefusedError,
+    SnapshotExistsError,
     StreamDamagedError,
     StreamError,
     StreamMismatchError,
@@ -167,6 +168,45 @@ def settled_room(path: Path) -> int:
         for _ in range(4):
             volume.commit(force=True)
         return volume.available_blocks
+
+
+class Meanwhile(io.BytesIO):
+    """A stream in the midst of which something is done."""
+
+    def __init__(self, stream: bytes, do) -> None:
+        super().__init__(stream)
+        self._do = do
+
+    def read(self, n_bytes: int | None = -1) -> bytes:
+        if self._do is not None and self.tell() > MIB:
+            do, self._do = self._do, None
+            do()
+        return super().read(n_bytes)
+
+    def readinto(self, buffer) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@pytest.mark.parametrize("what", ["pointer", "stored image", "snapshot"])
+def test_a_name_that_is_given_away_meanwhile_is_refused_and_what_came_is_kept(source, streams, tmp_path, what):
+    bp.receive(io.BytesIO(streams["june1"]), tmp_path / "copy")
+    with bp.Volume.open(tmp_path / "copy") as copy:
+        take, free = {
+            "pointer": (lambda: copy.move_pointer("june2", "june1"), lambda: copy.delete_pointer("june2")),
+            "stored image": (lambda: copy.save_image("june2", "june1"), lambda: copy.delete_image("june2")),
+            "snapshot": (lambda: copy.snapshot("june2"), lambda: copy.delete_snapshot("june2")),
+        }[what]
+        with pytest.raises(SnapshotExistsError, match=r"brings a snapshot named 'june2'.* are kept in"):
+            bp.receive(Meanwhile(streams["june2 - june1"], take), copy)
+        (kept,) = bp.interrupted_receives(copy)
+        assert (kept.top_name, kept.n_landed) == ("june2", kept.n_image)
+        with pytest.raises(RefusedError, match="brings a snapshot june2"):
+            bp.receive(io.BytesIO(streams["june2 - june1"]), copy)
+        free()
+        bp.receive(io.BytesIO(streams["june2 - june1"]), copy)
+    require_equal(source, tmp_path / "copy", "june2")
 
 
 def test_giving_up_frees_what_was_reserved(source, streams, tmp_path):

@@ -103,9 +103,11 @@ def test_a_stream_does_not_bring_a_snapshot_of_an_images_name(done, blockplane, 
     done("receive", "copy", "-i", "june1.bps")
     done("image", "save", "copy", "june2", "june1")
     done("send", pool, "june2 - june1", "-o", "two.bps")
-    refused = blockplane("receive", "copy", "-i", "two.bps")
-    assert refused.status == 1
-    assert "a stored image here is named so" in refused.err
+    for words in (["receive", "copy", "-i", "two.bps", "-n"], ["receive", "copy", "-i", "two.bps"]):
+        refused = blockplane(*words)
+        assert refused.status == 1
+        assert "copy has a stored image of that name" in refused.err
+        assert "blockplane image delete copy june2" in refused.err
     assert [s["name"] for s in done("snapshot", "list", "copy", "--json").json["snapshots"]] == ["june1"]
 
 

@@ -110,7 +110,7 @@ class VolumeDestination:
                     "becomes a regular snapshot again",
                     f"delete the shadow first: blockplane snapshot delete {self.name}@{shadows[record.id]}",
                 )
-        self._refuse_pointers(stream)
+        self._refuse_other_names(stream)
         mine = {entry.record.name: entry.record for entry in self._entries()}
         going = {entry.record.id for entry in self._entries() if entry.is_deleting}
         for record in stream.arriving():
@@ -126,9 +126,18 @@ class VolumeDestination:
                     f"rename the one that is there: blockplane snapshot rename {self.name}@{record.name} NEW",
                 )
 
-    def _refuse_pointers(self, stream: StreamMap) -> None:
+    def _refuse_other_names(self, stream: StreamMap) -> None:
         pointers = {pointer.name for pointer in all_pointers(self.volume)}
+        with self.volume.lock:
+            images = {image.name for image in self.volume.local.images.all()}
+        here = {entry.record.id for entry in self._entries()}
         for record in stream.arriving():
+            if record.name in images and record.id not in here:
+                raise RefusedError(
+                    f"the image brings a snapshot {record.name}, and {self.name} has a stored image of that name",
+                    f"delete the image, and save it under another name: blockplane image delete {self.name} "
+                    f"{record.name}",
+                )
             if record.name in pointers:
                 raise RefusedError(
                     f"the image brings a snapshot {record.name}, and {self.name} has a pointer of that name",

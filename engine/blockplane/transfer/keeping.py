@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from blockplane.model.errors import BlockplaneError, DiskError, StreamTruncatedError
+from blockplane.model.errors import BlockplaneError, DiskError, SnapshotExistsError, StreamTruncatedError
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.protocol import Destination, Landing
 
@@ -32,7 +32,7 @@ def kept_or_given_up(landing: Landing, stream: StreamMap, destination: Destinati
     """
     try:
         yield
-    except StreamTruncatedError as error:
+    except (StreamTruncatedError, SnapshotExistsError) as error:  # a name that was given away meanwhile can be freed
         _tell(error, landing.suspend(), stream, destination, again)
         raise
     except OriginError as failed:

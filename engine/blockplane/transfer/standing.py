@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from blockplane.disks import GroupRecord
 from blockplane.image.image import Image, build
@@ -18,7 +19,7 @@ from blockplane.volume.replicationcodec import PointerRecord, ReplicaRecord
 from blockplane.volume.snapshots import standing_at
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Standing:
     """What a volume says of itself.
 
@@ -45,12 +46,12 @@ class Standing:
     parent: bytes = NO_ID
     first: bytes = NO_ID
 
-    @property
+    @cached_property
     def whole(self) -> dict[bytes, SnapshotRecord]:
         """The snapshots that can be built upon, by id."""
         return {record.id: record for record in self.snapshots if record.kind == KIND_REGULAR}
 
-    @property
+    @cached_property
     def shown(self) -> dict[bytes, SnapshotRecord]:
         """The snapshots of the line that have all that the live file system has, by id: from `first` to `at`.
 
@@ -63,7 +64,7 @@ class Standing:
         start = ids.index(self.first) if self.first in ids else ids.index(self.at)
         return {record.id: record for record in line[start : ids.index(self.at) + 1]}
 
-    @property
+    @cached_property
     def line(self) -> list[SnapshotRecord]:
         """The whole snapshots that the live file system is, or descends from, older first."""
         by_id = {record.id: record for record in self.snapshots}

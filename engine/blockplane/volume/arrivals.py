@@ -134,6 +134,7 @@ def table_entries(local: LocalTree, on: TableEntry | None, arriving: Sequence[Sn
 def _refuse_names(local: LocalTree, new: Sequence[SnapshotRecord]) -> None:
     names = {entry.record.name for entry in local.entries()}
     images = {image.name for image in local.images.all()}
+    pointers = local.replication().standing
     for record in new:
         if record.name in names:
             raise SnapshotExistsError(
@@ -144,6 +145,11 @@ def _refuse_names(local: LocalTree, new: Sequence[SnapshotRecord]) -> None:
             raise SnapshotExistsError(
                 f"the image brings a snapshot named {record.name!r}, and a stored image here is named so",
                 "delete the image, and save it under another name",
+            )
+        if record.name in pointers:
+            raise SnapshotExistsError(
+                f"the image brings a snapshot named {record.name!r}, and a pointer here is named so",
+                "delete the pointer",
             )
         names.add(record.name)
 

@@ -123,12 +123,12 @@ def adopt(volume: LiveVolume, records: Sequence[PointerRecord], masters: Collect
         whole = {entry.record.id for entry in entries if entry.record.kind == KIND_REGULAR}
         table = volume.local.replication()
         mine = {p.name: p for p in table.pointers}
-        snapshots = {entry.record.name for entry in entries}
+        others = {entry.record.name for entry in entries} | {image.name for image in volume.local.images.all()}
         later = [
             p
             for p in sorted(records, key=lambda p: p.rank)
             if (p.name not in mine or p.rank > mine[p.name].rank)
-            and (p.snapshot_id == NO_ID or (p.snapshot_id in whole and p.name not in snapshots))
+            and (p.snapshot_id == NO_ID or (p.snapshot_id in whole and p.name not in others))
         ]
         new = [e for e in entries if e.record.id in masters and not e.record.flags & FLAG_MASTER]
         if not later and not new:
@@ -149,10 +149,12 @@ def refuse_foreign(volume: LiveVolume, records: Sequence[PointerRecord]) -> None
 
     Raises
     ------
-    RefusedError: there are too many, or a snapshot here has the name of one. UsageError: one is named as none can be.
+    RefusedError: there are too many, or a snapshot or a stored image here has the name of one. UsageError: one is named
+        as none can be.
     """
     with volume.lock:
         mine = {entry.record.name for entry in volume.local.entries()}
+        images = {image.name for image in volume.local.images.all()}
     if len(records) > MAX_POINTERS + MAX_REMEMBERED or any(p.version >> 62 for p in records):
         raise RefusedError("the source has pointers that no volume can have", "look what is there")
     for pointer in records:
@@ -162,6 +164,11 @@ def refuse_foreign(volume: LiveVolume, records: Sequence[PointerRecord]) -> None
             raise RefusedError(
                 f"the source has a pointer {pointer.name}, and {volume.path} a snapshot of that name",
                 f"rename the snapshot: blockplane snapshot rename {volume.path}@{pointer.name} NEW",
+            )
+        if pointer.snapshot_id != NO_ID and pointer.name in images:
+            raise RefusedError(
+                f"the source has a pointer {pointer.name}, and {volume.path} a stored image of that name",
+                f"save it under another name: blockplane image delete {volume.path} {pointer.name}",
             )
 
 
