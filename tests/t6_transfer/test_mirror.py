@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -606,6 +607,36 @@ def test_when_the_next_step_is_due(late, took_s, next_s):
     made = mirrors.MirrorDefinition("copy", "/copy", "0" * 32, every_s=10.0, late=late, last=last)
     assert mirrors.due_ns(made) == begun + next_s * 10**9
     assert mirrors.due_ns(mirrors.MirrorDefinition("copy", "/copy", "0" * 32)) == 0
+
+
+def test_after_a_failure_a_step_is_not_put_off_by_the_interval():
+    begun = time.time_ns() - 10**9
+    last = mirrors.LastRun(begun, begun + 10**6, error="it is away")
+    made = mirrors.MirrorDefinition("copy", "/copy", "0" * 32, every_s=3600.0, last=last)
+    assert mirrors.due_ns(made) == 0
+    assert mirrors.due_ns(made, begun) == begun + 10 * 10**9
+    assert mirrors.due_ns(replace(made, every_s=0.5), begun) == begun + 10**9 // 2
+
+
+def test_a_mirror_that_was_away_for_a_moment_is_brought_what_it_missed(world, rng, tmp_path):
+    copy = world.add(every_s=3600.0)
+    world.run()
+    write(world.source, "/a", b"new")
+    listing.write_definitions(world.source.path, [
+        replace(each, last=replace(each.last, begun_ns=1)) for each in mirrors.definitions(world.source.path)
+    ])  # fmt: skip
+    away = mirrors.Peers(lambda _: _refusing())
+    (failed,) = running.run_side_by_side(world.source, peers=away)
+    assert "is away" in failed.error
+    (again,) = running.run_side_by_side(world.source, peers=world.peers())
+    assert (again.error, read(copy, "/a")) == ("", b"new")
+    assert running.run_side_by_side(world.source, peers=world.peers()) == []
+
+
+@contextmanager
+def _refusing():
+    raise UnreachableError("it is away")
+    yield
 
 
 def test_a_clock_that_was_set_back_does_not_put_a_step_off():

@@ -22,7 +22,7 @@ from blockplane.transfer.resume import interrupted_receives
 from blockplane.transfer.standing import standing_of
 from blockplane.volume import masters, updates
 from blockplane.volume.replicas import records_of
-from blockplane.volume.retention import Policy
+from blockplane.volume.retention import Policy, prune
 from rig.masters import kinds, making, master, read, write
 from rig.owners import wait_for
 
@@ -595,3 +595,19 @@ def test_no_pointer_takes_the_name_of_a_stored_image(make, rng):
     copy.delete_image("stable")
     pull(VolumePeer(source), copy)
     assert standing(copy) == {"master": "m1", "stable": "m1"}
+
+
+def test_a_replica_that_became_the_source_again_keeps_nobodys_masters(make, rng):
+    one, two = make("one"), make("two")
+    master(one, "m1", rng.bytes(9000))
+    pull(VolumePeer(one), two)
+    master(two, "m2", rng.bytes(9000))
+    pull(VolumePeer(two), one)  # two took over, and one was brought what it has
+    for name in ("m3", "m4", "m5"):
+        master(one, name, rng.bytes(9000))
+        pull(VolumePeer(one), two)
+    (known,) = replicas(two)
+    assert (known.name, known.newest, known.left_bytes) == ("one", "m5", 0)
+    prune(two, Policy(last=1))
+    assert list(kinds(two)) == ["m5"]
+    assert bp.check(two).problems == bp.check(one).problems == []

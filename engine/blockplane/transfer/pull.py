@@ -20,7 +20,7 @@ from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import drop_pulled
 from blockplane.transfer.standing import Standing, standing_of
 from blockplane.transfer.targets import clear_half_made, is_vacant, made_volume, not_to_be_made
-from blockplane.volume import pointers
+from blockplane.volume import pointers, replicas
 from blockplane.volume.codec import FLAG_MASTER, KIND_REGULAR, NO_ID, TableEntry
 from blockplane.volume.groups import DiskNames
 from blockplane.volume.holds import hold
@@ -100,6 +100,7 @@ def pull(
             shown = standing_at(target)
         brought = _brought(source, target, theirs, pointer, changes, progress)
         left = _left(target, theirs, shown) if shown is not None and changes is not LocalChanges.FLUSH else None
+        _note_source(target, theirs, brought.top)
         return PullReport(source.name, brought.top, brought, *_follow(target, theirs, source.standing()), left=left)
 
 
@@ -157,6 +158,15 @@ def _left(target: Volume, theirs: Standing, shown: TableEntry) -> str | None:
             return None
         hold(target, entry.record.name, LEFT_OWNER)
         return entry.record.name
+
+
+def _note_source(target: Volume, theirs: Standing, top: str) -> None:
+    """Note of a source that was this volume's replica before, and does not call any more, that it has a top."""
+    with target.lock:
+        known = replicas.find(target, theirs.volume_id)
+        entry = next((each for each in target.local.regular() if each.record.name == top), None)
+    if known is not None and known.is_direct and entry is not None:
+        replicas.arrived(target, theirs.volume_id, entry.record)
 
 
 def _pointer(found: tuple[PointerRecord, ...], name: str) -> PointerRecord | None:

@@ -31,6 +31,8 @@ from blockplane.volume.volume import Volume
 POLL_S: Final = 0.25
 #: How often a destination is asked where it stands though there is nothing to bring: it may be gone, or broken off.
 ASK_EVERY_S: Final = 60.0
+#: How long after a failure a loop tries again, where the interval is longer. Who runs single steps has its own pace.
+RETRY_S: Final = 10.0
 
 
 class StoppedError(KeyboardInterrupt):
@@ -58,10 +60,14 @@ def due_ns(mirror: MirrorDefinition, begun_ns: int | None = None) -> int:
     Notes
     -----
     None queue up: when a step took longer than the interval, the next is due at once and sends the state that is newest
-    then; or, for `late="next"`, waits for the next whole interval. What began or ended later than now, by a clock that
-    was set back since, does not count.
+    then; or, for `late="next"`, waits for the next whole interval. After one that failed it is due at once; in a loop,
+    which knows when it began, soon. What began or ended later than now, by a clock that was set back since, does not
+    count.
     """
     now = time.time_ns()
+    if mirror.last.error:
+        tried_ns = begun_ns or 0
+        return tried_ns + round(min(mirror.every_s, RETRY_S) * 1e9) if 0 < tried_ns <= now else 0
     begun = max((ns for ns in (mirror.last.begun_ns, begun_ns or 0) if ns <= now), default=0)
     if not begun:
         return 0
