@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 import blockplane as bp
-from blockplane.model.errors import ConnectionLostError, NoSpaceError
+from blockplane.model.errors import ConnectionLostError, NoSpaceError, RefusedError
 from blockplane.transfer import mirrors
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.replacing import LocalChanges
+from blockplane.volume.replicas import records_of
 from rig.mirrorworld import World, names, read, states_with, write
 
 
@@ -76,3 +79,27 @@ def test_what_is_dropped_on_purpose_is_not_kept(world):
     assert world.resync(copy, "source", drop_changes=True).kept is None
     assert states_with(copy, "/b", b"written at the copy") == set()
     assert len(names(copy)) == 1
+
+
+def test_a_source_without_room_leaves_nothing_of_it_at_the_destination(world, rng, tmp_path):
+    copy = world.add(wish=DiskWish(1, "128MiB"))
+    write(world.source, "/a", b"old")
+    world.outcomes()
+    mirrors.break_mirror(copy)
+    for number in range(10):
+        write(copy, f"/n{number}", rng.bytes(10_000_000))
+    copy.snapshot("mine")
+    with pytest.raises(NoSpaceError):
+        world.resync(copy, "destination")
+    assert (records_of(copy), [hold for each in copy.snapshots for hold in each.holds]) == ([], [])
+    copy.delete_snapshot("mine")
+
+
+def test_no_resync_makes_two_volumes_mirrors_of_each_other(world):
+    copy = taken_over(world, None)
+    back = mirrors.Peers(lambda _: nullcontext(VolumePeer(world.source)))
+    mirrors.add(copy, str(world.source.path), peers=back, local_changes=LocalChanges.KEEP)
+    for winner in (None, "source", "destination"):
+        with pytest.raises(RefusedError, match="neither could be written to"):
+            world.resync(copy, winner)
+    write(copy, "/b", b"more")

@@ -181,6 +181,7 @@ def giving(volume: LiveVolume, wanted: str, standing: Standing, key: bytes = NO_
     with volume.lock:
         record = _wanted(volume, wanted)
         _refuse_shadow_there(record, standing)
+        was_known = replicas.find(volume, standing.volume_id) is not None
         if volume.writable:
             caller = replicas.Caller(standing.volume_id, standing.label, standing.generation, standing.below, key)
             known = replicas.heard(volume, caller, meeting(volume, record.name, standing.whole))
@@ -194,8 +195,11 @@ def giving(volume: LiveVolume, wanted: str, standing: Standing, key: bytes = NO_
     except BaseException as error:
         with suppress(BlockplaneError):
             if volume.writable:
-                text = getattr(error, "message", str(error) or repr(error))
-                replicas.failed(volume, standing.volume_id, text, is_refused=isinstance(error, _REFUSALS))
+                text, is_refused = getattr(error, "message", str(error) or repr(error)), isinstance(error, _REFUSALS)
+                if is_refused and not was_known:
+                    replicas.forget_volume(volume, standing.volume_id)
+                else:
+                    replicas.failed(volume, standing.volume_id, text, is_refused=is_refused)
         raise
     if volume.writable and image is not None:
         replicas.arrived(volume, standing.volume_id, record)
@@ -268,6 +272,7 @@ class VolumePeer:
         set_mirror(self.volume, record)
         if record is None and before is not None:
             forget_brought(self.volume, before)
+            replicas.forget_volume(self.volume, before.source_id)
         if record is not None and record.state == MIRROR:  # who was brought this state is its source again
             replicas.forget_volume(self.volume, record.source_id)
 

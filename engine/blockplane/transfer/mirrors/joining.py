@@ -18,7 +18,7 @@ from blockplane.model.errors import BlockplaneError, RefusedError
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.mirrors.listing import LastRun, MirrorDefinition, definitions, noted
-from blockplane.transfer.mirrors.stepping import let_old_go, not_joined, own_name, require_listed, step
+from blockplane.transfer.mirrors.stepping import let_old_go, not_joined, own_name, refuse_mutual, require_listed, step
 from blockplane.transfer.mirrors.turns import turn
 from blockplane.transfer.peer import Brought, MirrorPeer
 from blockplane.transfer.replacing import LocalChanges, go_back, retain
@@ -85,10 +85,11 @@ def plan_resync(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, winn
     Raises
     ------
     RefusedError : the destination is no mirror of this volume, or is to win and has nothing; the source is itself an
-    unbroken mirror, and would be brought another state, is in a rehearsal, or was brought nothing yet.
+    unbroken mirror, of the destination, or would be brought another state, is in a rehearsal, or was brought nothing.
     """
     standing = peer.standing()
     _require_ours(volume, mirror, standing)
+    refuse_mutual(volume, mirror.dest, standing.volume_id)
     common = common_state(volume, standing)
     with settled(volume):
         mine = what_is_since(volume, common.id if common is not None else NO_ID)

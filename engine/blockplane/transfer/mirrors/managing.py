@@ -22,7 +22,7 @@ from blockplane.transfer.mirrors.listing import (
     MirrorDefinition,
 )
 from blockplane.transfer.mirrors.peers import Peers, place_of
-from blockplane.transfer.mirrors.stepping import clear_away, not_joined
+from blockplane.transfer.mirrors.stepping import clear_away, not_joined, refuse_mutual
 from blockplane.transfer.mirrors.turns import last_turn
 from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove
 from blockplane.transfer.peer import MirrorPeer, Peer, VolumePeer
@@ -254,12 +254,7 @@ def _refuse_unfit(
         raise RefusedError(
             f"{place} is a mirror of {record.source or 'another volume'}", f"first: blockplane mirror break {place}"
         )
-    mine = volume.local.root.mirror
-    if mine is not None and mine.source_id == standing.volume_id and mine.state != BROKEN:
-        raise RefusedError(
-            f"{volume.path} is itself a mirror of {place}: neither could be written to",
-            f"break it off first: blockplane mirror break {volume.path}",
-        )
+    refuse_mutual(volume, place, standing.volume_id)
     if record is not None and record.source_id == volume.info.volume_id and record.state != MIRROR:
         raise not_joined(volume, place, record)
     is_blank = standing.space_id == NO_ID and not standing.whole

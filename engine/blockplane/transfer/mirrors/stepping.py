@@ -191,6 +191,16 @@ def not_joined(volume: Volume, dest: str, record: MirrorRecord) -> RefusedError:
     return BrokenOffError(f"the mirror {dest} was broken off", f"{resync_text(volume, dest)} joins it again")
 
 
+def refuse_mutual(volume: Volume, dest: str, volume_id: bytes) -> None:
+    """Refuse a destination that this volume is an unbroken mirror of."""
+    mine = volume.local.root.mirror
+    if mine is not None and mine.source_id == volume_id and mine.state != BROKEN:
+        raise RefusedError(
+            f"{volume.path} is itself a mirror of {dest}: neither could be written to",
+            f"break it off first: blockplane mirror break {volume.path}",
+        )
+
+
 def break_text(dest: str, *more: str) -> str:
     """Return what is typed to break a mirror off, or to end its rehearsal."""
     return " ".join(["blockplane mirror break", dest, *(["--tls DIR"] if is_remote(dest) else []), *more])
