@@ -6,6 +6,7 @@ import io
 import shutil
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 import blockplane as bp
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError, StreamTruncatedError
 from blockplane.server.service.copies import Copies
+from blockplane.transfer import mirrors
 from blockplane.transfer.lag import replicas
+from blockplane.transfer.mirrors import running
 from blockplane.transfer.peer import VolumePeer, giving
 from blockplane.transfer.pull import pull
 from blockplane.transfer.replacing import LocalChanges
@@ -285,9 +288,47 @@ def test_metrics_of_copies_are_of_now(make, rng, monkeypatch):
     source, copy, copies = make("source"), make("copy"), Copies()
     for name in ("m1", "m2"):
         master(source, name, rng.bytes(9000))
-        assert [each.left_bytes > 0 for each in copies.of("source", source)] == [True] * (name == "m2")
+        assert [each.left_bytes > 0 for each in copies.of(source.path, source)] == [True] * (name == "m2")
         pull(VolumePeer(source), copy)
-        assert [each.left_bytes for each in copies.of("source", source)] == [0]
+        assert [each.left_bytes for each in copies.of(source.path, source)] == [0]
+
+
+def test_a_mirror_that_is_asked_is_heard_of_though_nothing_is_brought(make, rng, monkeypatch):
+    monkeypatch.setattr("blockplane.server.service.copies._COUNT_EVERY_S", 0.0)
+    source, copy, copies = make("source"), make("copy"), Copies()
+    write(source, "/file", rng.bytes(9000))
+    near = mirrors.Peers(lambda _: nullcontext(VolumePeer(copy)))
+    mirrors.add(source, str(copy.path), peers=near)
+    list(mirrors.run_once(source, peers=near))
+    (first,) = copies.of(source.path, source)
+    monkeypatch.setattr(running, "ASK_EVERY_S", 0.0)
+    (ran,) = mirrors.run_once(source, peers=near, now=True)
+    assert ran.report.outcome == "idle"
+    (second,) = copies.of(source.path, source)
+    assert second.heard_s > first.heard_s
+
+
+def test_two_volumes_that_pull_from_each_other_do_not_wait_for_each_other(make, rng, monkeypatch):
+    one, two, met = make("one"), make("two"), threading.Barrier(2, timeout=60)
+    master(one, "m1", rng.bytes(9000))
+    pull(VolumePeer(one), two)
+    monkeypatch.setattr(updates, "WAIT_S", 600.0)
+
+    class Meeting(VolumePeer):
+        def bring(self, *words, **options):
+            met.wait()  # both updates are under way
+            return super().bring(*words, **options)
+
+    found = []
+    pulls = [
+        threading.Thread(target=lambda source, target: found.append(pull(Meeting(source), target).top), args=pair)
+        for pair in ((one, two), (two, one))
+    ]
+    for thread in pulls:
+        thread.start()
+    for thread in pulls:
+        thread.join(60)
+    assert found == ["m1", "m1"]
 
 
 def test_moves_to_one_snapshot_in_two_places_are_no_reason_to_stop(make, rng):

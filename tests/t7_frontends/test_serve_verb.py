@@ -257,6 +257,34 @@ def test_a_good_policy_is_followed_and_a_bad_one_is_not(pool, blockplane):
         assert service.end() == 0
 
 
+def test_metrics_move_to_another_host_at_the_same_port(pool):
+    port = free_port()
+    with (
+        socket.create_server(("127.0.0.2", 0)) as taken,
+        serving(policy(f'[service]\nmetrics = "127.0.0.1:{port}"\n{POOL}')) as service,
+    ):
+        service.wait_for("volume open", volume="pool")
+        places = f"127.0.0.2:{taken.getsockname()[1]}", f"0.0.0.0:{port}", f"127.0.0.1:{port}"
+        for n_taken, place in enumerate(places):
+            policy(f'[service]\nmetrics = "{place}"\n{POOL}')
+            service.process.send_signal(signal.SIGHUP)
+            service.wait_for(*(("policy taken", n_taken) if n_taken else ("policy refused",)))
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=TIMEOUT_S) as answer:
+                assert b"blockplane_" in answer.read()
+        assert service.end() == 0
+
+
+def test_a_volume_is_given_another_name(pool):
+    with serving(policy(POOL)) as service:
+        service.wait_for("volume open")
+        for n, name in enumerate(("tank", "pool", "tank"), 2):
+            policy(POOL.replace("volume.pool", f"volume.{name}"))
+            service.process.send_signal(signal.SIGHUP)
+            service.wait_for("volume open", n)
+        assert service.said("volume not open") == []
+        assert service.end() == 0
+
+
 # --- systemd ---------------------------------------------------------------------------------------------------------
 
 

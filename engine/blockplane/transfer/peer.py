@@ -177,7 +177,7 @@ def giving(volume: LiveVolume, wanted: str, standing: Standing, key: bytes = NO_
         is_pointer = wanted in volume.local.replication().standing
     if is_pointer:
         with suppress(RefusedError):  # it lasts: where the pointer stands meanwhile is whole, and given out
-            volume.updates.settled()
+            volume.updates.settled(caller_id=standing.volume_id)
     with volume.lock:
         record = _wanted(volume, wanted)
         _refuse_shadow_there(record, standing)

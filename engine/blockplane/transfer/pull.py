@@ -82,6 +82,7 @@ def pull(
     with target.updates.update(f"the update of {target.path} from {source.name}"):
         refuse_replaced(target)
         theirs = source.standing()
+        target.updates.comes_from(theirs.volume_id)
         pointers.refuse_foreign(target, theirs.pointers)
         wanted = _pointer(theirs.pointers, pointer)
         if wanted is None and all(record.name != pointer for record in theirs.snapshots):

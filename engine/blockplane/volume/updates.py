@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from blockplane.model.errors import RefusedError
 
-#: How long a request waits. Two volumes that pull from each other at once both wait.
+#: How long a request waits.
 WAIT_S = 60.0
 
 
@@ -22,7 +22,7 @@ class Updates:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._running = ""
+        self._running, self._source_id = "", b""
 
     @property
     def running(self) -> str:
@@ -44,22 +44,32 @@ class Updates:
             yield
         finally:
             with self._changed:
-                self._running = ""
+                self._running, self._source_id = "", b""
                 self._changed.notify_all()
 
-    def settled(self, wait_s: float | None = None) -> None:
+    def comes_from(self, source_id: bytes) -> None:
+        """Note which volume the update under way comes from."""
+        with self._changed:
+            self._source_id = source_id
+            self._changed.notify_all()
+
+    def settled(self, wait_s: float | None = None, *, caller_id: bytes = b"") -> None:
         """Wait until no update is under way.
+
+        Parameters
+        ----------
+        caller_id : of the volume that is waited for; an update from that one is not: it would wait for this.
 
         Raises
         ------
         RefusedError: one is, and does not end.
         """
         with self._changed:
-            self._wait(wait_s)
+            self._wait(wait_s, caller_id)
 
-    def _wait(self, wait_s: float | None) -> None:
+    def _wait(self, wait_s: float | None, caller_id: bytes = b"") -> None:
         deadline = time.monotonic() + (WAIT_S if wait_s is None else wait_s)
-        while self._running:
+        while self._running and not (caller_id and caller_id == self._source_id):
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise RefusedError(

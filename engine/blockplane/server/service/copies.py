@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from blockplane.api import Volume
 from blockplane.transfer import mirrors
 from blockplane.transfer.lag import replicas
+from blockplane.transfer.mirrors.turns import turn_of
 
 #: What is left is counted by algebra, whose cost follows what differs: not for everybody who asks, nor waited for long.
 _COUNT_EVERY_S: Final = 30.0
@@ -43,43 +45,45 @@ class Copies:
     def __init__(self) -> None:
         #: guards the two below
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[float, tuple[Copy, ...]]] = {}
-        self._counting: dict[str, threading.Thread] = {}
+        self._known: dict[Path, tuple[float, tuple[Copy, ...]]] = {}
+        self._counting: dict[Path, threading.Thread] = {}
 
-    def of(self, name: str, volume: Volume | None) -> tuple[Copy, ...]:
+    def of(self, path: Path, volume: Volume | None) -> tuple[Copy, ...]:
         """Return the copies of a volume of a service; as they were known last where they cannot be counted soon."""
         if volume is not None and not volume.stopped_at:
-            self._begin(name, volume).join(_WAIT_S)
+            self._begin(path, volume).join(_WAIT_S)
         with self._lock:
-            counted_s, found = self._known.get(name, (0.0, ()))
+            counted_s, found = self._known.get(path, (0.0, ()))
         passed_s = time.monotonic() - counted_s
         return tuple(replace(each, lag_s=each.lag_s + passed_s) if each.lag_s else each for each in found)
 
-    def _begin(self, name: str, volume: Volume) -> threading.Thread:
+    def _begin(self, path: Path, volume: Volume) -> threading.Thread:
         """Count anew, where it is time; return the thread that does, or did last."""
         with self._lock:
-            counted_s, _ = self._known.get(name, (float("-inf"), ()))
-            thread = self._counting.get(name)
+            counted_s, _ = self._known.get(path, (float("-inf"), ()))
+            thread = self._counting.get(path)
             is_due = time.monotonic() - counted_s >= _COUNT_EVERY_S
             if thread is None or (is_due and not thread.is_alive()):
                 thread = threading.Thread(
-                    target=self._count, args=(name, volume), name="blockplane copies", daemon=True
+                    target=self._count, args=(path, volume), name="blockplane copies", daemon=True
                 )
-                self._counting[name] = thread
+                self._counting[path] = thread
                 thread.start()
             return thread
 
-    def _count(self, name: str, volume: Volume) -> None:
+    def _count(self, path: Path, volume: Volume) -> None:
         with suppress(Exception):  # the volume may be closed meanwhile: nothing is known then
             found = time.monotonic(), tuple(_copies(volume))
             with self._lock:
-                self._known[name] = found
+                self._known[path] = found
 
 
 def _copies(volume: Volume) -> Iterator[Copy]:
     for at in mirrors.status(volume):
         last = at.mirror.last
-        heard_s = last.ended_ns / 1e9 if last.ended_ns and not last.error else None
+        told_s = last.ended_ns / 1e9 if last.ended_ns and not last.error else 0.0
+        asked_s = time.time() - (time.monotonic() - turn_of(volume, at.mirror.name).heard_s)
+        heard_s = max(told_s, asked_s) or None
         yield Copy(
             "mirror", at.mirror.dest, at.lag_s, at.left_bytes, heard_s, at.bytes_per_second, bool(last.error)
         )  # fmt: skip

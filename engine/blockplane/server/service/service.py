@@ -164,6 +164,8 @@ class Service:
                 self._reload()
         n_over = sum(served.settle() for served in [*self._served.values(), *self._leaving])
         self._leaving = [served for served in self._leaving if not served.is_over]
+        if self._stop_by_s is None:
+            self._take_new()
         if self._stop_by_s is not None and self._is_stopped(self._stop_by_s):
             return None
         self._begin_due()
@@ -328,16 +330,13 @@ class Service:
 
     def _change(self, policy: Policy) -> None:
         """Follow another policy: what is the same in it goes on undisturbed."""
-        door = self._open_door(policy) if policy.metrics != self.policy.metrics else self._door
-        try:  # what may fail goes first
+        self._change_door(policy)  # what may fail goes first
+        try:
             self._change_listener(policy)
         except BaseException:
-            if door is not None and door is not self._door:
-                door.close()
+            self._change_door(self.policy, policy)
             raise
-        if self._door is not None and self._door is not door:
-            self._door.close()
-        self._door, self.policy = door, policy
+        self.policy = policy
         self.log.set(policy.log, policy.log_level)
         wanted = {volume.name: volume for volume in policy.volumes}
         for name, served in list(self._served.items()):
@@ -347,8 +346,38 @@ class Service:
                 served.stop()
             elif wanted[name] != served.policy:
                 served.change(wanted[name])
-        for name in wanted.keys() - self._served.keys():
-            self._take(wanted[name])
+        self._take_new()
+
+    def _take_new(self) -> None:
+        """Serve what the policy names and is not served yet; not what is still had under another name."""
+        for volume in self.policy.volumes:
+            if volume.name not in self._served and not any(
+                is_same_place(one.policy.path, volume.path) for one in self._leaving
+            ):
+                self._take(volume)
+
+    def _change_door(self, policy: Policy, before: Policy | None = None) -> None:
+        """Have metrics asked for where a policy says; where nobody can listen there, where one before it says.
+
+        Parameters
+        ----------
+        before : the policy that was followed until now; the one that is followed by default.
+        """
+        before = before or self.policy
+        if policy.metrics == before.metrics:
+            return
+        old = self._door
+        takes_its_port = old is not None and policy.metrics is not None and policy.metrics[1] == old.address[1]
+        if old is not None and takes_its_port:
+            old.close()
+        try:
+            self._door = self._open_door(policy)
+        except BaseException:
+            if takes_its_port:
+                self._door = self._open_door(before)
+            raise
+        if old is not None and not takes_its_port:
+            old.close()
 
     def _change_listener(self, policy: Policy) -> None:
         """Listen as a policy says; connections stay where that is possible, and where it cannot be done."""

@@ -75,27 +75,27 @@ class Observer:
     """Looks at volumes without waiting for them: what cannot be had soon is told as it was last known."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Space] = {}
+        self._known: dict[Path, Space] = {}
         self._copies = Copies()
 
     def look(self, served: ServedVolume, wall_s: float) -> VolumeStatus:
         """Return how a volume is."""
         volume, policy = served.volume, served.policy
         jobs = tuple(_job(plan, volume is not None) for plan in list(served.plans.values()))
-        space = self._space(volume, policy.name, wall_s) if volume is not None else None
+        space = self._space(volume, policy.path, wall_s) if volume is not None else None
         verbs = tuple(str(activity) for activity in served.activities.all() if activity.verb != "serve")
-        copies = self._copies.of(policy.name, volume)
+        copies = self._copies.of(policy.path, volume)
         return VolumeStatus(policy.name, policy.path, volume is not None, served.problem, space, jobs, verbs, copies)
 
-    def _space(self, volume: Volume, name: str, wall_s: float) -> Space | None:
+    def _space(self, volume: Volume, path: Path, wall_s: float) -> Space | None:
         if not volume.lock.acquire(timeout=_LOCK_S):
-            return self._known.get(name)
+            return self._known.get(path)
         try:
             if not volume.stopped_at:
-                self._known[name] = _space_of(volume, wall_s)
+                self._known[path] = _space_of(volume, wall_s)
         finally:
             volume.lock.release()
-        return self._known.get(name)
+        return self._known.get(path)
 
 
 def _space_of(volume: Volume, wall_s: float) -> Space:
