@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import blockplane as bp
-from blockplane.model.errors import NoSpaceError, StreamError, StreamMissingError
+from blockplane.model.errors import NoSpaceError, StreamError, StreamMissingError, UsageError
 from blockplane.server import streamplace
 from equality import differences, volume_tree
 
@@ -108,12 +108,49 @@ def test_what_is_not_there_or_cannot_be_written(two):
         bp.send(pool.image("june0"), bp.VolumePlace(bp.FileSystem(vault), "/nowhere/a.bps", vault))
     with pytest.raises(StreamError, match="cannot be written"):
         bp.send(pool.image("june0"), bp.VolumePlace(bp.FileSystem(vault), "/backups/a.bps"))
-    begun = streamplace.VolumeFile(bp.FileSystem(vault), vault, "/backups/a.bps", "a.bps", goes_on=False)
+    begun = place(vault, "a.bps").folder.begin("a.bps", goes_on=False)
     with pytest.raises(StreamError, match="being written by another send"):
         bp.send(pool.image("june0"), place(vault, "a.bps"))
     begun.close()
     bp.send(pool.image("june0"), place(vault, "a.bps"))
     assert bp.FileSystem(vault).listdir("/backups") == ["a.bps"]
+
+
+@pytest.mark.parametrize("other", ["../backups/a.bps", "/a.bps", "../link/a.bps"])
+def test_one_file_by_two_names_has_one_writer(two, other):
+    """The second send is refused while the first goes on, which gives the name to what it wrote itself."""
+    pool, vault = two
+    bp.FileSystem(vault).symlink("backups", "/link")
+    refused = []
+
+    def meanwhile(event):
+        if not refused:
+            with pytest.raises(StreamError, match="being written by another send") as found:
+                bp.send(pool.image("june1"), place(vault, other))
+            refused.append(found.value)
+
+    bp.send(pool.image("june2"), place(vault, "a.bps"), progress=meanwhile)
+    assert len(refused) == 1
+    assert bp.verify_streams(place(vault, "a.bps")).proved == ["june2"]
+    parts = [bp.Part(place(vault, "b.bps")), bp.Part(place(vault, other.replace("a.bps", "b.bps")))]
+    with pytest.raises(UsageError, match="two parts go to"):
+        bp.send_parts(pool.image("june2"), parts)
+    assert bp.FileSystem(vault).listdir("/backups") == ["a.bps"]
+
+
+def test_a_file_that_took_the_place_of_the_one_that_is_written_is_left(two):
+    pool, vault = two
+    files = bp.FileSystem(vault)
+
+    def meanwhile(event):
+        if files.stat("/backups/a.bps.partial").st_size:
+            files.unlink("/backups/a.bps.partial")
+            files.write_bytes("/backups/a.bps.partial", b"")
+
+    with pytest.raises(StreamError, match=r"vault:/backups/a\.bps\.partial was replaced while it was written"):
+        bp.send(pool.image("june2"), place(vault, "a.bps"), progress=meanwhile)
+    assert files.listdir("/backups") == ["a.bps.partial"]
+    assert bp.check(vault).problems == []
 
 
 class StoppedError(Exception):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -21,11 +22,12 @@ from blockplane.volume import Volume
 
 if TYPE_CHECKING:
     from blockplane.filesystem.file import File
+    from blockplane.filesystem.stat_result import StatResult
     from blockplane.stream.fdsink import Buffer
     from blockplane.stream.folder import Folder, Growing
 
-#: Paths that sends of this process write to: a volume has one process that writes.
-_written: Final[set[tuple[int, str]]] = set()
+#: Files that sends of this process write to: a volume has one process that writes.
+_written: Final[set[Hashable]] = set()
 _written_lock: Final = threading.Lock()
 
 
@@ -119,6 +121,8 @@ class VolumeFolder:
 
     def __init__(self, files: FileSystem, path: str, volume: Volume | None, shown: str) -> None:
         self._files, self._path, self._volume, self._shown = files, path, volume, shown
+        #: by name, the files that were begun here: others of these names are not given names, nor removed
+        self._begun: dict[str, Hashable] = {}
 
     def _at(self, name: str) -> str:
         return f"{self._path.rstrip('/')}/{name}"
@@ -129,8 +133,18 @@ class VolumeFolder:
 
     def names(self) -> Sequence[str]:
         """See Folder."""
-        try:
+        with self._reaching():
             return list(self._files.listdir(self._path))
+
+    def key(self, name: str) -> Hashable:
+        """See Folder: the directory that the path leads to, and the name in it."""
+        with self._reaching():
+            return id(self._files.store), _identity(self._files.stat(self._path)), name
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
         except PathError as error:
             raise StreamError(
                 f"cannot write into {self._shown}: {error.text}", "name a file in an existing directory"
@@ -145,7 +159,10 @@ class VolumeFolder:
             raise StreamError(f"{self.shown(name)} cannot be written", "name the live file system: VOL:/PATH")
         if not name:
             raise StreamError(f"{self.shown(name)} is no file", "name one: VOL:/PATH")
-        return VolumeFile(self._files, self._volume, self._at(name), self.shown(name), goes_on)
+        key = self.key(name + PARTIAL)
+        file = VolumeFile(self._files, self._volume, self._at(name), self.shown(name), key, goes_on)
+        self._begun[name + PARTIAL] = file.identity
+        return file
 
     def stored(self, names: Sequence[str]) -> Stored:
         """See Folder."""
@@ -153,13 +170,24 @@ class VolumeFolder:
         return found[0] if len(found) == 1 else SplitFile(found, self.shown(names[0]))
 
     def rename(self, old: str, new: str) -> None:
-        """See Folder."""
-        self._files.rename(self._at(old), self._at(new))
+        """See Folder; StreamError: it is not the file that was begun here."""
+        with self._files.store.lock:
+            if not self._is_still(old):
+                raise StreamError(f"{self.shown(old)} was replaced while it was written", "send again")
+            self._files.rename(self._at(old), self._at(new))
+            self._begun.pop(old, None)
 
     def remove(self, name: str) -> None:
-        """See Folder."""
-        if self._files.lexists(self._at(name)):
-            self._files.unlink(self._at(name))
+        """See Folder; another file than the one that was begun here stays."""
+        with self._files.store.lock:
+            if self._files.lexists(self._at(name)) and self._is_still(name):
+                self._files.unlink(self._at(name))
+            self._begun.pop(name, None)
+
+    def _is_still(self, name: str) -> bool:
+        """Whether a name does not mean another file than the one that was begun under it."""
+        begun = self._begun.get(name)
+        return begun is None or begun == _identity(self._files.lstat(self._at(name)))
 
     def sync(self) -> None:
         """See Folder."""
@@ -167,13 +195,29 @@ class VolumeFolder:
             self._volume.sync()
 
 
-class VolumeFile:
-    """A file of a volume on its way, as `stream.folder.Growing`."""
+def _identity(status: StatResult) -> Hashable:
+    """Return what tells a file or directory from every other of its volume, past ones too."""
+    return status.st_ino, status.generation
 
-    def __init__(self, files: FileSystem, volume: Volume, path: str, name: str, goes_on: bool) -> None:
+
+class VolumeFile:
+    """A file of a volume on its way, as `stream.folder.Growing`.
+
+    Parameters
+    ----------
+    key : what one file of that name is known by, however its path is spelled: one send at a time writes it.
+
+    Attributes
+    ----------
+    identity : of the file that is written.
+    """
+
+    def __init__(
+        self, files: FileSystem, volume: Volume, path: str, name: str, key: Hashable, goes_on: bool = False
+    ) -> None:
         self._files, self._volume, self._path = files, volume, path + PARTIAL
         self.name, self.partial_name = name, name + PARTIAL
-        self._key = id(volume), self._path
+        self._key = key
         with _written_lock:
             if self._key in _written:
                 raise StreamError(f"{self.partial_name} is being written by another send", "wait for its end")
@@ -183,6 +227,7 @@ class VolumeFile:
             if not self.is_old and files.lexists(self._path):
                 files.unlink(self._path)
             self._file = files.open_raw(self._path, "r+" if self.is_old else "x+")
+            self.identity = _identity(files.lstat(self._path))
         except BaseException:
             self._give_back()
             raise

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
@@ -73,6 +73,10 @@ class Folder(Protocol):
         """Return the names of what is there."""
         ...
 
+    def key(self, name: str) -> Hashable:
+        """Return what a file is known by, however the path of the folder is spelled; it need not be there."""
+        ...
+
     def refuse_volumes(self, names: Sequence[str]) -> None:
         """Raise RefusedError where one of these files is a volume's: it must not be replaced, whatever it is called."""
         ...
@@ -127,6 +131,10 @@ class HostFolder:
             raise StreamError(
                 f"cannot write into {self._path}: {error.strerror}", "name a file in an existing folder"
             ) from error
+
+    def key(self, name: str) -> Hashable:
+        """See Folder."""
+        return os.path.realpath(self._path / name)
 
     def refuse_volumes(self, names: Sequence[str]) -> None:
         """See Folder."""

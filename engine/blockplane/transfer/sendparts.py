@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 
@@ -144,10 +144,21 @@ def send_parts(
 def _require_parts(parts: Sequence[Part]) -> None:
     if len(parts) < 2:
         raise UsageError("an image is divided into two parts or more", "name another part, or send it whole")
-    paths = [os.path.realpath(part.sink) for part in parts if isinstance(part.sink, (str, os.PathLike))]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise UsageError(f"two parts go to {path}", "name a file for each")
+    keys: set[Hashable] = set()
+    for part in parts:
+        key = _key_of(part.sink)
+        if key in keys:
+            raise UsageError(f"two parts go to {part.name}", "name a file for each")
+        keys |= {key} - {None}
+
+
+def _key_of(sink: SinkLike | None) -> Hashable:
+    """Return what a file or device is known by, however it is spelled; None: it is neither."""
+    file = folder_of(sink)
+    if file is not None:
+        folder, name = file
+        return folder.key(name)
+    return os.path.realpath(sink) if isinstance(sink, (str, os.PathLike)) else None
 
 
 class _StoppedError(Exception):
