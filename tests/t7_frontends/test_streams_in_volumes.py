@@ -153,6 +153,29 @@ def test_a_file_that_took_the_place_of_the_one_that_is_written_is_left(two):
     assert bp.check(vault).problems == []
 
 
+@pytest.mark.parametrize("split", [None, 300_001])
+def test_a_stream_is_its_owners_or_as_the_file_that_it_replaces(two, tmp_path, split):
+    pool, vault = two
+    files = bp.FileSystem(vault)
+    first = "a.bps" if split is None else "a.bps.000"
+
+    def modes() -> dict[str, int]:
+        return {name: files.stat(f"/backups/{name}").st_mode & 0o7777 for name in files.listdir("/backups")}
+
+    bp.send(pool.image("june1"), place(vault, "a.bps"), split=split, digests=True)
+    made = modes()
+    assert made.pop("a.bps.sha256") == 0o644
+    assert set(made.values()) == {0o600}
+    files.get(f"/backups/{first}", tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mode & 0o7777 == 0o600
+    files.chmod(f"/backups/{first}", 0o2640)
+    bp.send(pool.image("june2"), place(vault, "a.bps"), split=split)
+    assert modes()[first] == 0o640
+    files.chown(f"/backups/{first}", os.geteuid() + 1, -1)
+    bp.send(pool.image("june2"), place(vault, "a.bps"), split=split)
+    assert modes()[first] == 0o600
+
+
 class StoppedError(Exception):
     pass
 

@@ -45,12 +45,12 @@ class FileSystem(Changes):
             return cast(BinaryIO, io.BufferedRandom(raw, size))
         return cast(BinaryIO, io.BufferedWriter(raw, size) if raw.writable() else io.BufferedReader(raw, size))
 
-    def open_raw(self, path: AnyPath, mode: str = "r") -> File:
-        """Open a regular file without a buffer."""
+    def open_raw(self, path: AnyPath, mode: str = "r", permissions: int = 0o666) -> File:
+        """Open a regular file without a buffer; permissions : of one that is made."""
         plain, _, writable = parse_mode(mode)
         with self.store.lock:
             if plain[0] in "wax":
-                inode = self._open_for_writing(path, exclusive=plain[0] == "x")
+                inode = self._open_for_writing(path, exclusive=plain[0] == "x", mode=permissions)
                 if plain[0] == "w" and inode.size_bytes:
                     self.store.truncate(inode, 0)
             else:

@@ -15,7 +15,7 @@ from blockplane.filesystem.errors import NotFoundError, PathError
 from blockplane.model.addresses import BLOCK_BYTES, Bytes, Checks, Numbers
 from blockplane.model.checks import first_bad_block
 from blockplane.model.errors import NoSpaceError, StreamError, StreamMissingError
-from blockplane.stream.folder import PARTIAL
+from blockplane.stream.folder import PARTIAL, PRIVATE, mode_in_place_of
 from blockplane.stream.pieces import piece_name
 from blockplane.stream.stored import SplitFile, Stored, new_key, read_bytes
 from blockplane.volume import Volume
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from blockplane.stream.fdsink import Buffer
     from blockplane.stream.folder import Folder, Growing
 
+#: The mode of what everybody may read: no umask of a caller's is known here.
+_PUBLIC: Final = 0o644
 #: Files that sends of this process write to: a volume has one process that writes.
 _written: Final[set[Hashable]] = set()
 _written_lock: Final = threading.Lock()
@@ -160,9 +162,18 @@ class VolumeFolder:
         if not name:
             raise StreamError(f"{self.shown(name)} is no file", "name one: VOL:/PATH")
         key = self.key(name + PARTIAL)
-        file = VolumeFile(self._files, self._volume, self._at(name), self.shown(name), key, goes_on)
+        mode = _PUBLIC if is_public else self._mode_of(name)
+        file = VolumeFile(self._files, self._volume, self._at(name), self.shown(name), key, mode, goes_on)
         self._begun[name + PARTIAL] = file.identity
         return file
+
+    def _mode_of(self, name: str) -> int:
+        """Return the mode of what replaces whatever has a name."""
+        try:
+            status = self._files.stat(self._at(name))
+        except PathError:
+            return PRIVATE
+        return mode_in_place_of(status.st_mode, status.st_uid)
 
     def stored(self, names: Sequence[str]) -> Stored:
         """See Folder."""
@@ -205,7 +216,8 @@ class VolumeFile:
 
     Parameters
     ----------
-    key : what one file of that name is known by, however its path is spelled: one send at a time writes it.
+    key : what one file of that name is known by, however its path is spelled: one send at a time writes it. mode : of
+    one that is made; one that is gone on with keeps its own.
 
     Attributes
     ----------
@@ -213,7 +225,7 @@ class VolumeFile:
     """
 
     def __init__(
-        self, files: FileSystem, volume: Volume, path: str, name: str, key: Hashable, goes_on: bool = False
+        self, files: FileSystem, volume: Volume, path: str, name: str, key: Hashable, mode: int, goes_on: bool
     ) -> None:
         self._files, self._volume, self._path = files, volume, path + PARTIAL
         self.name, self.partial_name = name, name + PARTIAL
@@ -226,7 +238,7 @@ class VolumeFile:
             self.is_old = goes_on and files.is_file(self._path) and not files.is_symlink(self._path)
             if not self.is_old and files.lexists(self._path):
                 files.unlink(self._path)
-            self._file = files.open_raw(self._path, "r+" if self.is_old else "x+")
+            self._file = files.open_raw(self._path, "r+" if self.is_old else "x+", mode)
             self.identity = _identity(files.lstat(self._path))
         except BaseException:
             self._give_back()

@@ -19,8 +19,8 @@ from blockplane.volume.making import OWN_NAMES
 
 #: What the name of a file ends with until it is whole.
 PARTIAL: Final = ".partial"
-#: As the disks of volumes.
-_PRIVATE: Final = 0o600
+#: The mode of a stream that replaces none, as of the disks of volumes: it may hold all of one.
+PRIVATE: Final = 0o600
 
 
 class Growing(Protocol):
@@ -173,13 +173,18 @@ class HostFolder:
             os.close(fd)
 
 
+def mode_in_place_of(mode: int, uid: int) -> int:
+    """Return the mode of what replaces a file: that one's, if it is one's own."""
+    return stat.S_IMODE(mode) & 0o666 if uid == os.geteuid() else PRIVATE
+
+
 def _mode_of(path: Path) -> int:
-    """Return the mode of a file of one's own; its owner's alone where there is none: it may hold all of a volume."""
+    """Return the mode of what replaces whatever is at a path."""
     try:
         status = os.stat(path)
     except OSError:
-        return _PRIVATE
-    return stat.S_IMODE(status.st_mode) & 0o666 if status.st_uid == os.geteuid() else _PRIVATE
+        return PRIVATE
+    return mode_in_place_of(status.st_mode, status.st_uid)
 
 
 class HostFile(FdSink):
@@ -210,7 +215,7 @@ class HostFile(FdSink):
             try:
                 fd, is_old = os.open(self._partial, flags), True
             except FileNotFoundError:
-                mode = 0o666 if is_public else _PRIVATE
+                mode = 0o666 if is_public else PRIVATE
                 fd, is_old = os.open(self._partial, flags | os.O_CREAT | os.O_EXCL, mode), False
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
