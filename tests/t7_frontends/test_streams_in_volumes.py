@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -202,6 +203,40 @@ def test_going_on(two, tmp_path, split):
     report = bp.send(image, place(vault, "a.bps"), split=split, resume=True)
     assert report.n_blocks + report.n_blocks_before == image.n_blocks
     assert report.n_blocks_before > 0
+    bp.receive(place(vault, "a.bps"), tmp_path / "copy")
+    require_equal(pool, tmp_path / "copy", ["june2"])
+
+
+@pytest.mark.parametrize("how", ["whole", "split", "token"])
+def test_a_dry_run_and_a_token_know_what_is_half_written(two, tmp_path, how):
+    """As beside a file of the host."""
+    pool, vault = two
+    image, form = pool.image("june2"), {"split": 300_001} if how == "split" else {}
+    resume: bool | bp.ResumeToken = True
+    if how == "token":
+        bp.send(image, tmp_path / "whole.bps")
+        with pytest.raises(StreamError):
+            bp.receive(io.BytesIO((tmp_path / "whole.bps").read_bytes()[: 2 * MIB + 100_000]), tmp_path / "copy")
+        with bp.Volume.open(tmp_path / "copy") as copy:
+            resume = bp.resume_token(copy)
+
+    def stop(event):
+        if event.done_bytes > 3 * MIB:
+            raise StreamError("stopped")
+
+    def left_of(sink) -> tuple[int, int]:
+        with pytest.raises(StreamError, match="stopped") as stopped:
+            bp.send(image, sink, progress=stop, resume=resume if how == "token" else False, **form)
+        assert ("the same --resume TOKEN" in stopped.value.hint) is (how == "token")
+        would = bp.send(image, sink, resume=resume, dry_run=True)  # the size of pieces is known by two of them
+        did = bp.send(image, sink, resume=resume)
+        assert (would.n_blocks, would.n_blocks_before) == (did.n_blocks, did.n_blocks_before)
+        return did.n_blocks, did.n_blocks_before
+
+    n_blocks, n_before = left_of(place(vault, "a.bps"))
+    assert (n_blocks, n_before) == left_of(tmp_path / "a.bps")
+    assert n_blocks + n_before == image.n_blocks
+    assert n_before * bp.BLOCK_BYTES > 2 * MIB
     bp.receive(place(vault, "a.bps"), tmp_path / "copy")
     require_equal(pool, tmp_path / "copy", ["june2"])
 

@@ -138,6 +138,10 @@ class VolumeFolder:
         with self._reaching():
             return list(self._files.listdir(self._path))
 
+    def has_file(self, name: str) -> bool:
+        """See Folder."""
+        return self._files.is_file(self._at(name))
+
     def key(self, name: str) -> Hashable:
         """See Folder: the directory that the path leads to, and the name in it."""
         with self._reaching():

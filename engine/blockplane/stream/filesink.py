@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -324,7 +323,10 @@ def _cut(buffers: Sequence[Buffer], n_bytes: int) -> tuple[list[Buffer], list[Bu
     return taken, []
 
 
-def split_beside(path: str | os.PathLike[str]) -> int | None:
+def split_beside(folder: Folder, name: str) -> int | None:
     """Return at what size an interrupted stream was split, as far as two pieces of it say so; None: nothing does."""
-    first, second = (f"{piece_name(os.fspath(path), number)}{PARTIAL}" for number in (0, 1))
-    return os.path.getsize(first) if os.path.isfile(first) and os.path.isfile(second) else None
+    first, second = (piece_name(name, number) + PARTIAL for number in (0, 1))
+    if not folder.has_file(first) or not folder.has_file(second):
+        return None
+    with closing(folder.stored([first])) as stored:
+        return stored.n_bytes

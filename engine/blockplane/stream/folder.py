@@ -73,6 +73,10 @@ class Folder(Protocol):
         """Return the names of what is there."""
         ...
 
+    def has_file(self, name: str) -> bool:
+        """Whether a regular file, or a link to one, has a name."""
+        ...
+
     def key(self, name: str) -> Hashable:
         """Return what a file is known by, however the path of the folder is spelled; it need not be there."""
         ...
@@ -131,6 +135,10 @@ class HostFolder:
             raise StreamError(
                 f"cannot write into {self._path}: {error.strerror}", "name a file in an existing folder"
             ) from error
+
+    def has_file(self, name: str) -> bool:
+        """See Folder."""
+        return os.path.isfile(self._path / name)
 
     def key(self, name: str) -> Hashable:
         """See Folder."""

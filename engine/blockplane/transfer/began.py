@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,7 @@ from blockplane.stream.partial import PartialStream, read_partial
 from blockplane.stream.pieces import piece_name
 from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.stream.sink import SinkLike, folder_of
-from blockplane.stream.stored import Stored, split_file
+from blockplane.stream.stored import Stored
 from blockplane.stream.written import Written
 from blockplane.transfer.against import Lent
 from blockplane.transfer.resume import ResumeToken
@@ -196,31 +196,34 @@ def began_in(sink: FileSink, key: Key | None = None) -> Began:
 
 
 def began_beside(target: SinkLike, key: Key | None = None, form: FileForm = WHOLE) -> Began:
-    """Return what an interrupted send has left beside a path; nothing is changed. In a volume it is not looked for."""
-    if not isinstance(target, (str, os.PathLike)):
+    """Return what an interrupted send has left beside a file; nothing is changed."""
+    stored = _left_beside(target, form)
+    if stored is None:
         return Began()
-    found = _partials_of(os.fspath(target), form)
-    if not found:
-        return Began()
-    with closing(split_file(found, found[0])) as stored:
-        return Began(partial=_read(stored, key), name=found[0])
+    with closing(stored):
+        return Began(partial=_read(stored, key), name=stored.name)
 
 
-def _partials_of(path: str, form: FileForm) -> list[str]:
-    """Return the names of what an interrupted send has left beside a path."""
-    numbers = itertools.count() if form.split_bytes else [-1]
-    names = ((piece_name(path, number) if number >= 0 else path) + PARTIAL for number in numbers)
-    return list(itertools.takewhile(os.path.isfile, names))
+def _left_beside(target: SinkLike, form: FileForm) -> Stored | None:
+    """Return the bytes that an interrupted send has left beside a file, for the caller to close; None: none are."""
+    file = folder_of(target)
+    if file is None:
+        return None
+    folder, base = file
+    pieces = (piece_name(base, number) for number in itertools.count())
+    names: Iterable[str] = pieces if form.split_bytes else [base]
+    found = list(itertools.takewhile(folder.has_file, (name + PARTIAL for name in names)))
+    return folder.stored(found) if found else None
 
 
 def map_beside(target: SinkLike, key: Key | None = None, form: FileForm = WHOLE) -> StreamMap | None:
-    """Return what stands before the data in what an interrupted send has left beside a path; None: nothing that can be
+    """Return what stands before the data in what an interrupted send has left beside a file; None: nothing that can be
     read, with the key and in the form that are named.
     """
-    found = _partials_of(os.fspath(target), form) if isinstance(target, (str, os.PathLike)) else []
-    if not found:
+    stored = _left_beside(target, form)
+    if stored is None:
         return None
-    with suppress(StreamError), closing(split_file(found, found[0])) as stored:
+    with suppress(StreamError), closing(stored):
         stream = StreamReader(FileInput(stored), keys_of(key)).read_map()
         return stream if stream.header.is_sealed is (key is not None) else None
     return None

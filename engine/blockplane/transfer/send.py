@@ -196,8 +196,9 @@ def send(
 def _file_form(sink: SinkLike | None, split: int | str | None, digests: bool, *, goes_on: bool) -> FileForm:
     """Return how the stream lies in files; of one that is gone on with, as its pieces say."""
     size = parse_size(split) if isinstance(split, str) else split
-    if size is None and goes_on and isinstance(sink, (str, os.PathLike)):
-        size = split_beside(sink)
+    file = folder_of(sink)
+    if size is None and goes_on and file is not None:
+        size = split_beside(*file)
     return FileForm(size, digests)
 
 
