@@ -412,17 +412,72 @@ def test_without_its_base_an_increment_cannot_go_on(source, streams, tmp_path):
     assert bp.abort_receive(tmp_path / "copy") > 0
 
 
-def test_a_send_that_fails_leaves_its_hold(tmp_path):
+@pytest.fixture
+def held_by(tmp_path):
+    """A volume with a snapshot, and who holds that."""
     with bp.Volume.create(tmp_path / "pool", disks=3, size="16M") as volume:
         bp.FileSystem(volume).write_bytes("/f", bytes(range(256)) * 8192)
         volume.snapshot("june1")
-        image = volume.image("june1")
-        with pytest.raises(BreakError), bp.held(volume, image, 3600):
+        yield volume, lambda: [hold.owner for hold in volume.get_snapshot("june1").holds]
+
+
+def test_a_send_that_fails_leaves_its_hold(held_by, tmp_path):
+    volume, owners = held_by
+    image = volume.image("june1")
+    with pytest.raises(BreakError), bp.held(volume, image, 3600):
+        raise BreakError
+    (left,) = owners()
+    assert left.startswith("send:june1:")
+    with bp.held(volume, image, 3600):
+        assert owners() == [left]
+        bp.send(image, tmp_path / "june1.bps")
+    assert owners() == []
+
+
+@pytest.mark.parametrize("to", ["/there", ""])
+def test_a_send_gives_up_its_own_hold_alone(held_by, to):
+    """One that goes on beside it, or was interrupted on its way elsewhere, keeps its own for its next try."""
+    volume, owners = held_by
+    image = volume.image("june1")
+
+    def send_others() -> None:
+        first = owners()
+        for there in (to, "/elsewhere"):
+            with bp.held(volume, image, 3600, there):
+                assert len(set(owners())) == 2
+            assert owners() == first
+
+    def broken_off() -> None:
+        with bp.held(volume, image, 3600, to):
+            send_others()
             raise BreakError
-        assert [hold.owner for hold in volume.get_snapshot("june1").holds] == ["send:june1"]
+
+    with pytest.raises(BreakError):
+        broken_off()
+    (first,) = owners()
+    with bp.held(volume, image, 3600, "/elsewhere"):
+        pass
+    assert owners() == [first]
+    with pytest.raises(RefusedError, match=f"is held by {first}"):
+        volume.delete_snapshot("june1")
+    with bp.held(volume, image, 3600, to):
+        assert owners() == [first]
+    assert owners() == []
+
+
+def test_holds_of_images_whose_names_look_alike(held_by):
+    volume, owners = held_by
+    long = "x" * 127
+    for name in ("june2", "june2-june1", long):
+        volume.snapshot(name)
+    images = [volume.image(text) for text in ("june2 - june1", "june2-june1", long, f"{long} - june1")]
+    with pytest.raises(BreakError), bp.held(volume, images[0], 3600):
+        raise BreakError
+    before = owners()
+    for image in images[1:]:
         with bp.held(volume, image, 3600):
-            bp.send(image, tmp_path / "june1.bps")
-        assert volume.get_snapshot("june1").holds == []
+            pass
+    assert owners() == before
 
 
 def test_a_finished_file_is_not_replaced_by_going_on(source, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def copy(
     ):
         image = choice.image(volume, words)
         if hold is not None and is_held:
-            stack.enter_context(bp.held(volume, image, hold))
+            stack.enter_context(bp.held(volume, image, hold, os.path.abspath(place)))
         if asked.wish.is_plain and is_there(place):
             with _target(place, source, asked) as opened:
                 report = bp.copy(

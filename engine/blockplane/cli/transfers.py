@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -125,7 +126,7 @@ def send(
     out = None if outputs or dry_run else standard_output()
     with (
         opened_to_send(vol, outputs, wait_s, writable=hold is not None) as (volume, sinks),
-        held_image(volume, words, choice, hold if not dry_run else None) as found,
+        held_image(volume, words, choice, hold if not dry_run else None, outputs) as found,
     ):
         if chosen:
             send_in_parts(
@@ -163,10 +164,13 @@ def standard_output() -> int | IO[bytes]:
 
 
 @contextmanager
-def held_image(volume: bp.Volume, words: Sequence[str], choice: Choice, hold: float | None) -> Iterator[bp.Image]:
-    """Give the image of `send`; its snapshots are held where that was asked for."""
+def held_image(
+    volume: bp.Volume, words: Sequence[str], choice: Choice, hold: float | None, outputs: Sequence[str]
+) -> Iterator[bp.Image]:
+    """Give the image of `send`, to these files; its snapshots are held where that was asked for."""
     found = choice.image(volume, words)
-    with bp.held(volume, found, hold) if hold is not None else nullcontext():
+    to = "\0".join(map(os.path.abspath, outputs))
+    with bp.held(volume, found, hold, to) if hold is not None else nullcontext():
         yield found
 
 

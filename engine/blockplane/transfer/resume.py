@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
 
 from blockplane.image.expression import is_name
@@ -31,6 +33,8 @@ _LISTS_WANTED: Final = 1
 _CRC = struct.Struct("<I")
 #: A token of so many bytes describes any plane of a volume of 64 TiB.
 MAX_BYTES: Final = 1 << 31
+#: Volumes and owners of holds of what is being sent: a volume has one process that writes. Guarded by its lock.
+_sending: Final[set[tuple[int, str]]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,23 +279,43 @@ def _hand_on(volume: LiveVolume, given_up: IncomingImage) -> None:
 
 
 @contextmanager
-def held(volume: LiveVolume, image: Image, seconds: float) -> Iterator[None]:
+def held(volume: LiveVolume, image: Image, seconds: float, to: str = "") -> Iterator[None]:
     """Keep the snapshots that an image is made of while it is sent; where that fails, so many seconds from its start.
 
-    What is sent again with a token, or into a half-written file, must still be there. A later send of the same image,
-    held too, gives the hold up when it is done.
+    What is sent again with a token, or into a half-written file, must still be there. A later try of the same transfer,
+    held too, takes the hold over, and gives it up when it is done; those of other transfers stay.
+
+    Parameters
+    ----------
+    to : where it goes, spelled alike each time: what tells one transfer of the image from another. Without, it is told
+        from those that go on beside it alone.
     """
     records = [record for record in image.records() if record.kind == KIND_REGULAR]
     top, base = image.top, image.base
-    owner = f"send:{top.name if top is not None else ''}{f'-{base.name}' if base is not None else ''}"[:NAME_BYTES]
+    names = f"send:{top.name if top is not None else ''}{f'-{base.name}' if base is not None else ''}"
+    transfer = sha256(b"".join(record.id for record in records) + os.fsencode(to)).hexdigest()[:8]
     with volume.lock:
-        for record in records:
-            hold_by_id(volume, record.id, owner, time.time_ns() + int(seconds * 1e9))
-        volume.commit()
-    yield
-    with volume.lock:
-        release_all(volume, owner)
-        volume.commit()
+        owner = _owner_for(volume, names, transfer)
+        _sending.add((id(volume), owner))
+    try:
+        with volume.lock:
+            for record in records:
+                hold_by_id(volume, record.id, owner, time.time_ns() + int(seconds * 1e9))
+            volume.commit()
+        yield
+        with volume.lock:
+            release_all(volume, owner)
+            volume.commit()
+    finally:
+        _sending.discard((id(volume), owner))
+
+
+def _owner_for(volume: LiveVolume, names: str, transfer: str) -> str:
+    """Return who holds for a transfer, as `snapshot list` shows it: where one was interrupted, who did for that."""
+    first = f"{names.encode()[: NAME_BYTES - 16].decode(errors='ignore')}:{transfer}"
+    waiting = [hold.owner for hold in volume.local.holds() if hold.owner.startswith(first)]
+    fresh = (f"{first}.{number}" for number in itertools.count(2))  # others go on beside it
+    return next(owner for owner in itertools.chain(waiting, [first], fresh) if (id(volume), owner) not in _sending)
 
 
 def _waiting(volume: LiveVolume, top: str | None) -> list[IncomingImage]:
