@@ -143,13 +143,25 @@ def test_a_chain_with_something_missing_names_it(chain, tmp_path):
         opened.at("newer")
 
 
-def test_a_base_that_is_itself(tmp_path):
-    storage, old, new = pair()
-    storage.snapshots[old.id] = (old, storage.snapshots[old.id][1])
-    first = write(tmp_path, "a.bps", DictSending(storage, new, old))
-    second = write(tmp_path, "b.bps", DictSending(storage, old, new))
-    with pytest.raises(StreamMismatchError, match="builds on itself"):
-        open_stream(first, second)
+def test_increments_that_build_on_each_other_lack_a_full_stream(tmp_path, rng):
+    """Each brings what the other builds on, and both are good."""
+    paths = [tmp_path / f"{name}.bps" for name in ("a", "b", "full")]
+    with bp.Volume.create(tmp_path / "pool", disks=1, size="16M") as volume:
+        for i in (1, 2, 3):
+            bp.FileSystem(volume).write_bytes(f"/f{i}", rng.bytes(100_000))
+            volume.snapshot(f"s{i}")
+        for path, text in zip(paths, ("s3 + s2 - s1", "s3 + s1 - s2", "s1"), strict=True):
+            bp.send(volume.image(text), path)
+    first, second, full = map(str, paths)
+    lacks = f"{first}, {second} build on each other: the full stream, or one that brings s1 or s2 onto something else, "
+    assert bp.verify_streams(first, second).problems == [lacks + "is missing"]
+    for needs_full in (True, False):
+        with pytest.raises(
+            StreamMismatchError, match=r"a\.bps, .*b\.bps build on each other: the full stream"
+        ) as found:
+            open_stream(first, second, needs_full=needs_full)
+        assert "the full stream and every increment" in found.value.hint
+    assert bp.verify_streams(first, second, full).ok
 
 
 KEY = Key(bytes(range(32)))

@@ -149,9 +149,9 @@ class Lineage:
 
     def missing(self, i: int) -> StreamMismatchError:
         """Return the error that says what a member which stands on nothing lacks."""
-        seen: set[int] = set()
+        seen: list[int] = []
         while i not in seen:
-            seen.add(i)
+            seen.append(i)
             base = self.members[i].map.base
             assert base is not None, "a full stream stands on nothing"
             below = [j for j, m in enumerate(self.members) if any(r.id == base.id for r in m.map.arriving())]
@@ -166,7 +166,17 @@ class Lineage:
             if not any(self._fits(i, r) for j in below for r in self.members[j].map.arriving() if r.id == base.id):
                 return foreign(self.members[i].name, self.members[below[0]].name)
             i = below[0]
-        return StreamMismatchError(f"{self.members[i].name} builds on itself", "fetch the streams again")
+        return self._circle(seen[seen.index(i) :])
+
+    def _circle(self, numbers: Sequence[int]) -> StreamMismatchError:
+        """Return the error for members of which each brings what another builds on: good increments may do so."""
+        members = [self.members[i] for i in sorted(numbers)]
+        bases = dict.fromkeys(member.map.base.name for member in members if member.map.base is not None)
+        return StreamMismatchError(
+            f"{', '.join(member.name for member in members)} build on each other: the full stream, or one that brings "
+            f"{' or '.join(bases)} onto something else, is missing",
+            "name the whole chain, the full stream and every increment up to the newest",
+        )
 
     def _nobody(self) -> str:
         return "none of the other streams" if len(self.members) > 1 else "no other stream is named that"

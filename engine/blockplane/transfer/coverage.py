@@ -93,13 +93,15 @@ def held_after(base: Plane, stream: StreamMap) -> Plane:
 
 
 def missing_links(lineage: Lineage, bases: Container[bytes] = ()) -> list[str]:
-    """Return a sentence for each stream that begins a chain without being full, or building on one of the bases."""
-    found = []
+    """Return a sentence for each stream that begins a chain without being full, or building on one of the bases; one
+    for those together that build on each other.
+    """
+    found: dict[str, None] = {}
     for i, member in enumerate(lineage.members):
         base = member.map.base
         if base is not None and base.id not in bases and (i in lineage.stranded or not lineage.brings(base.id)):
-            found.append(lineage.missing(i).message)
-    return found
+            found[lineage.missing(i).message] = None
+    return list(found)
 
 
 class _Prover:
