@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import stat
 import struct
@@ -243,6 +244,33 @@ def test_a_tree_without_end_ends(volume: Volume, path: str) -> None:
     else:
         assert path in {c.path for c in compare(whole, spoilt).changes}
     volume.abandon()
+
+
+@pytest.mark.parametrize("size", [3 << 20, 9 << 20, 1 << 30])
+def test_holes_that_the_count_of_blocks_denies_are_holes(tmp_path: Path, volume: Volume, size: int) -> None:
+    fs = FileSystem(volume)
+    fs.mkdir("/d")
+    with fs.open("/d/f", "wb") as file:
+        for at in (0, size // 2, size - 1):
+            file.seek(at)
+            file.write(b"x")
+    fs.write_bytes("/d/other", b"o" * (2 << 20))
+    volume.sync()
+    inode = fs.resolver.find("/d/f")
+    inode.n_blocks = size // 4096
+    fs.store.inodes.mark_dirty(inode)
+    fs.store.changed()
+    volume.snapshot("spoilt")
+    report = FileSystem(volume.get_snapshot("spoilt")).get("/d", tmp_path / "out")
+    assert report.skipped == []
+    assert report.n_bytes < 7 << 20
+    assert os.stat(tmp_path / "out/f").st_size == size
+    assert os.stat(tmp_path / "out/f").st_blocks * 512 < 1 << 20
+    with open(tmp_path / "out/f", "rb") as got:
+        for at in (0, size // 2, size - 1):
+            got.seek(at)
+            assert got.read(2).rstrip(b"\0") == b"x"
+    assert (tmp_path / "out/other").read_bytes() == b"o" * (2 << 20)
 
 
 def test_an_entry_that_leads_nowhere(volume: Volume) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import stat
 from pathlib import Path
@@ -366,6 +367,25 @@ def test_get_passes_over_what_is_too_long_and_a_file_where_a_directory_goes(tmp_
     assert (tmp_path / "out/taken").read_bytes() == b"mine"
     assert (tmp_path / "out/zz").read_bytes() == b"z"
     assert report.n_files == 1
+
+
+def bytes_read() -> int:
+    found = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(found["rchar"])
+
+
+def test_the_rest_of_a_file_that_the_host_refuses_is_not_read(tmp_path: Path, volume: Volume, fs: FileSystem) -> None:
+    fs.write_bytes("/big", os.urandom(1 << 20) * 80)
+    volume.sync()
+    before, (soft, hard) = bytes_read(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            fs.get("/big", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert 4 << 20 < bytes_read() - before < 60 << 20
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("size", [5000, 5 << 20])

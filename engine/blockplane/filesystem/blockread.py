@@ -77,7 +77,7 @@ def block_pointers(store: Store, inodes: Sequence[Inode]) -> dict[int, PointerAr
     open, changed, sparse or of another depth are left out; in a live file system all are, where one has changed.
     """
     chosen = [inode for inode in inodes if _has_one_level(inode)]
-    roots = [inode.root.pointers[inode.root.pointers[:, 0] != 0] for inode in chosen if inode.root is not None]
+    roots = [inode.root.pointers[: _n_nodes(inode)] for inode in chosen if inode.root is not None]
     if not chosen:
         return {}
     pointers = np.concatenate(roots)
@@ -94,8 +94,13 @@ def _has_one_level(inode: Inode) -> bool:
     root = inode.root
     if root is None or inode.tree is not None or inode.dirty or inode.n_open or root.form != FORM_TREE:
         return False
-    is_dense = inode.n_blocks == n_blocks_of(inode.size_bytes)
-    return is_dense and root.depth == 1 and inode.n_blocks <= ROOT_POINTERS * NODE_POINTERS
+    if root.depth != 1 or not inode.n_blocks == n_blocks_of(inode.size_bytes) <= ROOT_POINTERS * NODE_POINTERS:
+        return False
+    return bool(root.pointers[: _n_nodes(inode), 0].all())
+
+
+def _n_nodes(inode: Inode) -> int:
+    return -(-inode.n_blocks // NODE_POINTERS)
 
 
 def _read_present(

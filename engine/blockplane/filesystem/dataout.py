@@ -7,8 +7,10 @@ import errno
 import fcntl
 import os
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
 _WRITERS = 2
 # Read and written by one thread in one go. Larger makes fewer requests, and more memory: one such buffer a thread.
 _PIECE_BLOCKS = 1024
-# Pointers of a large file that are read together: of 64 MiB, 64 blocks.
-_PIECES_AHEAD = 16
+_PIECE_BYTES = _PIECE_BLOCKS * BLOCK_BYTES
+# Of a large file, whose pointers are read together: 64 blocks of them.
+_WINDOW_BYTES = 16 * _PIECE_BYTES
 _GROUP_BLOCKS = 512
 _GROUP_PIECES = 64
 _MAX_GROUPS = 6
@@ -126,14 +129,13 @@ class DataOut:
             self._complete(file)
 
     def _submit(self, file: _File, inode: Inode, pointers: PointerArray | None) -> None:
-        size = inode.size_bytes
-        is_dense = inode.n_blocks == n_blocks_of(size) or inode.inline is not None
-        ranges = ([(0, size)] if size else []) if is_dense else self._store.data_ranges(inode)
-        file.ends_in_hole = not ranges or ranges[-1][1] < size
-        if not ranges or (len(ranges) == 1 and ranges[0][1] - ranges[0][0] <= _PIECE_BLOCKS * BLOCK_BYTES):
-            start, stop = ranges[0] if ranges else (0, 0)
+        windows = self._windows(inode, pointers)
+        ahead = list(islice(windows, 2))
+        start, stop, known = ahead[0] if ahead else (0, 0, None)
+        if len(ahead) < 2 and stop - start <= _PIECE_BYTES:
+            file.ends_in_hole = stop < inode.size_bytes
             file.is_submitted = True
-            self._add(self._piece(file, inode, start, stop - start, pointers, is_whole=True))
+            self._add(self._piece(file, inode, start, stop - start, known, is_whole=True))
             return
         try:
             _open(file)
@@ -141,14 +143,35 @@ class DataOut:
             file.error = error
             return
         self._open.add(file)
-        step = _PIECE_BLOCKS * BLOCK_BYTES
-        for start, stop in ranges:
-            for at in range(start, stop, step):
-                inside = (at - start) // step % _PIECES_AHEAD
-                if inside == 0:
-                    pointers = self._pointers(inode, at, min(stop - at, step * _PIECES_AHEAD))
-                known = None if pointers is None else pointers[inside * _PIECE_BLOCKS :]
-                self._add(self._piece(file, inode, at, min(stop - at, step), known, is_whole=False))
+        for start, stop, known in chain(ahead, windows):
+            for at in range(start, stop, _PIECE_BYTES):
+                if file.error is not None:  # the host takes no more of it
+                    return
+                own = None if known is None else known[(at - start) // BLOCK_BYTES :]
+                self._add(self._piece(file, inode, at, min(stop - at, _PIECE_BYTES), own, is_whole=False))
+            file.ends_in_hole = stop < inode.size_bytes
+
+    def _windows(self, inode: Inode, known: PointerArray | None) -> Iterator[tuple[int, int, PointerArray | None]]:
+        """Give the ranges of a file that are no holes, a window's bytes at most, each with the pointers to it.
+
+        A count of blocks that leaves no room for holes saves the search for them. It is believed as far as the pointers
+        bear it out: a made-up one would have zeros written, up to any size.
+        """
+        size, start = inode.size_bytes, 0
+        if inode.inline is not None:
+            yield 0, size, None
+            return
+        while start < size and inode.n_blocks == n_blocks_of(size):
+            stop = min(start + _WINDOW_BYTES, size)
+            pointers = self._pointers(inode, start, stop - start) if known is None else known[: n_blocks_of(stop)]
+            if pointers is None or not pointers[:, 0].all():
+                break
+            yield start, stop, pointers
+            start, known = stop, None
+        for low, high in self._store.data_ranges(inode) if start < size else ():
+            for at in range(max(low, start), high, _WINDOW_BYTES):
+                stop = min(at + _WINDOW_BYTES, high)
+                yield at, stop, self._pointers(inode, at, stop - at)
 
     def _piece(
         self, file: _File, inode: Inode, offset: int, n_bytes: int, known: PointerArray | None, *, is_whole: bool
@@ -250,7 +273,7 @@ def _copy_group(store: Store, group: list[_Piece]) -> None:
 
 
 def _read_group(store: Store, group: list[_Piece]) -> None:
-    pending = [piece for piece in group if piece.pointers is not None]
+    pending = [piece for piece in group if piece.pointers is not None and piece.file.error is None]
     if not pending:
         return
     pointers = np.concatenate([piece.pointers for piece in pending if piece.pointers is not None])
