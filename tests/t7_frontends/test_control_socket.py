@@ -24,7 +24,7 @@ from blockplane.cli.main import Verbs, cli
 from blockplane.cli.verbtable import ALONE, KINDS, verb_of
 from blockplane.server import Kind, control, wire
 from blockplane.server.activity import may_go_together
-from rig.owners import COMMAND, finish, stalled, wait_for
+from rig.owners import COMMAND, TIMEOUT_S, finish, no_room_for_threads, stalled, wait_for
 
 NOBODY = 65534
 
@@ -634,6 +634,16 @@ def test_clients_that_say_nothing_are_dropped_and_keep_nobody_out(pool):
                     pass
             sock.close()
         assert time.monotonic() - started < 15
+
+
+def test_clients_that_no_thread_is_left_for_keep_nobody_out(pool):
+    with bp.Volume.open(pool) as volume, bp.serve_control(volume):
+        with no_room_for_threads():
+            for _ in range(control.MAX_GREETED + 1):
+                with connection() as sock:
+                    sock.settimeout(TIMEOUT_S)
+                    assert sock.recv(1) == b""
+        assert finish("ls", "pool:/", "--wait", "20").returncode == 0
 
 
 def test_no_more_verbs_than_the_limit_run_at_once(pool):

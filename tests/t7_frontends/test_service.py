@@ -32,7 +32,7 @@ from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.pull import pull
 from blockplane.transfer.replacing import LocalChanges
 from blockplane.volume.retention import Policy as Retention
-from rig.owners import TIMEOUT_S, wait_for
+from rig.owners import TIMEOUT_S, no_room_for_threads, wait_for
 from rig.services import FakeClock
 
 HOURLY = Every(3600.0)
@@ -237,6 +237,43 @@ def test_a_failure_is_tried_again_whatever_a_reload_does(pool, clock):
         made.service.reload()
         made.service.turn()
         assert [(job.when, job.due_in_s) for job in made.service.status()[0].jobs] == [("every 2h", 20.0)]
+
+
+def test_a_job_without_room_for_a_thread_is_tried_again(pool, clock):
+    job = GatedJob()
+    job.gate.set()
+    with inside(clock, job) as inside_:
+        with no_room_for_threads():
+            inside_.turn_until(lambda: inside_.said("job failed"), "the failure")
+            assert inside_.service.metrics().count("\n") > 10
+        assert "no room for one more thread" in inside_.said("job failed")[0]["text"]
+        assert job.begun == []
+        clock.advance(job.retry_s + 1)
+        inside_.turn_until(lambda: inside_.said("job done"), "the job")
+
+
+def test_a_volume_without_room_for_a_thread_is_opened_later(pool, clock):
+    made = Inside(clock)
+    with no_room_for_threads():
+        for volume in made.policy.volumes:
+            made.service._take(volume)
+        assert 0 < made.service.turn() <= 1
+        (found,) = made.said("volume not open")
+        assert "no room for one more thread" in found["text"]
+    clock.advance(1.0)
+    made.turn_until(lambda: made.said("volume open"), "the volume")
+    made.service.stop()
+    made.turn_until(lambda: made.said("volume closed"), "the end")
+
+
+def test_a_service_ends_in_order_without_room_for_a_thread(pool, clock):
+    made = Inside(clock)
+    with no_room_for_threads():
+        for volume in made.policy.volumes:
+            made.service._take(volume)
+        made.service.stop()
+        assert made.service.turn() is None
+    assert made.service.unfinished == ()
 
 
 def test_an_error_of_our_own_ends_no_service(pool, clock):
@@ -477,6 +514,23 @@ def test_a_door_with_silent_clients_answers_others(monkeypatch):
     finally:
         for client in silent:
             client.close()
+        made.close()
+
+
+def test_a_door_without_room_for_a_thread_answers_again_later():
+    made = door.MetricsDoor("127.0.0.1", 0, lambda: "x 1\n")
+    made._listener.settimeout(TIMEOUT_S)
+    try:
+        with no_room_for_threads():
+            for _ in range(door.MAX_CLIENTS + 1):
+                with socket.create_connection(made.address, TIMEOUT_S) as client:
+                    made.accept()
+                    assert client.recv(1) == b""
+        with socket.create_connection(made.address, TIMEOUT_S) as client:
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            made.accept()
+            assert client.recv(4096).startswith(b"HTTP/1.0 200")
+    finally:
         made.close()
 
 

@@ -6,7 +6,7 @@ A message says what was asked, what was found and, in ``hint``, what to do. ``ki
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class BlockplaneError(Exception):
@@ -28,6 +28,16 @@ class BlockplaneError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+#: What is said where the system has no room for one more thread: limits on memory or on processes do that.
+NO_THREAD: Final = "there is no room for one more thread"
+NO_THREAD_HINT: Final = "raise the limit on memory or on processes (ulimit -v, ulimit -u, pids.max), or end something"
+
+
+def is_lack_of_threads(error: BaseException) -> bool:
+    """Whether a thread could not be started: Python has no exception for it but RuntimeError with this text."""
+    return isinstance(error, RuntimeError) and str(error) == "can't start new thread"
 
 
 class UsageError(BlockplaneError):

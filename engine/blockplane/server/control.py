@@ -33,6 +33,8 @@ MAX_GREETED: Final = 16
 #: How long a verb runs before it makes a socket: one that ends at once must not become the host of one that lasts.
 SETTLE_S: Final = 0.25
 _BIND_EVERY_S: Final = 1.0
+#: How long nobody is answered where the process has no more descriptors, or threads.
+_PAUSE_S: Final = 0.05
 
 #: Runs a session's verb; returns its exit status.
 Run = Callable[[Session], int]
@@ -76,7 +78,12 @@ class ControlServer:
         self._bind_at = time.monotonic() + self._settle_s
         if self._settle_s <= 0:
             self._bind_if_due()
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # there are as many as the system allows: whoever opened the volume tries again
+            os.close(self._wake_fd)
+            self._let_go_of_socket()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -140,6 +147,9 @@ class ControlServer:
             self._bind_if_due()
             left_s = self._bind_at - time.monotonic()
             self._watch(None if left_s == float("inf") else max(left_s, 0.0) * 1000 + 1)
+        self._let_go_of_socket()
+
+    def _let_go_of_socket(self) -> None:
         if self._listener is not None:
             socketfile.remove(self._path, self._listener)
 
@@ -184,15 +194,22 @@ class ControlServer:
         try:
             sock, _ = listener.accept()
         except OSError:
-            time.sleep(0.05)  # no descriptors left, say: those that run give some back
+            time.sleep(_PAUSE_S)  # no descriptors left, say: those that run give some back
             return
         with self._changed:
             is_room = self._n_greeted < MAX_GREETED and not self._is_over
             self._n_greeted += is_room
-        if is_room:
-            threading.Thread(target=self._answer, args=(sock,), name="blockplane client", daemon=True).start()
-        else:
+        if not is_room:
             sock.close()
+            return
+        try:
+            threading.Thread(target=self._answer, args=(sock,), name="blockplane client", daemon=True).start()
+        except RuntimeError:  # there are as many as the system allows: those that end give some back
+            sock.close()
+            with self._changed:
+                self._n_greeted -= 1
+                self._changed.notify_all()
+            time.sleep(_PAUSE_S)
 
     # --- one client --------------------------------------------------------------------------------------------------
 

@@ -51,14 +51,16 @@ class Copies:
     def of(self, path: Path, volume: Volume | None) -> tuple[Copy, ...]:
         """Return the copies of a volume of a service; as they were known last where they cannot be counted soon."""
         if volume is not None and not volume.stopped_at:
-            self._begin(path, volume).join(_WAIT_S)
+            counting = self._begin(path, volume)
+            if counting is not None:
+                counting.join(_WAIT_S)
         with self._lock:
             counted_s, found = self._known.get(path, (0.0, ()))
         passed_s = time.monotonic() - counted_s
         return tuple(replace(each, lag_s=each.lag_s + passed_s) if each.lag_s else each for each in found)
 
-    def _begin(self, path: Path, volume: Volume) -> threading.Thread:
-        """Count anew, where it is time; return the thread that does, or did last."""
+    def _begin(self, path: Path, volume: Volume) -> threading.Thread | None:
+        """Count anew, where it is time; return the thread that does, or did last. None: there is no room for one."""
         with self._lock:
             counted_s, _ = self._known.get(path, (float("-inf"), ()))
             thread = self._counting.get(path)
@@ -67,8 +69,11 @@ class Copies:
                 thread = threading.Thread(
                     target=self._count, args=(path, volume), name="blockplane copies", daemon=True
                 )
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return None
                 self._counting[path] = thread
-                thread.start()
             return thread
 
     def _count(self, path: Path, volume: Volume) -> None:

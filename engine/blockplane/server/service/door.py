@@ -46,10 +46,14 @@ class MetricsDoor:
         """Answer who has come, in another thread."""
         with contextlib.suppress(OSError):
             sock, _ = self._listener.accept()
-            if self._room.acquire(blocking=False):
-                threading.Thread(target=self._answer, args=(sock,), name="blockplane metrics", daemon=True).start()
-            else:
+            if not self._room.acquire(blocking=False):
                 sock.close()
+                return
+            try:
+                threading.Thread(target=self._answer, args=(sock,), name="blockplane metrics", daemon=True).start()
+            except RuntimeError:  # there are as many as the system allows: who asks comes again
+                sock.close()
+                self._room.release()
 
     def _answer(self, sock: socket.socket) -> None:
         try:

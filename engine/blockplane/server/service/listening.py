@@ -177,7 +177,10 @@ class Endpoint:
         """Begin to end: connections are cut, what has come is kept to be gone on with. See `is_over`."""
         if self._ending is None:
             self._ending = threading.Thread(target=self._end, name="blockplane listener ends", daemon=True)
-            self._ending.start()
+            try:
+                self._ending.start()
+            except RuntimeError:  # there are as many as the system allows: it ends here and now
+                self._end()
 
     def _end(self) -> None:
         self._has_ended_well = self._listener.stop()
@@ -185,7 +188,7 @@ class Endpoint:
     def wait(self) -> None:
         """Wait until it has ended."""
         self.stop()
-        if self._ending is not None:
+        if self._ending is not None and self._ending.ident is not None:
             self._ending.join()
 
     def _tell(self, event: Event) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from blockplane.api import Volume
-from blockplane.model.errors import BlockplaneError
+from blockplane.model.errors import NO_THREAD, BlockplaneError, is_lack_of_threads
 from blockplane.server.activity import Activities
 from blockplane.server.service.clock import Clock
 from blockplane.server.service.jobs import Job, Near, Outcome, StoppedError, Work, open_near
@@ -24,7 +24,7 @@ _LOCK_STEP_S: Final = 0.5
 
 
 class Run:
-    """One run of a job: a thread that has begun.
+    """One run of a job: a thread that has begun, or a failure where there was no room for one.
 
     Attributes
     ----------
@@ -45,7 +45,17 @@ class Run:
         self._near = near
         self._is_stopped = threading.Event()
         self.thread = threading.Thread(target=self._go, name=f"blockplane {job.kind} {job.name}", daemon=True)
-        self.thread.start()
+        try:
+            self.thread.start()
+        except RuntimeError:  # there are as many as the system allows: it is tried again as after any failure
+            self.error, self.error_kind = NO_THREAD, "threads"
+            self.is_over = True
+            ended()
+
+    def wait(self) -> None:
+        """Wait until its thread has ended."""
+        if self.thread.ident is not None:
+            self.thread.join()
 
     def stop(self) -> None:
         """End it at its next step."""
@@ -84,8 +94,10 @@ class Run:
             pass
         except (BlockplaneError, OSError, MemoryError) as error:
             self.error, self.error_kind = str(error) or type(error).__name__, getattr(error, "kind", "os")
-        except Exception:  # noqa: BLE001 - one kind of job must not end the service for all others
+        except Exception as error:  # noqa: BLE001 - one kind of job must not end the service for all others
             self.error, self.error_kind = f"internal error: {traceback.format_exc()}", "internal"
+            if is_lack_of_threads(error):
+                self.error, self.error_kind = NO_THREAD, "threads"
         finally:
             self.ended_s = self._clock.monotonic()
             self.is_over = True
@@ -132,7 +144,7 @@ class Plan:
         run = self.run
         if run is None or not run.is_over:
             return False
-        run.thread.join()
+        run.wait()
         self.run = None
         about = {"volume": name, "kind": run.job.kind, "job": run.job.name, "seconds": round(run.seconds, 3)}
         if run.outcome is not None:

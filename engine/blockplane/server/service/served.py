@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol
 
 from blockplane.api import Volume
-from blockplane.model.errors import BlockplaneError, BusyError
+from blockplane.model.errors import NO_THREAD, BlockplaneError, BusyError, is_lack_of_threads
 from blockplane.server.activity import Activities, Kind, let_written
 from blockplane.server.network.serving import Transfer
 from blockplane.server.service.clock import Clock
@@ -104,15 +104,22 @@ class ServedVolume:
         #: set to end serving the volume; it is then opened anew, unless everything ends
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"blockplane volume {policy.name}", daemon=True)
+        #: by the monotonic clock, when to start it once more where there was no room for one more thread
+        self._again_s = 0.0
 
     def start(self) -> None:
-        """Begin to open it."""
-        self._thread.start()
+        """Begin to open it; where there is no room for one more thread, `settle` tries again."""
+        self._again_s = self._clock.monotonic() + FIRST_AGAIN_S
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._fail(error)
 
     def stop(self) -> None:
         """Close it and end: see `is_over`."""
         self._ending.set()
         self._closing.set()
+        self.is_over = self.is_over or self._thread.ident is None
 
     def reopen(self) -> None:
         """Close it and open it anew: it stopped at an error."""
@@ -131,8 +138,12 @@ class ServedVolume:
         self._take_jobs()
         if self.volume is not None and wanted is not None and not self.is_stopping:
             thread = threading.Thread(target=self._press, args=(self.volume,), name="blockplane policy", daemon=True)
-            self._changing.append(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # opened anew, it is taken up
+                self._log.error("volume", f"the pressure policy is not taken up: {NO_THREAD}", volume=policy.name)
+            else:
+                self._changing.append(thread)
 
     def _take_jobs(self) -> None:
         """Bring the plans in line with the policy. A job that went, and runs, stays until it is over."""
@@ -150,6 +161,8 @@ class ServedVolume:
 
     def settle(self) -> int:
         """Take up what is over; return how many runs were."""
+        if self._waits_for_thread() and self.due_in() <= 0:
+            self.start()
         n_over = sum(plan.settle(self._log, self.policy.name) for plan in self.plans.values())
         if n_over:
             self._take_jobs()
@@ -176,10 +189,15 @@ class ServedVolume:
         return len(due)
 
     def due_in(self) -> float:
-        """Return in how many seconds the next job is due; infinite: none waits."""
+        """Return in how many seconds the next job is due, or opening is tried again; infinite: nothing waits."""
+        if self._waits_for_thread():
+            return self._again_s - self._clock.monotonic()
         if self.volume is None or self.is_stopping:
             return math.inf
         return min((plan.pace.due_in() for plan in self._planned() if plan.run is None), default=math.inf)
+
+    def _waits_for_thread(self) -> bool:
+        return self._thread.ident is None and not self.is_stopping
 
     def _planned(self) -> list[Plan]:
         """Return the plans of jobs that the policy has."""
@@ -273,7 +291,9 @@ class ServedVolume:
         runs = [plan.run for plan in list(self.plans.values()) if plan.run is not None]
         for run in runs:
             run.stop()
-        for thread in [run.thread for run in runs] + self._changing:
+        for run in runs:
+            run.wait()
+        for thread in self._changing:
             thread.join()
         self._changing.clear()
         for abort in list(self._aborts):
@@ -298,6 +318,8 @@ class ServedVolume:
         self.was_closed_badly = self.was_closed_badly or self._closing.is_set()
         is_ours = isinstance(error, (BlockplaneError, OSError))
         problem = str(error) if is_ours else f"internal error: {type(error).__name__}: {error}"
+        if is_lack_of_threads(error):
+            is_ours, problem = True, NO_THREAD
         if problem != self.problem:  # said once, not at every try
             hint = getattr(error, "hint", "")
             text = f"{problem} ({hint})" if hint else problem

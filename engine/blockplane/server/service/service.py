@@ -319,7 +319,7 @@ class Service:
             if self._reread is None:
                 raise RefusedError("there is no policy to be read anew")
             self._change(self._reread())
-        except (BlockplaneError, OSError) as error:
+        except (BlockplaneError, OSError, RuntimeError) as error:  # of the last kind: no room for one more thread
             self.counts.n_bad_reloads += 1
             for problem in getattr(error, "mistakes", None) or (error,):
                 self.log.error("policy refused", f"{problem}; what was followed is followed still", error="policy")
