@@ -75,6 +75,21 @@ def test_a_failing_send_to_standard_output_reports_on_standard_error(pool):
     assert json.loads(outcome.stderr.splitlines()[-1])["error"]["kind"] == "no-such-snapshot"
 
 
+@pytest.mark.parametrize("words", [["info", "pool"], ["info", "pool", "--json"], ["stat", "pool:/later"], ["--help"]])
+def test_a_full_standard_output_is_a_failure_in_one_line(pool, words):
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(
+            [*COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, env=plain, check=False
+        )
+    message = "standard output: No space left on device"
+    assert (found.returncode, found.stderr.count("\n")) == (1, 1), found.stderr
+    if "--json" in words:
+        assert json.loads(found.stderr)["error"]["message"] == message
+    else:
+        assert found.stderr == f"blockplane: {message}\n"
+
+
 def test_a_reader_that_goes_away_ends_it_quietly(spawn, pool):
     with bp.Volume.open(pool) as volume:
         files = bp.FileSystem(volume)

@@ -53,10 +53,10 @@ def _os_message(error: OSError) -> str:
     return f"{os.fsdecode(error.filename)}: {text}" if isinstance(error.filename, (str, bytes)) else text
 
 
-def report_failure(failure: Failure, arguments: Sequence[str]) -> None:
+def report_failure(failure: Failure, arguments: Sequence[str], *, output_is_lost: bool = False) -> None:
     """Print a failure: a line and a hint on standard error, or with --json an object.
 
-    The object goes to standard output, or to standard error where that carries a stream or a file.
+    The object goes to standard output, or to standard error where that carries a stream or a file, or takes nothing.
     """
     if failure.kind == "help":
         print(failure.message, file=sys.stderr)
@@ -70,7 +70,8 @@ def report_failure(failure: Failure, arguments: Sequence[str]) -> None:
             "exit": failure.exit_status,
         }
         text = json.dumps({"ok": False, "error": shown})
-        print(text, file=sys.stderr if _output_carries_data(options) else sys.stdout, flush=True)
+        is_elsewhere = output_is_lost or _output_carries_data(options)
+        print(text, file=sys.stderr if is_elsewhere else sys.stdout, flush=True)
         return
     first, *rest = failure.message.split("\n") if failure.kind == "expression" else [failure.message]
     print(f"blockplane: {sentence(first)}", file=sys.stderr)

@@ -139,7 +139,7 @@ def run_verb(arguments: Sequence[str], act: Callable[[], object] | None = None) 
     except Exception as error:
         if os.environ.get("BLOCKPLANE_TRACEBACK"):
             raise
-        return _fail(failure_of(error), arguments)
+        return _fail(error, arguments)
     return status if isinstance(status, int) else 0
 
 
@@ -162,20 +162,34 @@ def _occupy_standard_descriptors() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long-lived as the process
 
 
-def _fail(failure: Failure, arguments: Sequence[str]) -> int:
+def _fail(error: Exception, arguments: Sequence[str]) -> int:
+    lost = _lost_output()
+    failure = failure_of(error)
+    if lost is not None and isinstance(error, OSError) and (error.errno, error.filename) == (lost.errno, None):
+        failure = Failure("os", f"standard output: {lost.strerror}", "", 1)
     try:
-        report_failure(failure, arguments)
+        report_failure(failure, arguments, output_is_lost=lost is not None)
     except BrokenPipeError:
         _give_up_output()
-    except OSError as error:  # the output is full, say: what is wrong goes where it can be read
+    except OSError as full:  # the output is: what is wrong goes where it can be read
         _give_up_output()
         with contextlib.suppress(OSError):
-            print(f"blockplane: {failure.message} (and it cannot be printed: {error.strerror})", file=sys.stderr)
+            print(f"blockplane: {failure.message} (and it cannot be printed: {full.strerror})", file=sys.stderr)
     return failure.exit_status
 
 
+def _lost_output() -> OSError | None:
+    """Give up standard output where it does not take what was printed before a failure; return why."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _give_up_output()
+        return error
+    return None
+
+
 def _give_up_output() -> None:
-    """Let nothing more be written to an output whose reader is gone; the interpreter flushes on its way out."""
+    """Let nothing more be written to an output that takes nothing; the interpreter flushes on its way out."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
