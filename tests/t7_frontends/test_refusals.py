@@ -12,6 +12,7 @@ import pytest
 
 import blockplane as bp
 from places import contents
+from rig.owners import no_room_for_threads
 
 
 @pytest.fixture
@@ -395,3 +396,12 @@ def _fill(files: bp.FileSystem, path: str) -> None:
     with files.open(path, "w") as file:
         while True:
             file.write(os.urandom(1 << 20))
+
+
+def test_no_room_for_one_more_thread_is_said_in_a_line(blockplane, done, pool):
+    for words in (["get", f"{pool}@june1:/tree", "out"], ["receive", "copy", "-i", "june1.bps"]):
+        with no_room_for_threads():
+            outcome = blockplane(*words)
+        assert outcome.status == 1
+        assert outcome.err.startswith("blockplane: there is no room for one more thread\n  raise the limit")
+        done(*words)

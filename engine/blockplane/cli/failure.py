@@ -39,6 +39,8 @@ def failure_of(error: Exception) -> Failure:
         return Failure("os", _os_message(error), "", 1)
     if isinstance(error, MemoryError):
         return Failure("memory", "there is not enough memory", "", 1)
+    if bp.errors.is_lack_of_threads(error):
+        return Failure("threads", bp.errors.NO_THREAD, bp.errors.NO_THREAD_HINT, 1)
     message = f"internal error: {type(error).__name__}: {error}"
     return Failure("internal", message, "set BLOCKPLANE_TRACEBACK=1, run it again, and report what it prints", 1)
 
