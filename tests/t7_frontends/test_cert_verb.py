@@ -6,8 +6,12 @@ import hashlib
 import os
 import ssl
 import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 import blockplane as bp
 from blockplane.server.network import Credentials
@@ -64,6 +68,38 @@ def test_a_ca_without_its_key_makes_nothing(done, blockplane, tmp_path):
     outcome = blockplane("cert", "tls", "b", "--json")
     assert "tls/ca.key is not" in outcome.error["message"]
     assert not (tmp_path / "tls" / "b.pem").exists()
+
+
+def let_ca_end(folder: Path, days: float) -> None:
+    """Sign the CA's certificate anew, so that it ends in so many days."""
+    old = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder().subject_name(old.subject).issuer_name(old.issuer).public_key(old.public_key())
+        .serial_number(5).not_valid_before(now - timedelta(3650)).not_valid_after(now + timedelta(days))
+    )  # fmt: skip
+    for extension in old.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    (folder / "ca.pem").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+
+
+def test_a_ca_that_has_ended_makes_nothing(done, blockplane, tmp_path):
+    done("cert", "tls", "a")
+    let_ca_end(tmp_path / "tls", -1)
+    before = sorted(os.listdir("tls"))
+    outcome = blockplane("cert", "tls", "b", "--json")
+    assert "the CA tls/ca.pem ended on 2" in outcome.error["message"]
+    assert outcome.error["hint"].startswith("move tls away")
+    assert sorted(os.listdir("tls")) == before
+
+
+def test_a_certificate_ends_with_its_ca(done, tmp_path):
+    assert "ends with its CA" not in done("cert", "tls", "a").out
+    let_ca_end(tmp_path / "tls", 100)
+    ca = x509.load_pem_x509_certificate(Path("tls/ca.pem").read_bytes())
+    assert f"ends with its CA, on {ca.not_valid_after_utc:%Y-%m-%d}" in done("cert", "tls", "b").out
+    assert x509.load_pem_x509_certificate(Path("tls/b.pem").read_bytes()).not_valid_after_utc == ca.not_valid_after_utc
 
 
 def test_which_certificate_a_folder_means(tmp_path):

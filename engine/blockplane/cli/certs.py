@@ -17,7 +17,8 @@ def cert(directory: str, names: tuple[str, ...], as_json: bool) -> None:
     """Make a private CA in DIR, and a key and a certificate for each host NAME.
 
     A NAME is a host name or an address, as others call it; NAME=OTHER,OTHER gives it more of them. What is there is
-    never overwritten; further names can be added later. Every host needs ca.pem and its own NAME.pem and NAME.key,
+    never overwritten; further names can be added later. A CA lasts ten years, and a certificate five, but no longer
+    than its CA. Every host needs ca.pem and its own NAME.pem and NAME.key,
     and no more: ca.key stays here.
 
     \b
@@ -40,6 +41,8 @@ def cert(directory: str, names: tuple[str, ...], as_json: bool) -> None:
         return
     for found in made:
         print(f"{printable(str(found.certificate))}  sha256:{found.fingerprint.hex()}")
+    if made[-1].ends_with_ca:
+        print(f"ends with its CA, on {made[-1].expires:%Y-%m-%d}: make another CA, in another folder, before that")
     print(f"{printable(directory)}/ca.key makes further certificates: keep it where nobody else can read it")
 
 

@@ -7,7 +7,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -32,13 +32,18 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._:-]{0,62}[A-Za-z0-9_])?|::[
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A certificate that was made. names : what peers call its owner. fingerprint : SHA-256, which may be pinned."""
+    """A certificate that was made.
+
+    names : what peers call its owner. fingerprint : SHA-256, which may be pinned. ends_with_ca : whether it would last
+    longer, if the CA did.
+    """
 
     names: tuple[str, ...]
     fingerprint: bytes
     certificate: Path
     key: Path
     expires: datetime
+    ends_with_ca: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +67,13 @@ def make_certificates(directory: str | os.PathLike[str], names: Sequence[str]) -
 
     Raises
     ------
-    UsageError : a name is none. KeyFileError : a file is there already, or one of the CA's is missing; nothing was
-    made.
+    UsageError : a name is none. KeyFileError : a file is there already, or one of the CA's is missing, or the CA has
+    ended; nothing was made.
 
     Notes
     -----
-    Keys are of the curve P-256, readable by their owner alone from the start. A certificate serves both sides. Durable
-    on return; a file appears whole or not at all.
+    Keys are of the curve P-256, readable by their owner alone from the start. A certificate serves both sides, and ends
+    with its CA at the latest. Durable on return; a file appears whole or not at all.
     """
     folder, wanted = Path(directory), [_names_of(name) for name in names]
     if not wanted:
@@ -144,7 +149,7 @@ def _authority(folder: Path) -> tuple[list[Certificate], _Authority]:
     secret = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"blockplane {os.urandom(4).hex()}")])
     builder = (
-        _builder(subject, subject, secret.public_key(), _CA_LASTS)
+        _builder(subject, subject, secret.public_key(), datetime.now(UTC) + _CA_LASTS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
     )
@@ -161,6 +166,11 @@ def _read_authority(certificate: Path, key: Path) -> _Authority:
         raise KeyFileError(f"the CA in {certificate.parent} cannot be read", "name a new folder") from error
     if not isinstance(secret, ec.EllipticCurvePrivateKey) or secret.public_key() != found.public_key():
         raise KeyFileError(f"{key} is not the key of {certificate}", "put the CA's own files there")
+    if found.not_valid_after_utc <= datetime.now(UTC):
+        raise KeyFileError(
+            f"the CA {certificate} ended on {found.not_valid_after_utc:%Y-%m-%d}: nobody takes its certificates",
+            f"move {certificate.parent} away and run it again for all hosts: each needs the new CA's files",
+        )
     return _Authority(found, secret)
 
 
@@ -170,17 +180,16 @@ def _read(path: Path) -> bytes:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, lasts: timedelta
+    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, ends: datetime
 ) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(public)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BEFORE)
-        .not_valid_after(now + lasts)
+        .not_valid_before(datetime.now(UTC) - _BEFORE)
+        .not_valid_after(ends)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
     )
 
@@ -198,8 +207,9 @@ def _issue(folder: Path, authority: _Authority, names: tuple[str, ...]) -> Certi
     secret = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
     issuer = authority.certificate
+    ends = min(datetime.now(UTC) + _LASTS, issuer.not_valid_after_utc)
     builder = (
-        _builder(subject, issuer.subject, secret.public_key(), _LASTS)
+        _builder(subject, issuer.subject, secret.public_key(), ends)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(
@@ -208,7 +218,8 @@ def _issue(folder: Path, authority: _Authority, names: tuple[str, ...]) -> Certi
         .add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
     )
-    return _publish(folder, names[0], names, builder.sign(authority.key, hashes.SHA256()), secret)
+    made = _publish(folder, names[0], names, builder.sign(authority.key, hashes.SHA256()), secret)
+    return replace(made, ends_with_ca=made.expires == issuer.not_valid_after_utc)
 
 
 def _general(name: str) -> x509.GeneralName:
