@@ -22,6 +22,7 @@ from blockplane.transfer.peer import VolumePeer, giving
 from blockplane.transfer.pull import pull
 from blockplane.transfer.standing import standing_of
 from blockplane.volume import replicas as known
+from blockplane.volume.codec import NO_ID
 from blockplane.volume.replicationcodec import FLAG_LOST, ReplicaRecord
 from blockplane.volume.retention import Policy
 from blockplane.volume.tree import NUMBER_MASK
@@ -371,9 +372,9 @@ def test_nobody_speaks_for_who_calls_by_another_certificate(make, rng, clock):
     source, copy, other = make("source"), make("copy"), make("other")
     master(source, "m1", rng.bytes(9000))
     mine, others, top = b"m" * 16, b"o" * 16, "m3"
-    pull(VolumePeer(source), copy)
     with giving(source, "master", standing_of(copy), mine):
         pass
+    pull(VolumePeer(source), copy)
     for name in ("m2", "m3"):
         master(source, name, rng.bytes(9000))
     there = tuple(entry.record for entry in source.local.entries())
@@ -392,16 +393,71 @@ def test_nobody_speaks_for_who_calls_by_another_certificate(make, rng, clock):
     for key in (known.PLAIN_KEY, others):  # without a certificate before
         with giving(source, "master", standing_of(plain), key):
             pass
-    pull(VolumePeer(source), copy)  # from this machine, and by its own certificate, it is let in
-    with giving(source, "master", standing_of(copy), mine):
+    for _ in range(2):  # by its own certificate, and from this machine, it is let in
+        with giving(source, "master", standing_of(copy), mine):
+            pass
+        pull(VolumePeer(source), copy)
+
+
+def test_nobody_on_the_network_speaks_for_who_pulls_on_this_machine(make, rng):
+    """It would say that it has nothing, and what is held for it would go."""
+    source, copy = make("source"), make("copy")
+    master(source, "m1", rng.bytes(9000))
+    pull(VolumePeer(source), copy)
+    master(source, "m2", rng.bytes(9000))
+    nothing = replace(standing_of(copy), snapshots=())
+    for key in (b"o" * 16, known.PLAIN_KEY):
+        with (
+            pytest.raises(RefusedError, match="pulls on that machine") as refused,
+            giving(source, "master", nothing, key),
+        ):
+            pass
+        assert refused.value.hint.endswith("--forget copy")
+        told = ReplicaRecord("x", copy.info.volume_id, 1 << 60)
+        with giving(source, "master", replace(standing_of(make(f"other-{key[:1].decode()}")), below=(told,)), key):
+            pass
+    assert {replica.name: replica.newest for replica in replicas(source)}["copy"] == "m1"
+    with pytest.raises(BlockplaneError, match="is held"):
+        source.delete_snapshot("m1")
+    source.forget_replica("copy")
+    with giving(source, "master", standing_of(copy), b"o" * 16):  # it moved there
         pass
 
 
-def test_a_caller_tells_of_so_many_new_replicas_and_no_more(make, rng):
+@pytest.mark.parametrize("key", [NO_ID, b"k" * 16], ids=["near", "certificate"])
+def test_a_caller_tells_of_so_many_replicas_and_no_more(make, rng, key):
+    """In one call and over all; those it tells of no longer make room."""
     source, copy = make("source"), make("copy")
     master(source, "m1", rng.bytes(9000))
     top = source.get_snapshot("m1").record.id
-    told = tuple(ReplicaRecord(f"r{n}", os.urandom(16), 1, top) for n in range(1000))
-    with giving(source, "master", replace(standing_of(copy), below=told)):
-        pass
-    assert len(statuses(source)) == 1 + known.MAX_TOLD
+    n_most = known.MAX_TOLD if key == NO_ID else known.MAX_TOLD - 1  # itself it is one of them
+    for call, n_told in enumerate((1000, 100, 100)):
+        told = tuple(ReplicaRecord(f"r{call}-{n}", os.urandom(16), 1, top) for n in range(n_told))
+        with giving(source, "master", replace(standing_of(copy), below=told), key):
+            pass
+        names = statuses(source)
+        assert len(names) == 1 + n_most
+        assert sum(name.startswith(f"r{call}-") for name in names) == min(n_told, n_most)
+
+
+def test_a_peer_has_a_share_of_the_table(make, rng):
+    """By its certificate, whatever volumes it calls for; who calls itself goes before those who are told of."""
+    source, copy = make("source"), make("copy")
+    master(source, "m1", rng.bytes(9000))
+    top, mine, others = source.get_snapshot("m1").record.id, b"m" * 16, b"o" * 16
+    told = tuple(ReplicaRecord(f"r{n}", os.urandom(16), 1, top) for n in range(known.MAX_TOLD))
+
+    def call(key: bytes, below: tuple[ReplicaRecord, ...] = ()) -> None:
+        with giving(source, "master", replace(standing_of(copy), volume_id=os.urandom(16), below=below), key):
+            pass
+
+    call(mine, told)
+    assert len(statuses(source)) == known.MAX_TOLD
+    for _ in range(known.MAX_TOLD - 1):
+        call(mine)
+    assert len(statuses(source)) == known.MAX_TOLD
+    with pytest.raises(RefusedError, match=f"{known.MAX_TOLD} replicas of who calls"):
+        call(mine)
+    call(others)
+    pull(VolumePeer(source), copy)
+    assert len(statuses(source)) == known.MAX_TOLD + 2

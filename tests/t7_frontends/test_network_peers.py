@@ -338,6 +338,22 @@ def test_a_replica_is_who_calls_by_its_certificate(side, tmp_path):
         side.peer(patience_s=0).bring(second, pulled, LocalChanges.REFUSE)
 
 
+def test_a_replica_of_this_machine_is_nobody_s_on_the_network(side, tmp_path):
+    first = side.change(60)
+    side.push(first)
+    with fresh(tmp_path / "pulled", size="48M") as pulled:
+        VolumePeer(side.copy).bring(first, pulled, LocalChanges.REFUSE)
+        second = side.change(60)
+        side.push(second)
+        peer = side.peer(patience_s=0)
+        with pytest.raises(RefusedError, match="pulls on that machine") as refused:
+            peer.bring(second, pulled, LocalChanges.REFUSE)
+        (name,) = (replica.name for replica in replicas(side.copy, second))
+        assert refused.value.hint == f"if it pulls over a network now: blockplane replicas pool --forget {name}"
+        side.copy.forget_replica(name)
+        assert peer.bring(second, pulled, LocalChanges.REFUSE).base == first
+
+
 class Attempt(threading.Thread):
     """A transfer in a thread of its own, and what it ends with."""
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 #: 512 bytes each.
 MAX_REPLICAS: Final = 1024
-#: That were not known before, in one call.
+#: Of those, that one peer has, with what it tells of: by its certificate, plain ones together; from this machine, what
+#: one volume tells of.
 MAX_TOLD: Final = 128
 #: The key of all who call without a certificate; it binds nobody.
 PLAIN_KEY: Final = b"plain".ljust(16, b"\0")
@@ -74,7 +75,7 @@ def heard(volume: LiveVolume, caller: Caller, stands: SnapshotRecord | None) -> 
 
     Raises
     ------
-    RefusedError: somebody else calls for it; there are as many as there may be.
+    RefusedError: somebody else calls for it; there are as many as there may be, of this peer or of all.
     """
     with volume.lock:
         now = time.time_ns()
@@ -85,7 +86,7 @@ def heard(volume: LiveVolume, caller: Caller, stands: SnapshotRecord | None) -> 
             _enter(volume, record)
         _settle(volume, record.name, stands)
         at = stands.id if stands is not None else NO_ID
-        key = caller.key if caller.key != NO_ID else record.key
+        key = caller.key if caller.key != NO_ID else record.key if record.is_direct else NO_ID
         new = replace(
             record, generation=caller.generation, stands=at, via=NO_ID, contact_ns=now, flags=0, silent_ns=0, key=key
         )
@@ -101,24 +102,34 @@ def _named(volume: LiveVolume, caller: Caller) -> ReplicaRecord:
     for record in known:
         if record.volume_id == caller.volume_id:
             return record
-    if len(known) >= MAX_REPLICAS and not _make_room(volume):
-        raise RefusedError(f"{volume.path} has {MAX_REPLICAS} replicas", "forget some: blockplane replicas --forget")
+    mine = [record for record in known if _is_of(record, caller)]
+    if len(mine) >= MAX_TOLD and not _make_room(volume, [r for r in mine if r.is_lost or not r.is_direct]):
+        raise _too_many(volume, f"{MAX_TOLD} replicas of who calls")
+    if len(records_of(volume)) >= MAX_REPLICAS and not _make_room(volume, [r for r in known if r.is_lost]):
+        raise _too_many(volume, f"{MAX_REPLICAS} replicas")
     taken = {r.name for r in known} | {d.name for d in volume.local.destinations()}
-    return ReplicaRecord(_free(caller.label, caller.volume_id, taken), caller.volume_id)
+    return ReplicaRecord(_free(caller.label, caller.volume_id, taken), caller.volume_id, key=caller.key)
 
 
-def _make_room(volume: LiveVolume) -> bool:
-    """Forget the replica that was lost longest, in the open CP; False: none is lost."""
-    table = volume.local.replication()
-    lost = [record for record in table.replicas if record.is_lost]
-    if lost:
-        gone = min(lost, key=lambda record: record.contact_ns)
+def _too_many(volume: LiveVolume, of_what: str) -> RefusedError:
+    return RefusedError(f"{volume.path} has {of_what}", f"forget some: blockplane replicas {volume.path} --forget NAME")
+
+
+def _is_of(replica: ReplicaRecord, caller: Caller) -> bool:
+    """Whether a replica is one of those that a peer may have so many of."""
+    return replica.key == caller.key if caller.key != NO_ID else replica.via == caller.volume_id
+
+
+def _make_room(volume: LiveVolume, among: Sequence[ReplicaRecord]) -> bool:
+    """Forget the one of some replicas that was not heard of for longest, in the open CP; False: there is none."""
+    if among:
+        gone = min(among, key=lambda record: record.contact_ns)
         let_go(volume, gone)
         table = volume.local.replication()
         volume.local.set_replication(
             replace(table, replicas=tuple(r for r in table.replicas if r.volume_id != gone.volume_id))
         )
-    return bool(lost)
+    return bool(among)
 
 
 def _enter(volume: LiveVolume, record: ReplicaRecord) -> None:
@@ -145,11 +156,11 @@ def _news(volume: LiveVolume, caller: Caller, told: Sequence[ReplicaRecord], now
     via = caller.volume_id
     known = {record.volume_id: record for record in records_of(volume)}
     taken = {record.name for record in known.values()} | {d.name for d in volume.local.destinations()}
-    news, n_new = list[ReplicaRecord](), 0
+    news, n_new, n_places = list[ReplicaRecord](), 0, _places_for(volume, caller, told)
     for record in told:
         old = known.get(record.volume_id)
         heard_ns = now - max(record.contact_ns, 0)
-        if old is None and (n_new >= MAX_TOLD or len(known) + n_new >= MAX_REPLICAS - 1):
+        if old is None and n_new >= n_places:
             continue
         n_new += old is None
         if old is not None and _speaks_for_itself(old, caller, now):
@@ -159,10 +170,25 @@ def _news(volume: LiveVolume, caller: Caller, told: Sequence[ReplicaRecord], now
         if old is None or record.generation > old.generation or (is_later and record.generation < old.generation):
             name = old.name if old is not None else _free(record.name, record.volume_id, taken)
             taken.add(name)
-            news.append(ReplicaRecord(name, record.volume_id, record.generation, record.stands, via, heard_ns))
+            news.append(
+                ReplicaRecord(name, record.volume_id, record.generation, record.stands, via, heard_ns, key=caller.key)
+            )
         elif record.generation == old.generation and is_later:
             news.append(replace(old, contact_ns=heard_ns, silent_ns=0, flags=0))
     return news
+
+
+def _places_for(volume: LiveVolume, caller: Caller, told: Sequence[ReplicaRecord]) -> int:
+    """Return of how many new replicas a caller may tell; those it told of, and does not any more, make room."""
+    known = records_of(volume)
+    ids = {record.volume_id for record in told}
+    mine = [record for record in known if _is_of(record, caller)]
+    idle = [record for record in mine if record.via == caller.volume_id and record.volume_id not in ids]
+    n_missing = len(mine) + len(ids - {record.volume_id for record in known}) - MAX_TOLD
+    gone = sorted(idle, key=lambda record: record.contact_ns)[: max(n_missing, 0)]
+    for record in gone:
+        _make_room(volume, [record])
+    return min(MAX_TOLD - len(mine), MAX_REPLICAS - 1 - len(known)) + len(gone)
 
 
 def _speaks_for_itself(replica: ReplicaRecord, caller: Caller, now: int) -> bool:
@@ -170,16 +196,18 @@ def _speaks_for_itself(replica: ReplicaRecord, caller: Caller, now: int) -> bool
 
 
 def _is_anothers(replica: ReplicaRecord, caller: Caller) -> bool:
-    """Whether a replica that is waited for calls by another certificate than who calls now."""
+    """Whether a replica that is waited for calls by another certificate than who calls now, or from this machine."""
     is_known = replica.is_direct and not replica.is_lost
-    is_known = is_known and caller.key != NO_ID and replica.key not in (NO_ID, PLAIN_KEY)
-    return is_known and replica.key != caller.key
+    return is_known and caller.key not in (NO_ID, replica.key) and replica.key != PLAIN_KEY
 
 
 def _called_by_another(volume: LiveVolume, replica: ReplicaRecord) -> RefusedError:
+    calls, anew = "calls with another certificate", "that has a new name"
+    if replica.key == NO_ID:
+        calls, anew = "pulls on that machine", "it pulls over a network now"
     return RefusedError(
-        f"{volume.path} knows this volume as its replica {replica.name}, which calls with another certificate",
-        f"if that has a new name: blockplane replicas {volume.path} --forget {replica.name}",
+        f"{volume.path} knows this volume as its replica {replica.name}, which {calls}",
+        f"if {anew}: blockplane replicas {volume.path} --forget {replica.name}",
     )
 
 

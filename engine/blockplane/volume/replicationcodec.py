@@ -66,8 +66,8 @@ class ReplicaRecord:
     name : also of its destination. generation : of that volume when it said so: of two reports the later counts.
     stands : the newest snapshot it has that is here too. via : id of the volume that told of it; NO_ID: it did itself.
     contact_ns : when it was last heard of, here. silent_ns : when it was first found to be silent for longer than the
-    limit; 0: it was not. error_ns, error : of the last transfer that failed. key : who calls for it over a network, by
-    certificate; NO_ID: nobody has.
+    limit; 0: it was not. error_ns, error : of the last transfer that failed. key : who calls for it over a network,
+    or told of it, by certificate; NO_ID: nobody has.
     """
 
     name: str
