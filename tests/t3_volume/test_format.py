@@ -86,7 +86,7 @@ INCOMING = IncomingEntry(
     (an_id(4), an_id(8)),
 )
 PRESSURE = PressureRecord(1, 500, 2, ("auto-*", "tåg"), -41)
-MIRROR = MirrorRecord(3, 2, an_id(6), -51, -52, "/srv/påul", an_id(7))
+MIRROR = MirrorRecord(3, 2, an_id(6), -51, -52, "/srv/påul", an_id(7), an_id(8)[:8])
 LOCAL = LocalRoot(
     1, 2, 3, an_id(8), 4, *ROOTS, n_deleting=6, pressure=PRESSURE, mirror=MIRROR, brought_id=an_id(9), disk_id=an_id(10)
 )
@@ -217,7 +217,7 @@ CASES: dict[str, tuple[bytes, dict[str, object]]] = {
         {
             "n_source": 10,
             "source": "/srv/påul".encode(),
-            **fields_of(MIRROR, "state", "writes", "source_id", "since_ns", "changed_ns", "broken_at"),
+            **fields_of(MIRROR, "state", "writes", "source_id", "since_ns", "changed_ns", "broken_at", "key"),
         },
     ),
     "Pressure policy": (

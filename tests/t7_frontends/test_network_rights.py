@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from blockplane.model.errors import BlockplaneError, NotAllowedError, UsageError
 from blockplane.server.network import PLAINTEXT, Identity, Rights, Verb, parse_peer
 from blockplane.server.network.rights import require_volume_name
+from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.standing import image_towards, standing_of
+from blockplane.volume.mirrorcodec import BROKEN, MIRROR, WRITES_REFUSED, MirrorRecord
+from blockplane.volume.mirrored import mirror_of
 from rig.network import Hosts
 from streams.volumes import Files, contents, fresh
 
@@ -150,3 +154,41 @@ def test_rights_change_while_it_listens(tmp_path):
         listener.volumes = {}
         with pytest.raises(NotAllowedError):
             peer.standing()
+
+
+def test_whose_mirror_a_volume_is_its_source_alone_says(tmp_path):
+    """And who may break it off; with `write` alone a volume is made a mirror that is nobody's, or was broken off."""
+    hosts = Hosts.make(tmp_path / "tls", "host=127.0.0.1", "source", "other", "boss")
+    rights = {name: {"pool": ["write"]} for name in ("source", "other")} | {"boss": {"pool": ["write", "admin"]}}
+    record = MirrorRecord(MIRROR, WRITES_REFUSED, b"s" * 16, 1, 1, "/source")
+    broken, anothers = replace(record, state=BROKEN), replace(record, source_id=b"o" * 16)
+    with fresh(tmp_path / "pool") as pool, hosts.listening({"pool": pool}, rights, "host") as listener:
+        source, other, boss = (hosts.peer(listener.address, name=name, patience_s=0) for name in rights)
+
+        def require_safe_from(peer, *said) -> None:
+            before = mirror_of(pool)
+            for each in said:
+                with pytest.raises(NotAllowedError, match="another peer made it one"):
+                    peer.become(each)
+                assert mirror_of(pool) == before
+
+        source.become(record)
+        require_safe_from(other, None, broken, anothers)
+        other.become(replace(record, source="/moved"))  # the same source, whose certificate has another name now, say
+        require_safe_from(other, None, broken, anothers)
+        source.become(None)
+        assert mirror_of(pool) is None
+
+        source.become(record)
+        boss.break_off()
+        assert mirror_of(pool).state == "broken"
+        source.become(record)
+        source.become(broken)  # what joined it again has failed
+        other.become(anothers)
+        require_safe_from(source, None, broken, record)
+        boss.become(None)
+
+        VolumePeer(pool).become(record)  # from its own machine
+        require_safe_from(source, None, broken, anothers)
+        boss.become(anothers)
+        assert mirror_of(pool).source_id == anothers.source_id.hex()

@@ -13,8 +13,9 @@ MIRROR, BROKEN, REHEARSING = 1, 2, 3
 #: Whether files of a mirror may be written to, and what the next update does with what was.
 WRITES_REFUSED, WRITES_KEPT, WRITES_FLUSHED = 0, 1, 2
 
-_MIRROR = struct.Struct("<BBH4x16sqq16s8x")
+_MIRROR = struct.Struct("<BBH4x16sqq16s8s")
 MIRROR_BYTES: Final = 320
+KEY_BYTES: Final = 8
 _TEXT_BYTES: Final = MIRROR_BYTES - _MIRROR.size
 
 
@@ -25,7 +26,8 @@ class MirrorRecord:
     state : `MIRROR`, `BROKEN` or `REHEARSING`. writes : one of `WRITES_*`. source_id : the other volume's id.
     since_ns, changed_ns : when it became one, and when its state last changed, ns since 1970. broken_at : id of the
     snapshot at whose state it was broken off, or a rehearsal began, or from which that came; zero: none. source : where
-    that volume was then, a hint for people and for `mirror resync`; empty where it takes more than 256 bytes.
+    that volume was then, a hint for people and for `mirror resync`; empty where it takes more than 256 bytes. key : of
+    who made it one over a network, the first 8 bytes of a replica's; zeros: nobody did, or it is not known.
     """
 
     state: int
@@ -35,19 +37,20 @@ class MirrorRecord:
     changed_ns: int = 0
     source: str = ""
     broken_at: bytes = bytes(16)
+    key: bytes = bytes(KEY_BYTES)
 
     def encode(self) -> bytes:
         """Return the 320 bytes."""
         text = self.source.encode("utf-8", "surrogateescape")
         text = text if len(text) <= _TEXT_BYTES else b""
         times = self.since_ns, self.changed_ns
-        head = _MIRROR.pack(self.state, self.writes, len(text), self.source_id, *times, self.broken_at)
+        head = _MIRROR.pack(self.state, self.writes, len(text), self.source_id, *times, self.broken_at, self.key)
         return (head + text).ljust(MIRROR_BYTES, b"\0")
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> MirrorRecord | None:
         """Read 320 bytes; None: it is no mirror. VolumeDamagedError: it is none that this version knows."""
-        state, writes, n_text, source_id, since_ns, changed_ns, broken_at = _MIRROR.unpack_from(data)
+        state, writes, n_text, source_id, since_ns, changed_ns, broken_at, key = _MIRROR.unpack_from(data)
         if not state:
             return None
         if state > REHEARSING or writes > WRITES_FLUSHED or n_text > _TEXT_BYTES:
@@ -55,4 +58,4 @@ class MirrorRecord:
                 f"the record of what the volume is a mirror of has state {state}", "run `blockplane check`"
             )
         text = bytes(data[_MIRROR.size : _MIRROR.size + n_text]).decode("utf-8", "surrogateescape")
-        return cls(state, writes, source_id, since_ns, changed_ns, text, broken_at)
+        return cls(state, writes, source_id, since_ns, changed_ns, text, broken_at, key)

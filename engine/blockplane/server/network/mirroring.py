@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from blockplane.model.errors import VolumeDamagedError
+from blockplane.model.errors import NotAllowedError, VolumeDamagedError
 from blockplane.server.network.codec import WireError, bytes_field, flag_field, number_field, text_field
 from blockplane.server.network.spoken import name_heard, record_heard, shown
 from blockplane.transfer.mirrors.takeover import BreakReport, break_mirror, end_rehearsal
@@ -13,7 +14,7 @@ from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.since import Since
 from blockplane.volume.codec import RECORD_BYTES, SnapshotRecord
-from blockplane.volume.mirrorcodec import MirrorRecord
+from blockplane.volume.mirrorcodec import BROKEN, KEY_BYTES, MIRROR, MirrorRecord
 from blockplane.volume.naming import check_name
 
 #: Snapshots that one request lets go, or an answer names.
@@ -23,10 +24,21 @@ _NAME: Final = 127
 Ask = Callable[[str, dict[str, object]], Mapping[str, Any]]
 
 
-def answer(peer: VolumePeer, what: str, request: Mapping[str, Any]) -> dict[str, object]:
-    """Do what a request asks of a mirror; return what is said of it; WireError: it cannot be understood."""
+def answer(
+    peer: VolumePeer, what: str, request: Mapping[str, Any], key: bytes, *, may_break: bool
+) -> dict[str, object]:
+    """Do what a request asks of a mirror; return what is said of it.
+
+    Parameters
+    ----------
+    key : by whose certificate it is asked. may_break : whether who asks may break mirrors off.
+
+    Raises
+    ------
+    WireError : it cannot be understood. NotAllowedError : a mirror is another's.
+    """
     if what == "become":
-        peer.become(record_heard(request, "record"))
+        _become(peer, record_heard(request, "record"), key[:KEY_BYTES], may_break)
         return {}
     if what == "let go":
         peer.let_go(_ids(request))
@@ -50,6 +62,21 @@ def answer(peer: VolumePeer, what: str, request: Mapping[str, Any]) -> dict[str,
         "is_changed": since.is_changed,
         "n_to_bring": since.n_to_bring,
     }
+
+
+def _become(peer: VolumePeer, record: MirrorRecord | None, key: bytes, may_break: bool) -> None:
+    """Have a volume be whose mirror a record says; of a mirror who made it one, or may break it off, alone says it."""
+    with peer.volume.lock:
+        before = peer.volume.local.root.mirror
+        if before is not None and before.state != BROKEN and before.key != key:
+            is_same = record is not None and (before.state, before.source_id) == (record.state, record.source_id)
+            if not may_break and not (is_same and before.state == MIRROR):
+                raise NotAllowedError(
+                    "this is not allowed: it is a mirror, and another peer made it one",
+                    "ask whoever runs the service for the right `admin`, or to break it off there",
+                )
+            key = before.key if is_same else key
+        peer.become(replace(record, key=key) if record is not None else None)
 
 
 def changes_heard(request: Mapping[str, Any]) -> LocalChanges:

@@ -260,8 +260,11 @@ class Dialogue:
         self._control.tell(Kind.ANSWER, {"n_blocks": drop_incoming(volume, image_id.hex())})
 
     def _as_mirror(self, volume: Volume, request: dict[str, Any]) -> None:
+        may_break = self.transfer is not None and self._right_to("break", self.transfer.volume) is not None
         with alive(self._control, self._limits.alive_s):
-            self._last_word = mirroring.answer(VolumePeer(volume), text_field(request, "verb", 16), request)
+            self._last_word = mirroring.answer(
+                VolumePeer(volume), text_field(request, "verb", 16), request, self.identity.key, may_break=may_break
+            )
 
     # --- a push ------------------------------------------------------------------------------------------------------
 
