@@ -24,7 +24,7 @@ from blockplane.model.errors import (
     UnreachableError,
     UsageError,
 )
-from blockplane.server.network import Rights, Schedule, Transfer, Verb
+from blockplane.server.network import Rights, Schedule, Transfer, Verb, mirroring
 from blockplane.server.network.admission import Admission, address_key
 from blockplane.server.network.channel import Channel
 from blockplane.server.network.codec import HEAD_BYTES, Head, Kind, encode_head
@@ -352,6 +352,16 @@ def test_a_replica_of_this_machine_is_nobody_s_on_the_network(side, tmp_path):
         assert refused.value.hint == f"if it pulls over a network now: blockplane replicas pool --forget {name}"
         side.copy.forget_replica(name)
         assert peer.bring(second, pulled, LocalChanges.REFUSE).base == first
+
+
+def test_who_says_that_it_is_at_work_and_never_answers_is_lost(side, monkeypatch):
+    limits, is_over = replace(QUICK, answer_s=1.0), threading.Event()
+    monkeypatch.setattr(mirroring, "answer", lambda *_, **__: is_over.wait(30) and {})
+    try:
+        with pytest.raises(ConnectionLostError, match="has not answered in 1 s"):
+            side.peer(limits=limits, patience_s=0).let_go([bytes(16)])
+    finally:
+        is_over.set()
 
 
 class Attempt(threading.Thread):

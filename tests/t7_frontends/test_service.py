@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -17,9 +17,12 @@ from typing import ClassVar
 import pytest
 
 import blockplane as bp
-from blockplane.model.errors import RefusedError
+from blockplane.model.errors import ConnectionLostError, RefusedError
 from blockplane.server import Kind
 from blockplane.server.activity import Activities
+from blockplane.server.network import Limits
+from blockplane.server.network.channel import Channel
+from blockplane.server.network.codec import Kind as WireKind
 from blockplane.server.service import Every, Log, Outcome, Policy, Service, StoppedError, VolumePolicy, Work, door
 from blockplane.server.service.explain import explain
 from blockplane.server.service.exposition import Family, exposition
@@ -319,6 +322,47 @@ def test_a_job_that_hangs_lets_the_watchdog_fire(pool, clock, tmp_path):
             clock.advance(30.0)
             made.service.turn()
             assert "WATCHDOG=1" in heard()
+
+
+@contextmanager
+def only_alive() -> Iterator[tuple[str, threading.Event]]:
+    """The address of a listener that answers one request with ALIVE without end, and whether it was asked."""
+    listener, is_over, asked = socket.create_server(("127.0.0.1", 0)), threading.Event(), threading.Event()
+
+    def say_alive() -> None:
+        sock, _ = listener.accept()
+        channel = Channel(sock, Limits(), "the service")
+        with suppress(ConnectionLostError):
+            channel.receive(WireKind.HELLO)
+            channel.tell(WireKind.WELCOME, {"protocol": 1, "release": "1"})
+            channel.receive(WireKind.REQUEST)
+            asked.set()
+            while not is_over.wait(0.05):
+                channel.send(WireKind.ALIVE)
+        channel.close()
+
+    thread = threading.Thread(target=say_alive, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}", asked
+    finally:
+        is_over.set()
+        thread.join()
+        listener.close()
+
+
+def test_a_source_that_only_says_that_it_is_at_work_makes_no_hung_service(pool, clock, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, only_alive() as (address, asked):
+        manager.bind(str(tmp_path / "notify"))
+        job = ReplicateJob("one", HOURLY, f"{address}/far", "master", None, Reach())
+        with inside(clock, job, notifier=Notifier(str(tmp_path / "notify"), watchdog_s=60.0)) as made:
+            made.turn_until(asked.is_set, "the call")
+            (run,) = made.service._served["pool"].runs()
+            for _ in range(8):
+                clock.advance(30.0)
+                wait_for(lambda: run.beat_s == clock.monotonic(), "a sign of life", timeout_s=10)
+                made.service.turn()
+            assert not made.said("hung")
 
 
 def test_a_job_that_shows_signs_of_life_may_take_as_long_as_it_likes(pool, clock, tmp_path):

@@ -238,6 +238,22 @@ class Channel:
         self.receive_body(head, [memoryview(body)])
         return Message(head.kind, bytes(body), head.sequence)
 
+    def receive_answer(self) -> Message:
+        """Receive an ANSWER or FAILED; who says that it is at work is waited for.
+
+        Raises
+        ------
+        ConnectionLostError : none comes, or it says so for longer than it may. WireError : another message does.
+        """
+        end = time.monotonic() + self._limits.answer_s
+        while (message := self.receive(Kind.ANSWER, Kind.FAILED, Kind.ALIVE)).kind is Kind.ALIVE:
+            if time.monotonic() >= end:
+                raise ConnectionLostError(
+                    f"{self.peer} says that it is at work, and has not answered in {self._limits.answer_s:.0f} s",
+                    "see how it does",
+                )
+        return message
+
     def receive_blob(self, n_bytes: int) -> bytes:
         """Receive bytes whose number was said, and held against a bound, before. Memory grows as they come."""
         data, least = bytearray(), Least(self._limits)

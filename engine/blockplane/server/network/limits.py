@@ -17,7 +17,8 @@ class Limits:
     one transfer. n_failures : that one address has free in a minute, after which the next waits its turn.
     idle_s : without a byte where one is due. least_bytes : of data in least_over_s, while data are due.
     alive_s : how often a side that works in silence says that it does. silent_s : in all, of a sender that says so in a
-    transfer: it may plan for long before the first block. stop_s : for sessions to end in.
+    transfer: it may plan for long before the first block. answer_s : of one that says so where an answer is due: it may
+    have much to commit, or a large volume to look through. stop_s : for sessions to end in.
     token_bytes : of a token of an interrupted transfer. n_snapshots : of a standing.
     """
 
@@ -33,6 +34,7 @@ class Limits:
     least_over_s: float = 60.0
     alive_s: float = 15.0
     silent_s: float = 1800.0
+    answer_s: float = 7200.0
     stop_s: float = 5.0
     token_bytes: int = 32 << 20
     n_snapshots: int = 1 << 17

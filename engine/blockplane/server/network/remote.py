@@ -354,8 +354,7 @@ def _close(channels: list[Channel]) -> None:
 
 def _answered(control: Channel) -> dict[str, Any]:
     """Return what the other side says once it has done what it does in silence; raise what it failed by."""
-    while (message := control.receive(Kind.ANSWER, Kind.FAILED, Kind.ALIVE)).kind is Kind.ALIVE:
-        continue
+    message = control.receive_answer()
     if message.kind is Kind.FAILED:
         raise error_heard(message.object)
     return message.object

@@ -31,7 +31,7 @@ from blockplane.transfer.pull import pull
 from blockplane.transfer.replacing import LocalChanges
 from blockplane.volume.pointers import MASTER
 
-#: How long a peer behind a network is tried before a run counts as failed; less than a job may show no sign of life.
+#: How long a peer behind a network is tried before a run counts as failed.
 _PATIENCE_S = 30.0
 #: How long after a first failure it is tried again: networks come back, and asking costs nothing.
 _RETRY_S = 1.0
@@ -69,14 +69,28 @@ class Calls:
             for peer in self._peers:
                 peer.close()
 
-    def watched(self, call: Callable[[], T], require_wanted: Callable[[], None]) -> T:
+    def watching(self, work: Work) -> Callable[[], None]:
+        """Return what is to be called while a run goes on.
+
+        It ends one that is not wanted any more. While a peer is called it shows that the run is alive: how long that
+        may be silent the network's limits say, and it is no reason to end the service.
+        """
+
+        def watch() -> None:
+            with self._lock:
+                is_calling = bool(self._peers)
+            (work.step if is_calling else work.require_wanted)()
+
+        return watch
+
+    def watched(self, call: Callable[[], T], watch: Callable[[], None]) -> T:
         """Return what a call does in a thread of its own; where that is not wanted any more, give up first."""
         with ThreadPoolExecutor(1, "blockplane pull") as pool:
             context = contextvars.copy_context()
             found = pool.submit(context.run, call)
             try:
                 while not wait([found], _POLL_S).done:
-                    require_wanted()
+                    watch()
             except BaseException:
                 self.give_up()
                 raise
@@ -138,7 +152,7 @@ class MirrorJob:
             work.volume,
             peers=self.reach.peers(work, Kind.LIVE, calls),
             progress=work.progress,
-            wanted=work.require_wanted,
+            wanted=calls.watching(work),
             give_up=calls.give_up,
         )
         bad = [f"{ran.mirror.dest}: {ran.error}" for ran in found if ran.error]
@@ -175,7 +189,7 @@ class ReplicateJob:
         calls = Calls()
         with self.reach.peers(work, Kind.SNAPSHOTS, calls).open(self.source) as peer:
             report = calls.watched(
-                lambda: pull(peer, work.volume, self.pointer, self.changes, work.progress), work.require_wanted
+                lambda: pull(peer, work.volume, self.pointer, self.changes, work.progress), calls.watching(work)
             )
         brought = report.brought
         if report.is_ahead:
