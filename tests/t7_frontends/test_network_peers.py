@@ -24,7 +24,7 @@ from blockplane.model.errors import (
     UnreachableError,
     UsageError,
 )
-from blockplane.server.network import Rights, Schedule, Transfer, Verb, mirroring
+from blockplane.server.network import Rights, Schedule, Transfer, Verb, mirroring, remote
 from blockplane.server.network.admission import Admission, address_key
 from blockplane.server.network.channel import Channel
 from blockplane.server.network.codec import HEAD_BYTES, Head, Kind, encode_head
@@ -377,6 +377,29 @@ class Attempt(threading.Thread):
             self._call()
         except bp.BlockplaneError as error:
             self.error = error
+
+
+def test_who_pulls_and_never_says_how_that_ended_is_lost(tmp_path, rng, monkeypatch):
+    with far_side(tmp_path, rng, limits=replace(QUICK, answer_s=1.0)) as side:
+        top, is_over = side.change(60), threading.Event()
+        side.push(top)
+
+        def take_all(incoming, *_rest) -> None:
+            while incoming.readinto(memoryview(bytearray(MIB))):
+                continue
+            is_over.wait(30)
+            raise ConnectionLostError("it was given up here")
+
+        monkeypatch.setattr(remote, "taken_in", take_all)
+        with fresh(tmp_path / "pulled", size="48M") as pulled:
+            pull = Attempt(lambda: side.peer(patience_s=0).bring(top, pulled, LocalChanges.REFUSE))
+            try:
+                wait_for(lambda: any(event.what == "failed" for event in side.told), "the end", timeout_s=20)
+                assert "has not answered in 1 s" in side.told[-1].text
+                assert side.copy.pins.all() == []
+            finally:
+                is_over.set()
+                pull.join()
 
 
 def only_sees(side) -> None:

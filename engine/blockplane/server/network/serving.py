@@ -354,8 +354,7 @@ class Dialogue:
 
     def _heard_durable(self) -> None:
         """Wait until the other side says that it has committed."""
-        while (message := self._control.receive(Kind.ANSWER, Kind.FAILED, Kind.ALIVE)).kind is Kind.ALIVE:
-            continue
+        message = self._control.receive_answer()
         if message.kind is Kind.FAILED:
             raise error_heard(message.object)
 
