@@ -247,6 +247,12 @@ def test_changes_can_be_kept_under_a_name_or_dropped(volume, client):
     verdict(volume)
 
 
+def test_a_name_that_nothing_can_have_is_refused_though_there_is_nothing_to_keep(volume, client):
+    volume.snapshot("a")
+    with pytest.raises(UsageError, match="cannot name a snapshot"):
+        volume.rollback("a", keep_as="no name")
+
+
 def test_later_ones_can_be_dropped(volume, client):
     kept = three(volume, client)
     used = used_now(volume)

@@ -535,6 +535,19 @@ def test_another_snapshot_of_the_same_name(tmp_path, source, rng):
         assert {s.name for s in copy.snapshots} == {"june1", "june2", "mine"}
 
 
+def test_a_snapshot_that_was_renamed_here_does_not_stand_in_its_own_way(tmp_path, source):
+    send(build(source, "june1"), tmp_path / "full.bps")
+    receive(tmp_path / "full.bps", tmp_path / "copy")
+    with Volume.open(tmp_path / "copy") as copy:
+        copy.rename_snapshot("june1", "old")
+        copy.snapshot("june1")
+    send(build(source, "june3 + june2 + june1"), tmp_path / "all.bps")
+    receive(tmp_path / "all.bps", tmp_path / "copy", discard=True)
+    with Volume.open(tmp_path / "copy", writable=False) as copy:
+        assert [snapshot.name for snapshot in copy.snapshots] == ["old", "june1", "june2", "june3"]
+        assert check(copy).problems == []
+
+
 def test_a_destination_too_small(tmp_path, source):
     full = stream_of(source, "june1..june3")
     with pytest.raises((NoSpaceError, RefusedError, UsageError)):

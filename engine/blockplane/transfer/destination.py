@@ -112,6 +112,7 @@ class VolumeDestination:
                 )
         self._refuse_other_names(stream)
         mine = {entry.record.name: entry.record for entry in self._entries()}
+        here = {record.id for record in mine.values()}
         going = {entry.record.id for entry in self._entries() if entry.is_deleting}
         for record in stream.arriving():
             if record.id in going:
@@ -120,7 +121,7 @@ class VolumeDestination:
                     "bring it when that is gone: nothing may read it, and nobody hold it",
                 )
             other = mine.get(record.name)
-            if other is not None and other.id != record.id:
+            if other is not None and record.id not in here:
                 raise RefusedError(
                     f"the image brings a snapshot {record.name}, and {self.name} has another one of that name",
                     f"rename the one that is there: blockplane snapshot rename {self.name}@{record.name} NEW",
@@ -132,7 +133,9 @@ class VolumeDestination:
             images = {image.name for image in self.volume.local.images.all()}
         here = {entry.record.id for entry in self._entries()}
         for record in stream.arriving():
-            if record.name in images and record.id not in here:
+            if record.id in here:
+                continue
+            if record.name in images:
                 raise RefusedError(
                     f"the image brings a snapshot {record.name}, and {self.name} has a stored image of that name",
                     f"delete the image, and save it under another name: blockplane image delete {self.name} "

@@ -293,6 +293,8 @@ def rollback(
     -------
     the name of the snapshot that keeps the changes; None where there were none, or they were dropped.
     """
+    if keep_as is not None:
+        check_name(keep_as)
     with volume.lock:
         target = volume.local.entry(name)
         refuse_deleting(target)

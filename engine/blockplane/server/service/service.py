@@ -120,7 +120,7 @@ class Service:
     def metrics(self) -> str:
         """Return the metrics in Prometheus' text format."""
         endpoint = self._endpoint
-        peers = [(volume, what, n) for (volume, what), n in endpoint.n_transfers.items()] if endpoint else []
+        peers = [(volume, what, n) for (volume, what), n in endpoint.n_transfers.copy().items()] if endpoint else []
         moved = dict(endpoint.n_bytes) if endpoint else {}
         return metrics_text(WRITER, replace(self.counts), self.status(), peers, moved)
 
