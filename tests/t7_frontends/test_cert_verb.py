@@ -6,6 +6,8 @@ import hashlib
 import os
 import ssl
 import stat
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 
 import blockplane as bp
 from blockplane.server.network import Credentials
+from blockplane.server.network.certificates import certificate_beside
 from blockplane.server.network.tls import fingerprint_of
 
 
@@ -100,6 +103,78 @@ def test_a_certificate_ends_with_its_ca(done, tmp_path):
     ca = x509.load_pem_x509_certificate(Path("tls/ca.pem").read_bytes())
     assert f"ends with its CA, on {ca.not_valid_after_utc:%Y-%m-%d}" in done("cert", "tls", "b").out
     assert x509.load_pem_x509_certificate(Path("tls/b.pem").read_bytes()).not_valid_after_utc == ca.not_valid_after_utc
+
+
+def names_of(path: str) -> list[str]:
+    found = x509.load_pem_x509_certificate(Path(path).read_bytes()).extensions
+    return [str(name.value) for name in found.get_extension_for_class(x509.SubjectAlternativeName).value]
+
+
+def test_a_renewed_certificate_has_another_key_and_the_same_names(done, blockplane):
+    (_, old) = done("cert", "tls", "a=a.example,10.0.0.2", "--json").json["certificates"]
+    others = {name: Path("tls", name).read_bytes() for name in ("ca.pem", "ca.key")}
+    key = Path("tls/a.key").read_bytes()
+    out = done("cert", "--renew", "tls", "a").out
+    signed = x509.load_pem_x509_certificate(Path("tls/a.pem").read_bytes())
+    assert f"tls/a.pem  sha256:{signed.fingerprint(hashes.SHA256()).hex()}\n" in out
+    assert old["fingerprint"].removeprefix("sha256:") not in out
+    assert "until they have the new files and are reloaded, or restarted" in out
+    assert "must be told the new one" in out
+    assert Path("tls/a.key").read_bytes() != key
+    assert mode("tls/a.key") == 0o600
+    assert names_of("tls/a.pem") == ["a", "a.example", "10.0.0.2"]
+    assert {name: Path("tls", name).read_bytes() for name in others} == others
+    done("cert", "--renew", "tls", "a=b.example")
+    assert names_of("tls/a.pem") == ["a", "b.example"]
+    outcome = blockplane("cert", "--renew", "tls", "a", "c", "--json")
+    assert outcome.error["message"] == "tls/c.pem is not there: there is nothing to renew"
+    assert "--renew" in blockplane("cert", "tls", "a", "--json").error["hint"]
+    assert sorted(os.listdir("tls")) == ["a.key", "a.pem", "ca.key", "ca.pem"]
+
+
+KILLED = """
+import os, sys
+left = int(sys.argv[1])
+def see(event, arguments):
+    global left
+    left -= event in ("os.link", "os.rename", "os.remove", "fcntl.flock")
+    if left < 0 and event in ("os.link", "os.rename", "os.remove", "fcntl.flock"):
+        os._exit(9)
+sys.addaudithook(see)
+from blockplane.cli.main import run
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+def killed_at(step: int, *words: str) -> bool:
+    """Run a verb that is killed before the change of that number; return whether it was."""
+    found = subprocess.run([sys.executable, "-c", KILLED, str(step), *words], stdout=subprocess.DEVNULL, check=False)
+    assert found.returncode in (0, 9)
+    return found.returncode == 9
+
+
+def test_a_renewal_that_is_killed_leaves_a_pair_that_fits(done):
+    done("cert", "tls", "a")
+    step = 0
+    while killed_at(step, "cert", "--renew", "tls", "a"):
+        Credentials.find("tls", "a").listening()
+        step += 1
+    assert step >= 3
+    assert sorted(os.listdir("tls")) == ["a.key", "a.pem", "ca.key", "ca.pem"]
+    signed = x509.load_pem_x509_certificate(Path("tls/a.pem").read_bytes())
+    assert certificate_beside(Path("tls/a.key").read_bytes()) == signed.public_bytes(serialization.Encoding.PEM)
+
+
+def test_what_was_killed_half_way_is_in_nobodys_way(done):
+    step = 0
+    while killed_at(step, "cert", f"tls{step}", "a"):
+        folder = f"tls{step}"
+        done("cert", folder, "b")
+        done("cert", *(["--renew"] if os.path.lexists(f"{folder}/a.key") else []), folder, "a")
+        assert sorted(os.listdir(folder)) == ["a.key", "a.pem", "b.key", "b.pem", "ca.key", "ca.pem"]
+        Credentials.find(folder, "a").listening()
+        step += 1
+    assert step >= 8
 
 
 def test_which_certificate_a_folder_means(tmp_path):

@@ -76,6 +76,23 @@ def test_a_certificate_that_a_policy_revokes_is_refused(pool, hosts):
         assert service.end() == 0
 
 
+def test_a_renewed_certificate_is_shown_after_a_reload(pool, hosts):
+    before = fingerprint(hosts.credentials("backup"))
+    with serving(write(POOL + NETWORK + 'pool = ["read"]\n')) as service:
+        address = address_of(service)
+        service.wait_for("volume open")
+        bp.make_certificates(hosts.folder, ["backup"], renew=True)
+        after = fingerprint(hosts.credentials("backup"))
+        for number, shown in enumerate((before, after)):
+            if number:
+                service.process.send_signal(signal.SIGHUP)
+                service.wait_for("policy taken")
+            with contextlib.closing(hosts.peer(address, expects=shown)) as peer:
+                assert peer.standing().snapshots
+        assert service.end() == 0
+    assert before != after
+
+
 def test_an_address_that_cannot_be_had_leaves_the_listener_that_there_is(pool, hosts):
     rights = 'pool = ["read"]\n'
     with socket.create_server(("127.0.0.1", 0)) as taken, serving(write(POOL + NETWORK + rights)) as service:

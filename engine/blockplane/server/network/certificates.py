@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import ipaddress
 import os
 import re
@@ -26,6 +27,9 @@ _CA_LASTS: Final = timedelta(days=3650)
 _LASTS: Final = timedelta(days=1825)
 #: More than any file made here has.
 _MAX_BYTES: Final = 64 << 10
+#: What a file is called until it is whole.
+_PARTIAL: Final = re.compile(r"\..+\.(pem|key)\.[0-9a-f]{8}")
+_BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
 #: As host names are, but for the underscore that some have; the length that a common name may have.
 _NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._:-]{0,62}[A-Za-z0-9_])?|::[0-9a-fA-F:]{1,40}")
 
@@ -52,14 +56,16 @@ class _Authority:
     key: ec.EllipticCurvePrivateKey
 
 
-def make_certificates(directory: str | os.PathLike[str], names: Sequence[str]) -> list[Certificate]:
+def make_certificates(
+    directory: str | os.PathLike[str], names: Sequence[str], *, renew: bool = False
+) -> list[Certificate]:
     """Make a private CA, unless the folder has one, and a key and a certificate of it for each name.
 
     Parameters
     ----------
     directory : made where it is absent. ca.pem is what every host needs; ca.key stays here, for further names.
     names : host names or addresses; `NAME=OTHER,...` gives a certificate further ones. Its files are NAME.pem and
-    NAME.key.
+    NAME.key. renew : in the place of those that are there; without `=` a certificate keeps its further names.
 
     Returns
     -------
@@ -68,22 +74,31 @@ def make_certificates(directory: str | os.PathLike[str], names: Sequence[str]) -
     Raises
     ------
     UsageError : a name is none. KeyFileError : a file is there already, or one of the CA's is missing, or the CA has
-    ended; nothing was made.
+    ended, or there is nothing to renew; nothing was made.
 
     Notes
     -----
     Keys are of the curve P-256, readable by their owner alone from the start. A certificate serves both sides, and ends
     with its CA at the latest. Durable on return; a file appears whole or not at all.
+    A key's file has its certificate too, so that one rename replaces the pair: `Credentials` finds a key and a
+    certificate that fit at any moment, also where this was killed half-way. NAME.pem follows.
     """
     folder, wanted = Path(directory), [_names_of(name) for name in names]
     if not wanted:
         raise UsageError("no name is given", "name the hosts that are to have a certificate")
-    _refuse_existing(folder, [listed[0] for listed in wanted])
+    if len({listed[0] for listed in wanted}) < len(wanted):
+        raise UsageError("a name is given twice", "name each host once")
+    if renew:
+        _require_existing(folder, [CA, *(listed[0] for listed in wanted)])
+        wanted = [_kept_names(folder, listed) for listed in wanted]
+    else:
+        _refuse_existing(folder, [listed[0] for listed in wanted])
     with _writing(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made, authority = _authority(folder)
-        found = [*made, *(_issue(folder, authority, listed) for listed in wanted)]
-        _sync(folder)
+        with _alone(folder):
+            made, authority = _authority(folder)
+            found = [*made, *(_issue(folder, authority, listed, renew) for listed in wanted)]
+            _sync(folder)
     return found
 
 
@@ -113,10 +128,32 @@ def _refuse_existing(folder: Path, names: Sequence[str]) -> None:
         for path in _paths(folder, name):
             if os.path.lexists(path):
                 raise KeyFileError(
-                    f"{path} exists: a certificate is never overwritten", "name another host, or another folder"
+                    f"{path} exists: a certificate is never overwritten",
+                    "name another host, or another folder; --renew makes a new one in its place",
                 )
-    if len(set(names)) < len(names):
-        raise UsageError("a name is given twice", "name each host once")
+
+
+def _require_existing(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if not any(os.path.lexists(path) for path in _paths(folder, name)):
+            raise KeyFileError(
+                f"{folder / name}.pem is not there: there is nothing to renew", "make it, without --renew"
+            )
+
+
+def _kept_names(folder: Path, listed: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names that a new certificate is to have: those of the old one, where only the first is given."""
+    certificate, _ = _paths(folder, listed[0])
+    if len(listed) > 1 or not certificate.is_file():
+        return listed
+    try:
+        old = x509.load_pem_x509_certificate(_read(certificate)).extensions
+        found = old.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        raise KeyFileError(
+            f"{certificate} cannot be read: {error}", f"say its names: {listed[0]}={listed[0]},OTHER"
+        ) from error
+    return tuple(dict.fromkeys([listed[0], *(str(name.value) for name in found)]))
 
 
 def _paths(folder: Path, name: str) -> tuple[Path, Path]:
@@ -138,6 +175,8 @@ def _writing(folder: Path) -> Iterator[None]:
 def _authority(folder: Path) -> tuple[list[Certificate], _Authority]:
     """Return the CA of a folder, made where it has none; and what was made."""
     certificate, key = _paths(folder, CA)
+    if key.exists() and not certificate.exists() and (pem := certificate_beside(_read(key))):
+        _write(certificate, pem, 0o644)  # whoever made the CA was ended between the two
     if certificate.exists() and key.exists():
         return [], _read_authority(certificate, key)
     if certificate.exists() or key.exists():
@@ -202,7 +241,13 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )  # fmt: skip
 
 
-def _issue(folder: Path, authority: _Authority, names: tuple[str, ...]) -> Certificate:
+def certificate_beside(key: bytes) -> bytes:
+    """Return the certificate that a key's file has, as PEM; empty: none."""
+    start = key.find(_BEGIN)
+    return key[start:] if start >= 0 else b""
+
+
+def _issue(folder: Path, authority: _Authority, names: tuple[str, ...], renew: bool) -> Certificate:
     """Make a key and a certificate for it that names a host, and serves both sides."""
     secret = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
@@ -218,7 +263,7 @@ def _issue(folder: Path, authority: _Authority, names: tuple[str, ...]) -> Certi
         .add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
     )
-    made = _publish(folder, names[0], names, builder.sign(authority.key, hashes.SHA256()), secret)
+    made = _publish(folder, names[0], names, builder.sign(authority.key, hashes.SHA256()), secret, renew)
     return replace(made, ends_with_ca=made.expires == issuer.not_valid_after_utc)
 
 
@@ -227,21 +272,45 @@ def _general(name: str) -> x509.GeneralName:
 
 
 def _publish(
-    folder: Path, name: str, names: tuple[str, ...], signed: x509.Certificate, secret: ec.EllipticCurvePrivateKey
+    folder: Path,
+    name: str,
+    names: tuple[str, ...],
+    signed: x509.Certificate,
+    secret: ec.EllipticCurvePrivateKey,
+    renew: bool = False,
 ) -> Certificate:
-    """Write a key, then its certificate: a certificate that is there has its key beside it."""
+    """Write a key with its certificate, then the certificate: one that is there has its key beside it."""
     certificate, key = _paths(folder, name)
-    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    _write_new(key, secret.private_bytes(pem, form, serialization.NoEncryption()), 0o600)
+    form, nothing = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    pem = signed.public_bytes(serialization.Encoding.PEM)
+    _write(key, secret.private_bytes(serialization.Encoding.PEM, form, nothing) + pem, 0o600, replaces=renew)
+    if renew:
+        _sync(folder)  # the pair is durable before the other file changes
     try:
-        _write_new(certificate, signed.public_bytes(pem), 0o644)
+        _write(certificate, pem, 0o644, replaces=renew)
     except BaseException:
-        key.unlink()
+        if not renew:
+            key.unlink()
         raise
     return Certificate(names, signed.fingerprint(hashes.SHA256()), certificate, key, signed.not_valid_after_utc)
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Have nobody else make certificates in a folder meanwhile, and take away what one that was killed left half."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        for left in folder.iterdir():
+            if _PARTIAL.fullmatch(left.name):
+                left.unlink()
+        yield
+    finally:
+        os.close(fd)
+
+
+def _write(path: Path, data: bytes, mode: int, *, replaces: bool = False) -> None:
     """Write a file that appears whole and durable, or not at all; FileExistsError: the name is taken."""
     partial = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
@@ -250,9 +319,9 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.link(partial, path)
+        (os.replace if replaces else os.link)(partial, path)
     finally:
-        os.unlink(partial)
+        partial.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 from cryptography import x509
 
 from blockplane.model.errors import KeyFileError, UsageError
+from blockplane.server.network.certificates import certificate_beside
 from blockplane.server.network.rights import Identity
 
 _CA: Final = "ca.pem"
@@ -69,15 +70,18 @@ class Credentials:
 
     def warning(self) -> str:
         """Return what somebody should look at, in a sentence: a certificate that ended, or soon will; else nothing."""
-        found = []
-        for path in (self.certificate, self.ca):
+        found, folder, name = [], self.certificate.parent, self.certificate.stem
+        for path, advice in (
+            (self.certificate, f"`blockplane cert --renew {folder} {name}`, where ca.key is, makes a new one"),
+            (self.ca, f"move {folder} away, and make a new CA, and certificates of it for all hosts"),
+        ):
             try:
                 ends = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
             except (OSError, ValueError) as error:
                 return f"{path} cannot be read: {error}"
             if (left := ends - datetime.now(UTC)) < _SOON:
-                found.append(f"{path} {'ended' if left < timedelta() else 'ends'} on {ends:%Y-%m-%d}")
-        return f"{'; '.join(found)}: `blockplane cert` makes new ones" if found else ""
+                found.append(f"{path} {'ended' if left < timedelta() else 'ends'} on {ends:%Y-%m-%d}: {advice}")
+        return "; ".join(found)
 
     def listening(self) -> ssl.SSLContext:
         """Return the context of the side that is called: TLS 1.3 alone, a certificate of the CA asked for."""
@@ -97,12 +101,21 @@ class Credentials:
         context.options |= ssl.OP_NO_COMPRESSION
         try:
             context.load_verify_locations(cadata=_text(self.ca))
-            context.load_cert_chain(self.certificate, self.key, password=lambda: "")
+            self._load_pair(context)
         except (OSError, ValueError) as error:  # SSLError is an OSError
             raise KeyFileError(
                 f"{self.certificate}, {self.key} and {self.ca} cannot be used: {error}", "make them: blockplane cert"
             ) from error
         return context
+
+    def _load_pair(self, context: ssl.SSLContext) -> None:
+        """Load the key and its certificate: where they are being renewed, the one in the key's own file."""
+        try:
+            context.load_cert_chain(self.certificate, self.key, password=lambda: "")
+        except ssl.SSLError as error:
+            if error.reason != "KEY_VALUES_MISMATCH" or not certificate_beside(self.key.read_bytes()):
+                raise
+            context.load_cert_chain(self.key, password=lambda: "")
 
 
 def _only_name(folder: Path) -> str:

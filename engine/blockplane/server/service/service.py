@@ -383,7 +383,7 @@ class Service:
         """Listen as a policy says; connections stay where that is possible, and where it cannot be done."""
         old = ended = self._endpoint
         if policy.network is not None and old is not None:
-            if policy.network == old.policy or old.takes(policy.network):
+            if old.takes(policy.network):  # also where nothing changed: certificates may have been renewed
                 return
             policy.network.parsed_rights()
             policy.network.credentials()
