@@ -41,6 +41,8 @@ def test_the_whole_way(done, blockplane, big):
     assert (incoming["top"], incoming["running"]) == ("june1", False)
     assert "incoming   june1: " in done("info", "copy").out
     have = done("receive", "copy", "--have", "--json").json
+    # what waits for others of its stripe is found by reading it
+    assert (incoming["landed_blocks"] < have["copied_blocks"], incoming["landed_is_lower_bound"]) == (True, True)
     assert have["left_blocks"] == have["n_blocks"] - have["copied_blocks"]
     token = write_token("copy")
     dry = done("send", big, "june1", "--resume", token, "-n", "--json").json

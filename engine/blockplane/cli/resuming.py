@@ -61,6 +61,7 @@ def describe_interrupted(volume: bp.Volume) -> list[dict[str, object]]:
             "image_id": its.image_id.hex(),
             "n_blocks": its.n_image,
             "landed_blocks": its.n_landed,
+            "landed_is_lower_bound": True,
             "running": its.is_running,
         }
         for its in bp.interrupted_receives(volume)

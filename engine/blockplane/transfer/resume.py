@@ -146,7 +146,8 @@ def read_token(path: str | os.PathLike[str]) -> ResumeToken:
 class InterruptedReceive:
     """A receive into a volume that began and did not end.
 
-    n_image, n_landed : blocks of the image, and of those that are durable. is_full : it has no base. is_running : it is
+    n_image, n_landed : blocks of the image, and how many of them are durable at least: what the last consistency point
+    knows. A token counts those too that wait for others of their stripes. is_full : it has no base. is_running : it is
     under way in this process.
     """
 
@@ -160,7 +161,7 @@ class InterruptedReceive:
 
 
 def interrupted_receives(volume: LiveVolume) -> Sequence[InterruptedReceive]:
-    """Return the receives that a volume keeps blocks of, older first."""
+    """Return the receives that a volume keeps blocks of, older first; no block is read."""
     with volume.lock:
         return [
             InterruptedReceive(
