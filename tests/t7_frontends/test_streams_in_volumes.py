@@ -274,6 +274,20 @@ def test_the_verbs(done, blockplane, pool, vault):
     assert done("check", "vault", "--json").json["ok"] is True
 
 
+def test_where_nothing_can_be_written_is_named(done, blockplane, pool, vault):
+    done("send", pool, "june1", "-o", "vault:/june1.bps")
+    found = blockplane("stream", "merge", "vault:/june1.bps", "-o", "vault:/june1.bps", "--json")
+    assert (found.status, found.error["kind"]) == (2, "usage")
+    assert found.error["message"] == "vault:/june1.bps is in a volume, and stream merge writes files of the host"
+    assert "blockplane put vault:/june1.bps FILE" in found.error["hint"]
+    for words in (["send", pool, "june1"], ["stream", "merge", "vault:/june1.bps"]):
+        error = blockplane(*words, "-o", "novol:/june1.bps", "--json").error
+        assert error["message"] == "novol:/june1.bps cannot be written: novol is no volume"
+    Path("novol:").mkdir()
+    done("send", pool, "june1", "-o", "novol:/june1.bps")
+    assert os.listdir("novol:") == ["june1.bps"]
+
+
 def test_a_directory_is_no_file_to_write(done, blockplane, pool, vault):
     done("mkdir", f"{vault}:/d")
     available = done("info", vault, "--json").json["available_blocks"]

@@ -22,7 +22,7 @@ from blockplane.cli.options import (
     wait_option,
 )
 from blockplane.cli.progress import ProgressLine
-from blockplane.cli.streamplaces import opened_streams
+from blockplane.cli.streamplaces import opened_streams, refuse_volumes
 from blockplane.cli.streams import stream, tell_plain
 from blockplane.cli.text import blocks, dryness, duration, print_json, printable, rate, sentence, size
 from blockplane.cli.transfers import standard_output
@@ -70,6 +70,8 @@ def merge(
     """
     if plain and encrypt is not None:
         raise bp.errors.UsageError("--encrypt and --plain contradict each other", "say one of them")
+    if output is not None:
+        refuse_volumes(output, "stream merge")
     sink = output if output is not None or dry_run else standard_output()
     with opened_streams(files, "stream merge", wait_s) as streams, ProgressLine(progress) as line:
         report = bp.merge_streams(

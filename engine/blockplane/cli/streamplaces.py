@@ -17,6 +17,7 @@ from blockplane.cli.naming import (
     parse_target,
     volume_only,
 )
+from blockplane.cli.text import printable
 
 if TYPE_CHECKING:
     from blockplane.server import VolumePlace
@@ -28,6 +29,28 @@ def place_in_volume(text: str) -> Target | None:
         return None
     target = parse_target(text)
     return target if os.path.exists(os.path.join(target.place, CONFIG_NAME)) else None
+
+
+def place_to_write(text: str) -> Target | None:
+    """Return what a text means as `place_in_volume`; NotAVolumeError: neither that volume nor a folder of the host is
+    there.
+    """
+    target = place_in_volume(text)
+    if target is None and ":/" in text and not os.path.isdir(os.path.dirname(text)):
+        place = parse_target(text).place
+        raise bp.errors.NotAVolumeError(
+            f"{text} cannot be written: {place} is no volume", "name a path in a volume that is there, or a file"
+        )
+    return target
+
+
+def refuse_volumes(output: str, verb: str) -> None:
+    """Raise UsageError where a verb that writes files of the host would write into a volume."""
+    if place_to_write(output) is not None:
+        raise bp.errors.UsageError(
+            f"{output} is in a volume, and {verb} writes files of the host",
+            f"name one with -o, and put it there: blockplane put {printable(output)} FILE",
+        )
 
 
 @contextmanager
@@ -57,7 +80,7 @@ def opened_to_send(
     """Open a volume to be sent from, and those that streams go into where outputs name files in volumes."""
     from blockplane.server import VolumePlace  # as above
 
-    place, targets = volume_only(vol), [place_in_volume(output) for output in outputs]
+    place, targets = volume_only(vol), [place_to_write(output) for output in outputs]
     with ExitStack() as stack:
         opened: dict[str, bp.Volume] = {}
         for target in targets:
