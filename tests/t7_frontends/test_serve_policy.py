@@ -11,9 +11,11 @@ import pytest
 import blockplane as bp
 from blockplane.server.service import PolicyError, read_policy
 from blockplane.server.service.alerts import RULES, alerts_text
+from blockplane.server.service.metrics import Counts, metrics_text
 from blockplane.server.service.policyfile import address, is_loopback
 from blockplane.server.service.reading import MAX_BYTES, key_lines
 from blockplane.server.service.timetable import At, Every
+from blockplane.server.service.trust import ends_of
 
 GOOD = """\
 [service]
@@ -194,6 +196,21 @@ def test_check_tells_of_certificates_that_end(blockplane, monkeypatch, days, sai
         out = blockplane("serve", "--check", write(f'[volume.p]\npath = "p"\n{more}')).out
         advice = f"`blockplane cert --renew {Path('tls').absolute()} near`, where ca.key is, makes a new one"
         assert (said in out, advice in out) == (True, bool(said)), out
+
+
+def test_the_end_of_every_certificate_is_a_metric():
+    *_, far, near = bp.make_certificates("tls", ["far", "near"])
+    network = '[network]\nlisten = "127.0.0.1:0"\ntls = "tls/near"\n[network.rights.far]\np = ["read"]\n'
+    mirror = '[volume.p.mirror.m]\nevery = "1h"\ntls = "tls/far"\n'
+    policy = read_policy(write(f'[volume.p]\npath = "p"\n{mirror}{network}'))
+    ends = ends_of(policy)
+    ca = str(Path("tls/ca.pem").absolute())
+    assert {Path(path).name for path in ends} == {"near.pem", "far.pem", "ca.pem"}
+    assert ends[str(near.certificate.absolute())] == near.expires.timestamp() <= ends[ca]
+    text = metrics_text("1", Counts(0.0), [], certificates=ends)
+    assert f'blockplane_certificate_end_timestamp_seconds{{path="{ca}"}} {int(ends[ca])}' in text
+    far.key.unlink()
+    assert {Path(path).name for path in ends_of(policy)} == {"near.pem", "ca.pem"}
 
 
 def test_a_job_may_make_masters():

@@ -71,17 +71,33 @@ class Credentials:
     def warning(self) -> str:
         """Return what somebody should look at, in a sentence: a certificate that ended, or soon will; else nothing."""
         found, folder, name = [], self.certificate.parent, self.certificate.stem
-        for path, advice in (
-            (self.certificate, f"`blockplane cert --renew {folder} {name}`, where ca.key is, makes a new one"),
-            (self.ca, f"move {folder} away, and make a new CA, and certificates of it for all hosts"),
-        ):
-            try:
-                ends = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
-            except (OSError, ValueError) as error:
-                return f"{path} cannot be read: {error}"
+        advice = {
+            self.certificate: f"`blockplane cert --renew {folder} {name}`, where ca.key is, makes a new one",
+            self.ca: f"move {folder} away, and make a new CA, and certificates of it for all hosts",
+        }
+        try:
+            all_ends = self.ends()
+        except KeyFileError as error:
+            return error.message
+        for path, ends in all_ends.items():
             if (left := ends - datetime.now(UTC)) < _SOON:
-                found.append(f"{path} {'ended' if left < timedelta() else 'ends'} on {ends:%Y-%m-%d}: {advice}")
+                found.append(f"{path} {'ended' if left < timedelta() else 'ends'} on {ends:%Y-%m-%d}: {advice[path]}")
         return "; ".join(found)
+
+    def ends(self) -> dict[Path, datetime]:
+        """Return when the certificate ends, and the CA's.
+
+        Raises
+        ------
+        KeyFileError : one cannot be read.
+        """
+        found = {}
+        for path in (self.certificate, self.ca):
+            try:
+                found[path] = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+            except (OSError, ValueError) as error:
+                raise KeyFileError(f"{path} cannot be read: {error}") from error
+        return found
 
     def listening(self) -> ssl.SSLContext:
         """Return the context of the side that is called: TLS 1.3 alone, a certificate of the CA asked for."""

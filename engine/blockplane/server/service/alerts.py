@@ -72,6 +72,13 @@ RULES: Final = (
         "replica {{ $labels.copy }} of volume {{ $labels.volume }} was not heard of within the limit",
     ),
     (
+        "BlockplaneCertificateEnds",
+        "blockplane_certificate_end_timestamp_seconds - time() < 30 * 86400",
+        "1h",
+        "warning",
+        "the certificate {{ $labels.path }} ends within 30 days, or has ended",
+    ),
+    (
         "BlockplanePolicyRefused",
         'increase(blockplane_service_reloads_total{outcome="refused"}[1h]) > 0',
         "0m",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +9,11 @@ from blockplane.model.durations import format_duration
 from blockplane.model.errors import BlockplaneError
 from blockplane.server.network.tls import Credentials
 from blockplane.server.service.clock import Clock, SystemClock
-from blockplane.server.service.following import MirrorJob, ReplicateJob
 from blockplane.server.service.past import Past, read_past
 from blockplane.server.service.policy import Policy, VolumePolicy
 from blockplane.server.service.policyfile import is_loopback
 from blockplane.server.service.running import pace_of
+from blockplane.server.service.trust import folders_of
 from blockplane.volume.config import read_config
 
 
@@ -83,17 +82,10 @@ def _of_service(policy: Policy) -> list[str]:
         how = f"with the certificates of {network.tls}" if network.tls is not None else "plain, for anybody to read"
         speed = f", at {network.rate} a second" if network.rate else ""
         found.append(f"peers are served at {network.listen}, {how}{speed}")
-        found += _warnings([network.tls] if network.tls is not None else [])
         found += [f"the certificate {digest} is refused" for digest in network.revoked]
         found += [f"{peer} may {', '.join(verbs)} {volume}" for peer, volume, verbs in network.rights]
-    jobs = [job for volume in policy.volumes for job in volume.jobs if isinstance(job, (MirrorJob, ReplicateJob))]
-    found += _warnings([job.reach.tls for job in jobs if job.reach.tls is not None])
+    found += [warning for folder in folders_of(policy) if (warning := Credentials.find(folder).warning())]
     if policy.is_strict:
         found.append("a volume that cannot be opened at the start ends the service")
     found.append(f"a job without a sign of life for {format_duration(policy.patience_s)} counts as hung")
     return found
-
-
-def _warnings(folders: Iterable[Path]) -> list[str]:
-    """Return what somebody should look at in folders of certificates."""
-    return [warning for folder in dict.fromkeys(folders) if (warning := Credentials.find(folder).warning())]

@@ -25,16 +25,18 @@ def metrics_text(
     volumes: Iterable[VolumeStatus],
     transfers: Iterable[tuple[str, str, int]] = (),
     moved: Mapping[str, int] | None = None,
+    certificates: Mapping[str, float] | None = None,
 ) -> str:
     """Return everything in Prometheus' text format.
 
     Parameters
     ----------
-    transfers : of peers, by volume and outcome. moved : bytes that these moved, by volume.
+    transfers : of peers, by volume and outcome. moved : bytes that these moved, by volume. certificates : when each
+    ends, seconds since 1970, by its path.
     """
     volumes = list(volumes)
     families = [*_of_service(release, counts), *_of_volumes(volumes), *_of_copies(volumes), *_of_jobs(volumes)]
-    return exposition([*families, *_of_peers(transfers, moved or {})])
+    return exposition([*families, *_of_peers(transfers, moved or {}), _of_certificates(certificates or {})])
 
 
 def _of_service(release: str, counts: Counts) -> Iterator[Family]:
@@ -104,6 +106,13 @@ def _of_peers(transfers: Iterable[tuple[str, str, int]], moved: Mapping[str, int
     for volume, n_bytes in sorted(moved.items()):
         carried.add(n_bytes, volume=volume)
     yield from (ended, carried)
+
+
+def _of_certificates(certificates: Mapping[str, float]) -> Family:
+    ends = Family("blockplane_certificate_end_timestamp_seconds", "gauge", "When a certificate ends, or its CA's.")
+    for path, end_s in sorted(certificates.items()):
+        ends.add(end_s, path=path)
+    return ends
 
 
 def _of_jobs(volumes: list[VolumeStatus]) -> Iterator[Family]:

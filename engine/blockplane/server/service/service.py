@@ -35,6 +35,7 @@ from blockplane.server.service.policy import Policy, VolumePolicy
 from blockplane.server.service.served import Answering, ServedVolume, answer_nobody
 from blockplane.server.service.status import Observer, VolumeStatus
 from blockplane.server.service.timetable import At
+from blockplane.server.service.trust import ends_of
 from blockplane.transfer.imagesending import WRITER
 
 #: How long volumes may take to be closed once the service is to end.
@@ -122,7 +123,7 @@ class Service:
         endpoint = self._endpoint
         peers = [(volume, what, n) for (volume, what), n in endpoint.n_transfers.copy().items()] if endpoint else []
         moved = dict(endpoint.n_bytes) if endpoint else {}
-        return metrics_text(WRITER, replace(self.counts), self.status(), peers, moved)
+        return metrics_text(WRITER, replace(self.counts), self.status(), peers, moved, ends_of(self.policy))
 
     @property
     def metrics_address(self) -> tuple[str, int] | None:
