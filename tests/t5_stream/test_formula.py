@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockplane.image.formula import Common, Sums, Var, apply, needed, positive, variables
+from blockplane.image.formula import Common, Sums, Var, apply, difference, needed, outside, positive, variables
 from streams.formulas import by_sets, formulas
 
 N = 5
@@ -51,6 +51,18 @@ def test_long_sums_minus_one_of_them():
     many = Sums((*(("+", Var(i)) for i in range(40)), ("-", Var(40))))
     assert needed(many, [*(40 if i % 2 else -1 for i in range(40)), 40]) == frozenset()
     assert needed(many, [*range(40), 40])
+
+
+@given(formulas(N), st.lists(st.sets(st.integers(0, 31)), min_size=N, max_size=N), st.integers(0, N - 1))
+def test_outside_of_an_operand_nothing_changes(formula, sets, index):
+    assert by_sets(outside(formula, index), sets) - sets[index] == by_sets(formula, sets) - sets[index]
+
+
+def test_that_a_long_sum_holds_its_terms_but_for_the_base_is_known_without_looking():
+    image = Sums((*(("+", Var(i)) for i in range(40)), ("-", Var(40))))
+    for i in range(40):
+        assert needed(difference(Var(i), outside(image, 40), Var(40)), range(41)) == frozenset()
+    assert needed(difference(Var(41), outside(image, 40), Var(40)), range(42))
 
 
 def test_what_is_taken_from_itself_twice_is_empty_and_once_too():

@@ -194,6 +194,16 @@ def test_planning_reads_are_at_most_two_leaves_for_each_that_differs(volume):
     assert 0 < image.n_planning_leaves <= image.n_planning_reads <= 2 * differ
 
 
+def test_planning_an_increment_reads_each_of_many_snapshots_once(tmp_path, rng):
+    with fresh(tmp_path / "many") as volume:
+        files = Files(volume, rng)
+        for number in range(24):
+            files.write(1, number, 3)
+            volume.snapshot(f"s{number}")
+        image = build(volume, " + ".join(f"s{number}" for number in range(23, 0, -1)) + " - s0")
+        assert (len(image.arriving), image.n_planning_reads) == (23, 24)
+
+
 @pytest.mark.parametrize("order", ["disk", "tape"])
 @pytest.mark.parametrize("window_blocks", [7, 64, 2048])
 def test_windows_hold_every_block_once_and_read_it_where_it_lies(volume, order, window_blocks):

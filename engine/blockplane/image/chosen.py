@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from blockplane.image.conflict import is_spoilt
 from blockplane.image.evaluate import Evaluation, evaluate, is_empty
 from blockplane.image.expression import Expression
-from blockplane.image.formula import Common, Formula, Var, difference, sum_of
+from blockplane.image.formula import Common, Formula, Var, difference, outside, sum_of
 from blockplane.image.layout import Layout
 from blockplane.image.store import SnapshotStore
 from blockplane.image.terms import is_sendable
@@ -236,5 +236,6 @@ class Image:
             operands.append(term.state)
         missing: list[Formula] = [self._formula]
         if self._base is not None:
-            missing.append(Var(self._terms.index(self._base)))
+            base = self._terms.index(self._base)
+            missing = [outside(self._formula, base), Var(base)]
         return is_empty(difference(Var(operands.index(term.state)), *missing), operands, self.space_blocks)

@@ -58,6 +58,16 @@ def difference(left: Formula, *right: Formula) -> Formula:
     return Sums((("+", left), *(("-", formula) for formula in right)))
 
 
+def outside(formula: Formula, index: int) -> Formula:
+    """Return a formula that holds the same outside of an operand, less what takes that operand away."""
+    if isinstance(formula, Var):
+        return formula
+    if isinstance(formula, Common):
+        return Common(tuple(outside(part, index) for part in formula.terms))
+    taken = "-", Var(index)
+    return Sums(tuple((sign, outside(part, index)) for sign, part in formula.terms if (sign, part) != taken))
+
+
 def apply(formula: Formula, values: Sequence[Value | None]) -> Value | None:
     """Return the formula's value; fresh, or one of the values themselves (do not write to it)."""
     if isinstance(formula, Var):
