@@ -76,6 +76,21 @@ def test_full_and_two_increments(two, tmp_path, form):
     require_equal(pool, tmp_path / "copy", ["june0", "june1", "june2"])
 
 
+@pytest.mark.parametrize("split", [None, "8M"])
+def test_a_merge_replaces_none_of_its_streams(two, split):
+    pool, vault = two
+    places = [place(vault, "a.bps"), place(vault, "b.bps")]
+    for its, text in zip(places, ("june0", "june1 - june0"), strict=True):
+        bp.send(pool.image(text), its, split=split)
+    before = bp.FileSystem(vault).listdir("/backups")
+    onto = "../backups/a.bps" if split is None else "../backups/b.bps.000"
+    with pytest.raises(UsageError, match="would be replaced by what is merged from it"):
+        bp.merge_streams(*places, sink=place(vault, onto))
+    assert bp.FileSystem(vault).listdir("/backups") == before
+    bp.merge_streams(*places, sink=place(vault, "c.bps"))
+    assert bp.verify_streams(place(vault, "c.bps")).proved == ["june1"]
+
+
 def test_a_volume_sent_into_itself(two, tmp_path):
     """The image is of a snapshot: what is written goes to other blocks."""
     pool, _ = two

@@ -22,9 +22,10 @@ from blockplane.model.progress import Progress, ignore_progress
 from blockplane.planes import Plane, combine
 from blockplane.stream.behind import BehindSink
 from blockplane.stream.codec import MAX_FRAME_BLOCKS, Header, Role
+from blockplane.stream.folder import WritablePlace
 from blockplane.stream.keyfile import KeyLike, Keys, keys_of
 from blockplane.stream.partset import PartSet
-from blockplane.stream.pieces import pieces_of
+from blockplane.stream.pieces import piece_name, pieces_of
 from blockplane.stream.sink import Sink, SinkLike
 from blockplane.stream.source import StreamChain, StreamName, named_once, open_stream, stream_names
 from blockplane.stream.stateplane import plane_in
@@ -89,7 +90,9 @@ def merge_streams(
     names, repeated = named_once(stream_names(paths))
     for again in repeated:
         raise UsageError(f"{again} is named twice", "name each stream of the chain once")
-    if isinstance(sink, (str, os.PathLike)) and os.path.exists(sink):
+    if isinstance(sink, WritablePlace):
+        _refuse_places(sink, names)
+    elif isinstance(sink, (str, os.PathLike)) and os.path.exists(sink):
         _refuse_members(sink, names)
     with closing(open_stream(*names, needs_full=False, key=keys_of(key, require_encrypted))) as chain:
         secret = _secret(chain, encrypt)
@@ -107,6 +110,16 @@ def _refuse_members(sink: str | os.PathLike[str], names: Sequence[StreamName]) -
         for file in (pieces_of(name) or [name]) if isinstance(name, str) else ():
             if os.path.exists(file) and os.path.samefile(file, sink):
                 raise UsageError(f"{file} would be replaced by what is merged from it", "name another file with -o")
+
+
+def _refuse_places(sink: WritablePlace, names: Sequence[StreamName]) -> None:
+    """Raise UsageError where a file that is not the host's is one of the streams, or the first piece of one."""
+    key = sink.folder.key(sink.file_name)
+    for name in names:
+        if not isinstance(name, WritablePlace):
+            continue
+        if key in [name.folder.key(file) for file in (name.file_name, piece_name(name.file_name, 0))]:
+            raise UsageError(f"{name} would be replaced by what is merged from it", "name another file")
 
 
 def _secret(chain: StreamChain, encrypt: KeyLike | Literal[False] | None) -> KeyLike | None:
