@@ -129,9 +129,17 @@ class Credentials:
         try:
             context.load_cert_chain(self.certificate, self.key, password=lambda: "")
         except ssl.SSLError as error:
-            if error.reason != "KEY_VALUES_MISMATCH" or not certificate_beside(self.key.read_bytes()):
+            if error.reason != "KEY_VALUES_MISMATCH" or not self._is_being_renewed():
                 raise
             context.load_cert_chain(self.key, password=lambda: "")
+
+    def _is_being_renewed(self) -> bool:
+        """Whether the key's file has a certificate of the same name and CA: a key of somebody else's is refused."""
+        beside = certificate_beside(self.key.read_bytes())
+        if not beside:
+            return False
+        shown, other = map(x509.load_pem_x509_certificate, (self.certificate.read_bytes(), beside))
+        return (shown.subject, shown.issuer) == (other.subject, other.issuer)
 
 
 def _only_name(folder: Path) -> str:
