@@ -33,7 +33,7 @@ from blockplane.model.progress import ignore_progress
 from blockplane.planes import Plane, combine
 from blockplane.server.network import Event, Limits, Listener, RemotePeer, Rights, offering, remote, serving
 from blockplane.server.network.channel import Channel
-from blockplane.server.network.codec import Kind, WireError
+from blockplane.server.network.codec import Kind, WireError, encode_head
 from blockplane.server.network.spoken import error_said
 from blockplane.server.network.striped import Incoming, Outgoing
 from blockplane.server.network.throttle import Throttle
@@ -445,15 +445,17 @@ def test_either_side_may_read_for_long(tmp_path, rng, monkeypatch):
         side.require_same()
 
 
-def test_who_takes_nothing_for_long_is_believed_to_be_at_work_where_it_says_so():
+@pytest.mark.parametrize(("n_said", "pause_s"), [(1, 0.1), (500, 0.0)], ids=["now and then", "without pause"])
+def test_who_takes_nothing_for_long_is_believed_to_be_at_work_where_it_says_so(n_said, pause_s):
     """More is offered than connections hold, to one who compares; `silent_s` bounds it."""
     pairs = [socket.socketpair() for _ in range(2)]
-    near, far = ([Channel(pair[i], SHORT, "the other side") for pair in pairs] for i in (0, 1))
+    near, far = [Channel(pair[0], SHORT, "the other side") for pair in pairs], [pair[1] for pair in pairs]
     limits, said = replace(SHORT, silent_s=4.0), threading.Event()
 
     def beat() -> None:
-        while not said.wait(0.1):
-            far[0].send(Kind.ALIVE)
+        with contextlib.suppress(OSError):
+            while not said.wait(pause_s):
+                far[0].sendall(encode_head(Kind.ALIVE, b"", whole=True) * n_said)
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -461,11 +463,12 @@ def test_who_takes_nothing_for_long_is_believed_to_be_at_work_where_it_says_so()
     outgoing = Outgoing(near[1:], limits, Throttle(), offering._Hearing(near[0], limits).is_at_work)
     with contextlib.closing(outgoing), pytest.raises(ConnectionLostError):
         outgoing.write(bytes(8 * MIB))
-    assert 2.5 < time.monotonic() - started < 8
+    assert 2.5 < time.monotonic() - started < 16
     said.set()
+    near[0].abort()
     thread.join()
-    for channel in (*near, *far):
-        channel.close()
+    for end in (*near, *far):
+        end.close()
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from blockplane.transfer.replacing import LocalChanges
 from blockplane.volume import Volume
 from rig.farside import far_side
 from rig.network import QUICK, Hosts, threads_left
+from rig.owners import wait_for
 from streams.volumes import Files, contents, fresh
 
 SHORT = replace(QUICK, greeting_s=1.5, idle_s=1.0, least_over_s=1.0, alive_s=0.2)
@@ -57,6 +58,25 @@ def stalled(side, state: str) -> list:
     if state == "in the data":
         data[0].send(Kind.PIECE, b"x" * 10, 0)
     return [control, *data]
+
+
+def test_who_says_without_pause_that_it_is_at_work_is_ended(tmp_path, rng):
+    with far_side(tmp_path, rng, limits=replace(SHORT, silent_s=2.0)) as side:
+        control, *data = stalled(side, "in the data")
+
+        def flood() -> None:
+            data[1]._sock.setblocking(True)
+            with contextlib.suppress(OSError):
+                while True:
+                    data[1]._sock.sendall(encode_head(Kind.ALIVE, b"", whole=False) * 500)
+
+        thread = threading.Thread(target=flood, daemon=True)
+        thread.start()
+        wait_for(lambda: any(event.what == "failed" for event in side.told), "the end", timeout_s=20)
+        assert "bytes moved" in side.told[-1].text
+        thread.join()
+        for channel in (control, *data):
+            channel.close()
 
 
 @pytest.mark.parametrize("state", STATES)

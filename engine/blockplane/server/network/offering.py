@@ -48,6 +48,8 @@ from blockplane.volume.volume import Volume
 _PAYS: Final = 8
 #: What came of an interrupted transfer is rather gone on with where it is at least this part of the image.
 _GOES_ON: Final = 2
+#: Who says something without pause is heard for so long at once.
+_HEARING_S: Final = 1.0
 #: What a request says of who makes offers.
 CAPABILITY: Final = {"offers": VERSION}
 #: The phase of progress in which a snapshot is read for one.
@@ -202,6 +204,7 @@ class _Hearing:
     def is_at_work(self, seconds: float) -> bool:
         """Whether it says so, and has not for longer than it may in all; seconds : for which it took too little."""
         self._silent_s += seconds
+        end = time.monotonic() + _HEARING_S
         while self.failed is None and (head := self._control.receive_head_now(time.monotonic())) is not None:
             body = bytearray(head.n_bytes)
             self._control.receive_body(head, [memoryview(body)])
@@ -210,5 +213,7 @@ class _Hearing:
             elif head.kind is not Kind.ALIVE:
                 raise WireError(f"{self._control.peer} says {head.kind.name} before it has what it asked for")
             self._alive_at = time.monotonic()
+            if self._alive_at >= end:
+                break
         is_alive = time.monotonic() - self._alive_at < self._limits.least_over_s
         return self.failed is None and is_alive and self._silent_s < self._limits.silent_s

@@ -288,13 +288,17 @@ class Incoming(_Stripes):
                 return found
             if self._next == self._total:
                 return None
-            if self._look(since):
-                continue
-            if self._lost is not None:
-                raise self._lost
-            if not self._silent:
-                raise WireError("the other side leaves out a piece of the stream")
-            self._pace.wait(lambda: wait_readable(self._silent))
+            self._pace.wait(lambda: self._look_or_wait(since))  # to hear what is no piece is to wait too
+
+    def _look_or_wait(self, since: float) -> None:
+        """Take the heads that are here, or else wait for one."""
+        if self._look(since):
+            return
+        if self._lost is not None:
+            raise self._lost
+        if not self._silent:
+            raise WireError("the other side leaves out a piece of the stream")
+        wait_readable(self._silent)
 
     def _is_at_work(self, seconds: float) -> bool:
         """Whether the other side says that it is, and has not said so for longer than it may in all."""
