@@ -12,6 +12,7 @@ import pytest
 import blockplane as bp
 from blockplane.model.errors import BlockplaneError, UntrustedError
 from blockplane.server.service import PolicyError, read_policy
+from blockplane.server.service.following import Calls
 from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.standing import image_towards
 from rig.network import Hosts, fingerprint
@@ -91,6 +92,29 @@ def test_a_renewed_certificate_is_shown_after_a_reload(pool, hosts):
                 assert peer.standing().snapshots
         assert service.end() == 0
     assert before != after
+
+
+def test_a_certificate_that_a_policy_revokes_is_not_called(pool, hosts):
+    """Though the policy has no listener: replicas pull nothing, and mirrors are brought nothing."""
+    bp.Volume.create("copy", disks=2, size="24M").close()
+    revoked = fingerprint(hosts.credentials("backup"))
+    with bp.Volume.open("pool") as volume:
+        volume.make_master("june2")
+        with hosts.listening({"pool": volume}, {"source": {"pool": ["read", "write"]}}) as listener:
+            words = f'every = "1s"\ntls = "tls/source"\nsource = "{listener.address}/pool"\n'
+            policy = f'[volume.copy]\npath = "copy"\n[volume.copy.replicate.one]\n{words}'
+            with serving(write(f'[network]\nrevoked = ["{revoked}"]\n{policy}')) as service:
+                assert revoked in service.wait_for("job failed")[0]["text"]
+                assert not service.said("job done")
+                write(policy)
+                service.process.send_signal(signal.SIGHUP)
+                service.wait_for("job done")
+                assert service.end() == 0
+            mirrors = f'{POOL}[volume.pool.mirror.all]\nevery = "1s"\ntls = "tls/source"\n'
+            (job,) = read_policy(write(f'[network]\nrevoked = ["{revoked}"]\n{mirrors}')).volumes[0].jobs
+            reached = job.reach.remote(f"{listener.address}/pool", Calls())
+            with reached as peer, pytest.raises(UntrustedError, match="revoked"):
+                peer.standing()
 
 
 def test_an_address_that_cannot_be_had_leaves_the_listener_that_there_is(pool, hosts):

@@ -110,7 +110,13 @@ class Caller:
         except (OSError, ValueError) as error:
             sock.close()
             raise trusted_or_lost(error, str(self.address)) from error
-        if found.fingerprint in self.credentials.revoked or (self._pin is not None and found.fingerprint != self._pin):
+        if found.fingerprint in self.credentials.revoked:
+            sock.close()
+            raise UntrustedError(
+                f"{self.address} shows the certificate sha256:{found.fingerprint.hex()}, which was revoked",
+                "ask whoever runs it for another one",
+            )
+        if self._pin is not None and found.fingerprint != self._pin:
             sock.close()
             raise UntrustedError(
                 f"{self.address} shows a certificate with the fingerprint sha256:{found.fingerprint.hex()}, which is "

@@ -99,10 +99,11 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How peers are reached. tls : a folder of certificates; None: none."""
+    """How peers are reached. tls : a folder of certificates; None: none. revoked : fingerprints that are refused."""
 
     tls: Path | None = None
     insecure_plaintext: bool = False
+    revoked: tuple[str, ...] = ()
 
     @contextmanager
     def remote(self, dest: str, calls: Calls) -> Iterator[RemotePeer]:
@@ -110,7 +111,7 @@ class Reach:
         found = parse_peer(dest)
         if found is None:
             raise UsageError(f"{dest} is no volume behind a network", "name it as HOST:PORT/NAME")
-        credentials = Credentials.find(self.tls) if self.tls is not None else None
+        credentials = Credentials.find(self.tls, revoked=self.revoked) if self.tls is not None else None
         peer = RemotePeer(
             str(found[0]), found[1], credentials, insecure_plaintext=self.insecure_plaintext, patience_s=_PATIENCE_S
         )
@@ -209,26 +210,26 @@ def path_of(value: Any, directory: Path) -> Path:
     return Path(os.path.normpath(directory / os.path.expanduser(Table.text(value))))
 
 
-def _reach(table: Table, directory: Path) -> Reach:
+def _reach(table: Table, directory: Path, revoked: tuple[str, ...]) -> Reach:
     tls = table.take("tls", lambda value: path_of(value, directory), None)
     if tls is not None:
         table.require("tls", lambda: require_usable(lambda: Credentials.find(tls)))
-    return Reach(tls, table.take("insecure-plaintext", Table.truth, False))
+    return Reach(tls, table.take("insecure-plaintext", Table.truth, False), revoked)
 
 
-def mirror_of(name: str, table: Table, directory: Path) -> MirrorJob:
+def mirror_of(name: str, table: Table, directory: Path, revoked: tuple[str, ...]) -> MirrorJob:
     """Return what a policy in a directory says of mirrors."""
-    return MirrorJob(name, rule_of(table), _reach(table, directory))
+    return MirrorJob(name, rule_of(table), _reach(table, directory, revoked))
 
 
-def replicate_of(name: str, table: Table, directory: Path) -> ReplicateJob:
+def replicate_of(name: str, table: Table, directory: Path, revoked: tuple[str, ...]) -> ReplicateJob:
     """Return what a policy in a directory says of a source."""
     if not table.has("source"):
         table.add("it has no source", 'source = "backup.example:7420/pool"')
     source = table.take("source", lambda value: _place_of(value, directory), "")
     pointer = table.take("pointer", Table.text, MASTER)
     changes = table.take("changes", _changes, None)
-    return ReplicateJob(name, rule_of(table), source, pointer, changes, _reach(table, directory))
+    return ReplicateJob(name, rule_of(table), source, pointer, changes, _reach(table, directory, revoked))
 
 
 def _place_of(value: Any, directory: Path) -> str:

@@ -60,8 +60,13 @@ class NetworkPolicy:
         return Credentials.find(self.tls, revoked=self.revoked) if self.tls is not None else None
 
 
-def network_of(table: Table, directory: Path, volumes: set[str]) -> NetworkPolicy | None:
-    """Return what a policy's table says of the network; None: nothing."""
+def revoked_of(table: Table) -> tuple[str, ...]:
+    """Return the fingerprints that a policy's table of the network refuses, of who calls and of who is called."""
+    return table.take("revoked", _fingerprints, ())
+
+
+def network_of(table: Table, directory: Path, volumes: set[str], revoked: tuple[str, ...] = ()) -> NetworkPolicy | None:
+    """Return what a policy's table says of the network; None: nothing of who may call. revoked : see `revoked_of`."""
     rights = [right for peer, inner in table.table("rights").tables() for right in _rights_of(peer, inner, volumes)]
     tls = table.take("tls", table.text, "")
     made = NetworkPolicy(
@@ -70,7 +75,7 @@ def network_of(table: Table, directory: Path, volumes: set[str]) -> NetworkPolic
         is_insecure=table.take("insecure-plaintext", table.truth, False),
         rights=tuple(rights),
         rate=table.take("rate", _rate, ""),
-        revoked=table.take("revoked", _fingerprints, ()),
+        revoked=revoked,
     )
     table.finish()
     if not (made.listen or made.rights or tls or made.is_insecure):

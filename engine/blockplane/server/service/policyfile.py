@@ -12,7 +12,7 @@ from typing import Any
 from blockplane.model.errors import UsageError
 from blockplane.server.service.following import MirrorJob, ReplicateJob, mirror_of, path_of, replicate_of
 from blockplane.server.service.jobs import KINDS, Job
-from blockplane.server.service.listening import network_of
+from blockplane.server.service.listening import network_of, revoked_of
 from blockplane.server.service.log import LEVELS
 from blockplane.server.service.policy import PATIENCE_S, Policy, VolumePolicy, check_volume_name
 from blockplane.server.service.reading import ALL_NAMES, MAX_BYTES, Mistake, Mistakes, PolicyError, Table
@@ -61,8 +61,10 @@ def _syntax(text: str, message: str) -> Mistake:
 
 def _policy(top: Table, where: Path) -> Policy:
     service = top.table("service")
-    volumes = tuple(_volume(name, table, where.parent) for name, table in top.table("volume").tables())
-    network = network_of(top.table("network"), where.parent, {volume.name for volume in volumes})
+    listening = top.table("network")
+    revoked = revoked_of(listening)
+    volumes = tuple(_volume(name, table, where.parent, revoked) for name, table in top.table("volume").tables())
+    network = network_of(listening, where.parent, {volume.name for volume in volumes}, revoked)
     policy = Policy(
         volumes=volumes,
         network=network,
@@ -80,7 +82,7 @@ def _policy(top: Table, where: Path) -> Policy:
     return policy
 
 
-def _volume(name: str, table: Table, directory: Path) -> VolumePolicy:
+def _volume(name: str, table: Table, directory: Path, revoked: tuple[str, ...]) -> VolumePolicy:
     table.require("", lambda: check_volume_name(name))
     if not table.has("path"):
         table.add("it has no path", 'path = "/srv/pool"')
@@ -88,8 +90,8 @@ def _volume(name: str, table: Table, directory: Path) -> VolumePolicy:
     pressure = _pressure(table)
     jobs: list[Job] = []
     following: dict[str, Callable[[str, Table], Job]] = {
-        MirrorJob.kind: lambda name, table: mirror_of(name, table, directory),
-        ReplicateJob.kind: lambda name, table: replicate_of(name, table, directory),
+        MirrorJob.kind: lambda name, table: mirror_of(name, table, directory, revoked),
+        ReplicateJob.kind: lambda name, table: replicate_of(name, table, directory, revoked),
     }
     for kind, read in {**KINDS, **following}.items():
         for job_name, job_table in table.table(kind).tables():
