@@ -78,6 +78,27 @@ def test_who_a_rule_means():
     assert not Rights({"x": {"a": []}}).knows(Identity(("x",), b"y" * 32))
 
 
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        ("2001:db8::7", "2001:db8::7"),
+        ("2001:0DB8:0:0:0:0:0:7", "2001:db8::7"),
+        ("::1", "::1"),
+        ("::ffff:10.0.0.7", "::ffff:a00:7"),
+        ("10.0.0.7", "10.0.0.7"),
+    ],
+)
+def test_an_address_is_one_however_it_is_written(tmp_path, rule, name):
+    hosts = Hosts.make(tmp_path / "tls", "host=127.0.0.1", f"caller={name}", "other=2001:db8::8")
+    with (
+        fresh(tmp_path / "pool") as pool,
+        hosts.listening({"pool": pool}, {rule: {"pool": ["read"]}}, "host") as listener,
+    ):
+        assert hosts.peer(listener.address, name="caller", patience_s=0).standing().volume_id == pool.info.volume_id
+        with pytest.raises(BlockplaneError):
+            hosts.peer(listener.address, name="other", patience_s=0).standing()
+
+
 CLIENTS = ("reader", "writer", "both", "admin", "nobody")
 ALLOWED = {
     "reader": {"one": ["read"]},

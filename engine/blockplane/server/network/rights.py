@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class Identity:
         """What it is remembered by: 16 bytes of the digest of its first name, which a renewed certificate has too."""
         if not self.fingerprint:
             return PLAIN_KEY
-        name = self.names[0].lower() if self.names else self.fingerprint.hex()
+        name = one_form(self.names[0]) if self.names else self.fingerprint.hex()
         return hashlib.sha256(name.encode()).digest()[:16]
 
     @property
@@ -55,7 +56,7 @@ class Identity:
         """What rules may call it."""
         if not self.fingerprint:
             return frozenset({PLAINTEXT})
-        names = {name.lower() for name in self.names if _is_peer_name(name)}
+        names = {one_form(name) for name in self.names if _is_peer_name(name)}
         return frozenset(names | {f"sha256:{self.fingerprint.hex()}"})
 
 
@@ -93,9 +94,23 @@ class Rights:
         return any(key in keys and verbs for (key, _), verbs in self._allowed.items())
 
 
+def one_form(name: str) -> str:
+    """Return a peer's name as it is compared: in small letters, an address as short as it can be written."""
+    address = _address(name)
+    return str(address) if address is not None else name.lower()
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name) if "%" not in name else None
+    except ValueError:
+        return None
+
+
 def _is_peer_name(name: str) -> bool:
     """Whether a name cannot be taken for a fingerprint, or for what is no name."""
-    return _PEER_NAME.fullmatch(name) is not None and not name.lower().startswith("sha256:")
+    is_name = _PEER_NAME.fullmatch(name) is not None and not name.lower().startswith("sha256:")
+    return is_name or _address(name) is not None
 
 
 def peer_key(peer: str) -> str:
@@ -108,7 +123,7 @@ def peer_key(peer: str) -> str:
         raise UsageError(
             f"{peer!r} is no peer", f"write a certificate's name, sha256: and its fingerprint, or {PLAINTEXT}"
         )
-    return peer.lower()
+    return one_form(peer)
 
 
 def require_volume_name(name: str) -> str:

@@ -18,7 +18,7 @@ from cryptography import x509
 
 from blockplane.model.errors import KeyFileError, UsageError
 from blockplane.server.network.certificates import certificate_beside
-from blockplane.server.network.rights import Identity
+from blockplane.server.network.rights import Identity, one_form
 
 _CA: Final = "ca.pem"
 _MAX_BYTES: Final = 1 << 20
@@ -179,4 +179,4 @@ def identity_of(sock: ssl.SSLSocket, address: str) -> Identity:
         raise ssl.SSLError("the other side showed no certificate")
     listed = shown.get("subjectAltName", ())
     names = [str(entry[1]) for entry in listed if entry[0] in ("DNS", "IP Address")]
-    return Identity(tuple(names), hashlib.sha256(packed).digest(), address)
+    return Identity(tuple(map(one_form, names)), hashlib.sha256(packed).digest(), address)
