@@ -181,7 +181,7 @@ def _fail(error: Exception, arguments: Sequence[str]) -> int:
 def _lost_output() -> OSError | None:
     """Give up standard output where it does not take what was printed before a failure; return why."""
     try:
-        sys.stdout.flush()
+        print(end="", flush=True)  # whoever called may have closed it
     except OSError as error:
         _give_up_output()
         return error
