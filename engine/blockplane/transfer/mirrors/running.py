@@ -242,8 +242,8 @@ class _Steps:
             self._begun_ns[name] = time.time_ns()
             context = contextvars.copy_context()
             thread = threading.Thread(target=context.run, args=(self._work, mirror), name=f"mirror {name}")
-            self.running[name] = thread
             thread.start()
+            self.running[name] = thread
 
     def _work(self, mirror: MirrorDefinition) -> None:
         try:
@@ -381,8 +381,9 @@ class MirrorLoop:
             except (BlockplaneError, OSError) as error:
                 self._tell(attempt(self._volume, slot.mirror, _Failing(error)))
                 return
-        slot.thread = threading.Thread(target=self._work, args=(slot, slot.peer), name=f"mirror {slot.mirror.name}")
-        slot.thread.start()
+        thread = threading.Thread(target=self._work, args=(slot, slot.peer), name=f"mirror {slot.mirror.name}")
+        thread.start()
+        slot.thread = thread
 
     def _work(self, slot: _Slot, peer: Peer) -> None:
         try:
