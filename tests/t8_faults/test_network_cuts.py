@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from blockplane.image import build
 from blockplane.model.errors import BlockplaneError
 from blockplane.server.network import Listener, RemotePeer, Rights
 from blockplane.transfer.lag import replicas
@@ -129,7 +130,7 @@ def test_a_pull_cut_at_random_bytes(tmp_path, rng, is_deep, part, record_propert
             top = side.change(1200)
             side.push(top)
             with fresh(tmp_path / f"pulled{turn}", size="24M") as pulled:
-                span = side.source.image(top).n_blocks * 4096  # runs that were written may lie upon each other
+                span = build(side.source, top).n_blocks * 4096  # runs that were written may lie upon each other
                 cut = Cut(int(rng.integers(1000, span)), "down", "silent" if turn % 3 == 2 else "reset")
                 with Link(side.listener.address, cut) as link:
                     brought = side.peer(link.address, patience_s=20).bring(top, pulled, LocalChanges.REFUSE)

@@ -203,8 +203,7 @@ class _Hearing:
 
     def is_at_work(self, seconds: float) -> bool:
         """Whether it says so, and has not for longer than it may in all; seconds : for which it took too little."""
-        self._silent_s += seconds
-        end = time.monotonic() + _HEARING_S
+        begun = time.monotonic()
         while self.failed is None and (head := self._control.receive_head_now(time.monotonic())) is not None:
             body = bytearray(head.n_bytes)
             self._control.receive_body(head, [memoryview(body)])
@@ -213,7 +212,8 @@ class _Hearing:
             elif head.kind is not Kind.ALIVE:
                 raise WireError(f"{self._control.peer} says {head.kind.name} before it has what it asked for")
             self._alive_at = time.monotonic()
-            if self._alive_at >= end:
+            if self._alive_at >= begun + _HEARING_S:
                 break
+        self._silent_s += seconds + time.monotonic() - begun
         is_alive = time.monotonic() - self._alive_at < self._limits.least_over_s
         return self.failed is None and is_alive and self._silent_s < self._limits.silent_s
