@@ -307,6 +307,30 @@ def test_a_lost_connection_is_settled_by_where_the_destination_stands(world, rng
         assert read(copy, "/a") == read(world.source, "/a")
 
 
+def test_what_arrived_unheard_and_is_not_shown_any_more_is_brought_again(world, rng):
+    copy = world.add()
+    write(world.source, "/a", b"one")
+    world.source.snapshot("june1")
+    world.run()
+
+    class Lost(VolumePeer):
+        def take(self, *words, **options):
+            super().take(*words, **options)
+            raise UnreachableError("contact was lost")
+
+    write(world.source, "/a", b"two")
+    world.source.snapshot("june2")
+    with pytest.raises(UnreachableError):
+        mirrors.step(world.source, world.definition(copy), Lost(copy))
+    assert read(copy, "/a") == b"two"
+    earlier = copy.get_snapshot("june1").record.id
+    VolumePeer(copy).go_back(earlier, LocalChanges.KEEP)
+    assert read(copy, "/a") == b"one"
+    assert world.outcomes() == ["brought"]
+    assert read(copy, "/a") == b"two"
+    assert world.outcomes() == ["idle"]
+
+
 def test_a_transfer_that_was_cut_goes_on_and_little_travels_twice(world, rng):
     copy = world.add(wish=DiskWish(3, "8MiB"))
     write(world.source, "/a", rng.bytes(3 << 20))

@@ -270,9 +270,10 @@ def _shows_acknowledged(volume: Volume, mirror: MirrorDefinition, standing: Stan
 
 
 def settle(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> str | None:
-    """Take a destination's word for whether what was under way arrived; return its name where it did.
+    """Take a destination's word for whether what was under way arrived; return its name where it did, and is shown.
 
-    What arrived only in part stays under way: the step that follows goes on with it.
+    What arrived only in part stays under way: the step that follows goes on with it. What arrived, and is not shown any
+    more, is what the destination has.
     """
     found = known_destination(volume, mirror)
     if found is None or found.status == "idle" or found.under_way is None:
@@ -280,7 +281,7 @@ def settle(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> str 
     top = volume.get_snapshot(found.under_way).record
     if top.id in standing.whole:
         volume.destinations.succeed(mirror.name)
-        return found.under_way
+        return found.under_way if _shows_acknowledged(volume, mirror, standing) else None
     if not any(receive.top_name == found.under_way for receive in standing.interrupted):
         _give_up(volume, mirror, found.under_way)
     return None
