@@ -28,7 +28,7 @@ from blockplane.stream.index import Wanted
 from blockplane.stream.input import open_input
 from blockplane.stream.keyfile import Keys, keys_of
 from blockplane.stream.lineage import Lineage, Member
-from blockplane.stream.media import Rack, TapeSet, by_set, is_tape, stores
+from blockplane.stream.media import Rack, TapeSet, by_set, is_tape, is_unwritten, stores
 from blockplane.stream.partset import PartSet, joined
 from blockplane.stream.pieces import base_of, pieces_of, without_later
 from blockplane.stream.reader import read_header
@@ -206,7 +206,7 @@ def open_stream(
     sets: list[TapeSet] = []
     cache, keys = FrameCache(), keys_of(key)
     names = stream_names(paths)
-    tapes = [name for name in names if isinstance(name, str) and (is_tape(name) or name.endswith(".tap"))]
+    tapes = [name for name in names if isinstance(name, str) and (is_tape(name) or _is_unwritten_tape(name))]
     try:
         places: list[str | StreamPlace] = [name for name in names if name not in tapes]
         for named in by_set(tapes) if tapes else []:
@@ -297,3 +297,8 @@ def stream_envelope(path: StreamName) -> codec.Envelope | None:
     with closing(open_input(path)) as origin:
         header = read_header(origin)
     return codec.decode_envelope(header) if codec.is_sealed(header) else None
+
+
+def _is_unwritten_tape(name: str) -> bool:
+    """Whether a name is one of a tape on which nothing is: one that its set did not need, say."""
+    return name.endswith(".tap") and is_unwritten(name)
