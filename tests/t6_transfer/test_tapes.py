@@ -120,6 +120,14 @@ def test_streams_are_merged_off_tapes(backup, tmp_path):
         assert same(copy.get_snapshot("s3"), backup.files["s3"])
 
 
+def test_a_stream_in_a_file_named_as_a_tape_is_read_as_a_stream(backup, tmp_path):
+    bp.send(backup.volume.image("s1"), tmp_path / "full.bps")
+    Path(tmp_path, "full.bps").rename(tmp_path / "full.tap")
+    assert bp.verify_streams(str(tmp_path / "full.tap")).problems == []
+    with bp.open_stream(str(tmp_path / "full.tap")) as chain:
+        assert same(chain, backup.files["s1"])
+
+
 # --- what is overwritten, and what goes on ---
 
 
