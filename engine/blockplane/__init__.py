@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     )
     from blockplane.model import errors as errors
     from blockplane.planes import Plane, combine, combine_count
-    from blockplane.server import VolumePlace
     from blockplane.server.network import Certificate, Credentials, Listener, RemotePeer, Rights, make_certificates
     from blockplane.server.service import Service, read_policy
+    from blockplane.server.streamplace import VolumePlace
     from blockplane.stream import (
         Key,
         StreamChain,
@@ -136,7 +136,7 @@ _HOMES = {
         "Key", "StreamChain", "command_changer", "create_key", "is_stream", "is_tape", "open_stream", "read_key",
         "stream_envelope",
     ),
-    "blockplane.server": ("VolumePlace",),
+    "blockplane.server.streamplace": ("VolumePlace",),
     "blockplane.server.service": ("Service", "read_policy"),
     "blockplane.server.network": (
         "Certificate", "Credentials", "Listener", "RemotePeer", "Rights", "make_certificates",

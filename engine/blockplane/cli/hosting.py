@@ -27,10 +27,9 @@ from blockplane.cli.text import sentence
 from blockplane.cli.verbtable import ALONE, KINDS, verb_of
 from blockplane.model.errors import RefusedError, UsageError, VolumeInUseError
 from blockplane.model.ownfiles import read_own
+from blockplane.model.release import WRITER
 from blockplane.server import Activities, Contact, ControlServer, Kind, Session, contact, current, let_written
 from blockplane.server.control import SETTLE_S
-from blockplane.transfer.imagesending import WRITER
-from blockplane.transfer.newvolume import Opening
 from blockplane.volume import Volume as PlainVolume
 from blockplane.volume.making import LOCK_NAME
 
@@ -110,14 +109,14 @@ def _used(volume: bp.Volume, verb: str, kind: Kind) -> Iterator[None]:
         yield
 
 
-def making(verb: str) -> Opening:
+def making(verb: str) -> bp.Opening:
     """Return how a verb opens a volume that it makes: one that others' verbs can work on meanwhile."""
 
     def around(volume: PlainVolume) -> AbstractContextManager[None]:
         assert isinstance(volume, bp.Volume)
         return _used(volume, verb, Kind[KINDS[verb]])
 
-    return Opening(bp.Volume, around, verb)
+    return bp.Opening(bp.Volume, around, verb)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from blockplane.cli.streams import tell_plain
 from blockplane.cli.text import blocks, duration, measured, print_json, printable, rate
 
 if TYPE_CHECKING:
-    from blockplane.server import VolumePlace
+    from blockplane.server.streamplace import VolumePlace
     from blockplane.transfer import InterruptedReceive, ReceiveReport
 
 

@@ -20,7 +20,7 @@ from blockplane.cli.naming import (
 from blockplane.cli.text import printable
 
 if TYPE_CHECKING:
-    from blockplane.server import VolumePlace
+    from blockplane.server.streamplace import VolumePlace
 
 
 def place_in_volume(text: str) -> Target | None:
@@ -56,7 +56,7 @@ def refuse_volumes(output: str, verb: str) -> None:
 @contextmanager
 def opened_streams(texts: Sequence[str], verb: str, wait_s: float) -> Iterator[list[str | VolumePlace]]:
     """Open the volumes that streams lie in; give the streams as what reads them takes them."""
-    from blockplane.server import VolumePlace  # not above: help and completion do without
+    from blockplane.server.streamplace import VolumePlace  # not above: help and completion do without
 
     with ExitStack() as stack:
         opened: dict[tuple[str, str | None], bp.FileSystem] = {}
@@ -78,7 +78,7 @@ def opened_to_send(
     vol: str, outputs: Sequence[str], wait_s: float, *, writable: bool
 ) -> Iterator[tuple[bp.Volume, list[str | VolumePlace]]]:
     """Open a volume to be sent from, and those that streams go into where outputs name files in volumes."""
-    from blockplane.server import VolumePlace  # as above
+    from blockplane.server.streamplace import VolumePlace  # as above
 
     place, targets = volume_only(vol), [place_to_write(output) for output in outputs]
     with ExitStack() as stack:

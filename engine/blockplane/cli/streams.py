@@ -19,7 +19,7 @@ from blockplane.cli.streamplaces import opened_streams
 from blockplane.cli.text import blocks, count, duration, iso, moment, print_json, printable, rate, sentence, size
 
 if TYPE_CHECKING:
-    from blockplane.server import VolumePlace
+    from blockplane.server.streamplace import VolumePlace
     from blockplane.stream import Envelope, StreamMap
     from blockplane.transfer import StreamVerdict
 

@@ -4,7 +4,6 @@ from blockplane.server.activity import Activities, Activity, Kind, let_written
 from blockplane.server.client import Contact, contact
 from blockplane.server.control import ControlServer
 from blockplane.server.session import CancelledError, Session, current
-from blockplane.server.streamplace import VolumePlace
 
 __all__ = [
     "Activities",
@@ -14,7 +13,6 @@ __all__ = [
     "ControlServer",
     "Kind",
     "Session",
-    "VolumePlace",
     "contact",
     "current",
     "let_written",

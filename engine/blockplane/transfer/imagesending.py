@@ -20,11 +20,11 @@ from blockplane.image.order import DISK, VERSION, WINDOW_BLOCKS, Window, windows
 from blockplane.image.store import require_alive
 from blockplane.model.addresses import BLOCK_BYTES, Checks, Numbers
 from blockplane.model.errors import UsageError
+from blockplane.model.release import WRITER
 from blockplane.planes import Plane
 from blockplane.stream.codec import PART_FEATURES, Features, Header, Locations, Role
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, Branch, SnapshotRecord
 
-WRITER: Final = "blockplane 0.1"
 EXPLICIT: Final = "explicit"
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from blockplane.image.gather import Gathered
 from blockplane.model.errors import StreamMismatchError, UsageError
 from blockplane.model.progress import Progress, ignore_progress
+from blockplane.model.release import WRITER
 from blockplane.planes import Plane, combine
 from blockplane.stream.behind import BehindSink
 from blockplane.stream.codec import MAX_FRAME_BLOCKS, Header, Role
@@ -29,7 +30,6 @@ from blockplane.stream.pieces import piece_name, pieces_of
 from blockplane.stream.sink import Sink, SinkLike
 from blockplane.stream.source import StreamChain, StreamName, named_once, open_stream, stream_names
 from blockplane.stream.stateplane import plane_in
-from blockplane.transfer.imagesending import WRITER
 from blockplane.transfer.picking import Packing
 from blockplane.transfer.send import SendReport, send
 from blockplane.volume.codec import NO_ID, Branch, SnapshotRecord

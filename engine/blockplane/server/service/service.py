@@ -22,6 +22,7 @@ from blockplane.disks.label import refuse_disk
 from blockplane.model.errors import BlockplaneError, RefusedError
 from blockplane.model.ownfiles import own_suffix, replace_own
 from blockplane.model.places import is_same_place
+from blockplane.model.release import WRITER
 from blockplane.server.activity import Kind
 from blockplane.server.network.serving import Opened
 from blockplane.server.service.clock import Clock, SystemClock
@@ -36,7 +37,6 @@ from blockplane.server.service.served import Answering, ServedVolume, answer_nob
 from blockplane.server.service.status import Observer, VolumeStatus
 from blockplane.server.service.timetable import At
 from blockplane.server.service.trust import ends_of
-from blockplane.transfer.imagesending import WRITER
 
 #: How long volumes may take to be closed once the service is to end.
 GRACE_S: Final = 5.0

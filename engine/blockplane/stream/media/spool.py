@@ -6,11 +6,11 @@ import secrets
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
 
 from blockplane.model.addresses import Checks
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import RefusedError, TapeLabelError
+from blockplane.model.release import WRITER
 from blockplane.stream.fdsink import Buffer
 from blockplane.stream.media.codec import (
     NO_FRAME,
@@ -27,8 +27,6 @@ from blockplane.stream.media.labels import is_blank, read_label
 from blockplane.stream.media.medium import Medium, MediumFullError
 from blockplane.stream.media.rack import Rack
 from blockplane.stream.media.setstate import SetState
-
-WRITER: Final = "blockplane 0.1"
 
 
 class Spool:
