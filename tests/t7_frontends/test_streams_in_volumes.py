@@ -274,6 +274,9 @@ def test_the_verbs(done, blockplane, pool, vault):
     names = ["vault:/backups/june1.bps", "vault:/backups/june2.bps"]
     assert done("stream", "verify", *names, "--json").json["proved"] == ["june1", "june2"]
     assert done("stream", "info", names[1], "--json").json["top"] == "june2"
+    assert done("stream", "compare", *names, f"{pool}@june2", "--json").json["ok"] is True
+    done("send", pool, "june1", "-o", f"{pool}:/own.bps")
+    assert done("stream", "compare", f"{pool}:/own.bps", f"{pool}@june1").out.startswith("equal")
     done("receive", "copy", "-i", names[0])
     done("receive", "copy", "-i", names[1], "-i", names[0])
     done("diff", "copy@june1", "copy@june2")

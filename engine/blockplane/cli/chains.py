@@ -139,8 +139,12 @@ def compare(
     blockplane stream compare june1.bps june2.bps pool@june2
     """
     place, name = snapshot_of(snapshot)
-    with open_volume(place, "stream compare", wait_s, writable=False) as volume, ProgressLine(progress) as line:
-        found = bp.compare_streams(*files, volume=volume, snapshot=name, key=keys, progress=line)
+    with (
+        opened_streams(files, "stream compare", wait_s) as streams,
+        open_volume(place, "stream compare", wait_s, writable=False) as volume,
+        ProgressLine(progress) as line,
+    ):
+        found = bp.compare_streams(*streams, volume=volume, snapshot=name, key=keys, progress=line)
     if as_json:
         print_json(_compared(found))
     else:
