@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from typing import Literal
@@ -299,6 +299,8 @@ def _check_files(
 ) -> None:
     try:
         with _reading(volume, name):
+            if name is not None and volume.get_snapshot(name).shadowed_ns:  # since the snapshots were listed
+                return
             files = FileSystem(volume.state(name)).check(step)
     except NoSuchSnapshotError:  # deleted since the snapshots were listed
         return
@@ -311,6 +313,8 @@ def _check_files(
     report.n_directories += files.n_directories
 
 
-def _reading(volume: PlainVolume, name: str | None) -> AbstractContextManager[None]:
-    """Pin a snapshot while it is read; the live file system needs none: its last two states stay."""
-    return volume.pin(volume.get_snapshot(name).record.id) if name is not None else nullcontext()
+@contextmanager
+def _reading(volume: PlainVolume, name: str | None) -> Iterator[None]:
+    """Pin a snapshot while it is read; whoever writes to the live file system waits: only its last two states stay."""
+    with volume.pin(volume.get_snapshot(name).record.id) if name is not None else volume.lock:
+        yield

@@ -9,7 +9,7 @@ import pytest
 
 from blockplane.disks.label import decode_label, encode_label, read_label
 from blockplane.model import VolumeDamagedError
-from blockplane.volume import Volume, fsinfo
+from blockplane.volume import Volume, fsinfo, held
 from blockplane.volume.check import check
 from blockplane.volume.codec import ENTRY_BYTES, LocalRoot, StateRoot
 from blockplane.volume.fsinfo import FsInfo
@@ -116,3 +116,16 @@ def test_a_volume_whose_counts_lie_says_so_and_stays_as_it_is(volume):
     found = open_volume(revived(disks), writable=False)
     assert [snapshot.name for snapshot in found.snapshots] == ["a"]
     assert any("the local root says 0" in problem for problem in check(found).problems)
+
+
+def test_shadows_that_are_each_other_s_parents(volume):
+    for name in ("b", "c"):
+        volume.snapshot(name)
+    for name in ("a", "b"):
+        volume.shadow_snapshot(name)
+    entry = volume.local.entry("a")
+    entry.record = dataclasses.replace(entry.record, parent_id=volume.local.entry("b").record.id)
+    volume.local.rewrite_entries()
+    found = reopened(volume)
+    assert [snapshot.name for snapshot in found.snapshots] == ["a", "b", "c"]
+    assert not held.is_line(found.local.entries(), found.local.root.parent_id)

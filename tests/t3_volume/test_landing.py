@@ -346,7 +346,9 @@ def test_blocks_that_come_twice_or_were_not_announced():
     require_unchanged(target, landing, before)
 
 
-@pytest.mark.parametrize("change", [{"n_blocks": 5}, {"root": None}])
+@pytest.mark.parametrize(
+    "change", [{"n_blocks": 5}, {"root": None}, {"cp": 1 << 40}, {"branch_id": bytes(16)}, {"space_id": bytes(16)}]
+)
 def test_a_record_that_does_not_fit_what_came(change):
     source, target, _, plane, before, record = some_landing()
     if change == {"root": None}:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from blockplane.model.checks import fresh_checks
 from blockplane.model.errors import StreamDamagedError, StreamTruncatedError
 from blockplane.stream import codec
 from blockplane.stream.codec import FrameKind
+from blockplane.transfer.imagesending import ImageSending
 from blockplane.volume.carrying import first_other
 from blockplane.volume.landedchecks import LandedChecks
 from blockplane.volume.statechecks import StateChecks
@@ -128,3 +131,17 @@ def test_blocks_of_a_snapshot_that_does_not_arrive_are_nobodys(source):
     )
     with pytest.raises(StreamDamagedError, match="block 7 came with a checksum"):
         found.require_equal([state], None, landed, lambda state, plane: 7)
+
+
+@pytest.mark.parametrize("change", [{"kind": 2}, {"kind": 5}, {"kind": 77}, {"id": bytes(16)}])
+def test_a_snapshot_that_arrives_as_something_else_than_a_snapshot(source, tmp_path, change):
+    snapshots = ImageSending.snapshots
+
+    def forged(self):
+        return [(replace(each, **change) if each.name == "one" else each, role) for each, role in snapshots(self)]
+
+    with mock.patch.object(ImageSending, "snapshots", forged):
+        stream = stream_of(source, "two + one")
+    with pytest.raises(StreamDamagedError, match="a snapshot that is not a regular one, or has no id"):
+        bp.receive(io.BytesIO(stream), tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()

@@ -135,3 +135,33 @@ def test_a_snapshot_is_compared_with_streams_of_two_branches(folder):
     with bp.Volume.open(folder / "pool", writable=False) as volume:
         found = bp.compare_streams(*of(folder, "a", "s2", "x"), volume=volume, snapshot="x")
     assert (found.ok, found.n_differing) == (True, 0)
+
+
+@pytest.mark.parametrize("deleted", ["x", "s2", "a"])
+def test_a_snapshot_of_another_branch_arrives_and_what_is_beside_it_stays(tmp_path, rng, deleted):
+    """It lacks what those before and after it share: none of them may be deleted as if they were one line."""
+    with bp.Volume.create(tmp_path / "pool", disks=3, size="24M") as volume:
+        files, content = bp.FileSystem(volume), rng.bytes(400_000)
+        files.write_bytes("/a", content)
+        volume.snapshot("a")
+        files.unlink("/a")
+        volume.snapshot("s2")
+        volume.rollback("a")
+        for i in range(4):
+            files.write_bytes(f"/{i}", rng.bytes(5000))
+            volume.sync()
+        volume.snapshot("x")
+        bp.send(volume.image("x + a", with_=["s2"]), tmp_path / "all.bps")
+    assert bp.receive(tmp_path / "all.bps", tmp_path / "copy").arrived == ("x", "s2", "a")
+    with bp.Volume.open(tmp_path / "copy") as copy:
+        files = bp.FileSystem(copy)
+        files.unlink("/a")
+        copy.sync()
+        copy.delete_snapshot(deleted)
+        assert bp.check(copy).problems == []
+        for i in range(40):
+            files.write_bytes(f"/n{i % 8}", rng.bytes(1_000_000))
+            copy.sync()
+        for name in {"a", "x"} - {deleted}:
+            assert bp.FileSystem(copy.get_snapshot(name)).read_bytes("/a") == content
+        assert bp.check(copy).problems == []

@@ -99,6 +99,17 @@ def test_names_are_not_shared(done, blockplane, pool):
     done("snapshot", "create", f"{pool}@week")
 
 
+def test_the_master_s_pointer_takes_no_stored_image_s_name(done, blockplane, pool):
+    done("image", "save", pool, "master", "june1")
+    found = blockplane("snapshot", "master", f"{pool}@june2", "--json")
+    assert (found.status, found.error["message"]) == (1, "a stored image is named 'master'")
+    done("image", "delete", pool, "master")
+    done("snapshot", "master", f"{pool}@june2")
+    done("snapshot", "master", f"{pool}@june2")
+    assert blockplane("image", "save", pool, "master", "june1", "--json").status == 1
+    assert done("image", pool, "master", "--json").json["top"] == "june2"
+
+
 def test_a_stream_does_not_bring_a_snapshot_of_an_images_name(done, blockplane, pool):
     done("receive", "copy", "-i", "june1.bps")
     done("image", "save", "copy", "june2", "june1")

@@ -23,7 +23,7 @@ from blockplane.stream.input import Input
 from blockplane.stream.keyfile import Key
 from blockplane.stream.locations import ImplicitLocations
 from blockplane.stream.records import piece_of, record_of, role_of
-from blockplane.volume.codec import BRANCH_BYTES, RECORD_BYTES, Branch, SnapshotRecord
+from blockplane.volume.codec import BRANCH_BYTES, KIND_REGULAR, NO_ID, RECORD_BYTES, Branch, SnapshotRecord
 
 _HEADER_PREFIX_BYTES: Final = 16
 _AGAIN: Final = "fetch the stream again"
@@ -377,6 +377,9 @@ def _check_roles(found: StreamMap) -> None:
     ids = {record.id for record, _ in found.snapshots}
     if len(ids) != len(found.snapshots):
         raise StreamDamagedError("the stream lists a snapshot twice", _AGAIN)
+    arriving = [record for record, role in found.snapshots if role in (Role.TOP, Role.ARRIVES)]
+    if any(record.kind != KIND_REGULAR or record.id == NO_ID for record in arriving):
+        raise StreamDamagedError("the stream brings a snapshot that is not a regular one, or has no id", _AGAIN)
     if any(record.space_id != header.space_id for record, role in found.snapshots if role is not Role.LEFT_OUT):
         raise StreamDamagedError("the stream mixes snapshots of different numberings", _AGAIN)
 

@@ -51,6 +51,8 @@ class VolumeDestination:
         self.is_made, self._relocates, self._is_opened, self._pulls = is_made, relocates, is_opened, pulls
         #: what the live state, which the stream replaces, is kept in, where the top does not descend from that itself
         self._standing: SnapshotRecord | None = None
+        #: the live state that `accept` judged; None: whatever it is may be replaced
+        self._judged: Pointer | None = None
 
     @property
     def name(self) -> str:
@@ -84,6 +86,8 @@ class VolumeDestination:
     def accept(self, stream: StreamMap, *, discard: bool) -> None:
         """See Destination."""
         self._standing = None
+        with settled(self.volume):  # before it is looked at: what is written from here on is seen by the landing
+            self._judged = None if discard else self.volume.committed.pointer
         for record in stream.arriving():
             check_name(record.name)
         self.refuse_name_clash(stream)
@@ -231,6 +235,7 @@ class VolumeDestination:
             yield landing.Landing(
                 self.volume, stream.image, entry, self._incoming(stream), stream.part, lender, stream.header.carried_id,
                 stream.header.features, self._relocates, arrival_of(stream), stream.header.is_one_of_parts,
+                self._judged,
             )  # fmt: skip
 
     @contextmanager

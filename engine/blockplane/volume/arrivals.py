@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from blockplane.model.errors import SnapshotExistsError, StreamDamagedError
 from blockplane.planes import Plane
-from blockplane.volume.codec import NO_ID, ROOT_POINTERS, SnapshotRecord, TableEntry
+from blockplane.volume.codec import BRANCH_BYTES, MAX_BRANCHES, NO_ID, ROOT_POINTERS, SnapshotRecord, TableEntry
 from blockplane.volume.leafbits import LEAF_BLOCKS, count, numbers_in
+from blockplane.volume.lines import is_in_history
 from blockplane.volume.placemap import MapExtents, PlaceMap, union
 from blockplane.volume.readers import PlaceReader
 from blockplane.volume.state import State, differing_leaves
@@ -41,6 +42,11 @@ class Arrivals:
         base = volume.snapshot_state(self._base) if self._base is not None else None
         candidate = self._all_moved(base)
         state = State.read(PlaceReader(volume.array, candidate), record.root, candidate)
+        root = state.root
+        if (root.space_id, root.branch_id, root.cp) != (record.space_id, record.branch_id, record.cp):
+            raise StreamDamagedError(
+                f"snapshot {record.name!r} is another state than its record says", hint="its sender is at fault"
+            )
         self._require_whole(state, base, record)
         trimmed = candidate.of_leaves([self._part(candidate, state, leaf) for leaf in candidate.domain_leaves()])
         return State(PlaceReader(volume.array, trimmed), state.root, state.pointer, trimmed)
@@ -99,35 +105,53 @@ class Arrivals:
             )
 
 
-def table_entries(local: LocalTree, on: TableEntry | None, arriving: Sequence[SnapshotRecord]) -> list[TableEntry]:
-    """Return entries, older first, of the snapshots that arrived and are not in a table yet.
-
-    Parameters
-    ----------
-    on : the snapshot here that the image builds on. arriving : the top last.
+def not_there(local: LocalTree, arriving: Sequence[SnapshotRecord]) -> list[SnapshotRecord]:
+    """Return those of the snapshots that arrive, the top last, which are not in a table yet; older first.
 
     Raises
     ------
     StreamDamagedError : the top is not the newest. SnapshotExistsError : the table has another of that name.
-
-    Notes
-    -----
-    The parent is the state a snapshot was built on here, not the one it had at the source: only so a line in the
-    table is one in which a place that two snapshots hold is held by all between them. One older than the base has
-    none.
     """
-    base = on.record if on is not None else None
     known = {entry.record.id for entry in local.entries()}
     new = [record for record in sorted(arriving, key=lambda record: record.cp) if record.id not in known]
     if not new or new[-1].id != arriving[-1].id:
         raise StreamDamagedError("the stream's top is not its newest snapshot", hint="its sender is at fault")
     _refuse_names(local, new)
+    return new
+
+
+def table_entries(
+    on: TableEntry | None, records: Sequence[SnapshotRecord], states: Sequence[State]
+) -> list[TableEntry]:
+    """Return the entries of snapshots that arrived.
+
+    Parameters
+    ----------
+    on : the snapshot here that the image builds on. records, states : of what arrived, older first, the top last.
+
+    Raises
+    ------
+    StreamDamagedError : the top's history is longer than one can be.
+
+    Notes
+    -----
+    The parent is the state a snapshot was built on here, not the one it had at the source: only so a line in the
+    table is one in which a place that two snapshots hold is held by all between them. One older than the base has
+    none, nor has one that the top does not descend from: what such a one lacks, those on either side of it may share.
+    """
+    top, base = states[-1], on.record if on is not None else None
+    if top.branch_list.size_bytes > MAX_BRANCHES * BRANCH_BYTES:
+        raise StreamDamagedError(
+            f"snapshot {records[-1].name!r} has a history of {top.branch_list.size_bytes} bytes",
+            hint="its sender is at fault",
+        )
+    line = top.branches()
     made: list[TableEntry] = []
     parent = base.id if base is not None else NO_ID
-    for record in new:
-        is_older = base is not None and record.cp < base.cp
-        made.append(TableEntry(replace(record, parent_id=NO_ID if is_older else parent)))
-        parent = parent if is_older else record.id
+    for record, state in zip(records, states, strict=True):
+        is_beside = not is_in_history(state.root, top.root, line) or (base is not None and record.cp < base.cp)
+        made.append(TableEntry(replace(record, parent_id=NO_ID if is_beside else parent)))
+        parent = parent if is_beside else record.id
     return made
 
 

@@ -307,6 +307,8 @@ class TableEntry:
 
 _BRANCH = struct.Struct("<16s16sQQq")
 BRANCH_BYTES = 64
+#: Of one history, 4 MiB: what a stream or a state that came may make its reader hold.
+MAX_BRANCHES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,9 @@ def is_line(entries: Sequence[TableEntry], parent_id: bytes) -> bool:
 
 def surviving(parent_id: bytes, passed: dict[bytes, bytes]) -> bytes:
     """Return the nearest ancestor that is not among those passed over, each given with its own parent."""
-    while parent_id in passed:
+    for _ in passed:  # no more steps than that: a table that lies may go round
+        if parent_id not in passed:
+            break
         parent_id = passed[parent_id]
     return parent_id
 

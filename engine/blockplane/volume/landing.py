@@ -25,10 +25,10 @@ from blockplane.model.errors import (
 )
 from blockplane.planes import Plane, combine, combine_count
 from blockplane.volume import held, marking
-from blockplane.volume.arrivals import Arrivals, table_entries
+from blockplane.volume.arrivals import Arrivals, not_there, table_entries
 from blockplane.volume.borrowing import Trial
 from blockplane.volume.carrying import Carried, first_other, require_equal
-from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
+from blockplane.volume.codec import NO_ID, Pointer, SnapshotRecord, TableEntry
 from blockplane.volume.features import Features
 from blockplane.volume.incoming import IncomingEntry, IncomingImage, leaves_of
 from blockplane.volume.journal import LandedSlots
@@ -66,6 +66,7 @@ class Landing:
     arrival : gives the order in which blocks will come; None: ascending.
     is_part : the others may come later, with other parts of the image: what came is kept until then.
     features : what the states that arrive need; the volume's root record says so from then on.
+    live : the live state whose replacement was agreed to; None: whatever it is now.
 
     Attributes
     ----------
@@ -91,6 +92,7 @@ class Landing:
         relocates: bool = False,
         arrival: Arrival | None = None,
         is_part: bool = False,
+        live: Pointer | None = None,
     ) -> None:
         self._volume = volume
         self._features = features or Features()
@@ -110,6 +112,9 @@ class Landing:
             with volume.lock:
                 volume.commit()
                 self._live = volume.committed.pointer
+                if live is not None:
+                    self._refuse_changed(live)
+                self._refuse_gone([base, lender])
                 self._begin(entry, following, lender, carried_id)
                 self._require_all_to_come(following)
         except BaseException:
@@ -308,10 +313,10 @@ class Landing:
         self.bands.finish()
         with volume.lock:
             volume.commit()
-            self._refuse_changed()
-            entries = table_entries(volume.local, self._base, arriving)
-            states = self._states([entry.record for entry in entries])
-            self._flip(states, entries, volume.committed)
+            self._refuse_changed(self._live)
+            records = not_there(volume.local, arriving)
+            states = self._states(records)
+            self._flip(states, table_entries(self._base, records, states), volume.committed)
         if self._kept is not None:
             self._kept.forget()
 
@@ -342,9 +347,19 @@ class Landing:
         """How many blocks of the image were here already and are not written: lent, or found to be equal."""
         return self._loans.n_blocks
 
-    def _refuse_changed(self) -> None:
-        """What was agreed to be replaced is the live state as it was when the receive began."""
-        if self._volume.committed.pointer != self._live:
+    def _refuse_gone(self, entries: Sequence[TableEntry | None]) -> None:
+        """What is built on is pinned by now; it may have gone before it was."""
+        there = {entry.record.id for entry in self._volume.local.regular()}
+        for entry in entries:
+            if entry is not None and entry.record.id not in there:
+                raise RefusedError(
+                    f"snapshot {entry.record.name}, which the image builds on, went meanwhile from {self._volume.path}",
+                    "bring the image that it is in first",
+                )
+
+    def _refuse_changed(self, live: Pointer) -> None:
+        """What was agreed to be replaced is the live state as it was when that was agreed."""
+        if self._volume.committed.pointer != live:
             raise RefusedError(
                 f"{self._volume.path} was written to while it received; these changes would be lost",
                 "keep them in a snapshot, then receive again with --discard",

@@ -19,6 +19,7 @@ from blockplane.volume.codec import FLAG_MASTER, KIND_REGULAR, TableEntry
 from blockplane.volume.demotioncodec import UNHEARD, Demotion
 from blockplane.volume.destinations import Destinations
 from blockplane.volume.holds import needs, refuse_deleting, release_all
+from blockplane.volume.naming import refuse_existing
 from blockplane.volume.passing import not_past
 from blockplane.volume.pointers import MASTER, names_at, set_pointer
 from blockplane.volume.replicationcodec import FLAG_LOST, ReplicaRecord
@@ -51,6 +52,8 @@ def make_master(volume: LiveVolume, name: str) -> None:
                 f"a snapshot is named {MASTER!r}, which is the pointer's name",
                 f"rename it: blockplane snapshot rename {volume.path}@{MASTER} NEW",
             )
+        if MASTER not in volume.local.replication().standing:
+            refuse_existing(volume, MASTER)
         with volume.changing():
             entry.record = replace(entry.record, flags=entry.record.flags | FLAG_MASTER)
             volume.local.rewrite_entries()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from blockplane.disks.disk import Disk
-from blockplane.disks.geometry import without
+from blockplane.disks.geometry import GroupRecord, without
 from blockplane.disks.label import make_labels, read_label, write_labels
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError, UsageError
@@ -163,15 +163,15 @@ def shrink(
     emptying = Emptying(volume, group)
     while True:
         with volume.lock:
-            if volume.info.leaving != index or volume.geometry.groups[index] != group:
-                raise RefusedError(f"taking RAID group {index} out was called off", "")
+            _require_leaving(volume, index, group)
             n = emptying.step(step_blocks)
         if not n:
             break
         n_moved, n_steps = n_moved + n, n_steps + 1
         progress(ProgressEvent("move", n_moved * BLOCK_BYTES, total, time.monotonic() - started))
-    disks = tuple(volume.array.disks[disk] for disk in group.disks)
     with volume.lock:
+        _require_leaving(volume, index, group)
+        disks = tuple(volume.array.disks[disk] for disk in group.disks)
         _leave(volume)
         config = read_config(volume.path)
         names = [name for disk, name in enumerate(config.disks) if disk not in group.disks]
@@ -197,6 +197,11 @@ def cancel(volume: LiveVolume) -> int:
         volume.commit(clean=True)
         volume.close_group(None)
         return leaving
+
+
+def _require_leaving(volume: LiveVolume, index: int, group: GroupRecord) -> None:
+    if volume.info.leaving != index or volume.geometry.groups[index] != group:
+        raise RefusedError(f"taking RAID group {index} out was called off", "")
 
 
 def _leave(volume: LiveVolume) -> None:

@@ -17,7 +17,6 @@ from blockplane.stream.codec.words import (
     FEATURE_ZSTD,
     KNOWN_FEATURES,
     MAGIC,
-    MAX_BRANCHES,
     MAX_GROUPS,
     MAX_HEADER_BYTES,
     MAX_SNAPSHOTS,
@@ -26,7 +25,7 @@ from blockplane.stream.codec.words import (
     Locations,
     feature_names,
 )
-from blockplane.volume.codec import CHECK_BYTES, CHECK_CRC32C, NO_ID, Pointer
+from blockplane.volume.codec import CHECK_BYTES, CHECK_CRC32C, MAX_BRANCHES, NO_ID, Pointer
 from blockplane.volume.features import Features
 
 _HEADER = struct.Struct("<8sIIQQQ32s16s16s16s16s16sIIQQQQ16sIHHQ8sIIIIIHHQ32sQ16s")

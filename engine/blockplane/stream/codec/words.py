@@ -21,9 +21,8 @@ MAX_PAYLOAD_BYTES: Final = 1 << 20
 MAX_FRAME_BLOCKS: Final = MAX_PAYLOAD_BYTES // BLOCK_BYTES
 MAX_FRAME_RECORDS: Final = MAX_PAYLOAD_BYTES // RECORD_BYTES
 MAX_GROUPS: Final = 1024
-#: 32 MiB and 4 MiB of records: what a stream may make its reader hold.
+#: 32 MiB of records: what a stream may make its reader hold.
 MAX_SNAPSHOTS: Final = 1 << 17
-MAX_BRANCHES: Final = 1 << 16
 #: VBNs of a stream lie below this: numbers fit int64 with room for sums.
 MAX_SPACE_BLOCKS: Final = 1 << 56
 #: A plane piece covers at most 64 Roaring containers: no encoding of it, bitsets included, exceeds 0.6 MiB.
