@@ -58,6 +58,8 @@ def test_sanity():
     assert sane((0, 10, 5, 0), (5, 10, 95, 5))
     assert not sane((0, 10, 5, 0), (4, 10, 5, 5))
     assert not sane((96, 10, 5, 0))
+    assert Index([np.array([(0, 10, 56, 200)], INDEX_DTYPE)]).is_sane(1000, 5000)
+    assert not Index([np.array([(0, 10, 57, 200)], INDEX_DTYPE)]).is_sane(1000, 5000)  # a frame has 256 at most
     assert not sane((-1, 10, 5, 0))
     assert not sane((0, 5000, 5, 0))
     assert not sane((0, -1, 5, 0))

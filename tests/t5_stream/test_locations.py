@@ -27,21 +27,23 @@ from streams.storage import DictSending, DictStorage, pair
 IMPLICIT = Locations.IMPLICIT
 
 
-def implicit_stream(**form) -> tuple[bytes, DictStorage]:
+def implicit_stream(window_blocks: int = 4, **form) -> tuple[bytes, DictStorage]:
     storage = DictStorage()
     storage.write(range(3, 33, 2), 1)
     out = io.BytesIO()
     top = storage.snapshot("s", frozenset(storage.blocks), 1)
-    send(DictSending(storage, top, window_blocks=4, locations=IMPLICIT), out, **form)
+    send(DictSending(storage, top, window_blocks=window_blocks, locations=IMPLICIT), out, **form)
     return out.getvalue(), storage
 
 
-@pytest.mark.parametrize("compress", [None, "zstd"])
-def test_an_implicit_stream_is_received_and_lists_no_extents(compress):
-    stream, storage = implicit_stream(compress=compress)
+@pytest.mark.parametrize(
+    ("window_blocks", "compress", "lengths"), [(4, None, (4, 4, 4, 3)), (15, None, (15,)), (15, "zstd", (15,))]
+)
+def test_an_implicit_stream_is_received_and_lists_no_extents(window_blocks, compress, lengths):
+    stream, storage = implicit_stream(window_blocks, compress=compress)
     heads = [codec.decode_frame_fixed(part[:48]) for part in parts_of(stream)[1:]]
     data = [head for head in heads if head.kind is FrameKind.DATA]
-    assert [(head.n_items, head.n_blocks, head.head_bytes) for head in data] == [(0, 4, 64)] * 3 + [(0, 3, 60)]
+    assert [(head.n_items, head.n_blocks, head.head_bytes) for head in data] == [(0, n, 48 + 4 * n) for n in lengths]
     target = DictStorage()
     receive(io.BytesIO(stream), target)
     assert target.blocks == storage.blocks
@@ -52,7 +54,7 @@ def test_reading_an_implicit_chain_in_place(tmp_path, compress):
     storage, old, new = pair()
     paths = [tmp_path / "old.bps", tmp_path / "new.bps"]
     for path, sending in zip(paths, (DictSending(storage, old), DictSending(storage, new, old)), strict=True):
-        send(replace(sending, locations=IMPLICIT, window_blocks=3), path, compress=compress)
+        send(replace(sending, locations=IMPLICIT, window_blocks=300 if compress else 3), path, compress=compress)
     with open_stream(*paths) as chain:
         for vbn in (0, 4, 20, 24):
             data = np.zeros(4096, np.uint8)
@@ -74,7 +76,7 @@ def changed(stream: bytes, offset: int, width: int, value: int) -> bytes:
         ((224, 8, int.from_bytes(b"disk", "little")), StreamDamagedError, "none of its RAID groups"),
         ((224, 8, int.from_bytes(b"chain", "little")), StreamError, "says chain order"),
         ((232, 4, 2), StreamError, "tape order, version 2"),
-        ((236, 4, 0), StreamDamagedError, "windows of no blocks"),
+        ((236, 4, 0), StreamDamagedError, "windows of 0 blocks over 0 disks"),
         ((252, 2, 1), StreamDamagedError, "differ about locations"),
     ],
 )
@@ -83,6 +85,15 @@ def test_orders_that_are_not_the_streams(field, kind, words):
     target = DictStorage()
     with pytest.raises(kind, match=words):
         receive(io.BytesIO(changed(stream, *field)), target)
+    assert target == DictStorage()
+
+
+def test_windows_that_cost_more_than_what_they_bring():
+    """A block that may be compressed to nothing is not worth a window of its own."""
+    stream, _ = implicit_stream(15, compress="zstd")
+    target = DictStorage()
+    with pytest.raises(StreamDamagedError, match="windows of 14 blocks"):
+        receive(io.BytesIO(changed(stream, 236, 4, 14)), target)
     assert target == DictStorage()
 
 
@@ -103,17 +114,20 @@ def test_a_frame_with_more_blocks_than_are_left():
         left.take(head)
 
 
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=8), st.integers(1, 45))
-def test_cutting_extents(steps, n_blocks):
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=8),
+    st.integers(0, 1 << 16), st.integers(1, 45),
+)  # fmt: skip
+def test_cutting_extents(steps, start, n_blocks):
     rows, at = [], 0
     for gap, length in steps:
         rows.append((at + gap, at + gap + length))
         at += gap + length
     extents = np.array(rows, np.int64)
-    first, rest = _cut(extents.copy(), n_blocks)
-    numbers = numbers_in(extents).tolist()
-    assert numbers_in(first).tolist() == numbers[:n_blocks]
-    assert (numbers_in(rest).tolist() if len(rest) else []) == numbers[n_blocks:]
+    numbers, ends = numbers_in(extents).tolist(), np.cumsum(extents[:, 1] - extents[:, 0])
+    start %= len(numbers)
+    assert numbers_in(_cut(extents, ends, start, n_blocks)).tolist() == numbers[start : start + n_blocks]
+    assert numbers_in(extents).tolist() == numbers
 
 
 # --- orders over groups of any size ---

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 import blockplane as bp
 from blockplane.model import StreamMismatchError
+from blockplane.stream.codec import Role
+from blockplane.stream.kinship import kinship
+from blockplane.volume.codec import Branch, Pointer, SnapshotRecord
 
 NAMES = ["june1", "june2", "june3", "june4"]
+SPACE = bytes(15) + b"s"
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +74,25 @@ def test_verify_says_what_lies_between(streams):
     (problem,) = bp.verify_streams(folder / "june1.bps", folder / "june4.bps").problems
     assert "builds on snapshot june3" in problem
     assert problem.endswith("june3 is 2 snapshots after june1, the newest of theirs that it descends from")
+
+
+def test_it_is_told_in_one_walk_of_a_long_history():
+    """Of thousands of snapshots and branches: a stream may list more than anybody would wait for, one by the other."""
+    walks = []
+
+    class Branches(tuple):
+        def __iter__(self):
+            walks.append(len(self))
+            return super().__iter__()
+
+    def record(name: str, branch: int, cp: int) -> SnapshotRecord:
+        id_ = name.encode().ljust(16)
+        return SnapshotRecord(id_, SPACE, bytes(16), bytes([branch]) * 16, cp, cp, Pointer(9, 0), 1, name)
+
+    top, base = record("top", 3, 90), record("base", 3, 80)
+    branches = Branches(Branch(bytes([i]) * 16, bytes([i - 1]) * 16, 10 * i, 10 * i - 1, 0) for i in (3, 2, 1))
+    listed = [(record(f"{branch} {cp}", branch, cp), Role.LEFT_OUT) for branch in range(5) for cp in range(1, 40)]
+    stream = SimpleNamespace(snapshots=[(top, Role.TOP), (base, Role.BASE), *listed], top=top, branches=branches)
+    held = [record(f"{branch} {cp}", branch, cp) for branch in range(5) for cp in (5, 15, 25, 35)]
+    assert kinship(stream, base, held, "here").startswith("base is 5 snapshots after 3 35, the newest here")
+    assert len(walks) <= 2

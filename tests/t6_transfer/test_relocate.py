@@ -14,6 +14,7 @@ import blockplane as bp
 from blockplane.model import NoSpaceError, RefusedError
 from blockplane.volume.check import check
 from blockplane.volume.space import AREA_STRIPES
+from forging import parts_of, sealed
 
 
 def spread(volume: bp.Volume, rng: np.random.Generator) -> None:
@@ -348,3 +349,14 @@ def test_forty_gibibytes_of_numbers_in_ten(tmp_path, rng, is_deep, record_proper
             )
         if is_deep:
             assert min(relocated_s) < min(plain_s) / 0.8
+
+
+@pytest.mark.parametrize("window_blocks", [0, 1, 1 << 20])
+def test_an_order_of_windows_that_nobody_writes_is_no_hindrance(source, tmp_path, window_blocks):
+    """Where blocks are listed, it is no more than a guess at how they will come."""
+    parts = [bytearray(part) for part in parts_of(sent(source, ALL).getvalue())]
+    parts[0][236:240] = window_blocks.to_bytes(4, "little")
+    bp.receive(io.BytesIO(sealed(parts)), tmp_path / "small", relocate=True, **SMALL)
+    with bp.Volume.open(tmp_path / "small") as small:
+        assert contents(small) == contents(source)
+        verdict(small)

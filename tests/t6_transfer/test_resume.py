@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from blockplane.model.errors import (
     StreamMismatchError,
     StreamTruncatedError,
 )
+from blockplane.stream import folder
 from blockplane.stream.input import ObjectInput
 from blockplane.stream.partial import read_partial
 from blockplane.stream.reader import StreamReader
@@ -369,13 +372,30 @@ def test_resume_where_nothing_began_sends_all(source, tmp_path):
 
 def test_a_file_that_another_process_writes_is_left_alone(source, tmp_path):
     with (tmp_path / "x.bps.partial").open("wb") as file:
-        import fcntl
-
         fcntl.flock(file, fcntl.LOCK_EX)
         for resume in (True, False):
             with pytest.raises(StreamError, match="being written by another process"):
                 bp.send(source.image("june1"), tmp_path / "x.bps", resume=resume)
     assert os.listdir(tmp_path) == ["x.bps.partial"]
+
+
+def test_a_file_that_another_replaced_before_it_was_locked_is_let_go(source, tmp_path, monkeypatch):
+    """The one made first has no name any more: what is written to it would be lost, and the other's take its place."""
+    path, others = tmp_path / "x.bps", []
+
+    def flock(fd: int, how: int) -> None:
+        if not others:
+            others.append(None)
+            others[0] = folder.HostFile(path)
+        fcntl.flock(fd, how)
+
+    monkeypatch.setattr(folder, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB))
+    with pytest.raises(StreamError, match="being written by another process"):
+        bp.send(source.image("june1"), path)
+    assert os.listdir(tmp_path) == ["x.bps.partial"]
+    others[0].close()
+    bp.send(source.image("june1"), path)
+    assert (os.listdir(tmp_path), bp.verify_streams(path).ok) == (["x.bps"], True)
 
 
 def test_a_link_in_the_place_of_the_half_written_file_is_not_followed(source, tmp_path):

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from contextlib import ExitStack
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -166,6 +167,22 @@ def test_a_volume_that_grew(tmp_path, rng):
         assert check(same).problems == []
     with Volume.open(tmp_path / "other") as other:
         assert_same(source, other, "small", "large")
+    source.close()
+
+
+@pytest.mark.parametrize("stop", [NoSpaceError("no space left", ""), KeyboardInterrupt()])
+def test_a_volume_of_two_groups_of_which_one_cannot_be_made_is_not_there(tmp_path, rng, stop):
+    source = fresh(tmp_path / "source", size="4M")
+    source.grow(disks=2, size="4M")
+    Files(source, rng).write(1, 0, 500)
+    source.snapshot("s")
+    stream = stream_of(source, "s")
+    with mock.patch.object(Volume, "grow", side_effect=stop), pytest.raises(type(stop)):
+        receive(io.BytesIO(stream), tmp_path / "new" / "copy")
+    assert not (tmp_path / "new").exists()
+    receive(io.BytesIO(stream), tmp_path / "new" / "copy")
+    with Volume.open(tmp_path / "new" / "copy") as copy:
+        assert copy.geometry == source.geometry
     source.close()
 
 

@@ -107,12 +107,13 @@ def test_a_volume_sent_into_itself(two, tmp_path):
     assert bp.check(pool).problems == []
 
 
-def test_room_is_compared_before(two, monkeypatch):
+@pytest.mark.parametrize("split", [None, "300K"])
+def test_room_is_compared_before(two, monkeypatch, split):
     pool, vault = two
     bp.FileSystem(vault).write_bytes("/much", bytes(1))
     monkeypatch.setattr(type(vault), "available_blocks", property(lambda self: 100))
     with pytest.raises(NoSpaceError, match=r"vault:/backups/a\.bps: \d+ blocks are wanted, and 100 free"):
-        bp.send(pool.image("june2"), place(vault, "a.bps"), preallocate=True)
+        bp.send(pool.image("june2"), place(vault, "a.bps"), preallocate=True, split=split)
     assert bp.FileSystem(vault).listdir("/backups") == []
 
 
@@ -254,6 +255,28 @@ def test_a_dry_run_and_a_token_know_what_is_half_written(two, tmp_path, how):
     assert n_before * bp.BLOCK_BYTES > 2 * MIB
     bp.receive(place(vault, "a.bps"), tmp_path / "copy")
     require_equal(pool, tmp_path / "copy", ["june2"])
+
+
+@pytest.mark.parametrize("split", ["4M", None])
+def test_pieces_that_room_was_made_for_are_gone_on_with(two, tmp_path, rng, split):
+    """Those that nothing was written to are there, and empty."""
+    _, vault = two
+
+    def stop(event):
+        if event.done_bytes > 9 * MIB:
+            raise StreamError("stopped")
+
+    with bp.Volume.create(tmp_path / "large", disks=1, size="40M") as source:
+        bp.FileSystem(source).write_bytes("/a", rng.bytes(24 * MIB))
+        source.snapshot("s")
+        image, form = source.image("s"), {"order": "tape", "preallocate": True}
+        with pytest.raises(StreamError, match="stopped"):
+            bp.send(image, place(vault, "a.bps"), split="4M", progress=stop, **form)
+        files = bp.FileSystem(vault)
+        assert 0 in [files.stat(f"/backups/{name}").st_size for name in files.listdir("/backups")]
+        report = bp.send(image, place(vault, "a.bps"), split=split, resume=True, **form)
+        assert report.n_blocks_before > 8 * MIB // 4096
+        assert bp.verify_streams(place(vault, "a.bps")).proved == ["s"]
 
 
 # --- on the command line ----------------------------------------------------------------------------------------------

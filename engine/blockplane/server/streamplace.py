@@ -159,6 +159,15 @@ class VolumeFolder:
     def refuse_volumes(self, names: Sequence[str]) -> None:
         """See Folder: no disk of a volume that could be opened is in another one."""
 
+    def require_room(self, name: str, n_bytes: int) -> None:
+        """See Folder: nothing is reserved in a volume; what is free is compared."""
+        wanted, free = -(-n_bytes // BLOCK_BYTES), self._volume.available_blocks if self._volume is not None else 0
+        if wanted > free:
+            raise NoSpaceError(
+                f"no space left for {self.shown(name)}: {wanted} blocks are wanted, and {free} free",
+                "free some and send again",
+            )
+
     def begin(self, name: str, goes_on: bool, is_public: bool = False) -> Growing:
         """See Folder."""
         if self._volume is None:
@@ -263,13 +272,7 @@ class VolumeFile:
             self._file.write(buffer)
 
     def allocate(self, n_bytes: int) -> None:
-        """See Growing: nothing is reserved in a volume; what is free is compared."""
-        wanted, free = -(-(n_bytes - self.n_bytes) // BLOCK_BYTES), self._volume.available_blocks
-        if wanted > free:
-            raise NoSpaceError(
-                f"no space left for {self.name}: {wanted} blocks are wanted, and {free} free",
-                "free some and send again",
-            )
+        """See Growing: nothing is reserved in a volume; see `VolumeFolder.require_room`."""
 
     def cut(self, n_bytes: int) -> None:
         """See Growing."""

@@ -149,6 +149,8 @@ class FileSink:
 
     def _refuse_other_lengths(self) -> None:
         lengths = [self._length(name) for name in self._partials()]
+        while len(lengths) > 1 and not lengths[-1]:  # begun, and nothing written: room was made for them
+            lengths.pop()
         if any(n != self._split for n in lengths[:-1]) or lengths[-1] > (self._split or 0):
             raise StreamError(
                 f"{self.partial_name} and what belongs to it are pieces of {lengths[0]} bytes",
@@ -178,6 +180,7 @@ class FileSink:
         """
         self._go_back()
         self._is_allocated = True
+        self._folder.require_room(self._base, n_bytes - sum(self._length(name) for name in self._partials()))
         size = self._split or max(n_bytes, 1)
         for number, start in enumerate(range(0, n_bytes, size)):
             self._piece(number).allocate(min(size, n_bytes - start))
@@ -328,5 +331,5 @@ def split_beside(folder: Folder, name: str) -> int | None:
     first, second = (piece_name(name, number) + PARTIAL for number in (0, 1))
     if not folder.has_file(first) or not folder.has_file(second):
         return None
-    with closing(folder.stored([first])) as stored:
-        return stored.n_bytes
+    with closing(folder.stored([first])) as stored, closing(folder.stored([second])) as behind:
+        return stored.n_bytes if behind.n_bytes else None

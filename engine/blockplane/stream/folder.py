@@ -85,6 +85,10 @@ class Folder(Protocol):
         """Raise RefusedError where one of these files is a volume's: it must not be replaced, whatever it is called."""
         ...
 
+    def require_room(self, name: str, n_bytes: int) -> None:
+        """Raise NoSpaceError where so many more bytes of a stream have no room, if that shows before room is made."""
+        ...
+
     def begin(self, name: str, goes_on: bool, is_public: bool = False) -> Growing:
         """Open NAME.partial, with `goes_on` the one that is there, if it is; never another process's.
 
@@ -155,6 +159,9 @@ class HostFolder:
                     "name a file outside of volumes",
                 )
 
+    def require_room(self, name: str, n_bytes: int) -> None:
+        """See Folder: here it shows when room is made."""
+
     def begin(self, name: str, goes_on: bool, is_public: bool = False) -> Growing:
         """See Folder."""
         return HostFile(self._path / name, goes_on, is_public)
@@ -224,11 +231,14 @@ class HostFile(FdSink):
                 fd, is_old = os.open(self._partial, flags), True
             except FileNotFoundError:
                 mode = 0o666 if is_public else PRIVATE
-                fd, is_old = os.open(self._partial, flags | os.O_CREAT | os.O_EXCL, mode), False
+                try:
+                    fd, is_old = os.open(self._partial, flags | os.O_CREAT | os.O_EXCL, mode), False
+                except FileExistsError:  # another process made it since
+                    continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 mine = os.fstat(fd)
-                if is_old and not self._is_still(mine):
+                if not self._is_still(mine):  # one made here too: another process may have put its own there
                     os.close(fd)
                     continue
                 if not is_old or (goes_on and stat.S_ISREG(mine.st_mode) and mine.st_uid == os.geteuid()):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockplane.model.addresses import Extents, Numbers
+from blockplane.stream.codec import MAX_FRAME_BLOCKS
 
 IndexEntries = NDArray[np.void]
 
@@ -88,6 +89,7 @@ class Index:
         """Tell whether the entries lie in the space and inside the file, and none overlaps another."""
         good = (self.starts >= 0) & (self.stops > self.starts) & (self.stops <= space_blocks)
         good &= (self.frames >= 0) & (self.frames < n_bytes)
+        good &= self.stops - self.starts + self.firsts <= MAX_FRAME_BLOCKS
         return bool(good.all() and (self.starts[1:] >= self.stops[:-1]).all())
 
     def holds(self, vbn: int) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from blockplane.stream.reader import StreamMap
 from blockplane.volume.codec import SnapshotRecord
-from blockplane.volume.lines import is_in_history
+from blockplane.volume.lines import ends_of, is_in_history
 
 
 def kinship(stream: StreamMap, base: SnapshotRecord, held: Sequence[SnapshotRecord], whose: str) -> str:
@@ -19,13 +19,14 @@ def kinship(stream: StreamMap, base: SnapshotRecord, held: Sequence[SnapshotReco
     ----------
     held : snapshots that are there whole. whose : who has them, as in "the newest WHOSE".
     """
-    line = [record for record, _ in stream.snapshots if _is_of(stream, record, stream.top)]
-    older = [record for record in held if _is_of(stream, record, base)]
+    of_top, of_base = _Line(stream, stream.top), _Line(stream, base)
+    line = [record for record, _ in stream.snapshots if record in of_top]
+    older = [record for record in held if record in of_base]
     if older:
         newest = max(older, key=_age)
         n = len({record.id for record in line if _age(newest) < _age(record) <= _age(base)})
         return f"{base.name} is {_snapshots(n)} after {newest.name}, the newest {whose} that it descends from"
-    newer = [record for record in held if _age(record) > _age(base) and _is_of(stream, record, stream.top)]
+    newer = [record for record in held if _age(record) > _age(base) and record in of_top]
     if newer:
         oldest = min(newer, key=_age)
         n = len({record.id for record in line if _age(base) <= _age(record) < _age(oldest)})
@@ -53,9 +54,15 @@ def tips_of(streams: Sequence[StreamMap]) -> list[int]:
     return sorted(last, key=lambda i: streams[i].top.created_ns)
 
 
-def _is_of(stream: StreamMap, record: SnapshotRecord, later: SnapshotRecord) -> bool:
-    """Whether a snapshot is one that a later one descends from, or that itself."""
-    return is_in_history(record, later, stream.branches)
+class _Line:
+    """The snapshots that a later one descends from, and itself; worked out once."""
+
+    def __init__(self, stream: StreamMap, later: SnapshotRecord) -> None:
+        self._space_id = later.space_id
+        self._ends = ends_of(later.branch_id, later.cp, stream.branches)
+
+    def __contains__(self, record: SnapshotRecord) -> bool:
+        return record.space_id == self._space_id and record.cp <= self._ends.get(record.branch_id, -1)
 
 
 def _age(record: SnapshotRecord) -> tuple[int, int]:

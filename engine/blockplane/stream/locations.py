@@ -10,13 +10,15 @@ import numpy as np
 from blockplane.disks import Geometry
 from blockplane.image.extents import n_blocks_in
 from blockplane.image.order import DISK, TAPE, VERSION, locations
-from blockplane.model.addresses import Extents
+from blockplane.model.addresses import Extents, Numbers
 from blockplane.model.errors import StreamDamagedError, StreamError
 from blockplane.planes import Plane
 from blockplane.stream.codec import FrameHead, Header
 
 #: A stream's own word for its groups makes a reader order at most so many disks; a window costs 1 us for each.
 MAX_DISKS: Final = 1024
+#: Fewer blocks a window, or fewer than disks, and each block costs more than its bytes are worth.
+MIN_WINDOW_BLOCKS: Final = 256
 
 
 class ImplicitLocations:
@@ -38,13 +40,17 @@ class ImplicitLocations:
             raise StreamError(
                 f"the stream does not list where its blocks belong, but says {what}", "upgrade blockplane"
             )
-        if not header.window_blocks:
-            raise StreamDamagedError("the stream's order has windows of no blocks", "fetch the stream again")
         geometry = Geometry(header.groups)
+        least = min(max(MIN_WINDOW_BLOCKS, geometry.n_disks), header.following_blocks)
+        # only where blocks may be compressed: else 4,096 bytes come with each
+        if not header.window_blocks or (header.may_be_compressed and header.window_blocks < least):
+            what = f"windows of {header.window_blocks} blocks over {geometry.n_disks} disks"
+            raise StreamDamagedError(f"the stream's order has {what}", "send it with --locations explicit")
         if header.order == DISK:
             _require_orderly(header, following, geometry)
         self._windows: Iterator[Extents] = locations(following, geometry, header.order, header.window_blocks)
-        self._pending: Extents = np.empty((0, 2), np.int64)
+        #: the window under way, where each extent of it ends, and how many blocks of it were taken
+        self._window, self._ends, self._taken = np.empty((0, 2), np.int64), np.empty(0, np.int64), 0
 
     def take(self, head: FrameHead) -> FrameHead:
         """Return a data frame's head with its extents: the next blocks of the order.
@@ -67,14 +73,15 @@ class ImplicitLocations:
     def _next(self, n_left: int) -> Iterator[Extents]:
         """Yield the next blocks of the order, fewer at its end."""
         while n_left:
-            if not len(self._pending):
+            if not len(self._ends) or self._taken == int(self._ends[-1]):
                 window = next(self._windows, None)
                 if window is None:
                     return
-                self._pending = window
-            part, self._pending = _cut(self._pending, n_left)
+                self._window, self._ends, self._taken = window, np.cumsum(window[:, 1] - window[:, 0]), 0
+            part = _cut(self._window, self._ends, self._taken, n_left)
             yield part
-            n_left -= n_blocks_in(part)
+            n_blocks = n_blocks_in(part)
+            self._taken, n_left = self._taken + n_blocks, n_left - n_blocks
 
 
 def _require_orderly(header: Header, image: Plane, geometry: Geometry) -> None:
@@ -87,14 +94,11 @@ def _require_orderly(header: Header, image: Plane, geometry: Geometry) -> None:
         raise StreamDamagedError("blocks of the stream lie in none of its RAID groups", "fetch the stream again")
 
 
-def _cut(extents: Extents, n_blocks: int) -> tuple[Extents, Extents]:
-    """Return the extents' first n_blocks blocks, or all, and the rest."""
-    ends = np.cumsum(extents[:, 1] - extents[:, 0])
-    if n_blocks >= int(ends[-1]):
-        return extents, extents[:0]
-    at = int(np.searchsorted(ends, n_blocks, side="right"))
-    over = n_blocks - (int(ends[at - 1]) if at else 0)
-    first, rest = extents[: at + 1].copy(), extents[at:].copy()
-    rest[0, 0] += over
-    first[-1, 1] = rest[0, 0]
-    return (first if over else first[:-1]), rest
+def _cut(extents: Extents, ends: Numbers, start: int, n_blocks: int) -> Extents:
+    """Return n_blocks blocks of extents from one on, or all that are left: cost follows what is returned."""
+    stop = min(start + n_blocks, int(ends[-1]))
+    first, last = int(np.searchsorted(ends, start, side="right")), int(np.searchsorted(ends, stop))
+    part = extents[first : last + 1].copy()
+    part[0, 0] = extents[first, 1] - (int(ends[first]) - start)
+    part[-1, 1] = extents[last, 1] - (int(ends[last]) - stop)
+    return part

@@ -68,7 +68,7 @@ class _Walk:
         self._chain, self._tree, self._n_leaves = chain, tree, n_leaves
         self.is_whole = True
         #: a tree has each block once: one that leads in circles is noticed here
-        self._n_left = sum(file.n_held for file in chain.path)
+        self._seen: set[int] = set()
 
     def leaves(self) -> Iterator[int]:
         """Yield the leaves that are there, ascending."""
@@ -80,12 +80,13 @@ class _Walk:
             word, _ = self._tree.pointer(level, index) if index << NODE_SHIFT * level < self._n_leaves else (0, 0)
             if not word:
                 continue
-            if not self._chain.holds(word & NUMBER_MASK):
+            number = word & NUMBER_MASK
+            if not self._chain.holds(number):
                 self.is_whole = False
                 continue
-            self._n_left -= 1
-            if self._n_left < 0:
+            if number in self._seen:
                 raise StreamDamagedError(f"the block map of {self._chain.snapshot.name} leads in circles")
+            self._seen.add(number)
             if level == 0:
                 yield index
             else:

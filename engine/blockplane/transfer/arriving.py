@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from blockplane.disks.geometry import Geometry
 from blockplane.image.layout import count_within
-from blockplane.image.order import DISK, TAPE, locations
+from blockplane.image.order import DISK, TAPE, WINDOW_BLOCKS, locations
 from blockplane.model.addresses import Extents
 from blockplane.model.errors import UsageError
 from blockplane.planes import Plane
+from blockplane.stream.locations import MAX_DISKS, MIN_WINDOW_BLOCKS
 from blockplane.stream.reader import StreamMap
 from blockplane.volume.landing_places import Arrival
 
@@ -22,12 +23,15 @@ def arrival_of(stream: StreamMap) -> Arrival:
     A guess where the source's blocks lie elsewhere than at their numbers: nothing but speed depends on it.
     """
     header = stream.header
+    # a guess: what the header says is followed where that costs little
+    window_blocks = min(max(header.window_blocks, MIN_WINDOW_BLOCKS), WINDOW_BLOCKS)
 
     def arrival(plane: Plane) -> Iterator[Extents]:
         geometry = _geometry(stream)
-        if header.order == DISK and geometry is not None and _is_inside(plane, geometry):
-            return locations(plane, geometry, DISK, header.window_blocks)
-        return locations(plane, Geometry(()), TAPE, header.window_blocks)
+        is_cheap = geometry is not None and geometry.n_disks <= min(window_blocks, MAX_DISKS)
+        if header.order == DISK and geometry is not None and is_cheap and _is_inside(plane, geometry):
+            return locations(plane, geometry, DISK, window_blocks)
+        return locations(plane, Geometry(()), TAPE, window_blocks)
 
     return arrival
 

@@ -130,9 +130,15 @@ def _create_groups(path: Path, groups: Sequence[GroupRecord], opening: Opening) 
     """Make a volume with the source's groups, one by one."""
     _refuse_too_many(sum(len(group.disks) for group in groups))
     first, *rest = groups
+    missing = making.missing_of(path)
     volume = opening.create(path, len(first.disks), _disk_bytes(first), first.n_parity, _chunk_of(first))
-    for group in rest:
-        volume.grow(disks=len(group.disks), size=_disk_bytes(group), parity=group.n_parity, chunk=_chunk_of(group))
+    try:
+        for group in rest:
+            volume.grow(disks=len(group.disks), size=_disk_bytes(group), parity=group.n_parity, chunk=_chunk_of(group))
+    except BaseException:
+        volume.abandon()
+        remove(path, [], missing)
+        raise
     return volume
 
 

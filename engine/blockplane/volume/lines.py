@@ -45,15 +45,16 @@ def is_on_line(branch_id: bytes, cp: int, line: bytes, last_cp: int, branches: S
     ----------
     branches : the line's history; each entry names the branch it left, and the last CP it shares with it.
     """
-    by_id = {branch.id: branch for branch in branches}
-    for _ in range(len(branches) + 1):
-        if line == branch_id:
-            return cp <= last_cp
-        entry = by_id.get(line)
-        if entry is None:
-            return False
+    return cp <= ends_of(line, last_cp, branches).get(branch_id, -1)
+
+
+def ends_of(line: bytes, last_cp: int, branches: Sequence[Branch]) -> dict[bytes, int]:
+    """Return the branches of a line, and the last consistency point of each that the line has: linear in branches."""
+    by_id, found = {branch.id: branch for branch in branches}, {line: last_cp}
+    while (entry := by_id.get(line)) is not None and entry.parent_id not in found:
         line, last_cp = entry.parent_id, min(entry.parent_cp, last_cp)
-    return False
+        found[line] = last_cp
+    return found
 
 
 def descends_from(state: State, older: State) -> bool:
