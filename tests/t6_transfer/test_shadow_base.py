@@ -24,6 +24,7 @@ from blockplane.transfer.send import send
 from blockplane.volume import Volume
 from blockplane.volume.check import check
 from blockplane.volume.codec import KIND_REGULAR, TableEntry
+from blockplane.volume.landing import Landing
 from streams.volumes import Files, contents, fresh, members
 
 
@@ -175,6 +176,7 @@ def built_upon(target: Volume, stream: io.BytesIO) -> None:
     with (
         mock.patch.object(VolumeDestination, "_refuse_shadowed"),
         mock.patch.object(VolumeDestination, "_base", as_if_whole),
+        mock.patch.object(Landing, "_refuse_gone"),  # which notices too
     ):
         receive(stream, target, discard=True)
 
