@@ -88,7 +88,8 @@ class Snapshot:
         with self.volume.lock:
             if self.entry.is_shadow:
                 return self.volume.plane(shadows.find(self.volume, self.name))
-        return self.volume.plane(self.state)
+        with self.volume.pin(self.entry.record.id):
+            return self.volume.plane(self.state)
 
     @property
     def holds(self) -> list[Hold]:
