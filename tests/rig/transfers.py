@@ -210,7 +210,7 @@ def _refusal(
     if any(s.id in there and s.id not in whole for s in arriving):
         return RefusedError
     taken = {s.name: s.id for s in there.values()}
-    if any(taken.get(s.name, s.id) != s.id for s in arriving):
+    if any(taken.get(s.name, s.id) != s.id for s in arriving if s.id not in there):
         return RefusedError
     if base is None:
         return None if discard or target.model.is_blank else RefusedError
