@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import blockplane as bp
 from blockplane.model.errors import RefusedError, StreamMismatchError
+from rig.sets import pairs_of
 
 
 @pytest.fixture(scope="module")
@@ -164,4 +166,53 @@ def test_a_snapshot_of_another_branch_arrives_and_what_is_beside_it_stays(tmp_pa
             copy.sync()
         for name in {"a", "x"} - {deleted}:
             assert bp.FileSystem(copy.get_snapshot(name)).read_bytes("/a") == content
+        assert bp.check(copy).problems == []
+
+
+def test_bytes_that_came_back_to_their_place_make_no_line_of_what_lacked_them(tmp_path, rng):
+    """s0 and s2 share what s1 lacks, each descends from the one before: their source found it equal, and shares it."""
+    content = rng.bytes(400_000)
+
+    def sent(volume, text: str, **options) -> io.BytesIO:
+        out = io.BytesIO()
+        bp.send(volume.image(text, **options), out)
+        return io.BytesIO(out.getvalue())
+
+    with bp.Volume.create(tmp_path / "first", disks=1, size="8M") as first:
+        files = bp.FileSystem(first)
+        files.write_bytes("/f", content)
+        first.snapshot("s0")
+        bp.receive(sent(first, "s0"), tmp_path / "source", disks=1, size="24M")
+        with bp.Volume.open(tmp_path / "source") as source:
+            mine = {vbn for vbn, _ in pairs_of(source.get_snapshot("s0"))}
+        files.unlink("/f")
+        first.delete_snapshot("s0")
+        for _ in range(4):
+            first.commit(force=True)
+        first.snapshot("s1")
+        for _ in range(40):  # until it lies where it lay
+            files.write_bytes("/f", content)
+            first.snapshot("s2")
+            if len(mine & {vbn for vbn, _ in pairs_of(first.get_snapshot("s2"))}) > 50:
+                break
+            files.unlink("/f")
+            first.delete_snapshot("s2")
+            for _ in range(3):
+                first.commit(force=True)
+        with bp.Volume.open(tmp_path / "source") as source:
+            assert bp.receive(sent(first, "s2 + s1"), source, discard=True).n_blocks_shared > 50
+            bp.receive(sent(source, "s0"), tmp_path / "copy", disks=1, size="24M")
+            bp.receive(sent(source, "s2 + s1 - s0", with_=["s0"]), tmp_path / "copy")
+    with bp.Volume.open(tmp_path / "copy") as copy:
+        files = bp.FileSystem(copy)
+        files.unlink("/f")
+        copy.sync()
+        copy.delete_snapshot("s0")
+        assert bp.check(copy).problems == []
+        for _ in range(6):
+            files.write_bytes("/n", rng.bytes(copy.available_blocks * 3600))
+            files.unlink("/n")
+            for _ in range(2):
+                copy.commit(force=True)
+        assert bp.FileSystem(copy.get_snapshot("s2")).read_bytes("/f") == content
         assert bp.check(copy).problems == []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from blockplane.model.errors import SnapshotExistsError, StreamDamagedError
 from blockplane.planes import Plane
 from blockplane.volume.codec import BRANCH_BYTES, MAX_BRANCHES, NO_ID, ROOT_POINTERS, SnapshotRecord, TableEntry
-from blockplane.volume.leafbits import LEAF_BLOCKS, count, numbers_in
+from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, Leaf, count, numbers_in
 from blockplane.volume.lines import is_in_history
 from blockplane.volume.placemap import MapExtents, PlaceMap, union
 from blockplane.volume.readers import PlaceReader
@@ -121,13 +121,14 @@ def not_there(local: LocalTree, arriving: Sequence[SnapshotRecord]) -> list[Snap
 
 
 def table_entries(
-    on: TableEntry | None, records: Sequence[SnapshotRecord], states: Sequence[State]
+    on: TableEntry | None, base: State | None, records: Sequence[SnapshotRecord], states: Sequence[State]
 ) -> list[TableEntry]:
     """Return the entries of snapshots that arrived.
 
     Parameters
     ----------
-    on : the snapshot here that the image builds on. records, states : of what arrived, older first, the top last.
+    on, base : the snapshot here that the image builds on, and its state. records, states : of what arrived, older
+        first, the top last.
 
     Raises
     ------
@@ -138,21 +139,50 @@ def table_entries(
     The parent is the state a snapshot was built on here, not the one it had at the source: only so a line in the
     table is one in which a place that two snapshots hold is held by all between them. One older than the base has
     none, nor has one that the top does not descend from: what such a one lacks, those on either side of it may share.
+    One that has a place which those before it gave up follows the base at once: the source shared what it had, or got
+    the same bytes again.
     """
-    top, base = states[-1], on.record if on is not None else None
+    top = states[-1]
     if top.branch_list.size_bytes > MAX_BRANCHES * BRANCH_BYTES:
         raise StreamDamagedError(
             f"snapshot {records[-1].name!r} has a history of {top.branch_list.size_bytes} bytes",
             hint="its sender is at fault",
         )
-    line = top.branches()
+    history = top.branches()
     made: list[TableEntry] = []
-    parent = base.id if base is not None else NO_ID
+    first = parent = on.record.id if on is not None else NO_ID
+    line = _Line(base)
     for record, state in zip(records, states, strict=True):
-        is_beside = not is_in_history(state.root, top.root, line) or (base is not None and record.cp < base.cp)
+        is_beside = not is_in_history(state.root, top.root, history) or (on is not None and record.cp < on.record.cp)
+        if not is_beside and not line.goes_on(state):
+            parent, line = first, _Line(base)
+            line.goes_on(state)
         made.append(TableEntry(replace(record, parent_id=NO_ID if is_beside else parent)))
         parent = parent if is_beside else record.id
     return made
+
+
+class _Line:
+    """States of which each place that two have is one that all between them have; memory: what one gave up."""
+
+    def __init__(self, first: State | None) -> None:
+        self._last = first
+        #: by leaf, the places that one of them had, and the last has not
+        self._given_up: dict[int, Leaf] = {}
+
+    def goes_on(self, state: State) -> bool:
+        """Take a state for the next; False: it has a place that was given up, and this is of no use any more."""
+        last, self._last = self._last, state
+        if last is None:
+            return True
+        given_up: dict[int, Leaf] = {}
+        for leaf in differing_leaves([last, state]):
+            before, after, gone = last.place_leaf(leaf), state.place_leaf(leaf), self._given_up.get(leaf, EMPTY_LEAF)
+            if (gone & after).any():
+                return False
+            given_up[leaf] = gone | (before & ~after)
+        self._given_up |= given_up
+        return True
 
 
 def _refuse_names(local: LocalTree, new: Sequence[SnapshotRecord]) -> None:

@@ -316,7 +316,8 @@ class Landing:
             self._refuse_changed(self._live)
             records = not_there(volume.local, arriving)
             states = self._states(records)
-            self._flip(states, table_entries(self._base, records, states), volume.committed)
+            base = volume.snapshot_state(self._base) if self._base is not None else None
+            self._flip(states, table_entries(self._base, base, records, states), volume.committed)
         if self._kept is not None:
             self._kept.forget()
 
