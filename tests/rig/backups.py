@@ -68,7 +68,7 @@ class Backups:
         verdict = verify_streams(*self.paths)
         names = [name for name, _ in self.brought.values()]
         assert (verdict.problems, sorted(verdict.proved)) == ([], sorted(names))
-        with open_stream(*reversed(self.paths)) as chain:
+        with open_stream(*reversed(self.paths), chooses=not verdict.branches) as chain:  # of two none is the newest
             for name, tree in self.brought.values():
                 if names.count(name) == 1:
                     assert describe(FileSystem(chain.at(name))) == tree.describe(), f"{name} in the chain"
