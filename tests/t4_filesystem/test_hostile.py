@@ -25,6 +25,7 @@ from blockplane.filesystem.owners import blocks_below, owners_of
 from blockplane.model import BlockplaneError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.volume import Volume
+from blockplane.volume.check import check as check_volume
 from blockplane.volume.codec import FORM_INLINE, TreeRoot
 
 
@@ -243,6 +244,49 @@ def test_a_tree_without_end_ends(volume: Volume, path: str) -> None:
             compare(whole, spoilt)
     else:
         assert path in {c.path for c in compare(whole, spoilt).changes}
+    assert any("with another owner" in problem for problem in check_volume(volume).problems)
+    found = FileSystem(spoilt).check()
+    assert any("one block leads to several parts of its content" in problem for problem in found.problems)
+    volume.abandon()
+
+
+@pytest.mark.parametrize(("size_bytes", "inline"), [(4 << 30, None), (5, b"ab\0cd"), (0, None)])
+def test_a_symbolic_link_that_leads_nowhere(
+    tmp_path: Path, volume: Volume, size_bytes: int, inline: bytes | None
+) -> None:
+    """It is passed over, found, and replaced; nothing is sized by what it claims."""
+    fs = FileSystem(volume)
+    fs.symlink("target", "/link")
+    fs.write_bytes("/other", b"other")
+    inode = fs.resolver.find("/link", follow=False)
+    inode.inline, inode.size_bytes = inline, size_bytes
+    fs.store.touch(inode)
+    volume.active.is_dirty = True
+    volume.snapshot("s")
+    snapshot = FileSystem(volume.get_snapshot("s"))
+    assert any("symbolic link" in problem for problem in snapshot.check().problems)
+    report = snapshot.get("/.", tmp_path / "out")
+    assert ["link" in str(skipped) for skipped in report.skipped] == [True]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["other"]
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "link").symlink_to("target")
+    fs.put(f"{tmp_path}/source/.", "/", update=True)
+    assert fs.readlink("/link") == "target"
+
+
+@pytest.mark.parametrize("bits", [36, 44])
+def test_an_inode_table_that_claims_to_be_large(volume: Volume, bits: int) -> None:
+    fs = FileSystem(volume)
+    fs.write_bytes("/file", b"x" * 9000)
+    volume.snapshot("whole")
+    record = fs.store.inodes._record
+    record.rdev = 1 << bits
+    fs.store.inodes.mark_dirty(record)
+    fs.write_bytes("/file", b"y" * 9000)
+    volume.snapshot("spoilt")
+    whole, spoilt = volume.state("whole"), volume.state("spoilt")
+    assert owners_of(spoilt, Plane.from_extents([[0, volume.n_blocks]], volume.n_blocks))
+    assert [change.path for change in compare(whole, spoilt).changes] == ["/file"]
     volume.abandon()
 
 

@@ -224,12 +224,14 @@ class _Check:
             report.n_bytes += inode.size_bytes
         tree = self._store.tree(inode)
         n_blocks = 0
-        if tree is not None:
+        if tree is not None and tree.repeats_nodes():
+            report.add(f"inode {number}: one block leads to several parts of its content")
+        elif tree is not None:
             extents = tree.data_extents()
             n_blocks = int((extents[:, 1] - extents[:, 0]).sum())
             if len(extents) and int(extents[-1, 1]) * BLOCK_BYTES >= inode.size_bytes + BLOCK_BYTES:
                 report.add(f"inode {number} has blocks behind its end")
         if n_blocks != inode.n_blocks and not inode.is_directory:
             report.add(f"inode {number} counts {inode.n_blocks} blocks and has {n_blocks}")
-        if stat.S_ISLNK(inode.mode) and not inode.size_bytes:
-            report.add(f"inode {number}: a symbolic link without a target")
+        if stat.S_ISLNK(inode.mode):
+            self._store.link_target(inode)

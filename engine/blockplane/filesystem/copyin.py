@@ -37,6 +37,7 @@ from blockplane.model import (
     NoSpaceError,
     Progress,
     ProgressEvent,
+    RefusedError,
     format_size,
     ignore_progress,
 )
@@ -94,6 +95,7 @@ def put(
     copy = _CopyIn(fs.store, PutReport(), progress or ignore_progress, started)
     with fs.store.lock:
         fs.store.require_writable(path_text(path_bytes(dest)))
+        copy.epoch = fs.store.epoch
         place = _destination(fs, top, raw, dest, update)
         keeps = functools.partial(_is_excluded, exclusions, top) if exclusions else None
         updater = Updater(fs, copy.report, delete=delete, checksum=checksum, update=update, keeps=keeps)
@@ -158,13 +160,25 @@ class _CopyIn:
         #: large files that are complete, open until no piece of them is under way
         self._complete: list[Inode] = []
         self._n_entries = 0
+        #: of the live state that the inodes at hand are of
+        self.epoch = store.epoch
+
+    def _require_current(self) -> None:
+        """Raise where the live state was exchanged while the lock was let go: no inode at hand is one of it."""
+        if self.epoch != self.store.epoch:
+            raise RefusedError(
+                "the live file system became another one while the tree was copied: of what was put so far it has what "
+                "it had then",
+                "do it again",
+            )
 
     def run(self, top: HostEntry, place: Place, updater: Updater, exclusions: Exclusions) -> None:
         """Copy everything; the lock is let go between batches."""
         store = self.store
-        updater.require_room = self._require_room
+        updater.require_room, updater.complete = self._require_room, self._complete_all
         try:
             store.lock.acquire()
+            self._require_current()
             parent = Target(place.parent, top, is_fresh=False)
             top.name = place.name
             if top.kind != stat.S_IFDIR:
@@ -332,6 +346,8 @@ class _CopyIn:
                 self._end_batch()
 
         def done(ok: bool) -> None:
+            if self.epoch != self.store.epoch:
+                return
             self._complete.append(inode)
             if ok:
                 set_times(inode, child.stat)
@@ -404,13 +420,17 @@ class _CopyIn:
             self._end_batch()
             self.store.room.make(n_bytes)
 
-    def _end_batch(self) -> None:
-        """Complete what is under way, enter it, and let a consistency point come."""
+    def _complete_all(self) -> None:
+        """Complete what is under way and enter it: from here on a consistency point may come."""
         n_bytes = self.data.finish()
         self._further_names.clear()
         self._entering.enter()
-        self._close_complete()
         self.report.n_bytes += n_bytes
+
+    def _end_batch(self) -> None:
+        """Complete what is under way, enter it, and let a consistency point come."""
+        self._complete_all()
+        self._close_complete()
         self.store.changed(self._n_entries * 1024)
         self._n_entries = 0
         self.store.lock.release()
@@ -418,9 +438,10 @@ class _CopyIn:
             self._progress(ProgressEvent("put", self.report.n_bytes, 0, time.monotonic() - self._started))
         finally:
             self.store.lock.acquire()
+        self._require_current()
 
     def _close_complete(self) -> None:
         """Let go of large files that are complete; those that were removed meanwhile go with that."""
         complete, self._complete = self._complete, []
-        for inode in complete:
+        for inode in complete if self.epoch == self.store.epoch else ():
             self.store.closed(inode)

@@ -130,6 +130,7 @@ class _CopyOut:
             for at in range(0, top.size_bytes, _PIECE_BYTES):
                 piece = memoryview(bytearray(min(_PIECE_BYTES, top.size_bytes - at)))
                 with self.store.lock:
+                    self.store.require_there(top)
                     self.store.read_into(top, at, piece)
                 while piece:
                     piece = piece[out.write(piece) :]
@@ -176,6 +177,7 @@ class _CopyOut:
 
     def _children(self, parent: Inode) -> list[tuple[bytes, Inode]]:
         """Return the names and inodes of a directory; called with the lock held."""
+        self.store.require_there(parent)
         found: list[tuple[bytes, Inode]] = []
         entries = iter(self.store.directory(parent).all_entries())
         while batch := list(islice(entries, _INODES_AT_ONCE)):
@@ -184,6 +186,12 @@ class _CopyOut:
         return found
 
     def _visit(self, inode: Inode, path: bytes) -> None:
+        try:
+            with self.store.lock:
+                self.store.require_there(inode)
+        except UNREADABLE as error:
+            self._pass_over(path, error)
+            return
         if inode.is_directory:
             try:
                 self._make_directory(inode, path)
@@ -215,9 +223,12 @@ class _CopyOut:
         try:
             clear_way(path)
             if stat.S_ISLNK(inode.mode):
-                os.symlink(self.store.read(inode), path)
+                os.symlink(self.store.link_target(inode), path)
             else:
-                make_special(path, inode.mode, stat_of(inode).st_rdev)
+                with self.store.lock:
+                    self.store.require_there(inode)
+                    mode, device = inode.mode, stat_of(inode).st_rdev
+                make_special(path, mode, device)
         except (OSError, *UNREADABLE) as error:
             self._pass_over(path, error)
             self._linked.pop(inode.number, None)  # its next name is tried by itself
@@ -277,8 +288,10 @@ class _CopyOut:
 
 def metadata_of(store: Store, inode: Inode) -> Metadata:
     """Return what the copy of an inode is to have."""
-    attributes = store.attributes(inode) if inode.attributes or inode.attribute_inode else {}
-    return Metadata(inode.mode, inode.uid, inode.gid, inode.atime_ns, inode.mtime_ns, attributes)
+    with store.lock:
+        store.require_there(inode)
+        attributes = store.attributes(inode) if inode.attributes or inode.attribute_inode else {}
+        return Metadata(inode.mode, inode.uid, inode.gid, inode.atime_ns, inode.mtime_ns, attributes)
 
 
 def first_number(inode: Inode) -> int:

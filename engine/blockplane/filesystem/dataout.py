@@ -131,6 +131,7 @@ class DataOut:
     def _submit(self, file: _File, inode: Inode, pointers: PointerArray | None) -> None:
         windows = self._windows(inode, pointers)
         ahead = list(islice(windows, 2))
+        self._require_there(inode)
         start, stop, known = ahead[0] if ahead else (0, 0, None)
         if len(ahead) < 2 and stop - start <= _PIECE_BYTES:
             file.ends_in_hole = stop < inode.size_bytes
@@ -150,6 +151,12 @@ class DataOut:
                 own = None if known is None else known[(at - start) // BLOCK_BYTES :]
                 self._add(self._piece(file, inode, at, min(stop - at, _PIECE_BYTES), own, is_whole=False))
             file.ends_in_hole = stop < inode.size_bytes
+        self._require_there(inode)
+
+    def _require_there(self, inode: Inode) -> None:
+        """What was removed meanwhile has no windows any more, and looks like a hole."""
+        with self._store.lock:
+            self._store.require_there(inode)
 
     def _windows(self, inode: Inode, known: PointerArray | None) -> Iterator[tuple[int, int, PointerArray | None]]:
         """Give the ranges of a file that are no holes, a window's bytes at most, each with the pointers to it.
@@ -188,6 +195,7 @@ class DataOut:
             piece.pointers = known[: n_blocks_of(n_bytes)]
             return piece
         with self._store.lock:
+            self._store.require_there(inode)
             piece.data = np.empty(n_bytes, np.uint8)
             self._store.read_into(inode, offset, piece.data.data)
         return piece
@@ -195,6 +203,7 @@ class DataOut:
     def _pointers(self, inode: Inode, offset: int, n_bytes: int) -> PointerArray | None:
         """Return the pointers to a part of a file; None where its bytes are inline or not on the disks yet."""
         with self._store.lock:
+            self._store.require_there(inode)
             tree = self._store.tree(inode)
             if inode.inline is not None or tree is None or tree.is_dirty:
                 return None
@@ -300,6 +309,7 @@ def _read_again(store: Store, pending: list[_Piece]) -> None:
         piece.data = np.zeros(piece.n_bytes, np.uint8)
         try:
             with store.lock:
+                store.require_there(piece.inode)
                 store.read_into(piece.inode, piece.offset, piece.data.data)
         except UNREADABLE as error:
             piece.file.error = piece.file.error or error

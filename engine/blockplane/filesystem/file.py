@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from blockplane.filesystem.errors import InvalidRequestError, StaleHandleError
 from blockplane.filesystem.inode import Inode
-from blockplane.filesystem.store import Store
+from blockplane.filesystem.store import WRITE_BYTES, Store
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -103,11 +103,16 @@ class File(io.RawIOBase):
         if not self._writable:
             raise io.UnsupportedOperation("the file is not open for writing")
         with memoryview(data).cast("B") as view:
-            inode = self._current()
-            if self._appends:
-                self._position = inode.size_bytes
-            self._store.write(inode, self._position, view)
-            self._position += len(view)
+            for start in range(0, max(len(view), 1), WRITE_BYTES):
+                piece = view[start : start + WRITE_BYTES]
+                with self._store.lock:
+                    if start and self._epoch != self._store.epoch:
+                        raise StaleHandleError(self.name)  # what was rolled back to does not get the rest
+                    inode = self._current()
+                    if self._appends:
+                        self._position = inode.size_bytes
+                    self._store.write(inode, self._position, piece)
+                    self._position += len(piece)
             return len(view)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
@@ -147,7 +152,8 @@ class File(io.RawIOBase):
         if not self._writable:
             raise io.UnsupportedOperation("the file is not open for writing")
         size = self._position if size is None else size
-        self._store.truncate(self._current(), size)
+        with self._store.lock:
+            self._store.truncate(self._current(), size)
         return size
 
     def data_ranges(self) -> list[tuple[int, int]]:
@@ -159,5 +165,6 @@ class File(io.RawIOBase):
         """Let go of the file."""
         if not self.closed:
             super().close()
-            if self._epoch == self._store.epoch:
-                self._store.closed(self._inode)
+            with self._store.lock:
+                if self._epoch == self._store.epoch:
+                    self._store.closed(self._inode)

@@ -155,6 +155,10 @@ class InodeTable:
                 del self._recent[number]
         self._recent[inode.number] = inode
 
+    def has(self, inode: Inode) -> bool:
+        """Whether it is what its number means here: not one of a table before a rollback, nor one that was freed."""
+        return self._live.get(inode.number) is inode
+
     # --- changing ---
 
     def mark_dirty(self, inode: Inode) -> None:

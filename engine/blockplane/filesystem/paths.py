@@ -11,10 +11,9 @@ from blockplane.filesystem.errors import (
     NotADirectoryPathError,
     NotFoundError,
     SymlinkLoopError,
-    damaged,
 )
 from blockplane.filesystem.inode import ROOT_INODE, Inode
-from blockplane.filesystem.names import NAME_BYTES, TARGET_BYTES, AnyPath, check_name, path_bytes, path_text
+from blockplane.filesystem.names import NAME_BYTES, AnyPath, check_name, path_bytes, path_text
 from blockplane.filesystem.store import Store
 
 MAX_SYMLINKS = 40
@@ -117,12 +116,7 @@ class Resolver:
 
     def target(self, inode: Inode) -> bytes:
         """Return a symbolic link's target."""
-        if not 0 < inode.size_bytes <= TARGET_BYTES:
-            raise damaged(f"inode {inode.number}: a symbolic link of {inode.size_bytes} bytes")
-        target = self._store.read(inode)
-        if b"\0" in target:
-            raise damaged(f"inode {inode.number}: a symbolic link's target holds NUL")
-        return target
+        return self._store.link_target(inode)
 
 
 def _split(raw: bytes) -> tuple[list[bytes], bool, bool]:

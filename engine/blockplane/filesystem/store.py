@@ -21,12 +21,13 @@ from blockplane.filesystem.errors import (
     ExistsError,
     NotADirectoryPathError,
     ReadOnlyPathError,
+    StaleHandleError,
     TooLargeError,
     damaged,
 )
 from blockplane.filesystem.inode import FLAG_ATTRIBUTES, INLINE_ATTRIBUTE_BYTES, Inode
 from blockplane.filesystem.inode_table import InodeTable
-from blockplane.filesystem.names import path_text
+from blockplane.filesystem.names import TARGET_BYTES, path_text
 from blockplane.filesystem.room import Room
 from blockplane.model import BLOCK_BYTES, BlockSource, NoSpaceError
 from blockplane.volume.codec import FORM_EMPTY, TreeRoot
@@ -48,7 +49,7 @@ Source = LiveVolume | Snapshot | State | BlockSource
 # What a small change costs until it is flushed: an inode block, rounded to what an Inode object takes in memory.
 _CHANGE_BYTES = 1024
 # A long write holds the lock for this much at a time, so that a consistency point can come between.
-_WRITE_BYTES = 8 << 20
+WRITE_BYTES = 8 << 20
 MAX_LINKS = 1 << 31
 
 
@@ -196,15 +197,37 @@ class Store:
 
     def write(self, inode: Inode, offset: int, data: memoryview) -> None:
         """Write data at an offset; a long write becomes several changes, each atomic in a CP."""
-        for start in range(0, len(data), _WRITE_BYTES):
+        for start in range(0, len(data), WRITE_BYTES):
             with self.lock:
-                part = data[start : start + _WRITE_BYTES]
+                self.require_current(inode)  # the live state may be another since the piece before
+                part = data[start : start + WRITE_BYTES]
                 try:
                     self.write_part(inode, offset + start, part)
                 except NoSpaceError:
                     self.room.make(len(part))
                     self.write_part(inode, offset + start, part)
-                self.changed(min(len(data) - start, _WRITE_BYTES, content.MAX_BUFFERED_BYTES) + _CHANGE_BYTES)
+                self.changed(min(len(data) - start, WRITE_BYTES, content.MAX_BUFFERED_BYTES) + _CHANGE_BYTES)
+
+    def require_there(self, inode: Inode) -> None:
+        """Raise FileSystemDamagedError for an inode that was removed since it was looked up; with the lock held."""
+        if not inode.mode:
+            raise damaged("removed from the volume while the tree was copied")
+
+    def link_target(self, inode: Inode) -> bytes:
+        """Return a symbolic link's target; FileSystemDamagedError: it is none."""
+        with self.lock:
+            self.require_there(inode)
+            if not 0 < inode.size_bytes <= TARGET_BYTES:
+                raise damaged(f"inode {inode.number}: a symbolic link of {inode.size_bytes} bytes")
+            target = self.read(inode)
+            if b"\0" in target:
+                raise damaged(f"inode {inode.number}: a symbolic link's target holds NUL")
+            return target
+
+    def require_current(self, inode: Inode) -> None:
+        """Raise StaleHandleError for an inode of a state that is not live any more; the caller holds the lock."""
+        if not self.inodes.has(inode):
+            raise StaleHandleError(f"inode {inode.number}")
 
     def write_part(self, inode: Inode, offset: int, data: memoryview) -> None:
         """Write as one change, of which the volume is not told; the caller holds the lock."""
@@ -231,6 +254,7 @@ class Store:
     def truncate(self, inode: Inode, size_bytes: int) -> None:
         """Set the size; what lies beyond the old one is a hole."""
         with self.lock:
+            self.require_current(inode)
             self.set_size(inode, size_bytes)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self.changed()

@@ -67,6 +67,8 @@ class Updater:
         self._claims: dict[int, tuple[int, int]] = {}
         #: inodes of several names all of which are known to be names of the host's file that is dealt with now
         self.whole: frozenset[int] = frozenset()
+        #: completes what is being copied, so that a consistency point may come
+        self.complete: Callable[[], None] = lambda: None
         #: raises NoSpaceError where there is no room for a file beside what it replaces
         self.require_room: Callable[[HostEntry, Inode], None] = lambda child, existing: None
 
@@ -135,6 +137,7 @@ class Updater:
 
     def _remove(self, parent: Inode, name: bytes, inode: Inode) -> None:
         if inode.is_directory:
+            self.complete()  # a consistency point may come between two children
             self._fs.remove_children(inode)
         self._store.remove_entry(parent, name, inode)
         self._report.n_removed += 1
@@ -152,7 +155,7 @@ class Updater:
     def _is_same_special(self, child: HostEntry, existing: Inode) -> bool:
         """Whether what can only be made anew is the same: a link's target, a device's number."""
         if child.kind == stat.S_IFLNK:
-            return self._store.read(existing) == child.target
+            return existing.size_bytes == len(child.target) and self._store.read(existing) == child.target
         return child.kind not in (stat.S_IFCHR, stat.S_IFBLK) or existing.rdev == pack_device(child.stat.st_rdev)
 
     def _is_copy(self, child: HostEntry, existing: Inode) -> bool:

@@ -20,7 +20,7 @@ from blockplane.volume.codec import (
     PointerArray,
     TreeRoot,
 )
-from blockplane.volume.leafbits import LEAF_BLOCKS, Leaf, by_leaf, count, set_numbers
+from blockplane.volume.leafbits import EMPTY_LEAF, LEAF_BLOCKS, Leaf, bits_of, by_leaf, count, set_numbers
 from blockplane.volume.runs import runs_of
 from blockplane.volume.treeio import BlockReader
 
@@ -66,6 +66,13 @@ class Reach:
         self._name = name
         self._report = report
 
+    def fresh(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which numbers were not reached before, each once."""
+        found = ~bits_of(lambda leaf: self.leaves.get(leaf, EMPTY_LEAF), numbers)
+        first = np.zeros(len(numbers), np.bool_)
+        first[np.unique(numbers, return_index=True)[1]] = True
+        return found & first
+
     def enter(self, numbers: NDArray[np.int64], what: str) -> None:
         """Note numbers reached; one that two owners share is a problem."""
         for leaf, low in by_leaf(numbers):
@@ -107,7 +114,7 @@ class Walker:
     def root(self, pointer: Pointer) -> None:
         """Enter and verify the block that the trees' roots stand in."""
         if pointer.exists:
-            self._batch(np.frombuffer(pointer.encode(), np.uint64).reshape(1, 2), "its root", is_needed=True)
+            self._batch(np.frombuffer(pointer.encode(), np.uint64).reshape(1, 2), "its root", 0, is_needed=True)
 
     def pointers(
         self,
@@ -119,15 +126,20 @@ class Walker:
         """Walk what pointers (n, 2) of one level lead to."""
         found = pointers[pointers[:, 0] != 0]
         for start in range(0, len(found), BATCH_BLOCKS):
-            good, blocks = self._batch(found[start : start + BATCH_BLOCKS], what, level > 0 or leaf_visitor is not None)
+            good, blocks = self._batch(found[start : start + BATCH_BLOCKS], what, level, leaf_visitor is not None)
             if level > 0:
                 nodes = blocks[good].view(np.uint64).reshape(-1, 2)
                 self.pointers(nodes, level - 1, what, leaf_visitor)
             elif leaf_visitor is not None:
                 leaf_visitor(blocks[good])
 
-    def _batch(self, pointers: PointerArray, what: str, is_needed: bool) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
-        """Enter and verify a batch; return which blocks are good, and the blocks (n, 4096)."""
+    def _batch(
+        self, pointers: PointerArray, what: str, level: int, is_needed: bool
+    ) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+        """Enter and verify a batch; return which blocks are good, and the blocks (n, 4096).
+
+        level : of what the pointers lead to: 0 for leaves, which are read where they are needed, or were not yet.
+        """
         self.report.step()
         kinds = pointers[:, 0] >> np.uint64(KIND_SHIFT)
         numbers = (pointers[:, 0] & np.uint64(NUMBER_MASK)).astype(np.int64)
@@ -135,6 +147,10 @@ class Walker:
         if not sane.all():
             self.report.add(f"{self.name}: {what} has {int((~sane).sum())} pointers that lead nowhere")
             pointers, numbers = pointers[sane], numbers[sane]
+        if level:  # what lies below one that was reached before was walked then: it could lead back into itself
+            fresh = self.reach.fresh(numbers)
+            self.reach.enter(numbers[~fresh], what)
+            pointers, numbers = pointers[fresh], numbers[fresh]
         good = np.ones(len(numbers), np.bool_)
         blocks = np.empty((len(numbers), BLOCK_BYTES), np.uint8)
         if not len(numbers):
@@ -142,7 +158,7 @@ class Walker:
         expected = pointers[:, 1].astype(np.uint32)
         self.reach.enter(numbers, what)
         self.seen.append((numbers, expected))
-        if not is_needed and self._skip(numbers).all():
+        if not (level or is_needed) and self._skip(numbers).all():
             return good, blocks
         self.report.n_blocks += len(numbers)
         try:

@@ -314,6 +314,19 @@ class TreeReader:
     def _exists(self, level: int, index: int) -> bool:
         return bool(self.pointer(level, index)[0]) or (level, index) in self._nodes
 
+    def repeats_nodes(self) -> bool:
+        """Whether one block is a node at two places of a level: a walk of such a tree may have no end."""
+        level, indexes = self.root.depth, list(range(ROOT_POINTERS))
+        while self.root.form == FORM_TREE and level > 0:
+            existing = [index for index in indexes if self._exists(level, index)]
+            numbers = [word & NUMBER_MASK for index in existing if (word := self.pointer(level, index)[0])]
+            if len(set(numbers)) < len(numbers):
+                return True
+            level -= 1
+            if level:
+                indexes = [child for i in existing for child in range(i << NODE_SHIFT, (i + 1) << NODE_SHIFT)]
+        return False
+
     def node_numbers(self) -> list[int]:
         """Return the numbers of every pointer block (level 1 and up)."""
         if self.root.form != FORM_TREE:

@@ -1,0 +1,200 @@
+"""What other threads do to the live file system while one reads, writes or copies: nothing is lost without a word."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import blockplane as bp
+from blockplane.filesystem import copyout
+from blockplane.filesystem.errors import PathError, StaleHandleError
+from blockplane.volume import live
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def volume(tmp_path):
+    with bp.Volume.create(tmp_path / "pool", disks=3, size="48M") as volume:
+        yield volume
+
+
+def by_another(act: Callable[[], object]) -> None:
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join()
+
+
+# --- get ---
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    folder = tmp_path / "tree" / "d"
+    folder.mkdir(parents=True)
+    for i in range(300):
+        (folder / f"f{i:03}").write_bytes(bytes([1 + i % 255]) * 20_000)
+    for i in range(20):
+        (folder / f"l{i:03}").symlink_to("target")
+    return folder.parent
+
+
+def require_whole_or_named(out: Path, tree: Path, report: bp.GetReport) -> None:
+    """Every file that is there is as it was; every other one is named as passed over."""
+    for path in (tree / "d").iterdir():
+        copy = out / "d" / path.name
+        if os.path.lexists(copy):
+            assert copy.is_symlink() is path.is_symlink()
+            assert path.is_symlink() or copy.read_bytes() == path.read_bytes()
+        else:
+            assert any(path.name in text for text in map(str, report.skipped)) or not (out / "d").exists()
+
+
+@pytest.mark.parametrize("how", ["removed", "put again"])
+def test_get_of_files_that_go_meanwhile(volume, tree, tmp_path, how):
+    files, acted = bp.FileSystem(volume), []
+    files.put(f"{tree}/.", "/")
+    volume.sync()
+
+    def act() -> None:
+        if how == "removed":
+            for i in range(300):
+                files.unlink(f"/d/f{i:03}")
+        else:
+            files.put(f"{tree}/.", "/")
+        volume.sync()
+
+    def progress(_event: object) -> None:
+        if not acted:
+            acted.append(True)
+            by_another(act)
+
+    report = files.get("/.", tmp_path / "out", progress=progress)
+    assert report.skipped
+    require_whole_or_named(tmp_path / "out", tree, report)
+
+
+@pytest.mark.parametrize("path", ["/d", "/d/l*"])
+def test_get_of_links_and_directories_that_go_once_they_are_listed(volume, tree, tmp_path, monkeypatch, path):
+    files, visit, visited = bp.FileSystem(volume), copyout._CopyOut._visit, []
+    files.put(f"{tree}/.", "/")
+
+    def act() -> None:
+        for name in [f"l{i:03}" for i in range(20)] if path != "/d" else []:
+            files.unlink(f"/d/{name}")
+        if path == "/d":
+            files.rmtree("/d")
+
+    def visiting(self, inode, where) -> None:
+        if len(visited) == (path != "/d"):
+            by_another(act)
+        visited.append(where)
+        visit(self, inode, where)
+
+    monkeypatch.setattr(copyout._CopyOut, "_visit", visiting)
+    report = files.get("/.", tmp_path / "out")
+    assert report.skipped
+    require_whole_or_named(tmp_path / "out", tree, report)
+
+
+# --- writing ---
+
+
+@pytest.mark.parametrize("what", ["rollback", "grow"])
+def test_a_long_write_goes_into_no_other_state(volume, rng, what):
+    files, data, reload = bp.FileSystem(volume), rng.bytes(24 * MIB), []
+    files.write_bytes("/a", b"A" * 100_000)
+    volume.snapshot("s")
+    with files.open_raw("/a", "r+") as file:
+        write_part = file._store.write_part
+
+        def write_part_then_act(inode, offset, part) -> None:
+            write_part(inode, offset, part)
+            reload.append(offset)
+
+        file._store.write_part = write_part_then_act
+        writer = threading.Thread(target=lambda: _stale(file, data))
+        writer.start()
+        while not reload:
+            pass
+        if what == "rollback":
+            volume.rollback("s", drop_changes=True)
+        else:
+            volume.grow(disks=3, size="16M")
+        writer.join()
+        file._store.write_part = write_part
+    volume.sync()
+    assert bp.check(volume).problems == []
+
+
+def _stale(file, data: bytes) -> None:
+    with contextlib.suppress(StaleHandleError):
+        file.write(data)
+
+
+def test_appenders_lose_nothing(volume):
+    files = bp.FileSystem(volume)
+    files.write_bytes("/log", b"")
+
+    def write(what: bytes) -> None:
+        with files.open("/log", "a", buffering=0) as file:
+            for _ in range(2000):
+                file.write(what * 100)
+
+    threads = [threading.Thread(target=write, args=(what,)) for what in (b"a", b"b", b"c")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = files.read_bytes("/log")
+    assert [found.count(what) for what in (b"a", b"b", b"c")] == [200_000] * 3
+
+
+def test_a_put_goes_into_no_other_state(volume, tmp_path, rng):
+    files, acted = bp.FileSystem(volume), []
+    source = tmp_path / "source"
+    source.mkdir()
+    for i in range(3):
+        (source / f"f{i}").write_bytes(rng.bytes(9 * MIB))
+    volume.snapshot("s")
+
+    def progress(_event: object) -> None:
+        if not acted:
+            acted.append(True)
+            by_another(lambda: volume.rollback("s", drop_changes=True))
+
+    with pytest.raises(bp.errors.RefusedError, match="became another one while the tree was copied"):
+        files.put(source, "/source", progress=progress)
+    volume.sync()
+    assert (bp.FileSystem(volume).listdir("/"), bp.check(volume).problems) == ([], [])
+
+
+def test_a_consistency_point_falls_due_while_a_directory_is_removed(volume, tmp_path, rng, monkeypatch):
+    """In the middle of a batch, whose places are given out and not filled yet."""
+    files, source = bp.FileSystem(volume), tmp_path / "source"
+    for name in ("a", "b"):
+        (source / name / "gone").mkdir(parents=True)
+        for i in range(5):
+            (source / name / "gone" / f"x{i}").write_bytes(b"x" * 3000)
+    files.put(source, "/source")
+    volume.sync()
+    for name in ("a", "b"):
+        shutil.rmtree(source / name / "gone")
+        for i in range(30):
+            (source / name / f"new{i}").write_bytes(rng.bytes(30_000))
+    monkeypatch.setattr(live, "CP_INTERVAL_S", 0.0)
+    report = files.put(source, "/source", update=True, delete=True)
+    assert (report.n_removed, report.n_files, volume.stopped_at) == (2, 60, "")
+    volume.sync()
+    assert bp.check(volume).problems == []
+    for name in ("a", "b"):
+        for path in (source / name).iterdir():
+            assert files.read_bytes(f"/source/{name}/{path.name}") == path.read_bytes()
+        with pytest.raises(PathError):
+            files.stat(f"/source/{name}/gone")
