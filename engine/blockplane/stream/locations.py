@@ -17,8 +17,9 @@ from blockplane.stream.codec import FrameHead, Header
 
 #: A stream's own word for its groups makes a reader order at most so many disks; a window costs 1 us for each.
 MAX_DISKS: Final = 1024
-#: Fewer blocks a window, or fewer than disks, and each block costs more than its bytes are worth.
-MIN_WINDOW_BLOCKS: Final = 256
+#: About what an order may cost in all, and for each block beside, where 4,096 bytes need not come with that, in us; and
+#: a window, beside what it costs for each disk.
+_MOST_COST, _BLOCK_COST, _WINDOW_COST = 1 << 20, 16, 50
 
 
 class ImplicitLocations:
@@ -41,9 +42,7 @@ class ImplicitLocations:
                 f"the stream does not list where its blocks belong, but says {what}", "upgrade blockplane"
             )
         geometry = Geometry(header.groups)
-        least = min(max(MIN_WINDOW_BLOCKS, geometry.n_disks), header.following_blocks)
-        # only where blocks may be compressed: else 4,096 bytes come with each
-        if not header.window_blocks or (header.may_be_compressed and header.window_blocks < least):
+        if not header.window_blocks or _costs_too_much(header, geometry):
             what = f"windows of {header.window_blocks} blocks over {geometry.n_disks} disks"
             raise StreamDamagedError(f"the stream's order has {what}", "send it with --locations explicit")
         if header.order == DISK:
@@ -82,6 +81,13 @@ class ImplicitLocations:
             yield part
             n_blocks = n_blocks_in(part)
             self._taken, n_left = self._taken + n_blocks, n_left - n_blocks
+
+
+def _costs_too_much(header: Header, geometry: Geometry) -> bool:
+    """Whether an order costs more than its blocks are worth, which may be compressed to next to nothing."""
+    n_windows = -(-header.following_blocks // header.window_blocks)
+    most = _MOST_COST + _BLOCK_COST * header.following_blocks
+    return header.may_be_compressed and n_windows * (_WINDOW_COST + geometry.n_disks) > most
 
 
 def _require_orderly(header: Header, image: Plane, geometry: Geometry) -> None:

@@ -10,9 +10,12 @@ from blockplane.image.order import DISK, TAPE, WINDOW_BLOCKS, locations
 from blockplane.model.addresses import Extents
 from blockplane.model.errors import UsageError
 from blockplane.planes import Plane
-from blockplane.stream.locations import MAX_DISKS, MIN_WINDOW_BLOCKS
+from blockplane.stream.locations import MAX_DISKS
 from blockplane.stream.reader import StreamMap
 from blockplane.volume.landing_places import Arrival
+
+#: Smaller windows cost more than the guess is worth.
+_MIN_WINDOW_BLOCKS = 256
 
 
 def arrival_of(stream: StreamMap) -> Arrival:
@@ -24,7 +27,7 @@ def arrival_of(stream: StreamMap) -> Arrival:
     """
     header = stream.header
     # a guess: what the header says is followed where that costs little
-    window_blocks = min(max(header.window_blocks, MIN_WINDOW_BLOCKS), WINDOW_BLOCKS)
+    window_blocks = min(max(header.window_blocks, _MIN_WINDOW_BLOCKS), WINDOW_BLOCKS)
 
     def arrival(plane: Plane) -> Iterator[Extents]:
         geometry = _geometry(stream)
