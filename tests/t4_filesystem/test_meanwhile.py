@@ -106,36 +106,48 @@ def test_get_of_links_and_directories_that_go_once_they_are_listed(volume, tree,
 # --- writing ---
 
 
+class Handing:
+    """A lock that a writer hands to another thread once it has let go of it behind its first piece."""
+
+    def __init__(self, lock, writer: threading.Thread, act: Callable[[], object]) -> None:
+        self._lock, self._writer, self._act, self._depth, self.n_acts = lock, writer, act, 0, 0
+
+    def __enter__(self) -> None:
+        self._lock.__enter__()
+        self._depth += threading.current_thread() is self._writer
+
+    def __exit__(self, *what: object) -> None:
+        is_writer = threading.current_thread() is self._writer
+        self._depth -= is_writer
+        is_free = is_writer and not self._depth
+        self._lock.__exit__(*what)
+        if is_free and not self.n_acts:
+            self.n_acts += 1
+            by_another(self._act)
+
+
 @pytest.mark.parametrize("what", ["rollback", "grow"])
 def test_a_long_write_goes_into_no_other_state(volume, rng, what):
-    files, data, reload = bp.FileSystem(volume), rng.bytes(24 * MIB), []
+    """It holds the lock for 8 MiB at a time."""
+    files, data = bp.FileSystem(volume), rng.bytes(24 * MIB)
     files.write_bytes("/a", b"A" * 100_000)
     volume.snapshot("s")
-    with files.open_raw("/a", "r+") as file:
-        write_part = file._store.write_part
 
-        def write_part_then_act(inode, offset, part) -> None:
-            write_part(inode, offset, part)
-            reload.append(offset)
-
-        file._store.write_part = write_part_then_act
-        writer = threading.Thread(target=lambda: _stale(file, data))
-        writer.start()
-        while not reload:
-            pass
+    def act() -> None:
         if what == "rollback":
             volume.rollback("s", drop_changes=True)
         else:
             volume.grow(disks=3, size="16M")
-        writer.join()
-        file._store.write_part = write_part
+
+    with files.open_raw("/a", "r+") as file:
+        lock = file._store.lock
+        handing = file._store.lock = Handing(lock, threading.current_thread(), act)
+        with contextlib.suppress(StaleHandleError):
+            file.write(data)
+        file._store.lock = lock
+    assert handing.n_acts == 1
     volume.sync()
     assert bp.check(volume).problems == []
-
-
-def _stale(file, data: bytes) -> None:
-    with contextlib.suppress(StaleHandleError):
-        file.write(data)
 
 
 def test_appenders_lose_nothing(volume):
