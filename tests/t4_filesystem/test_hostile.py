@@ -217,7 +217,10 @@ def test_comparing_and_searching_a_spoilt_state_gives_errors_only(tmp_path: Path
 
 @pytest.mark.parametrize("path", ["/file", "/d"])
 def test_a_tree_without_end_ends(volume: Volume, path: str) -> None:
-    """Five levels of pointers that all lead to one block of the next: 256 to the fifth if they were followed."""
+    """Five levels of pointers that all lead to one block of the next: 256 to the fifth if they were followed.
+
+    The root claims as many blocks.
+    """
     fs = FileSystem(volume)
     fs.mkdir("/d")
     for name in ("/d/f", "/file", "/level0"):
@@ -234,19 +237,45 @@ def test_a_tree_without_end_ends(volume: Volume, path: str) -> None:
     record = block[number % 8 * INODE_BYTES :][:INODE_BYTES]
     record[1] = 5
     struct.pack_into("<QII", record, 16, word, check, 0)
+    volume.active.root.n_blocks = 1 << 50
     volume.active.is_dirty = True
     volume.snapshot("spoilt")
     whole, spoilt = volume.state("whole"), volume.state("spoilt")
-    with pytest.raises(VolumeDamagedError, match="more blocks than"):
+    with pytest.raises(VolumeDamagedError, match="several parts of a tree"):
         owners_of(spoilt, Plane.from_extents([[0, volume.n_blocks]], volume.n_blocks))
     if path == "/d":
-        with pytest.raises(VolumeDamagedError, match="more blocks than"):
+        with pytest.raises(VolumeDamagedError, match="several parts of a tree"):
             compare(whole, spoilt)
     else:
         assert path in {c.path for c in compare(whole, spoilt).changes}
     assert any("with another owner" in problem for problem in check_volume(volume).problems)
     found = FileSystem(spoilt).check()
-    assert any("one block leads to several parts of its content" in problem for problem in found.problems)
+    assert any("leads to several parts of a tree" in problem for problem in found.problems)
+    tree = volume.active.tree(TreeRoot.decode(bytes(record)))
+    assert len(tree.known_pointers()) == 6
+    for change in (lambda: tree.punch(0, tree.capacity_blocks()), lambda: tree.touch_within(0, 1, 1)):
+        with pytest.raises(VolumeDamagedError, match="several parts of a tree"):
+            change()
+    assert not tree.is_dirty
+    volume.abandon()
+
+
+def test_a_directory_is_not_sized_by_what_it_claims(volume: Volume) -> None:
+    fs = FileSystem(volume)
+    fs.mkdir("/d")
+    fs.write_bytes("/d/f", b"x")
+    volume.snapshot("whole")
+    with fs.open("/far", "wb") as file:
+        file.seek(1 << 48)
+        file.write(b"x")
+    volume.sync()
+    inode = fs.resolver.find("/d")
+    inode.root, inode.size_bytes = fs.resolver.find("/far").root, 1 << 48
+    fs.store.inodes.mark_dirty(inode)
+    volume.active.root.n_blocks = 1 << 50
+    volume.snapshot("spoilt")
+    with pytest.raises(VolumeDamagedError, match="its size is impossible"):
+        compare(volume.state("whole"), volume.state("spoilt"))
     volume.abandon()
 
 

@@ -224,10 +224,12 @@ class _Check:
             report.n_bytes += inode.size_bytes
         tree = self._store.tree(inode)
         n_blocks = 0
-        if tree is not None and tree.repeats_nodes():
-            report.add(f"inode {number}: one block leads to several parts of its content")
-        elif tree is not None:
-            extents = tree.data_extents()
+        if tree is not None:
+            try:
+                extents = tree.data_extents()
+            except VolumeDamagedError as error:
+                report.add(f"inode {number}: {error}")
+                return
             n_blocks = int((extents[:, 1] - extents[:, 0]).sum())
             if len(extents) and int(extents[-1, 1]) * BLOCK_BYTES >= inode.size_bytes + BLOCK_BYTES:
                 report.add(f"inode {number} has blocks behind its end")

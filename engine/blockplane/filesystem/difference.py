@@ -126,8 +126,7 @@ class _Comparison:
     def _differing(self, trees: Sequence[BlockTree]) -> NDArray[np.int64]:
         """Return the blocks that a tree does not have in common with its other state."""
         maps = [state.placemap for state in self._states]
-        most_blocks = 8 + sum(state.root.n_blocks for state in self._states)
-        return np.array(differing_blocks(trees, maps, most_blocks), np.int64)
+        return np.array(differing_blocks(trees, maps), np.int64)
 
     def _take_unchanged(self, linked: set[int]) -> None:
         """Take inodes whose entries changed and whose records are as they were."""

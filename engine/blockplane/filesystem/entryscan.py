@@ -40,7 +40,8 @@ def pointers_of(state: State, directory: Inode) -> PointerArray:
     if directory.root is None or not n_nodes:
         return empty_pointers(0)
     tree = state.tree(directory.root)
-    if n_nodes > min(tree.capacity_blocks(), state.root.n_blocks):
+    n_mapped = sum(stop - start for start, stop in tree.mapped(0, n_nodes))
+    if n_nodes != n_mapped:  # before anything is sized by it
         raise damaged(f"directory {directory.number}: its size is impossible")
     return tree.pointers(0, n_nodes)
 

@@ -38,6 +38,7 @@ from blockplane.volume.codec import (
     TREE_ROOT_BYTES,
     PointerArray,
 )
+from blockplane.volume.nodesmet import NodesMet
 from blockplane.volume.state import State
 
 # Pointer blocks that one request reads: 4 MiB, and 16 MiB of what is worked out of them.
@@ -87,15 +88,14 @@ class _Search:
     def __init__(self, state: State, wanted: Plane | None) -> None:
         self._state, self._wanted = state, wanted
         self.rows: list[Numbers] = []
-        self._n_met = 0
+        self._met = NodesMet()
 
     def walk(self, pointers: PointerArray, owners: Numbers, indexes: Numbers, level: int) -> None:
         """Meet blocks (n) of one level, whose owners and indexes at that level are given, and all below them."""
         present = np.flatnonzero(pointers[:, 0])
         pointers, owners, indexes = pointers[present], owners[present], indexes[present]
-        self._n_met += len(present)
-        if self._n_met > self._state.root.n_blocks:
-            raise damaged("the trees of a state have more blocks than it")
+        if level:
+            self._met.meet(level, pointers[:, 0])
         numbers = (pointers[:, 0] & np.uint64(NUMBER_MASK)).astype(np.int64)
         hits = self._chosen(numbers, owners, level)
         rows = np.column_stack((numbers, owners, np.full(len(numbers), level), indexes * NODE_POINTERS**level))

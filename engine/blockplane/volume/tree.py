@@ -26,6 +26,7 @@ from blockplane.volume.codec import (
     PointerArray,
     empty_pointers,
 )
+from blockplane.volume.nodesmet import NodesMet
 from blockplane.volume.treeio import Block, BlockWriter, Span
 from blockplane.volume.treeread import MAX_CLEAN_BLOCKS, NODE_SHIFT, Node, TreeReader
 
@@ -129,7 +130,7 @@ class BlockTree(TreeReader):
         if self.root.form != FORM_TREE:
             return
         stop = min(stop, self.capacity_blocks())
-        for low, high in list(self._mapped(start, stop)):
+        for low, high in list(self.mapped(start, stop)):
             if self.pointers(low, high)[:, 0].any() or any((0, i) in self._nodes for i in range(low, high)):
                 self._replace(low, empty_pointers(high - low))
         if start == 0 and stop >= self.capacity_blocks():
@@ -185,11 +186,13 @@ class BlockTree(TreeReader):
 
     def touch_within(self, start: int, stop: int, most: int) -> int:
         """Have leaves and nodes whose numbers lie in a range placed anew, at most so many; return how many."""
-        n_touched, indexes = 0, np.arange(ROOT_POINTERS)
+        n_touched, indexes, met = 0, np.arange(ROOT_POINTERS), NodesMet()
         for level in range(self.root.depth, -1, -1) if self.root.form == FORM_TREE else ():
             words = self._words_at(level, indexes)
             indexes, words = indexes[words != 0], words[words != 0]
             numbers = (words & np.uint64(NUMBER_MASK)).astype(np.int64)
+            if level:
+                met.meet(level, words)
             for index in indexes[(start <= numbers) & (numbers < stop)].tolist():
                 if n_touched == most:
                     return n_touched

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from blockplane.model.errors import VolumeDamagedError
 from blockplane.volume.codec import (
     FORM_TREE,
     KIND_BLOCK,
@@ -17,23 +16,21 @@ from blockplane.volume.codec import (
     ROOT_POINTERS,
     PointerArray,
 )
+from blockplane.volume.nodesmet import NodesMet
 from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.treeread import NODE_SHIFT, TreeReader
 
 
-def differing_blocks(
-    trees: Sequence[TreeReader], maps: Sequence[PlaceMap] = (), most_blocks: int | None = None
-) -> list[int]:
+def differing_blocks(trees: Sequence[TreeReader], maps: Sequence[PlaceMap] = ()) -> list[int]:
     """Return the indexes, ascending, of the blocks that are not one and the same block in all trees.
 
     Parameters
     ----------
     maps : for each tree where its blocks lie; where none are given, blocks of one number are one block.
-    most_blocks : how many blocks the trees can have together: one that leads back into itself ends there.
 
     Raises
     ------
-    VolumeDamagedError: a tree has more blocks than it can have.
+    VolumeDamagedError: one block of a tree leads to several parts of it: to follow that may have no end.
 
     Notes
     -----
@@ -41,20 +38,18 @@ def differing_blocks(
     """
     found: list[int] = []
     moved = [] if all(placemap == maps[0] for placemap in maps) else list(maps)
-
-    n_met = 0
+    met = [NodesMet() for _ in trees]
 
     def descend(level: int, index: int) -> None:
-        nonlocal n_met
-        n_met += 1
-        if most_blocks is not None and n_met + len(found) > most_blocks:
-            raise VolumeDamagedError("a tree has more blocks than its state", "run `blockplane check`")
         children = [children_of(tree, level, index, mark) for mark, tree in enumerate(trees)]
         differs = np.zeros(NODE_POINTERS, np.bool_)
         for other in children[1:]:
             differs |= (children[0] != other).any(axis=1)
         if moved:
             differs |= _lie_apart(children, moved)
+        if level > 1:
+            for nodes, pointers in zip(met, children, strict=True):
+                nodes.meet(level - 1, pointers[differs, 0])
         for child in (np.flatnonzero(differs) + (index << NODE_SHIFT)).tolist():
             if level == 1:
                 found.append(child)

@@ -25,6 +25,7 @@ from blockplane.volume.codec import (
     TreeRoot,
     empty_pointers,
 )
+from blockplane.volume.nodesmet import NodesMet
 from blockplane.volume.runs import mask_runs, merge_extents, runs_of
 from blockplane.volume.treeio import Block, BlockReader, BlockWriter
 
@@ -209,21 +210,26 @@ class TreeReader:
             )
 
     def known_pointers(self) -> PointerArray:
-        """Return the pointers (n, 2), of every level, that can be read: nothing is known below a damaged node."""
+        """Return the pointers (n, 2), of every level, that can be read: nothing is known below a damaged node.
+
+        A block that several pointers lead to is met once.
+        """
         if self.root.form != FORM_TREE:
             return empty_pointers(0)
         found, waiting = [], [(self.root.depth, 0, self.root.pointers)]
+        met: set[tuple[int, int]] = set()
         while waiting:
             level, first, pointers = waiting.pop()
             found.append(pointers[pointers[:, 0] != 0])
-            for at in range(len(pointers)) if level else ():
+            for at, word in enumerate(pointers[:, 0].tolist()) if level else ():
                 try:
-                    node = self._node(level, first + at)
+                    node = self._node(level, first + at) if (level, word) not in met else None
                 except ChecksumError:
                     continue
                 if node is not None:
+                    met.add((level, word))
                     waiting.append((level - 1, (first + at) << NODE_SHIFT, node.pointers()))
-        return np.concatenate(found)
+        return np.unique(np.concatenate(found), axis=0)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -286,7 +292,7 @@ class TreeReader:
         found: list[tuple[int, int]] = []
         reach = self.capacity_blocks() if self.root.form == FORM_TREE else 0
         end = reach if stop is None else min(stop, reach)
-        for low, high in self._mapped(start, end):
+        for low, high in self.mapped(start, end):
             pointers = self.pointers(low, high)
             found += [(low + a, low + b) for a, b in mask_runs(pointers[:, 0] != 0)]
         found += [
@@ -296,36 +302,37 @@ class TreeReader:
         ]
         return merge_extents(found)
 
-    def _mapped(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Yield ranges of leaves, at most one node's, that have a node above them, cut to start..stop."""
-        yield from self._descend(self.root.depth, 0, ROOT_POINTERS, start, stop)
+    def mapped(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield ranges of leaves, at most one node's, that have a node above them, cut to start..stop.
 
-    def _descend(self, level: int, low: int, high: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        Raises
+        ------
+        VolumeDamagedError: one block is a node at two places of a level: the walk of such a tree may have no end.
+        """
+        yield from self._descend(self.root.depth, 0, ROOT_POINTERS, (start, stop), NodesMet())
+
+    def _descend(
+        self, level: int, low: int, high: int, span: tuple[int, int], met: NodesMet
+    ) -> Iterator[tuple[int, int]]:
+        """Yield what lies below leaves or nodes low..high, all of one node."""
         shift = NODE_SHIFT * level
-        low, high = max(low, start >> shift), min(high, -(-stop >> shift))
-        if level == 0:
+        low, high = max(low, span[0] >> shift), min(high, -(-span[1] >> shift))
+        if low >= high or level == 0:
             if low < high:
                 yield low, high
             return
-        for index in range(low, high):
-            if self._exists(level, index):
-                yield from self._descend(level - 1, index << NODE_SHIFT, (index + 1) << NODE_SHIFT, start, stop)
+        words = self._words(level, low, high)
+        met.meet(level, words)
+        for index, word in enumerate(words.tolist(), low):
+            if word or (level, index) in self._nodes:
+                yield from self._descend(level - 1, index << NODE_SHIFT, (index + 1) << NODE_SHIFT, span, met)
 
-    def _exists(self, level: int, index: int) -> bool:
-        return bool(self.pointer(level, index)[0]) or (level, index) in self._nodes
-
-    def repeats_nodes(self) -> bool:
-        """Whether one block is a node at two places of a level: a walk of such a tree may have no end."""
-        level, indexes = self.root.depth, list(range(ROOT_POINTERS))
-        while self.root.form == FORM_TREE and level > 0:
-            existing = [index for index in indexes if self._exists(level, index)]
-            numbers = [word & NUMBER_MASK for index in existing if (word := self.pointer(level, index)[0])]
-            if len(set(numbers)) < len(numbers):
-                return True
-            level -= 1
-            if level:
-                indexes = [child for i in existing for child in range(i << NODE_SHIFT, (i + 1) << NODE_SHIFT)]
-        return False
+    def _words(self, level: int, low: int, high: int) -> NDArray[np.uint64]:
+        """Return the pointers' first words to leaves or nodes low..high, all of one node."""
+        if level == self.root.depth:
+            return self.root.pointers[low:high, 0]
+        first = low & -NODE_POINTERS
+        return self.node(level + 1, low >> NODE_SHIFT)[low - first : high - first, 0]
 
     def node_numbers(self) -> list[int]:
         """Return the numbers of every pointer block (level 1 and up)."""
@@ -334,7 +341,7 @@ class TreeReader:
         found: list[int] = []
         level, indexes = self.root.depth, list(range(ROOT_POINTERS))
         while level > 0:
-            existing = [index for index in indexes if self._exists(level, index)]
+            existing = [i for i in indexes if self.pointer(level, i)[0] or (level, i) in self._nodes]
             words = [self.pointer(level, index)[0] for index in existing]
             found += [word & NUMBER_MASK for word in words if word]
             level -= 1
