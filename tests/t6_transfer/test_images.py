@@ -330,3 +330,24 @@ def test_a_snapshot_of_which_the_image_takes_a_name_does_not_arrive(tmp_path):
         image = build(ours, "b1 + a1 - a2", with_=("a1", "a2"))
         assert [record.name for record in image.arriving] == ["b1"]
         assert "a1" in [record.name for record in image.left_out]
+
+
+def test_no_stream_is_made_of_two_numberings(tmp_path):
+    """What every receive refuses is refused before it is written."""
+    ours, theirs = bp.Volume.create(tmp_path / "ours", size="16M"), bp.Volume.create(tmp_path / "theirs", size="16M")
+    with ours, theirs:
+        for volume, name in ((ours, "a"), (theirs, "b")):
+            bp.FileSystem(volume).write_bytes("/file", name.encode() * 50_000)
+            volume.snapshot(name)
+        bp.FileSystem(theirs).write_bytes("/more", bytes(900_000))
+        bp.FileSystem(theirs).unlink("/file")
+        theirs.commit()  # whatever comes now takes no number that ours has taken
+        theirs.snapshot("c")
+        bp.send(theirs.image("c"), tmp_path / "c.bps")
+        bp.receive(tmp_path / "c.bps", ours, discard=True)
+        for expression in ("c + a", "c - a"):
+            with pytest.raises(RefusedError, match="c and a came from different volumes"):
+                bp.send(ours.image(expression, with_=("a",)), tmp_path / "both.bps")
+        assert not (tmp_path / "both.bps").exists()
+        bp.send(ours.image("c"), tmp_path / "again.bps")
+        bp.receive(tmp_path / "again.bps", tmp_path / "other")
