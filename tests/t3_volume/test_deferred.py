@@ -88,6 +88,24 @@ def test_what_is_read_stays_and_the_refusal_says_who_reads(volume):
     verdict(volume)
 
 
+def test_whoever_takes_a_plane_reads_the_snapshot(volume: Volume) -> None:
+    """It is pinned until its plane is there: not deleted in the middle, its blocks written anew."""
+    one, pinned = volume.get_snapshot("one"), []
+    real = volume.plane
+
+    def plane(state: object) -> object:
+        with contextlib.suppress(RefusedError):
+            volume.delete_snapshot("one")
+        pinned.append(volume.is_pinned(one.entry.record.id))
+        return real(state)
+
+    with mock.patch.object(volume, "plane", plane):
+        taken = one.plane
+    assert pinned == [True]
+    assert taken == real(volume.get_snapshot("one").state)
+    assert not volume.is_pinned(one.entry.record.id)
+
+
 def test_a_reader_in_another_process_is_named(volume):
     token = reading_for.set(("get", 4711))
     with read(volume, "two"):

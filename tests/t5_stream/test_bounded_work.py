@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from blockplane.image import order
 from blockplane.image.extents import numbers_in
 from blockplane.planes import Plane
 from blockplane.stream import source as streams
+from blockplane.transfer.arriving import arrival_of
 
 SPAN = order._SPAN_STRIPES
 
@@ -88,3 +90,22 @@ def test_a_piece_of_one_block_is_a_word(tmp_path, monkeypatch):
     monkeypatch.setattr(Plane, "words", lambda self: n_words.append(self.n_blocks // 64) or whole(self))
     extents = bp.stream_map(tmp_path / "s.bps").image.extents()
     assert 0 < sum(n_words) <= (int(extents[-1, 1]) + 63) // 64 - int(extents[0, 0]) // 64
+
+
+@pytest.mark.parametrize(("n_groups", "n_disks", "is_followed"), [(1, 4, True), (1000, 255, False)])
+@pytest.mark.parametrize("window_blocks", [1, 2048])
+def test_an_order_of_very_many_disks_is_not_worked_out(tmp_path, n_groups, n_disks, window_blocks, is_followed):
+    """Where blocks should land is a guess: the header's disks and windows are followed where that costs little."""
+    with bp.Volume.create(tmp_path / "pool", disks=1, size="16M") as volume:
+        volume.snapshot("s")
+        bp.send(volume.image("s"), tmp_path / "s.bps")
+    stream = bp.stream_map(tmp_path / "s.bps")
+    disks = [tuple(range(first, first + n_disks)) for first in range(0, n_groups * n_disks, n_disks)]
+    groups = tuple(GroupRecord(n << 24, n_disks, 0, 4096, 1 << 16, each) for n, each in enumerate(disks))
+    header = replace(stream.header, groups=groups, window_blocks=window_blocks)
+    plane = Plane.from_extents([[0, 10_000]], groups[-1].stop)
+    found = [numbers_in(piece) for piece in arrival_of(replace(stream, header=header))(plane)]
+    assert len(found) < 10_000 / 64  # windows of one block are not followed
+    numbers = np.concatenate(found)
+    assert sorted(numbers.tolist()) == list(range(10_000))
+    assert (numbers[1:] < numbers[:-1]).any() == is_followed

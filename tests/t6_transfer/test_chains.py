@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import struct
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from blockplane.stream.input import ObjectInput
 from blockplane.stream.reader import StreamReader
 from blockplane.transfer import compare_streams, merge_streams, receive, send, stream_map, verify_streams
 from blockplane.transfer.imagesending import ImageSending
+from blockplane.volume.codec import BLOCK_WORD, FORM_TREE, Pointer, StateRoot, TreeRoot
+from blockplane.volume.state import read_root
 
 NAMES = ["june1", "june2", "june3", "june4"]
 
@@ -193,6 +196,59 @@ class Tampered:
         kept = numbers != self.leave_out
         numbers, data = numbers[kept], data[kept].reshape(-1)
         return Gathered(extents_of(numbers), fresh_checks(data, numbers), data)
+
+
+class Circular(Tampered):
+    """A full image of blocks 0, 1, ...: a block map of which each level leads to one block of the next alone."""
+
+    def __init__(self, image, depth: int, space_blocks: int) -> None:
+        super().__init__(image)
+        root = StateRoot.decode(read_root(image.top_state.reader, image.top_state.pointer))
+        blocks, pointer = [b"\xff" * 4096], b""
+        for number in range(depth + 1):
+            check = int(fresh_checks(np.frombuffer(blocks[-1], np.uint8), np.array([number]))[0])
+            pointer = struct.pack("<QII", BLOCK_WORD | number, check, 0)
+            blocks.append(pointer * 256)
+        pointers = np.frombuffer(pointer * 16, np.uint64).reshape(16, 2)
+        root.blockmap = TreeRoot(FORM_TREE, depth, space_blocks // 8, pointers)
+        self.buffer = np.frombuffer(b"".join([*blocks[:-1], root.encode()]), np.uint8)
+        self.numbers = np.arange(depth + 2)
+        self.checks = fresh_checks(self.buffer, self.numbers)
+        self.space_blocks, self.root = space_blocks, Pointer(depth + 1, int(self.checks[-1]))
+
+    @property
+    def plane(self):
+        return Plane.from_extents(extents_of(self.numbers), self.space_blocks)
+
+    @property
+    def dropped(self):
+        return Plane.empty(self.space_blocks)
+
+    def header(self):
+        n_blocks = len(self.numbers)
+        shape = {"space_blocks": self.space_blocks, "image_blocks": n_blocks, "after_blocks": n_blocks}
+        return replace(self.inner.header(), root=self.root, **shape)
+
+    def snapshots(self):
+        return [(replace(self.inner.snapshots()[0][0], n_blocks=len(self.numbers), root=self.root), Role.TOP)]
+
+    @contextmanager
+    def windows(self, *, read=True):
+        yield iter([Gathered(extents_of(self.numbers), self.checks, self.buffer)])
+
+
+def test_a_block_map_that_leads_in_circles_is_followed_once(source, tmp_path):
+    """Three levels, of a volume that claims to have room for them."""
+    volume, path = source[0], tmp_path / "bad.bps"
+    send(Circular(volume.image("june1"), 3, 1 << 36), path)
+    problems = verify_streams(path).problems
+    assert any("the block map of june1 leads in circles" in problem for problem in problems), problems
+    for call in (
+        lambda: merge_streams(path, sink=None, dry_run=True),
+        lambda: compare_streams(path, volume=volume, snapshot="june1"),
+    ):
+        with pytest.raises(StreamDamagedError, match="the block map of june1 leads in circles"):
+            call()
 
 
 def some_block(plane, rng) -> int:
