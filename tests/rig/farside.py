@@ -63,9 +63,9 @@ class FarSide:
         assert self.listener is not None
         return self.hosts.peer(address or self.listener.address, **{"limits": self.limits, **more})
 
-    def push(self, top: str, peer: RemotePeer | None = None):
+    def push(self, top: str, peer: RemotePeer | None = None, changes: LocalChanges = LocalChanges.REFUSE):
         peer = peer or self.peer()
-        return peer.take(image_towards(self.source, top, peer.standing()), LocalChanges.REFUSE)
+        return peer.take(image_towards(self.source, top, peer.standing()), changes)
 
     def require_a_state(self) -> str:
         """The copy has a state that the source had, and nobody waits, reads or has left anything."""

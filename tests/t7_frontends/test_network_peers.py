@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import blockplane as bp
+from blockplane.image import build
 from blockplane.model.errors import (
     BusyError,
     ConnectionLostError,
@@ -36,8 +37,10 @@ from blockplane.server.network.tls import fingerprint_of
 from blockplane.transfer.lag import replicas
 from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.pull import pull
+from blockplane.transfer.receive import receive
 from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import ResumeToken, interrupted_receives, resume_token
+from blockplane.transfer.send import send
 from blockplane.transfer.standing import image_towards, standing_of
 from blockplane.volume.check import check
 from blockplane.volume.landing_places import reaches
@@ -73,6 +76,22 @@ def test_a_full_push_then_increments(side):
     done = [(event.what, event.text, event.transfer.verb) for event in side.told if event.what == "done"]
     assert done == [("done", "standing", Verb.READ), ("done", "take", Verb.WRITE)] * 3
     assert {event.transfer.identity.names for event in side.told} == {("source", "127.0.0.1")}
+
+
+def test_a_push_onto_a_snapshot_of_another_numbering(side, tmp_path):
+    """The source took in another volume's state: what both have is of the line that it gave up."""
+    side.push(side.change(200))
+    with fresh(tmp_path / "other", size="24M") as other:
+        Files(other, side.rng).write(7, 0, 90)
+        other.snapshot("other")
+        send(build(other, "other"), tmp_path / "other.bps")
+        side.states["other"] = contents(other.active)
+    receive(tmp_path / "other.bps", side.source, discard=True)
+    found = side.push("other", changes=LocalChanges.KEEP)
+    assert found.base == "s1"
+    side.require_done("other")
+    assert contents(side.copy.get_snapshot("s1").state) == side.states["s1"]
+    assert check(side.copy).problems == []
 
 
 def test_the_standing_is_the_volume_s_own(side):

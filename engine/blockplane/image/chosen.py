@@ -216,8 +216,7 @@ class Image:
 
         Raises
         ------
-        RefusedError : the image is not a sum minus at most one base, its top is not a snapshot, or not complete, or
-            snapshots of several numberings are in it.
+        RefusedError : the image is not a sum minus at most one base, its top is not a snapshot, or not complete.
         """
         if not is_sendable(self.expression):
             raise RefusedError(
@@ -228,12 +227,6 @@ class Image:
             raise RefusedError("the live file system cannot be sent while it changes", "create a snapshot and send it")
         if not self.complete:
             raise RefusedError(f"snapshot {self._top.name} would not be whole at the destination", "send a sum with it")
-        for record in (*self.arriving, *((self.base,) if self.base is not None else ())):
-            if record.space_id != self.top.space_id:
-                raise RefusedError(
-                    f"snapshots {self.top.name} and {record.name} came from different volumes: no stream brings both",
-                    f"send {self.top.name} and {record.name} each by itself",
-                )
         return self.top
 
     def _is_whole(self, term: Term) -> bool:

@@ -380,8 +380,8 @@ def _check_roles(found: StreamMap) -> None:
     arriving = [record for record, role in found.snapshots if role in (Role.TOP, Role.ARRIVES)]
     if any(record.kind != KIND_REGULAR or record.id == NO_ID for record in arriving):
         raise StreamDamagedError("the stream brings a snapshot that is not a regular one, or has no id", _AGAIN)
-    if any(record.space_id != header.space_id for record, role in found.snapshots if role is not Role.LEFT_OUT):
-        raise StreamDamagedError("the stream mixes snapshots of different numberings", _AGAIN)
+    if any(record.space_id != header.space_id for record in (*tops, *found.with_role(Role.LENDER))):
+        raise StreamDamagedError("the stream's header is of another numbering than its top, or its lender", _AGAIN)
 
 
 def verify_payload(head: FrameHead, payload: Bytes) -> None:
