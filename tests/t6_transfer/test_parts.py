@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import threading
+import time
 from itertools import permutations
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import blockplane as bp
+from blockplane.disks.pending import Pending
 from blockplane.filesystem.owners import owners_of
 from blockplane.image.extents import numbers_in
 from blockplane.model.checks import crc32c
@@ -85,6 +87,22 @@ def send_in_three(source, i: int, folder: Path, **options) -> list[Path]:
     assert [its.n_blocks for its in report.parts] == [len(each) for each in planes]
     assert report.n_blocks == image.n_blocks
     return files
+
+
+def test_a_band_that_the_disks_have_counts_though_that_is_said_late(source, tmp_path, monkeypatch):
+    """The thread of a disk may be held up between the end of a write and the word of it."""
+    streams = send_in_three(source, 0, tmp_path)
+
+    def finish(pending: Pending) -> None:
+        if pending._when_done is not None:
+            pending._when_done(pending)
+            pending._when_done = None
+            time.sleep(0.02)
+        pending._event.set()
+
+    monkeypatch.setattr(Pending, "_finish", finish)
+    bp.receive_streams(*streams, target=tmp_path / "copy")
+    require_equal(source, tmp_path / "copy", NAMES[:1])
 
 
 def test_the_planes_are_a_partition(source):

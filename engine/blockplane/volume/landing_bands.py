@@ -307,7 +307,8 @@ class LandingBands:
             self._closing.popleft().result()
         self._closer.shutdown()
         self._volume.array.drain()
-        self._save()
+        while self._flying:  # a band that has left the array may not have said yet that it is done
+            self._save(wait=True)
 
     def drop(self) -> None:
         """Give up what is open; what is closing goes out: nothing refers to it. Not with the volume's lock held."""
