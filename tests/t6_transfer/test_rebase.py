@@ -6,6 +6,7 @@ import io
 import random
 import struct
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,10 +26,12 @@ from blockplane.model.errors import (
     StreamTruncatedError,
     UsageError,
 )
+from blockplane.stream.codec import Role
 from blockplane.stream.input import ObjectInput
 from blockplane.stream.offer import HEADER_BYTES, OfferReader, OfferWriter, RunDigests
 from blockplane.stream.sink import ObjectSink
 from blockplane.transfer.against import Lent, compare_offer
+from blockplane.transfer.imagesending import ImageSending
 from blockplane.volume.borrowing import Trial
 from blockplane.volume.holds import release
 from equality import differences, volume_tree
@@ -172,6 +175,23 @@ def test_a_source_whose_blocks_were_moved_and_a_mirror_whose_were(source, tmp_pa
         assert received.n_blocks_shared == len(lent) > 1000
         require_same(middle, mirror, "june2")
         assert [s.name for s in mirror.snapshots] == ["mine", "june1", "june2"]
+
+
+@pytest.mark.parametrize("spoilt", [Role.TOP, Role.LENDER])
+def test_a_top_or_a_lender_of_another_numbering_is_refused(source, tmp_path, monkeypatch, spoilt):
+    bp.receive(io.BytesIO(stream_of(source, "june1")), tmp_path / "copy")
+    estrange(source)
+    with bp.Volume.open(tmp_path / "copy") as mirror:
+        offer, real = offer_of(mirror), ImageSending.snapshots
+
+        def snapshots(sending):
+            return [(replace(r, space_id=bytes(16)) if role is spoilt else r, role) for r, role in real(sending)]
+
+        monkeypatch.setattr(ImageSending, "snapshots", snapshots)
+        stream = stream_of(source, "june2", against=io.BytesIO(offer))
+        with pytest.raises(StreamDamagedError, match="of another numbering than its top, or its lender"):
+            bp.receive(io.BytesIO(stream), mirror)
+        assert [snapshot.name for snapshot in mirror.snapshots] == ["june1"]
 
 
 # --- equal checks, different bytes ------------------------------------------------------------------------------------
