@@ -410,6 +410,15 @@ def test_the_pool_waits_for_what_is_in_flight():
     pool.give_back(second, was_sent=False)
 
 
+def test_a_buffer_is_given_back_once():
+    pool = BufferPool(4 * 4096)
+    buffer, _ = pool.take(4096)
+    pool.give_back(buffer, was_sent=False)
+    with pytest.raises(KeyError):
+        pool.give_back(buffer, was_sent=False)
+    assert (pool.taken_bytes, pool._free_bytes) == (0, 4096)
+
+
 def test_the_pool_keeps_no_more_than_its_limit():
     pool = BufferPool(16 * 4096)
     for n_blocks in (1, 2, 3, 5, 8, 13):

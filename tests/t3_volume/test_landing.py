@@ -310,6 +310,29 @@ def require_unchanged(target: Volume, landing, before: tuple) -> None:
     verdict(target)
 
 
+def test_bands_that_cannot_be_closed_give_their_buffers_back_once(monkeypatch):
+    monkeypatch.setattr(landing_bands, "LANDING_STRIPES", 64)
+    monkeypatch.setattr(landing_bands, "MAX_CLOSING", 1)
+    source, target, _, plane, before, _ = some_landing()
+    landing = target.landing(plane)
+    part = plane.copy()
+    for n in range(0, len(plane), 7):
+        part.remove(int(plane.select(n)), int(plane.select(n)) + 1)
+    fill(landing, source, "s1", part)
+    assert len(landing.bands._open) > 1
+
+    def fail(*_: object) -> None:
+        raise ChecksumError("a block beside it")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(target.beside, "write", fail)
+        with pytest.raises(ChecksumError):
+            landing.bands.finish()
+        landing.abort()
+    assert target.array.pool.taken_bytes == 0
+    require_unchanged(target, landing, before)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
 def test_an_abort_leaves_everything_as_it_was(share):
     source, target, _, plane, before, _ = some_landing()

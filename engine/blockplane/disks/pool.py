@@ -23,6 +23,8 @@ class BufferPool:
         self._changed = threading.Condition()
         self._free: dict[int, list[Bytes]] = {}
         self._free_bytes = 0
+        #: addresses of what is out
+        self._taken: set[int] = set()
         self._taken_bytes = 0
         self._in_flight_bytes = 0
 
@@ -38,11 +40,15 @@ class BufferPool:
                 self._changed.wait()
             self._taken_bytes += n_bytes
             shelf = self._free.get(n_bytes)
+            is_fresh = not shelf
             if shelf:
                 self._free_bytes -= n_bytes
-                return shelf.pop(), False
-            self._drop_free(self.limit_bytes - self._taken_bytes)
-        return aligned_buffer(n_bytes), True
+                buffer = shelf.pop()
+            else:
+                self._drop_free(self.limit_bytes - self._taken_bytes)
+                buffer = aligned_buffer(n_bytes)
+            self._taken.add(buffer.ctypes.data)
+        return buffer, is_fresh
 
     def send(self, buffer: Bytes) -> None:
         """Say that a taken buffer is in flight: `give_back` will follow without its taker."""
@@ -50,8 +56,9 @@ class BufferPool:
             self._in_flight_bytes += buffer.shape[0]
 
     def give_back(self, buffer: Bytes, *, was_sent: bool) -> None:
-        """Take a buffer in; its views must not be used any more."""
+        """Take a buffer in; its views must not be used any more, nor the buffer be given back again."""
         with self._changed:
+            self._taken.remove(buffer.ctypes.data)
             self._taken_bytes -= buffer.shape[0]
             if was_sent:
                 self._in_flight_bytes -= buffer.shape[0]

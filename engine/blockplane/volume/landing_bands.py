@@ -252,8 +252,12 @@ class LandingBands:
     def _close(self, waiting: _LandingBand) -> None:
         if waiting.due:
             self._left[waiting.band.group, waiting.band.dbn_start // LANDING_STRIPES] = waiting.due
-        while len(self._closing) >= MAX_CLOSING:
-            self._closing.popleft().result()
+        try:
+            while len(self._closing) >= MAX_CLOSING:
+                self._closing.popleft().result()
+        except BaseException:
+            self._volume.array.drop_band(waiting.band)
+            raise
         self._closing.append(self._closer.submit(self._write, waiting))
 
     def _write(self, waiting: _LandingBand) -> None:
@@ -300,9 +304,8 @@ class LandingBands:
 
     def finish(self) -> None:
         """Send out what is open, and wait until everything is with the disks."""
-        for waiting in self._open.values():
-            self._close(waiting)
-        self._open.clear()
+        while self._open:
+            self._close(self._open.popitem(last=False)[1])
         while self._closing:
             self._closing.popleft().result()
         self._closer.shutdown()
