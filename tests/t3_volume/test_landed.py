@@ -11,7 +11,8 @@ import pytest
 from blockplane.disks import HEAD_BLOCKS
 from blockplane.model.checks import fresh_checks
 from blockplane.planes import Plane
-from blockplane.volume import Volume
+from blockplane.volume import Volume, landed, landing_bands
+from blockplane.volume.check import check
 from blockplane.volume.incoming import IncomingEntry, leaves_of
 from blockplane.volume.journal import LandedSlots, LandingJournal, read_journal
 from blockplane.volume.landed import LandedBlocks
@@ -91,6 +92,37 @@ def test_a_killed_receive_remembers_what_the_disks_have(volume):
         landing.abort()
         assert again.local.incoming.images() == []
         assert not journal_of(again).exists()
+
+
+@pytest.mark.parametrize("is_slow", [True, False], ids=["slow", "quick"])
+def test_a_small_image_is_remembered_where_it_comes_slowly(volume, is_slow, monkeypatch):
+    """What has landed in stripes that are not whole goes to the disks too; who is quick pays no consistency point."""
+    monkeypatch.setattr(landing_bands, "FLUSH_S", 0.0)
+    monkeypatch.setattr(landing_bands, "_FLUSH_PAUSE", 0)
+    monkeypatch.setattr(landed, "SMALL_S", 0.0 if is_slow else 1e9)
+    landing = Landing(volume, image(1000), None, entry(1000))
+    for part in (range(64, 565), range(565, 601)):
+        bring(landing, part)
+        landing.bands._closer.submit(int).result()
+    with reopened(volume) as again:
+        landing = Landing(again, image(1000), None, entry(1000))
+        assert copied(landing) == set(range(64, 601) if is_slow else [])
+        bring(landing, range(601 if is_slow else 64, 1064))
+        landing.bands.finish()
+        assert landing.n_waiting == 0
+        assert check(again).problems == []
+        landing.abort()
+
+
+def test_what_comes_quickly_goes_out_in_whole_bands(volume, monkeypatch):
+    monkeypatch.setattr(landing_bands, "FLUSH_S", 0.0)
+    monkeypatch.setattr(landing_bands, "_FLUSH_BLOCKS", 9)
+    landing = Landing(volume, image(450), None, entry(450))
+    bring(landing, range(64, 464))
+    landing.bands._closer.submit(int).result()
+    assert len(landing.bands._open) == 1
+    assert landing.bands._n_saved == 0
+    landing.abort()
 
 
 def test_without_its_journal_it_remembers_what_is_durable(volume):

@@ -41,8 +41,10 @@ if TYPE_CHECKING:
 # Between consistency points: what a power cut may cost, and how long a journal grows.
 STORE_BLOCKS: Final = (1 << 30) // BLOCK_BYTES
 STORE_S: Final = 10.0
-# An image up to this size is brought again whole: 16 MiB.
+# An image up to this size, 16 MiB, is brought again whole, unless it takes longer than this: what lets a receive go on
+# costs a consistency point.
 SMALL_BLOCKS: Final = 4096
+SMALL_S: Final = 0.25
 # How long an interrupted receive keeps its base from being deleted: 30 days.
 HOLD_NS: Final = 30 * 86_400 * 10**9
 # A journal is not written anew for less.
@@ -99,7 +101,8 @@ class LandedBlocks:
         self._journal.append(slots)
         self._n_since += slots.n_blocks
         if not self._is_stored:
-            is_due = self.entry.n_image > SMALL_BLOCKS and self._n_since * 2 >= self.max_unsaved
+            is_much = self.entry.n_image > SMALL_BLOCKS and self._n_since * 2 >= self.max_unsaved
+            is_due = is_much or time.monotonic() - self._stored_s >= SMALL_S
         else:
             is_due = self._n_since >= STORE_BLOCKS or time.monotonic() - self._stored_s >= STORE_S
         if is_due:
