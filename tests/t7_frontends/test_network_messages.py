@@ -24,7 +24,7 @@ from blockplane.server.network.channel import Channel
 from blockplane.server.network.codec import BOUNDS, HEAD_BYTES, Head, Kind, WireError, encode_head
 from blockplane.server.network.serving import REQUESTS
 from blockplane.server.network.spoken import error_heard, error_said, standing_heard, standing_said
-from blockplane.server.network.striped import Incoming, Outgoing
+from blockplane.server.network.striped import PIECE_BYTES, Incoming, Outgoing
 from blockplane.server.network.throttle import Throttle
 from blockplane.server.network.tokens import decode_token
 from blockplane.transfer.resume import InterruptedReceive, ResumeToken
@@ -362,3 +362,24 @@ def test_a_reader_that_takes_nothing_is_lost_when_it_may_be_idle_no_longer():
     with far, contextlib.closing(out), pytest.raises(ConnectionLostError, match="took too long"):
         out.write(bytes(8 << 20))
     assert time.monotonic() - started < 60
+
+
+def test_pieces_are_a_small_part_of_what_has_moved_and_wait_here_for_their_turn():
+    """What is cut on the way is lost, on each connection: so is what the kernel holds back for one of them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    out, into = Outgoing([Channel(near, SHORT, "there")], SHORT, Throttle()), Channel(far, SHORT, "here")
+    n_bytes, most = 40 << 20, 0
+    thread = threading.Thread(target=lambda: [out.write(bytes(n_bytes)), out.finish()])
+    with contextlib.closing(into), contextlib.closing(out):
+        thread.start()
+        room, n_read = memoryview(bytearray(1 << 20)), 0
+        while (head := into.receive_head()) is not None and head.kind is not Kind.END:
+            into.receive_body(head, [room[: head.n_bytes]])
+            n_read += head.n_bytes
+            most = max(most, head.n_bytes)
+            assert head.n_bytes <= max(PIECE_BYTES, n_read // 64)
+        thread.join()
+        assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) <= 2 * max(most, PIECE_BYTES)
+    assert n_read == n_bytes

@@ -63,6 +63,7 @@ class StreamWriter:
     level : of the compression of data frames; None: they are written as they are.
     written : what of this stream the sink has already; nothing before the data is written then. The writer owns it.
     key : what the stream is encrypted with; None: it is not.
+    frame_blocks : the most that a data frame has; None: as many as it may.
 
     Notes
     -----
@@ -76,11 +77,12 @@ class StreamWriter:
         level: int | None = None,
         key: Key | None = None,
         written: Written | None = None,
+        frame_blocks: int | None = None,
     ) -> None:
         if level is not None:
             header = replace(header, features=header.features | codec.ZSTD_FEATURES)
         self._sink = sink
-        self._level = level
+        self._level, self._frame_blocks = level, frame_blocks
         self.n_bytes = 0
         if written is None:
             framing, header, begin = framing_for(header, key)
@@ -126,7 +128,7 @@ class StreamWriter:
         self._record_frame(FrameKind.SECTION, name.encode("ascii"), payload, 0)
 
     def write_blocks(self, extents: Extents, checks: Checks, buffer: Bytes) -> None:
-        """Write blocks as data frames of at most 1 MiB, in one call to the sink.
+        """Write blocks as data frames, in one call to the sink.
 
         With a pool its threads compress and encrypt, and each frame goes to the sink when it is ready.
 
@@ -138,7 +140,7 @@ class StreamWriter:
         """
         view, at = buffer.data, 0
         frames: list[Frame] = []
-        for part in split(extents, codec.MAX_FRAME_BLOCKS):
+        for part in split(extents, self._frame_blocks or codec.MAX_FRAME_BLOCKS):
             n_blocks = n_blocks_in(part)
             payload = view[at * BLOCK_BYTES : (at + n_blocks) * BLOCK_BYTES]
             frames.append(Frame(part, checks[at : at + n_blocks], payload))

@@ -32,6 +32,7 @@ class ImageSending:
     """A volume's image as a Sendable.
 
     feeds : where others who send the same image now, all of it, share its reading; None: nobody does.
+    frame_blocks : the most that a data frame has; None: as many as it may.
 
     Attributes
     ----------
@@ -48,9 +49,10 @@ class ImageSending:
         locations: str = EXPLICIT,
         ring_bytes: int = RING_BYTES,
         feeds: Feeds | None = None,
+        frame_blocks: int | None = None,
     ) -> None:
         self.image, self._order, self._window_blocks, self._ring_bytes = image, order, window_blocks, ring_bytes
-        self._feeds = feeds
+        self._feeds, self.frame_blocks = feeds, frame_blocks
         self._top = image.require_sendable()
         self._locations = _locations(locations)
         if self._locations is Locations.IMPLICIT and order == DISK and not image.layout.is_home:

@@ -334,13 +334,16 @@ def send_begun(
     if isinstance(sending, ImageSending):
         sending.n_skipped = began.n_windows
         sending.part = rest if not sending.n_skipped else began.planned
+    frame_blocks: int | None = getattr(sending, "frame_blocks", None)
     n_following = len(sending.plane if rest is None else rest)
     total, written, level = n_following * BLOCK_BYTES, began.written, form.level
     if written is not None:  # it goes on as it began
         level = (level or DEFAULT_LEVEL) if header.may_be_compressed else None
     with (
         sending.windows(read=read) as gathered,
-        closing(StreamWriter(_behind(sending, sink), header, level if read else None, form.key, written)) as writer,
+        closing(
+            StreamWriter(_behind(sending, sink), header, level if read else None, form.key, written, frame_blocks)
+        ) as writer,
     ):
         if written is None:
             writer.write_snapshots(snapshots)

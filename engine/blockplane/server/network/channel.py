@@ -117,6 +117,14 @@ class Channel:
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
+    def keep_unsent(self, n_bytes: int) -> None:
+        """Have the kernel take no more than that ahead of what it has sent.
+
+        Who deals out to several connections what must arrive in order gives none of them more than it can send.
+        """
+        with contextlib.suppress(OSError):  # not TCP
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, n_bytes)
+
     def tell(self, kind: Kind, found: Mapping[str, object] | None = None) -> None:
         """Send a message that says something."""
         self.send(kind, encode_object(found) if found is not None else b"")

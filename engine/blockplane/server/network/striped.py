@@ -20,10 +20,11 @@ from blockplane.server.network.limits import Limits
 from blockplane.server.network.throttle import Throttle
 from blockplane.stream.input import advance
 
-#: A piece that is cut is lost, on every connection: where little moves, with larger ones transfers would begin anew.
-PIECE_BYTES: Final = 256 << 10
-#: What has moved, and in a second, where pieces are as large as they may be: each costs turns of the interpreter.
-_MUCH_BYTES: Final = 32 << 20
+#: A piece that is cut is lost, on every connection: it is a small part of what has moved, and of what moves in a
+#: second, but at least so much, and at most MAX_PIECE_BYTES: each costs turns of the interpreter.
+PIECE_BYTES: Final = 64 << 10
+_SHARE: Final = 128
+_A_SECOND: Final = 400
 _SETTLE_S: Final = 2.0
 
 
@@ -125,6 +126,8 @@ class Outgoing(_Stripes):
         #: those that have not sent all of their last message
         self._busy: list[Channel] = []
         self._n_pieces, self._is_over = 0, False
+        #: the longest piece that the kernel was told of
+        self._most = 0
         #: when a connection took anything last, or was given something to take
         self._moved_at = self._began
         self._beat = threading.Thread(target=self._say_alive, name="blockplane sends", daemon=True)
@@ -138,17 +141,23 @@ class Outgoing(_Stripes):
         view, at = memoryview(data).cast("B"), 0
         with self._going():
             while at < len(view):
-                piece = view[at : at + self._piece_bytes()]
+                piece = view[at : at + self._next_bytes()]
                 self._throttle.take(len(piece), self.ended)
                 self._deal(piece)
                 at += len(piece)
             self._flush()
         return len(view)
 
-    def _piece_bytes(self) -> int:
-        moved = self._n_sent()
-        is_much = moved > _MUCH_BYTES and moved > _MUCH_BYTES * (time.monotonic() - self._began)
-        return self._throttle.piece_bytes(MAX_PIECE_BYTES if is_much else PIECE_BYTES)
+    def _next_bytes(self) -> int:
+        """Return how long the next piece is, and have the kernel take no more than fits that."""
+        moved, seconds = self._n_sent(), time.monotonic() - self._began
+        most = int(min(moved / _SHARE, moved / (seconds * _A_SECOND + 1e-9), MAX_PIECE_BYTES))
+        most = max(most, PIECE_BYTES)
+        if most > 2 * self._most or not self._most:
+            self._most = most
+            for channel in self._channels:
+                channel.keep_unsent(most)
+        return self._throttle.piece_bytes(most)
 
     def _deal(self, piece: memoryview) -> None:
         """Give a piece to the connection whose turn it is of those that have room."""
