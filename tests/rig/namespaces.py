@@ -24,6 +24,8 @@ from rig.services import Serving
 
 PORT = 7420
 _PREFIX = "bpns"
+#: Of each packet: Ethernet, IPv4, and TCP with a time stamp.
+_HEAD_BYTES = 14 + 20 + 32
 #: Less would be a burst that is slower than the rate asked for.
 _BURST_BYTES = 128 << 10
 
@@ -100,18 +102,18 @@ class Host:
 
     @property
     def n_received(self) -> int:
-        """Bytes that the link carried to it."""
+        """Bytes that the link carried to it, without the heads of packets."""
         return self._counted(8)
 
     @property
     def n_sent(self) -> int:
-        """Bytes that the link carried from it."""
+        """Bytes that the link carried from it, without the heads of packets."""
         return self._counted(0)
 
     def _counted(self, at: int) -> int:
         lines = Path(f"/proc/{self.switch_pid}/net/dev").read_text().splitlines()
         (found,) = [line.split(":")[1].split() for line in lines if line.strip().startswith(f"{self.port}:")]
-        return int(found[at])
+        return int(found[at]) - int(found[at + 1]) * _HEAD_BYTES
 
     def wait_for_bytes(self, n_bytes: int, timeout_s: float) -> bool:
         """Wait until so many bytes more came to it; return whether they did, in time."""

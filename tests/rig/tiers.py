@@ -69,12 +69,12 @@ class Site:
 
     # --- the source changes ------------------------------------------------------------------------------------------
 
-    def change(self, n_files: int, most_bytes: int) -> None:
-        """Replace files, each at once."""
+    def change(self, n_files: int, most_bytes: int, *, others: bool = False) -> None:
+        """Replace files, each at once; none of them twice where they are to be others."""
         before, starts = self.n_put, {name: self.hosts[name].n_received for name in self.below}
-        for _ in range(n_files):
+        for n in range(n_files):
             data = self.rng.bytes(int(self.rng.integers(1, most_bytes)))
-            self.put(f"f{self.rng.integers(FILES)}", data)
+            self.put(f"f{n if others else self.rng.integers(FILES)}", data)
         for name in set(MIRRORS) & starts.keys():
             self.due[name] = starts[name], self.n_put - before
 
