@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from blockplane.model import BLOCK_BYTES, ChecksumError, NoSpaceError, ReadOnlyError, VolumeDamagedError
 from blockplane.model.checks import fresh_checks
+from blockplane.volume import tree as tree_module
+from blockplane.volume import treeread
 from blockplane.volume.codec import KIND_SHIFT, NUMBER_MASK, TreeRoot
 from blockplane.volume.runs import mask_runs, merge_extents, runs_of
 from blockplane.volume.tree import BlockTree
@@ -170,6 +173,42 @@ class TreeMachine(RuleBasedStateMachine):
 
 TreeMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestTree = TreeMachine.TestCase
+
+
+@pytest.mark.parametrize("n_kept", [1, 2, 6])
+def test_no_change_is_lost_where_little_stays_in_memory(monkeypatch, n_kept):
+    """What is about to change may be old: what is read for the nodes above it does not push it out."""
+    for module in (treeread, tree_module):
+        monkeypatch.setattr(module, "MAX_CLEAN_BLOCKS", n_kept)
+    rng, store = random.Random(n_kept), Store()
+    tree, model = BlockTree(store, TreeRoot(), store), dict[int, int]()
+    indexes = [*range(8), *range(250, 262), *range(4090, 4100), 65536, 70000, 1 << 20]
+    for step in range(1, 2000):
+        choice, index = rng.randrange(20), rng.choice(indexes)
+        if choice < 8:
+            assert (tree.read_block(index).view(np.uint64) == model.get(index, 0)).all()
+        elif choice < 16:
+            words = tree.edit_block(index).view(np.uint64)
+            assert words[0] == model.get(index, 0)
+            words[:] = model[index] = step
+        elif choice == 16:
+            spans = tree.allocate(index, 3)
+            for span in spans:
+                span.buffer.view(np.uint64)[:] = step
+            tree.filled(spans)
+            model.update(dict.fromkeys(range(index, index + 3), step))
+        elif choice == 17:
+            tree.punch(index, index + 2)
+            model = {n: value for n, value in model.items() if not index <= n < index + 2}
+        elif choice == 18:
+            tree.touch_within(store.next - rng.randrange(60), store.next, rng.randrange(1, 9))
+        else:
+            tree.flush()
+            assert reachable(tree) == store.in_use()
+    tree.flush()
+    again = BlockTree(store, TreeRoot.decode(tree.root.encode()))
+    starts = [n for start, stop in again.data_extents().tolist() for n in range(start, stop)]
+    assert {n: int(again.read_block(n).view(np.uint64)[0]) for n in starts} == model
 
 
 def test_a_tree_past_sixteen_tebibytes():

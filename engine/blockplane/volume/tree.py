@@ -79,8 +79,8 @@ class BlockTree(TreeReader):
             if not node.data.flags.writeable:
                 node.data = node.data.copy()
             self._touch(level, index, node)
-            if found is None:  # only now: where there was no room it is a hole still
-                self._remember(level, index, node)
+            # only now: where there was no room a hole is one still; what was read for the nodes above may push it out
+            self._nodes[level, index] = node
         return node
 
     def _touch(self, level: int, index: int, node: Node) -> None:
