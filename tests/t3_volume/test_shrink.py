@@ -10,7 +10,7 @@ import pytest
 from blockplane.disks.disk import HEAD_BLOCKS
 from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord, without
 from blockplane.model import ChecksumError, NoSpaceError, RefusedError, UsageError
-from blockplane.volume import shrink
+from blockplane.volume import shrink, space
 from blockplane.volume.emptying import Emptying, n_in_group
 from blockplane.volume.grow import add_group
 from blockplane.volume.incoming import IncomingEntry
@@ -140,6 +140,57 @@ def go_on(volume, client) -> None:
     volume.sync()
     verdict(volume)
     volume.rollback("s3")
+    verdict(volume)
+
+
+FIVE = groups_of((2, 1, 256, 64), (1, 1, 320, 64), (3, 0, 128, 128), (2, 0, 128, 64), (1, 0, 192, 64))
+
+
+def test_no_place_is_taken_twice_where_few_leaves_are_kept(monkeypatch):
+    """Places that blocks are copied to are in no tree until the step ends."""
+    monkeypatch.setattr(space, "MAX_LEAVES", 2)
+    volume, client = busy_volume(FIVE)
+    for inode in range(100, 120):
+        client.write(inode, 0, range(inode, inode + 40))
+    volume.sync()
+    for inode in range(100, 120, 2):
+        client.punch(inode, 5, 30)
+    for _ in range(3):
+        volume.commit(force=True)
+    files, snapshots = dict(client.files), snapshot_files_of(volume)
+    take_out(volume, 0, 1000)
+    volume = again(volume)
+    verdict(volume)
+    assert FileClient(volume).files == files
+    assert snapshot_files_of(volume) == snapshots
+
+
+def test_what_an_interrupted_receive_has_takes_no_place_twice(monkeypatch):
+    monkeypatch.setattr(space, "MAX_LEAVES", 2)
+    source = make_volume(groups_of((2, 1, 1024, 64)))
+    theirs = FileClient(source)
+    theirs.write(3, 0, range(5000, 6400))
+    source.snapshot("theirs")
+    volume = make_volume(groups_of((2, 1, 1024, 64), *[(1, 1, 640, 64)] * 4), reserve_blocks=64)
+    client = FileClient(volume)
+    volume.placer._cursor[False] = (1, 0)
+    client.write(1, 0, range(2100))
+    volume.sync()
+    client.punch(1, 0, 900)  # 64 stripes together, which go first; then single ones, in the same leaves
+    for index in range(900, 2100, 14):
+        client.punch(1, index, index + 11)
+    for _ in range(3):
+        volume.commit(force=True)
+    landing = landing_of(volume, source)
+    fill(landing, source, "theirs", image_plane(source, "theirs"), piece=64, most=2)
+    landing.suspend()
+    assert shrink.plan(volume, 0).n_arriving > 1000
+    take_out(volume, 0, 10000)
+    verdict(volume)
+    landing = landing_of(volume, source)
+    fill(landing, source, "theirs", image_plane(source, "theirs"), piece=64)
+    landing.commit([source.get_snapshot("theirs").record])
+    assert read_files(volume.get_snapshot("theirs").state) == {3: dict(enumerate(range(5000, 6400)))}
     verdict(volume)
 
 

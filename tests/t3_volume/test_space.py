@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from blockplane.disks import DiskArray
+from blockplane.disks.geometry import FIRST_MULTIPLE
 from blockplane.model import BLOCK_BYTES, NoSpaceError
 from blockplane.volume import Volume
+from blockplane.volume import space as space_module
 from blockplane.volume.leafbits import LEAF_BLOCKS, numbers_in
 from blockplane.volume.placer import Placer
 from blockplane.volume.space import AREA_STRIPES, Area, Space
 from blockplane.volume.spared import LOOK_AREAS
-from faults.world import FileClient, again, geometry_of, make_volume, memory_disks, receive, verdict
+from faults.world import FileClient, again, geometry_of, make_volume, memory_disks, present, receive, verdict
 
 GEOMETRIES = [
     geometry_of(2, 1, 128),
@@ -105,6 +107,44 @@ def test_nothing_the_last_two_points_refer_to_is_reused(geometry, seed):
     churn(volume, FileClient(volume), random.Random(seed), 120)
     assert witness.n_taken > geometry.n_usable
     verdict(volume)
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_what_is_handed_out_stays_so_where_few_leaves_are_kept(monkeypatch, seed):
+    """Places that no tree has yet are known though their leaf was forgotten meanwhile."""
+    monkeypatch.setattr(space_module, "MAX_LEAVES", 2)
+    volume = make_volume(geometry_of(2, 1, 128, n_groups=5), reserve_blocks=64)
+    witness, client = Witness(volume), FileClient(volume)
+    for index in range(0, 800, 4):
+        client.write(20 + index % 3, index, range(4))
+    volume.sync()
+    for index in range(0, 800, 16):
+        with volume.dipping():
+            client.punch(20 + index % 3, index, index + 4)
+    for _ in range(3):
+        volume.commit(force=True)
+    client.write(30, 0, range(seed, 150 + seed))
+    churn(volume, client, random.Random(seed), 60)
+    files = present(client.files)
+    volume.sync()
+    verdict(volume)
+    assert present(FileClient(again(volume)).files) == files
+    assert witness.n_taken > 1000
+
+
+def test_places_that_a_failed_write_gave_back_are_free_again(monkeypatch):
+    monkeypatch.setattr(space_module, "MAX_LEAVES", 2)
+    volume = make_volume(geometry_of(2, 1, 128, n_groups=5), reserve_blocks=64)
+    places = np.array([3, FIRST_MULTIPLE, FIRST_MULTIPLE + 7, 3 * FIRST_MULTIPLE + 5, 4 * FIRST_MULTIPLE])
+    volume.space.take_numbers(places)
+    assert volume.space.is_busy(places).all()
+    volume.space.release_now(places[1:])
+    for _ in range(2):
+        assert volume.space.is_busy(places).tolist() == [True, False, False, False, False]
+        volume.space.forget()
+    volume.commit(force=True)
+    volume.space.forget()
+    assert not volume.space.is_busy(places).any()  # no tree has them
 
 
 def test_a_block_whose_last_snapshot_goes_stays_whole_for_the_point_before():

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockplane.disks.array import spread
+from blockplane.model.errors import NoSpaceError
 from blockplane.volume import moving
 from blockplane.volume.incoming import FLAG_CARRIED, IncomingImage, leaves_of
 from blockplane.volume.landed import LandedBlocks
@@ -51,8 +52,7 @@ def _move_image(volume: LiveVolume, image: IncomingImage, leaves: range, most: i
         full.append(numbers_in(words & came, leaf * LEAF_BLOCKS))
     old = np.concatenate(empty)[:most]
     if len(old):  # first: what comes later goes to no stripes that have blocks of this image
-        taken = FreePlaces(volume.space, lambda leaf, words: _take(volume, leaf, words)).take(len(old))
-        new = spread(taken[:, 0], taken[:, 1] - taken[:, 0])
+        new = _taken(volume, len(old))
     else:
         old = np.concatenate(full)[:most]
         new = moving.copied(volume, old, are_known=False)
@@ -73,5 +73,17 @@ def _landed(volume: LiveVolume, image: IncomingImage) -> dict[int, Leaf]:
     return {leaf: kept.leaf(leaf) for leaf in places}
 
 
-def _take(volume: LiveVolume, leaf: int, words: Leaf) -> None:
-    volume.space.leaf(leaf)[:] |= words
+def _taken(volume: LiveVolume, n_blocks: int) -> Numbers:
+    """Take so many free places, or none."""
+    found = [np.empty(0, np.int64)]
+
+    def take(leaf: int, words: Leaf) -> None:
+        found.append(numbers_in(words, leaf * LEAF_BLOCKS))
+        volume.space.take_numbers(found[-1])
+
+    try:
+        extents = FreePlaces(volume.space, take).take(n_blocks)
+    except NoSpaceError:
+        volume.space.release_now(np.concatenate(found))
+        raise
+    return spread(extents[:, 0], extents[:, 1] - extents[:, 0])

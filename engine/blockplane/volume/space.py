@@ -2,7 +2,8 @@
 
 A place is free when none of these has it: the last two committed CPs, the open one, a regular snapshot, the local
 tree, an incoming image, a pin (DESIGN.md, law 5). Nothing here is on disk: leaves of the busy plane are worked out
-from the trees when an area is first looked at, and forgotten when there are many.
+from the trees when an area is first looked at, and forgotten when there are many. What was handed out since the last
+commit is kept beside them, for no tree may have it yet: 4 KiB for each leaf that has any, as the blockmap takes.
 """
 
 from __future__ import annotations
@@ -137,6 +138,7 @@ class Space:
         self._freed_open: dict[int, Leaf | None] = {}  # None: the leaf is to be worked out anew
         self._freed_last: dict[int, Leaf | None] = {}
         self._kept_free: dict[int, Leaf] = {}
+        self._taken: dict[int, Leaf] = {}  # in the open CP; no tree may have it yet
         #: the group whose places are given to nobody
         self.closed: int | None = None
         self.n_freed_open = 0
@@ -145,7 +147,7 @@ class Space:
     # --- the busy plane ----------------------------------------------------------------------------------------------
 
     def leaf(self, index: int) -> Leaf:
-        """Return a leaf of the busy plane; changes to it count until it is forgotten."""
+        """Return a leaf of the busy plane; changes to it count until it is forgotten, `take` does longer."""
         if self._is_closed(index):
             return np.full(LEAF_WORDS, ALL_FREE)
         found = self._leaves.get(index)
@@ -154,7 +156,7 @@ class Space:
                 for key in list(self._leaves)[: MAX_LEAVES // 2]:
                     del self._leaves[key]
             found = self._leaves[index] = self._load(index)
-            found |= self._kept_free.get(index, EMPTY_LEAF)
+            found |= self._kept_free.get(index, EMPTY_LEAF) | self._taken.get(index, EMPTY_LEAF)
             # what was given up before is in found as it is now, and may be handed out again: it is not cleared later
             for freed in (self._freed_last, self._freed_open):
                 if index in freed:
@@ -169,9 +171,16 @@ class Space:
         return group.first <= leaf * LEAF_BLOCKS < group.stop
 
     def take(self, start: int, stop: int) -> None:
-        """Mark places busy."""
+        """Mark places busy; until the next commit they stay so whatever is forgotten."""
         for leaf, low, high in leaf_pieces(start, stop):
             set_range(self.leaf(leaf), low, high)
+            set_range(self._taken_leaf(leaf), low, high)
+
+    def _taken_leaf(self, leaf: int) -> Leaf:
+        found = self._taken.get(leaf)
+        if found is None:
+            found = self._taken[leaf] = np.zeros(LEAF_WORDS, np.uint64)
+        return found
 
     def keep_free(self, places: NDArray[np.int64]) -> None:
         """Give places to nobody, be they free or not yet, until this is called with others."""
@@ -182,9 +191,10 @@ class Space:
         self.forget()
 
     def take_numbers(self, places: NDArray[np.int64]) -> None:
-        """Mark places busy."""
+        """As `take`, for places one by one."""
         for leaf, low in by_leaf(places):
             set_numbers(self.leaf(leaf), low)
+            set_numbers(self._taken_leaf(leaf), low)
 
     def is_busy(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return for each place whether something has it."""
@@ -214,8 +224,9 @@ class Space:
     def release_now(self, places: NDArray[np.int64]) -> None:
         """Give back places that no CP ever referred to (an aborted receive)."""
         for leaf, low in by_leaf(places):
-            if leaf in self._leaves:
-                clear_numbers(self._leaves[leaf], low)
+            for leaves in (self._leaves, self._taken):
+                if leaf in leaves:
+                    clear_numbers(leaves[leaf], low)
 
     def committed(self, kept: Callable[[int], Leaf], n_newly_held: int) -> None:
         """Pass a commit: what was given up before the last one becomes free.
@@ -230,7 +241,7 @@ class Space:
             elif leaf in self._leaves:
                 stays = again | kept(leaf) | self._kept_free.get(leaf, EMPTY_LEAF)
                 self._leaves[leaf] = self._leaves[leaf] & ~(words & ~stays)
-        self._freed_last, self._freed_open = self._freed_open, {}
+        self._freed_last, self._freed_open, self._taken = self._freed_open, {}, {}
         self.n_pending, self.n_freed_open = self.n_freed_open - n_newly_held, 0
 
     def freed_leaves(self) -> list[int]:
@@ -238,7 +249,7 @@ class Space:
         return sorted(self._freed_open)
 
     def forget(self) -> None:
-        """Drop all leaves; they are worked out again when needed."""
+        """Drop all leaves; they are worked out again when needed, with what the open CP took."""
         self._leaves.clear()
 
     # --- areas -------------------------------------------------------------------------------------------------------
