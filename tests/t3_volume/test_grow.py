@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 
 import blockplane as bp
 from blockplane.disks import AREA_STRIPES, Geometry, GroupRecord
-from blockplane.model import NoSpaceError
+from blockplane.model import NoSpaceError, VolumeDamagedError, ownfiles
 from blockplane.volume.check import check
 from blockplane.volume.groups import next_first
 from blockplane.volume.grow import add_group
@@ -135,6 +136,26 @@ def test_disk_files_of_a_grow_that_was_refused_are_removed(tmp_path):
         assert {"4", "5"} <= set(os.listdir(tmp_path / "v" / "disks"))
     with bp.Volume.open(tmp_path / "v") as volume:
         assert volume.geometry.n_disks == 4
+        assert bp.check(volume).ok
+
+
+def test_a_name_that_may_be_durable_stops_the_volume_and_opening_takes_the_group_up(tmp_path, monkeypatch):
+    def failing(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    volume = bp.Volume.create(tmp_path / "v", disks=2, size="2M")
+    bp.FileSystem(volume).write_bytes("/kept", b"k" * 5000)
+    volume.sync()
+    with monkeypatch.context() as patch:
+        patch.setattr(ownfiles, "sync", failing)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            volume.grow(disks=2, size="2M")
+    with pytest.raises(VolumeDamagedError, match="stopped at an error"):
+        volume.grow(disks=2, size="2M")
+    volume.close()
+    with bp.Volume.open(tmp_path / "v") as volume:
+        assert volume.geometry.n_disks == 4
+        assert bp.FileSystem(volume).read_bytes("/kept") == b"k" * 5000
         assert bp.check(volume).ok
 
 

@@ -67,7 +67,7 @@ def add_group(volume: LiveVolume, group: GroupRecord, disks: Sequence[Disk], nam
     Raises
     ------
     RefusedError: a receive is under way. UsageError: the records have no room.
-    DiskError: a write failed; opening the volume anew shows the old volume or the grown one.
+    DiskError, OSError: a write failed, and the volume stopped; opening it anew shows the old volume or the grown one.
     """
     with volume.lock:
         if volume.incoming.is_running:
@@ -84,8 +84,8 @@ def add_group(volume: LiveVolume, group: GroupRecord, disks: Sequence[Disk], nam
         for disk in disks:
             blank_ends(disk)
         write_label_step(disks, labels[len(old) :], generation + 1)
-        name_disks()
         with volume.changing():
+            name_disks()
             write_labels([*volume.array.disks, *disks], labels, generation)
             volume.take_groups(geometry, disks)
 
