@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 
 import numpy as np
 import pytest
 
+import blockplane as bp
 from blockplane.disks.disk import HEAD_BLOCKS
 from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord, without
-from blockplane.model import ChecksumError, NoSpaceError, RefusedError, UsageError
+from blockplane.model import ChecksumError, NoSpaceError, RefusedError, UsageError, VolumeDamagedError, ownfiles
 from blockplane.volume import shrink, space
 from blockplane.volume.emptying import Emptying, n_in_group
 from blockplane.volume.grow import add_group
@@ -265,6 +268,26 @@ def test_while_it_empties_nothing_new_goes_there_and_it_can_be_called_off():
     volume = again(volume)
     verdict(volume)
     go_on(volume, FileClient(volume))
+
+
+def test_disks_that_may_be_named_no_more_are_not_used_again(tmp_path, monkeypatch):
+    def failing(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    volume = bp.Volume.create(tmp_path / "v", disks=2, size="8M")
+    volume.grow(disks=2, size="8M")
+    bp.FileSystem(volume).write_bytes("/kept", b"k" * 5000)
+    with monkeypatch.context() as patch:
+        patch.setattr(ownfiles, "sync", failing)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            volume.shrink(1)
+    with pytest.raises(VolumeDamagedError, match="stopped at an error"):
+        volume.cancel_shrink()
+    volume.close()
+    with bp.Volume.open(tmp_path / "v") as volume:
+        assert len(volume.geometry.groups) == 1
+        assert bp.FileSystem(volume).read_bytes("/kept") == b"k" * 5000
+        assert bp.check(volume).ok
 
 
 def test_a_damaged_block_stays_where_it_is_and_what_moved_stays_moved():

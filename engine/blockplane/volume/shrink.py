@@ -234,7 +234,8 @@ def remove_group(volume: LiveVolume, forget_disks: Callable[[], None]) -> None:
 
     Raises
     ------
-    DiskError : a write failed; opening the volume anew shows it without the group.
+    DiskError, OSError : a write failed, and the volume stopped; opening it anew shows it without the group, or with it
+    still on its way out.
     """
     assert volume.info.has_left
     assert volume.info.leaving is not None
@@ -245,8 +246,8 @@ def remove_group(volume: LiveVolume, forget_disks: Callable[[], None]) -> None:
     ids, sizes = [label.member_id for label in old], [label.n_blocks for label in old]
     states = [label.states[label.position] for label in old]
     labels = make_labels(geometry, volume.info.volume_id, ids, sizes, states)
-    forget_disks()
     with volume.changing():
+        forget_disks()
         write_labels(kept, labels, max(label.generation for label in old))
         volume.drop_group(geometry)
 
