@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 import blockplane as bp
-from blockplane.model.errors import RefusedError
+from blockplane.model.errors import NoSpaceError, RefusedError
 from blockplane.transfer import mirrors
+from blockplane.transfer.newvolume import DiskWish
+from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.replacing import LocalChanges
+from blockplane.volume.retention import Policy
 from rig.mirrorworld import World, names, read, write
 
 
@@ -82,3 +85,57 @@ def test_where_it_is_not_noted_the_newest_of_the_line_is_taken(world):
         copy.local.is_dirty = True
         copy.commit()
     require_base(copy, "mine")
+
+
+def added_onto(world: World, kind: str) -> bp.Volume:
+    """Return a mirror that had a snapshot of the source, `base`, when it was added; the source has gone on since."""
+    write(world.source, "/a", b"old")
+    world.source.snapshot("base")
+    base = world.folder / "base.bps"
+    bp.send(world.source.image("base"), base)
+    write(world.source, "/a", b"new")
+    world.source.snapshot("later")
+    if kind == "incremental":
+        return world.add(kind=kind, base=[base], wish=DiskWish(1, "8MiB"))
+    bp.receive(base, world.folder / "copy")
+    return world.add(wish=DiskWish())
+
+
+@pytest.mark.parametrize("kind", ["full", "incremental"])
+def test_what_the_first_update_begins_from_stays_until_it_arrived(world, kind, monkeypatch):
+    copy = added_onto(world, kind)
+    for volume in (world.source, copy):
+        with pytest.raises(RefusedError):
+            volume.delete_snapshot("base")
+
+    def full(*_args, **_options):
+        raise NoSpaceError("no room", "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VolumePeer, "take", full)
+        assert world.run()[0].refused
+    assert world.source.prune(Policy(last=1)).deleted == []
+    (ran,) = world.run()
+    assert (ran.error, ran.report.brought.base, read(copy, "/a")) == ("", "base", b"new")
+    assert [hold.owner for hold in world.source.get_snapshot("base").holds] == []
+    world.source.delete_snapshot("base")
+
+
+def test_what_the_first_update_was_to_begin_from_is_let_go_with_the_mirror(world):
+    copy = added_onto(world, "full")
+    mirrors.remove_mirror(world.source, str(copy.path), peers=world.peers())
+    world.source.delete_snapshot("base")
+    assert names(world.source) == ["later"]
+
+
+@pytest.mark.parametrize("kind", ["full", "incremental"])
+def test_where_it_was_let_go_the_hint_leads_on(world, kind):
+    copy = added_onto(world, kind)
+    (held,) = world.source.get_snapshot("base").holds
+    world.source.release_snapshot("base", held.owner)
+    world.source.delete_snapshot("base")
+    (ran,) = world.run()
+    assert f"mirror resync {copy.path} --full --from source" in ran.hint
+    report = world.resync(copy, "source", full=True)
+    assert (read(copy, "/a"), read(copy, "/a", report.kept)) == (b"new", b"old")
+    assert world.outcomes() == ["idle"]

@@ -4,7 +4,8 @@ The patent's two planes take turns per destination: marks go to one while the ot
 failure they are summed back. With one interval between any two positions, which all destinations share, that is a
 table: a destination *stands at* the snapshot it acknowledged, and *goes to* the one that is sent. Both are positions,
 and both are held for it. On success the old position is let go; on failure the new one, whose interval is summed into
-the one before; as long as nobody knows, both stay.
+the one before; as long as nobody knows, both stay. What else is held in its name, as what its first image builds on, is
+let go on success too.
 """
 
 from __future__ import annotations
@@ -113,7 +114,10 @@ class Destinations:
             record = self._sent(name)
             now = time.time_ns()
             self._put(
-                replace(record, acknowledged=record.under_way, under_way=NO_ID, status=STATUS_IDLE, acknowledged_ns=now)
+                replace(
+                    record, acknowledged=record.under_way, under_way=NO_ID, status=STATUS_IDLE, acknowledged_ns=now
+                ),
+                has_arrived=True,
             )
             return self.get(name)
 
@@ -159,25 +163,30 @@ class Destinations:
 
     # --- one CP for everything ---------------------------------------------------------------------------------------
 
-    def _put(self, record: DestinationRecord, keep: bool = True) -> None:
+    def _put(self, record: DestinationRecord, keep: bool = True, has_arrived: bool = False) -> None:
         """Replace a record, and bring positions and holds in line with it."""
         local = self._volume.local
         records = local.destinations()
         at = next((i for i, other in enumerate(records) if other.name == record.name), len(records))
+        before = records[at] if at < len(records) else DestinationRecord(record.name)
         records[at : at + 1] = [record] if keep else []
         needed = {stop for other in records for stop in (other.acknowledged, other.under_way)}
         idle = [i.record for i in local.marks.intervals() if not i.record.flags & FLAG_ASKED]
         with self._volume.changing():
             local.set_destinations(records)
-            self._hold(record)
+            self._hold(record, before if keep and not has_arrived else None)
             local.marks.give_up({r.snapshot_id for r in idle if r.snapshot_id not in needed})
             self._volume.commit()
 
-    def _hold(self, record: DestinationRecord) -> None:
-        """Let the destination hold the snapshots it stands at and goes to, and no other."""
+    def _hold(self, record: DestinationRecord, before: DestinationRecord | None) -> None:
+        """Let the destination hold the snapshots it stands at and goes to, and no other but what it held beside before.
+
+        before : as it stood; None: what it held beside is let go.
+        """
         local, owner = self._volume.local, OWNER.format(record.name)
-        wanted = [stop for stop in dict.fromkeys((record.acknowledged, record.under_way)) if stop != NO_ID]
         mine = {hold.snapshot_id: hold for hold in local.holds() if hold.owner == owner}
+        beside = [stop for stop in mine if stop not in (before.acknowledged, before.under_way)] if before else []
+        wanted = [stop for stop in dict.fromkeys((record.acknowledged, record.under_way, *beside)) if stop != NO_ID]
         rest = [hold for hold in local.holds() if hold.owner != owner]
         local.set_holds([*rest, *(mine.get(stop, Hold(stop, owner, time.time_ns())) for stop in wanted)])
 

@@ -22,7 +22,7 @@ from blockplane.transfer.mirrors.listing import (
     MirrorDefinition,
 )
 from blockplane.transfer.mirrors.peers import Peers, place_of
-from blockplane.transfer.mirrors.stepping import clear_away, not_joined, refuse_mutual
+from blockplane.transfer.mirrors.stepping import clear_away, hold_for, known_destination, not_joined, refuse_mutual
 from blockplane.transfer.mirrors.turns import last_turn
 from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove
 from blockplane.transfer.peer import MirrorPeer, Peer, VolumePeer
@@ -31,7 +31,7 @@ from blockplane.transfer.standing import Standing, standing_of
 from blockplane.transfer.structure import create_structure
 from blockplane.transfer.targets import is_vacant, not_to_be_made
 from blockplane.volume.basegroup import has_base
-from blockplane.volume.codec import NO_ID
+from blockplane.volume.codec import NO_ID, SnapshotRecord
 from blockplane.volume.groups import give_back
 from blockplane.volume.making import missing_of
 from blockplane.volume.mirrorcodec import (
@@ -177,8 +177,11 @@ def _add(
         if isinstance(peer, MirrorPeer):
             peer.become(_record(volume, standing, local_changes, now))
         with volume.lock:
+            known = known_destination(volume, mirror)
+            if common is not None and (known is None or known.acknowledged is None):
+                hold_for(volume, mirror, common.id)
             listing.put(volume.path, mirror)
-    return AddReport(mirror, made, common, is_lost)
+    return AddReport(mirror, made, common.name if common is not None else None, is_lost)
 
 
 def _is_broken_off(volume: Volume, standing: Standing) -> bool:
@@ -237,14 +240,14 @@ def _record(volume: Volume, standing: Standing, local_changes: LocalChanges | No
     return MirrorRecord(MIRROR, writes, mine, now_ns, now_ns, source)
 
 
-def newest_common(mine: Standing, theirs: Standing) -> str | None:
-    """Return the name here of the newest snapshot that both sides have whole; None: there is none."""
+def newest_common(mine: Standing, theirs: Standing) -> SnapshotRecord | None:
+    """Return the newest snapshot that both sides have whole, as it is here; None: there is none."""
     found = [r for r in mine.whole.values() if r.id in theirs.whole and theirs.whole[r.id].space_id == r.space_id]
-    return max(found, key=lambda record: (record.cp, record.created_ns)).name if found else None
+    return max(found, key=lambda record: (record.cp, record.created_ns), default=None)
 
 
 def _refuse_unfit(
-    volume: Volume, place: str, standing: Standing, common: str | None, local_changes: LocalChanges | None
+    volume: Volume, place: str, standing: Standing, common: SnapshotRecord | None, local_changes: LocalChanges | None
 ) -> None:
     """Refuse a destination that would lose something, or that serves another volume."""
     record = standing.mirror

@@ -26,7 +26,7 @@ from blockplane.transfer.since import has_files_of
 from blockplane.transfer.standing import Standing, base_for, common_state, image_towards, meeting
 from blockplane.volume.codec import KIND_REGULAR, NO_ID
 from blockplane.volume.destinations import OWNER, Destination
-from blockplane.volume.holds import hold_by_id, holds_of
+from blockplane.volume.holds import hold_by_id, holds_of, release_all
 from blockplane.volume.lines import is_on_line
 from blockplane.volume.mirrorcodec import BROKEN, REHEARSING, MirrorRecord
 from blockplane.volume.mirrored import awaits_first, is_rehearsing
@@ -249,12 +249,17 @@ def _refuse_ahead(volume: Volume, mirror: MirrorDefinition, standing: Standing) 
 
 def _hold_common(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> None:
     """Hold what a destination that is ahead has in common with the volume, until a resync: else all would travel."""
-    common, owner = common_state(volume, standing), OWNER.format(mirror.name)
-    if common is None:
-        return
+    common = common_state(volume, standing)
+    if common is not None:
+        hold_for(volume, mirror, common.id)
+
+
+def hold_for(volume: Volume, mirror: MirrorDefinition, snapshot_id: bytes) -> None:
+    """Hold a snapshot for a mirror until something arrives there, or it is taken out. Durable on return."""
+    owner = OWNER.format(mirror.name)
     with volume.lock:
-        if all(found.owner != owner for found in holds_of(volume, common.id)):
-            hold_by_id(volume, common.id, owner)
+        if all(found.owner != owner for found in holds_of(volume, snapshot_id)):
+            hold_by_id(volume, snapshot_id, owner)
             volume.commit()
 
 
@@ -361,9 +366,10 @@ def _bring(
         with volume.lock:
             require_listed(volume, mirror)
             if not (is_blank or is_its_own or may_replace) and base_for(volume, top, standing) is None:
+                all_of_it = resync_text(volume, mirror.dest, "--full", "--from source")
                 raise RefusedError(
                     f"{mirror.dest} and {volume.path} have no snapshot in common",
-                    f"{resync_text(volume, mirror.dest, '--full')} brings all, and keeps what is there in a snapshot",
+                    f"{all_of_it} brings all, and keeps what is there in a snapshot",
                 )
             volume.destinations.begin(mirror.name, top)
     except BlockplaneError:
@@ -417,6 +423,9 @@ def clear_away(volume: Volume, mirror: MirrorDefinition) -> None:
     with volume.lock:
         if known_destination(volume, mirror) is not None:
             volume.destinations.forget(mirror.name)
+        else:  # what it was to begin from
+            release_all(volume, OWNER.format(mirror.name))
+            volume.commit()
         let_own_go(volume, [s.record.id for s in volume.snapshots if is_own(s.name, mirror.prefix)])
 
 
