@@ -521,8 +521,9 @@ def test_what_the_next_update_builds_on_is_not_deleted(world):
 
 def test_status_counts_what_has_landed(world, rng):
     copy = world.add(wish=DiskWish(3, "8MiB"))
-    (found,) = mirrors.status(world.source)
+    (found,) = mirrors.status(world.source, now_ns=world.definition(copy).added_ns + 90 * 10**9)
     assert (found.state, found.newest, found.left_blocks) == ("never", None, world.source.committed.root.n_blocks)
+    assert found.lag_s == 90.0
     write(world.source, "/a", b"one")
     world.run()
     write(world.source, "/large", rng.bytes(3 << 20))

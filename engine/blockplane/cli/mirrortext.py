@@ -133,7 +133,7 @@ def _row(found: MirrorStatus) -> list[str]:
         printable(found.mirror.dest),
         found.state,
         moment(found.made_ns) if found.made_ns else "-",
-        duration(found.lag_s) if found.newest is not None else "-",
+        duration(found.lag_s),
         bp.format_size(found.lag_blocks * bp.BLOCK_BYTES),
         bp.format_size(found.left_bytes),
         rate(found.bytes_per_second, 1.0) if found.bytes_per_second is not None else "-",

@@ -24,9 +24,10 @@ _WAIT_S: Final = 1.0
 class Copy:
     """A mirror or a replica of a volume.
 
-    kind : `mirror` or `replica`. lag_s : how old the newest state is that it has; 0: it has all. left_bytes : what
-    would travel; heard_s : when it was last heard of, seconds since 1970; rate : bytes a second of the last transfer.
-    None: not known. is_failing : its last attempt failed. is_lost : it is waited for no longer.
+    kind : `mirror` or `replica`. lag_s : how old the newest state is that it has; a mirror that has none, the mirror;
+    0: it has all. left_bytes : what would travel; heard_s : when it was last heard of, seconds since 1970; rate : bytes
+    a second of the last transfer. None: not known. is_failing : its last attempt failed. is_lost : it is waited for no
+    longer.
     """
 
     kind: str

@@ -80,7 +80,11 @@ def _of_volumes(volumes: list[VolumeStatus]) -> Iterator[Family]:
 
 
 def _of_copies(volumes: list[VolumeStatus]) -> Iterator[Family]:
-    lag = Family("blockplane_copy_lag_seconds", "gauge", "How old the newest state of a copy is; 0 where it has all.")
+    lag = Family(
+        "blockplane_copy_lag_seconds",
+        "gauge",
+        "How old the newest state of a copy is, or the copy where it has none; 0 where it has all.",
+    )
     left = Family("blockplane_copy_left_bytes", "gauge", "What has still to travel to a copy.")
     heard = Family("blockplane_copy_heard_timestamp_seconds", "gauge", "When a copy was last heard of.")
     rate = Family("blockplane_copy_bytes_per_second", "gauge", "How fast the last transfer to a copy was.")

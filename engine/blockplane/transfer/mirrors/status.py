@@ -32,7 +32,8 @@ class MirrorStatus:
     state : `never`, `idle`, `under way`, `unknown`: a step did not end, and the next one finds out; `waiting`, `broken
     off`: the destination was found in a rehearsal, or as a volume of its own. newest : the state
     it acknowledged, made_ns when that was made; None, 0: none. under_way : the one that is sent. is_current : it has
-    all there is. lag_s, lag_blocks : how old, and how many blocks short of the live file system, newest is.
+    all there is. lag_s, lag_blocks : how old, and how many blocks short of the live file system, newest is; where there
+    is none, how long it has been a mirror.
     left_blocks : what has still to travel, snapshots between included, but for what landed of the one that is under
     way. bytes_per_second : of the transfer that goes on, or of the last; eta_s : what is left at that rate; None: there
     was none. next_ns : when the next step is due, ns since 1970; 0: at once. error : of the last attempt.
@@ -91,10 +92,14 @@ def _status(volume: Volume, mirror: MirrorDefinition, peers: Peers | None, now_n
     return MirrorStatus(
         mirror, _state(volume, mirror, found, standing), newest, made_ns,
         found.under_way if found is not None else None, is_current,
-        0.0 if is_current or not made_ns else max(now_ns - made_ns, 0) / 1e9, lag_blocks, left, rate,
+        0.0 if is_current else _age_s(made_ns or mirror.added_ns, now_ns), lag_blocks, left, rate,
         left * BLOCK_BYTES / rate if rate else None,
         due_ns(mirror, loop.begun_ns(mirror.name) if loop is not None else None), mirror.last.error,
     )  # fmt: skip
+
+
+def _age_s(since_ns: int, now_ns: int) -> float:
+    return max(now_ns - since_ns, 0) / 1e9 if since_ns else 0.0
 
 
 def _standing(mirror: MirrorDefinition, peers: Peers | None) -> Standing | None:
