@@ -170,6 +170,22 @@ def test_two_volumes_are_not_each_others_mirrors(world):
     assert world.source.mirror_of.state == "mirror"
 
 
+def test_mirrors_of_mirrors_make_no_ring(world):
+    middle = world.add("middle")
+    write(world.source, "/a", b"old")
+    world.outcomes()
+    last = world.add("last", of=middle)
+    world.outcomes(of=middle)
+    there = {str(volume.path): volume for volume in (world.source, middle, last)}
+    peers = mirrors.Peers(local=lambda dest: yielded(there[dest]))
+    with pytest.raises(RefusedError, match=f"is itself a mirror of {world.source.path}, by way of {middle.path}"):
+        mirrors.add(last, str(world.source.path), peers=peers)
+    assert (world.source.mirror_of, mirrors.definitions(last.path)) == (None, [])
+    mirrors.break_mirror(middle)
+    mirrors.add(last, str(world.source.path), peers=peers)
+    assert world.source.mirror_of.state == "mirror"
+
+
 @contextmanager
 def yielded(volume: bp.Volume):
     yield VolumePeer(volume)

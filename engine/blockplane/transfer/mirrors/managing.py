@@ -161,7 +161,7 @@ def _add(
                 local_changes = LocalChanges(before.local_changes)
         is_lost = (before is None or not _is_place_of(before, place)) and _is_broken_off(volume, standing)
         if not is_lost:
-            _refuse_unfit(volume, place, standing, common, local_changes)
+            _refuse_unfit(volume, peers, place, standing, common, local_changes)
         now = time.time_ns()
         if before is None:
             last = LastRun(state=BROKEN_OFF) if is_lost else LastRun()
@@ -247,7 +247,12 @@ def newest_common(mine: Standing, theirs: Standing) -> SnapshotRecord | None:
 
 
 def _refuse_unfit(
-    volume: Volume, place: str, standing: Standing, common: SnapshotRecord | None, local_changes: LocalChanges | None
+    volume: Volume,
+    peers: Peers,
+    place: str,
+    standing: Standing,
+    common: SnapshotRecord | None,
+    local_changes: LocalChanges | None,
 ) -> None:
     """Refuse a destination that would lose something, or that serves another volume."""
     record = standing.mirror
@@ -257,7 +262,7 @@ def _refuse_unfit(
         raise RefusedError(
             f"{place} is a mirror of {record.source or 'another volume'}", f"first: blockplane mirror break {place}"
         )
-    refuse_mutual(volume, place, standing.volume_id)
+    refuse_mutual(volume, place, standing.volume_id, peers)
     if record is not None and record.source_id == volume.info.volume_id and record.state != MIRROR:
         raise not_joined(volume, place, record)
     is_blank = standing.space_id == NO_ID and not standing.whole

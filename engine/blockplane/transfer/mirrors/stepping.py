@@ -19,6 +19,7 @@ from blockplane.model.places import is_remote
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.transfer.destination import settled
 from blockplane.transfer.mirrors.listing import MirrorDefinition, definitions
+from blockplane.transfer.mirrors.peers import Peers
 from blockplane.transfer.mirrors.turns import taken_out, turn_of
 from blockplane.transfer.peer import Brought, MirrorPeer, Peer
 from blockplane.transfer.replacing import LocalChanges, let_own_go
@@ -191,14 +192,28 @@ def not_joined(volume: Volume, dest: str, record: MirrorRecord) -> RefusedError:
     return BrokenOffError(f"the mirror {dest} was broken off", f"{resync_text(volume, dest)} joins it again")
 
 
-def refuse_mutual(volume: Volume, dest: str, volume_id: bytes) -> None:
-    """Refuse a destination that this volume is an unbroken mirror of."""
-    mine = volume.local.root.mirror
-    if mine is not None and mine.source_id == volume_id and mine.state != BROKEN:
-        raise RefusedError(
-            f"{volume.path} is itself a mirror of {dest}: neither could be written to",
-            f"break it off first: blockplane mirror break {volume.path}",
-        )
+def refuse_mutual(volume: Volume, dest: str, volume_id: bytes, peers: Peers | None = None) -> None:
+    """Refuse a destination that this volume is an unbroken mirror of, be it by way of others that peers reach."""
+    record, above = volume.local.root.mirror, {volume.info.volume_id: str(volume.path)}
+    while record is not None and record.state != BROKEN and record.source_id not in above:
+        if record.source_id == volume_id:
+            _, *between = above.values()
+            none = f", by way of {', '.join(between)}: none of them" if between else ": neither"
+            raise RefusedError(
+                f"{volume.path} is itself a mirror of {dest}{none} could be written to",
+                f"break it off first: blockplane mirror break {volume.path}",
+            )
+        above[record.source_id] = record.source
+        record = _record_above(record, peers) if peers is not None else None
+
+
+def _record_above(record: MirrorRecord, peers: Peers) -> MirrorRecord | None:
+    """Return whose mirror a mirror's source is itself; None: nobody's, or it is not to be asked from here."""
+    if record.source and not any(record.key):
+        with suppress(BlockplaneError, OSError), peers.open(record.source) as peer:
+            standing = peer.standing()
+            return standing.mirror if standing.volume_id == record.source_id else None
+    return None
 
 
 def break_text(dest: str, *more: str) -> str:
