@@ -75,7 +75,6 @@ def test_what_is_read_stays_and_the_refusal_says_who_reads(volume):
             (lambda: volume.delete_snapshot("two"), True),
             (lambda: volume.delete_snapshot("one", "two"), True),
             (lambda: volume.rollback("one", drop_later=True), True),
-            (lambda: prune(volume, Policy(last=1)), True),
             (lambda: volume.shadow_snapshot("two"), False),
         ):
             with pytest.raises(
@@ -343,10 +342,27 @@ def test_a_deletion_that_fails_half_way_stops_the_volume(volume, monkeypatch):
     verdict(volume)
 
 
+def test_pruning_keeps_what_is_read_and_deletes_the_rest(volume):
+    with read(volume, "two"):
+        would = prune(volume, Policy(last=1), dry_run=True)
+        report = prune(volume, Policy(last=1))
+        assert [(v.name, v.reasons) for v in report.verdicts] == [
+            ("three", ("last",)),
+            ("two", ("being read",)),
+            ("one", ()),
+        ]
+        assert (report.verdicts, report.freed_blocks) == (would.verdicts, would.freed_blocks)
+        assert kinds(volume) == {"two": "regular", "three": "regular"}
+    assert prune(volume, Policy(last=1)).deleted == ["two"]
+    verdict(volume)
+
+
 def test_pruning_defers_what_is_read(volume):
     with read(volume, "two"):
+        would = prune(volume, Policy(last=1), dry_run=True, defer=True)
         report = prune(volume, Policy(last=1), defer=True)
         assert (report.deleted, report.deferred) == (["two", "one"], ("two",))
+        assert (would.deleted, would.deferred, would.freed_blocks) == (report.deleted, ("two",), report.freed_blocks)
         assert kinds(volume) == {"two": "deleting", "three": "regular"}
     assert kinds(volume) == {"three": "regular"}
 

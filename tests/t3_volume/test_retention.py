@@ -183,8 +183,5 @@ def test_what_is_refused(volume: Volume) -> None:
             prune(volume, policy)
     with pytest.raises(RefusedError, match="keeps none of 40"):
         prune(volume, Policy(names=("nothing",)))
-    pinned = volume.get_snapshot("d00")
-    with volume.pin(pinned.record.id), pytest.raises(RefusedError, match="being read"):
-        prune(volume, Policy(last=1))
     assert len(volume.snapshots) == 40
     assert prune(volume, Policy(last=1, only=("absent*",))).verdicts == ()

@@ -386,6 +386,23 @@ def test_a_send_pins_what_it_reads_and_deleting_waits_for_it(pool):
     assert finish("check", pool).returncode == 0
 
 
+def test_dry_runs_know_what_another_process_reads(pool):
+    finish("snapshot", "create", "pool@june3")
+    prune, policy = ("prune", pool, "--keep-last", 1), ("snapshot", "policy", pool, "--demote-under", "99%")
+    with stalled("send", pool, "june1") as owner:
+        refused = finish("snapshot", "delete", "pool@june1", "-n")
+        assert (refused.returncode, f"read by send (process {owner.pid})".encode() in refused.stderr) == (1, True)
+        plan = json.loads(finish(*policy, "-n", "--json").stdout)
+        (why,) = (kept["reason"] for kept in plan["kept"] if kept["name"] == "june1")
+        assert why.startswith(f"is being read by send (process {owner.pid})")
+        would, did = (json.loads(finish(*prune, *dry, "--json").stdout) for dry in (["-n"], []))
+        assert (would["kept"], would["deleted"]) == (did["kept"], did["deleted"])
+        assert [(kept["name"], kept["reasons"]) for kept in did["kept"]] == [
+            ("june3", ["last"]), ("june1", ["being read"]),
+        ]  # fmt: skip
+        assert kinds_of(pool) == {"june1": "regular", "june3": "regular"}
+
+
 def test_a_client_pins_under_its_own_name_and_its_pins_die_with_it(pool):
     with stalled("send", pool, "june2") as owner:
         finish("mkdir", "pool:/x")  # from here on the owner writes

@@ -39,8 +39,8 @@ RELEASE: Final = WRITER
 #: has answered that it will not: it may be ending.
 _GRACE_S, _REFUSED_S = 5.0, 1.0
 _POLL_S: Final = 0.02
-#: Verbs that show who reads what.
-_SHOW_PINS: Final = ("info", "snapshot list")
+#: Verbs that show who reads what, or whose dry runs depend on it.
+_SEE_PINS: Final = ("info", "prune", "settle", "snapshot delete", "snapshot list", "snapshot policy")
 
 DirectoryKey = tuple[int, int]
 
@@ -138,7 +138,7 @@ def _as_guest(
 def _from_disks(place: str, verb: str, wait_s: float, writable: bool) -> bp.Volume:
     """Open a volume, waiting a little for one that others have just opened."""
     started = time.monotonic()
-    if verb in _SHOW_PINS:  # readers may share the volume, but what one of them pins only it can say
+    if verb in _SEE_PINS:  # readers may share the volume, but what one of them pins only it can say
         with contextlib.suppress(VolumeInUseError):
             _go_there(place)
     while True:

@@ -65,7 +65,7 @@ class Verdict:
 class PruneReport:
     """What pruning deleted, or would: verdicts newest first, and how many blocks that freed.
 
-    deferred : names of those that are being read, and go when they no longer are.
+    deferred : names of those that are being read, and go when they no longer are; free nothing until then.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -177,32 +177,35 @@ def prune(
 ) -> PruneReport:
     """Delete, in one commit, the snapshots that a policy judges and does not keep, and that nobody needs.
 
-    Who holds them may, pointers, known destinations and replicas, receives that were interrupted.
+    Who reads or holds them may, pointers, known destinations and replicas, receives that were interrupted.
 
     Parameters
     ----------
-    defer : one that would go and is being read goes when it no longer is.
+    defer : one that is being read and would go else goes when it no longer is.
 
     Raises
     ------
-    RefusedError : the policy keeps none of those it judges, or one that would go is being read; none was deleted.
+    RefusedError : the policy keeps none of those it judges; none was deleted.
     """
     with volume.lock:
         needed = needed_here(volume)
         judged = judge(_records(volume), policy, zone)
         entries = {entry.record.name: entry for entry in volume.local.entries()}
-        verdicts = [_unless_needed(volume, verdict, entries, needed) for verdict in judged]
+        verdicts = [_unless_needed(volume, verdict, entries, needed, defer) for verdict in judged]
         gone = [verdict.name for verdict in verdicts if not verdict.reasons]
         if verdicts and len(gone) == len(verdicts):
             raise RefusedError(
                 f"the policy keeps none of {len(gone)} snapshots",
                 "keep one at least; `snapshot delete` deletes by name",
             )
-        if dry_run or not gone:
-            return PruneReport(tuple(verdicts), deleting.freed_by(volume, gone) if gone else 0, dry_run)
-        n_freed = deleting.delete(volume, gone, defer)
-        waiting = {record.name for record in _records(volume) if record.is_deleting}
-        return PruneReport(tuple(verdicts), n_freed, False, tuple(name for name in gone if name in waiting))
+        if dry_run:
+            at_once = deleting.plan_delete(volume, gone, defer)
+            n_freed = deleting.freed_by(volume, at_once) if at_once else 0
+            waiting = set(gone).difference(at_once)
+        else:
+            n_freed = deleting.delete(volume, gone, defer) if gone else 0
+            waiting = {record.name for record in _records(volume) if record.is_deleting}
+        return PruneReport(tuple(verdicts), n_freed, dry_run, tuple(name for name in gone if name in waiting))
 
 
 def _records(volume: LiveVolume) -> list[SnapshotRecord]:
@@ -210,15 +213,18 @@ def _records(volume: LiveVolume) -> list[SnapshotRecord]:
 
 
 def _unless_needed(
-    volume: LiveVolume, verdict: Verdict, entries: dict[str, TableEntry], needed: dict[bytes, str]
+    volume: LiveVolume, verdict: Verdict, entries: dict[str, TableEntry], needed: dict[bytes, str], defer: bool
 ) -> Verdict:
-    """Keep what would go where somebody holds it, or a transfer that is known of, a replica or a pointer needs it."""
+    """Keep what would go where somebody reads or holds it, or a transfer that is known of, a replica or a pointer needs
+    it.
+    """
     if verdict.reasons:
         return verdict
     entry = entries[verdict.name]
     if is_last_complete(volume, entry) or is_rehearsed(volume, entry):
         return replace(verdict, reasons=("mirror",))
-    reasons = ["held"] if holds_of(volume, entry.record.id) else []
+    reasons = ["being read"] if volume.is_pinned(entry.record.id) and not defer else []
+    reasons += ["held"] if holds_of(volume, entry.record.id) else []
     reasons += [needed[entry.record.id]] if entry.record.id in needed else []
     if behind := waiting_for(volume, entry):
         reasons.append(f"is a master that {', '.join(behind)} has not passed")
