@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import blockplane as bp
+from blockplane.stream.fdsink import Buffer
+from blockplane.stream.filesink import FileSink
 
 COMMAND = [sys.executable, "-m", "blockplane"]
 
@@ -95,6 +98,72 @@ def test_a_send_that_is_held(done, big):
     done("send", big, "june1", "-o", "held.bps", "--hold", "7d")
     (snapshot,) = done("info", big, "--json").json["snapshots"]
     assert "holds" not in snapshot
+
+
+@pytest.fixture
+def cut(blockplane, big, monkeypatch):
+    """Sends `june2 - june1` to a file; that fails after some MiB, in the way that is asked for."""
+    with bp.Volume.open(big) as volume:
+        bp.FileSystem(volume).write_bytes("/data", os.urandom(6 << 20))
+        volume.snapshot("june2")
+
+    def send(*options: object, error: BaseException | None = None):
+        write_all = FileSink.write_all
+
+        def fail(sink: FileSink, buffers: Sequence[Buffer]) -> None:
+            write_all(sink, buffers)
+            if sink._at > 1 << 20:
+                raise error or bp.errors.NoSpaceError("nothing more fits")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(FileSink, "write_all", fail)
+            outcome = blockplane("send", big, "june2 - june1", *options)
+        assert outcome.status != 0
+        return outcome
+
+    return send
+
+
+def holders(done, vol: str) -> list[list[str]]:
+    found = done("info", vol, "--json").json["snapshots"]
+    return [[hold["owner"] for hold in snapshot.get("holds", [])] for snapshot in found]
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt()], ids=["no room", "interrupt"])
+@pytest.mark.parametrize("resume", [["--resume"], []], ids=["gone on with", "begun anew"])
+def test_what_half_a_file_needs_is_held(done, blockplane, big, cut, error, resume):
+    said = cut("-o", "a.bps", error=error).err
+    (mine,), others = holders(done, big)
+    assert (mine.startswith("send:june2-june1:"), others) == (True, [mine])
+    assert f"its snapshots are held for 30 days, by {mine}" in said
+    refused = blockplane("snapshot", "delete", f"{big}@june1", "--json").error["message"]
+    assert f"is held by {mine} until " in refused
+    done("send", big, "june2 - june1", "-o", "b.bps")
+    cut("-o", "a.bps", *resume)
+    assert holders(done, big) == [[mine], [mine]]
+    done("send", big, "june2 - june1", "-o", "a.bps", *resume)
+    assert holders(done, big) == [[], []]
+
+
+def test_what_parts_need_is_held(done, big, cut):
+    parts = ("--part", "a.bps", "--part", "b.bps")
+    cut(*parts)
+    (mine,), others = holders(done, big)
+    assert others == [mine]
+    done("send", big, "june2 - june1", *parts, "--resume")
+    assert holders(done, big) == [[], []]
+
+
+def test_nothing_is_held_where_that_is_not_wanted_or_cannot_be(done, big, cut):
+    cut("-o", "a.bps", "--hold", "0s")
+    assert holders(done, big) == [[], []]
+    with bp.Volume.open(big, writable=False):
+        outcome = cut("-o", "a.bps")
+    assert "nothing holds what june2 - june1 is made of until it is gone on with: big is in use by" in outcome.err
+    assert "nothing more fits" in outcome.err
+    assert holders(done, big) == [[], []]
+    done("send", big, "june2 - june1", "-o", "a.bps", "--resume")
+    assert done("check", big, "--json").json["ok"]
 
 
 def test_a_half_written_file(done, big):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
 import click
@@ -15,10 +15,10 @@ from blockplane.cli import console
 from blockplane.cli.completion import HostPath, VolumeName
 from blockplane.cli.images import EXPRESSION, Choice, ExpressionVerb, choice_options
 from blockplane.cli.options import (
+    Duration,
     compress_option,
     encrypt_option,
     file_options,
-    hold_option,
     json_option,
     or_standard,
     progress_option,
@@ -59,7 +59,12 @@ if TYPE_CHECKING:
     "half-written FILE of -o.",
 )
 @click.option("--against", type=HostPath(), metavar="OFFER", help="Send only what differs from what OFFER offers.")
-@hold_option
+@click.option(
+    "--hold",
+    type=Duration(),
+    metavar="TIME",
+    help="Keep its snapshots so long, from its start, if it fails (30d where it leaves a half-written FILE; 0s: not).",
+)
 @file_options
 @part_option
 @choice_options
@@ -125,9 +130,12 @@ def send(
     outputs = [part.name for part in chosen] if chosen else [output] if output is not None else []
     out = None if outputs or dry_run else standard_output()
     with (
-        opened_to_send(vol, outputs, wait_s, writable=hold is not None) as (volume, sinks),
-        held_image(volume, words, choice, hold if not dry_run else None, outputs) as found,
-    ):
+        opened_to_send(vol, outputs, wait_s, writable=bool(hold)) as (volume, sinks),
+        held_image(
+            volume, words, choice, hold if not dry_run else 0.0, outputs,
+            lambda image: any(bp.is_half_sent(image, sink, key=encrypt, split=split) for sink in sinks),
+        ) as found,
+    ):  # fmt: skip
         if chosen:
             send_in_parts(
                 found, [bp.Part(*each) for each in zip(sinks, [part.within for part in chosen], strict=True)],
@@ -165,13 +173,46 @@ def standard_output() -> int | IO[bytes]:
 
 @contextmanager
 def held_image(
-    volume: bp.Volume, words: Sequence[str], choice: Choice, hold: float | None, outputs: Sequence[str]
+    volume: bp.Volume,
+    words: Sequence[str],
+    choice: Choice,
+    hold: float | None,
+    outputs: Sequence[str],
+    is_left: Callable[[bp.Image], bool],
 ) -> Iterator[bp.Image]:
-    """Give the image of `send`, to these files; its snapshots are held where that was asked for."""
+    """Give the image of `send`, to these files; its snapshots are held so long if that fails.
+
+    Parameters
+    ----------
+    hold : None: as long as usual, and only if it leaves what can be gone on with; 0: not at all.
+    """
     found = choice.image(volume, words)
     to = "\0".join(map(os.path.abspath, outputs))
-    with bp.held(volume, found, hold, to) if hold is not None else nullcontext():
+    if hold:
+        with bp.held(volume, found, hold, to):
+            yield found
+        return
+    try:
         yield found
+    except BaseException:
+        if hold is None:
+            with _telling(f"nothing holds what {printable(' '.join(words))} is made of until it is gone on with"):
+                if is_left(found):
+                    owner = bp.hold_left(volume, found, to)
+                    print(f"blockplane: its snapshots are held for 30 days, by {printable(owner)}", file=sys.stderr)
+        raise
+    if hold is None and outputs:
+        with _telling(f"what an interrupted send of {printable(' '.join(words))} holds stays held"):
+            bp.release_left(volume, found, to)
+
+
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Say in a line what comes of it where a volume cannot be written to."""
+    try:
+        yield
+    except (bp.errors.BlockplaneError, OSError) as error:
+        print(f"blockplane: {what}: {error}", file=sys.stderr)
 
 
 def _described(report: SendReport) -> dict[str, object]:

@@ -17,11 +17,13 @@ from blockplane.transfer.resume import (
     InterruptedReceive,
     ResumeToken,
     held,
+    hold_left,
     interrupted_receives,
     read_token,
+    release_left,
     resume_token,
 )
-from blockplane.transfer.send import SendReport, send
+from blockplane.transfer.send import SendReport, is_half_sent, send
 from blockplane.transfer.sendparts import Part, PartsReport, send_parts
 from blockplane.transfer.structure import create_structure
 from blockplane.transfer.tapecheck import (
@@ -73,7 +75,9 @@ __all__ = [
     "copy",
     "create_structure",
     "held",
+    "hold_left",
     "interrupted_receives",
+    "is_half_sent",
     "list_tape_sets",
     "list_tapes",
     "merge_streams",
@@ -84,6 +88,7 @@ __all__ = [
     "read_token",
     "receive",
     "receive_streams",
+    "release_left",
     "replicas",
     "replicate",
     "resume_token",

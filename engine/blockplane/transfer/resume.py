@@ -17,12 +17,13 @@ from blockplane.image.image import Image
 from blockplane.model.checks import crc32c
 from blockplane.model.errors import RefusedError, StreamDamagedError, StreamError, StreamMissingError
 from blockplane.planes import Plane, PlaneFormatError, combine
-from blockplane.volume.codec import KIND_REGULAR, NAME_BYTES, NO_ID
+from blockplane.volume.codec import KIND_REGULAR, NAME_BYTES, NO_ID, SnapshotRecord
 from blockplane.volume.deferred import reap
 from blockplane.volume.holds import hold_by_id, release_all
 from blockplane.volume.incoming import FLAG_MADE_VOLUME, IncomingImage, leaves_of
 from blockplane.volume.landed import LandedBlocks, vbns_at
 from blockplane.volume.live import LiveVolume
+from blockplane.volume.volume import Volume
 
 #: As the stream's magic, but for one letter.
 MAGIC: Final = b"\x89BPR\r\n\x1a\n"
@@ -33,6 +34,8 @@ _LISTS_WANTED: Final = 1
 _CRC = struct.Struct("<I")
 #: A token of so many bytes describes any plane of a volume of 64 TiB.
 MAX_BYTES: Final = 1 << 31
+#: How long the snapshots of a send are held that left a half-written file.
+LEFT_S: Final = 30 * 86_400.0
 #: Volumes and owners of holds of what is being sent: a volume has one process that writes. Guarded by its lock.
 _sending: Final[set[tuple[int, str]]] = set()
 
@@ -291,17 +294,12 @@ def held(volume: LiveVolume, image: Image, seconds: float, to: str = "") -> Iter
     to : where it goes, spelled alike each time: what tells one transfer of the image from another. Without, it is told
         from those that go on beside it alone.
     """
-    records = [record for record in image.records() if record.kind == KIND_REGULAR]
-    top, base = image.top, image.base
-    names = f"send:{top.name if top is not None else ''}{f'-{base.name}' if base is not None else ''}"
-    transfer = sha256(b"".join(record.id for record in records) + os.fsencode(to)).hexdigest()[:8]
     with volume.lock:
-        owner = _owner_for(volume, names, transfer)
+        owner = _owner_for(volume, image, to)
         _sending.add((id(volume), owner))
     try:
         with volume.lock:
-            for record in records:
-                hold_by_id(volume, record.id, owner, time.time_ns() + int(seconds * 1e9))
+            _hold(volume, _regular(image), owner, seconds)
             volume.commit()
         yield
         with volume.lock:
@@ -311,8 +309,57 @@ def held(volume: LiveVolume, image: Image, seconds: float, to: str = "") -> Iter
         _sending.discard((id(volume), owner))
 
 
-def _owner_for(volume: LiveVolume, names: str, transfer: str) -> str:
+def hold_left(volume: Volume, image: Image, to: str = "", seconds: float = LEFT_S) -> str:
+    """Keep the snapshots of an image for so long whose send ended early, and left what can be gone on with.
+
+    Returns who holds them, as `held` does. Durable on return; a volume that was opened for reading is written to from
+    now on.
+
+    Raises
+    ------
+    VolumeInUseError, ReadOnlyError, DiskError: it cannot be written to. RefusedError: a snapshot went meanwhile.
+    """
+    volume.take_for_writing()
+    with volume.lock:
+        owner, there = _owner_for(volume, image, to), {entry.record.id for entry in volume.local.regular()}
+        records = _regular(image)
+        gone = [record.name for record in records if record.id not in there]
+        if gone:
+            raise RefusedError(f"{', '.join(gone)} went meanwhile", "")
+        _hold(volume, records, owner, seconds)
+        volume.commit(clean=True)  # whoever failed does not close it as one should
+    return owner
+
+
+def release_left(volume: Volume, image: Image, to: str = "") -> None:
+    """Give up what holds the snapshots of an image for a send that ended early, now that it came to its end.
+
+    Where nothing does, nothing is written. Raises what `hold_left` raises.
+    """
+    with volume.lock:
+        owner = _owner_for(volume, image, to)
+        if all(hold.owner != owner or hold.has_expired for hold in volume.local.holds()):
+            return
+    volume.take_for_writing()
+    with volume.lock:
+        release_all(volume, owner)
+        volume.commit()
+
+
+def _regular(image: Image) -> list[SnapshotRecord]:
+    return [record for record in image.records() if record.kind == KIND_REGULAR]
+
+
+def _hold(volume: LiveVolume, records: Sequence[SnapshotRecord], owner: str, seconds: float) -> None:
+    for record in records:
+        hold_by_id(volume, record.id, owner, time.time_ns() + int(seconds * 1e9))
+
+
+def _owner_for(volume: LiveVolume, image: Image, to: str) -> str:
     """Return who holds for a transfer, as `snapshot list` shows it: where one was interrupted, who did for that."""
+    top, base = image.top, image.base
+    names = f"send:{top.name if top is not None else ''}{f'-{base.name}' if base is not None else ''}"
+    transfer = sha256(b"".join(record.id for record in _regular(image)) + os.fsencode(to)).hexdigest()[:8]
     first = f"{names.encode()[: NAME_BYTES - 16].decode(errors='ignore')}:{transfer}"
     waiting = [hold.owner for hold in volume.local.holds() if hold.owner.startswith(first)]
     fresh = (f"{first}.{number}" for number in itertools.count(2))  # others go on beside it

@@ -202,6 +202,13 @@ def _file_form(sink: SinkLike | None, split: int | str | None, digests: bool, *,
     return FileForm(size, digests)
 
 
+def is_half_sent(image: Image, sink: SinkLike, *, key: KeyLike | None = None, split: int | str | None = None) -> bool:
+    """Whether a send of an image to a path has left a half-written file, which can be gone on with."""
+    found = map_beside(sink, key_of(key) if key is not None else None, _file_form(sink, split, False, goes_on=True))
+    ids = [record.id if record is not None else NO_ID for record in (image.top, image.base)]
+    return found is not None and ids == [found.top.id, found.base.id if found.base is not None else NO_ID]
+
+
 def _require_file(sink: SinkLike | None, preallocate: bool) -> None:
     if preallocate and sink is not None and folder_of(sink) is None:
         raise UsageError("room can be made for a file alone", "name a file with -o")
