@@ -351,6 +351,22 @@ def test_an_interrupted_rebase_goes_on(source, tmp_path, way):
         assert not mirror.get_snapshot("june1").holds
 
 
+def test_what_an_offer_began_goes_on_with_its_own_top_alone(source, tmp_path):
+    with mirrored(source, tmp_path / "copy") as mirror:
+        stream = stream_of(source, "june2", against=io.BytesIO(offer_of(mirror)))
+        with pytest.raises(StreamTruncatedError):
+            bp.receive(io.BytesIO(stream[: len(stream) * 2 // 3]), mirror)
+        token = bp.resume_token(mirror)
+        source.snapshot("june3")
+        with pytest.raises(
+            RefusedError, match="image of june2 that an offer began, and goes on with that one alone"
+        ) as no:
+            stream_of(source, "june3", resume=token)
+        assert "send against a new offer" in no.value.hint
+        bp.receive(io.BytesIO(stream_of(source, "june3", against=io.BytesIO(offer_of(mirror)))), mirror)
+        assert differences(tree_of(mirror, "june3"), tree_of(source, "june3")) == []
+
+
 def test_an_offer_comes_too_late_for_a_receive_that_began_without(source, tmp_path):
     with mirrored(source, tmp_path / "copy") as mirror:
         full = stream_of(source, "june2")

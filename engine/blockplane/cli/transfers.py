@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     metavar="[TOKEN]",
     is_flag=False,
     flag_value="",
-    help="Go on with an interrupted transfer: by its destination's token, even of an older image, or with the "
-    "half-written FILE of -o.",
+    help="Go on with an interrupted transfer: by its destination's token, even of an older image unless --against "
+    "began it, or with the half-written FILE of -o.",
 )
 @click.option("--against", type=HostPath(), metavar="OFFER", help="Send only what differs from what OFFER offers.")
 @click.option(

@@ -139,10 +139,11 @@ class Began:
                 f"the token is for an image of {token.top_name} of another volume, whose blocks have other numbers",
                 "send from the volume that the interrupted transfer came from, or one that received from it",
             )
-        if self.image is None or token.wanted is not None:
+        assert self.image is not None
+        if token.wanted is not None:  # what the destination's own snapshot lends is not in it
             raise RefusedError(
-                f"the token is for an image of {token.top_name}, and not for the one asked for",
-                "name the same snapshots as before",
+                f"the token is for an image of {token.top_name} that an offer began, and goes on with that one alone",
+                "name the same snapshots as before; or send against a new offer, which begins anew",
             )
         known = (r for r in self.image.store.records() if r.kind in (KIND_REGULAR, KIND_SHADOW))
         members = [record for record in known if record.id in token.member_ids and record.space_id == space_id]

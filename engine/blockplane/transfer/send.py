@@ -116,10 +116,10 @@ def send(
         stream says that its reader needs to know zstd. What is gone on with is compressed if it was begun so.
     key : a key or its file: the stream is encrypted with it, names, planes and index too. The stream shows ids, who
         wrote it and when, how long its frames are, and the key's id.
-    resume : a token: only what the destination that gave it lacks is sent; of another image of the same volume, what
-        came counts as far as snapshots of that image that are still here show it unchanged; a file beside the path that
-        holds half of just that is gone on with. True: the file that an interrupted send left beside the path is gone on
-        with, where there is one; what an offer began, with that offer.
+    resume : a token: only what the destination that gave it lacks is sent; of another image of the same volume, unless
+        an offer began it, what came counts as far as snapshots of it that are still here show it unchanged; a file
+        beside the path that holds half of just that is gone on with. True: the file that an interrupted send left
+        beside the path is gone on with, where there is one; what an offer began, with that offer.
     against : an offer of the destination: what that proves to be there is not sent. All of it that may be equal is read
         here first, by a dry run too. Or what `compare_offer` found.
     split : of a path FILE, write the stream to FILE.000, FILE.001, ..., each so long, the last as long as it is.
