@@ -89,8 +89,8 @@ def copy(
     blockplane copy pool 'june3 - june1' spare -n
     blockplane copy pool june1 small --disks 3 --size 1G --relocate
 
-    With --relocate TARGET need only have room for the blocks in use, however high their numbers are. It is said once:
-    increments onto what came so do not need it.
+    With --relocate TARGET need only have room for the blocks in use, however high their numbers are. Increments onto a
+    snapshot that has a block of such a number do not need it; where all fitted at their own, say it again.
 
     --verify costs a second read of the image's blocks, from both sides at once.
     """

@@ -112,8 +112,9 @@ def receive(
     Of several files, or a folder, what is there is passed over, and the rest applied in order, found by ids: nothing,
     where it is no whole chain onto VOL. Parts of an image come in any order, and it is there when all of them are.
 
-    With --relocate a volume need only have room for the blocks in use, however high their numbers are. It is said once:
-    increments onto what came so find their places too.
+    With --relocate a volume need only have room for the blocks in use, however high their numbers are. Increments onto
+    a snapshot that has a block of such a number find their places without it; where all fitted at their own, say it
+    again.
 
     What arrives of a full image and is in VOL already, under the same block numbers, is compared and not written again.
     An offer reads its snapshot once, holds it for a week, and has 2 GiB a TiB of it with runs of 8 blocks, 1.5 with 16.
