@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from blockplane.model import (
     ReadOnlyError,
     VolumeDamagedError,
 )
+from blockplane.volume import points
 from blockplane.volume.fsinfo import MAX_AREAS, decode
 from blockplane.volume.live import reserve_for
 from blockplane.volume.rootslots import read_newest, slots_of, successor
@@ -232,6 +235,25 @@ def test_two_records_of_one_generation_are_refused():
     disks[0].write(slots_of(disks[0])[0], successor(record).encode())
     with pytest.raises(VolumeDamagedError, match="two different"):
         read_newest(disks)
+
+
+def test_a_record_that_was_cut_short_is_the_last():
+    """Areas are named; another record of that generation would leave a volume that nobody opens."""
+    volume = make_volume(geometry_of(2, 1, 128))
+    client = FileClient(volume)
+    client.write(1, 0, range(5))
+    volume.commit(clean=True)
+    before = present(client.files)
+    with mock.patch.object(volume.array, "flush", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        client.write(2, 0, range(20))
+
+    def cut(array, record) -> None:  # the power, when the head of one disk has it
+        array.write_raw([(0, slots_of(array.disks[0])[0])], np.frombuffer(record.encode(), np.uint8))
+        raise KeyboardInterrupt
+
+    with mock.patch.object(points, "write_record", cut), contextlib.suppress(VolumeDamagedError, KeyboardInterrupt):
+        client.write(3, 0, range(20))
+    assert read_files(again(volume).committed) == before
 
 
 def test_no_record_at_all():

@@ -98,9 +98,16 @@ class Points(Roots):
             self._declare(names)
 
     def _write_info(self, **changes: object) -> None:
+        """Make the next root record durable. Cut short, the volume stops: no other record may be of its generation."""
+        self._require_writable()
         record = successor(self.info, **changes)
-        write_record(self.array, record)
-        self.info = record
+        try:
+            write_record(self.array, record)
+            self.info = record
+        except BaseException as error:
+            if self.array.failure is None:  # else the disks take no other
+                self.stop(error)
+            raise
 
     # --- consistency points ------------------------------------------------------------------------------------------
 
