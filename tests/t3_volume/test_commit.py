@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 from unittest import mock
 
@@ -18,7 +19,7 @@ from blockplane.model import (
     ReadOnlyError,
     VolumeDamagedError,
 )
-from blockplane.volume import points
+from blockplane.volume import points, rootslots
 from blockplane.volume.fsinfo import MAX_AREAS, decode
 from blockplane.volume.live import reserve_for
 from blockplane.volume.rootslots import read_newest, slots_of, successor
@@ -254,6 +255,15 @@ def test_a_record_that_was_cut_short_is_the_last():
     with mock.patch.object(points, "write_record", cut), contextlib.suppress(VolumeDamagedError, KeyboardInterrupt):
         client.write(3, 0, range(20))
     assert read_files(again(volume).committed) == before
+
+
+def test_areas_are_named_when_a_record_on_the_disks_names_them():
+    volume = make_volume(geometry_of(2, 1, 128))
+    no_memory = OSError(errno.ENOMEM, "Cannot allocate memory")
+    with mock.patch.object(rootslots, "aligned_buffer", side_effect=no_memory), pytest.raises(OSError, match="memory"):
+        volume.declare_areas([(0, 20)])
+    with pytest.raises(VolumeDamagedError, match="memory"):
+        volume.declare_areas([(0, 20)])
 
 
 def test_no_record_at_all():

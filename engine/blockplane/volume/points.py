@@ -89,8 +89,9 @@ class Points(Roots):
             self.array.drain()
             self.array.flush()
             self._declared = []
-        self._declared += fresh
-        self._write_info(areas=list(self._declared), clean=False)
+        declared = [*self._declared, *fresh]
+        self._write_info(areas=declared, clean=False)
+        self._declared = declared
 
     def declare_areas(self, names: list[AreaName]) -> None:
         """See `_declare`: for writers other than the placer."""
