@@ -19,7 +19,8 @@ from blockplane.model import (
     ReadOnlyError,
     VolumeDamagedError,
 )
-from blockplane.volume import points, rootslots
+from blockplane.planes import Plane
+from blockplane.volume import landing_bands, points, rootslots
 from blockplane.volume.fsinfo import MAX_AREAS, decode
 from blockplane.volume.live import reserve_for
 from blockplane.volume.rootslots import read_newest, slots_of, successor
@@ -95,6 +96,21 @@ def test_the_order_of_a_commit():
         if kind_of(epoch[0], recorder) != "data":
             assert sorted(write.disk for write in epoch) == [0, 1, 2]
             assert len({write.data for write in epoch}) == 1
+
+
+def test_a_clean_record_follows_what_a_receive_that_was_given_up_wrote(monkeypatch):
+    """There is no consistency point to end with: that record lies in a flush epoch of its own all the same."""
+    monkeypatch.setattr(landing_bands, "LANDING_STRIPES", 64)
+    recorder, volume = recorded(geometry_of(2, 1, 256))
+    landing = volume.landing(Plane.from_extents([[128, 300]], 512))
+    for buffer in landing.buffers(np.array([[128, 256]])):
+        buffer[:] = 1
+    landing.landed()  # a band is whole
+    landing.abort()
+    volume.commit(clean=True)
+    kinds = [{kind_of(write, recorder) for write in epoch} for epoch in epochs(recorder)]
+    assert kinds == [{"half one"}, {"half two"}, {"data"}, {"half one"}, {"half two"}]
+    assert volume.info.clean
 
 
 def test_every_data_write_lies_in_an_area_that_was_named_before():

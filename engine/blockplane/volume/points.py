@@ -145,6 +145,7 @@ class Points(Roots):
             self._write_info(**changes, areas=[] if clean else list(self._declared), clean=clean)
             self._pass_on()
         elif clean and not self.info.clean:
+            self._settle_data()  # of a receive that was given up parity may be under way, beside live blocks
             self._write_info(areas=[], clean=True)
         if clean:
             self._declared = []
