@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections.abc import Iterator
 from unittest import mock
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from blockplane.disks.disk import HEAD_BLOCKS
 from blockplane.disks.stripelog import StripeLog
-from blockplane.model import BLOCK_BYTES, ChecksumError
+from blockplane.model import BLOCK_BYTES, ChecksumError, DiskError, NoSpaceError
 from blockplane.volume import Volume, landing_bands
 from blockplane.volume.beside import BesideWriter
 from blockplane.volume.check import check
@@ -20,13 +22,16 @@ from faults.explore import Watch
 from faults.stories import STORIES, IncrementStory, NearlyFullStory, RollbackStory, _Story
 from faults.world import (
     FileClient,
+    again,
     geometry_of,
     image_plane,
     make_volume,
     numbers_of,
+    present,
     read_blocks,
     read_files,
     root_of,
+    verdict,
 )
 
 pytestmark = pytest.mark.usefixtures("inline")
@@ -208,6 +213,91 @@ def test_what_landed_early_is_verified_before_parity_beside_it(rots, monkeypatch
                 rot(target, int(neighbours[len(neighbours) // 2]))
         landing.commit([source.get_snapshot("s1").record])
     assert rots or check(target).problems == []
+
+
+def fail_once(monkeypatch, name: str, nth: int, error: BaseException) -> Iterator[int]:
+    """The Nth call, from 1, of a function of the writer fails; return the count of calls."""
+    real, calls = getattr(BesideWriter, name), itertools.count(1)
+
+    def flaky(*arguments):
+        if next(calls) == nth:
+            raise error
+        return real(*arguments)
+
+    monkeypatch.setattr(BesideWriter, name, flaky)
+    return calls
+
+
+def fragmented() -> tuple[Volume, FileClient]:
+    """A volume of which no stripe is wholly free, and a seventh of each 64 is."""
+    volume = make_volume(geometry_of(3, 1, 512), reserve_blocks=64)
+    client = FileClient(volume)
+    with contextlib.suppress(NoSpaceError):
+        for inode in itertools.count(1):
+            client.write(inode, 0, range(100 * inode, 100 * inode + 49))
+            volume.sync()
+    with volume.dipping():
+        for inode in list(client.files):
+            for at in range(0, 49, 7):
+                client.punch(inode, at, at + 1)
+    for _ in range(4):
+        volume.commit(force=True)
+    return volume, client
+
+
+def write_some(client: FileClient) -> None:
+    """More blocks than two bands have room for, in files of a few each; one that fails is passed over."""
+    for inode in range(100, 118):
+        with contextlib.suppress(DiskError):
+            client.write(inode, 0, range(100 * inode, 100 * inode + 9))
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_read_that_fails_once_while_files_are_written_costs_nothing(nth, monkeypatch):
+    """The band is written with the consistency point: blocks of several files are in it."""
+    volume, client = fragmented()
+    calls = fail_once(monkeypatch, "_read_rest", nth, DiskError("disk1: read failed", "disk1"))
+    write_some(client)
+    assert next(calls) > nth
+    volume.sync()
+    volume = again(volume)
+    assert read_files(volume.committed) == present(client.files)
+    assert client.files.keys() >= set(range(100, 118))
+    verdict(volume)
+
+
+def test_a_read_that_fails_again_stops_the_volume_at_the_last_point(monkeypatch):
+    volume, client = fragmented()
+    before = present(client.files)
+    error = DiskError("disk1: read failed", "disk1")
+    monkeypatch.setattr(BesideWriter, "_read_rest", mock.Mock(side_effect=error))
+    write_some(client)
+    with pytest.raises(DiskError, match="disk1"):
+        volume.sync()
+    assert volume.stopped_at == "disk1: read failed"
+    assert read_files(again(volume).committed) == before
+
+
+def test_an_interrupt_while_a_band_goes_out_stops_the_volume(monkeypatch):
+    """Nobody knows whether it did."""
+    volume, client = fragmented()
+    before = present(client.files)
+    fail_once(monkeypatch, "write", 1, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        write_some(client)
+    assert volume.stopped_at
+    assert read_files(again(volume).committed) == before
+
+
+def test_places_that_were_handed_out_before_a_read_failed_are_taken_back(monkeypatch):
+    volume, client = fragmented()
+    fail_once(monkeypatch, "sound", 2, DiskError("disk1: read failed", "disk1"))
+    write_some(client)
+    assert sum(inode >= 100 for inode in client.files) == 17
+    volume.sync()
+    volume = again(volume)
+    assert read_files(volume.committed) == present(client.files)
+    verdict(volume)
 
 
 def test_a_rollback_changes_whom_the_tables_follow():

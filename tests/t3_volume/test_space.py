@@ -324,6 +324,7 @@ class _Fixture:
         self.spared = spared
         self.declared: list = []
         self.beside: set[int] = set()
+        self.stopped: list[BaseException] = []
         self.array = DiskArray(geometry, memory_disks(geometry))
         self.space = Space(geometry, self._leaf, lambda: None if spared is None else self._spared_leaf)
         self.placer = Placer(
@@ -332,6 +333,7 @@ class _Fixture:
             self.declared.append,
             lambda group, word: False,
             self,
+            self.stopped.append,
         )
 
     def sound(self, group: int, word: int):
@@ -506,14 +508,14 @@ def test_areas_ahead_are_looked_at_a_few_at_a_time():
         return space
 
     placer = Placer(
-        DiskArray(geometry, memory_disks(geometry)), space_of(8), lambda names: None, lambda *_: False, None
+        DiskArray(geometry, memory_disks(geometry)), space_of(8), lambda names: None, lambda *_: False, None, None
     )
     placer._space.take_log = []
     found = [placer._find([Area.take_word], False)[0].name[1] for _ in range(4)]
     assert found[-1] // 4 == 2
     viewed.clear()
     placer = Placer(
-        DiskArray(geometry, memory_disks(geometry)), space_of(None), lambda names: None, lambda *_: False, None
+        DiskArray(geometry, memory_disks(geometry)), space_of(None), lambda names: None, lambda *_: False, None, None
     )
     counts = []
     for _ in range(40):

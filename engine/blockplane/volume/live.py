@@ -97,7 +97,7 @@ class LiveVolume(Points):
         self.beside = BesideWriter(self)
         self.space = Space(self.geometry, self._busy.leaf, self._busy.spared)
         self.space.n_pending, self.space.closed = self.info.n_pending, self.info.leaving
-        self.placer = Placer(self.array, self.space, self._declare, self._busy.is_landing, self.beside)
+        self.placer = Placer(self.array, self.space, self._declare, self._busy.is_landing, self.beside, self.stop)
         self.names = Names(self)
         places = PlaceReader(self.array, PlaceMap())
         self.knows_live = self.knows_local = True

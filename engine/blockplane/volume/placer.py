@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from blockplane.disks.array import DiskArray
 from blockplane.disks.band import Band
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import NoSpaceError
+from blockplane.model.errors import BlockplaneError, NoSpaceError
 from blockplane.volume.leafbits import WORD_BLOCKS
 from blockplane.volume.openband import BandKey, OpenBand
 from blockplane.volume.space import AREA_STRIPES, Area, AreaName, Space
@@ -56,6 +56,7 @@ class Placer:
     declare : called before the first write into areas no intent record names yet; returns when the record is durable.
     is_landing : tells whether a receive brings blocks to 64 stripes, (group, stripe word).
     beside : takes bands of whose stripes only some slots are written.
+    stop : called with an error that may have left less than what was handed out; nothing is to be committed then.
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class Placer:
         declare: Callable[[list[AreaName]], None],
         is_landing: Callable[[int, int], bool],
         beside: Beside,
+        stop: Callable[[BaseException], None],
     ) -> None:
         self._array = array
         self._space = space
         self._declare = declare
         self._is_landing = is_landing
         self._beside = beside
+        self._stop = stop
         self._open: dict[BandKey, list[OpenBand]] = {}
         self._bulk: OpenBand | None = None
         self._meta: OpenBand | None = None
@@ -89,6 +92,7 @@ class Placer:
         Raises
         ------
         NoSpaceError: there are not so many that can be written to; none was handed out.
+        VolumeDamagedError: what stays beside them cannot be read; none was handed out.
         """
         runs: list[tuple[int, int, Block]] = []
         try:
@@ -101,10 +105,18 @@ class Placer:
                     n_blocks -= 1
                     continue
                 n_blocks -= self._hand_out(band, n_blocks, runs)
-        except NoSpaceError:
-            self._take_back(runs)
+        except BaseException as error:
+            if self._goes_on(error):
+                self._take_back(runs)
             raise
         return runs
+
+    def _goes_on(self, error: BaseException) -> bool:
+        """Whether all that was handed out is in its band still or on its way; where it may not be, the volume stops."""
+        if isinstance(error, BlockplaneError) and self._array.failure is None:
+            return True
+        self._stop(error)
+        return False
 
     def _take_back(self, runs: list[tuple[int, int, Block]]) -> None:
         """Undo the handing out of places: the last ones of their bands, none of them filled."""
@@ -285,11 +297,18 @@ class Placer:
     # --- filling and writing -----------------------------------------------------------------------------------------
 
     def filled(self, first: int, n_blocks: int) -> None:
-        """Note that the bytes of places first, ... are in their buffers; a band that is spent and full is written."""
+        """Note that the bytes of places first, ... are in their buffers; a band that is spent and full is written.
+
+        Where what stays beside it cannot be read, that is tried again with the consistency point.
+        """
         band = self._owner(first)
         band.n_filled += n_blocks
         if band.is_spent and band.n_filled == band.n_slots:
-            self._write(band)
+            try:
+                self._write(band)
+            except BaseException as error:
+                if not self._goes_on(error):
+                    raise
 
     def _owner(self, place: int) -> OpenBand:
         """Return the open band that handed a place out."""
@@ -343,10 +362,18 @@ class Placer:
             del self._open[band.key]
 
     def _write(self, band: OpenBand) -> None:
+        """Send a band out; after an error of a disk, or of what stays beside it, it is open as before."""
         self._drop(band)
+        try:
+            self._send(band)
+        except BlockplaneError:
+            self._open.setdefault(band.key, []).append(band)
+            raise
         self._meta = None if band is self._meta else self._meta
         self._local = None if band is self._local else self._local
         self._bulk = None if band is self._bulk else self._bulk
+
+    def _send(self, band: OpenBand) -> None:
         data = band.band
         self._declare([(band.group_index, data.dbn_start // AREA_STRIPES)])
         if band.slots is None:
