@@ -26,6 +26,7 @@ from blockplane.model.errors import (
     StreamMismatchError,
     StreamPartMissingError,
     UsageError,
+    VolumeDamagedError,
 )
 from blockplane.stream import folder
 from blockplane.transfer import resume_token
@@ -101,6 +102,21 @@ def test_a_band_that_the_disks_have_counts_though_that_is_said_late(source, tmp_
         pending._event.set()
 
     monkeypatch.setattr(Pending, "_finish", finish)
+    bp.receive_streams(*streams, target=tmp_path / "copy")
+    require_equal(source, tmp_path / "copy", NAMES[:1])
+
+
+def test_a_part_into_a_volume_that_stops_meanwhile_is_not_received(source, tmp_path):
+    """What it brought is not noted: that it succeeded would be a lie."""
+    streams = send_in_three(source, 0, tmp_path)
+    with bp.Volume.create(tmp_path / "copy", disks=4, size="24M", parity=1) as volume:
+
+        def stop(event: bp.ProgressEvent) -> None:
+            if event.phase == "commit":
+                volume.stop(OSError("a disk is gone"))
+
+        with pytest.raises(VolumeDamagedError, match="a disk is gone"):
+            bp.receive(streams[0], volume, progress=stop)
     bp.receive_streams(*streams, target=tmp_path / "copy")
     require_equal(source, tmp_path / "copy", NAMES[:1])
 

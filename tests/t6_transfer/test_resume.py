@@ -6,8 +6,10 @@ import fcntl
 import io
 import os
 import random
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import pytest
 import blockplane as bp
 from blockplane.image.extents import numbers_in
 from blockplane.model.errors import (
+    ChecksumError,
     RefusedError,
     SnapshotExistsError,
     StreamDamagedError,
@@ -28,6 +31,7 @@ from blockplane.stream.partial import read_partial
 from blockplane.stream.reader import StreamReader
 from blockplane.stream.stored import OneFile
 from blockplane.transfer.imagesending import ImageSending
+from blockplane.volume.landed import LandedBlocks
 from equality import differences, volume_tree
 
 MIB = 1 << 20
@@ -136,6 +140,23 @@ def test_a_cut_receive_goes_on_with_the_whole_stream(source, streams, tmp_path):
     cut_into(tmp_path / "copy", stream, len(stream) // 2)
     (tmp_path / "june1.bps").write_bytes(stream)
     bp.receive(tmp_path / "june1.bps", tmp_path / "copy")
+    require_equal(source, tmp_path / "copy", "june1")
+
+
+@pytest.mark.parametrize("second", [ChecksumError("the block at place 9 is bad", 9), KeyboardInterrupt()], ids=repr)
+def test_a_receive_of_which_nothing_could_be_kept_is_not_under_way_for_ever(source, streams, tmp_path, second):
+    """The error that ended it is told, and the other with it; the volume takes the next one."""
+    stream, told = streams["june1"], StreamTruncatedError if isinstance(second, ChecksumError) else KeyboardInterrupt
+    with bp.Volume.create(tmp_path / "copy", disks=5, size="40M", parity=1) as volume:
+        n_available = volume.available_blocks
+        with mock.patch.object(LandedBlocks, "suspend", side_effect=second), pytest.raises(told) as caught:
+            bp.receive(io.BytesIO(stream[: len(stream) // 2]), volume)
+        if isinstance(second, ChecksumError):
+            assert "; what landed last could not be noted: the block at place 9 is bad" in caught.value.message
+        assert not volume.incoming.is_running
+        assert [thread.name for thread in threading.enumerate() if thread.name.startswith("landing")] == []
+        assert volume.available_blocks == n_available
+        bp.receive(io.BytesIO(stream), volume)
     require_equal(source, tmp_path / "copy", "june1")
 
 

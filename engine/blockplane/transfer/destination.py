@@ -232,11 +232,13 @@ class VolumeDestination:
             if self._standing is not None:
                 pinned.enter_context(self.volume.pin(self._standing.id))
                 self._require_standing(self._standing)
-            yield landing.Landing(
+            begun = landing.Landing(
                 self.volume, stream.image, entry, self._incoming(stream), stream.part, lender, stream.header.carried_id,
                 stream.header.features, self._relocates, arrival_of(stream), stream.header.is_one_of_parts,
                 self._judged,
             )  # fmt: skip
+            pinned.callback(begun.abandon)  # where it has not ended otherwise: the volume can take the next one
+            yield begun
 
     @contextmanager
     def last_change(self) -> Iterator[None]:

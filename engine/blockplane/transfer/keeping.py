@@ -33,14 +33,14 @@ def kept_or_given_up(landing: Landing, stream: StreamMap, destination: Destinati
     try:
         yield
     except (StreamTruncatedError, SnapshotExistsError) as error:  # a name that was given away meanwhile can be freed
-        _tell(error, landing.suspend(), stream, destination, again)
+        _tell(error, _suspended(landing, error), stream, destination, again)
         raise
     except OriginError as failed:
-        _tell(failed.error, landing.suspend(), stream, destination, again)
+        _tell(failed.error, _suspended(landing, failed.error), stream, destination, again)
         raise failed.error from failed.error.__cause__
     except KeyboardInterrupt as error:
         kept = BlockplaneError("interrupted")
-        _tell(kept, landing.suspend(), stream, destination, again)
+        _tell(kept, _suspended(landing, kept), stream, destination, again)
         error.add_note(kept.message)
         error.add_note(kept.hint)
         raise
@@ -51,6 +51,16 @@ def kept_or_given_up(landing: Landing, stream: StreamMap, destination: Destinati
     except BaseException:
         landing.abort()
         raise
+
+
+def _suspended(landing: Landing, error: BlockplaneError) -> int:
+    """Leave a landing to be continued; return how many blocks stay. The error that ended it says where that fails."""
+    try:
+        return landing.suspend()
+    except (BlockplaneError, OSError, MemoryError) as failed:
+        landing.abandon()
+        error.message = f"{error.message}; what landed last could not be noted: {failed}"
+        return int(getattr(landing, "n_stored", 0))
 
 
 def _tell(error: BlockplaneError, n_blocks: int, stream: StreamMap, destination: Destination, again: str) -> None:

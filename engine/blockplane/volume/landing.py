@@ -417,14 +417,15 @@ class Landing:
 
         Nothing is left where nothing landed, or where this receive cannot be continued; nor of a volume that it made,
         where less than a mebibyte landed, and no part of the image by itself: that is removed as after any failure.
+
+        Raises
+        ------
+        VolumeDamagedError: the volume has stopped, or cannot take what landed last.
         """
         kept = self._kept
         if self._is_over or kept is None:
             self.abort()
             return 0
-        if self._volume.stopped_at:  # what was committed until then stays
-            self.abandon()
-            return kept.n_stored
         self.bands.finish()
         if len(kept.plane()) < (WORTH_BLOCKS if kept.entry.made_volume and not self._is_part else 1):
             self.abort()
@@ -433,6 +434,11 @@ class Landing:
         with self._volume.lock:
             self._forget_incoming()
         return n_landed
+
+    @property
+    def n_stored(self) -> int:
+        """How many blocks of the image stay here though what landed last can be noted no more."""
+        return self._kept.n_stored if self._kept is not None else 0
 
     def abandon(self) -> None:
         """Give up what is in memory, and leave what the local tree knows of it."""
