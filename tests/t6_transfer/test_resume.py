@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import os
@@ -18,6 +19,7 @@ import blockplane as bp
 from blockplane.image.extents import numbers_in
 from blockplane.model.errors import (
     ChecksumError,
+    DiskMissingError,
     RefusedError,
     SnapshotExistsError,
     StreamDamagedError,
@@ -31,6 +33,7 @@ from blockplane.stream.partial import read_partial
 from blockplane.stream.reader import StreamReader
 from blockplane.stream.stored import OneFile
 from blockplane.transfer.imagesending import ImageSending
+from blockplane.volume import making
 from blockplane.volume.landed import LandedBlocks
 from equality import differences, volume_tree
 
@@ -253,6 +256,26 @@ def test_giving_up_removes_a_volume_that_the_receive_made(streams, tmp_path):
     assert (tmp_path / "copy").is_dir()
     bp.abort_receive(tmp_path / "copy")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_does_not_open_once_costs_no_volume_whose_receive_was_killed(
+    source, streams, tmp_path, monkeypatch
+):
+    """The receive was at its end but for the mark, and the next one has no descriptor left for a disk."""
+    bp.receive(io.BytesIO(streams["june1"]), tmp_path / "copy")
+    making.mark(tmp_path / "copy")
+    opened, full = os.open, [True]
+
+    def open_(path, *how, **more):
+        if str(path).endswith("disks/1") and full:
+            raise OSError(full.pop() and errno.EMFILE, "Too many open files")
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr(os, "open", open_)
+    with pytest.raises(DiskMissingError, match="Too many open files"):
+        bp.receive(io.BytesIO(streams["june2 - june1"]), tmp_path / "copy")
+    bp.receive(io.BytesIO(streams["june2 - june1"]), tmp_path / "copy")
+    require_equal(source, tmp_path / "copy", "june2")
 
 
 def test_little_of_a_first_image_leaves_nothing(streams, tmp_path):

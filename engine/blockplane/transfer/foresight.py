@@ -16,7 +16,6 @@ from blockplane.transfer.protocol import Destination
 from blockplane.transfer.resume import landed_of
 from blockplane.transfer.targets import (
     is_half_made,
-    is_of_no_use,
     is_vacant,
     not_to_be_made,
     refuse_without_volume,
@@ -57,7 +56,7 @@ def foresee(
     """
     if isinstance(target, (str, os.PathLike)):
         path = Path(target)
-        if is_vacant(path) or is_of_no_use(path):
+        if is_vacant(path) or Volume.is_of_no_use(path):
             refuse_new_misfit(path, [stream], wish, relocate)
             return Foreseen(stream.header.image_blocks, makes_volume=True)
         if not wish.is_default and not is_half_made(path):

@@ -19,7 +19,7 @@ from blockplane.transfer.peer import Brought, Peer
 from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import drop_pulled
 from blockplane.transfer.standing import Standing, standing_of
-from blockplane.transfer.targets import clear_half_made, is_vacant, made_volume, not_to_be_made
+from blockplane.transfer.targets import is_vacant, made_volume, not_to_be_made
 from blockplane.volume import pointers, replicas
 from blockplane.volume.codec import FLAG_MASTER, KIND_REGULAR, NO_ID, TableEntry
 from blockplane.volume.groups import DiskNames
@@ -135,7 +135,7 @@ def replicate(
     if isinstance(target, Volume):
         return pull(source, target, pointer, changes, progress)
     path = Path(target)
-    clear_half_made(path)
+    opening.kind.clear_half_made(path)
     if is_vacant(path):
         with made_volume(path, source.standing().groups, wish, opening) as volume:
             return pull(source, volume, pointer, changes, progress)

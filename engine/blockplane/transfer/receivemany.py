@@ -27,7 +27,7 @@ from blockplane.transfer.foresight import refuse_misfit, refuse_new_misfit
 from blockplane.transfer.newvolume import DiskWish, Opening, widest
 from blockplane.transfer.receive import ReceiveReport, receive_into
 from blockplane.transfer.resume import landed_of
-from blockplane.transfer.targets import clear_half_made, destination_for, is_of_no_use, is_vacant
+from blockplane.transfer.targets import destination_for, is_vacant
 from blockplane.transfer.verify import stream_map
 from blockplane.volume.groups import DiskNames
 from blockplane.volume.live import LiveVolume
@@ -94,10 +94,11 @@ def receive_streams(
     names, keys = stream_names(paths), keys_of(key, require_encrypted)
     members = [Member(str(name), stream_map(name, key=keys), name) for name in _readable(names)]
     wish = DiskWish(disks, size, parity, chunk, wipe)
+    kind = (opening or Opening()).kind
     if not isinstance(target, LiveVolume):
         if not dry_run:
-            clear_half_made(Path(target))
-        if is_vacant(Path(target)) or (dry_run and is_of_no_use(Path(target))):
+            kind.clear_half_made(target)
+        if is_vacant(Path(target)) or (dry_run and kind.is_of_no_use(target)):
             plan = plan_streams(members, (), None, os.fspath(target), discard=discard)
             missing = _prove(plan, keys, {}, {})
             maps = [step.map for step in plan.steps]

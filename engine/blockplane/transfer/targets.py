@@ -48,7 +48,7 @@ def destination_for(
     if not isinstance(target, (str, os.PathLike)):
         return _as_it_is(target)
     path, opening = Path(target), opening or Opening()
-    clear_half_made(path)
+    opening.kind.clear_half_made(path)
     if is_vacant(path):
         refuse_without_volume(path, stream)
         return _made(path, stream.header.groups if groups is None else groups, wish, opening, relocates)
@@ -60,25 +60,6 @@ def destination_for(
 def not_to_be_made(path: Path) -> UsageError:
     """Return the error for disk options of a volume that is there."""
     return UsageError(f"{path} is there already: its disks are what they are", "leave the disk options out")
-
-
-def clear_half_made(path: Path) -> None:
-    """Remove a volume whose receive was killed before it had anything that could be gone on with."""
-    if is_of_no_use(path):
-        making.clear(path)
-
-
-def is_of_no_use(path: Path) -> bool:
-    """Whether a volume was being made, and its maker killed before there was anything to be gone on with."""
-    if not making.is_marked(path):
-        return False
-    try:
-        with Volume.open(path, writable=False, verb="receive") as volume:
-            return not (volume.was_written or volume.local.incoming.images())
-    except VolumeInUseError:
-        raise
-    except BlockplaneError:  # not even a volume
-        return True
 
 
 def is_half_made(path: Path) -> bool:

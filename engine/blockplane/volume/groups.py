@@ -104,9 +104,14 @@ class GroupWish:
         return self._group([(disk.path, disk.n_blocks) for disk in disks], first, first_disk)
 
     def plan(self, directory: Path) -> tuple[list[str], GroupRecord]:
-        """Return what the first group of a volume would be, and its disks' names; nothing is made or opened."""
-        names = self.names(directory, first=0)
-        sizes = [(name, self._blocks_of(str(directory / name))) for name in names]
+        """Return what the first group of a volume would be, and its disks' names; nothing is made or opened.
+
+        What a maker that was stopped left in the directory counts as gone.
+        """
+        is_own = self.paths is None
+        names = [f"{DISKS_DIR}/{i}" for i in range(self.n_disks)] if is_own else self.names(directory, first=0)
+        n_blocks = self._blocks_to_make if is_own else self._blocks_of
+        sizes = [(name, n_blocks(str(directory / name))) for name in names]
         return names, self._group(sizes, first=0, first_disk=0)
 
     def _blocks_of(self, path: str) -> int:

@@ -1,6 +1,7 @@
 """A mark in a volume's directory while the volume is being made: what a maker that was killed left is nobody's.
 
-The first writer that opens the volume takes the mark away; from then on the directory is a volume like any.
+The first writer that opens the volume takes the mark away; from then on the directory is a volume like any. The mark by
+itself is no leave to remove anything: whoever does has looked inside, under the lock (`Volume.clear_half_made`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from blockplane.model.errors import NotAVolumeError
-from blockplane.model.ownfiles import sync
+from blockplane.model.ownfiles import read_own, sync
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR
-from blockplane.volume.lock import VolumeLock
+from blockplane.volume.journal import clear_orphans
 
 MARK_NAME: Final = "making"
 LOCK_NAME: Final = "lock"
@@ -24,12 +25,21 @@ LOCK_NAME: Final = "lock"
 SOCKET_NAME: Final = "control.sock"
 #: What lies in a volume's directory beside its disks.
 OWN_NAMES: Final = (CONFIG_NAME, LOCK_NAME, MARK_NAME, SOCKET_NAME)
+#: What a mark may say more: the directory was made for the volume; the volume is being removed.
+NEW_FOLDER: Final = "folder"
+GOING: Final = "going"
 
 
-def mark(directory: Path) -> None:
-    """Say that the volume is being made; durable on return."""
-    os.close(os.open(directory / MARK_NAME, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    sync(directory)
+def mark(directory: Path, *words: str) -> None:
+    """Say that the volume is being made; durable on return. words : what the mark says more."""
+    is_new = not is_marked(directory)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    with open(os.open(directory / MARK_NAME, flags, 0o600), "w") as file:
+        file.writelines(f"{word}\n" for word in words)
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        sync(directory)
 
 
 def unmark(directory: Path) -> None:
@@ -44,6 +54,11 @@ def is_marked(directory: Path) -> bool:
     return (directory / MARK_NAME).is_file()
 
 
+def says(directory: Path, word: str) -> bool:
+    """Whether the volume is marked, and the mark says a word."""
+    return is_marked(directory) and word.encode() in read_own(directory / MARK_NAME).split()
+
+
 def is_vacant(directory: Path) -> bool:
     """Whether a directory holds nothing, or a lock alone: a maker had no time for more, or has it now."""
     return all(entry.name == LOCK_NAME for entry in directory.iterdir())
@@ -56,20 +71,25 @@ def remove_socket(directory: Path) -> None:
             os.unlink(directory / SOCKET_NAME)
 
 
-def clear(directory: Path) -> None:
-    """Remove what a maker left that stopped: what is in the directory but the lock, not disks that lie elsewhere.
+def clear(directory: Path, made: Sequence[Path] = (), files: Sequence[Path] = ()) -> None:
+    """Remove a volume: its own names and disk files of it that were made elsewhere; the lock is the caller's.
 
-    Raises
-    ------
-    VolumeInUseError: it is at work.
+    made : directories that go where they are empty then, as of `missing_of`; by default as the mark says.
     """
-    with VolumeLock(directory / LOCK_NAME, "clearing"):
-        shutil.rmtree(directory / DISKS_DIR, ignore_errors=True)
-        remove_socket(directory)
-        for name in (CONFIG_NAME, CONFIG_NAME + ".new"):
-            (directory / name).unlink(missing_ok=True)
-        sync(directory)  # the mark goes last: without it the rest would be a volume
-        unmark(directory)
+    made = made or [directory] * says(directory, NEW_FOLDER)
+    with suppress(OSError):  # where there is no room to say so it goes all the same
+        mark(directory, GOING)
+    for file in files:
+        file.unlink(missing_ok=True)
+    shutil.rmtree(directory / DISKS_DIR, ignore_errors=True)
+    remove_socket(directory)
+    clear_orphans(directory, tuple)
+    for name in (CONFIG_NAME, CONFIG_NAME + ".new"):
+        (directory / name).unlink(missing_ok=True)
+    sync(directory)  # the mark goes after the rest, which would be a volume without it, and the lock after the mark
+    unmark(directory)
+    (directory / LOCK_NAME).unlink(missing_ok=True)
+    remove_empty(made)
 
 
 def missing_of(directory: Path) -> list[Path]:
@@ -89,14 +109,12 @@ def make_directory(directory: Path) -> list[Path]:
 
 
 def refuse_taken(directory: Path) -> None:
-    """Refuse a directory in which no volume can be made; what a maker left that stopped goes first.
+    """Refuse a directory in which no volume can be made.
 
     Raises
     ------
     NotAVolumeError: it is a volume already, or holds something else.
     """
-    if is_marked(directory):
-        clear(directory)
     if (directory / CONFIG_NAME).exists():
         raise NotAVolumeError(f"{directory} is a volume already", "take another name, or remove it first")
     if directory.exists() and not (directory.is_dir() and is_vacant(directory)):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from blockplane.disks.array import DiskArray
-from blockplane.disks.disk import FSINFO_HEAD_BLOCK, Disk, aligned_buffer, fsinfo_tail_block
+from blockplane.disks.disk import FSINFO_HEAD_BLOCK, HEAD_BLOCKS, TAIL_BLOCKS, Disk, aligned_buffer, fsinfo_tail_block
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import DiskError, DiskStaleError, NotAVolumeError, VolumeDamagedError
 from blockplane.volume.fsinfo import FsInfo, decode
@@ -52,6 +52,12 @@ def read_newest(disks: list[Disk]) -> tuple[FsInfo, bool]:
     return newest, all(r.generation == newest.generation for r in found) and len(found) == 2 * len(disks)
 
 
+def has_record(disk: Disk) -> bool:
+    """Whether a disk holds a valid root record; DiskError: it cannot be read."""
+    has_ends = disk.n_blocks >= HEAD_BLOCKS + TAIL_BLOCKS  # its maker had the time
+    return has_ends and any(_in_slot(disk, slot) is not None for slot in slots_of(disk))
+
+
 def group_that_left(disks: Sequence[Disk]) -> int | None:
     """Return the index of a group in which disks' newest root record has nothing, so that it can be taken out."""
     slots = [_read(disk, slot) for disk in disks for slot in slots_of(disk)]
@@ -81,11 +87,15 @@ def _refuse_stale(disk: Disk, generations: list[int], newest: FsInfo, is_half_fl
 
 
 def _read(disk: Disk, slot: int) -> FsInfo | None:
-    buffer = aligned_buffer(BLOCK_BYTES)
     try:
-        disk.read_plan(np.array([slot], np.int64), _ONE, buffer, _ZERO)
+        return _in_slot(disk, slot)
     except DiskError:
         return None
+
+
+def _in_slot(disk: Disk, slot: int) -> FsInfo | None:
+    buffer = aligned_buffer(BLOCK_BYTES)
+    disk.read_plan(np.array([slot], np.int64), _ONE, buffer, _ZERO)
     return decode(buffer.tobytes())
 
 

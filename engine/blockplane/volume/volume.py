@@ -14,7 +14,14 @@ from blockplane.disks.disk import Disk, FileDisk
 from blockplane.disks.geometry import Geometry, GroupRecord
 from blockplane.disks.label import make_labels, mend_labels, settle_labels, write_labels
 from blockplane.model.blocks import BlockSource
-from blockplane.model.errors import BlockplaneError, NotAVolumeError, ReadOnlyError, RefusedError, VolumeInUseError
+from blockplane.model.errors import (
+    BlockplaneError,
+    NotAVolumeError,
+    ReadOnlyError,
+    RefusedError,
+    VolumeDamagedError,
+    VolumeInUseError,
+)
 from blockplane.model.progress import Progress, ignore_progress
 from blockplane.planes import Plane
 from blockplane.volume import (
@@ -37,7 +44,14 @@ from blockplane.volume import shrink as shrinking
 from blockplane.volume.basegroup import BASE_GROUP
 from blockplane.volume.basing import Base, opener
 from blockplane.volume.codec import Hold
-from blockplane.volume.config import BASE_DISK, VolumeConfig, read_config, write_config
+from blockplane.volume.config import (
+    BASE_DISK,
+    CONFIG_NAME,
+    DISKS_DIR,
+    VolumeConfig,
+    read_config,
+    write_config,
+)
 from blockplane.volume.destinations import Destinations
 from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
 from blockplane.volume.groups import DiskNames, GroupWish, blank_ends
@@ -53,7 +67,7 @@ from blockplane.volume.pointers import SnapshotPointer
 from blockplane.volume.positions import Position
 from blockplane.volume.pressure import DemotionPlan, PressurePolicy
 from blockplane.volume.reclaim import reclaim
-from blockplane.volume.rootslots import group_that_left, read_newest, successor, write_record
+from blockplane.volume.rootslots import group_that_left, has_record, read_newest, successor, write_record
 from blockplane.volume.settling import SettlePlan, SettleReport
 from blockplane.volume.shrink import ShrinkPlan, ShrinkReport
 from blockplane.volume.snapshots import Snapshot
@@ -94,10 +108,12 @@ class Volume(LiveVolume):
 
         Raises
         ------
-        UsageError: the numbers do not make a volume. NotAVolumeError: the directory is taken.
+        UsageError: the numbers do not make a volume. NotAVolumeError: the directory is taken. Others: a maker was
+            stopped there, and what it left cannot be looked at.
         """
         directory = Path(path)
         wish = GroupWish(disks, size, parity, chunk, wipe)
+        cls.clear_half_made(directory)
         made = making.make_directory(directory)
         try:
             lock = VolumeLock(directory / LOCK_NAME, verb, answers=answers)
@@ -107,7 +123,7 @@ class Volume(LiveVolume):
         opened: list[Disk] = []
         files: list[str] = []
         try:
-            making.mark(directory)
+            making.mark(directory, *([making.NEW_FOLDER] if directory in made else []))
             names = wish.names(directory, first=0)
             wish.open_disks(directory, names, opened, files)
             for disk in opened if wipe else ():
@@ -139,17 +155,59 @@ class Volume(LiveVolume):
         volume.close_with(CommitTimer(volume._on_time).__enter__())
         return volume
 
-    @staticmethod
+    @classmethod
     def plan(
+        cls,
         path: str | os.PathLike[str],
         disks: DiskNames = 5,
         size: int | str | None = None,
         parity: int | None = None,
         chunk: int | str | None = None,
     ) -> tuple[list[str], GroupRecord]:
-        """Return the disks that `create` would make or use, and the group they would be; nothing is made."""
-        making.refuse_taken(Path(path))
+        """Return the disks that `create` would make or use, and the group they would be; nothing changes."""
+        if not cls.is_of_no_use(path):
+            making.refuse_taken(Path(path))
         return GroupWish(disks, size, parity, chunk).plan(Path(path))
+
+    @classmethod
+    def is_of_no_use(cls, path: str | os.PathLike[str]) -> bool:
+        """Whether a maker was stopped before its volume held anything; nothing changes.
+
+        Raises
+        ------
+        VolumeInUseError: it is at work. Others: what is there cannot be looked at.
+        """
+        directory = Path(path)
+        if not making.is_marked(directory):
+            return False
+        with VolumeLock(directory / LOCK_NAME, "looking", shared=True):
+            return cls._is_of_no_use(directory)
+
+    @classmethod
+    def clear_half_made(cls, path: str | os.PathLike[str]) -> None:
+        """Remove what is of no use, not disks that lie elsewhere; errors as of `is_of_no_use`."""
+        directory = Path(path)
+        if making.is_marked(directory):
+            with VolumeLock(directory / LOCK_NAME, "clearing"):
+                if cls._is_of_no_use(directory):
+                    making.clear(directory)
+
+    @classmethod
+    def _is_of_no_use(cls, directory: Path) -> bool:
+        return _is_unfinished(directory) or (making.is_marked(directory) and cls.is_empty(directory))
+
+    @classmethod
+    def is_empty(cls, directory: Path) -> bool:
+        """Whether a volume has no files and no snapshots, and nothing of a receive; the lock is the caller's.
+
+        Raises
+        ------
+        BlockplaneError: it cannot be looked at.
+        """
+        with cls._assembled(directory, read_config(directory), writable=False) as volume:
+            if volume.damage:
+                raise VolumeDamagedError(f"{directory}: {'; '.join(volume.damage)}")
+            return not (volume.was_written or volume.local.incoming.images())
 
     @classmethod
     def on_disks(cls, directory: Path, geometry: Geometry, disks: Sequence[Disk], record: FsInfo) -> Self:
@@ -189,7 +247,7 @@ class Volume(LiveVolume):
         except VolumeInUseError:
             raise
         except BlockplaneError as error:
-            if making.is_marked(directory):
+            if _is_unfinished(directory):
                 raise NotAVolumeError(
                     f"{directory} was being made when its maker was stopped", "make it again, or remove it"
                 ) from error
@@ -209,25 +267,30 @@ class Volume(LiveVolume):
         config = read_config(directory)
         lock = VolumeLock(directory / LOCK_NAME, verb, wait_s, shared=not writable, answers=answers)
         try:
-            assembly = assemble(
-                config.paths(directory), volume_id=config.volume_id or None, writable=writable, leaving=group_that_left,
-                opener=opener(directory, config, writable, cls.open_base),
-            )  # fmt: skip
-            try:
-                volume = cls.from_assembly(directory, assembly, writable)
-            except BaseException:
-                assembly.close()
-                raise
+            volume = cls._assembled(directory, config, writable)
         except BaseException:
             lock.release()
             raise
-        if not (lock.is_held or any(getattr(disk, "is_locked", False) for disk in assembly.disks)):
+        if not (lock.is_held or any(getattr(disk, "is_locked", False) for disk in volume.array.disks)):
             volume.warnings.append(f"{directory} could not be locked: what another process writes now may look damaged")
         volume.close_with(lock)
         volume._volume_lock, volume.pins.verb = lock, verb
         if writable:
             volume.close_with(CommitTimer(volume._on_time).__enter__())
         return volume
+
+    @classmethod
+    def _assembled(cls, directory: Path, config: VolumeConfig, writable: bool) -> Self:
+        """Open a volume's disks and what is on them; the lock is the caller's."""
+        assembly = assemble(
+            config.paths(directory), volume_id=config.volume_id or None, writable=writable, leaving=group_that_left,
+            opener=opener(directory, config, writable, cls.open_base),
+        )  # fmt: skip
+        try:
+            return cls.from_assembly(directory, assembly, writable)
+        except BaseException:
+            assembly.close()
+            raise
 
     @classmethod
     def open_base(cls, names: Sequence[str], snapshot_id: bytes) -> BlockSource:
@@ -526,6 +589,26 @@ class Volume(LiveVolume):
     def landing(self, image: Plane, base: Snapshot | None = None) -> Landing:
         """Begin to receive an image; see `Landing`."""
         return Landing(self, image, base.entry if base is not None else None)
+
+
+def _is_unfinished(directory: Path) -> bool:
+    """Whether a maker was stopped before a disk had a root record, or who removed a volume; else it may hold anything.
+
+    Raises
+    ------
+    BlockplaneError: a disk cannot be looked at.
+    """
+    if not making.is_marked(directory) or making.says(directory, making.GOING):
+        return making.is_marked(directory)
+    if (directory / CONFIG_NAME).exists():
+        paths = read_config(directory).paths(directory)
+    else:
+        paths = [str(path) for path in (directory / DISKS_DIR).glob("*")]
+    for path in paths:
+        with contextlib.closing(FileDisk.open(path, writable=False)) as disk:
+            if has_record(disk):
+                return False
+    return True
 
 
 def _write_labels(geometry: Geometry, volume_id: bytes, disks: Sequence[Disk]) -> None:
