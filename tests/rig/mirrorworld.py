@@ -35,7 +35,8 @@ class World:
     def add(self, name: str = "copy", of: bp.Volume | None = None, **options) -> bp.Volume:
         dest, wish = str(self.folder / name), options.pop("wish", DiskWish(2, "16MiB"))
         mirrors.add(of or self.source, dest, peers=self.peers(), wish=wish, **options)
-        return self.opened[dest]
+        with self.peers().open(dest):
+            return self.opened[dest]
 
     def run(self, of: bp.Volume | None = None, **options) -> list[mirrors.Ran]:
         return list(mirrors.run_once(of or self.source, peers=self.peers(), now=True, **options))

@@ -22,6 +22,7 @@ from blockplane.model.errors import (
     StreamTruncatedError,
     UnreachableError,
     UsageError,
+    VolumeInUseError,
 )
 from blockplane.transfer import mirrors
 from blockplane.transfer.mirrors import listing, running
@@ -31,6 +32,7 @@ from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.pull import pull
 from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import interrupted_receives
+from blockplane.volume import making
 from blockplane.volume.replicas import records_of
 from blockplane.volume.retention import Policy, prune
 from rig.memory import Shape, make_volume
@@ -735,6 +737,24 @@ def test_a_mirror_that_is_not_made_leaves_the_disks_that_were_there(world, rng, 
             world.source, str(empty), peers=world.peers(), kind="incremental", base=[tmp_path / "other.bps"], wish=wish
         )
     assert (disk.exists(), os.listdir(empty)) == (True, [])
+
+
+def test_nobody_gets_a_mirror_that_is_not_made_before_it_is_gone(world, tmp_path, monkeypatch):
+    place, rmtree = tmp_path / "new", making.shutil.rmtree
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def and_then(folder, **how):
+        with pytest.raises(VolumeInUseError):
+            bp.Volume.open(place)
+        rmtree(folder, **how)
+
+    monkeypatch.setattr(making.shutil, "rmtree", and_then)
+    monkeypatch.setattr(listing, "put", fail)
+    with pytest.raises(OSError, match="No space left"):
+        mirrors.add(world.source, str(place))
+    assert not place.exists()
 
 
 def test_a_mirror_whose_place_does_not_answer_holds_nobody_up(world):

@@ -26,12 +26,14 @@ from blockplane.model.errors import (
     StreamError,
     StreamMismatchError,
     StreamTruncatedError,
+    VolumeInUseError,
 )
 from blockplane.stream import folder
 from blockplane.stream.input import ObjectInput
 from blockplane.stream.partial import read_partial
 from blockplane.stream.reader import StreamReader
 from blockplane.stream.stored import OneFile
+from blockplane.transfer import targets
 from blockplane.transfer.imagesending import ImageSending
 from blockplane.volume import making
 from blockplane.volume.landed import LandedBlocks
@@ -276,6 +278,34 @@ def test_a_disk_that_does_not_open_once_costs_no_volume_whose_receive_was_killed
         bp.receive(io.BytesIO(streams["june2 - june1"]), tmp_path / "copy")
     bp.receive(io.BytesIO(streams["june2 - june1"]), tmp_path / "copy")
     require_equal(source, tmp_path / "copy", "june2")
+
+
+def test_who_writes_while_a_volume_is_given_up_keeps_it(streams, tmp_path, monkeypatch):
+    cut_into(tmp_path / "copy", streams["june1"], len(streams["june1"]) // 2)
+    remove_made = targets.remove_made
+
+    def and_then(directory, *rest):
+        with bp.Volume.open(directory) as volume:
+            volume.snapshot("precious")
+        return remove_made(directory, *rest)
+
+    monkeypatch.setattr(targets, "remove_made", and_then)
+    bp.abort_receive(tmp_path / "copy")
+    with bp.Volume.open(tmp_path / "copy", writable=False) as volume:
+        assert [snapshot.name for snapshot in volume.snapshots] == ["precious"]
+
+
+def test_nobody_gets_a_volume_that_is_being_removed(streams, tmp_path, monkeypatch):
+    rmtree = making.shutil.rmtree
+
+    def and_then(folder, **how):
+        with pytest.raises(VolumeInUseError):
+            bp.Volume.open(Path(folder).parent)
+        rmtree(folder, **how)
+
+    monkeypatch.setattr(making.shutil, "rmtree", and_then)
+    cut_into(tmp_path / "copy", streams["june1"], whole_frames(streams["june1"])[0][0] - 1)
+    assert os.listdir(tmp_path) == []
 
 
 def test_little_of_a_first_image_leaves_nothing(streams, tmp_path):

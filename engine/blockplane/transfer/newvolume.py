@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,9 +14,8 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import UsageError
 from blockplane.stream.reader import StreamMap
 from blockplane.volume import making
-from blockplane.volume.config import CONFIG_NAME, DISKS_DIR, read_config
+from blockplane.volume.config import read_config
 from blockplane.volume.groups import DiskNames, GroupWish, give_back
-from blockplane.volume.journal import clear_orphans
 from blockplane.volume.lock import VolumeLock
 from blockplane.volume.making import LOCK_NAME
 from blockplane.volume.volume import Volume
@@ -39,6 +38,11 @@ class DiskWish:
     def is_default(self) -> bool:
         """Whether nothing was asked."""
         return self.disks is None and self.size is None and self.parity is None and self.chunk is None
+
+    def disks_to_make(self) -> list[Path]:
+        """Return the disks that were named and are not there."""
+        named = () if self.disks is None or isinstance(self.disks, int) else self.disks
+        return [Path(disk) for disk in named if not os.path.exists(disk)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +140,7 @@ def _create_groups(path: Path, groups: Sequence[GroupRecord], opening: Opening) 
         for group in rest:
             volume.grow(disks=len(group.disks), size=_disk_bytes(group), parity=group.n_parity, chunk=_chunk_of(group))
     except BaseException:
-        volume.abandon()
-        remove(path, [], missing)
+        remove(volume, missing)
         raise
     return volume
 
@@ -163,26 +166,34 @@ def _size_for(groups: Sequence[GroupRecord], n_data: int, like: GroupRecord) -> 
     return (-(-per_disk // chunk) * chunk + HEAD_BLOCKS + TAIL_BLOCKS) * BLOCK_BYTES
 
 
-def remove_made(directory: Path) -> None:
-    """Remove a volume that a receive made, and that holds nothing; VolumeInUseError: another process has it."""
-    with VolumeLock(directory / LOCK_NAME, "receive --abort"):
-        names = read_config(directory).disks
-        remove(directory, [], [directory])
-    for name in names:
-        if Path(directory, name).exists():
-            give_back(str(Path(directory, name)))
+def remove(volume: Volume, missing: Sequence[Path], new_disks: Sequence[Path] = ()) -> None:
+    """Undo the making of a volume that is open: nobody comes in between. Disks that were there before are given back.
 
-
-def remove(path: Path, new_disks: Sequence[Path], missing: Sequence[Path]) -> None:
-    """Undo `_create`: only names that it made, and the socket of a process that was killed.
-
-    missing : the directories that were not there, see `making.missing_of`.
+    missing : the directories that were not there, see `making.missing_of`. new_disks : that were made elsewhere.
     """
-    for disk in new_disks:
-        disk.unlink(missing_ok=True)
-    shutil.rmtree(path / DISKS_DIR, ignore_errors=True)
-    making.remove_socket(path)
-    clear_orphans(path, lambda: ())
-    for name in (CONFIG_NAME, LOCK_NAME, making.MARK_NAME):
-        (path / name).unlink(missing_ok=True)
-    making.remove_empty(missing)
+    paths = [Path(disk.path) for disk in volume.array.disks]
+    try:
+        making.clear(volume.path, missing, new_disks)
+    finally:
+        volume.abandon()
+    _give_back(paths)
+
+
+def remove_made(directory: Path, missing: Sequence[Path]) -> None:
+    """Remove a volume that a receive made, unless it holds something by now.
+
+    Raises
+    ------
+    VolumeInUseError : another process has it. BlockplaneError : it cannot be looked at.
+    """
+    with VolumeLock(directory / LOCK_NAME, "receive --abort"):
+        if Volume.is_empty(directory):
+            paths = [Path(name) for name in read_config(directory).paths(directory)]
+            making.clear(directory, missing)
+            _give_back(paths)
+
+
+def _give_back(disks: Sequence[Path]) -> None:
+    for disk in disks:
+        if disk.exists():
+            give_back(str(disk))

@@ -15,10 +15,11 @@ from blockplane.model.errors import StreamMismatchError, UsageError
 from blockplane.stream.source import StreamChain, open_stream
 from blockplane.stream.stateplane import plane_in
 from blockplane.transfer.coverage import prove_chain
-from blockplane.transfer.newvolume import Opening, remove_made
+from blockplane.transfer.newvolume import DiskWish, Opening, remove
 from blockplane.transfer.targets import is_vacant
 from blockplane.volume.basing import Base, adopt
 from blockplane.volume.groups import DiskNames
+from blockplane.volume.making import missing_of
 from blockplane.volume.volume import Volume
 
 
@@ -55,6 +56,7 @@ def create_structure(
     directory, opening = Path(path), opening or Opening(verb="mirror")
     if not is_vacant(directory):
         raise UsageError(f"{directory} is there already", "name a folder that is not, or an empty one")
+    missing, new_disks = missing_of(directory), DiskWish(disks).disks_to_make()
     names = tuple(os.path.abspath(name) for name in base)
     with ExitStack() as undo:
         chain = open_stream(*names)
@@ -71,8 +73,7 @@ def create_structure(
     try:
         adopt(volume, top, plane)
     except BaseException:
-        volume.abandon()
-        remove_made(directory)
+        remove(volume, missing, new_disks)
         raise
     return volume
 

@@ -22,7 +22,6 @@ from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove
 from blockplane.transfer.protocol import Destination
 from blockplane.transfer.resume import drop_incoming, made_by_receive
 from blockplane.volume import making
-from blockplane.volume.groups import give_back
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.volume import Volume
 
@@ -118,11 +117,9 @@ def _made(
 def made_volume(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, opening: Opening) -> Iterator[Volume]:
     """Make a volume for what a source of such groups sends; when that fails, remove what was made and nothing else."""
     missing = making.missing_of(path)
-    named = [] if wish.disks is None or isinstance(wish.disks, int) else [Path(disk) for disk in wish.disks]
-    old_disks = [disk for disk in named if disk.exists()]
-    new_disks = [disk for disk in named if disk not in old_disks]
+    new_disks = wish.disks_to_make()
     volume = create_like(path, groups, wish, opening)
-    making.mark(path)
+    making.mark(path, *([making.NEW_FOLDER] if path in missing else []))
     try:
         with opening.entered(volume):
             yield volume
@@ -136,10 +133,7 @@ def made_volume(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, openi
                 volume.close()
             making.unmark(path)
             raise
-        volume.abandon()
-        remove(path, new_disks, missing)
-        for disk in old_disks:
-            give_back(str(disk))
+        remove(volume, missing, new_disks)
         raise
 
 
@@ -171,5 +165,5 @@ def abort_receive(
         is_made = is_made and not volume.local.incoming.images()
     if is_made:
         with suppress(VolumeInUseError):  # it stays, empty, for who has it
-            remove_made(directory)
+            remove_made(directory, [directory])
     return n_blocks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,6 @@ from blockplane.transfer.structure import create_structure
 from blockplane.transfer.targets import is_vacant, not_to_be_made
 from blockplane.volume.basegroup import has_base
 from blockplane.volume.codec import NO_ID, SnapshotRecord
-from blockplane.volume.groups import give_back
 from blockplane.volume.making import missing_of
 from blockplane.volume.mirrorcodec import (
     BROKEN,
@@ -102,27 +101,28 @@ def add(
     _refuse_itself(volume, place)
     made = not is_remote(place) and is_vacant(Path(place))
     missing = missing_of(Path(place)) if made else []
-    named = wish.disks if wish.disks is not None and not isinstance(wish.disks, int) else ()
-    old_disks = [disk for disk in named if os.path.exists(disk)]
+    new_disks = wish.disks_to_make()
+    new: Volume | None = None
     if made or base:
         _require_base(place, kind or FULL, bool(base), made)
     if not made and not wish.is_default:
         raise not_to_be_made(Path(place))
     if made and base:
-        create_structure(
+        new = create_structure(
             place, base, disks=wish.disks if wish.disks is not None else 1, size=wish.size, parity=wish.parity,
             chunk=wish.chunk, wipe=wish.wipe, opening=opening or Opening(verb="mirror add"),
-        ).close()  # fmt: skip
+        )  # fmt: skip
     elif made:
-        create_like(Path(place), volume.geometry.groups, wish, opening or Opening(verb="mirror add")).close()
+        new = create_like(Path(place), volume.geometry.groups, wish, opening or Opening(verb="mirror add"))
     try:
-        return _add(volume, place, peers or Peers(), kind, every_s, local_changes, late, made)
+        report = _add(volume, place, peers or Peers(), kind, every_s, local_changes, late, new)
     except BaseException:
-        if made:
-            remove(Path(place), [Path(disk) for disk in named if disk not in old_disks], missing)
-            for disk in old_disks:
-                give_back(str(disk))
+        if new is not None:
+            remove(new, missing, new_disks)
         raise
+    if new is not None:
+        new.close()
+    return report
 
 
 def _require_base(place: str, kind: str, has_base: bool, made: bool) -> None:
@@ -149,9 +149,10 @@ def _add(
     every_s: float | None,
     local_changes: LocalChanges | None,
     late: str | None,
-    made: bool,
+    new: Volume | None,
 ) -> AddReport:
-    with peers.open(place) as peer:
+    """Add a destination. new : it was just made, and is open until it is a mirror: nobody else has it before."""
+    with nullcontext(VolumePeer(new)) if new is not None else peers.open(place) as peer:
         standing = peer.standing()
         common = newest_common(standing_of(volume), standing)
         before = listing.of_volume(volume.path, standing.volume_id)
@@ -181,7 +182,7 @@ def _add(
             if common is not None and (known is None or known.acknowledged is None):
                 hold_for(volume, mirror, common.id)
             listing.put(volume.path, mirror)
-    return AddReport(mirror, made, common.name if common is not None else None, is_lost)
+    return AddReport(mirror, new is not None, common.name if common is not None else None, is_lost)
 
 
 def _is_broken_off(volume: Volume, standing: Standing) -> bool:
