@@ -8,6 +8,7 @@ import io
 import os
 import random
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -293,6 +294,27 @@ def test_who_writes_while_a_volume_is_given_up_keeps_it(streams, tmp_path, monke
     bp.abort_receive(tmp_path / "copy")
     with bp.Volume.open(tmp_path / "copy", writable=False) as volume:
         assert [snapshot.name for snapshot in volume.snapshots] == ["precious"]
+
+
+def test_a_receive_that_fails_keeps_what_others_put_into_the_volume_it_made(streams, tmp_path):
+    opened = []
+
+    @contextmanager
+    def around(volume):
+        opened.append(volume)
+        yield
+
+    def progress(event):
+        if event.phase == "blocks" and not opened[0].was_written:
+            bp.FileSystem(opened[0]).write_bytes("/thesis", b"years of work")
+            opened[0].sync()
+
+    stream, opening = io.BytesIO(streams["june1"]), bp.Opening(bp.Volume, around)
+    with pytest.raises(RefusedError, match="was written to while it received"):
+        bp.receive(stream, tmp_path / "copy", progress=progress, opening=opening)
+    with bp.Volume.open(tmp_path / "copy", writable=False) as volume:
+        assert bp.FileSystem(volume).read_bytes("/thesis") == b"years of work"
+        assert bp.check(volume).problems == []
 
 
 def test_nobody_gets_a_volume_that_is_being_removed(streams, tmp_path, monkeypatch):

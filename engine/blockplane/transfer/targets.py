@@ -115,7 +115,10 @@ def _made(
 
 @contextmanager
 def made_volume(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, opening: Opening) -> Iterator[Volume]:
-    """Make a volume for what a source of such groups sends; when that fails, remove what was made and nothing else."""
+    """Make a volume for what a source of such groups sends; when that fails, remove what was made and nothing else.
+
+    It stays where something arrived, or others wrote to it meanwhile.
+    """
     missing = making.missing_of(path)
     new_disks = wish.disks_to_make()
     volume = create_like(path, groups, wish, opening)
@@ -127,8 +130,8 @@ def made_volume(path: Path, groups: Sequence[GroupRecord], wish: DiskWish, openi
         making.unmark(path)
     except BaseException:
         on_disk = volume.committed_local
-        # something arrived, and then something went wrong; or it was interrupted, and can go on
-        if on_disk.root.n_entries or on_disk.incoming.n_stored:
+        # something arrived, or others wrote, and then something went wrong; or it was interrupted, and can go on
+        if volume.was_written or on_disk.root.n_entries or on_disk.incoming.n_stored:
             with suppress(BlockplaneError):  # of a volume that stopped: what its last CP has stays
                 volume.close()
             making.unmark(path)
