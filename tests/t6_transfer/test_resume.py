@@ -330,6 +330,26 @@ def test_nobody_gets_a_volume_that_is_being_removed(streams, tmp_path, monkeypat
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("goes_on", ["", "killed", "failed", "another"])
+def test_giving_up_leaves_a_folder_that_was_there(source, streams, tmp_path, goes_on):
+    """Also after a receive that was killed before it had anything, one that was refused, and another image's."""
+    path, half = tmp_path / "mine", len(streams["june1"]) // 2
+    path.mkdir(mode=0o750)
+    inode = path.stat().st_ino
+    if goes_on == "killed":
+        making.mark(path)
+    cut_into(path, streams["june1"], 100 if goes_on == "failed" else half)
+    if goes_on == "another":
+        with bp.Volume.open(path) as volume:
+            token = bp.resume_token(volume)
+        newer = stream_of(source, "june2", resume=token)
+        cut_into(path, newer, len(newer) * 3 // 4)
+    elif goes_on == "failed":
+        cut_into(path, streams["june1"], half)
+    bp.abort_receive(path)
+    assert (os.listdir(path), path.stat().st_ino) == ([], inode)
+
+
 def test_little_of_a_first_image_leaves_nothing(streams, tmp_path):
     """Below a mebibyte a volume made for it is not worth finding there later; above, it stays."""
     ends = [end for end, _ in whole_frames(streams["june1"])]

@@ -206,6 +206,22 @@ def test_towards_a_newer_snapshot(done, blockplane, big):
     assert "an interrupted receive of another image" in blockplane("receive", "new", "-i", "rest.bps").err
 
 
+@pytest.mark.parametrize("was_there", [True, False])
+def test_what_goes_when_a_first_receive_is_given_up(done, blockplane, big, was_there):
+    for as_json in (False, True):
+        if was_there:
+            os.makedirs("mine", exist_ok=True)
+        blockplane("receive", "mine", "-i", "cut.bps")
+        told = done("receive", "mine", "--abort", *(["--json"] if as_json else []))
+        assert os.path.exists("mine") is was_there
+        if as_json:
+            assert told.json["removed_volume"] is True
+        else:
+            what = "the volume in mine is gone" if was_there else "mine is gone"
+            assert told.out.startswith(f"{what}: an interrupted receive had made it")
+            assert ("the folder stays" in told.out) is was_there
+
+
 def test_a_dry_run_leaves_what_was_half_made(done, blockplane, big):
     os.makedirs("half/disks")
     Path("half/making").touch()

@@ -6,7 +6,7 @@ import os
 import sys
 
 import blockplane as bp
-from blockplane.cli.naming import open_volume
+from blockplane.cli.naming import CONFIG_NAME, open_volume
 from blockplane.cli.text import blocks, count, print_json, printable
 
 
@@ -46,9 +46,11 @@ def give_up(place: str, top: str | None, wait_s: float, as_json: bool) -> None:
     """Give up what interrupted receives have left: all of them, or one."""
     n_blocks = bp.abort_receive(place, opened=open_volume(place, "receive --abort", wait_s, writable=True), top=top)
     if as_json:
-        print_json({"freed_blocks": n_blocks, "removed_volume": not os.path.exists(place)})
+        print_json({"freed_blocks": n_blocks, "removed_volume": not os.path.exists(os.path.join(place, CONFIG_NAME))})
     elif not os.path.exists(place):
         print(f"{printable(place)} is gone: an interrupted receive had made it")
+    elif not os.path.exists(os.path.join(place, CONFIG_NAME)):
+        print(f"the volume in {printable(place)} is gone: an interrupted receive had made it; the folder stays")
     else:
         print(f"gave up what was incoming: {blocks(n_blocks)} are free again")
 

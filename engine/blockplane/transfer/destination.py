@@ -26,7 +26,7 @@ from blockplane.volume.codec import (
     StateRoot,
     TableEntry,
 )
-from blockplane.volume.incoming import FLAG_MADE_VOLUME, FLAG_PULLED, MAX_MEMBERS, IncomingEntry
+from blockplane.volume.incoming import FLAG_IN_FOLDER, FLAG_MADE_VOLUME, FLAG_PULLED, MAX_MEMBERS, IncomingEntry
 from blockplane.volume.landing_places import has_relocated
 from blockplane.volume.lines import is_in_history
 from blockplane.volume.live import LiveVolume
@@ -36,19 +36,24 @@ from blockplane.volume.snapshots import standing_at
 
 
 class VolumeDestination:
-    """A volume that receives; relocates: see `Landing`; pulls: what is left of it goes when a later pull arrived."""
+    """A volume that receives; relocates: see `Landing`; pulls: what is left of it goes when a later pull arrived.
+
+    is_made : for what it receives; in_folder : in a folder that was there.
+    """
 
     def __init__(
         self,
         volume: LiveVolume,
         *,
         is_made: bool = False,
+        in_folder: bool = False,
         relocates: bool = False,
         is_opened: bool = False,
         pulls: bool = False,
     ) -> None:
         self.volume = volume
         self.is_made, self._relocates, self._is_opened, self._pulls = is_made, relocates, is_opened, pulls
+        self._in_folder = in_folder
         #: what the live state, which the stream replaces, is kept in, where the top does not descend from that itself
         self._standing: SnapshotRecord | None = None
         #: the live state that `accept` judged; None: whatever it is may be replaced
@@ -274,6 +279,7 @@ class VolumeDestination:
     def _incoming(self, stream: StreamMap) -> IncomingEntry:
         header = stream.header
         flags = (FLAG_MADE_VOLUME if self.is_made else 0) | (FLAG_PULLED if self._pulls else 0)
+        flags |= FLAG_IN_FOLDER if self._in_folder else 0
         return IncomingEntry(
             os.urandom(16), header.image_id, header.space_id, header.top_id, header.base_id, header.image_blocks, 0,
             header.space_blocks, time.time_ns(), stream.top.name, flags,

@@ -20,7 +20,7 @@ from blockplane.planes import Plane, PlaneFormatError, combine
 from blockplane.volume.codec import KIND_REGULAR, NAME_BYTES, NO_ID, SnapshotRecord
 from blockplane.volume.deferred import reap
 from blockplane.volume.holds import hold_by_id, release_all
-from blockplane.volume.incoming import FLAG_MADE_VOLUME, IncomingImage, leaves_of
+from blockplane.volume.incoming import IncomingImage, leaves_of
 from blockplane.volume.landed import LandedBlocks, vbns_at
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.volume import Volume
@@ -278,7 +278,7 @@ def _drop(volume: LiveVolume, images: Sequence[IncomingImage]) -> int:
 def _hand_on(volume: LiveVolume, given_up: IncomingImage) -> None:
     """Let another receive stand for the one that made the volume: giving up the last removes it."""
     for image in [image for image in volume.local.incoming.images() if image is not given_up][:1]:
-        image.entry.flags |= FLAG_MADE_VOLUME
+        image.entry.flags |= given_up.entry.how_made
         volume.local.incoming.changed()
 
 

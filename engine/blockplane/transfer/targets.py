@@ -22,6 +22,7 @@ from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove
 from blockplane.transfer.protocol import Destination
 from blockplane.transfer.resume import drop_incoming, made_by_receive
 from blockplane.volume import making
+from blockplane.volume.incoming import FLAG_IN_FOLDER
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.volume import Volume
 
@@ -109,8 +110,9 @@ def refuse_without_volume(path: Path, stream: StreamMap) -> None:
 def _made(
     path: Path, groups: Sequence[GroupRecord], wish: DiskWish, opening: Opening, relocates: bool
 ) -> Iterator[Destination]:
+    was_there = path.exists()
     with made_volume(path, groups, wish, opening) as volume:
-        yield VolumeDestination(volume, is_made=True, relocates=relocates, is_opened=True)
+        yield VolumeDestination(volume, is_made=True, in_folder=was_there, relocates=relocates, is_opened=True)
 
 
 @contextmanager
@@ -148,6 +150,8 @@ def abort_receive(
 ) -> int:
     """Give up what interrupted receives have left in a volume; one that such a receive made is removed.
 
+    Its folder goes with it, but one that was there before stays, empty.
+
     Parameters
     ----------
     opened : gives the volume, open for writing, where it is not to be opened here. It is not removed while it is open.
@@ -164,9 +168,10 @@ def abort_receive(
     directory = Path(path)
     with opened or Volume.open(directory, wait_s=wait_s, verb="receive --abort") as volume:
         is_made = made_by_receive(volume)
+        in_folder = any(image.entry.how_made & FLAG_IN_FOLDER for image in volume.local.incoming.images())
         n_blocks = drop_incoming(volume, top)
         is_made = is_made and not volume.local.incoming.images()
     if is_made:
         with suppress(VolumeInUseError):  # it stays, empty, for who has it
-            remove_made(directory, [directory])
+            remove_made(directory, [] if in_folder else [directory])
     return n_blocks

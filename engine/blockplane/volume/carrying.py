@@ -17,7 +17,7 @@ from blockplane.model.addresses import BLOCK_BYTES, Bytes, Numbers
 from blockplane.model.checks import fresh_checks
 from blockplane.model.errors import RefusedError, StreamDamagedError, StreamMismatchError
 from blockplane.planes import Plane, combine, combine_count
-from blockplane.volume.incoming import FLAG_CARRIED, FLAG_MADE_VOLUME, IncomingEntry, IncomingImage, leaves_of
+from blockplane.volume.incoming import FLAG_CARRIED, IncomingEntry, IncomingImage, leaves_of
 from blockplane.volume.landed import LandedBlocks
 from blockplane.volume.leafbits import LEAF_BLOCKS, LEAF_WORDS, Leaf, by_leaf, count, numbers_in, set_numbers
 from blockplane.volume.placemap import PlaceMap
@@ -89,7 +89,7 @@ class Carried:
 
     def mark(self, entry: IncomingEntry) -> None:
         """Note in the entry of the new image whose blocks it has."""
-        entry.flags |= FLAG_CARRIED | self._old.entry.flags & FLAG_MADE_VOLUME
+        entry.flags |= FLAG_CARRIED | self._old.entry.how_made
 
     def release(self) -> None:
         """Give the old image's entry and places up, in the open CP; what is taken over is to be reserved at once."""

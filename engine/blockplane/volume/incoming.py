@@ -40,6 +40,8 @@ FLAG_MADE_VOLUME: Final = 1
 FLAG_CARRIED: Final = 2
 #: A pull began it, and no person: once a later pull has brought something, nobody goes on with it.
 FLAG_PULLED: Final = 4
+#: The receive made the volume in a folder that was there: giving it up leaves that.
+FLAG_IN_FOLDER: Final = 8
 
 
 @dataclass(slots=True)
@@ -78,6 +80,11 @@ class IncomingEntry:
     def made_volume(self) -> bool:
         """Whether the receive made the volume."""
         return bool(self.flags & FLAG_MADE_VOLUME)
+
+    @property
+    def how_made(self) -> int:
+        """The flags that say whether the receive made the volume, and where."""
+        return self.flags & (FLAG_MADE_VOLUME | FLAG_IN_FOLDER)
 
     @property
     def is_carried(self) -> bool:
