@@ -27,6 +27,7 @@ from blockplane.model.errors import (
     StreamError,
     StreamMismatchError,
     StreamTruncatedError,
+    UsageError,
     VolumeInUseError,
 )
 from blockplane.stream import folder
@@ -348,6 +349,33 @@ def test_giving_up_leaves_a_folder_that_was_there(source, streams, tmp_path, goe
         cut_into(path, streams["june1"], half)
     bp.abort_receive(path)
     assert (os.listdir(path), path.stat().st_ino) == ([], inode)
+
+
+BEGUN = {
+    "numbers": {"disks": 4, "size": "20M", "parity": 1, "chunk": "512K"},
+    "names": {"disks": ["x", "y"], "size": "40M"},
+    "a size": {"size": "20M"},
+    "none": {},
+}
+
+
+@pytest.mark.parametrize("begun", BEGUN)
+def test_a_half_made_volume_takes_its_own_disk_options_and_no_others(streams, tmp_path, begun):
+    options = dict(BEGUN[begun])
+    if begun == "names":
+        options["disks"] = [str(tmp_path / name) for name in options["disks"]]
+    cut_into(tmp_path / "copy", streams["june1"], len(streams["june1"]) // 2, **options)
+    others = [{"disks": 6}, {"disks": 2, "size": "100M"}, {"size": "64M"}, {"chunk": "1M"}]
+    others += [{"disks": 5, "parity": 2}, {"disks": [str(tmp_path / "x"), str(tmp_path / "z")], "size": "40M"}]
+    for other in others:
+        with pytest.raises(UsageError, match="with other disks") as refused:
+            bp.receive(io.BytesIO(streams["june1"]), tmp_path / "copy", **other)
+        assert "--abort" in refused.value.hint
+    for some in ({name: options[name]} for name in options if name != "disks"):
+        cut_into(tmp_path / "copy", streams["june1"], len(streams["june1"]) * 2 // 3, **some)
+    bp.receive(io.BytesIO(streams["june1"]), tmp_path / "copy", **options)
+    with bp.Volume.open(tmp_path / "copy", writable=False) as volume:
+        assert ([snapshot.name for snapshot in volume.snapshots], bp.check(volume).problems) == (["june1"], [])
 
 
 def test_little_of_a_first_image_leaves_nothing(streams, tmp_path):

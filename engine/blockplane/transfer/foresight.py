@@ -15,9 +15,8 @@ from blockplane.transfer.newvolume import DiskWish, planned_blocks, widest
 from blockplane.transfer.protocol import Destination
 from blockplane.transfer.resume import landed_of
 from blockplane.transfer.targets import (
-    is_half_made,
     is_vacant,
-    not_to_be_made,
+    refuse_other_disks,
     refuse_without_volume,
 )
 from blockplane.volume.landing_places import refuse_beyond
@@ -59,8 +58,7 @@ def foresee(
         if is_vacant(path) or Volume.is_of_no_use(path):
             refuse_new_misfit(path, [stream], wish, relocate)
             return Foreseen(stream.header.image_blocks, makes_volume=True)
-        if not wish.is_default and not is_half_made(path):
-            raise not_to_be_made(path)
+        refuse_other_disks(path, wish)
     with _opened(target) as destination:
         if destination.has_top(stream):
             return Foreseen(already_there=True)

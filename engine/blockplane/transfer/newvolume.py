@@ -104,6 +104,12 @@ def planned_blocks(path: Path, groups: Sequence[GroupRecord], wish: DiskWish) ->
     return group.stop, group.n_blocks
 
 
+def has_disks(path: Path, groups: Sequence[GroupRecord], wish: DiskWish) -> bool:
+    """Whether a volume that is there has the disks that options would make; what was not asked is as it has it."""
+    names, group = GroupWish(*_one_group(groups, wish)).plan(path)
+    return [group] == list(groups) and (wish.disks is None or tuple(names) == read_config(path).disks)
+
+
 def _as_source(groups: Sequence[GroupRecord], wish: DiskWish) -> bool:
     """Whether the volume gets several groups, those of the source."""
     return wish.is_default and len(groups) > 1

@@ -18,7 +18,7 @@ from blockplane.model.errors import (
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.against import no_lender
 from blockplane.transfer.destination import VolumeDestination
-from blockplane.transfer.newvolume import DiskWish, Opening, create_like, remove, remove_made
+from blockplane.transfer.newvolume import DiskWish, Opening, create_like, has_disks, remove, remove_made
 from blockplane.transfer.protocol import Destination
 from blockplane.transfer.resume import drop_incoming, made_by_receive
 from blockplane.volume import making
@@ -41,7 +41,7 @@ def destination_for(
 
     Raises
     ------
-    UsageError : disk options for a volume that is there already.
+    UsageError : disk options for a volume that is there already; see `refuse_other_disks`.
     """
     if isinstance(target, LiveVolume):
         return _as_it_is(VolumeDestination(target, relocates=relocates))
@@ -52,8 +52,7 @@ def destination_for(
     if is_vacant(path):
         refuse_without_volume(path, stream)
         return _made(path, stream.header.groups if groups is None else groups, wish, opening, relocates)
-    if not wish.is_default and not is_half_made(path):
-        raise not_to_be_made(path)
+    refuse_other_disks(path, wish)
     return _opened(path, opening, relocates)
 
 
@@ -62,13 +61,29 @@ def not_to_be_made(path: Path) -> UsageError:
     return UsageError(f"{path} is there already: its disks are what they are", "leave the disk options out")
 
 
-def is_half_made(path: Path) -> bool:
-    """Whether a receive that was interrupted made the volume: disk options may be given again with its command."""
+def refuse_other_disks(path: Path, wish: DiskWish) -> None:
+    """Refuse disk options for a volume that is there.
+
+    One that a receive made which was interrupted may be given its own again, with the rest of the command.
+
+    Raises
+    ------
+    UsageError : it is no such volume, or has other disks.
+    """
+    if wish.is_default:
+        return
     try:
         with Volume.open(path, writable=False, verb="receive") as volume:
-            return made_by_receive(volume)
+            is_half_made, groups = made_by_receive(volume), volume.geometry.groups
     except BlockplaneError:
-        return False
+        is_half_made = False
+    if not is_half_made:
+        raise not_to_be_made(path)
+    if not has_disks(path, groups, wish):
+        raise UsageError(
+            f"an interrupted receive made {path} with other disks than these, and they are what they are",
+            f"leave the disk options out, or give up what it has first: blockplane receive {path} --abort",
+        )
 
 
 def is_vacant(path: Path) -> bool:
