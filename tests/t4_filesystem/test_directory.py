@@ -82,6 +82,28 @@ def test_names_whose_hashes_collide(volume: Volume) -> None:
     churn(volume, 3_000, lambda i: b"name %d" % i)
 
 
+@pytest.mark.parametrize("seed", [7, 11])  # a leaf splits then
+def test_no_change_is_lost_where_few_nodes_are_kept(volume: Volume, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """A branch that was read long ago is still there when a leaf below it, just read, splits."""
+    monkeypatch.setattr(directory, "_CACHED_NODES", 4)
+    rng = np.random.default_rng(seed)
+    names = sorted((b"%0240d" % i for i in range(12_000)), key=hash_name)
+    model = {name: (i + 1, 8) for i, name in enumerate(names) if i % 2}
+    made = fresh(volume)
+    made.build(Entry(name, *value) for name, value in model.items())
+    for _ in range(60):
+        made = reloaded(volume, made)
+        first, n_read = 2 * int(rng.integers(5800)) + 1, 7  # with root and branch nine nodes: the next one is too many
+        for leaf in range(n_read):
+            name = names[first + 30 * leaf]
+            assert made.find(name) == Entry(name, *model[name])
+        name = names[first + 30 * n_read + 1]
+        assert made.insert(name, 7, 4) == (name not in model)
+        model.setdefault(name, (7, 4))
+    assert made.depth() == 3
+    assert as_dict(reloaded(volume, made)) == model
+
+
 @pytest.mark.parametrize("n", [0, 1, 100, 300, 50_000])
 def test_a_bulk_build_is_like_inserts(volume: Volume, n: int) -> None:
     built = fresh(volume)

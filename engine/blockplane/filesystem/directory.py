@@ -90,7 +90,7 @@ class Directory:
         if not self.n_nodes:
             return None
         hash_ = hash_name(name)
-        leaf = self._descend((hash_, name))[-1].node
+        leaf = self._begin((hash_, name))[-1].node
         i = leaf.find(hash_, name)
         return Entry(name, *self._target(leaf, i)) if i >= 0 else None
 
@@ -99,7 +99,7 @@ class Directory:
         if not self.n_nodes:
             self._new_node(Node(0))
         key = hash_name(name), name
-        path = self._descend(key)
+        path = self._begin(key)
         leaf = path[-1].node
         if leaf.find(*key) >= 0:
             return False
@@ -109,7 +109,7 @@ class Directory:
     def replace(self, name: bytes, inode: int, kind: int) -> None:
         """Point an entry that is there at another inode."""
         key = hash_name(name), name
-        step = self._descend(key)[-1]
+        step = self._begin(key)[-1]
         i = step.node.find(*key)
         if i < 0:
             raise damaged(f"directory {self.owner}: an entry vanished")
@@ -126,7 +126,7 @@ class Directory:
         if not self.n_nodes:
             return False
         key = hash_name(name), name
-        path = self._descend(key)
+        path = self._begin(key)
         i = path[-1].node.find(*key)
         if i < 0:
             return False
@@ -197,7 +197,6 @@ class Directory:
             if block >= self.n_nodes:
                 raise damaged(f"directory {self.owner}: a branch names block {block} of {self.n_nodes}")
             node = Node.decode(self.tree.read_block(block).tobytes(), self.owner)
-            self._trim(2 * _CACHED_NODES)
             self._nodes[block] = node
         if level is not None and (node.level != level or not node.hashes):
             raise damaged(f"directory {self.owner}: block {block} is at the wrong level, or empty")
@@ -211,6 +210,11 @@ class Directory:
             clean = [block for block in self._nodes if block and block not in self._dirty]
             for block in clean[: len(clean) - _CACHED_NODES]:
                 del self._nodes[block]
+
+    def _begin(self, key: Key) -> list[_Step]:
+        """Return the way to the leaf of a key; no node is forgotten from here on to the operation's end."""
+        self._trim(2 * _CACHED_NODES)
+        return self._descend(key)
 
     def _descend(self, key: Key, level: int = 0) -> list[_Step]:
         """Return the way from the root to the node of a level whose range holds the key."""
@@ -238,6 +242,7 @@ class Directory:
             return
         cursor, strict = (after, True) if after is not None else (FIRST_KEY, False)
         while cursor < LAST_KEY and self.n_nodes:
+            self._trim(2 * _CACHED_NODES)
             path, upper = self._descend_bounded(cursor)
             leaf = path[-1].node
             start = leaf.lower_bound(*cursor)
