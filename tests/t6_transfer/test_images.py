@@ -178,6 +178,64 @@ def test_names_that_are_wrong(volume):
         build(volume, "e -a")
 
 
+@pytest.fixture
+def branches(tmp_path):
+    """a, c and c2 with high CPs; after a rollback to a, new and new2 with low ones; a once more is what is live."""
+    with fresh(tmp_path / "branches", size="16M") as volume:
+        for name, before, n_points in (("a", "", 1), ("c", "", 4), ("c2", "", 1), ("new", "a", 1), ("new2", "", 1)):
+            if before:
+                volume.rollback(before)
+            files = bp.FileSystem(volume)
+            for i in range(n_points):
+                files.write_bytes(f"/{name}{i}", bytes([i + 1]) * 30_000)
+                volume.sync()
+            volume.snapshot(name)
+        volume.rollback("a")
+        assert volume.get_snapshot("c").state.cp > volume.get_snapshot("new2").state.cp
+        yield volume
+
+
+@pytest.mark.parametrize("text", ["c2 + new", "new + c2"])
+def test_the_newest_of_two_branches_is_what_was_made_last(branches, tmp_path, text):
+    for with_ in ((), ("new",)):
+        with pytest.raises(UsageError, match="c2 is no ancestor of new, the newest snapshot of the image") as caught:
+            build(branches, text, with_=with_)
+        assert "--with c2" in caught.value.hint
+    image = build(branches, text, with_=["c2"])
+    assert (image.top.name, [record.name for record in image.arriving]) == ("new", ["new", "c2"])
+    bp.send(image, tmp_path / "both.bps")
+    bp.receive(tmp_path / "both.bps", tmp_path / "copy")
+    with bp.Volume.open(tmp_path / "copy", writable=False) as copy:
+        assert [snapshot.name for snapshot in copy.snapshots] == ["c2", "new"]
+        assert sorted(bp.FileSystem(copy).listdir("/")) == ["a0", "new0"]
+        assert bp.FileSystem(copy.get_snapshot("c2")).exists("/c3")
+        assert bp.check(copy).problems == []
+
+
+def test_the_live_file_system_is_newer_than_every_branch(branches):
+    with pytest.raises(UsageError, match="c2 is no ancestor of active"):
+        build(branches, "active + c2", allow_active=True)
+    assert build(branches, "active + c2", allow_active=True, with_=["c2"]).top is None
+
+
+def test_an_older_snapshot_that_came_later_is_no_top(branches, tmp_path):
+    for name, text in (("full", "c2"), ("older", "new + a")):
+        bp.send(build(branches, text), tmp_path / f"{name}.bps")
+        bp.receive(tmp_path / f"{name}.bps", tmp_path / "copy", discard=name == "older")
+    with bp.Volume.open(tmp_path / "copy") as copy:
+        assert [snapshot.name for snapshot in copy.snapshots] == ["c2", "a", "new"]
+        assert build(copy, "a + c2").top.name == "c2"
+        assert build(copy, "c2 + a + new", with_=["c2"]).top.name == "new"
+
+
+@pytest.mark.parametrize(("text", "all_older"), [("new2 - c2", "new2 + new - c2"), ("new2 - new", "new2 - new")])
+def test_a_shadow_is_asked_for_what_its_line_has(branches, text, all_older):
+    base = text.split()[-1]
+    assert str(build(branches, text, with_=["c2"][: base == "c2"], older="all").expression) == all_older
+    branches.shadow_snapshot(base)
+    assert str(build(branches, text, with_=["c2"][: base == "c2"], older="all").expression) == all_older
+
+
 def test_freed_is_what_no_other_holds(volume, sets):
     live = members(volume.plane(volume.state(None)))
     for gone in (["a"], ["b", "c"], ["e"], NAMES):

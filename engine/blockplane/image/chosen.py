@@ -48,7 +48,7 @@ class Term:
 
     @property
     def age_key(self) -> tuple[int, int]:
-        """Sorts older before newer."""
+        """Sorts older before newer, of one line."""
         return (self.operand.cp, self.record.created_ns if self.record is not None else 1 << 62)
 
 

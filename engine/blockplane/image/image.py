@@ -18,7 +18,9 @@ from blockplane.image.terms import base_name, with_terms
 from blockplane.model.errors import NoSuchSnapshotError, RefusedError, UsageError
 from blockplane.planes import Plane
 from blockplane.volume.codec import KIND_REGULAR, KIND_SHADOW, SnapshotRecord
+from blockplane.volume.lines import descends_from, ends_of
 from blockplane.volume.live import LiveVolume
+from blockplane.volume.state import State
 
 __all__ = ["Image", "build", "freed", "freed_blocks"]
 
@@ -227,11 +229,21 @@ class _Builder:
         return sorted(listed, key=lambda record: (record.cp, record.created_ns), reverse=True)
 
     def _top(self, formula: Formula) -> Term:
-        """Return the newest state of the sum; where that is marks alone, the live one."""
+        """Return the newest state of the sum; where that is marks alone, the live one.
+
+        That is what came last, as the table has it, or what descends from that: an older one may have come later. CPs
+        of two branches say nothing about it.
+        """
         terms = list(self._terms.values())
         states = [terms[i] for i in positive(formula) if not terms[i].is_mark]
-        live = None if states else Term(ACTIVE, None, self._store.state(None))
-        return max(states, key=lambda term: term.age_key) if live is None else self._terms.get(ACTIVE, live)
+        if not states:
+            return self._terms.get(ACTIVE) or Term(ACTIVE, None, self._store.state(None))
+        came = {name: at for at, name in enumerate(self._all_names)}
+        top, *others = sorted(states, key=lambda term: came.get(term.name, len(came)), reverse=True)
+        for term in others:
+            if term.state.cp >= top.state.cp and _is_after(term.state, top.state):
+                top = term
+        return top
 
     def _older(self, top: Term, node: Expression) -> list[Name]:
         base = base_name(node)
@@ -240,10 +252,18 @@ class _Builder:
         return [Name(r.name) for r in self._known(top) if r.id not in held and r.name not in there]
 
     def _held_by(self, base: Term, top: Term) -> set[bytes]:
-        """Return the ids of the snapshots that a base's list has; of a shadow, which has none to read, those older."""
+        """Return the ids of the snapshots that a base's list has; of a shadow, which has none to read, of its line."""
         if not base.is_shadow:
             return {record.id for record in self._known(base)}
-        return {record.id for record in self._known(top) if (record.cp, record.created_ns) <= base.age_key}
+        assert base.record is not None
+        ends = ends_of(base.record.branch_id, base.record.cp, top.state.branches())
+        return {
+            record.id
+            for record in self._known(top)
+            if (record.cp, record.created_ns) <= base.age_key
+            and record.space_id == base.record.space_id
+            and record.cp <= ends.get(record.branch_id, -1)
+        }
 
     def _check_ancestors(self, top: Term, formula: Formula, allowed: set[str]) -> None:
         line = {record.id for record in top.state.listed_snapshots()}
@@ -261,6 +281,10 @@ class _Builder:
                 f"{term.name} is no ancestor of {top.name}, the newest snapshot of the image",
                 f"name it with --with {term.name} if that is meant",
             )
+
+
+def _is_after(state: State, other: State) -> bool:
+    return descends_from(state, other) and not descends_from(other, state)
 
 
 def _renumbered(formula: Formula, numbers: Sequence[int]) -> Formula:

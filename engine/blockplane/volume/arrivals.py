@@ -106,16 +106,20 @@ class Arrivals:
 
 
 def not_there(local: LocalTree, arriving: Sequence[SnapshotRecord]) -> list[SnapshotRecord]:
-    """Return those of the snapshots that arrive, the top last, which are not in a table yet; older first.
+    """Return those of the snapshots that arrive, the top last, which are not in a table yet; older first, the top last.
 
     Raises
     ------
-    StreamDamagedError : the top is not the newest. SnapshotExistsError : the table has another of that name.
+    StreamDamagedError : the top is not the newest of its branch. SnapshotExistsError : the table has another of that
+    name.
     """
     known = {entry.record.id for entry in local.entries()}
-    new = [record for record in sorted(arriving, key=lambda record: record.cp) if record.id not in known]
-    if not new or new[-1].id != arriving[-1].id:
+    *others, top = arriving
+    line = [record.cp for record in others if (record.space_id, record.branch_id) == (top.space_id, top.branch_id)]
+    if top.id in known or max(line, default=top.cp) > top.cp:
         raise StreamDamagedError("the stream's top is not its newest snapshot", hint="its sender is at fault")
+    others.sort(key=lambda record: record.cp)
+    new = [*(record for record in others if record.id not in known), top]
     _refuse_names(local, new)
     return new
 
