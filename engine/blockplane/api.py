@@ -146,16 +146,19 @@ class Volume(PlainVolume):
         }
 
     def who_has(self, path: AnyPath, snapshot: str | None = None) -> FileUse:
-        """Return which states hold the blocks of what lies at a path; of a directory with all below it."""
+        """Return which states hold the blocks of what lies at a path; of a directory with all below it.
+
+        Of what has none, since it lies in its inode, they are those of the inode file.
+        """
         with self.lock:
             self._settle(snapshot)
             source = self if snapshot is None else self.get_snapshot(snapshot)
             number = FileSystem(source).lstat(path).st_ino
             state = self.state(snapshot)
-            vbns = blocks_below(state, number)
+            vbns, is_in_inodes = blocks_below(state, number)
             plane = Plane.empty(self.n_numbers)
             plane.add_many(vbns)
-            return FileUse(plane, tuple(shares(self, state, vbns)))
+            return FileUse(plane, tuple(shares(self, state, vbns)), is_in_inodes)
 
     def metadata(self, name: str) -> Plane:
         """Return the blocks of a snapshot that are no content of files: what lists it, and finds the rest.
@@ -221,10 +224,14 @@ class BlockUse:
 
 @dataclass(frozen=True, slots=True)
 class FileUse:
-    """The blocks of a file or tree (VBNs), and how many of them each state has, and it alone."""
+    """The blocks of a file or tree (VBNs), and how many of them each state has, and it alone.
+
+    is_in_inodes : they are blocks of the inode file, in which all of it lies.
+    """
 
     plane: Plane
     shares: tuple[StateShare, ...]
+    is_in_inodes: bool = False
 
 
 def _with_owners(held: Sequence[Holding], owners: dict[str, list[Owner]]) -> Iterator[BlockUse]:

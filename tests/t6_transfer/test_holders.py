@@ -212,10 +212,25 @@ def test_the_states_that_have_a_files_blocks(volume, path):
         assert [(share.name, share.n_blocks, share.exclusive_blocks) for share in found.shares] == expected
 
 
-def test_a_file_that_lies_in_its_inode_has_no_blocks(plain):
-    bp.FileSystem(plain).write_bytes("/tiny", b"tiny")
-    found = plain.who_has("/tiny")
-    assert (len(found.plane), found.shares) == (0, ())
+def test_what_lies_in_its_inode_has_the_block_of_that(tmp_path, plain):
+    with bp.Volume.create(tmp_path / "small", size="8M") as volume:
+        files = bp.FileSystem(volume)
+        files.write_bytes("/tiny", b"tiny")
+        files.symlink("tiny", "/link")
+        files.write_bytes("/empty", b"")
+        numbers = {path: files.lstat(path).st_ino for path in ("/tiny", "/link", "/empty")}
+        volume.snapshot("small")
+        files.unlink("/tiny")
+        volume.sync()
+        for path, number in numbers.items():
+            found = volume.who_has(path, "small")
+            assert found.is_in_inodes
+            [[start, stop]] = found.plane.extents().tolist()
+            [use] = volume.who(start, stop)
+            [owner] = use.owners
+            assert (owner.what, owner.offset_bytes) == ("inode file", number * 512 // 4096 * 4096)
+            assert [(s.name, s.n_blocks, s.exclusive_blocks) for s in found.shares] == [("small", 1, 1)]
+    assert not plain.who_has("/c/deep/large").is_in_inodes
 
 
 def test_ranges_that_are_none(plain):

@@ -51,6 +51,17 @@ def test_who_has_a_file(done, pool, name):
     assert text[2].split() == ["june1", "127", "0"]
 
 
+def test_who_has_a_file_that_lies_in_its_inode(done, pool, tmp_path):
+    (tmp_path / "tiny").write_text("tiny")
+    done("put", f"{pool}:/", str(tmp_path / "tiny"))
+    found = done("who", f"{pool}:/tiny", "--json").json
+    assert (found["n_blocks"], found["in_inodes"]) == (1, True)
+    assert found["states"] == [{"name": "active", "n_blocks": 1, "exclusive_blocks": 1}]
+    text = done("who", f"{pool}:/tiny").out.splitlines()
+    assert text[0] == "pool:/tiny: 1 block (4 KiB) of the inode file, in which all of it lies"
+    assert text[2].split() == ["active", "1", "1"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "status"),
     [

@@ -39,7 +39,7 @@ def who(name: str, path: str | None, vbn: str | None, no_files: bool, as_json: b
 
     With --vbn: which states, at which place, and what the blocks are in the newest of them. The search for that reads
     all inodes and blocks of pointers, and no data. With a path: how many of its blocks each state has, and how many it
-    alone; of a directory with all that lies below it.
+    alone; of a directory with all that lies below it. What is so small that it lies in its inode has the inode's block.
 
     \b
     blockplane who pool --vbn 4711
@@ -131,9 +131,10 @@ def _who_has(target: Target, as_json: bool, wait_s: float) -> None:
         ]
         extents = found.plane.extents().tolist()
         print_json({"path": target.path, "snapshot": target.snapshot, "n_blocks": n_blocks,
-                    "states": states, "extents": extents})  # fmt: skip
+                    "in_inodes": found.is_in_inodes, "states": states, "extents": extents})  # fmt: skip
         return
-    print(f"{printable(target.text)}: {blocks(n_blocks)}")
+    where = " of the inode file, in which all of it lies" if found.is_in_inodes else ""
+    print(f"{printable(target.text)}: {blocks(n_blocks)}{where}")
     if found.shares:
         rows = [["state", "blocks", "alone"]]
         rows += [[share.name, f"{share.n_blocks:,}", f"{share.exclusive_blocks:,}"] for share in found.shares]

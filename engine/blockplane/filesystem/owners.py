@@ -198,12 +198,11 @@ def metadata_of(state: State, n_blocks: int) -> Plane:
     return found
 
 
-def blocks_below(state: State, path_inode: int) -> Numbers:
+def blocks_below(state: State, path_inode: int) -> tuple[Numbers, bool]:
     """Return the VBNs, ascending, of what an inode has: content, pointers, attributes; of a directory with all below.
 
-    Notes
-    -----
-    Blocks of the inode file are not among them: eight inodes share one.
+    Blocks of the inode file, of which eight inodes share one, are among them only where all of it lies in inodes: they
+    are what there is of it then. The second value says so.
     """
     records = Records(state)
     where = Whereabouts(records)
@@ -220,7 +219,11 @@ def blocks_below(state: State, path_inode: int) -> Numbers:
         all_numbers = (part[:, None] * INODES_PER_BLOCK + np.arange(INODES_PER_BLOCK)).reshape(-1)
         mine = np.isin(all_numbers, np.array(sorted(numbers), np.int64))
         search.inodes(all_numbers[mine], rows.reshape(-1, INODE_BYTES)[mine])
-    return search.found()[:, 0]
+    found = search.found()[:, 0]
+    if len(found):
+        return found, False
+    words = [state.inode_file.pointer(0, block)[0] for block in blocks.tolist()]
+    return np.unique(np.array(words, np.uint64) & np.uint64(NUMBER_MASK)).astype(np.int64), True
 
 
 def _all_records(records: Records) -> Iterator[tuple[Numbers, NDArray[np.uint8]]]:
