@@ -85,6 +85,35 @@ def test_another_branch_onto_what_is_there_is_not_older(folder, tmp_path):
     assert (again.arrives, len(again.there), again.older) == (("y",), 3, ())
 
 
+def test_an_older_increment_is_of_no_other_branch(folder, tmp_path):
+    with bp.Volume.open(folder / "pool", writable=False) as pool:
+        bp.send(pool.image("y - a"), tmp_path / "y.bps")
+    bp.receive(folder / "a.bps", tmp_path / "copy")
+    bp.receive(tmp_path / "y.bps", tmp_path / "copy")
+    with pytest.raises(RefusedError, match=r"copy stands at y, which is past x$") as caught:
+        bp.receive(folder / "x.bps", tmp_path / "copy")
+    assert caught.value.hint.startswith("it brings nothing newer")
+    assert "y stays as a snapshot" in caught.value.hint
+    with pytest.raises(RefusedError, match="copy stands at y, which is of another branch than s2"):
+        bp.receive(folder / "s2.bps", tmp_path / "copy")
+    bp.receive(folder / "x.bps", tmp_path / "copy", discard=True)
+    assert names_in(tmp_path / "copy") == ["a", "y", "x"]
+
+
+def test_what_lacks_an_older_increment_is_told_that_this_is_older(folder, tmp_path):
+    """s3 builds on s2, which is there no more, and the stream of s2 does not apply any more."""
+    with bp.Volume.create(tmp_path / "pool", disks=2, size="12M") as pool:
+        for name in ("s1", "s2", "s3", "s4"):
+            bp.FileSystem(pool).write_bytes(f"/{name}", name.encode() * 5000)
+            pool.snapshot(name)
+        for text in ("s1", "s2 - s1", "s3 - s1", "s4 - s2"):
+            bp.send(pool.image(text), tmp_path / f"{text[:2]}.bps")
+    for name in ("s1", "s3"):
+        bp.receive(tmp_path / f"{name}.bps", tmp_path / "copy")
+    with pytest.raises(RefusedError, match=r"copy stands at s3, which is past s2, which .*s2\.bps brings"):
+        bp.receive_streams(*of(tmp_path, "s2", "s4"), target=tmp_path / "copy")
+
+
 def test_two_branches_onto_a_common_snapshot(folder, tmp_path):
     bp.receive(folder / "a.bps", tmp_path / "copy")
     with pytest.raises(StreamMismatchError, match="two branches: s2, x"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from blockplane.model.errors import RefusedError
 from blockplane.stream.reader import StreamMap
 from blockplane.volume.codec import SnapshotRecord
 from blockplane.volume.lines import ends_of, is_in_history
@@ -32,6 +33,21 @@ def kinship(stream: StreamMap, base: SnapshotRecord, held: Sequence[SnapshotReco
         n = len({record.id for record in line if _age(base) <= _age(record) < _age(oldest)})
         return f"{base.name} is {_snapshots(n)} before {oldest.name}, the oldest {whose} of its line"
     return ""
+
+
+def no_way_on(name: str, at: str, top: str, *, is_past: bool, brings: str = "") -> RefusedError:
+    """Return the error for what stands at a snapshot that a stream's top does not descend from.
+
+    Parameters
+    ----------
+    is_past : the snapshot descends from the top. brings : a clause that says which stream it is.
+    """
+    relation = "past" if is_past else "of another branch than"
+    way = "it brings nothing newer: to have it shown" if is_past else "to have it"
+    return RefusedError(
+        f"{name} stands at {at}, which is {relation} {top}{brings}",
+        f"{way}, receive it into another volume, or say --discard: {at} stays as a snapshot",
+    )
 
 
 def tips_of(streams: Sequence[StreamMap]) -> list[int]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from blockplane.model.errors import RefusedError, StreamError, StreamMismatchError
-from blockplane.stream.kinship import kinship, tips_of
+from blockplane.stream.kinship import kinship, no_way_on, tips_of
 from blockplane.stream.lineage import Member, foreign, of_branches
 from blockplane.stream.reader import StreamMap
 from blockplane.volume.codec import Branch, SnapshotRecord
@@ -213,11 +213,8 @@ def _missing(
         )
     if any(record.id == base.id and record.space_id == base.space_id for record in have):
         if live is not None and live.name:
-            return RefusedError(
-                f"{name} stands at {live.name}, which is of another branch than {step.map.top.name}, which "
-                f"{step.names} brings",
-                f"receive it into another volume, or say --discard: {live.name} stays as a snapshot",
-            )
+            is_past, brings = is_in_history(step.map.top, live, live.branches), f", which {step.names} brings"
+            return no_way_on(name, live.name, step.map.top.name, is_past=is_past, brings=brings)
         return RefusedError(
             f"{name} was written to since {base.name}, or rolled back: what it holds is no part of "
             f"{step.map.top.name}, which {step.names} brings, and would be lost",

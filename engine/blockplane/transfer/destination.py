@@ -12,7 +12,7 @@ from blockplane.model.errors import (
     StreamMismatchError,
 )
 from blockplane.stream.codec import Role
-from blockplane.stream.kinship import kinship
+from blockplane.stream.kinship import kinship, no_way_on
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.against import no_lender
 from blockplane.transfer.arriving import arrival_of
@@ -220,10 +220,8 @@ class VolumeDestination:
                 "keep it in a snapshot of its own and take another volume, or say --discard",
             )
         if not is_in_history(at.record, stream.top, stream.branches):
-            raise RefusedError(
-                f"{self.name} stands at {at.record.name}, which is of another branch than {stream.top.name}",
-                f"take another volume, or say --discard: {at.record.name} stays as a snapshot",
-            )
+            is_past = is_in_history(stream.top, at.record, self.volume.committed.branches())
+            raise no_way_on(self.name, at.record.name, stream.top.name, is_past=is_past)
         self._standing = at.record
 
     @contextmanager
