@@ -101,7 +101,14 @@ class _Builder:
         if not include and not exclude:
             return node
         inside = {record.name for span in language.spans(node) for record in self._span(span)}
-        for name in (*include, *exclude):
+        for name in include:
+            if name in self._shadows:
+                raise RefusedError(
+                    f"{name} is a shadow: its blocks may have been reused, and no range has it",
+                    "leave it out of what is included",
+                )
+        gone = self._all_names.keys() - self._records.keys()  # shadows, and what is being deleted: in no range as it is
+        for name in (*include, *(name for name in exclude if name not in gone)):
             if self.record(name).name not in inside:
                 raise UsageError(f"{name} lies in no range of {node}", "choose among the snapshots of a range: A..B")
         wanted = {name for name in inside if (not include or name in include) and name not in exclude}
