@@ -187,6 +187,19 @@ def test_a_half_written_file_stays_compressed_or_not(done, big):
     assert done("send", big, "june1", "-o", "again.bps", "--resume", "-n", "--json").json["n_blocks"] == 0
 
 
+@pytest.mark.parametrize("form", [["--order", "tape"], ["--locations", "implicit"], ["--order", "tape", "-n"]])
+def test_a_half_written_file_keeps_its_order_and_locations(done, blockplane, big, form):
+    half = Path("whole.bps").read_bytes()[: 3 << 20]
+    Path("again.bps.partial").write_bytes(half)
+    refused = blockplane("send", big, "june1", "-o", "again.bps", "--resume", *form, "--json")
+    assert (refused.status, refused.error["kind"]) == (1, "refused")
+    assert refused.error["message"] == "again.bps.partial has its blocks in disk order, with locations"
+    assert "--locations explicit --order disk, or send without --resume" in refused.error["hint"]
+    assert Path("again.bps.partial").read_bytes() == half
+    again = ["--order", "disk", "--locations", "explicit"]
+    assert done("send", big, "june1", "-o", "again.bps", "--resume", *again, "--json").json["n_blocks_before"] > 0
+
+
 def test_towards_a_newer_snapshot(done, blockplane, big):
     blockplane("receive", "copy", "-i", "cut.bps")
     with bp.Volume.open(big) as volume:

@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 
 from blockplane.image.image import Image
+from blockplane.image.order import DISK
 from blockplane.model.errors import RefusedError, StreamError, UsageError
 from blockplane.planes import Plane, combine
 from blockplane.stream.codec import LENT_FEATURES, PART_FEATURES, Header, Locations
@@ -104,8 +105,13 @@ class Began:
         return replace(header, features=header.features | PART_FEATURES, part_blocks=len(rest)), rest
 
     def _require_same_order(self, old: Header, new: Header) -> None:
-        """What says where blocks belong must go on as it began."""
+        """What says where blocks belong must go on as it began, and what lists it too; `disk` may be the default."""
         if old.locations is not Locations.IMPLICIT:
+            if new.locations is not old.locations or new.order not in (old.order, DISK):
+                raise RefusedError(
+                    f"{self.name} has its blocks in {old.order} order, with locations",
+                    f"go on with --locations explicit --order {old.order}, or send without --resume, which begins anew",
+                )
             return
         if (new.locations, new.order, new.window_blocks) != (old.locations, old.order, old.window_blocks):
             raise RefusedError(
