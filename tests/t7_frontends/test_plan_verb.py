@@ -55,6 +55,12 @@ def test_other_branches_are_left_out_of_a_plan_and_named(done, pool):
     assert "june2 (of another branch)" in found.err
 
 
+def test_days_that_are_no_line_are_refused_with_what_plan_can_do(blockplane, pool):
+    refused = blockplane("image", "plan", pool, "june2", "june1", "--scheme", "chain", "--json")
+    assert (refused.status, refused.error["hint"]) == (2, "name the days older first, and of one line")
+    assert refused.error["message"] == "june2 is no ancestor of june1, the newest snapshot of the image"
+
+
 def test_a_volume_called_plan_can_be_named(done):
     done("create", "plan", "--disks", 1, "--size", "4MiB")
     done("snapshot", "create", "plan@s")

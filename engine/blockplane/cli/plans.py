@@ -97,7 +97,11 @@ def _sizes(volume: bp.Volume, backups: Sequence[bp.Backup]) -> dict[str, int]:
     last = 0
     while last < len(backups) and backups[last].name in there:
         last += 1
-    return {backup.name: volume.image(backup.expression).n_blocks for backup in backups[:last]}
+    try:
+        return {backup.name: volume.image(backup.expression).n_blocks for backup in backups[:last]}
+    except bp.errors.UsageError as error:
+        error.hint = "name the days older first, and of one line"
+        raise
 
 
 def _print(backups: Sequence[bp.Backup], sizes: dict[str, int], scheme: str, as_json: bool) -> None:
