@@ -21,6 +21,7 @@ def test_verify_sorts_proves_and_takes_parts(done, blockplane, pool):
     assert "part 2 of 3" in done("stream", "verify", "--part", "2/3", "june1.bps").out
     for part in ("0/3", "4/3", "x", "1", "1/0"):
         assert blockplane("stream", "verify", "--part", part, "june1.bps").status == 2
+    assert "N up to 999,999" in blockplane("stream", "verify", "--part", "1/1000000", "june1.bps").err
 
 
 def test_verify_names_what_is_missing_and_what_is_foreign(done, blockplane, pool):

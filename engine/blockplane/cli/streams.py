@@ -171,7 +171,7 @@ class Part(_ParamType):
         """Return (k, n); anything else is a usage error."""
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value) if isinstance(value, str) else None
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            self.fail(f"{value!r} is not K/N, from 1/N to N/N", parameter, context)
+            self.fail(f"{value!r} is not K/N, from 1/N to N/N, N up to 999,999", parameter, context)
         return int(match[1]), int(match[2])
 
 
