@@ -27,6 +27,20 @@ def test_prune_says_what_it_would_do_and_does_it(done, pool):
     assert done("check", pool, "--json").json["ok"]
 
 
+def test_prune_counts_what_is_deferred_by_itself(done, pool, monkeypatch):
+    for name in ("a", "b"):
+        done("snapshot", "create", f"{pool}@{name}")
+    real = bp.Volume.prune
+
+    def beside_a_reader(volume, policy, **options):
+        with volume.pin(volume.get_snapshot("a").record.id):
+            return real(volume, policy, **options)
+
+    monkeypatch.setattr(bp.Volume, "prune", beside_a_reader)
+    text = done("prune", pool, "--keep-last", 1, "--only", "[ab]", "--defer").out.splitlines()
+    assert text[-1] == "1 snapshot kept, 0 snapshots deleted, 1 deferred, 0 blocks (0 B) freed"
+
+
 def test_prune_says_when_its_pattern_matches_nothing(done, pool):
     found = done("prune", pool, "--keep-last", 1, "--only", "autumn-*", "--json")
     assert found.err == "blockplane: no snapshot matches --only autumn-*\n"

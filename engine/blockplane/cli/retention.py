@@ -107,8 +107,10 @@ def _print(found: bp.PruneReport) -> None:
     ]
     print_table(rows)
     would = "would be " if found.is_dry else ""
-    freed = f"{count(len(found.deleted), 'snapshot')} {would}deleted, {blocks(found.freed_blocks)} {would}freed"
-    print(f"{count(len(found.kept), 'snapshot')} kept, {freed}")
+    deferred = f"{len(found.deferred):,} deferred, " if found.deferred else ""
+    deleted = f"{count(len(found.deleted) - len(found.deferred), 'snapshot')} {would}deleted"
+    kept = f"{count(len(found.kept), 'snapshot')} kept"
+    print(f"{kept}, {deleted}, {deferred}{blocks(found.freed_blocks)} {would}freed")
 
 
 def _fate(found: bp.PruneReport, name: str, verb: str) -> str:
