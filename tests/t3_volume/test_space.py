@@ -147,6 +147,16 @@ def test_places_that_a_failed_write_gave_back_are_free_again(monkeypatch):
     assert not volume.space.is_busy(places).any()  # no tree has them
 
 
+def test_a_write_that_found_no_room_keeps_no_place_for_itself():
+    """What a receive reserves next is not handed out of bands that were open."""
+    volume = make_volume(geometry_of(2, 1, 128, n_groups=2), reserve_blocks=64)
+    with pytest.raises(NoSpaceError), volume.dipping():
+        volume.placer.run(2 * volume.n_blocks)
+    volume.commit()
+    assert (volume.placer._open, list(volume.placer._areas)) == ({}, [])
+    assert volume.array.pool.taken_bytes == 0
+
+
 def test_a_block_whose_last_snapshot_goes_stays_whole_for_the_point_before():
     volume = make_volume(geometry_of(2, 1, 64), reserve_blocks=24)
     client = FileClient(volume)

@@ -147,6 +147,8 @@ class Points(Roots):
         elif clean and not self.info.clean:
             self._settle_data()  # of a receive that was given up parity may be under way, beside live blocks
             self._write_info(areas=[], clean=True)
+        else:  # a write that failed may have left bands open: what is free in them is for whoever comes next
+            self.placer.close_all()
         if clean:
             self._declared = []
 
