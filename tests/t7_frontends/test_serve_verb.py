@@ -401,6 +401,17 @@ def test_metrics_tell_of_mirrors_and_replicas(pool, done):
     assert found["blockplane_copy_failing", "pool", "mirror", os.path.abspath("copy")] == 0
 
 
+def test_the_file_of_a_one_shot_run_tells_of_what_its_own_jobs_brought(pool, done):
+    done("mirror", "add", pool, "copy", "--every", "1s", "--size", "40M")
+    jobs = '[volume.pool.snapshot.s]\nevery = "1d"\n[volume.pool.mirror.all]\nevery = "1s"\n'
+    assert finish("serve", policy(POOL + jobs), "--once", "--metrics-file", "m.prom").returncode == 0
+    found, copy = metrics_of(Path("m.prom").read_text()), os.path.abspath("copy")
+    assert found["blockplane_job_runs_total", "pool", "mirror", "all", "done"] == 1
+    assert found["blockplane_copy_left_bytes", "pool", "mirror", copy] == 0
+    assert found["blockplane_copy_lag_seconds", "pool", "mirror", copy] == 0
+    assert found["blockplane_copy_heard_timestamp_seconds", "pool", "mirror", copy] > 1.6e9
+
+
 def test_one_shot_runs_do_what_is_due_and_leave_a_file(pool):
     words = policy(POOL + '[volume.pool.snapshot.daily]\nevery = "1d"\nname = "daily-%H%M%S"\n')
     assert finish("serve", words, "--once", "--metrics-file", "m.prom").returncode == 0

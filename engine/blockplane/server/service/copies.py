@@ -49,10 +49,15 @@ class Copies:
         self._known: dict[Path, tuple[float, tuple[Copy, ...]]] = {}
         self._counting: dict[Path, threading.Thread] = {}
 
-    def of(self, path: Path, volume: Volume | None) -> tuple[Copy, ...]:
-        """Return the copies of a volume of a service; as they were known last where they cannot be counted soon."""
+    def of(self, path: Path, volume: Volume | None, *, afresh: bool = False) -> tuple[Copy, ...]:
+        """Return the copies of a volume of a service; as they were known last where they cannot be counted soon.
+
+        afresh : they are counted though that was done of late.
+        """
         if volume is not None and not volume.stopped_at:
-            counting = self._begin(path, volume)
+            if afresh and (before := self._counting.get(path)) is not None:  # what it has seen may be past
+                before.join(_WAIT_S)
+            counting = self._begin(path, volume, afresh)
             if counting is not None:
                 counting.join(_WAIT_S)
         with self._lock:
@@ -60,12 +65,12 @@ class Copies:
         passed_s = time.monotonic() - counted_s
         return tuple(replace(each, lag_s=each.lag_s + passed_s) if each.lag_s else each for each in found)
 
-    def _begin(self, path: Path, volume: Volume) -> threading.Thread | None:
-        """Count anew, where it is time; return the thread that does, or did last. None: there is no room for one."""
+    def _begin(self, path: Path, volume: Volume, afresh: bool) -> threading.Thread | None:
+        """Count anew, where it is time or asked for; return the thread that does, or did last; None: no room."""
         with self._lock:
             counted_s, _ = self._known.get(path, (float("-inf"), ()))
             thread = self._counting.get(path)
-            is_due = time.monotonic() - counted_s >= _COUNT_EVERY_S
+            is_due = afresh or time.monotonic() - counted_s >= _COUNT_EVERY_S
             if thread is None or (is_due and not thread.is_alive()):
                 thread = threading.Thread(
                     target=self._count, args=(path, volume), name="blockplane copies", daemon=True

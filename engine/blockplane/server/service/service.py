@@ -113,17 +113,19 @@ class Service:
         with contextlib.suppress(OSError):  # it is full: the wait ends anyway
             os.write(self.waking_fd, b"\0")
 
-    def status(self) -> list[VolumeStatus]:
-        """Return how the volumes and their jobs are; waits for no volume."""
+    def status(self, *, afresh: bool = False) -> list[VolumeStatus]:
+        """Return how the volumes and their jobs are; waits for no volume. afresh : see Observer.look."""
         wall_s = self._clock.wall()
-        return [self._observer.look(served, wall_s) for served in list(self._served.values())]
+        return [self._observer.look(served, wall_s, afresh=afresh) for served in list(self._served.values())]
 
-    def metrics(self) -> str:
-        """Return the metrics in Prometheus' text format."""
+    def metrics(self, *, afresh: bool = False) -> str:
+        """Return the metrics in Prometheus' text format. afresh : see Observer.look."""
         endpoint = self._endpoint
         peers = [(volume, what, n) for (volume, what), n in endpoint.n_transfers.copy().items()] if endpoint else []
         moved = dict(endpoint.n_bytes) if endpoint else {}
-        return metrics_text(WRITER, replace(self.counts), self.status(), peers, moved, ends_of(self.policy))
+        return metrics_text(
+            WRITER, replace(self.counts), self.status(afresh=afresh), peers, moved, ends_of(self.policy)
+        )
 
     @property
     def metrics_address(self) -> tuple[str, int] | None:
@@ -274,13 +276,13 @@ class Service:
         running = [f"{run.job.kind} {run.job.name} of {one.policy.name}" for one in served for run in one.runs()]
         return "; ".join([text, *running, *bad])
 
-    def _write_metrics(self) -> None:
+    def _write_metrics(self, *, afresh: bool = False) -> None:
         path = self.policy.metrics_file
         if path is None:
             return
         try:
             refuse_disk(path)
-            replace_own(path, self.metrics(), 0o644, suffix=own_suffix(), durable=False)
+            replace_own(path, self.metrics(afresh=afresh), 0o644, suffix=own_suffix(), durable=False)
         except RefusedError as error:
             self.log.error("metrics", error.message, error="refused")
         except OSError as error:
@@ -407,7 +409,7 @@ class Service:
     def _begin_stop(self) -> None:
         self._stop_by_s = self._clock.monotonic() + self._grace_s
         self._notifier.stopping()
-        self._write_metrics()  # as long as there is something to tell
+        self._write_metrics(afresh=True)  # as long as there is something to tell; the file stays as it is then
         self.log.info("stopping", "no new work; volumes are being closed")
         if self._endpoint is not None:
             self._endpoint.stop()

@@ -78,13 +78,13 @@ class Observer:
         self._known: dict[Path, Space] = {}
         self._copies = Copies()
 
-    def look(self, served: ServedVolume, wall_s: float) -> VolumeStatus:
-        """Return how a volume is."""
+    def look(self, served: ServedVolume, wall_s: float, *, afresh: bool = False) -> VolumeStatus:
+        """Return how a volume is. afresh : its copies too, though they were counted of late."""
         volume, policy = served.volume, served.policy
         jobs = tuple(_job(plan, volume is not None) for plan in list(served.plans.values()))
         space = self._space(volume, policy.path, wall_s) if volume is not None else None
         verbs = tuple(str(activity) for activity in served.activities.all() if activity.verb != "serve")
-        copies = self._copies.of(policy.path, volume)
+        copies = self._copies.of(policy.path, volume, afresh=afresh)
         return VolumeStatus(policy.name, policy.path, volume is not None, served.problem, space, jobs, verbs, copies)
 
     def _space(self, volume: Volume, path: Path, wall_s: float) -> Space | None:
