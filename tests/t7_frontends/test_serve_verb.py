@@ -114,6 +114,19 @@ def test_two_services_on_one_volume(pool):
             assert third.end() == 0
 
 
+def test_a_volume_of_another_service_is_not_waited_for_and_the_hint_says_what_helps(pool, blockplane, done):
+    helps = "have one service serve both volumes, or call it as HOST:PORT/NAME"
+    done("mirror", "add", pool, "copy", "--size", "40M")
+    with serving("--volume", "copy=copy") as service:
+        service.wait_for("volume open")
+        ran = blockplane("mirror", "run", pool, "--once")
+        assert (ran.status, "copy is in use by process" in ran.err, helps in ran.err) == (1, True, True)
+        assert service.end() == 0
+    with bp.Volume.open("copy", verb="serve"):  # as a verb finds it that a service runs, which asks no other one
+        error = blockplane("mirror", "break", "copy", "--json").error
+    assert (error["kind"], helps in error["hint"]) == ("in-use", True)
+
+
 def test_a_volume_that_cannot_be_opened_is_named_and_the_others_are_served(pool, blockplane):
     with serving("--volume", "lost=lost", "--volume", "pool=pool") as service:
         service.wait_for("volume open", volume="pool")

@@ -61,8 +61,10 @@ def _peers(verb: str, calling: Calling, kind: str, writable: bool = True) -> bp.
             try:
                 volume = stack.enter_context(open_volume(dest, verb, calling.wait_s, writable=writable, kind=kind))
             except ElsewhereError as found:
+                found.contact.close()
+                is_served, later = found.contact.verb == "serve", "wait until that has ended: it is tried again"
                 raise bp.errors.VolumeInUseError(
-                    f"{dest} is in use by {found.contact}", "wait until that has ended: it is tried again"
+                    f"{dest} is in use by {found.contact}", bp.errors.SERVED_HINT if is_served else later
                 ) from None
             yield bp.VolumePeer(volume)
 

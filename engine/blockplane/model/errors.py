@@ -34,6 +34,11 @@ class BlockplaneError(Exception):
 NO_THREAD: Final = "there is no room for one more thread"
 NO_THREAD_HINT: Final = "raise the limit on memory or on processes (ulimit -v, ulimit -u, pids.max), or end something"
 
+#: What is said where a volume is in use by a service, which does not end by itself.
+SERVED_HINT: Final = (
+    "a service keeps it: have one service serve both volumes, or call it as HOST:PORT/NAME where it listens; or stop it"
+)
+
 
 def is_lack_of_threads(error: BaseException) -> bool:
     """Whether a thread could not be started: Python has no exception for it but RuntimeError with this text."""

@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from blockplane.model.errors import DiskError, VolumeInUseError
+from blockplane.model.errors import SERVED_HINT, DiskError, VolumeInUseError
 from blockplane.model.ownfiles import open_own
 
 _POLL_S = 0.05
@@ -63,7 +63,7 @@ class VolumeLock:
             except BlockingIOError:
                 pass
             if time.monotonic() >= deadline:
-                raise VolumeInUseError(self._describe(), "wait for it with --wait SECONDS, or stop it")
+                raise VolumeInUseError(*self._describe())
             time.sleep(_POLL_S)
 
     @staticmethod
@@ -111,18 +111,20 @@ class VolumeLock:
                 f"{self._path.parent} was taken by a writer while it was being read", hint="run it again"
             ) from None
 
-    def _describe(self) -> str:
+    def _describe(self) -> tuple[str, str]:
+        """Return who has it, and what to do about that."""
         volume, holders = self._path.parent, self._holders()
+        hint = "wait for it with --wait SECONDS, or stop it"
         try:
             owner = json.loads(os.pread(self._fd, 4096, 0))
             pid, verb = int(owner["pid"]), str(owner["verb"])[:40]
         except (ValueError, KeyError, TypeError, RecursionError):
             pid, verb = -1, ""
         if pid > 0 and (pid in holders or not holders):
-            return f"{volume} is in use by process {pid} ({verb})"
+            return f"{volume} is in use by process {pid} ({verb})", SERVED_HINT if verb == "serve" else hint
         if holders:  # readers, who leave no name
-            return f"{volume} is in use by process {', '.join(map(str, sorted(holders)[:8]))} (reading)"
-        return f"{volume} is in use by another process"
+            return f"{volume} is in use by process {', '.join(map(str, sorted(holders)[:8]))} (reading)", hint
+        return f"{volume} is in use by another process", hint
 
     def _holders(self) -> set[int]:
         """Return who holds the lock, as far as the kernel shows it."""
