@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import socket
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import blockplane as bp
 from blockplane.model.errors import BlockplaneError, UntrustedError
-from blockplane.server.service import PolicyError, read_policy
+from blockplane.server.network.throttle import Schedule, Throttle
+from blockplane.server.service import PolicyError, Service, read_policy
 from blockplane.server.service.following import Calls
+from blockplane.server.service.log import Log
 from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.standing import image_towards
 from rig.network import Hosts, fingerprint
@@ -112,9 +116,77 @@ def test_a_certificate_that_a_policy_revokes_is_not_called(pool, hosts):
                 assert service.end() == 0
             mirrors = f'{POOL}[volume.pool.mirror.all]\nevery = "1s"\ntls = "tls/source"\n'
             (job,) = read_policy(write(f'[network]\nrevoked = ["{revoked}"]\n{mirrors}')).volumes[0].jobs
-            reached = job.reach.remote(f"{listener.address}/pool", Calls())
+            reached = job.reach.remote(f"{listener.address}/pool", Calls(), Throttle())
             with reached as peer, pytest.raises(UntrustedError, match="revoked"):
                 peer.standing()
+
+
+@pytest.fixture
+def taken(monkeypatch) -> Counter[Throttle]:
+    """How many bytes each throttle has let go, without waiting."""
+    found: Counter[Throttle] = Counter()
+    monkeypatch.setattr(Throttle, "take", lambda self, n_bytes, _: found.update({self: n_bytes}))
+    monkeypatch.setattr("blockplane.server.network.throttle._ASK_EVERY_S", 0.0)
+    return found
+
+
+@contextlib.contextmanager
+def far_sides(hosts, done):
+    """A listener's address, with `far` that is a mirror of pool, and `source` that has one snapshot, of some KiB."""
+    with (
+        bp.Volume.create("far", disks=2, size="24M") as far,
+        bp.Volume.create("source", disks=2, size="24M") as source,
+    ):
+        bp.FileSystem(source).write_bytes("/file", bytes(range(256)) * 1000)
+        source.make_master(source.snapshot("one").name)
+        rights = {"far": ["read", "write", "admin"], "source": ["read"]}
+        with hosts.listening({"far": far, "source": source}, {"source": rights}) as listener:
+            done("mirror", "add", "pool", f"{listener.address}/far", "--tls", "tls/source", "--every", "1s")
+            yield listener.address
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_jobs_take_from_the_rate_that_the_listener_takes_from(pool, hosts, done, taken, listens):
+    bp.Volume.create("copy", disks=2, size="24M").close()
+    network = NETWORK + 'pool = ["read"]\n' if listens else "[network]\n"
+    with far_sides(hosts, done) as address:
+        job = 'every = "1s"\ntls = "tls/source"\n'
+        volumes = {
+            "pool": f"{POOL}[volume.pool.mirror.all]\n{job}",
+            "copy": f'[volume.copy]\npath = "copy"\n[volume.copy.replicate.one]\n{job}source = "{address}/source"\n',
+        }
+        for name, volume in volumes.items():
+            policy = network.replace("[network]\n", '[network]\nrate = "64KiB"\n') + volume
+            if name == "copy":
+                policy = policy.replace('pool = ["read"]', 'copy = ["read"]')
+            service = Service(read_policy(write(policy)), log=Log(io.StringIO), once=True)
+            assert service.run() == 0
+            assert taken[service._throttle] > 200_000, name
+            assert service._throttle.piece_bytes(1 << 20) == 16 << 10  # a quarter of a second's
+            assert (service._endpoint is not None) is listens
+            assert not listens or service._endpoint._listener.throttle is service._throttle
+            service._change(read_policy(write(policy.replace("64KiB", "full"))))
+            assert service._throttle.piece_bytes(1 << 20) == 1 << 20
+
+
+def test_verbs_take_from_the_rate_that_they_are_told(pool, hosts, blockplane, done, taken):
+    rate, tls = "08:00-18:00=10MiB,50MiB", ("--tls", "tls/source")
+    with far_sides(hosts, done) as address:
+        far = f"{address}/far"
+        for words in (
+            ["mirror", "run", pool, "--once", "--now"],
+            ["mirror", "resync", far, "--source", pool],
+            ["replicate", f"{address}/source", "copy"],
+        ):
+            if "resync" in words:
+                done("mirror", "break", far, *tls)
+                done("put", f"{pool}:/", "june1.bps")
+            taken.clear()
+            done(*words, *tls, "--rate", rate)
+            (told,) = (throttle for throttle in taken if throttle._rate_of == Schedule.parse(rate))
+            assert taken[told] > 100_000, words
+            assert blockplane(*words, *tls, "--rate", "1").status == 2
+    assert "10MiB" in done("serve", "--check", write(f'[network]\nrate = "{rate}"\n{POOL}')).out
 
 
 def test_an_address_that_cannot_be_had_leaves_the_listener_that_there_is(pool, hosts):

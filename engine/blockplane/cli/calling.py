@@ -14,17 +14,26 @@ from blockplane.cli.completion import HostPath
 
 if TYPE_CHECKING:
     from blockplane.server.network import RemotePeer
+    from blockplane.server.network.throttle import Throttle
+
+    _ParamType = click.ParamType[Throttle]
+else:
+    _ParamType = click.ParamType  # generic only in later releases
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
 class Calling:
-    """How volumes behind a network are reached. tls : a folder of certificates; None: by none."""
+    """How volumes behind a network are reached.
+
+    tls : a folder of certificates; None: by none. throttle : what data takes from; None: it goes as fast as it goes.
+    """
 
     tls: str | None = None
     insecure_plaintext: bool = False
     wait_s: float = 0.0
+    throttle: Throttle | None = None
 
     @contextmanager
     def open(self, dest: str) -> Iterator[RemotePeer]:
@@ -41,8 +50,9 @@ class Calling:
             raise bp.errors.UsageError(f"{dest} is no volume behind a network", "name it as HOST:PORT/NAME")
         credentials = bp.Credentials.find(self.tls) if self.tls is not None else None
         peer = bp.RemotePeer(
-            str(found[0]), found[1], credentials, insecure_plaintext=self.insecure_plaintext, patience_s=self.wait_s
-        )
+            str(found[0]), found[1], credentials, insecure_plaintext=self.insecure_plaintext, patience_s=self.wait_s,
+            rate=self.throttle or (lambda: None),
+        )  # fmt: skip
         with closing(peer):
             yield peer
 
@@ -52,6 +62,25 @@ def is_remote(name: str) -> bool:
     from blockplane.model.places import is_remote as is_remote_name
 
     return is_remote_name(name)
+
+
+class RateName(_ParamType):
+    """How fast data may go, as policies have it; what all peers of a verb take from together."""
+
+    name = "rate"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Throttle:
+        """Return a throttle; what is no rate is a usage error."""
+        from blockplane.server.network.throttle import Schedule, Throttle  # what help and completion do without
+
+        del parameter, context
+        return value if isinstance(value, Throttle) else Throttle(Schedule.parse(value))
+
+
+rate_option = click.option(
+    "--rate", "throttle", type=RateName(), metavar="RATE",
+    help="Bytes a second to and from HOST:PORT/NAME, all together: 10MiB, or 08:00-18:00=10MiB,50MiB.",
+)  # fmt: skip
 
 
 def network_options(function: F) -> F:

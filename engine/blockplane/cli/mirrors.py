@@ -13,7 +13,7 @@ import click
 
 import blockplane as bp
 from blockplane.cli import console
-from blockplane.cli.calling import Calling, is_remote, network_options
+from blockplane.cli.calling import Calling, is_remote, network_options, rate_option
 from blockplane.cli.completion import PeerName, VolumeName
 from blockplane.cli.elsewhere import ElsewhereError
 from blockplane.cli.mirrortext import (
@@ -32,6 +32,7 @@ from blockplane.cli.text import print_json, printable, sentence
 from blockplane.cli.watching import watch, watch_option
 
 if TYPE_CHECKING:
+    from blockplane.server.network.throttle import Throttle
     from blockplane.transfer.peer import MirrorPeer, Peer
 
 
@@ -154,6 +155,7 @@ def add(
 @click.option("--now", is_flag=True, help="With --once: of those that are not due too.")
 @click.option("--only", metavar="DEST", type=PeerName(), help="With --once: of this mirror alone.")
 @network_options
+@rate_option
 @json_option
 @wait_option
 @progress_option
@@ -164,6 +166,7 @@ def run(
     only: str | None,
     tls: str | None,
     insecure_plaintext: bool,
+    throttle: Throttle | None,
     as_json: bool,
     wait_s: float,
     progress: bool | None,
@@ -180,11 +183,12 @@ def run(
     """
     place = volume_only(vol)
     if once:
-        return _run_once(place, now, only, Calling(tls, insecure_plaintext, wait_s), as_json, progress)
+        calling = Calling(tls, insecure_plaintext, wait_s, throttle)
+        return _run_once(place, now, only, calling, as_json, progress)
     if now or only is not None:
         raise bp.errors.UsageError("--now and --only belong to --once", "without it every mirror has its interval")
     with open_volume(place, "mirror run", wait_s, writable=True, kind="READS") as volume:
-        _run_on(volume, Calling(tls, insecure_plaintext), as_json)
+        _run_on(volume, Calling(tls, insecure_plaintext, throttle=throttle), as_json)
     return 0
 
 
@@ -349,6 +353,7 @@ def break_(
 @click.option("--drop-changes", is_flag=True, help="Do not keep what the other side has in a snapshot.")
 @click.option("--full", is_flag=True, help="Bring all, where the two have nothing in common any more.")
 @network_options
+@rate_option
 @json_option
 @wait_option
 @progress_option
@@ -362,6 +367,7 @@ def resync(
     full: bool,
     tls: str | None,
     insecure_plaintext: bool,
+    throttle: Throttle | None,
     as_json: bool,
     wait_s: float,
     progress: bool | None,
@@ -382,7 +388,8 @@ def resync(
     winner = "destination" if reverse else winner
     with ExitStack() as stack:
         if is_remote(dest):
-            peer: MirrorPeer = stack.enter_context(Calling(tls, insecure_plaintext, wait_s).open(dest))
+            calling = Calling(tls, insecure_plaintext, wait_s, throttle)
+            peer: MirrorPeer = stack.enter_context(calling.open(dest))
             place = _source_said(dest, source)
         else:
             there = stack.enter_context(open_volume(volume_only(dest), "mirror resync", wait_s, writable=True))

@@ -13,7 +13,7 @@ import click
 
 import blockplane as bp
 from blockplane.cli import console
-from blockplane.cli.calling import Calling, is_remote, network_options
+from blockplane.cli.calling import Calling, is_remote, network_options, rate_option
 from blockplane.cli.completion import PeerName, VolumeName
 from blockplane.cli.naming import is_same_place, is_there, open_volume, opening_to_make, volume_only
 from blockplane.cli.options import (
@@ -30,6 +30,7 @@ from blockplane.cli.text import blocks, duration, iso, moment, print_json, print
 from blockplane.cli.watching import watch, watch_option
 
 if TYPE_CHECKING:
+    from blockplane.server.network.throttle import Throttle
     from blockplane.transfer import Peer, PullReport, ReplicaReport
 
 _POLL_S = 0.2
@@ -62,6 +63,7 @@ class _Asked:
     "changes are kept, and a VOL that has nothing of SOURCE's is refused.",
 )
 @network_options
+@rate_option
 @disk_options
 @json_option
 @wait_option
@@ -75,6 +77,7 @@ def replicate(
     changes: str | None,
     tls: str | None,
     insecure_plaintext: bool,
+    throttle: Throttle | None,
     wish: DiskOptions,
     as_json: bool,
     wait_s: float,
@@ -98,7 +101,7 @@ def replicate(
     """
     if once and every is not None:
         raise bp.errors.UsageError("--once and --every contradict each other", "say one of them")
-    calling = Calling(tls, insecure_plaintext, wait_s)
+    calling = Calling(tls, insecure_plaintext, wait_s, throttle)
     asked = _Asked(source, volume_only(vol), pointer, changes, wish, calling, wait_s)
     if not is_remote(source) and is_same_place(asked.source, asked.place):
         raise bp.errors.RefusedError(f"{vol} is its own source", "name another volume")

@@ -79,8 +79,8 @@ class Listener:
     by None: what goes on with a certificate that is revoked by then ends too.
     insecure_plaintext : plain TCP on any address; only without credentials.
     limits : bounds on everything a peer can do.
-    rate : gives the bytes a second for the data of all sessions together, None: as fast as it goes. Asked about once a
-    second.
+    rate : gives the bytes a second for the data of all sessions together, None: as fast as it goes, and is asked about
+    once a second; or the Throttle that they take from, with others.
     tell : told what happens, from any thread; must return at once.
 
     Raises
@@ -105,13 +105,13 @@ class Listener:
         *,
         insecure_plaintext: bool = False,
         limits: Limits | None = None,
-        rate: Rate = lambda: None,
+        rate: Rate | Throttle = lambda: None,
         tell: Callable[[Event], None] = lambda _: None,
     ) -> None:
         for name in volumes:
             require_volume_name(name)
         self.volumes, self._rights, self.limits = volumes, rights, limits or Limits()
-        self.throttle, self._tell, self.feeds = Throttle(rate), tell, Feeds()
+        self.throttle, self._tell, self.feeds = Throttle.of(rate), tell, Feeds()
         self._place = allowed_place(address, credentials, insecure_plaintext)
         self._set_credentials(credentials)
         self._admission = Admission(self.limits)

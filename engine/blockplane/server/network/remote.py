@@ -83,8 +83,8 @@ class RemotePeer(RemoteMirror):
     expects : the name that the listener's certificate must have, or its fingerprint (`sha256:HEX`); by default the host
     of the address. insecure_plaintext : plain TCP to any address; only without credentials.
     n_connections : for the data of a transfer. patience_s : how long a call goes on trying since something last got
-    through; 0: it tries once. rate : gives the bytes a second of its transfers. source : the address of this machine to
-    call from.
+    through; 0: it tries once. rate : gives the bytes a second of its transfers, or is the Throttle that they take from,
+    with others. source : the address of this machine to call from.
 
     Raises
     ------
@@ -108,14 +108,14 @@ class RemotePeer(RemoteMirror):
         limits: Limits | None = None,
         n_connections: int = N_CONNECTIONS,
         patience_s: float = 60.0,
-        rate: Rate = lambda: None,
+        rate: Rate | Throttle = lambda: None,
         source: str | None = None,
     ) -> None:
         place = allowed_place(address, credentials, insecure_plaintext)
         self._limits, self._patience_s = limits or Limits(), patience_s
         self._volume, self._n_connections = require_volume_name(volume), n_connections
         self._caller = Caller(place, credentials, self._limits, expects, source=source)
-        self._throttle = Throttle(rate)
+        self._throttle = Throttle.of(rate)
         #: bytes of blocks that went or came, over all attempts of a call; blocks durable before its last attempt
         self._moved = self._durable = 0
         #: bytes that were read and told of in offers, over all attempts of a call

@@ -96,6 +96,11 @@ class Throttle:
         self._tokens, self._at, self._asked_at = 0.0, clock(), float("-inf")
         self._rate: float | None = None
 
+    @classmethod
+    def of(cls, rate: Rate | Throttle) -> Throttle:
+        """Return a bucket of a rate, or the one that is given, which others take from too."""
+        return rate if isinstance(rate, Throttle) else cls(rate)
+
     def due_s(self, n_bytes: int) -> float:
         """Take bytes; return how many seconds to wait before they may go."""
         with self._changed:

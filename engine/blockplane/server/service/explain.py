@@ -80,10 +80,11 @@ def _of_service(policy: Policy) -> list[str]:
         found.append(f"metrics are kept in {policy.metrics_file}")
     if (network := policy.network) is not None:
         how = f"with the certificates of {network.tls}" if network.tls is not None else "plain, for anybody to read"
-        speed = f", at {network.rate} a second" if network.rate else ""
-        found.append(f"peers are served at {network.listen}, {how}{speed}")
+        found.append(f"peers are served at {network.listen}, {how}")
         found += [f"the certificate {digest} is refused" for digest in network.revoked]
         found += [f"{peer} may {', '.join(verbs)} {volume}" for peer, volume, verbs in network.rights]
+    if policy.rate:
+        found.append(f"data of all peers together goes at {policy.rate} a second, jobs' calls included")
     found += [warning for folder in folders_of(policy) if (warning := Credentials.find(folder).warning())]
     if policy.is_strict:
         found.append("a volume that cannot be opened at the start ends the service")

@@ -18,6 +18,7 @@ from blockplane.model.places import is_remote
 from blockplane.server.activity import Kind
 from blockplane.server.network.address import parse_peer
 from blockplane.server.network.remote import RemotePeer
+from blockplane.server.network.throttle import Throttle
 from blockplane.server.network.tls import Credentials
 from blockplane.server.service.jobs import Outcome, Work
 from blockplane.server.service.listening import require_usable
@@ -106,15 +107,16 @@ class Reach:
     revoked: tuple[str, ...] = ()
 
     @contextmanager
-    def remote(self, dest: str, calls: Calls) -> Iterator[RemotePeer]:
+    def remote(self, dest: str, calls: Calls, throttle: Throttle) -> Iterator[RemotePeer]:
         """Give the peer that HOST:PORT/NAME means."""
         found = parse_peer(dest)
         if found is None:
             raise UsageError(f"{dest} is no volume behind a network", "name it as HOST:PORT/NAME")
         credentials = Credentials.find(self.tls, revoked=self.revoked) if self.tls is not None else None
         peer = RemotePeer(
-            str(found[0]), found[1], credentials, insecure_plaintext=self.insecure_plaintext, patience_s=_PATIENCE_S
-        )
+            str(found[0]), found[1], credentials, insecure_plaintext=self.insecure_plaintext, patience_s=_PATIENCE_S,
+            rate=throttle,
+        )  # fmt: skip
         with closing(peer), calls.one(peer):
             yield peer
 
@@ -126,7 +128,7 @@ class Reach:
             with work.near(Path(dest), kind) as volume:
                 yield VolumePeer(volume)
 
-        return Peers(local, lambda dest: self.remote(dest, calls))
+        return Peers(local, lambda dest: self.remote(dest, calls, work.throttle))
 
 
 @dataclass(frozen=True, slots=True)

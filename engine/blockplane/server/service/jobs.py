@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Final, Protocol
 
@@ -15,6 +15,7 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import UsageError, VolumeDamagedError
 from blockplane.model.progress import ProgressEvent
 from blockplane.server.activity import Kind
+from blockplane.server.network.throttle import Throttle
 from blockplane.server.service.reading import ALL_NAMES, Table
 from blockplane.server.service.rules import rule_of
 from blockplane.server.service.timetable import RETRY_S, Rule
@@ -44,7 +45,8 @@ class Work:
     volume : open for writing. wall_s : now, seconds since 1970. step : to be called at every step of what lasts: shows
     that the job is alive, and raises StoppedError when it is to end. near : gives another volume of this machine, open
     for writing, for the length of a `with` in which something of a kind is done to it: as the service has it, or from
-    its disks. require_wanted : as step, and shows no life: for who watches something that does.
+    its disks. require_wanted : as step, and shows no life: for who watches something that does. throttle : what
+    data to and from peers takes from.
     """
 
     volume: Volume
@@ -52,6 +54,7 @@ class Work:
     step: Callable[[], None]
     near: Near = open_near
     require_wanted: Callable[[], None] = lambda: None
+    throttle: Throttle = field(default_factory=Throttle)
 
     def progress(self, event: ProgressEvent) -> None:
         """Take what a long call tells of itself."""

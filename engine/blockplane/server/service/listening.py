@@ -14,7 +14,7 @@ from blockplane.server.network.address import Address
 from blockplane.server.network.listener import Event, Listener
 from blockplane.server.network.rights import Rights
 from blockplane.server.network.serving import Opened
-from blockplane.server.network.throttle import Schedule
+from blockplane.server.network.throttle import Schedule, Throttle
 from blockplane.server.network.tls import Credentials, fingerprint_of
 from blockplane.server.service.log import Log
 from blockplane.server.service.reading import Table
@@ -28,15 +28,13 @@ _NO_VERBS: Final[tuple[str, ...]] = ()
 class NetworkPolicy:
     """Where peers are listened to, who they are, what each may do. tls : a folder of `blockplane cert`, or FOLDER/NAME.
 
-    rate : as `Schedule.parse` reads it; "": as fast as it goes. revoked : fingerprints of certificates that are
-    refused.
+    revoked : fingerprints of certificates that are refused.
     """
 
     listen: str
     tls: Path | None = None
     is_insecure: bool = False
     rights: tuple[Right, ...] = ()
-    rate: str = ""
     revoked: tuple[str, ...] = ()
 
     def parsed_rights(self) -> Rights:
@@ -65,6 +63,11 @@ def revoked_of(table: Table) -> tuple[str, ...]:
     return table.take("revoked", _fingerprints, ())
 
 
+def rate_of(table: Table) -> str:
+    """Return how fast data may go, to and from who calls and who is called, as a policy's table of the network says."""
+    return table.take("rate", _rate, "")
+
+
 def network_of(table: Table, directory: Path, volumes: set[str], revoked: tuple[str, ...] = ()) -> NetworkPolicy | None:
     """Return what a policy's table says of the network; None: nothing of who may call. revoked : see `revoked_of`."""
     rights = [right for peer, inner in table.table("rights").tables() for right in _rights_of(peer, inner, volumes)]
@@ -74,7 +77,6 @@ def network_of(table: Table, directory: Path, volumes: set[str], revoked: tuple[
         tls=directory / tls if tls else None,
         is_insecure=table.take("insecure-plaintext", table.truth, False),
         rights=tuple(rights),
-        rate=table.take("rate", _rate, ""),
         revoked=revoked,
     )
     table.finish()
@@ -133,14 +135,14 @@ def _address(value: Any) -> str:
 
 
 class Endpoint:
-    """A listener, kept as a policy says.
+    """A listener, kept as a policy says. throttle : what all data takes from.
 
     Attributes
     ----------
     n_transfers : that ended, by volume and outcome. n_bytes : that went over all connections, by volume.
     """
 
-    def __init__(self, policy: NetworkPolicy, volumes: Mapping[str, Opened], log: Log) -> None:
+    def __init__(self, policy: NetworkPolicy, volumes: Mapping[str, Opened], log: Log, throttle: Throttle) -> None:
         self.policy, self._log = policy, log
         self._lock = threading.Lock()
         self.n_transfers: Counter[tuple[str, str]] = Counter()
@@ -154,7 +156,7 @@ class Endpoint:
             policy.parsed_rights(),
             credentials,
             insecure_plaintext=policy.is_insecure,
-            rate=lambda: Schedule.parse(self.policy.rate)() if self.policy.rate else None,
+            rate=throttle,
             tell=self._tell,
         )
         self._listener.start()

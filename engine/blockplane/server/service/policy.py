@@ -42,7 +42,8 @@ class Policy:
 
     log : "plain" or "json". metrics : (host, port) to answer at; None: nowhere. metrics_file : rewritten when a job
     ended, and every minute. is_strict : a volume that cannot be opened ends the service. patience_s : see PATIENCE_S.
-    network : how peers are served; None: they are not.
+    network : how peers are served; None: they are not. rate : of all peers together, as `Schedule.parse` reads it;
+    "": as fast as it goes.
     """
 
     volumes: tuple[VolumePolicy, ...] = ()
@@ -53,6 +54,7 @@ class Policy:
     is_strict: bool = False
     patience_s: float = PATIENCE_S
     network: NetworkPolicy | None = None
+    rate: str = ""
     path: Path | None = field(default=None, compare=False)
 
     def with_volumes(self, more: tuple[VolumePolicy, ...]) -> Policy:

@@ -12,7 +12,7 @@ from typing import Any
 from blockplane.model.errors import UsageError
 from blockplane.server.service.following import MirrorJob, ReplicateJob, mirror_of, path_of, replicate_of
 from blockplane.server.service.jobs import KINDS, Job
-from blockplane.server.service.listening import network_of, revoked_of
+from blockplane.server.service.listening import network_of, rate_of, revoked_of
 from blockplane.server.service.log import LEVELS
 from blockplane.server.service.policy import PATIENCE_S, Policy, VolumePolicy, check_volume_name
 from blockplane.server.service.reading import ALL_NAMES, MAX_BYTES, Mistake, Mistakes, PolicyError, Table
@@ -62,12 +62,13 @@ def _syntax(text: str, message: str) -> Mistake:
 def _policy(top: Table, where: Path) -> Policy:
     service = top.table("service")
     listening = top.table("network")
-    revoked = revoked_of(listening)
+    revoked, rate = revoked_of(listening), rate_of(listening)
     volumes = tuple(_volume(name, table, where.parent, revoked) for name, table in top.table("volume").tables())
     network = network_of(listening, where.parent, {volume.name for volume in volumes}, revoked)
     policy = Policy(
         volumes=volumes,
         network=network,
+        rate=rate,
         log=service.take("log", Table.one_of("plain", "json"), "plain"),
         log_level=service.take("log-level", Table.one_of(*LEVELS), "info"),
         metrics=service.take("metrics", address, None),

@@ -12,8 +12,9 @@ from typing import Final
 from blockplane.api import Volume
 from blockplane.model.errors import NO_THREAD, BlockplaneError, is_lack_of_threads
 from blockplane.server.activity import Activities
+from blockplane.server.network.throttle import Throttle
 from blockplane.server.service.clock import Clock
-from blockplane.server.service.jobs import Job, Near, Outcome, StoppedError, Work, open_near
+from blockplane.server.service.jobs import Job, Near, Outcome, StoppedError, Work
 from blockplane.server.service.log import Log
 from blockplane.server.service.past import Past
 from blockplane.server.service.timetable import Pace
@@ -33,7 +34,14 @@ class Run:
     """
 
     def __init__(
-        self, job: Job, volume: Volume, activities: Activities, clock: Clock, ended: Callable[[], None], near: Near
+        self,
+        job: Job,
+        volume: Volume,
+        activities: Activities,
+        clock: Clock,
+        ended: Callable[[], None],
+        near: Near,
+        throttle: Throttle,
     ) -> None:
         self.job = job
         self.outcome: Outcome | None = None
@@ -42,7 +50,7 @@ class Run:
         self.ended_s = self.beat_s = self.begun_s
         self.is_over = False
         self._volume, self._activities, self._clock, self._ended = volume, activities, clock, ended
-        self._near = near
+        self._near, self._throttle = near, throttle
         self._is_stopped = threading.Event()
         self.thread = threading.Thread(target=self._go, name=f"blockplane {job.kind} {job.name}", daemon=True)
         try:
@@ -87,9 +95,10 @@ class Run:
         try:
             with self._activities.going_on(self.job.does, verb, os.getpid(), math.inf, self._step):
                 self._await_lock()
-                self.outcome = self.job.run(
-                    Work(self._volume, self.begun_wall_s, self._step, self._near, self._require_wanted)
+                work = Work(
+                    self._volume, self.begun_wall_s, self._step, self._near, self._require_wanted, self._throttle
                 )
+                self.outcome = self.job.run(work)
         except StoppedError:
             pass
         except (BlockplaneError, OSError, MemoryError) as error:
@@ -132,11 +141,13 @@ class Plan:
             self.pace = pace_of(job, self._clock, self.past, self.pace.n_failures)
         self.job = job
 
-    def begin(self, volume: Volume, activities: Activities, ended: Callable[[], None], near: Near = open_near) -> None:
+    def begin(
+        self, volume: Volume, activities: Activities, ended: Callable[[], None], near: Near, throttle: Throttle
+    ) -> None:
         """Begin a run."""
         assert self.run is None
         self.pace.begin()
-        self.run = Run(self.job, volume, activities, self._clock, ended, near)
+        self.run = Run(self.job, volume, activities, self._clock, ended, near, throttle)
         self._begun_before_s, self.past.begun_s = self.past.begun_s, self.run.begun_wall_s
 
     def settle(self, log: Log, name: str) -> bool:

@@ -14,6 +14,7 @@ from blockplane.api import Volume
 from blockplane.model.errors import NO_THREAD, BlockplaneError, BusyError, is_lack_of_threads
 from blockplane.server.activity import Activities, Kind, let_written
 from blockplane.server.network.serving import Transfer
+from blockplane.server.network.throttle import Throttle
 from blockplane.server.service.clock import Clock
 from blockplane.server.service.jobs import Near, open_near
 from blockplane.server.service.log import Log
@@ -64,8 +65,9 @@ class ServedVolume:
 
     Parameters
     ----------
-    near : gives other volumes of this machine. changed : called, from its thread, when it was opened, could not be, or
-    was closed, and from a job's when that is over.
+    near : gives other volumes of this machine. throttle : what its jobs' data to and from peers takes from.
+    changed : called, from its thread, when it was opened, could not be, or was closed, and from a job's when that is
+    over.
 
     Attributes
     ----------
@@ -82,6 +84,7 @@ class ServedVolume:
         clock: Clock,
         changed: Callable[[], None],
         near: Near = open_near,
+        throttle: Throttle | None = None,
     ) -> None:
         self.policy = policy
         self.activities = Activities(str(policy.path))
@@ -89,7 +92,7 @@ class ServedVolume:
         self.problem = ""
         self.was_tried = self.was_closed_badly = self.is_over = False
         self._answering, self._log, self._clock, self._changed = answering, log, clock, changed
-        self._near = near
+        self._near, self._throttle = near, throttle or Throttle()
         self.past = read_past(policy.path)
         self.plans: dict[tuple[str, str], Plan] = {}
         self._changing: list[threading.Thread] = []
@@ -185,7 +188,7 @@ class ServedVolume:
             self._remember()
         due = [plan for plan in self._planned() if plan.run is None and plan.pace.due_in() <= 0]
         for plan in due:
-            plan.begin(volume, self.activities, self._changed, self._near)
+            plan.begin(volume, self.activities, self._changed, self._near, self._throttle)
         return len(due)
 
     def due_in(self) -> float:

@@ -25,10 +25,11 @@ from blockplane.model.places import is_same_place
 from blockplane.model.release import WRITER
 from blockplane.server.activity import Kind
 from blockplane.server.network.serving import Opened
+from blockplane.server.network.throttle import Schedule, Throttle
 from blockplane.server.service.clock import Clock, SystemClock
 from blockplane.server.service.door import MetricsDoor
 from blockplane.server.service.jobs import open_near
-from blockplane.server.service.listening import Endpoint, shares_place
+from blockplane.server.service.listening import Endpoint, NetworkPolicy, shares_place
 from blockplane.server.service.log import Log
 from blockplane.server.service.metrics import Counts, metrics_text
 from blockplane.server.service.notify import Notifier
@@ -83,6 +84,8 @@ class Service:
         self._door: MetricsDoor | None = None
         self._endpoint: Endpoint | None = None
         self._lent: dict[str, Opened] = {}
+        #: what data takes from, to and from all who call and all whom jobs call
+        self._throttle = Throttle(self._rate)
         #: a byte written to `waking_fd` ends a wait: a signal's too (`signal.set_wakeup_fd`), whichever thread it meets
         self._wake_fd, self.waking_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for fd in (self._wake_fd, self.waking_fd):
@@ -289,7 +292,14 @@ class Service:
             self.log.error("metrics", f"{path} cannot be written: {error.strerror}", error="os")
 
     def _listen(self, policy: Policy) -> Endpoint | None:
-        return Endpoint(policy.network, self._lent, self.log) if policy.network is not None else None
+        return self._endpoint_of(policy.network) if policy.network is not None else None
+
+    def _endpoint_of(self, network: NetworkPolicy) -> Endpoint:
+        return Endpoint(network, self._lent, self.log, self._throttle)
+
+    def _rate(self) -> float | None:
+        """Return how many bytes a second may go now, by the policy that is followed; None: as fast as it goes."""
+        return Schedule.parse(self.policy.rate)() if self.policy.rate else None
 
     @property
     def address(self) -> str | None:
@@ -304,7 +314,7 @@ class Service:
     def _take(self, volume: VolumePolicy) -> None:
         """Serve a volume from now on."""
         self._served[volume.name] = served = ServedVolume(
-            volume, self._answering, self.log, self._clock, self._wake, self._near
+            volume, self._answering, self.log, self._clock, self._wake, self._near, self._throttle
         )
         self._lent[volume.name] = served.lent
         served.start()
@@ -397,7 +407,7 @@ class Service:
             made = self._listen(policy)
         except BaseException:
             if self._endpoint is None and ended is not None:  # where it was, a port that was left to chance too
-                self._endpoint = Endpoint(replace(ended.policy, listen=ended.address), self._lent, self.log)
+                self._endpoint = self._endpoint_of(replace(ended.policy, listen=ended.address))
                 self._endpoint.policy = ended.policy
             raise
         if old is not None:
