@@ -268,6 +268,26 @@ def test_patience_counts_from_what_got_through_last(side, monkeypatch):
     assert 2 <= n_tried <= 4
 
 
+def test_who_never_answered_is_not_waited_for_as_one_with_whom_contact_was_lost(side):
+    peer, n_tried, n_asked = side.peer(patience_s=60.0, reach_s=0.0, require=lambda: n_asked.append(1)), 0, []
+
+    def cut_once() -> str:
+        nonlocal n_tried
+        n_tried += 1
+        if n_tried % 2:
+            raise UnreachableError("it cannot be reached")
+        return "done"
+
+    with pytest.raises(UnreachableError):
+        peer._patiently(cut_once)
+    assert (n_tried, n_asked) == (1, [])
+    peer.standing()
+    n_tried = 0
+    assert peer._patiently(cut_once) == "done"
+    assert n_asked
+    assert side.peer(reach_s=None, patience_s=60.0)._patiently(cut_once) == "done"
+
+
 def test_what_was_cut_can_be_given_up(side):
     top = large_change(side)
     image = image_towards(side.source, top, side.peer().standing())

@@ -19,7 +19,7 @@ from blockplane.server.service.following import Calls
 from blockplane.server.service.log import Log
 from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.standing import image_towards
-from rig.network import Hosts, fingerprint
+from rig.network import Cut, Hosts, Link, fingerprint
 from rig.services import Serving, serving
 
 POOL = '[volume.pool]\npath = "pool"\n'
@@ -132,7 +132,7 @@ def taken(monkeypatch) -> Counter[Throttle]:
 
 @contextlib.contextmanager
 def far_sides(hosts, done):
-    """A listener's address, with `far` that is a mirror of pool, and `source` that has one snapshot, of some KiB."""
+    """A link to a listener with `far`, a mirror of pool, and `source`, that has one snapshot of some KiB; and `far`."""
     with (
         bp.Volume.create("far", disks=2, size="24M") as far,
         bp.Volume.create("source", disks=2, size="24M") as source,
@@ -140,20 +140,23 @@ def far_sides(hosts, done):
         bp.FileSystem(source).write_bytes("/file", bytes(range(256)) * 1000)
         source.make_master(source.snapshot("one").name)
         rights = {"far": ["read", "write", "admin"], "source": ["read"]}
-        with hosts.listening({"far": far, "source": source}, {"source": rights}) as listener:
-            done("mirror", "add", "pool", f"{listener.address}/far", "--tls", "tls/source", "--every", "1s")
-            yield listener.address
+        with (
+            hosts.listening({"far": far, "source": source}, {"source": rights}) as listener,
+            Link(listener.address) as link,
+        ):
+            done("mirror", "add", "pool", f"{link.address}/far", "--tls", "tls/source", "--every", "1s")
+            yield link, far
 
 
 @pytest.mark.parametrize("listens", [True, False])
 def test_jobs_take_from_the_rate_that_the_listener_takes_from(pool, hosts, done, taken, listens):
     bp.Volume.create("copy", disks=2, size="24M").close()
     network = NETWORK + 'pool = ["read"]\n' if listens else "[network]\n"
-    with far_sides(hosts, done) as address:
-        job = 'every = "1s"\ntls = "tls/source"\n'
+    with far_sides(hosts, done) as (link, _):
+        job, source = 'every = "1s"\ntls = "tls/source"\n', f'source = "{link.address}/source"\n'
         volumes = {
             "pool": f"{POOL}[volume.pool.mirror.all]\n{job}",
-            "copy": f'[volume.copy]\npath = "copy"\n[volume.copy.replicate.one]\n{job}source = "{address}/source"\n',
+            "copy": f'[volume.copy]\npath = "copy"\n[volume.copy.replicate.one]\n{job}{source}',
         }
         for name, volume in volumes.items():
             policy = network.replace("[network]\n", '[network]\nrate = "64KiB"\n') + volume
@@ -171,12 +174,12 @@ def test_jobs_take_from_the_rate_that_the_listener_takes_from(pool, hosts, done,
 
 def test_verbs_take_from_the_rate_that_they_are_told(pool, hosts, blockplane, done, taken):
     rate, tls = "08:00-18:00=10MiB,50MiB", ("--tls", "tls/source")
-    with far_sides(hosts, done) as address:
-        far = f"{address}/far"
+    with far_sides(hosts, done) as (link, _):
+        far = f"{link.address}/far"
         for words in (
             ["mirror", "run", pool, "--once", "--now"],
             ["mirror", "resync", far, "--source", pool],
-            ["replicate", f"{address}/source", "copy"],
+            ["replicate", f"{link.address}/source", "copy"],
         ):
             if "resync" in words:
                 done("mirror", "break", far, *tls)
@@ -187,6 +190,36 @@ def test_verbs_take_from_the_rate_that_they_are_told(pool, hosts, blockplane, do
             assert taken[told] > 100_000, words
             assert blockplane(*words, *tls, "--rate", "1").status == 2
     assert "10MiB" in done("serve", "--check", write(f'[network]\nrate = "{rate}"\n{POOL}')).out
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_resync_that_is_cut_goes_on_by_itself_or_says_to_run_it_again(
+    pool, hosts, blockplane, done, direction, waits
+):
+    tls, data = ("--tls", "tls/source"), bytes(range(256)) * 8000
+    with far_sides(hosts, done) as (link, far):
+        dest = f"{link.address}/far"
+        done("mirror", "run", pool, "--once", *tls)
+        done("mirror", "break", dest, *tls)
+        if direction == "down":
+            bp.FileSystem(far).write_bytes("/new", data)
+        else:
+            Path("new").write_bytes(data)
+            done("put", f"{pool}:/", "new")
+        link.cut = Cut(link.n_bytes[direction] + 800_000, direction, "reset")
+        words = ["mirror", "resync", dest, "--source", pool, *tls, *["--reverse"] * (direction == "down")]
+        if not waits:
+            error = blockplane(*words, "--wait", "0.001", "--json").error
+            assert (error["kind"], error["hint"]) == (
+                "connection-lost",
+                "run it again: what has arrived is passed over",
+            )
+        done(*words)
+        assert link.cut.happened.is_set()
+        for volume in (bp.Volume.open(pool), contextlib.nullcontext(far)):
+            with volume as opened:
+                assert bp.FileSystem(opened).read_bytes("/new") == data
 
 
 def test_an_address_that_cannot_be_had_leaves_the_listener_that_there_is(pool, hosts):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import blockplane as bp
+from blockplane.cli import console
 from blockplane.cli.completion import HostPath
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 else:
     _ParamType = click.ParamType  # generic only in later releases
 
+#: How long a call goes on trying where a connection that there was breaks, if nobody says how long.
+_PATIENCE_S = 30.0
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -27,7 +31,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Calling:
     """How volumes behind a network are reached.
 
-    tls : a folder of certificates; None: by none. throttle : what data takes from; None: it goes as fast as it goes.
+    tls : a folder of certificates; None: by none. wait_s : how long they are tried; 0: while none has answered
+    yet not at all, and for a while where contact was lost. throttle : what data takes from; None: it goes as fast as it
+    goes.
     """
 
     tls: str | None = None
@@ -50,7 +56,8 @@ class Calling:
             raise bp.errors.UsageError(f"{dest} is no volume behind a network", "name it as HOST:PORT/NAME")
         credentials = bp.Credentials.find(self.tls) if self.tls is not None else None
         peer = bp.RemotePeer(
-            str(found[0]), found[1], credentials, insecure_plaintext=self.insecure_plaintext, patience_s=self.wait_s,
+            str(found[0]), found[1], credentials, insecure_plaintext=self.insecure_plaintext,
+            patience_s=self.wait_s or _PATIENCE_S, reach_s=self.wait_s, require=console.require_wanted,
             rate=self.throttle or (lambda: None),
         )  # fmt: skip
         with closing(peer):
@@ -80,6 +87,12 @@ class RateName(_ParamType):
 rate_option = click.option(
     "--rate", "throttle", type=RateName(), metavar="RATE",
     help="Bytes a second to and from HOST:PORT/NAME, all together: 10MiB, or 08:00-18:00=10MiB,50MiB.",
+)  # fmt: skip
+
+
+network_wait_option = click.option(
+    "--wait", "wait_s", type=click.FloatRange(0), default=0.0, metavar="S",
+    help="Seconds to wait for a volume in use, and for HOST:PORT/NAME (0; where a connection broke, 30).",
 )  # fmt: skip
 
 

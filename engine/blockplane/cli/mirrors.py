@@ -13,7 +13,7 @@ import click
 
 import blockplane as bp
 from blockplane.cli import console
-from blockplane.cli.calling import Calling, is_remote, network_options, rate_option
+from blockplane.cli.calling import Calling, is_remote, network_options, network_wait_option, rate_option
 from blockplane.cli.completion import PeerName, VolumeName
 from blockplane.cli.elsewhere import ElsewhereError
 from blockplane.cli.mirrortext import (
@@ -26,7 +26,7 @@ from blockplane.cli.mirrortext import (
     ran_text,
 )
 from blockplane.cli.naming import is_there, open_volume, volume_only
-from blockplane.cli.options import DiskOptions, Interval, disk_options, json_option, progress_option, wait_option
+from blockplane.cli.options import DiskOptions, Interval, disk_options, json_option, progress_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import print_json, printable, sentence
 from blockplane.cli.watching import watch, watch_option
@@ -87,7 +87,7 @@ def _peers(verb: str, calling: Calling, kind: str, writable: bool = True) -> bp.
 @network_options
 @disk_options
 @json_option
-@wait_option
+@network_wait_option
 def add(
     vol: str,
     dest: str,
@@ -157,7 +157,7 @@ def add(
 @network_options
 @rate_option
 @json_option
-@wait_option
+@network_wait_option
 @progress_option
 def run(
     vol: str,
@@ -262,7 +262,7 @@ def _tell(ran: bp.mirrors.Ran) -> None:
 @network_options
 @watch_option
 @json_option
-@wait_option
+@network_wait_option
 def status(
     vol: str, tls: str | None, insecure_plaintext: bool, watch_s: float | None, as_json: bool, wait_s: float
 ) -> None:
@@ -293,7 +293,7 @@ def status(
 @click.option("--drop-changes", is_flag=True, help="With --end-rehearsal: give its changes up.")
 @network_options
 @json_option
-@wait_option
+@network_wait_option
 def break_(
     dest: str,
     rehearse: bool,
@@ -355,7 +355,7 @@ def break_(
 @network_options
 @rate_option
 @json_option
-@wait_option
+@network_wait_option
 @progress_option
 def resync(
     dest: str,
@@ -432,7 +432,7 @@ def _source_of(there: bp.Volume, source: str | None) -> str:
 @click.argument("dest", type=PeerName())
 @network_options
 @json_option
-@wait_option
+@network_wait_option
 def remove(vol: str, dest: str, tls: str | None, insecure_plaintext: bool, as_json: bool, wait_s: float) -> None:
     """Take a mirror out.
 

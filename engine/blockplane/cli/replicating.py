@@ -13,7 +13,7 @@ import click
 
 import blockplane as bp
 from blockplane.cli import console
-from blockplane.cli.calling import Calling, is_remote, network_options, rate_option
+from blockplane.cli.calling import Calling, is_remote, network_options, network_wait_option, rate_option
 from blockplane.cli.completion import PeerName, VolumeName
 from blockplane.cli.naming import is_same_place, is_there, open_volume, opening_to_make, volume_only
 from blockplane.cli.options import (
@@ -66,7 +66,7 @@ class _Asked:
 @rate_option
 @disk_options
 @json_option
-@wait_option
+@network_wait_option
 @progress_option
 def replicate(
     source: str,

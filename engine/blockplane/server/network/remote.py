@@ -67,6 +67,10 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 30.0
 _KNOCK_AGAIN_S: Final = (0.05, 0.25)
 #: Attempts that moved something and left nothing durable, after which another such one is no progress.
 _MOST_FRUITLESS: Final = 2
+#: How often it is seen, while a call waits to be tried again, whether it is still wanted.
+_POLL_S: Final = 0.25
+#: How to go on, for a person, where contact was lost.
+_AGAIN: Final = "run it again: what has arrived is passed over"
 #: What may help itself when tried again.
 _PASSING: Final = (ConnectionLostError, UnreachableError, BusyError, WireError)
 
@@ -83,8 +87,9 @@ class RemotePeer(RemoteMirror):
     expects : the name that the listener's certificate must have, or its fingerprint (`sha256:HEX`); by default the host
     of the address. insecure_plaintext : plain TCP to any address; only without credentials.
     n_connections : for the data of a transfer. patience_s : how long a call goes on trying since something last got
-    through; 0: it tries once. rate : gives the bytes a second of its transfers, or is the Throttle that they take from,
-    with others. source : the address of this machine to call from.
+    through; 0: it tries once. reach_s : the same until a call was answered for the first time; None: as patience_s.
+    require : called while a call waits to be tried again; may raise. rate : gives the bytes a second of its transfers,
+    or is the Throttle that they take from, with others. source : the address of this machine to call from.
 
     Raises
     ------
@@ -108,11 +113,14 @@ class RemotePeer(RemoteMirror):
         limits: Limits | None = None,
         n_connections: int = N_CONNECTIONS,
         patience_s: float = 60.0,
+        reach_s: float | None = None,
+        require: Callable[[], None] = lambda: None,
         rate: Rate | Throttle = lambda: None,
         source: str | None = None,
     ) -> None:
         place = allowed_place(address, credentials, insecure_plaintext)
-        self._limits, self._patience_s = limits or Limits(), patience_s
+        self._limits, self._patience_s, self._require = limits or Limits(), patience_s, require
+        self._reach_s, self._was_answered = patience_s if reach_s is None else reach_s, False
         self._volume, self._n_connections = require_volume_name(volume), n_connections
         self._caller = Caller(place, credentials, self._limits, expects, source=source)
         self._throttle = Throttle.of(rate)
@@ -215,7 +223,7 @@ class RemotePeer(RemoteMirror):
             through = self._n_through
             try:
                 return attempt()
-            except _PASSING:
+            except _PASSING as error:
                 now = time.monotonic()
                 if self._durable > durable:
                     durable, n_fruitless = self._durable, 0
@@ -223,9 +231,21 @@ class RemotePeer(RemoteMirror):
                     last_s, n_failed, n_fruitless = now, 0, n_fruitless + 1
                 pause_s = min(_FIRST_PAUSE_S * 2**n_failed, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
                 n_failed = min(n_failed + 1, 20)
-                is_over = self._caller.ending.is_over
-                if is_over.is_set() or now + pause_s > last_s + self._patience_s or is_over.wait(pause_s):
+                patience_s = self._patience_s if self._was_answered else self._reach_s
+                if now + pause_s > last_s + patience_s or self._is_over_in(pause_s):
+                    if isinstance(error, ConnectionLostError) and self._was_answered:
+                        error.hint = _AGAIN
+                    elif isinstance(error, UnreachableError) and self._n_through:
+                        error.hint = f"{error.hint}, and {_AGAIN}"
                     raise
+
+    def _is_over_in(self, seconds: float) -> bool:
+        """Wait, as long as somebody wants it; return whether it was closed meanwhile."""
+        is_over = self._caller.ending.is_over
+        while not is_over.wait(max(min(seconds, _POLL_S), 0.0)) and seconds > 0:
+            self._require()
+            seconds -= _POLL_S
+        return is_over.is_set()
 
     @property
     def _n_through(self) -> int:
@@ -313,6 +333,7 @@ class RemotePeer(RemoteMirror):
                 for blob in blobs:
                     control.send_blob(blob)
             answer = _answered(control)
+            self._was_answered = True
             try:
                 yield control, answer
             except BlockplaneError as error:
