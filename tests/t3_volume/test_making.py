@@ -201,3 +201,21 @@ def test_who_writes_while_it_is_about_to_be_cleared_keeps_it(tmp_path, monkeypat
         making.mark(path)
         with pytest.raises(VolumeInUseError):
             Volume.clear_half_made(path)
+
+
+def test_a_volume_that_another_made_meanwhile_stays(tmp_path, monkeypatch):
+    make, path = making.make_directory, tmp_path / "pool"
+
+    def make_directory(directory: Path) -> list[Path]:
+        made = make(directory)
+        with monkeypatch.context() as other:
+            other.setattr(making, "make_directory", make)
+            with Volume.create(directory, disks=3, size="24M") as volume:
+                volume.snapshot("theirs")
+        return made
+
+    monkeypatch.setattr(making, "make_directory", make_directory)
+    with pytest.raises(NotAVolumeError, match="is a volume already"):
+        Volume.create(path, disks=1, size="32M")
+    with Volume.open(path) as volume:
+        assert [snapshot.name for snapshot in volume.snapshots] == ["theirs"]

@@ -120,6 +120,11 @@ class Volume(LiveVolume):
         except OSError:
             making.remove_empty(made)
             raise
+        try:
+            making.refuse_taken(directory)  # another may have made one there until now
+        except BaseException:
+            lock.release()
+            raise
         opened: list[Disk] = []
         files: list[str] = []
         try:
