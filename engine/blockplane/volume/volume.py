@@ -19,7 +19,6 @@ from blockplane.model.errors import (
     NotAVolumeError,
     ReadOnlyError,
     RefusedError,
-    VolumeDamagedError,
     VolumeInUseError,
 )
 from blockplane.model.progress import Progress, ignore_progress
@@ -46,8 +45,6 @@ from blockplane.volume.basing import Base, opener
 from blockplane.volume.codec import Hold
 from blockplane.volume.config import (
     BASE_DISK,
-    CONFIG_NAME,
-    DISKS_DIR,
     VolumeConfig,
     read_config,
     write_config,
@@ -56,9 +53,10 @@ from blockplane.volume.destinations import Destinations
 from blockplane.volume.fsinfo import MEMBER_OK, FsInfo
 from blockplane.volume.groups import DiskNames, GroupWish, blank_ends
 from blockplane.volume.grow import grow, record_for
+from blockplane.volume.halfmade import HalfMade, is_unfinished
 from blockplane.volume.journal import clear_orphans
 from blockplane.volume.landing import Landing
-from blockplane.volume.live import LiveVolume, reserve_for
+from blockplane.volume.live import reserve_for
 from blockplane.volume.lock import VolumeLock
 from blockplane.volume.making import LOCK_NAME
 from blockplane.volume.marks import Kind
@@ -67,14 +65,14 @@ from blockplane.volume.pointers import SnapshotPointer
 from blockplane.volume.positions import Position
 from blockplane.volume.pressure import DemotionPlan, PressurePolicy
 from blockplane.volume.reclaim import reclaim
-from blockplane.volume.rootslots import group_that_left, has_record, read_newest, successor, write_record
+from blockplane.volume.rootslots import group_that_left, read_newest, successor, write_record
 from blockplane.volume.settling import SettlePlan, SettleReport
 from blockplane.volume.shrink import ShrinkPlan, ShrinkReport
 from blockplane.volume.snapshots import Snapshot
 from blockplane.volume.timer import CommitTimer
 
 
-class Volume(LiveVolume):
+class Volume(HalfMade):
     """A volume on disk files or block devices, named by its directory."""
 
     _volume_lock: VolumeLock | None = None
@@ -175,46 +173,6 @@ class Volume(LiveVolume):
         return GroupWish(disks, size, parity, chunk).plan(Path(path))
 
     @classmethod
-    def is_of_no_use(cls, path: str | os.PathLike[str]) -> bool:
-        """Whether a maker was stopped before its volume held anything; nothing changes.
-
-        Raises
-        ------
-        VolumeInUseError: it is at work. Others: what is there cannot be looked at.
-        """
-        directory = Path(path)
-        if not making.is_marked(directory):
-            return False
-        with VolumeLock(directory / LOCK_NAME, "looking", shared=True):
-            return cls._is_of_no_use(directory)
-
-    @classmethod
-    def clear_half_made(cls, path: str | os.PathLike[str]) -> None:
-        """Remove what is of no use, not disks that lie elsewhere; errors as of `is_of_no_use`."""
-        directory = Path(path)
-        if making.is_marked(directory):
-            with VolumeLock(directory / LOCK_NAME, "clearing"):
-                if cls._is_of_no_use(directory):
-                    making.clear(directory)
-
-    @classmethod
-    def _is_of_no_use(cls, directory: Path) -> bool:
-        return _is_unfinished(directory) or (making.is_marked(directory) and cls.is_empty(directory))
-
-    @classmethod
-    def is_empty(cls, directory: Path) -> bool:
-        """Whether a volume has no files and no snapshots, and nothing of a receive; the lock is the caller's.
-
-        Raises
-        ------
-        BlockplaneError: it cannot be looked at.
-        """
-        with cls._assembled(directory, read_config(directory), writable=False) as volume:
-            if volume.damage:
-                raise VolumeDamagedError(f"{directory}: {'; '.join(volume.damage)}")
-            return not (volume.was_written or volume.local.incoming.images())
-
-    @classmethod
     def on_disks(cls, directory: Path, geometry: Geometry, disks: Sequence[Disk], record: FsInfo) -> Self:
         """Make an empty volume on open disks that have their labels: the first root record and the first CP."""
         array = DiskArray(geometry, disks)
@@ -252,7 +210,7 @@ class Volume(LiveVolume):
         except VolumeInUseError:
             raise
         except BlockplaneError as error:
-            if _is_unfinished(directory):
+            if is_unfinished(directory):
                 raise NotAVolumeError(
                     f"{directory} was being made when its maker was stopped", "make it again, or remove it"
                 ) from error
@@ -594,26 +552,6 @@ class Volume(LiveVolume):
     def landing(self, image: Plane, base: Snapshot | None = None) -> Landing:
         """Begin to receive an image; see `Landing`."""
         return Landing(self, image, base.entry if base is not None else None)
-
-
-def _is_unfinished(directory: Path) -> bool:
-    """Whether a maker was stopped before a disk had a root record, or who removed a volume; else it may hold anything.
-
-    Raises
-    ------
-    BlockplaneError: a disk cannot be looked at.
-    """
-    if not making.is_marked(directory) or making.says(directory, making.GOING):
-        return making.is_marked(directory)
-    if (directory / CONFIG_NAME).exists():
-        paths = read_config(directory).paths(directory)
-    else:
-        paths = [str(path) for path in (directory / DISKS_DIR).glob("*")]
-    for path in paths:
-        with contextlib.closing(FileDisk.open(path, writable=False)) as disk:
-            if has_record(disk):
-                return False
-    return True
 
 
 def _write_labels(geometry: Geometry, volume_id: bytes, disks: Sequence[Disk]) -> None:
