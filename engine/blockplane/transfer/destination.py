@@ -54,8 +54,8 @@ class VolumeDestination:
         self.volume = volume
         self.is_made, self._relocates, self._is_opened, self._pulls = is_made, relocates, is_opened, pulls
         self._in_folder = in_folder
-        #: what the live state, which the stream replaces, is kept in, where the top does not descend from that itself
-        self._standing: SnapshotRecord | None = None
+        #: what keeps the live state, which the stream replaces, where the top does not descend from that itself
+        self._keeper: SnapshotRecord | None = None
         #: the live state that `accept` judged; None: whatever it is may be replaced
         self._judged: Pointer | None = None
 
@@ -90,7 +90,7 @@ class VolumeDestination:
 
     def accept(self, stream: StreamMap, *, discard: bool) -> None:
         """See Destination."""
-        self._standing = None
+        self._keeper = None
         with settled(self.volume):  # before it is looked at: what is written from here on is seen by the landing
             self._judged = None if discard else self.volume.committed.pointer
         for record in stream.arriving():
@@ -178,9 +178,12 @@ class VolumeDestination:
         """A full image of which this volume lends a part replaces the live state where that loses nothing."""
         with settled(self.volume):
             live, pointer = self.volume.committed.root, self.volume.committed.pointer
-            is_kept = any(record.root == pointer for record in self.records())
-        if not (is_kept or _is_known_past(live, pointer, stream)):
+            keeper = next((record for record in self.records() if record.root == pointer), None)
+        if discard or _is_known_past(live, pointer, stream):
+            return
+        if keeper is None:
             self._accept_full(stream, discard)
+        self._keeper = keeper
 
     def _refuse_shadowed(self, base: SnapshotRecord) -> None:
         """Nothing is built on a shadow: its blocks may be others by now."""
@@ -222,7 +225,7 @@ class VolumeDestination:
         if not is_in_history(at.record, stream.top, stream.branches):
             is_past = is_in_history(stream.top, at.record, self.volume.committed.branches())
             raise no_way_on(self.name, at.record.name, stream.top.name, is_past=is_past)
-        self._standing = at.record
+        self._keeper = at.record
 
     @contextmanager
     def landing(self, stream: StreamMap) -> Iterator[landing.Landing]:
@@ -232,40 +235,24 @@ class VolumeDestination:
         lender = self._find(stream.lender) if stream.lender is not None else None
         with ExitStack() as pinned:
             pinned.enter_context(self.volume.pin(entry.record.id if entry is not None else NO_ID))
-            if self._standing is not None:
-                pinned.enter_context(self.volume.pin(self._standing.id))
-                self._require_standing(self._standing)
+            if self._keeper is not None:
+                pinned.enter_context(self.volume.pin(self._keeper.id))
             begun = landing.Landing(
                 self.volume, stream.image, entry, self._incoming(stream), stream.part, lender, stream.header.carried_id,
                 stream.header.features, self._relocates, arrival_of(stream), stream.header.is_one_of_parts,
-                self._judged,
+                self._judged, self._keeper,
             )  # fmt: skip
             pinned.callback(begun.abandon)  # where it has not ended otherwise: the volume can take the next one
             yield begun
 
     @contextmanager
     def last_change(self) -> Iterator[None]:
-        """Say that a volume which was opened for one transfer is closed after what is committed in the context.
-
-        Raises
-        ------
-        RefusedError: what keeps what would be replaced was deleted, to go when this has ended.
-        """
-        if self._standing is not None:
-            self._require_standing(self._standing)
+        """Say that a volume which was opened for one transfer is closed after what is committed in the context."""
         self.volume.ends_next = self._is_opened
         try:
             yield
         finally:
             self.volume.ends_next = False
-
-    def _require_standing(self, record: SnapshotRecord) -> None:
-        """Refuse where the snapshot that has what the live state has went before it was pinned, or will then."""
-        if self._find(record) is None:
-            raise RefusedError(
-                f"snapshot {record.name}, which keeps what would be replaced in {self.name}, went meanwhile",
-                "do it again, and say --discard if that is meant",
-            )
 
     def has_relocated(self, stream: StreamMap) -> bool:
         """Whether what a stream builds on has blocks here of numbers that are no places here."""

@@ -67,6 +67,7 @@ class Landing:
     is_part : the others may come later, with other parts of the image: what came is kept until then.
     features : what the states that arrive need; the volume's root record says so from then on.
     live : the live state whose replacement was agreed to; None: whatever it is now.
+    keeper : the snapshot because of which it was: it has what the live state has. None: it may be lost.
 
     Attributes
     ----------
@@ -93,12 +94,13 @@ class Landing:
         arrival: Arrival | None = None,
         is_part: bool = False,
         live: Pointer | None = None,
+        keeper: SnapshotRecord | None = None,
     ) -> None:
         self._volume = volume
         self._features = features or Features()
         self._relocates, self._arrival, self._lender, self._is_part = relocates, arrival, lender, is_part
         self._image = image
-        self._base = base
+        self._base, self._keeper = base, keeper
         self._is_lent = lender is not None
         self._loans = Loans(volume, image)
         self._trials: deque[Trial | None] = deque()
@@ -115,6 +117,7 @@ class Landing:
                 if live is not None:
                     self._refuse_changed(live)
                 self._refuse_gone([base, lender])
+                self._refuse_unkept()
                 self._begin(entry, following, lender, carried_id)
                 self._require_all_to_come(following)
         except BaseException:
@@ -305,7 +308,8 @@ class Landing:
         ------
         StreamDamagedError: announced blocks are missing, or a snapshot is not whole, or has another check for a block
             than that came with; nothing changed.
-        RefusedError: the volume was written to meanwhile; nothing changed.
+        RefusedError: the volume was written to meanwhile, or what keeps its live state went, or is to go when this has
+        ended; nothing changed.
         """
         if self.n_waiting:
             raise StreamDamagedError(f"{self.n_waiting} announced blocks did not come", hint="fetch the stream again")
@@ -314,6 +318,7 @@ class Landing:
         with volume.lock:
             volume.commit()
             self._refuse_changed(self._live)
+            self._refuse_unkept()
             records = not_there(volume.local, arriving)
             states = self._states(records)
             base = volume.snapshot_state(self._base) if self._base is not None else None
@@ -364,6 +369,14 @@ class Landing:
             raise RefusedError(
                 f"{self._volume.path} was written to while it received; these changes would be lost",
                 "keep them in a snapshot, then receive again with --discard",
+            )
+
+    def _refuse_unkept(self) -> None:
+        keeper, entries = self._keeper, self._volume.local.regular()
+        if keeper is not None and not any(e.record.id == keeper.id and not e.is_deleting for e in entries):
+            raise RefusedError(
+                f"snapshot {keeper.name}, which keeps what would be replaced in {self._volume.path}, went meanwhile",
+                "do it again, and say --discard if that is meant",
             )
 
     def _flip(self, states: list[State], entries: list[TableEntry], old: State) -> None:
