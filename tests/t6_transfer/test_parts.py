@@ -238,6 +238,18 @@ def test_parts_that_are_cut_off_go_on(source, tmp_path, rng):
     require_equal(source, tmp_path / "copy", ["june0"])
 
 
+def test_a_damaged_part_takes_no_other_with_it(source, tmp_path):
+    files = send_in_three(source, 0, tmp_path)
+    n_missing = bp.receive(files[0], tmp_path / "copy").n_blocks_missing
+    data = bytearray(files[1].read_bytes())
+    data[-5000] ^= 1
+    with pytest.raises(StreamDamagedError, match=r"blocks of june0 are kept in .*copy"):
+        bp.receive(io.BytesIO(bytes(data)), tmp_path / "copy")
+    assert 0 < bp.receive(files[2], tmp_path / "copy").n_blocks_missing < n_missing
+    assert bp.receive(files[1], tmp_path / "copy").n_blocks_missing == 0
+    require_equal(source, tmp_path / "copy", ["june0"])
+
+
 def test_giving_up(source, tmp_path):
     files = send_in_three(source, 0, tmp_path)
     bp.receive(files[0], tmp_path / "copy")

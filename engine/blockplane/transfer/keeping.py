@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from blockplane.model.errors import BlockplaneError, DiskError, SnapshotExistsError, StreamTruncatedError
+from blockplane.model.errors import (
+    BlockplaneError,
+    DiskError,
+    SnapshotExistsError,
+    StreamDamagedError,
+    StreamOrderError,
+    StreamTruncatedError,
+)
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.protocol import Destination, Landing
 
@@ -30,6 +37,7 @@ def kept_or_given_up(landing: Landing, stream: StreamMap, destination: Destinati
     ------
     the error itself, which then says what is kept and how to go on; of an OriginError, its cause.
     """
+    has_earlier = bool(len(getattr(landing, "copied", ())))
     try:
         yield
     except (StreamTruncatedError, SnapshotExistsError) as error:  # a name that was given away meanwhile can be freed
@@ -43,6 +51,12 @@ def kept_or_given_up(landing: Landing, stream: StreamMap, destination: Destinati
         _tell(kept, _suspended(landing, kept), stream, destination, again)
         error.add_note(kept.message)
         error.add_note(kept.hint)
+        raise
+    except (StreamDamagedError, StreamOrderError) as error:
+        if has_earlier:
+            _tell(error, _suspended(landing, error), stream, destination, again)
+        else:
+            landing.abort()
         raise
     except DiskError as error:  # nothing more can be written there; what its trees know of stays
         landing.abandon()

@@ -60,8 +60,9 @@ class Landing(Protocol):
     """One image on its way into a storage. Nothing is visible before `commit`; `abort` leaves no trace.
 
     One that takes parts of images has an attribute `n_waiting`: how many blocks of the image have not come; while there
-    are some, `suspend` is called in place of `commit` when a part has ended. One that can have blocks which stay where
-    `suspend` fails has an attribute `n_stored`: how many.
+    are some, `suspend` is called in place of `commit` when a part has ended. One that takes up what landed before has
+    an attribute `copied`: the VBNs of that; a damaged stream does not take it along. One that can have blocks which
+    stay where `suspend` fails has an attribute `n_stored`: how many.
     """
 
     @property

@@ -320,7 +320,11 @@ class Landing:
             self._refuse_changed(self._live)
             self._refuse_unkept()
             records = not_there(volume.local, arriving)
-            states = self._states(records)
+            try:
+                states = self._states(records)
+            except StreamDamagedError:  # nobody knows which of the blocks: to go on with them would end here again
+                self.abort()
+                raise
             base = volume.snapshot_state(self._base) if self._base is not None else None
             self._flip(states, table_entries(self._base, base, records, states), volume.committed)
         if self._kept is not None:
