@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -17,10 +17,10 @@ from typing import ClassVar
 import pytest
 
 import blockplane as bp
-from blockplane.model.errors import ConnectionLostError, RefusedError
+from blockplane.model.errors import BusyError, ConnectionLostError, RefusedError
 from blockplane.server import Kind
 from blockplane.server.activity import Activities
-from blockplane.server.network import Limits
+from blockplane.server.network import Limits, Listener, RemotePeer, Rights
 from blockplane.server.network.channel import Channel
 from blockplane.server.network.codec import Kind as WireKind
 from blockplane.server.service import Every, Log, Outcome, Policy, Service, StoppedError, VolumePolicy, Work, door
@@ -199,6 +199,25 @@ def test_what_cannot_go_on_beside_it_is_waited_for_and_does_not_pile_up(pool, cl
         gated.gate.set()
         made.turn_until(lambda: [e for e in made.said("job done") if e["kind"] == "check"], "the check")
         assert [e["kind"] for e in made.said("job done")].count("check") == 1
+
+
+@contextmanager
+def called(made: Inside, *rights: str) -> Iterator[RemotePeer]:
+    """A peer that asks for the pool of a service, once each time."""
+    with Listener("127.0.0.1:0", made.service._lent, Rights({"@plaintext": {"pool": rights}}), None) as listener:
+        peer = RemotePeer(listener.address, "pool", None, patience_s=0.0, limits=Limits(idle_s=1.0, alive_s=0.5))
+        with closing(peer):
+            yield peer
+
+
+def test_a_peer_that_calls_while_a_check_has_the_lock_is_told_to_come_again(pool, clock, monkeypatch):
+    monkeypatch.setattr("blockplane.server.service.served.LEND_WAIT_S", 0.1)
+    with inside(clock) as made, called(made, "read") as peer:
+        volume = made.service._served["pool"].volume
+        assert volume is not None
+        with volume.lock, pytest.raises(BusyError, match="pool is in use"):
+            peer.standing()
+        assert [record.name for record in peer.standing().snapshots] == ["june1", "june2"]
 
 
 def test_a_failure_is_kept_and_tried_again_later_each_time(pool, clock):

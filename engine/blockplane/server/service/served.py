@@ -25,7 +25,7 @@ from blockplane.server.service.running import Plan, Run
 #: A volume that cannot be opened is tried again after so long, then twice as long, and so on up to the other.
 FIRST_AGAIN_S: Final = 1.0
 LAST_AGAIN_S: Final = 60.0
-#: How long a peer waits for what may not go on beside its transfer.
+#: How long a peer waits for what may not go on beside its transfer, and then for the volume's lock.
 LEND_WAIT_S: Final = 5.0
 
 
@@ -214,9 +214,12 @@ class ServedVolume:
 
     @contextlib.contextmanager
     def lent(self, transfer: Transfer) -> Iterator[Volume]:
-        """Give the volume to a peer's transfer for the length of a `with`; as `used`."""
+        """Give the volume to a peer's transfer for the length of a `with`; as `used`, and not to wait for its lock."""
         kind = _KINDS.get(transfer.request, Kind.LIVE)
         with self.used(kind, f"{transfer.verb.value} by {transfer.identity}", transfer.in_vain) as volume:
+            if not volume.lock.acquire(timeout=LEND_WAIT_S):  # a check has it, say: who waits must not fill the door
+                raise BusyError(f"{self.policy.name} is in use", "it is tried again by itself")
+            volume.lock.release()
             self._aborts.append(transfer.abort)
             try:
                 yield volume
