@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
+import gc
+import itertools
 import json
 import os
 import re
@@ -24,6 +27,7 @@ from blockplane.cli.main import Verbs, cli
 from blockplane.cli.verbtable import ALONE, KINDS, verb_of
 from blockplane.server import Kind, control, wire
 from blockplane.server.activity import may_go_together
+from blockplane.server.session import Session
 from rig.owners import COMMAND, TIMEOUT_S, finish, no_room_for_threads, stalled, wait_for
 
 NOBODY = 65534
@@ -631,6 +635,30 @@ def test_other_descriptors_than_expected_are_closed(served, n_fds):
         with contextlib.suppress(ConnectionError):
             assert sock.recv(100) == b""
     wait_for(lambda: n_descriptors() <= before, "the descriptors")
+
+
+@pytest.mark.parametrize("n_made", [0, 1, 2])
+def test_a_request_that_finds_no_descriptors_closes_nothing_of_others(monkeypatch, n_made):
+    dup, made = os.dup, []
+
+    def scarce(fd: int) -> int:
+        if len(made) == n_made:
+            raise OSError(errno.EMFILE, "none left")
+        made.append(fd)
+        return dup(fd)
+
+    pairs = [socket.socketpair() for _ in range(3)]
+    fds = [os.open(".", os.O_PATH), *(dup(near.fileno()) for near, _ in pairs)]
+    before = n_descriptors()
+    monkeypatch.setattr(os, "dup", scarce)
+    with contextlib.suppress(OSError):
+        Session.decode(REQUEST, 1, fds)
+    gc.collect()
+    assert (len(made), n_descriptors()) == (n_made, before)
+    for fd in fds:  # still ours
+        os.close(fd)
+    for sock in itertools.chain(*pairs):
+        sock.close()
 
 
 def test_clients_that_say_nothing_are_dropped_and_keep_nobody_out(pool):

@@ -42,7 +42,7 @@ class Session:
 
     Parameters
     ----------
-    fds : the client's directory, standard input, output and error; owned from here on.
+    fds : the client's directory, standard input, output and error; owned once it is made.
     umask, environment, encoding : the client's, as far as they matter.
     """
 
@@ -60,8 +60,16 @@ class Session:
         self._directory_fd = fds[0]
         self._cancel_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_cancelled = threading.Event()
-        self.input = ClientFile(fds[1], self._cancel_fd, writes=False)
-        self.output, self.error = (ClientFile(fd, self._cancel_fd, writes=True) for fd in fds[2:])
+        files: list[ClientFile] = []
+        try:
+            for fd in fds[1:]:
+                files.append(ClientFile(fd, self._cancel_fd, writes=bool(files)))
+        except BaseException:  # no descriptors left, say
+            for file in files:
+                file.disown()
+            os.close(self._cancel_fd)
+            raise
+        self.input, self.output, self.error = files
         text: dict[str, Any] = {"encoding": encoding, "errors": "backslashreplace"}
         self.stdin = io.TextIOWrapper(io.BufferedReader(self.input), encoding=encoding, errors="surrogateescape")
         self.stdout = io.TextIOWrapper(io.BufferedWriter(self.output), line_buffering=self.output.isatty(), **text)
@@ -158,17 +166,22 @@ class ClientFile(io.RawIOBase):
 
     Notes
     -----
-    What it refers to is shared with the client and others, and so its flags are left alone.
+    What it refers to is shared with the client and others, and so its flags are left alone. Owned once it is made.
     """
+
+    #: of one that is half made, which closes nothing
+    _fd = _out_fd = -1
+    _socket: socket.socket | None = None
 
     def __init__(self, fd: int, cancel_fd: int, *, writes: bool) -> None:
         super().__init__()
-        self._fd, self._cancel_fd = fd, cancel_fd
+        self._cancel_fd = cancel_fd
         self.name = f"file descriptor {fd}"
         mode = os.fstat(fd).st_mode
         self._socket = socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(mode) else None
         self._piece_bytes = _PLAIN_BYTES if stat.S_ISREG(mode) else _PIPE_BYTES
         self._out_fd = self._own_pipe(fd) if writes and stat.S_ISFIFO(mode) else -1
+        self._fd = fd
 
     @staticmethod
     def _own_pipe(fd: int) -> int:
@@ -222,6 +235,11 @@ class ClientFile(io.RawIOBase):
         ready = [fd for fd, _ in poll.poll()]
         if self._cancel_fd in ready:
             raise CancelledError
+
+    def disown(self) -> None:
+        """Close without the descriptor, which stays its giver's."""
+        self._fd = -1
+        self.close()
 
     def close(self) -> None:
         """Give the descriptor back."""
