@@ -220,6 +220,18 @@ def test_a_peer_that_calls_while_a_check_has_the_lock_is_told_to_come_again(pool
         assert [record.name for record in peer.standing().snapshots] == ["june1", "june2"]
 
 
+def test_a_peer_is_not_told_by_whom_a_volume_is_in_use_and_where_it_lies(pool, clock, monkeypatch):
+    monkeypatch.setattr("blockplane.server.service.served.LEND_WAIT_S", 0.1)
+    with inside(clock) as made, called(made, "admin") as peer:
+        activities = made.service._served["pool"].activities
+        with activities.going_on(Kind.LIVE, "write by else", 4711), pytest.raises(BusyError) as refused:
+            peer.give_up(bytes(16))
+        assert (refused.value.message, refused.value.hint) == ("pool is in use", "it is tried again by itself")
+        assert "pool is in use by write by else (process 4711)" in made.said("peer put off")[0]["text"]
+        with pytest.raises(RefusedError, match="no receive into pool was interrupted"):
+            peer.give_up(bytes(16))
+
+
 def test_a_failure_is_kept_and_tried_again_later_each_time(pool, clock):
     job = GatedJob(error="no")
     job.gate.set()

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol
 
 from blockplane.api import Volume
-from blockplane.model.errors import NO_THREAD, BlockplaneError, BusyError, is_lack_of_threads
+from blockplane.model.errors import NO_THREAD, BlockplaneError, BusyError, RefusedError, is_lack_of_threads
 from blockplane.server.activity import Activities, Kind, let_written
 from blockplane.server.network.serving import Transfer
 from blockplane.server.network.throttle import Throttle
@@ -214,11 +214,23 @@ class ServedVolume:
 
     @contextlib.contextmanager
     def lent(self, transfer: Transfer) -> Iterator[Volume]:
-        """Give the volume to a peer's transfer for the length of a `with`; as `used`, and not to wait for its lock."""
+        """Give the volume to a peer's transfer for the length of a `with`; as `used`, and not to wait for its lock.
+
+        Raises
+        ------
+        BusyError: it is not open, or in use; by whom is not for a peer to know.
+        """
         kind = _KINDS.get(transfer.request, Kind.LIVE)
-        with self.used(kind, f"{transfer.verb.value} by {transfer.identity}", transfer.in_vain) as volume:
+        in_use = BusyError(f"{self.policy.name} is in use", "it is tried again by itself")
+        with contextlib.ExitStack() as stack:
+            try:
+                verb = f"{transfer.verb.value} by {transfer.identity}"
+                volume = stack.enter_context(self.used(kind, verb, transfer.in_vain))
+            except RefusedError as error:
+                self._log.info("peer put off", error.message, volume=self.policy.name)
+                raise in_use from error
             if not volume.lock.acquire(timeout=LEND_WAIT_S):  # a check has it, say: who waits must not fill the door
-                raise BusyError(f"{self.policy.name} is in use", "it is tried again by itself")
+                raise in_use
             volume.lock.release()
             self._aborts.append(transfer.abort)
             try:
