@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import fcntl
 import gc
 import itertools
 import json
@@ -25,7 +26,7 @@ import pytest
 import blockplane as bp
 from blockplane.cli.main import Verbs, cli
 from blockplane.cli.verbtable import ALONE, KINDS, verb_of
-from blockplane.server import Kind, control, wire
+from blockplane.server import Kind, control, socketfile, wire
 from blockplane.server.activity import may_go_together
 from blockplane.server.session import Session
 from rig.owners import COMMAND, TIMEOUT_S, finish, no_room_for_threads, stalled, wait_for
@@ -711,6 +712,29 @@ def test_a_directory_anybody_may_write_to_gets_no_socket(pool, capfd):
     with bp.Volume.open(pool) as volume, bp.serve_control(volume):
         assert not Path(pool, "control.sock").exists()
     assert re.fullmatch(r"blockplane: anybody may write to \S+/pool: no control socket .*\n", capfd.readouterr().err)
+
+
+def test_a_socket_that_cannot_be_made_now_is_made_later(pool, monkeypatch):
+    monkeypatch.setattr(socketfile, "_MUTEX_S", 0.02)
+    monkeypatch.setattr(control, "_BIND_EVERY_S", 0.02)
+    said, place = [], Path(pool, "control.sock")
+    held = os.open(pool, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    with bp.Volume.open(pool) as volume, bp.serve_control(volume, warn=said.append):
+        assert (len(said), "it is tried again" in said[0], place.exists()) == (1, True, False)
+        os.close(held)
+        wait_for(place.exists, "the socket")
+        assert finish("mkdir", "pool:/x").returncode == 0
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(("number", "n_said"), [(errno.EACCES, 1), (errno.EOPNOTSUPP, 1), (errno.EROFS, 0)])
+def test_a_socket_that_can_never_be_made_is_not_tried_again(pool, monkeypatch, number, n_said):
+    monkeypatch.setattr(socketfile, "listen", mock.Mock(side_effect=OSError(number, os.strerror(number))))
+    said = []
+    with bp.Volume.open(pool) as volume, bp.serve_control(volume, warn=said.append) as server:
+        assert server._bind_at == float("inf")
+    assert said == [f"no control socket can be made in {Path(pool).absolute()}: {os.strerror(number)}"] * n_said
 
 
 def test_a_symbolic_link_in_its_place_is_neither_followed_nor_removed(pool, capfd):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -33,6 +34,8 @@ MAX_GREETED: Final = 16
 #: How long a verb runs before it makes a socket: one that ends at once must not become the host of one that lasts.
 SETTLE_S: Final = 0.25
 _BIND_EVERY_S: Final = 1.0
+#: A file system without sockets, a directory that is not ours to write to: it stays so.
+_NO_SOCKETS: Final = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EROFS)
 #: How long nobody is answered where the process has no more descriptors, or threads.
 _PAUSE_S: Final = 0.05
 
@@ -48,7 +51,7 @@ class ControlServer:
     path : the volume's directory, whose lock this process holds.
     run : runs a verb in the calling thread. release : the version of the verbs, which a client must have too.
     verb : what this process does with the volume. settle_s : how long to wait before there is a socket.
-    warn : told, in a sentence, why there can be none.
+    warn : told, in a sentence, why there is none.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class ControlServer:
         self._greeting = {"protocol": PROTOCOL, "release": release, "pid": os.getpid(), "verb": verb}
         self._settle_s, self._bind_at = settle_s, float("inf")
         self._listener: socket.socket | None = None
+        #: the error of the last try
+        self._failed_by: int | None = None
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         #: guards the five below; sessions that end are not in the list any more, and counted till they have
         self._changed = threading.Condition()
@@ -158,14 +163,19 @@ class ControlServer:
             self._bind_at = time.monotonic() + _BIND_EVERY_S if self._bind() else float("inf")
 
     def _bind(self) -> bool:
-        """Make the socket; return whether to try again where another process has it."""
+        """Make the socket; return whether to try again: another process has it, or what is in the way may pass."""
         try:
             self._listener = socketfile.listen(self._path, MAX_GREETED)
         except RefusedError as error:
             self._warn(error.message)
             return False
-        except OSError:  # a file system without sockets, a directory that is not ours to write to
-            return False
+        except OSError as error:
+            may_pass = error.errno not in _NO_SOCKETS
+            if error.errno not in (errno.EROFS, self._failed_by):  # readers share what is read-only; else said once
+                again = "; it is tried again" if may_pass else ""
+                self._warn(f"no control socket can be made in {self._path}: {error.strerror or error}{again}")
+            self._failed_by = error.errno
+            return may_pass
         return self._listener is None
 
     def _watch(self, timeout_ms: float | None) -> None:
