@@ -689,6 +689,18 @@ def test_a_stop_does_not_wait_for_those_who_wait_for_their_turn(tmp_path):
         assert time.monotonic() - started < 4
 
 
+def test_who_had_to_make_room_waits_for_its_turn_no_more(tmp_path):
+    hosts, limits = Hosts.make(tmp_path / "tls"), replace(QUICK, greeting_s=300.0, n_failures=1, n_greeting_of_one=2)
+    with hosts.listening({}, {"source": {}}, limits=limits) as listener, contextlib.ExitStack() as stack:
+        listener._admission = Admission(limits, itertools.count(1.0).__next__)  # each is a second older than the next
+        listener._admission.failed("127.0.0.1")
+        host, port = listener.address.rsplit(":", 1)
+        socks = [stack.enter_context(socket.create_connection((host, int(port)), 30)) for _ in range(8)]
+        for sock in socks[:-2]:
+            assert sock.recv(1) == b""
+        wait_for(lambda: listener._n_threads == 2, "the end of those who were sent away")
+
+
 def test_the_eleventh_failure_of_a_minute_waits():
     door = Door()
     for _ in range(9):

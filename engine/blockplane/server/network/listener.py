@@ -249,6 +249,7 @@ class Listener:
                 return
             self._guests.add(guest)
             self._n_threads += 1
+            self._changed.notify_all()  # who had to make room may wait for its turn
         thread = threading.Thread(
             target=self._receive, args=(guest, address, accepted_at), name="blockplane session", daemon=True
         )
@@ -284,7 +285,7 @@ class Listener:
         try:
             delay_s = self._admission.delay_s(address)
             if delay_s:
-                self._pause(min(delay_s, max(deadline - time.monotonic(), 0.0)))
+                self._pause(guest, min(delay_s, max(deadline - time.monotonic(), 0.0)))
             tune(guest.sock, self.limits)
             guest.sock = wrapped(guest.sock, self._context)
             if self._is_over or guest.is_gone:  # whoever said so may have had the socket as it was before
@@ -301,10 +302,10 @@ class Listener:
         finally:
             self._admission.leave(guest)
 
-    def _pause(self, seconds: float) -> None:
+    def _pause(self, guest: Guest, seconds: float) -> None:
         end = time.monotonic() + seconds
         with self._changed:
-            while not self._is_over and (left_s := end - time.monotonic()) > 0:
+            while not self._is_over and not guest.is_gone and (left_s := end - time.monotonic()) > 0:
                 self._changed.wait(left_s)
 
     def _admitted(self, guest: Guest, identity: Identity, deadline: float) -> Dialogue | None:
