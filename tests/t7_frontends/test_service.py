@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -13,6 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
+from unittest import mock
 
 import pytest
 
@@ -605,6 +607,25 @@ def test_a_door_without_room_for_a_thread_answers_again_later():
             client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             made.accept()
             assert client.recv(4096).startswith(b"HTTP/1.0 200")
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize(("number", "n_pauses"), [(errno.EMFILE, 1), (errno.EAGAIN, 0)])
+def test_a_door_without_descriptors_pauses_and_answers_again_later(monkeypatch, number, n_pauses):
+    made, pauses = door.MetricsDoor("127.0.0.1", 0, lambda: "x 1\n"), []
+    listener = made._listener
+    try:
+        with socket.create_connection(made.address, TIMEOUT_S) as client, monkeypatch.context() as patch:
+            patch.setattr(time, "sleep", pauses.append)
+            patch.setattr(made, "_listener", mock.Mock(accept=mock.Mock(side_effect=OSError(number, "none left"))))
+            made.accept()
+            patch.undo()
+            listener.settimeout(TIMEOUT_S)
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            made.accept()
+            assert client.recv(4096).startswith(b"HTTP/1.0 200")
+        assert len(pauses) == n_pauses
     finally:
         made.close()
 

@@ -16,6 +16,8 @@ MAX_CLIENTS: Final = 8
 #: How long a client may take for its question, and for taking the answer.
 DEADLINE_S: Final = 5.0
 MAX_QUESTION_BYTES: Final = 8192
+#: Where there are no descriptors left: who asks stays at the door, and whoever waits there would not wait at all.
+_PAUSE_S: Final = 0.05
 
 
 class MetricsDoor:
@@ -44,16 +46,21 @@ class MetricsDoor:
 
     def accept(self) -> None:
         """Answer who has come, in another thread."""
-        with contextlib.suppress(OSError):
+        try:
             sock, _ = self._listener.accept()
-            if not self._room.acquire(blocking=False):
-                sock.close()
-                return
-            try:
-                threading.Thread(target=self._answer, args=(sock,), name="blockplane metrics", daemon=True).start()
-            except RuntimeError:  # there are as many as the system allows: who asks comes again
-                sock.close()
-                self._room.release()
+        except BlockingIOError:
+            return
+        except OSError:
+            time.sleep(_PAUSE_S)
+            return
+        if not self._room.acquire(blocking=False):
+            sock.close()
+            return
+        try:
+            threading.Thread(target=self._answer, args=(sock,), name="blockplane metrics", daemon=True).start()
+        except RuntimeError:  # there are as many as the system allows: who asks comes again
+            sock.close()
+            self._room.release()
 
     def _answer(self, sock: socket.socket) -> None:
         try:
