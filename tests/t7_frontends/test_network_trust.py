@@ -20,9 +20,12 @@ from cryptography.x509.oid import NameOID
 
 import blockplane as bp
 from blockplane.model.errors import ConnectionLostError, KeyFileError, NetworkError, UntrustedError, UsageError
+from blockplane.server import socketfile
 from blockplane.server.network import Credentials, Listener, RemotePeer, Rights, make_certificates
+from blockplane.server.network.address import Address
 from blockplane.server.network.tls import fingerprint_of
 from rig.network import QUICK, Hosts, fingerprint, threads_left
+from rig.owners import TIMEOUT_S
 from streams.volumes import fresh
 
 RIGHTS = {"source": {"pool": ["read"]}}
@@ -207,6 +210,46 @@ def test_plain_tcp_is_asked_for_by_name(hosts, pool, tmp_path):
         pytest.raises((UntrustedError, ConnectionLostError)),
     ):
         RemotePeer(listener.address, "pool", None, limits=QUICK, patience_s=0).standing()
+
+
+def test_a_socket_that_is_being_made_is_none_that_was_left(tmp_path, monkeypatch):
+    listen, is_bound, may_listen = socket.socket.listen, threading.Event(), threading.Event()
+
+    def slow(sock: socket.socket, backlog: int) -> None:
+        if not is_bound.is_set():
+            is_bound.set()
+            may_listen.wait(TIMEOUT_S)
+        listen(sock, backlog)
+
+    monkeypatch.setattr(socket.socket, "listen", slow)
+    monkeypatch.setattr(socketfile, "_MUTEX_S", 0.02)
+    place, made = Address.parse(f"unix:{tmp_path}/sock"), []
+    first = threading.Thread(target=lambda: made.append(place.listen(1)))
+    first.start()
+    is_bound.wait(TIMEOUT_S)
+    try:
+        with pytest.raises(OSError):
+            place.listen(1).close()
+    finally:
+        may_listen.set()
+        first.join()
+    with made[0], place.connect(TIMEOUT_S), made[0].accept()[0], pytest.raises(OSError):
+        place.listen(1).close()
+    place.listen(1).close()  # what is left now is nobody's
+
+
+def test_the_name_of_a_socket_goes_before_it_listens_no_more(tmp_path, monkeypatch):
+    forget, answered = Address.forget, []
+
+    def watched(place: Address) -> None:
+        place.connect(TIMEOUT_S).close()
+        answered.append(place)
+        forget(place)
+
+    monkeypatch.setattr(Address, "forget", watched)
+    with Listener(f"unix:{tmp_path}/sock", {}, Rights(), None):
+        pass
+    assert (len(answered), (tmp_path / "sock").exists()) == (1, False)
 
 
 def test_a_name_of_a_certificate_is_not_that_of_plain_callers(hosts, pool):

@@ -32,8 +32,8 @@ def _directory(path: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[int]:
-    """Hold the directory against other processes that make or remove the socket; yield its descriptor."""
+def alone(path: Path) -> Iterator[int]:
+    """Hold a directory against other processes that make or remove a socket there; yield its descriptor."""
     with _directory(path) as fd:
         deadline = time.monotonic() + _MUTEX_S
         while True:
@@ -54,7 +54,7 @@ def listen(path: Path, backlog: int) -> socket.socket | None:
     ------
     RefusedError: something else has its name, or others may write to the directory. OSError: none can be made.
     """
-    with _alone(path) as directory:
+    with alone(path) as directory:
         _refuse_foreign_directory(path, directory)
         if not _clear(path, directory):
             return None
@@ -100,7 +100,7 @@ def _clear(path: Path, directory: int) -> bool:
 
 def remove(path: Path, sock: socket.socket) -> None:
     """Take the name away and close; who still waits to be heard is told by the closing."""
-    with contextlib.suppress(OSError), _alone(path) as directory:
+    with contextlib.suppress(OSError), alone(path) as directory:
         os.unlink(SOCKET_NAME, dir_fd=directory)
     sock.close()
 

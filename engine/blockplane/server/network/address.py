@@ -11,9 +11,11 @@ import socket
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from blockplane.model.errors import UnreachableError, UsageError
+from blockplane.server import socketfile
 from blockplane.server.network.rights import require_volume_name
 
 _HOST_PORT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|([A-Za-z0-9_.-]+)):(\d{1,5})")
@@ -93,18 +95,22 @@ class Address:
     def listen(self, backlog: int) -> socket.socket:
         """Return a socket that listens there; OSError: the address cannot be had."""
         if self.path:
-            self._clear()
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-            try:
-                os.fchmod(sock.fileno(), 0o600)  # before the name is there: nobody else can ever connect
-                sock.bind(self.path)
-                sock.listen(backlog)
-            except BaseException:
-                sock.close()
-                raise
-            return sock
+            with socketfile.alone(Path(self.path).parent):  # till it listens others would take it for one that was left
+                self._clear()
+                return self._bound(backlog)
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         return socket.create_server((self.host, self.port), family=family, backlog=backlog)
+
+    def _bound(self, backlog: int) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            os.fchmod(sock.fileno(), 0o600)  # before the name is there: nobody else can ever connect
+            sock.bind(self.path)
+            sock.listen(backlog)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def _clear(self) -> None:
         """Remove a socket that a process which died has left."""
@@ -116,7 +122,7 @@ class Address:
                     os.unlink(self.path)
 
     def forget(self) -> None:
-        """Take the name of a socket away that listened here."""
+        """Take the name of a socket away that listens here still: afterwards it may be another one's."""
         if self.path:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)

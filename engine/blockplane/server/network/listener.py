@@ -200,9 +200,9 @@ class Listener:
             os.eventfd_write(self._wake_fd, 1)
             if self._thread is not None:
                 self._thread.join()
+            self._place.forget()
             self._listener.close()
             os.close(self._wake_fd)
-            self._place.forget()
         for guest in guests:
             abort(guest.sock)
         for dialogue in dialogues:
