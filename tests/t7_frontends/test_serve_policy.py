@@ -298,6 +298,13 @@ def test_alert_rules_are_on_metrics_that_there_are(done):
         assert f'"{name}"' in known.read_text(), name
 
 
+def test_alert_rules_name_the_job_and_not_the_one_that_prometheus_has_a_target_in():
+    of_jobs = [meaning for _, _, _, _, meaning in RULES if "$labels.job" in meaning]
+    assert len(of_jobs) == 3
+    assert [m.count("{{ or $labels.exported_job $labels.job }}") for m in of_jobs] == [1] * 3
+    assert [m.count("$labels.job") for m in of_jobs] == [1] * 3
+
+
 def test_paths_of_jobs_count_from_the_policy(tmp_path):
     folder = tmp_path / "etc"
     bp.make_certificates(folder / "tls", ["near"])

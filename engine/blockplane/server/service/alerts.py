@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+#: A job's name: Prometheus has a label `job` of its own, and stores ours as `exported_job` unless told `honor_labels`.
+_JOB: Final = "{{ or $labels.exported_job $labels.job }}"
+
 #: name, expression, for how long, severity, what it means
 RULES: Final = (
     ("BlockplaneDown", 'up{job=~"blockplane.*"} == 0', "5m", "critical", "no service answers for its metrics"),
@@ -26,21 +29,21 @@ RULES: Final = (
         'blockplane_job_failing{kind="check"} == 1',
         "0m",
         "critical",
-        "check {{ $labels.job }} of volume {{ $labels.volume }} found damage, or could not run",
+        "check " + _JOB + " of volume {{ $labels.volume }} found damage, or could not run",
     ),
     (
         "BlockplaneJobFailing",
         'blockplane_job_failing{kind!="check"} == 1',
         "30m",
         "warning",
-        "{{ $labels.kind }} {{ $labels.job }} of volume {{ $labels.volume }} fails",
+        "{{ $labels.kind }} " + _JOB + " of volume {{ $labels.volume }} fails",
     ),
     (
         "BlockplaneJobStuck",
         "blockplane_job_running == 1",
         "12h",
         "warning",
-        "{{ $labels.kind }} {{ $labels.job }} of volume {{ $labels.volume }} has run for 12 hours",
+        "{{ $labels.kind }} " + _JOB + " of volume {{ $labels.volume }} has run for 12 hours",
     ),
     (
         "BlockplaneNoNewSnapshot",
