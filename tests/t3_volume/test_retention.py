@@ -120,6 +120,19 @@ def test_old_snapshots_that_arrive_last_drive_nothing_out(branch):
     assert kept(there, Policy(last=3)) == ["arrived4", "arrived3", "arrived2", *here[:3]]
 
 
+@pytest.mark.parametrize("policy", [Policy(last=2), Policy(daily=2), Policy(within_s=86400)])
+def test_what_mirrors_make_for_themselves_takes_nobodys_place(policy):
+    """Each day one is made by hand, and later one by a mirror."""
+    there = nights("day", NEW_YEAR, 4)
+    mirrors = [f"mirror.copy.0123abcd.202601{i + 1:02}T230000.000000Z" for i in range(4)]
+    own = [record(name, day.created_ns + 82_800 * 10**9) for name, day in zip(mirrors, there, strict=True)]
+    line = [each for both in zip(there, own, strict=True) for each in both]
+    for records in (line[:-1], line, [*there, own[-1]]):
+        assert {"day2", "day3"} <= set(kept(records, policy))
+        assert not {"day0", "day1"} & set(kept(records, policy))
+    assert kept(own, policy) == mirrors[:1:-1]
+
+
 @pytest.fixture
 def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Volume]:
     """Forty snapshots, a day apart, of a file system that changes."""

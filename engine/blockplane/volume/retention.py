@@ -7,6 +7,8 @@ Which are newest is asked twice, by what came into the table last and by the tim
 answer keeps stays: clocks may have been ahead when a snapshot was made, and old ones may arrive last. A period is the
 one that was recorded. No other clock corrects it, nor does today's: one that is behind by years would put all that is
 there into one period, of which one snapshot stays.
+
+What mirrors make for themselves goes again soon, and takes nobody's place: the others are judged among themselves too.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from blockplane.model.errors import RefusedError, UsageError
 from blockplane.volume import deleting
 from blockplane.volume.codec import KIND_REGULAR, SnapshotRecord, TableEntry
 from blockplane.volume.holds import holds_of, is_last_complete, is_rehearsed
+from blockplane.volume.mirrorstates import is_own
 from blockplane.volume.needed import needed_here
 from blockplane.volume.passing import waiting_for
 
@@ -107,14 +110,13 @@ def judge(records: Sequence[SnapshotRecord], policy: Policy, zone: tzinfo | None
     """
     _check(policy)
     judged = [r for r in records if r.kind == KIND_REGULAR and any(fnmatchcase(r.name, p) for p in policy.only)]
-    came = judged[::-1]
-    dated = sorted(came, key=lambda record: record.created_ns, reverse=True)
-    by_came, by_date = _reasons(came, policy, zone), _reasons(dated, policy, zone)
-    of_date = {record.id: why for record, why in zip(dated, by_date, strict=True)}
-    return [
-        Verdict(record.name, record.created_ns, tuple(rule for rule in _RULES if rule in {*why, *of_date[record.id]}))
-        for record, why in zip(came, by_came, strict=True)
-    ]
+    why: dict[bytes, set[str]] = {record.id: set() for record in judged}
+    for among in (judged, [record for record in judged if not is_own(record.name)]):
+        came = among[::-1]
+        for ordered in (came, sorted(came, key=lambda record: record.created_ns, reverse=True)):
+            for record, reasons in zip(ordered, _reasons(ordered, policy, zone), strict=True):
+                why[record.id].update(reasons)
+    return [Verdict(r.name, r.created_ns, tuple(rule for rule in _RULES if rule in why[r.id])) for r in judged[::-1]]
 
 
 def _reasons(ordered: Sequence[SnapshotRecord], policy: Policy, zone: tzinfo | None) -> list[list[str]]:
