@@ -304,6 +304,18 @@ def test_names_that_the_policy_does_not_mean_stay_and_do_not_count(volume, clien
     assert dict(volume.plan_demotions().kept)["mine-1"] == "is not named by the policy"
 
 
+def test_what_mirrors_make_for_themselves_is_not_among_the_newest(volume, client):
+    own = "mirror.copy.0123abcd.20260101T000000.000000Z"
+    days(volume, client, 3, 30)
+    client.write(1, 0, range(3000, 3030))
+    volume.snapshot(own)
+    client.write(1, 0, range(4000, 4030))
+    volume.set_pressure(limit(volume.n_blocks))
+    volume.sync()
+    assert shadows(volume) == ["d0", "d1", own]
+    assert dict(volume.plan_demotions().kept)["d2"] == "is one of the newest 1"
+
+
 @pytest.mark.parametrize("what", ["root", "leaf"])
 def test_a_snapshot_that_cannot_be_read_stays_and_the_others_go(volume, client, what):
     days(volume, client, 4, 30)

@@ -29,6 +29,7 @@ from blockplane.volume.demotioncodec import (
     PressureRecord,
 )
 from blockplane.volume.holds import needs
+from blockplane.volume.mirrorstates import is_own
 from blockplane.volume.needed import needed_here
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class PressurePolicy:
     """Which snapshots become shadows when space runs short, and when.
 
     under : how much there is to be for files: bytes, a size ("10G"), or a share of the volume ("5%").
-    keep : how many of the newest stay, of those that only names. only : patterns of the names that may go.
+    keep : how many of the newest stay, of those that only names; what mirrors make for themselves does not count.
+    only : patterns of the names that may go.
     """
 
     under: int | str
@@ -208,7 +210,7 @@ def judge(volume: LiveVolume, policy: PressureRecord) -> tuple[list[TableEntry],
     """
     regular = [entry for entry in volume.local.entries() if entry.record.kind == KIND_REGULAR]
     named = [e for e in regular if any(fnmatchcase(e.record.name, pattern) for pattern in policy.only)]
-    newest = {entry.record.id for entry in named[-policy.keep :]}
+    newest = {e.record.id for e in [e for e in named if not is_own(e.record.name)][-policy.keep :]}
     matching = {entry.record.id for entry in named}
     needed = needed_here(volume)
     going: list[TableEntry] = []
