@@ -248,8 +248,8 @@ def test_a_source_that_was_put_back_moves_its_pointer_a_second_time(make, rng, m
         assert not pull(VolumePeer(source), copy).is_ahead
 
 
-@pytest.mark.parametrize("changes", [None, LocalChanges.FLUSH])
-def test_what_a_source_that_was_put_back_does_not_know_is_held(make, rng, tmp_path, changes):
+@pytest.mark.parametrize(("changes", "left"), [(None, "m3"), (None, "own"), (LocalChanges.FLUSH, None)])
+def test_what_a_source_that_was_put_back_does_not_know_is_held(make, rng, tmp_path, changes, left):
     source, copy = make("source"), make("copy")
     master(source, "m1", rng.bytes(9000))
     pull(VolumePeer(source), copy)
@@ -259,16 +259,32 @@ def test_what_a_source_that_was_put_back_does_not_know_is_held(make, rng, tmp_pa
         for name in ("m2", "m3"):
             master(source, name, name.encode())
         pull(VolumePeer(source), copy)
+    if left == "own":
+        copy.snapshot("own")
     with bp.Volume.open(tmp_path / "before") as source:
         master(source, "n1", b"n1")
         assert pull(VolumePeer(source), copy, changes=changes).is_ahead
         master(source, "n2", b"n2")
         report = pull(VolumePeer(source), copy, changes=changes)
-        assert (report.top, report.left) == ("n2", "m3" if changes is None else None)
+        assert (report.top, report.left) == ("n2", left)
         master(source, "n3", b"n3")
         assert pull(VolumePeer(source), copy, changes=changes).left is None
     copy.prune(Policy(last=1))
-    assert ("m3" in [snapshot.name for snapshot in copy.snapshots]) == (changes is None)
+    assert [s.name for s in copy.snapshots if s.name in ("m3", "own")] == ([left] if left else [])
+
+
+def test_a_replicas_own_snapshots_of_what_it_was_brought_are_not_left(make, rng):
+    source, copy = make("source"), make("copy")
+    for number in range(4):
+        master(source, f"m{number}", rng.bytes(9000))
+        assert pull(VolumePeer(source), copy).left is None
+        copy.snapshot(f"own{number}")
+        copy.prune(Policy(last=2, only=("own*",)))
+    assert [s.name for s in copy.snapshots if s.name.startswith("own")] == ["own2", "own3"]
+    write(copy, "/file", b"work")
+    copy.snapshot("work")
+    master(source, "m4", b"m4")
+    assert pull(VolumePeer(source), copy).left == "work"
 
 
 def test_what_is_left_for_one_that_stands_at_what_is_unknown_is_not_known(make, rng):

@@ -149,11 +149,14 @@ def _left(target: Volume, theirs: Standing, shown: TableEntry) -> str | None:
     """Hold what was shown before where the source does not know it, and what is shown now does not come from it here.
 
     The source was put back, or deleted it, or this volume follows another one now: no retention takes what may be
-    nowhere else. Histories are no proof of the contrary: copies of a volume's disks count their states alike.
+    nowhere else. Histories are no proof of the contrary: copies of a volume's disks count their states alike. One that
+    was made here, of the very state that the source knows by another, is not lost with this.
     """
-    if any(record.id == shown.record.id for record in theirs.snapshots):
-        return None
+    known = {record.id for record in theirs.snapshots}
     with settled(target):
+        line = [entry.record for entry in target.local.ancestors(shown.record.id) if not entry.is_shadow]
+        if any(record.id in known and record.root == shown.record.root for record in line):
+            return None
         entry = next((each for each in target.local.regular() if each.record.id == shown.record.id), None)
         if entry is None or entry.is_deleting or is_passed(target, entry):
             return None
