@@ -9,6 +9,8 @@ import pytest
 
 import blockplane as bp
 from blockplane.model.errors import RefusedError, UsageError
+from blockplane.server.service.jobs import SnapshotJob, Work
+from blockplane.server.service.timetable import Every
 from blockplane.transfer import mirrors
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import VolumePeer
@@ -54,6 +56,20 @@ def test_a_copy_of_a_mirror_takes_its_place_when_that_is_gone(world, tmp_path, p
     assert (mirror.name, mirror.dest) == (before[0].name, str(tmp_path / place))
     write(world.source, "/a", b"new")
     assert (world.outcomes(), read(moved, "/a")) == (["brought"], b"new")
+
+
+def test_a_schedule_of_the_mirrors_own_waits_for_the_first_update(world):
+    copy = world.add()
+    write(world.source, "/a", b"new")
+    job = SnapshotJob("hourly", Every(3600.0), "auto")
+    for _ in range(2):
+        with pytest.raises(RefusedError, match="is a mirror that was brought nothing yet") as refused:
+            job.run(Work(copy, 0.0, lambda: None))
+        assert refused.value.hint == "bring it up to date first: `mirror run`"
+    assert (world.outcomes(), read(copy, "/a")) == (["brought"], b"new")
+    assert job.run(Work(copy, 0.0, lambda: None)).text.startswith("made auto,")
+    write(world.source, "/a", b"newer")
+    assert (world.outcomes(), read(copy, "/a"), read(copy, "/a", "auto")) == (["brought"], b"newer", b"new")
 
 
 def test_one_that_was_broken_off_and_moved_is_joined_at_its_new_place(world, tmp_path):

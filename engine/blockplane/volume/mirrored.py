@@ -146,6 +146,16 @@ def refuse_unready(volume: LiveVolume) -> None:
             f"a rehearsal goes on in {volume.path}: its own mirrors wait until it has ended",
             f"end it: blockplane mirror break {volume.path} --end-rehearsal",
         )
+    refuse_awaiting(volume)
+
+
+def refuse_awaiting(volume: LiveVolume) -> None:
+    """Refuse what would be in the way of a mirror's first update, which comes whole.
+
+    Raises
+    ------
+    RefusedError: it is a mirror that was brought nothing yet.
+    """
     if awaits_first(volume):
         raise RefusedError(
             f"{volume.path} is a mirror that was brought nothing yet", "bring it up to date first: `mirror run`"

@@ -362,8 +362,13 @@ class Volume(HalfMade):
         return snapshots.all_of(self)
 
     def snapshot(self, name: str, mark: bool = False) -> Snapshot:
-        """Retain the live file system under a name; durable on return. mark: keep marks from it on."""
-        return snapshots.create(self, name, mark)
+        """Retain the live file system under a name; durable on return. mark: keep marks from it on.
+
+        RefusedError: the volume is a mirror that was brought nothing yet, and the first update needs it empty.
+        """
+        with self.lock:
+            mirrored.refuse_awaiting(self)
+            return snapshots.create(self, name, mark)
 
     def get_snapshot(self, name: str) -> Snapshot:
         """Return a snapshot by name; NoSuchSnapshotError: there is none."""
