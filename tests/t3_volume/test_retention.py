@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from fnmatch import fnmatchcase
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -118,6 +119,15 @@ def test_old_snapshots_that_arrive_last_drive_nothing_out(branch):
     assert kept(there, Policy(daily=13))[5:] == here
     assert kept(there, Policy(within_s=86400)) == ["arrived4", "arrived3", *here]
     assert kept(there, Policy(last=3)) == ["arrived4", "arrived3", "arrived2", *here[:3]]
+
+
+def test_the_hour_that_comes_twice_is_two():
+    """From 01:50 summer time to 03:50, when clocks in Berlin go back at 03:00."""
+    begins = datetime(2026, 10, 24, 23, 50, tzinfo=UTC).timestamp()
+    records = [record(f"h{n}", int(begins + n * 3600) * 10**9, cp=n + 1) for n in range(4)]
+    for policy in (Policy(hourly=24), Policy(hourly=4)):
+        found = judge(records, policy, ZoneInfo("Europe/Berlin"))
+        assert [v.name for v in found if v.reasons == ("hourly",)] == ["h3", "h2", "h1", "h0"]
 
 
 @pytest.mark.parametrize("policy", [Policy(last=2), Policy(daily=2), Policy(within_s=86400)])

@@ -88,7 +88,7 @@ class PruneReport:
 
 
 _PERIODS: Final[tuple[tuple[str, Callable[[datetime], Period]], ...]] = (
-    ("hourly", lambda at: (at.year, at.month, at.day, at.hour)),
+    ("hourly", lambda at: (at.year, at.month, at.day, at.hour, at.fold)),  # one comes twice a year
     ("daily", lambda at: (at.year, at.month, at.day)),
     ("weekly", lambda at: tuple(at.isocalendar()[:2])),
     ("monthly", lambda at: (at.year, at.month)),
