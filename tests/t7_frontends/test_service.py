@@ -490,6 +490,19 @@ def test_a_check_ends_at_any_of_its_steps(pool, rng):
         assert bp.check(volume).ok
 
 
+def test_what_mirrors_make_for_themselves_is_not_the_newest_snapshot(pool, clock):
+    with inside(clock) as made:
+        volume = made.service._served["pool"].volume
+        volume.snapshot("mirror.copy.0123abcd.20260101T000000.000000Z")
+        (status,) = made.service.status()
+        assert (status.space.snapshots, status.space.newest_snapshot_s) == (
+            {"regular": 3},
+            volume.get_snapshot("june2").created_ns / 1e9,
+        )
+        volume.delete_snapshot("june1", "june2")
+        assert made.service.status()[0].space.newest_snapshot_s is None
+
+
 def test_a_volume_that_stopped_at_an_error_is_opened_anew(pool, clock):
     with inside(clock) as made:
         made.service.turn()

@@ -62,7 +62,9 @@ def _of_volumes(volumes: list[VolumeStatus]) -> Iterator[Family]:
     held = Family("blockplane_volume_snapshot_bytes", "gauge", "Occupied by snapshots alone.")
     snapshots = Family("blockplane_volume_snapshots", "gauge", "How many snapshots there are, by kind.")
     newest = Family(
-        "blockplane_volume_newest_snapshot_timestamp_seconds", "gauge", "When the newest snapshot was made."
+        "blockplane_volume_newest_snapshot_timestamp_seconds",
+        "gauge",
+        "When the newest snapshot was made, without those that mirrors make for themselves.",
     )
     verbs = Family("blockplane_volume_activities", "gauge", "Jobs and verbs that go on in the volume now.")
     for volume in volumes:

@@ -12,6 +12,7 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.server.service.copies import Copies, Copy
 from blockplane.server.service.running import Plan
 from blockplane.server.service.served import ServedVolume
+from blockplane.volume.mirrorstates import is_own
 
 #: How long to wait for a volume's lock before what was last known is told.
 _LOCK_S: Final = 0.2
@@ -19,7 +20,10 @@ _LOCK_S: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """A volume's space in bytes, and its snapshots by kind. as_of_s : when that was so, seconds since 1970."""
+    """A volume's space in bytes, and its snapshots by kind; the newest is of those that no mirror made for itself.
+
+    as_of_s : when that was so, seconds since 1970.
+    """
 
     size_bytes: int
     used_bytes: int
@@ -102,7 +106,8 @@ def _space_of(volume: Volume, wall_s: float) -> Space:
     """Return a volume's space; the caller holds its lock."""
     snapshots = volume.snapshots
     blocks = (volume.n_blocks, volume.used_blocks, volume.coming_blocks, volume.local.root.n_held)
-    newest = snapshots[-1].created_ns if snapshots else None  # made last, whatever the clock said
+    # made last, whatever the clock said, and not by a mirror for itself
+    newest = next((s.created_ns for s in reversed(snapshots) if not is_own(s.name)), None)
     size, used, available, held = (n * BLOCK_BYTES for n in blocks)
     kinds = dict(Counter(s.kind for s in snapshots))
     return Space(size, used, available, held, kinds, newest / 1e9 if newest is not None else None, wall_s)
