@@ -287,6 +287,20 @@ def test_a_replicas_own_snapshots_of_what_it_was_brought_are_not_left(make, rng)
     assert pull(VolumePeer(source), copy).left == "work"
 
 
+def test_who_follows_a_replicas_own_pointer_passes_masters(make, rng):
+    source, middle, leaf = make("source"), make("middle"), make("leaf")
+    for number in range(4):
+        master(source, f"m{number}", rng.bytes(9000))
+        pull(VolumePeer(source), middle)
+        middle.snapshot(f"own{number}")
+        middle.move_pointer("mine", f"own{number}")
+        pull(VolumePeer(middle), leaf, "mine")
+        pull(VolumePeer(source), middle)
+    assert {r.name: r.newest for r in replicas(source)} == {"middle": "m3", "leaf": "m2"}
+    assert source.prune(Policy(last=1)).deleted == ["m1", "m0"]
+    assert (pull(VolumePeer(source), leaf).brought.base, read(leaf, "/file")) == ("m2", read(source, "/file"))
+
+
 def test_what_is_left_for_one_that_stands_at_what_is_unknown_is_not_known(make, rng):
     source, copy = make("source"), make("copy")
     master(source, "m1", rng.bytes(9000))

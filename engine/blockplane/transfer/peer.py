@@ -34,7 +34,7 @@ from blockplane.transfer.replacing import (
     updating,
 )
 from blockplane.transfer.since import Since, what_is_since
-from blockplane.transfer.standing import Standing, image_towards, meeting, standing_of
+from blockplane.transfer.standing import Standing, image_towards, known_below, meeting, standing_of
 from blockplane.volume import masters, replicas
 from blockplane.volume.calling import calling
 from blockplane.volume.codec import KIND_REGULAR, NO_ID, SnapshotRecord
@@ -178,12 +178,13 @@ def giving(volume: LiveVolume, wanted: str, standing: Standing, key: bytes = NO_
     if is_pointer:
         with suppress(RefusedError):  # it lasts: where the pointer stands meanwhile is whole, and given out
             volume.updates.settled(caller_id=standing.volume_id)
+    below = known_below(volume, standing)
     with volume.lock:
         record = _wanted(volume, wanted)
         _refuse_shadow_there(record, standing)
         was_known = replicas.find(volume, standing.volume_id) is not None
         if volume.writable:
-            caller = replicas.Caller(standing.volume_id, standing.label, standing.generation, standing.below, key)
+            caller = replicas.Caller(standing.volume_id, standing.label, standing.generation, below, key)
             known = replicas.heard(volume, caller, meeting(volume, record.name, standing.whole))
             if record.id not in standing.whole:
                 replicas.begin(volume, known.name, record.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from blockplane.disks import GroupRecord
@@ -96,6 +96,29 @@ def standing_of(volume: LiveVolume) -> Standing:
             parent=volume.local.root.parent_id,
             first=of_same_files(volume, at)[-1].record.id if at is not None else NO_ID,
         )
+
+
+def known_below(volume: LiveVolume, standing: Standing) -> list[ReplicaRecord]:
+    """Return where those below the other side stand, by what is known here.
+
+    One that follows what was made on the way has what that came from: not what has the very same state, which does not
+    arrive as a snapshot with it.
+    """
+    with volume.lock:
+        here = {entry.record.id for entry in volume.local.entries()}
+    came_from = {at: _came_from(standing, at, here) for at in {below.stands for below in standing.below} - here}
+    return [replace(below, stands=came_from.get(below.stands, below.stands)) for below in standing.below]
+
+
+def _came_from(standing: Standing, at: bytes, here: Collection[bytes]) -> bytes:
+    """Return the newest snapshot here that one of the other side descends from; that one itself where there is none."""
+    by_id = {record.id: record for record in standing.snapshots}
+    record = stands = by_id.pop(at, None)
+    while record is not None and stands is not None:
+        if record.id in here and record.root != stands.root:
+            return record.id
+        record = by_id.pop(record.parent_id, None)
+    return at
 
 
 def common_state(volume: LiveVolume, standing: Standing) -> SnapshotRecord | None:
