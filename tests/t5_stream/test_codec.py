@@ -113,6 +113,25 @@ def test_frame_and_trailer_fields_lie_where_format_md_says():
     assert len(counts) == codec.TRAILER_BYTES == sum(where["digest"])
 
 
+@pytest.mark.parametrize(
+    ("starts", "counts"),
+    [([5], [2**32 - 1]), ([5, 9], [3, 0]), ([5, 9], [1, 1]), ([-1], [3]), ([2**63 - 1], [3])],
+)
+def test_extents_that_are_not_a_frames_blocks_are_refused_with_its_head(starts, counts):
+    """Before whoever has the head lists its blocks one by one: 2^32 - 1 of them are 32 GiB."""
+    extents = np.array(starts, "<i8").tobytes() + np.array(counts, "<u4").tobytes()
+    raw = codec.encode_frame_head(FrameKind.DATA, 0, 1, extents + bytes(12), 3 * 4096, len(starts), 3, 0)
+    with pytest.raises(StreamDamagedError, match="holds 3 blocks and names others"):
+        codec.decode_frame_head(raw[:48], raw[48:], 1, 0)
+
+
+def test_a_table_of_another_length_than_the_head_says_is_refused():
+    raw = bytearray(codec.encode_data_head(0, 1, np.array([[5, 8]], np.int64), np.zeros(3, np.uint32))[:-4])
+    raw[44:48] = struct.pack("<I", crc32c(raw[48:], crc32c(raw[:44])))
+    with pytest.raises(StreamDamagedError, match="contradicts itself about its length"):
+        codec.decode_frame_head(bytes(raw[:48]), bytes(raw[48:]), 1, 0)
+
+
 def test_an_encrypted_stream_lies_as_format_md_says():
     section = FORMAT.split("\n## Encryption\n")[1].split("\n## ")[0]
     begin, frame = section.split("| offset | size | field of a sealed frame")

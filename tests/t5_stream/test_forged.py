@@ -66,6 +66,18 @@ def test_groups_that_no_volume_can_have_are_damage(tmp_path, n_data, chunk, disk
         receive(tmp_path / "bad.bps", tmp_path / "copy")
 
 
+def test_extents_of_more_blocks_than_a_frame_has_go_onto_no_tape(tmp_path):
+    with bp.Volume.create(tmp_path / "pool", disks=2, size="8M") as volume:
+        volume.snapshot("one")
+        send(volume.image("one"), tmp_path / "bad.bps")
+    parts = [bytearray(part) for part in parts_of((tmp_path / "bad.bps").read_bytes())]
+    frame = next(part for part in parts[1:] if is_data(part))
+    struct.pack_into("<I", frame, 48 + 8 * struct.unpack_from("<I", frame, 32)[0], 1 << 20)
+    (tmp_path / "bad.bps").write_bytes(sealed(parts))
+    with pytest.raises(StreamDamagedError, match="names others"):
+        bp.write_stream_to_tape(tmp_path / "bad.bps", tmp_path / "x.tap")
+
+
 def test_forged_streams_in_place(tmp_path, rng):
     """Opened, read at random, verified and merged: an error of ours, or the blocks the stream has (F16)."""
     source, old, new = pair()

@@ -158,7 +158,7 @@ class SealedFraming:
         head = _opened(cipher, _NONCE.pack(sequence, _HEAD), rest, sealed.authenticated(), where)
         inner, table = head[: codec.FRAME_FIXED_BYTES], head[codec.FRAME_FIXED_BYTES :]
         found = codec.decode_frame_head(inner, table, tag, sequence)
-        if found.head_bytes != len(head) or found.payload_bytes != sealed.payload_bytes - codec.SEAL_TAG_BYTES:
+        if found.payload_bytes != sealed.payload_bytes - codec.SEAL_TAG_BYTES:
             raise StreamDamagedError(f"frame {sequence} contradicts itself about its length", _AGAIN)
         opening = _Payload(cipher, sealed)
         return replace(

@@ -111,9 +111,7 @@ def _whole_frame(
 
 def _is_good(head: FrameHead, stored: bytes, partial: PartialStream) -> bool:
     numbers = numbers_in(head.extents())
-    if len(stored) < head.stored_bytes or len(numbers) != head.n_blocks:
-        return False
-    if (numbers < 0).any() or (numbers >= partial.map.image.n_blocks).any():
+    if len(stored) < head.stored_bytes or (numbers >= partial.map.image.n_blocks).any():
         return False
     if not partial.map.following.contains_many(numbers).all() or partial.copied.contains_many(numbers).any():
         return False

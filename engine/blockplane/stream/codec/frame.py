@@ -239,13 +239,15 @@ def decode_frame_head(fixed: bytes, table: bytes, tag: int, sequence: int) -> Fr
 
     Raises
     ------
-    StreamDamagedError : its CRC32C is wrong, or it is a frame of another stream.
-    StreamOrderError : it is whole, but not the frame that comes next.
+    StreamDamagedError : its CRC32C is wrong, or it contradicts itself about its length or its blocks.
+    StreamOrderError : it is whole, but of another stream, or not the frame that comes next.
     """
     head = decode_frame_fixed(fixed)
     crc = crc32c(table, crc32c(fixed[:_HEAD_CRC_OFFSET]))
     if crc != _CRC.unpack_from(fixed, _HEAD_CRC_OFFSET)[0]:
         raise StreamDamagedError(f"the head of frame {sequence} does not match its checksum", "fetch the stream again")
+    if len(table) != head.head_bytes - FRAME_FIXED_BYTES:
+        raise StreamDamagedError(f"frame {sequence} contradicts itself about its length", "fetch the stream again")
     if head.tag != tag:
         raise StreamOrderError(f"frame {sequence} belongs to another stream", "fetch the stream again")
     if head.sequence != sequence:
@@ -253,7 +255,19 @@ def decode_frame_head(fixed: bytes, table: bytes, tag: int, sequence: int) -> Fr
             f"frame {head.sequence} comes where frame {sequence} belongs: frames are missing, doubled or out of order",
             "fetch the stream again",
         )
-    return FrameHead(
+    whole = FrameHead(
         head.kind, sequence, head.head_bytes, head.payload_bytes, tag, head.n_items, head.n_blocks, head.payload_crc,
         table, head.flags,
     )  # fmt: skip
+    if whole.kind is FrameKind.DATA and whole.is_located:
+        _check_extents(whole)
+    return whole
+
+
+def _check_extents(head: FrameHead) -> None:
+    """Hold a data frame's extents against its count: what is made of them later is no larger than that."""
+    starts, stops = head.extents().T
+    # a stop that wraps is below its start
+    if starts.min() < 0 or (stops <= starts).any() or int((stops - starts).sum()) != head.n_blocks:
+        message = f"frame {head.sequence} holds {head.n_blocks} blocks and names others"
+        raise StreamDamagedError(message, "fetch the stream again")
