@@ -284,6 +284,29 @@ def test_an_encrypted_stream_needs_no_key_to_be_written_and_shows_no_names(backu
             bp.write_stream_to_tape(tmp_path / "short.bps", [tmp_path / f"short{n_bytes}.tap"])
 
 
+def test_an_encrypted_frame_with_the_lengths_of_a_trailer_is_not_taken_for_one(tmp_path):
+    """Two branches are 256 bytes of frame, as a trailer is; what stands behind the trailer is refused all the same."""
+    key = bp.create_key(tmp_path / "key")
+    with bp.Volume.create(tmp_path / "pool", disks=1, size="8M") as volume:
+        for name in ("s0", "s1", "s2"):
+            bp.FileSystem(volume).write_bytes(f"/{name}", name.encode())
+            volume.snapshot(name)
+            volume.rollback(name)
+        bp.send(volume.image("s2"), tmp_path / "s2.bps", key=key)
+        assert len(bp.stream_map(tmp_path / "s2.bps", key=key).branches) == 2
+        bp.write_tape(volume.image("s2"), tmp_path / "image.tap", key=key)
+    bp.write_stream_to_tape(tmp_path / "s2.bps", tmp_path / "stream.tap")
+    for name in ("image", "stream"):
+        restored(tmp_path / f"{name}.tap", tmp_path / name, key=key)
+        with bp.Volume.open(tmp_path / name) as copy:
+            assert bp.FileSystem(copy).read_bytes("/s2") == b"s2"
+    whole = (tmp_path / "s2.bps").read_bytes()
+    for more in (whole, whole[-256:], bytes(100), b"x"):
+        (tmp_path / "long.bps").write_bytes(whole + more)
+        with pytest.raises(errors.StreamError):
+            bp.write_stream_to_tape(tmp_path / "long.bps", tmp_path / f"long{len(more)}.tap")
+
+
 def test_a_changer_brings_tapes_to_one_drive(backup, tmp_path):
     drive, shelf, asked = tmp_path / "drive.tap", tmp_path / "shelf", []
     shelf.mkdir()

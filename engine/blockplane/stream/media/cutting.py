@@ -61,7 +61,7 @@ class PassingFrame:
 
     @property
     def is_trailer(self) -> bool:
-        """Whether the stream ends with it; of an encrypted one by its lengths, which no other frame has."""
+        """Whether the stream ends with it; an encrypted one may, by its lengths, which others have too."""
         if self.kind is None:
             return len(self.head) + self.payload_bytes == SealedFraming.trailer_bytes
         return self.kind is FrameKind.TRAILER
@@ -165,12 +165,12 @@ class Cutter:
         self._body_left = 0
         self._crc = 0
         self._due_crc: int | None = None
-        self._is_over = False
+        self._last: PassingFrame | None = None
 
     @property
     def is_whole(self) -> bool:
-        """Whether what came ends with the trailer."""
-        return self._is_over and not self._head and not self._body_left
+        """Whether what came ends with the trailer, as far as can be seen."""
+        return self._last is not None and self._last.is_trailer and not self._head and not self._body_left
 
     def take(self, buffers: Sequence[Buffer]) -> None:
         """Take bytes.
@@ -191,7 +191,7 @@ class Cutter:
             self._hold(part)
             self._taker.take_payload(part)
             return len(part)
-        if self._is_over:
+        if self._last is not None and self._last.kind is FrameKind.TRAILER:
             raise StreamDamagedError("bytes stand behind the trailer of the stream", "write one stream at a time")
         part = view[: self._wanted - len(self._head)]
         self._head += part
@@ -225,5 +225,5 @@ class Cutter:
         self._sequence += 1
         self._body_left = frame.payload_bytes
         self._crc, self._due_crc = 0, frame.payload_crc
-        self._is_over = frame.is_trailer
+        self._last = frame
         self._taker.take_frame(frame)
