@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import threading
 
 import pytest
 
 from blockplane.model.errors import KeyFileError, StreamError
-from blockplane.stream import keyfile
+from blockplane.stream import behind, keyfile
 from blockplane.stream.fdsink import FdSink
 from blockplane.stream.input import FdInput
-from blockplane.stream.sink import ObjectSink
+from blockplane.stream.sink import ObjectSink, SocketSink
 
 
 def fails(fd: int) -> None:
@@ -34,6 +35,38 @@ def test_a_pipe_is_not_synced(monkeypatch):
     FdSink(writing, "pipe", owned=True).commit()
     os.close(reading)
     os.close(writing)
+
+
+@pytest.mark.parametrize("kind", ["ours", "the caller's", "socket"])
+def test_a_write_that_is_stuck_when_all_is_given_up_goes_to_no_other_file(tmp_path, monkeypatch, kind):
+    """Its number is another file's by the time that the reader takes more: a native loop knows nothing else of it."""
+    monkeypatch.setattr(behind, "PATIENCE_S", 0.01)
+    if kind == "socket":
+        ours, theirs = socket.socketpair()
+        sink, number, reading = SocketSink(ours), ours.fileno(), theirs.detach()
+    else:
+        reading, number = os.pipe()
+        sink = FdSink(number, "pipe", owned=kind == "ours")
+    before = set(threading.enumerate())
+    writer = behind.BehindSink(sink)
+    (thread,) = set(threading.enumerate()) - before
+    writer.write_all([bytes(4096)] * 2000)
+    n_read = len(os.read(reading, 1))  # it writes
+    writer.close()
+    assert thread.is_alive()
+    sink.close()
+    if kind == "socket":
+        ours.close()
+    elif kind == "the caller's":
+        os.close(number)
+    other = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT)
+    os.dup2(other, number)
+    while data := os.read(reading, 1 << 20):
+        n_read += len(data)
+    thread.join()
+    assert (n_read, os.path.getsize(tmp_path / "other")) == (4096 * 2000, 0)
+    for fd in {other, number, reading}:
+        os.close(fd)
 
 
 def test_a_key_whose_folder_cannot_be_synced_is_not_made(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -9,9 +10,9 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Final
 
-from blockplane.stream.fdsink import Buffer
+from blockplane.stream.fdsink import Buffer, FdSink, write_error
 from blockplane.stream.filesink import FileSink
-from blockplane.stream.sink import Sink
+from blockplane.stream.sink import Sink, SocketSink
 
 #: Writes on their way at most: whoever calls for more first waits for the oldest.
 MOST_BEHIND: Final = 3
@@ -31,7 +32,7 @@ class BehindSink:
     """
 
     def __init__(self, sink: Sink) -> None:
-        self._sink = sink
+        self._sink, self._mine = sink, _twin(sink)
         self.name = sink.name
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._due: deque[Future[None]] = deque()
@@ -49,11 +50,18 @@ class BehindSink:
         self._jobs.put((done, list(buffers)))
 
     def _work(self) -> None:
+        try:
+            self._write_jobs()
+        finally:
+            if self._mine is not self._sink:
+                self._mine.close()
+
+    def _write_jobs(self) -> None:
         while (job := self._jobs.get()) is not None:
             done, buffers = job
             try:
                 if not self._has_failed:
-                    self._sink.write_all(buffers)
+                    self._mine.write_all(buffers)
             except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
                 self._has_failed = True
                 done.set_exception(error)
@@ -79,3 +87,14 @@ class BehindSink:
         self._has_failed = True
         self._jobs.put(None)
         self._thread.join(None if is_settled or isinstance(self._sink, FileSink) else PATIENCE_S)
+
+
+def _twin(sink: Sink) -> Sink:
+    """Return a sink over a descriptor of its own: a write that goes on never meets what has got the number since."""
+    fd = sink.fd if isinstance(sink, (FdSink, SocketSink)) else None
+    if fd is None:
+        return sink
+    try:
+        return FdSink(os.dup(fd), sink.name, owned=True)
+    except OSError as error:
+        raise write_error(sink.name, error) from error

@@ -20,6 +20,11 @@ class FdSink:
         self._fd, self._owned = fd, owned
         self.name = name
 
+    @property
+    def fd(self) -> int:
+        """What the kernel writes to."""
+        return self._fd
+
     def write_all(self, buffers: Sequence[Buffer]) -> None:
         """See Sink; the GIL is released while writing."""
         try:

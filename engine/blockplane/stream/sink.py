@@ -115,18 +115,24 @@ class SocketSink:
         self._socket = sock
         self.name = "the network connection"
 
+    @property
+    def fd(self) -> int | None:
+        """What the kernel writes to; None where the socket itself must be asked: it has a timeout, or encrypts."""
+        is_plain = type(self._socket) is socket.socket and self._socket.gettimeout() is None
+        return self._socket.fileno() if is_plain else None
+
     def write_all(self, buffers: Sequence[Buffer]) -> None:
         """See Sink."""
         try:
-            if type(self._socket) is socket.socket and self._socket.gettimeout() is None:
-                write_buffers(self._socket.fileno(), buffers)
+            if (fd := self.fd) is not None:
+                write_buffers(fd, buffers)
             else:
                 self._write_all([memoryview(b).cast("B") for b in buffers if len(b)])
         except OSError as error:
             raise write_error(self.name, error) from error
 
     def _write_all(self, left: list[memoryview]) -> None:
-        """Write where the socket itself must be asked: it has a timeout, or encrypts."""
+        """Write where the socket itself must be asked."""
         if type(self._socket) is not socket.socket:
             for buffer in left:
                 self._socket.sendall(buffer)
