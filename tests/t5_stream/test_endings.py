@@ -112,3 +112,10 @@ def test_a_pipe_that_does_not_wait_is_waited_for():
     assert FdInput(reading, "pipe").read_into([memoryview(room)]) == 3
     assert bytes(room) == b"abc\0\0"
     os.close(reading)
+
+
+def test_what_takes_a_seek_and_does_not_move_is_read_past():
+    """A character device: where it ends, only reading shows."""
+    with open("/dev/zero", "rb", buffering=0) as zero, open("/dev/null", "rb", buffering=0) as null:
+        assert FdInput(zero.fileno(), "zero").skip(4096) == 4096
+        assert FdInput(null.fileno(), "null").skip(4096) == 0

@@ -214,3 +214,19 @@ def test_no_file_is_made_where_a_device_was_meant(refused):
         assert said == "/dev/blockplane-absent does not exist"
     assert not os.path.exists("/dev/blockplane-absent")
     assert not os.path.exists("v")
+
+
+def test_an_interrupted_receive_goes_on_with_a_stream_on_a_device(device, tmp_path):
+    name, stream, target = device(), tmp_path / "s.bps", tmp_path / "copy"
+    with bp.Volume.create(tmp_path / "source", disks=2, size="16M") as volume:
+        bp.FileSystem(volume).write_bytes("/a", random.Random(1).randbytes(6 * MiB))
+        volume.snapshot("s")
+        bp.send(volume.image("s"), stream)
+        whole = stream.read_bytes()
+        Path(name).write_bytes(whole)
+        stream.write_bytes(whole[: 4 * MiB])
+        with pytest.raises(bp.errors.StreamTruncatedError):
+            bp.receive(stream, target)
+        bp.receive(name, target)
+        with bp.Volume.open(target) as copy:
+            assert bp.FileSystem(copy).read_bytes("/a") == bp.FileSystem(volume).read_bytes("/a")

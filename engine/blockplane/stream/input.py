@@ -116,14 +116,13 @@ class FdInput:
         return total
 
     def skip(self, n_bytes: int) -> int:
-        """See Input: a file is not read."""
-        try:
-            here = os.lseek(self._fd, 0, os.SEEK_CUR)
-            end = os.fstat(self._fd).st_size
-        except OSError:  # a pipe
+        """See Input: a file or block device is not read."""
+        mode = os.fstat(self._fd).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):  # others take a seek too, and do nothing
             return _read_past(self, n_bytes)
+        here, end = os.lseek(self._fd, 0, os.SEEK_CUR), os.lseek(self._fd, 0, os.SEEK_END)
         n_bytes = max(min(n_bytes, end - here), 0)
-        os.lseek(self._fd, n_bytes, os.SEEK_CUR)
+        os.lseek(self._fd, here + n_bytes, os.SEEK_SET)
         return n_bytes
 
     def close(self) -> None:
