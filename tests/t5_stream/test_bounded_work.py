@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import replace
 
@@ -14,7 +15,12 @@ from blockplane.image import order
 from blockplane.image.extents import numbers_in
 from blockplane.planes import Plane
 from blockplane.stream import source as streams
+from blockplane.stream.codec import PIECE_BLOCKS
+from blockplane.stream.input import ObjectInput
+from blockplane.stream.offer import OfferFrame, OfferHeader, OfferKind, OfferReader, OfferWriter
+from blockplane.stream.sink import ObjectSink
 from blockplane.transfer.arriving import arrival_of
+from blockplane.volume.codec import NO_ID, Pointer, SnapshotRecord
 
 SPAN = order._SPAN_STRIPES
 
@@ -79,17 +85,40 @@ def test_a_stream_of_many_names_is_worked_out_once(tmp_path, monkeypatch):
     assert made["lineage"] == 2
 
 
+def words_unpacked(monkeypatch) -> list[int]:
+    """How many words are asked of planes, from now on."""
+    n_words: list[int] = []
+    real, whole = Plane.word_range, Plane.words
+    monkeypatch.setattr(Plane, "word_range", lambda self, *its: n_words.append(its[1]) or real(self, *its))
+    monkeypatch.setattr(Plane, "words", lambda self: n_words.append(self.n_blocks // 64) or whole(self))
+    return n_words
+
+
 def test_a_piece_of_one_block_is_a_word(tmp_path, monkeypatch):
     with bp.Volume.create(tmp_path / "pool", disks=1, size="16M") as volume:
         bp.FileSystem(volume).write_bytes("/a", b"a")
         volume.snapshot("s")
         bp.send(volume.image("s"), tmp_path / "s.bps")
-    n_words: list[int] = []
-    real, whole = Plane.word_range, Plane.words
-    monkeypatch.setattr(Plane, "word_range", lambda self, *its: n_words.append(its[1]) or real(self, *its))
-    monkeypatch.setattr(Plane, "words", lambda self: n_words.append(self.n_blocks // 64) or whole(self))
+    n_words = words_unpacked(monkeypatch)
     extents = bp.stream_map(tmp_path / "s.bps").image.extents()
     assert 0 < sum(n_words) <= (int(extents[-1, 1]) + 63) // 64 - int(extents[0, 0]) // 64
+
+
+def test_a_piece_of_one_block_of_an_offer_is_a_word(monkeypatch):
+    """Of each of 40 pieces, at both ends of it and between."""
+    space = 40 * PIECE_BLOCKS
+    vbns = np.arange(40) * PIECE_BLOCKS + np.resize([0, PIECE_BLOCKS - 1, 64, 12_345], 40)
+    record = SnapshotRecord(b"s" * 16, b"n" * 16, NO_ID, NO_ID, 1, 0, Pointer(0, 7), 40, "s")
+    out = io.BytesIO()
+    OfferWriter(ObjectSink(out), OfferHeader(record, space)).write_plane(
+        Plane.from_extents(np.column_stack((vbns, vbns + 1)), space)
+    )
+    out.seek(0)
+    end = OfferFrame(OfferKind.END, 40, 32, 0, 0, OfferHeader.decode(out.getvalue()[:332]).tag, 0).encode()
+    n_words = words_unpacked(monkeypatch)
+    plane = OfferReader(ObjectInput(io.BytesIO(out.getvalue() + end))).plane
+    assert numbers_in(plane.extents()).tolist() == vbns.tolist()
+    assert n_words[:40] == [1] * 40
 
 
 @pytest.mark.parametrize(("n_groups", "n_disks", "is_followed"), [(1, 4, True), (1000, 255, False)])

@@ -247,7 +247,9 @@ class OfferReader:
                 raise StreamDamagedError(f"a plane piece of the offer starts at block {head.first}", _AGAIN)
             piece = _piece(self._payload(head), min(PIECE_BLOCKS, space - head.first), head.n_blocks)
             total, next_first = total + len(piece), head.first + PIECE_BLOCKS
-            builder.append(head.first // 64, piece.words())
+            low, high = piece.select(0) // 64, piece.select(len(piece) - 1) // 64
+            # most pieces of a sparse plane: a word
+            builder.append(head.first // 64 + low, piece.word_range(low, high + 1 - low))
         plane = builder.finish()
         if total != self.record.n_blocks or self.record.root.number not in plane:
             raise StreamDamagedError(f"the offer lists {total} blocks of {self.record.n_blocks}", _AGAIN)
