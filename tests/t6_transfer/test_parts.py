@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from contextlib import nullcontext
 from itertools import permutations
 from pathlib import Path
 
@@ -25,11 +26,15 @@ from blockplane.model.errors import (
     StreamError,
     StreamMismatchError,
     StreamPartMissingError,
+    TapeDamagedError,
     UsageError,
     VolumeDamagedError,
 )
+from blockplane.model.progress import ignore_progress
 from blockplane.stream import folder
-from blockplane.transfer import resume_token
+from blockplane.stream.input import ObjectInput, open_input
+from blockplane.stream.reader import StreamReader
+from blockplane.transfer import landtogether, resume_token
 from equality import differences, volume_tree
 
 MIB = 1 << 20
@@ -532,6 +537,85 @@ def test_a_slow_destination_holds_no_other_up(source, tmp_path):
     assert seen == [True]
     bp.receive_streams(tmp_path / "slow", tmp_path / "fast", target=tmp_path / "copy")
     require_equal(source, tmp_path / "copy", ["june3"])
+
+
+class Waiting:
+    """The bytes of a part; in the middle it waits, as for a tape that is changed: then come the rest, or an error."""
+
+    def __init__(self, path: Path, error: Exception | None) -> None:
+        self._file, self._n_left, self._error = io.BytesIO(path.read_bytes()), path.stat().st_size // 2, error
+        self.waits, self.goes_on = threading.Event(), threading.Event()
+
+    def readinto(self, out: memoryview) -> int:
+        if self._n_left:
+            n_bytes = self._file.readinto(out[: self._n_left])
+            self._n_left -= n_bytes
+            return n_bytes
+        self.waits.set()
+        self.goes_on.wait()
+        if self._error is not None:
+            raise self._error
+        return self._file.readinto(out)
+
+
+class Counting:
+    """A landing that counts the buffers that it gave out and was not told of."""
+
+    def __init__(self) -> None:
+        self.n_out = self.n_landed = 0
+
+    def buffers(self, extents, checks):
+        self.n_out += 1
+        return [np.empty(len(checks) * 4096, np.uint8)]
+
+    def landed(self) -> None:
+        self.n_out, self.n_landed = self.n_out - 1, self.n_landed + 1
+
+    def waiting(self) -> bp.Plane:
+        return bp.Plane.from_extents([[3, 5]], 8)
+
+
+@pytest.mark.parametrize("error", [None, StreamDamagedError("bad"), TapeDamagedError("gone")], ids=type)
+@pytest.mark.parametrize("n_others", [1, 2])
+def test_what_lands_beside_a_part_that_waits_is_bounded(source, tmp_path, monkeypatch, error, n_others):
+    """And whichever way that one ends, the others do not wait for it then."""
+    paths = [tmp_path / str(i) for i in range(n_others + 1)]
+    bp.send_parts(source.image("june3"), [bp.Part(path) for path in paths])
+    slow = Waiting(paths[0], error)
+    readers = [StreamReader(ObjectInput(slow)), *(StreamReader(open_input(os.fspath(path))) for path in paths[1:])]
+    parts = [(reader, reader.read_map()) for reader in readers]
+    landing, n_out = Counting(), []
+
+    def go_on() -> None:
+        n_out.append(landing.n_out)
+        slow.goes_on.set()
+
+    class Told(threading.Condition):
+        def wait_for(self, predicate, timeout=None):
+            if not predicate():
+                go_on()
+            return super().wait_for(predicate, timeout)
+
+    class Watched(landtogether.Claims):
+        def take(self, *heads):
+            if threading.current_thread().name != "blockplane part 1":
+                slow.waits.wait()
+            super().take(*heads)
+
+        def require_all(self):
+            go_on()
+            super().require_all()
+
+    monkeypatch.setattr(landtogether, "MOST_HANDED", 2, raising=False)
+    monkeypatch.setattr(landtogether, "Condition", Told, raising=False)
+    monkeypatch.setattr(landtogether, "Claims", Watched)
+    with pytest.raises(type(error)) if error is not None else nullcontext():
+        landtogether.land_together(parts, landing, ignore_progress)
+    for reader in readers:
+        reader.origin.close()
+    assert n_out[0] == 2
+    if error is None:
+        assert (landing.n_out, landing.n_landed) == (0, sum(reader.trailer.n_data_frames for reader in readers))
 
 
 class StoppedError(Exception):
