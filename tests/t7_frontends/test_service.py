@@ -143,6 +143,15 @@ def test_an_idle_service_looks_once_a_minute_at_most(pool, clock, record_propert
     assert n_turns <= 24 * 3 + 2
 
 
+def test_what_is_due_in_months_is_waited_for(pool, clock):
+    with inside(clock, SnapshotJob("yearly", Every(366 * 86_400.0), "y-%Y")) as made:
+        made.turn_until(lambda: made.said("job done"), "the first snapshot")
+        wait_s = made.service.turn()
+        made.service._wake()
+        made.service._wait(wait_s)
+    assert wait_s == 366 * 86_400.0
+
+
 def test_one_run_of_a_job_at_a_time_whatever_a_reload_does(pool, clock):
     job = GatedJob(due=Every(1.0))
     with inside(clock, job) as made:

@@ -45,6 +45,8 @@ GRACE_S: Final = 5.0
 AGAIN_S: Final = 0.5
 #: Times of day are looked up anew so often, in case the clock was set; the metrics' file is written so often.
 LOOK_S: Final = 60.0
+#: Waited at a time at most: the kernel counts milliseconds in 31 bits.
+_WAIT_S: Final = 86_400.0
 
 
 class Service:
@@ -227,7 +229,7 @@ class Service:
         poll.register(self._wake_fd, select.POLLIN)
         if self._door is not None:
             poll.register(self._door, select.POLLIN)
-        ready = poll.poll(None if seconds == math.inf else math.ceil(seconds * 1000))
+        ready = poll.poll(math.ceil(min(seconds, _WAIT_S) * 1000))
         for fd, _ in ready:
             if fd == self._wake_fd:
                 with contextlib.suppress(BlockingIOError):
