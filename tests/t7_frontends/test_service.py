@@ -521,6 +521,19 @@ def test_a_volume_that_stopped_at_an_error_is_opened_anew(pool, clock):
         assert made.service._served["pool"].volume.stopped_at == ""
 
 
+def test_a_damaged_snapshot_table_ends_no_service(pool, clock):
+    for disk in Path(pool, "disks").iterdir():
+        disk.write_bytes(disk.read_bytes().replace(b"june1\0", b"june?\0"))
+    with inside(clock) as made:
+        made.service.policy = replace(made.policy, metrics_file=Path("metrics"))
+        made.service.turn()
+        (volume,) = made.service.status()
+        with pytest.raises(bp.errors.BlockplaneError, match="checksum"):
+            list(made.service._served["pool"].volume.snapshots)
+    assert (volume.is_open, volume.space) == (True, None)
+    assert 'blockplane_volume_up{volume="pool"} 1' in Path("metrics").read_text()
+
+
 def test_a_job_makes_masters(pool, clock):
     with inside(clock, SnapshotJob("s", Every(60.0), "fixed", master=True)) as made:
         for n in range(1, 3):

@@ -288,8 +288,8 @@ class Service:
         try:
             refuse_disk(path)
             replace_own(path, self.metrics(afresh=afresh), 0o644, suffix=own_suffix(), durable=False)
-        except RefusedError as error:
-            self.log.error("metrics", error.message, error="refused")
+        except BlockplaneError as error:
+            self.log.error("metrics", error.message, error=error.kind)
         except OSError as error:
             self.log.error("metrics", f"{path} cannot be written: {error.strerror}", error="os")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from blockplane.api import Volume
 from blockplane.model.addresses import BLOCK_BYTES
+from blockplane.model.errors import BlockplaneError
 from blockplane.server.service.copies import Copies, Copy
 from blockplane.server.service.running import Plan
 from blockplane.server.service.served import ServedVolume
@@ -96,7 +98,8 @@ class Observer:
             return self._known.get(path)
         try:
             if not volume.stopped_at:
-                self._known[path] = _space_of(volume, wall_s)
+                with suppress(BlockplaneError, OSError):  # damage, which `check` tells of
+                    self._known[path] = _space_of(volume, wall_s)
         finally:
             volume.lock.release()
         return self._known.get(path)
