@@ -25,7 +25,18 @@ from blockplane.server.activity import Activities
 from blockplane.server.network import Limits, Listener, RemotePeer, Rights
 from blockplane.server.network.channel import Channel
 from blockplane.server.network.codec import Kind as WireKind
-from blockplane.server.service import Every, Log, Outcome, Policy, Service, StoppedError, VolumePolicy, Work, door
+from blockplane.server.service import (
+    Every,
+    Log,
+    Outcome,
+    Policy,
+    Service,
+    StoppedError,
+    VolumePolicy,
+    Work,
+    door,
+    status,
+)
 from blockplane.server.service.explain import explain
 from blockplane.server.service.exposition import Family, exposition
 from blockplane.server.service.following import Reach, ReplicateJob
@@ -438,6 +449,45 @@ def test_stopping_has_a_limit_and_asking_again_has_none(pool, clock, again):
     assert (made.service.unfinished, made.service._status) == (("pool",), 1)
     job.gate.set()
     wait_for(lambda: made.service._served["pool"].is_over, "the volume")
+
+
+def test_what_runs_is_ended_before_the_last_metrics_are_written(pool, clock, monkeypatch):
+    job = GatedJob()
+    made = Inside(clock, job)
+    made.begin()
+    made.turn_until(lambda: job.begun, "the job")
+    made.service.policy = replace(made.policy, metrics_file=Path("metrics"))
+    (run,) = made.service._served["pool"].runs()
+
+    def once_it_ended(*, afresh: bool = False) -> str:
+        run.thread.join(TIMEOUT_S)
+        return f"{afresh} {run.is_over}"
+
+    monkeypatch.setattr(made.service, "metrics", once_it_ended)
+    made.end()
+    assert Path("metrics").read_text() == "True True"
+
+
+class Held:
+    """A volume of a service whose lock is somebody else's: whoever waits for it moves the clock."""
+
+    stopped_at = problem = ""
+
+    def __init__(self, clock: FakeClock, name: str) -> None:
+        self.policy, self.activities = VolumePolicy(name, Path(name)), Activities(name)
+        self.plans, self.volume, self.lock, self._clock = {}, self, self, clock
+
+    def acquire(self, timeout: float) -> bool:
+        self._clock.advance(timeout)
+        return False
+
+
+def test_volumes_are_looked_at_within_one_deadline(clock, monkeypatch):
+    monkeypatch.setattr(status, "time", clock)
+    begun_s = clock.monotonic()
+    found = status.Observer().look([Held(clock, f"v{n}") for n in range(20)], clock.wall())
+    assert [each.space for each in found] == [None] * 20
+    assert clock.monotonic() - begun_s == pytest.approx(1.0)
 
 
 def test_a_job_that_was_ended_early_is_due_again(pool, clock):

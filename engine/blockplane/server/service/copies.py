@@ -49,31 +49,29 @@ class Copies:
         self._known: dict[Path, tuple[float, tuple[Copy, ...]]] = {}
         self._counting: dict[Path, threading.Thread] = {}
 
-    def of(self, path: Path, volume: Volume | None, *, afresh: bool = False) -> tuple[Copy, ...]:
-        """Return the copies of a volume of a service; as they were known last where they cannot be counted soon.
-
-        afresh : they are counted though that was done of late.
-        """
-        if volume is not None and not volume.stopped_at:
-            if afresh and (before := self._counting.get(path)) is not None:  # what it has seen may be past
-                before.join(_WAIT_S)
-            counting = self._begin(path, volume, afresh)
-            if counting is not None:
-                counting.join(_WAIT_S)
+    def of(self, path: Path, volume: Volume | None, wait_s: float = _WAIT_S) -> tuple[Copy, ...]:
+        """Return the copies of a volume of a service; as they were known last where they cannot be counted soon."""
+        if (counting := self.begin(path, volume)) is not None:
+            counting.join(max(wait_s, 0.0))
         with self._lock:
             counted_s, found = self._known.get(path, (0.0, ()))
         passed_s = time.monotonic() - counted_s
         return tuple(replace(each, lag_s=each.lag_s + passed_s) if each.lag_s else each for each in found)
 
-    def _begin(self, path: Path, volume: Volume, afresh: bool) -> threading.Thread | None:
-        """Count anew, where it is time or asked for; return the thread that does, or did last; None: no room."""
+    def begin(self, path: Path, volume: Volume | None, *, afresh: bool = False) -> threading.Thread | None:
+        """Count anew, where it is time; return the thread that does, or did last; None: no room, or it is not open.
+
+        afresh : they are counted though that was done of late.
+        """
+        if volume is None or volume.stopped_at:
+            return None
         with self._lock:
             counted_s, _ = self._known.get(path, (float("-inf"), ()))
             thread = self._counting.get(path)
-            is_due = afresh or time.monotonic() - counted_s >= _COUNT_EVERY_S
-            if thread is None or (is_due and not thread.is_alive()):
+            is_due = time.monotonic() - counted_s >= _COUNT_EVERY_S
+            if thread is None or afresh or (is_due and not thread.is_alive()):
                 thread = threading.Thread(
-                    target=self._count, args=(path, volume), name="blockplane copies", daemon=True
+                    target=self._count, args=(path, volume, thread), name="blockplane copies", daemon=True
                 )
                 try:
                     thread.start()
@@ -82,7 +80,9 @@ class Copies:
                 self._counting[path] = thread
             return thread
 
-    def _count(self, path: Path, volume: Volume) -> None:
+    def _count(self, path: Path, volume: Volume, before: threading.Thread | None) -> None:
+        if before is not None:  # what it has seen may be past
+            before.join()
         with suppress(Exception):  # the volume may be closed meanwhile: nothing is known then
             found = time.monotonic(), tuple(_copies(volume))
             with self._lock:

@@ -120,8 +120,7 @@ class Service:
 
     def status(self, *, afresh: bool = False) -> list[VolumeStatus]:
         """Return how the volumes and their jobs are; waits for no volume. afresh : see Observer.look."""
-        wall_s = self._clock.wall()
-        return [self._observer.look(served, wall_s, afresh=afresh) for served in list(self._served.values())]
+        return self._observer.look(list(self._served.values()), self._clock.wall(), afresh=afresh)
 
     def metrics(self, *, afresh: bool = False) -> str:
         """Return the metrics in Prometheus' text format. afresh : see Observer.look."""
@@ -421,10 +420,12 @@ class Service:
     def _begin_stop(self) -> None:
         self._stop_by_s = self._clock.monotonic() + self._grace_s
         self._notifier.stopping()
-        self._write_metrics(afresh=True)  # as long as there is something to tell; the file stays as it is then
         self.log.info("stopping", "no new work; volumes are being closed")
         if self._endpoint is not None:
             self._endpoint.stop()
+        for run in [run for served in self._served.values() for run in served.runs()]:
+            run.stop()
+        self._write_metrics(afresh=True)  # as long as there is something to tell; the file stays as it is then
         for served in self._served.values():
             served.stop()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from blockplane.volume.mirrorstates import is_own
 
 #: How long to wait for a volume's lock before what was last known is told.
 _LOCK_S: Final = 0.2
+#: How long to wait for all volumes together.
+_WAIT_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +88,23 @@ class Observer:
         self._known: dict[Path, Space] = {}
         self._copies = Copies()
 
-    def look(self, served: ServedVolume, wall_s: float, *, afresh: bool = False) -> VolumeStatus:
-        """Return how a volume is. afresh : its copies too, though they were counted of late."""
+    def look(self, volumes: Iterable[ServedVolume], wall_s: float, *, afresh: bool = False) -> list[VolumeStatus]:
+        """Return how volumes are. afresh : their copies too, though they were counted of late."""
+        volumes, end_s = list(volumes), time.monotonic() + _WAIT_S
+        for served in volumes:
+            self._copies.begin(served.policy.path, served.volume, afresh=afresh)
+        return [self._look(served, wall_s, end_s) for served in volumes]
+
+    def _look(self, served: ServedVolume, wall_s: float, end_s: float) -> VolumeStatus:
         volume, policy = served.volume, served.policy
         jobs = tuple(_job(plan, volume is not None) for plan in list(served.plans.values()))
-        space = self._space(volume, policy.path, wall_s) if volume is not None else None
+        space = self._space(volume, policy.path, wall_s, end_s) if volume is not None else None
         verbs = tuple(str(activity) for activity in served.activities.all() if activity.verb != "serve")
-        copies = self._copies.of(policy.path, volume, afresh=afresh)
+        copies = self._copies.of(policy.path, volume, end_s - time.monotonic())
         return VolumeStatus(policy.name, policy.path, volume is not None, served.problem, space, jobs, verbs, copies)
 
-    def _space(self, volume: Volume, path: Path, wall_s: float) -> Space | None:
-        if not volume.lock.acquire(timeout=_LOCK_S):
+    def _space(self, volume: Volume, path: Path, wall_s: float, end_s: float) -> Space | None:
+        if not volume.lock.acquire(timeout=max(min(_LOCK_S, end_s - time.monotonic()), 0.0)):
             return self._known.get(path)
         try:
             if not volume.stopped_at:
