@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import math
+import os
 import socket
 import threading
 import time
@@ -35,6 +36,7 @@ from blockplane.server.service import (
     VolumePolicy,
     Work,
     door,
+    served,
     status,
 )
 from blockplane.server.service.explain import explain
@@ -510,6 +512,23 @@ def test_a_job_that_was_ended_as_its_volume_is_opened_anew_is_due_then(pool, clo
         made.turn_until(lambda: made.said("job ended early") and len(made.said("volume open")) == 2, "the volume")
         made.service.turn()
         assert len(made.service._served["pool"].runs()) == 1
+
+
+def test_what_is_remembered_counts_though_the_directory_comes_late(pool, clock, monkeypatch):
+    monkeypatch.setattr(served, "FIRST_AGAIN_S", 0.01)
+    write_past(Path("pool"), {"gated one": Past(begun_s=clock.wall() - 600.0)})
+    os.rename("pool", "away")
+    job = GatedJob()
+    job.gate.set()
+    with inside(clock, job) as made:
+        made.turn_until(lambda: made.said("volume not open"), "the failure")
+        os.rename("away", "pool")
+        made.turn_until(lambda: made.said("volume open"), "the volume")
+        made.service.turn()
+        assert (job.begun, made.service._served["pool"].due_in()) == ([], 3000.0)
+        clock.advance(3000.0)
+        made.turn_until(lambda: made.said("job done"), "the job")
+    assert len(job.begun) == 1
 
 
 @pytest.mark.parametrize("wall_s", [1_800_000_000.0, 100.0])

@@ -94,6 +94,7 @@ class ServedVolume:
         self._answering, self._log, self._clock, self._changed = answering, log, clock, changed
         self._near, self._throttle = near, throttle or Throttle()
         self.past = read_past(policy.path)
+        self._was_open = False
         self.plans: dict[tuple[str, str], Plan] = {}
         self._changing: list[threading.Thread] = []
         self._lending = threading.Condition()
@@ -184,6 +185,11 @@ class ServedVolume:
         volume = self.volume
         if volume is None or self.is_stopping:
             return 0
+        if not self._was_open:  # its directory may have come since, mounted late, and what it remembers with it
+            self._was_open, self._is_set_right = True, False
+            self.past = read_past(self.policy.path)
+            self.plans.clear()
+            self._take_jobs()
         if self._is_set_right:
             self._remember()
         due = [plan for plan in self._planned() if plan.run is None and plan.pace.due_in() <= 0]
