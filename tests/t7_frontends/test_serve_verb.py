@@ -189,6 +189,19 @@ def test_stopping_ends_verbs_that_run_and_jobs_too(pool, blockplane):
     assert blockplane("check", pool).status == 0
 
 
+def test_stopping_ends_verbs_that_wait_for_another_machine(pool, blockplane):
+    """It takes the connection, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, serving("--volume", "pool=pool") as service:
+        service.wait_for("volume open")
+        words = ["replicate", f"127.0.0.1:{silent.getsockname()[1]}/far", "pool"]
+        with subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE) as verb:
+            silent.settimeout(TIMEOUT_S)
+            with silent.accept()[0]:
+                assert service.end() == 0
+                _, err = verb.communicate(timeout=TIMEOUT_S)
+        assert b"it is stopping, and has ended this verb" in err
+
+
 def test_a_second_signal_ends_it_at_once_at_the_last_consistency_point(pool, blockplane):
     """The send waits in the kernel, for a reader of a named pipe: nothing can end that but the process's end."""
     os.mkfifo("pipe")

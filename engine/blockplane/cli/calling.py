@@ -60,7 +60,7 @@ class Calling:
             patience_s=self.wait_s or _PATIENCE_S, reach_s=self.wait_s, require=console.require_wanted,
             rate=self.throttle or (lambda: None),
         )  # fmt: skip
-        with closing(peer):
+        with closing(peer), console.ending(peer.close):
             yield peer
 
 

@@ -8,12 +8,15 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import IO, Any
 
 #: Gives the running thread's own streams by name, or None where it works for this process. Set by `hosting`.
 streams_of: Callable[[], object | None] = lambda: None  # noqa: E731
 #: Raises where the running thread's verb is to end early. Set by `hosting`.
 require_wanted: Callable[[], None] = lambda: None  # noqa: E731
+#: Has something called, for the length of a `with`, when the running thread's verb is to end early. Set by `hosting`.
+ending: Callable[[Callable[[], None]], AbstractContextManager[None]] = lambda _: contextlib.nullcontext()  # noqa: E731
 
 _NAMES = ("stdin", "stdout", "stderr")
 _lock = threading.Lock()

@@ -63,8 +63,14 @@ def _require_wanted() -> None:
         session.require_alive()
 
 
+def _ending(end: Callable[[], None]) -> AbstractContextManager[None]:
+    session = current()
+    return session.ending(end) if session is not None else contextlib.nullcontext()
+
+
 console.streams_of = current
 console.require_wanted = _require_wanted
+console.ending = _ending
 
 
 # --- opening for a verb ---------------------------------------------------------------------------------------------

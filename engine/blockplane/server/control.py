@@ -270,15 +270,15 @@ class ControlServer:
         os.eventfd_write(self._wake_fd, 1)  # the other thread is to watch this one too
         status: dict[str, Any] = {}
         try:
-            code = self._run(session)
-            status = {"status": code}
-            if code and session.is_cancelled and self._is_closing:  # it could not say so itself any more
-                status = {"refused": "it is stopping, and has ended this verb", "hint": ENDED_HINT}
+            status = {"status": self._run(session)}
         except BlockplaneError as error:
             status = {"refused": error.message, "hint": error.hint}
-        except CancelledError:  # while it said why it failed; nobody listens any more
-            pass
+        except CancelledError:  # while it said why it failed
+            status = {"status": 1}
         finally:
+            # it could not say so itself any more
+            if status.get("status") and session.is_cancelled and self._is_closing:
+                status = {"refused": "it is stopping, and has ended this verb", "hint": ENDED_HINT}
             with self._changed:
                 del self._sessions[session]
             session.close()

@@ -10,7 +10,7 @@ import select
 import socket
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
@@ -60,6 +60,7 @@ class Session:
         self._directory_fd = fds[0]
         self._cancel_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_cancelled = threading.Event()
+        self._ends: list[Callable[[], None]] = []
         files: list[ClientFile] = []
         try:
             for fd in fds[1:]:
@@ -99,9 +100,25 @@ class Session:
         return cls(arguments, pid, fds, umask, environment, encoding)
 
     def cancel(self) -> None:
-        """End the verb at its next step: at once where it waits for its client's descriptors. From any thread."""
+        """End the verb at its next step: at once where it waits for its client's descriptors, or for what `ending` has.
+
+        From any thread.
+        """
         self._is_cancelled.set()
         os.eventfd_write(self._cancel_fd, 1)
+        for end in list(self._ends):
+            end()
+
+    @contextlib.contextmanager
+    def ending(self, end: Callable[[], None]) -> Iterator[None]:
+        """Have `cancel` call something too, for the length of a `with`; at once where it was called before."""
+        self._ends.append(end)
+        try:
+            if self.is_cancelled:
+                end()
+            yield
+        finally:
+            self._ends.remove(end)
 
     @property
     def is_cancelled(self) -> bool:
