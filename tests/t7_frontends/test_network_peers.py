@@ -581,6 +581,25 @@ def test_a_stop_ends_sessions_in_every_state(tmp_path, rng, state):
         assert threads_left() == []
 
 
+def test_a_peer_that_is_closed_waits_no_longer_for_what_its_name_means(monkeypatch):
+    asked, is_over = threading.Event(), threading.Event()
+
+    def silent(*_, flags: int = 0, **__):
+        if not flags:
+            asked.set()
+            is_over.wait(10)
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    peer = remote.RemotePeer("far.example:7420", "pool", None, insecure_plaintext=True)
+    closing = threading.Thread(target=lambda: asked.wait() and peer.close())
+    closing.start()
+    with pytest.raises(ConnectionLostError, match="any more"):
+        peer.standing()
+    closing.join()
+    is_over.set()
+
+
 def test_what_gives_a_volume_is_told_and_may_refuse(tmp_path, rng):
     asked, hosts = [], Hosts.make(tmp_path / "tls")
     with fresh(tmp_path / "pool") as pool:

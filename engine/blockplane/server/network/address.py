@@ -9,17 +9,21 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Callable
+import threading
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from blockplane.model.errors import UnreachableError, UsageError
+from blockplane.model.errors import ConnectionLostError, UnreachableError, UsageError
 from blockplane.server import socketfile
+from blockplane.server.network.channel import Ending
 from blockplane.server.network.rights import require_volume_name
 
 _HOST_PORT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|([A-Za-z0-9_.-]+)):(\d{1,5})")
 _UNIX: Final = "unix:"
+#: How often it is seen, while a name is looked up, whether it is still wanted.
+_POLL_S: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +59,22 @@ class Address:
         except ValueError:
             return False
 
-    def connect(
-        self, timeout_s: float, source: str | None = None, made: Callable[[socket.socket], None] = lambda _: None
-    ) -> socket.socket:
-        """Return a connection to it; UnreachableError: nobody answers.
+    def connect(self, timeout_s: float, ending: Ending, source: str | None = None) -> socket.socket:
+        """Return a connection to it; UnreachableError: nobody answers. ConnectionLostError: it was ended first.
 
         Parameters
         ----------
-        source : the address of ours to call from. made : called with each socket before it is connected.
+        ending : ends it, while it is made and later. source : the address of ours to call from.
         """
         failed: OSError | None = None
         try:
-            for family, place in self._places():
+            for family, place in self._places(ending):
                 sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
                 try:
                     sock.settimeout(timeout_s)
                     if source:
                         sock.bind((source, 0))
-                    made(sock)
+                    ending.watch(sock)
                     sock.connect(place)
                     return sock
                 except BaseException as error:
@@ -85,12 +87,37 @@ class Address:
         why = (failed.strerror or failed) if failed is not None else "it has no address"
         raise UnreachableError(f"{self} cannot be reached: {why}", "see whether a service listens there") from failed
 
-    def _places(self) -> list[tuple[int, Any]]:
+    def _places(self, ending: Ending) -> list[tuple[int, Any]]:
         """Return where it may be, by family."""
         if self.path:
             return [(socket.AF_UNIX, self.path)]
-        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        try:
+            found = self._found(socket.AI_NUMERICHOST)
+        except socket.gaierror:
+            found = self._looked_up(ending)
         return [(int(family), place) for family, _, _, _, place in found]
+
+    def _found(self, flags: int = 0) -> list[tuple[Any, ...]]:
+        return list(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=flags))
+
+    def _looked_up(self, ending: Ending) -> list[tuple[Any, ...]]:
+        """Return what a name means; in a thread that is left behind where that is not wanted any more: none ends it."""
+        found: Future[list[tuple[Any, ...]]] = Future()
+
+        def look() -> None:
+            try:
+                found.set_result(self._found())
+            except BaseException as error:  # noqa: BLE001 - raised by who waits for it
+                found.set_exception(error)
+
+        try:
+            threading.Thread(target=look, name="blockplane looks up", daemon=True).start()
+        except RuntimeError:  # there are as many as the system allows
+            return self._found()
+        while not wait([found], _POLL_S).done:
+            if ending.is_over.is_set():
+                raise ConnectionLostError(f"nobody calls {self} any more", "call it anew")
+        return found.result()
 
     def listen(self, backlog: int) -> socket.socket:
         """Return a socket that listens there; OSError: the address cannot be had."""

@@ -74,7 +74,7 @@ class Caller:
         if self.ending.is_over.is_set():
             raise ConnectionLostError(f"nobody calls {self.address} any more", "call it anew")
         deadline = time.monotonic() + self.limits.greeting_s
-        sock = self.address.connect(self.limits.greeting_s, self.source, self.ending.watch)
+        sock = self.address.connect(self.limits.greeting_s, self.ending, self.source)
         try:
             tune(sock, self.limits)
             sock = self._secured(sock, deadline)
