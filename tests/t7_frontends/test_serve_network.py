@@ -6,6 +6,7 @@ import contextlib
 import io
 import signal
 import socket
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -220,6 +221,16 @@ def test_a_resync_that_is_cut_goes_on_by_itself_or_says_to_run_it_again(
         for volume in (bp.Volume.open(pool), contextlib.nullcontext(far)):
             with volume as opened:
                 assert bp.FileSystem(opened).read_bytes("/new") == data
+
+
+def test_an_address_that_cannot_be_had_leaves_no_volume_open(pool, hosts):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        policy = read_policy(write(POOL + NETWORK.replace("127.0.0.1:0", listen) + 'pool = ["read"]\n'))
+        with pytest.raises(OSError, match="in use"):
+            Service(policy, log=Log(io.StringIO)).run()
+    assert "blockplane volume pool" not in [thread.name for thread in threading.enumerate()]
+    bp.Volume.open("pool").close()
 
 
 def test_an_address_that_cannot_be_had_leaves_the_listener_that_there_is(pool, hosts):

@@ -143,13 +143,15 @@ class Service:
 
         Raises
         ------
-        OSError: metrics cannot be offered at the address; nothing was opened.
+        OSError: metrics, or volumes to peers, cannot be offered at the address; nothing was opened.
         """
         try:
             self._door = self._open_door(self.policy)
             for volume in self.policy.volumes:
-                self._take(volume)
-            self._endpoint = self._listen(self.policy)
+                self._add(volume)
+            self._endpoint = self._listen(self.policy)  # which may fail: before anything is opened
+            for served in self._served.values():
+                served.start()
             while (wait_s := self.turn()) is not None:
                 self._wait(wait_s)
         finally:
@@ -314,11 +316,15 @@ class Service:
 
     def _take(self, volume: VolumePolicy) -> None:
         """Serve a volume from now on."""
+        self._add(volume).start()
+
+    def _add(self, volume: VolumePolicy) -> ServedVolume:
+        """Have a volume that is to be served; it is opened once it is started."""
         self._served[volume.name] = served = ServedVolume(
             volume, self._answering, self.log, self._clock, self._wake, self._near, self._throttle
         )
         self._lent[volume.name] = served.lent
-        served.start()
+        return served
 
     def _near(self, path: Path, kind: Kind) -> AbstractContextManager[Volume]:
         """Give a volume of this machine to a job of another one: one that is served, or from its disks."""
