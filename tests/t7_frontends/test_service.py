@@ -41,7 +41,7 @@ from blockplane.server.service import (
 )
 from blockplane.server.service.explain import explain
 from blockplane.server.service.exposition import Family, exposition
-from blockplane.server.service.following import Reach, ReplicateJob
+from blockplane.server.service.following import MirrorJob, Reach, ReplicateJob
 from blockplane.server.service.jobs import CheckJob, PruneJob, SnapshotJob
 from blockplane.server.service.notify import Notifier
 from blockplane.server.service.past import NAME, Past, read_past, write_past
@@ -267,6 +267,18 @@ def test_a_failure_is_kept_and_tried_again_later_each_time(pool, clock):
             clock.advance(wait_s)
     assert made.said("job failed")[0]["error"] == "refused"
     assert read_past(Path("pool"))["gated one"].error == "no"
+
+
+def test_what_one_mirror_was_brought_counts_though_another_failed(pool, clock, done):
+    for name in ("copy", "gone"):
+        done("mirror", "add", pool, name, "--every", "1h", "--size", "40M")
+    os.rename("gone", "away")
+    with inside(clock, MirrorJob("all", HOURLY, Reach())) as made:
+        made.turn_until(lambda: made.said("job failed"), "the failure")
+        (job,) = made.service.status()[0].jobs
+    assert "gone does not exist" in job.error
+    with bp.Volume.open("copy", writable=False) as copy:
+        assert job.moved_bytes > copy.get_snapshot("june2").n_blocks * 4096 > 0
 
 
 def test_a_failure_is_tried_again_by_a_service_that_begins_anew(pool, clock):

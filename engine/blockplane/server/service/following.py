@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import BlockplaneError, RefusedError, UsageError
+from blockplane.model.errors import RefusedError, UsageError
 from blockplane.model.places import is_remote
 from blockplane.server.activity import Kind
 from blockplane.server.network.address import parse_peer
 from blockplane.server.network.remote import RemotePeer
 from blockplane.server.network.throttle import Throttle
 from blockplane.server.network.tls import Credentials
-from blockplane.server.service.jobs import Outcome, Work
+from blockplane.server.service.jobs import Outcome, PartlyFailedError, Work
 from blockplane.server.service.listening import require_usable
 from blockplane.server.service.reading import Table
 from blockplane.server.service.rules import rule_of
@@ -158,11 +158,11 @@ class MirrorJob:
             wanted=calls.watching(work),
             give_up=calls.give_up,
         )
-        bad = [f"{ran.mirror.dest}: {ran.error}" for ran in found if ran.error]
-        if bad:
-            raise BlockplaneError("; ".join(bad), "`blockplane mirror status` says more")
         brought = [ran.report.brought for ran in found if ran.report is not None and ran.report.brought is not None]
         n_blocks = sum(each.n_blocks for each in brought)
+        bad = [f"{ran.mirror.dest}: {ran.error}" for ran in found if ran.error]
+        if bad:
+            raise PartlyFailedError("; ".join(bad), "`blockplane mirror status` says more", n_blocks * BLOCK_BYTES)
         text = f"brought {n_blocks} blocks to {len(brought)} of {len(found)} mirrors"
         return Outcome(text, n_blocks * BLOCK_BYTES, is_idle=not brought)
 

@@ -12,7 +12,7 @@ from typing import ClassVar, Final, Protocol
 from blockplane.api import Volume
 from blockplane.api import check as check_volume
 from blockplane.model.addresses import BLOCK_BYTES
-from blockplane.model.errors import UsageError, VolumeDamagedError
+from blockplane.model.errors import BlockplaneError, UsageError, VolumeDamagedError
 from blockplane.model.progress import ProgressEvent
 from blockplane.server.activity import Kind
 from blockplane.server.network.throttle import Throttle
@@ -36,6 +36,14 @@ def open_near(path: Path, kind: Kind) -> AbstractContextManager[Volume]:
 
 class StoppedError(BaseException):
     """Ends a job before its end: the service stops, or the volume is to be closed."""
+
+
+class PartlyFailedError(BlockplaneError):
+    """Part of what a job had to do failed. moved_bytes : of what did not, as in Outcome."""
+
+    def __init__(self, message: str, hint: str, moved_bytes: int) -> None:
+        super().__init__(message, hint)
+        self.moved_bytes = moved_bytes
 
 
 @dataclass(frozen=True, slots=True)
