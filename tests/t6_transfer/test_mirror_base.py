@@ -10,6 +10,7 @@ from blockplane.transfer import mirrors
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.replacing import LocalChanges
+from blockplane.volume.replicas import records_of
 from blockplane.volume.retention import Policy
 from rig.mirrorworld import World, names, read, write
 
@@ -85,6 +86,62 @@ def test_where_it_is_not_noted_the_newest_of_the_line_is_taken(world):
         copy.local.is_dirty = True
         copy.commit()
     require_base(copy, "mine")
+
+
+def ahead(world: World) -> bp.Volume:
+    """Return a mirror that shows what its source has not, which was put back as it was at `june1`."""
+    copy = world.add()
+    write(world.source, "/a", b"old")
+    world.source.snapshot("june1")
+    world.outcomes()
+    backup = world.copy_source("backup")
+    write(world.source, "/a", b"new")
+    world.source.snapshot("july1")
+    world.outcomes()
+    world.restore_source(backup)
+    return copy
+
+
+def test_one_that_is_turned_back_unbroken_needs_what_it_was_turned_back_to(world):
+    copy = ahead(world)
+    report = world.resync(copy, "source")
+    require_base(copy, "june1")
+    assert "july1" in copy.prune(Policy(last=1)).deleted
+    write(world.source, "/a", b"newer")
+    assert world.outcomes() == ["brought"]
+    assert (read(copy, "/a"), read(copy, "/a", report.kept)) == (b"newer", b"new")
+
+
+def test_the_source_that_was_brought_its_state_unbroken_is_no_replica_of_it(world):
+    copy = ahead(world)
+    world.resync(copy, "destination")
+    assert (records_of(copy), [hold for each in copy.snapshots for hold in each.holds]) == ([], [])
+    require_base(copy, "july1")
+    write(world.source, "/a", b"newer")
+    assert world.outcomes() == ["brought"]
+
+
+def test_what_was_written_to_it_is_the_base_once_its_source_was_brought_that(world):
+    copy, brought = written_to(world)
+    world.resync(copy, "destination")
+    require_base(copy, "mine")
+    copy.delete_snapshot(brought)
+    write(world.source, "/a", b"new")
+    assert world.outcomes() == ["brought"]
+
+
+def test_of_snapshots_of_the_same_files_the_one_that_was_brought_stays_it(world):
+    write(world.source, "/a", b"old")
+    world.source.snapshot("june1")
+    world.source.snapshot("june2")
+    copy = world.add()
+    world.outcomes()
+    assert names(copy) == ["june1", "june2"]
+    for broken in (False, True):
+        if broken:
+            mirrors.break_mirror(copy)
+        world.resync(copy, "source")
+        require_base(copy, "june2")
 
 
 def added_onto(world: World, kind: str) -> bp.Volume:

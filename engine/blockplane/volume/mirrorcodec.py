@@ -24,10 +24,11 @@ class MirrorRecord:
     """Of whom a volume is a mirror (320 bytes).
 
     state : `MIRROR`, `BROKEN` or `REHEARSING`. writes : one of `WRITES_*`. source_id : the other volume's id.
-    since_ns, changed_ns : when it became one, and when its state last changed, ns since 1970. broken_at : id of the
-    snapshot at whose state it was broken off, or a rehearsal began, or from which that came; zero: none. source : where
-    that volume was then, a hint for people and for `mirror resync`; empty where it takes more than 256 bytes. key : of
-    who made it one over a network, the first 8 bytes of a replica's; zeros: nobody did, or it is not known.
+    since_ns, changed_ns : when it became one, and when its state last changed, or it was joined again, ns since 1970.
+    broken_at : id of the snapshot at whose state it was broken off, or a rehearsal began, or from which that came;
+    zero: none. source : where that volume was then, a hint for people and for `mirror resync`; empty where it takes
+    more than 256 bytes. key : of who made it one over a network, the first 8 bytes of a replica's; zeros: nobody did,
+    or it is not known.
     """
 
     state: int

@@ -72,7 +72,8 @@ def _brought_to(volume: LiveVolume, record: MirrorRecord | None) -> bytes:
     root = volume.local.root
     if record is None or root.mirror is None or record.source_id != root.mirror.source_id:
         return NO_ID
-    if root.mirror.state == BROKEN and record.state == MIRROR:
+    is_joined = root.mirror.state in (BROKEN, MIRROR) and root.mirror.changed_ns != record.changed_ns
+    if is_joined and record.state == MIRROR:
         volume.commit()
         return _left_at(volume, record, BROKEN)
     if root.mirror.state == MIRROR and record.state == BROKEN:  # joining it failed
@@ -181,7 +182,8 @@ def _left_at(volume: LiveVolume, record: MirrorRecord, state: int) -> bytes:
         return record.broken_at
     at = standing_at(volume)
     if at is not None:
-        return of_same_files(volume, at)[-1].record.id
+        same = [entry.record.id for entry in of_same_files(volume, at)]
+        return volume.local.root.brought_id if volume.local.root.brought_id in same else same[-1]
     return volume.local.root.parent_id if state == BROKEN else NO_ID
 
 

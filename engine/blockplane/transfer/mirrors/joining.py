@@ -208,11 +208,10 @@ def told(since: Since) -> str:
 
 
 def _become_mirror(volume: Volume, peer: MirrorPeer) -> None:
-    """Have a destination be a mirror, of this volume where that is now."""
-    record, source = peer.standing().mirror, os.path.abspath(volume.path)
+    """Have a destination be a mirror, of this volume where that is now, and what it shows be what was brought last."""
+    record = peer.standing().mirror
     assert record is not None
-    if (record.state, record.source) != (MIRROR, source):
-        peer.become(replace(in_state(record, MIRROR), source=source))
+    peer.become(replace(in_state(record, MIRROR), source=os.path.abspath(volume.path)))
 
 
 def _bring_forth(
@@ -250,7 +249,9 @@ def _bring_forth(
 def _as_mirror(volume: Volume, peer: MirrorPeer) -> Iterator[None]:
     """Have a destination be a mirror from here on; where the `with` ends early it is what it was before."""
     before = peer.standing().mirror
-    _become_mirror(volume, peer)
+    assert before is not None
+    record = before if before.state == MIRROR else in_state(before, MIRROR)
+    peer.become(replace(record, source=os.path.abspath(volume.path)))
     try:
         yield
     except BaseException:
