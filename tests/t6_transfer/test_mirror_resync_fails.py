@@ -1,4 +1,6 @@
-"""A resync from the source that fails: the destination is what it was, and keeps what the resync had promised to."""
+"""A resync that fails: from the source, the destination is what it was, and keeps what the resync had promised to; from
+the destination, what it had fetched goes when a later one ends well.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from blockplane.model.errors import ConnectionLostError, NoSpaceError, RefusedEr
 from blockplane.transfer import mirrors
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import VolumePeer
+from blockplane.transfer.pull import pull
 from blockplane.transfer.replacing import LocalChanges
+from blockplane.transfer.resume import interrupted_receives
 from blockplane.volume.replicas import records_of
 from rig.mirrorworld import World, names, read, states_with, write
 
@@ -93,6 +97,34 @@ def test_a_source_without_room_leaves_nothing_of_it_at_the_destination(world, rn
         world.resync(copy, "destination")
     assert (records_of(copy), [hold for each in copy.snapshots for hold in each.holds]) == ([], [])
     copy.delete_snapshot("mine")
+
+
+def cut(event):
+    if event.phase == "blocks" and event.done_bytes > 2_000_000:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+@pytest.mark.parametrize("winner", ["source", "destination"])
+def test_what_one_that_was_cut_off_had_fetched_goes_and_what_is_pulled_elsewhere_stays(world, rng, winner, is_named):
+    copy = taken_over(world, None)
+    world.source.snapshot("june1")
+    bp.copy(world.source.image("june1"), world.folder / "other")
+    with bp.Volume.open(world.folder / "other") as other:
+        write(other, "/o", rng.bytes(3_000_000))
+        other.snapshot("other1")
+        with pytest.raises(KeyboardInterrupt):
+            pull(VolumePeer(other), world.source, "other1", progress=cut)
+    write(copy, "/b", rng.bytes(3_000_000))
+    if is_named:
+        copy.snapshot("mine")
+    with pytest.raises(KeyboardInterrupt):
+        world.resync(copy, "destination", progress=cut)
+    assert len(interrupted_receives(world.source)) == 2
+    write(copy, "/b", b"newer")
+    world.resync(copy, winner)
+    assert [found.top_name for found in interrupted_receives(world.source)] == ["other1"]
+    assert bp.check(world.source).problems == []
 
 
 def test_no_resync_makes_two_volumes_mirrors_of_each_other(world):

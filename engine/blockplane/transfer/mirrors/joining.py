@@ -22,12 +22,13 @@ from blockplane.transfer.mirrors.stepping import let_old_go, not_joined, own_nam
 from blockplane.transfer.mirrors.turns import turn
 from blockplane.transfer.peer import Brought, MirrorPeer
 from blockplane.transfer.replacing import LocalChanges, go_back, retain
+from blockplane.transfer.resume import drop_pulled
 from blockplane.transfer.since import Since, what_is_since
 from blockplane.transfer.standing import Standing, common_state, standing_of
 from blockplane.volume.codec import NO_ID, SnapshotRecord
 from blockplane.volume.mirrorcodec import MIRROR, REHEARSING
 from blockplane.volume.mirrored import in_state, refuse_replaced, refuse_unready
-from blockplane.volume.mirrorstates import is_kept, kept_name, name_to_keep
+from blockplane.volume.mirrorstates import is_kept, is_own, kept_name, name_to_keep
 from blockplane.volume.volume import Volume
 
 SOURCE, DESTINATION = "source", "destination"
@@ -166,9 +167,19 @@ def _resync(
         brought, kept = _bring_back(volume, mirror, peer, plan, changes, progress)
     else:
         brought, kept = _bring_forth(volume, mirror, peer, plan, changes, progress, full)
+    _drop_fetched(volume, mirror, peer)
     with volume.lock:
         noted(volume.path, mirror, _last_run(volume, mirror, begun_ns, brought, kept))
     return ResyncReport(plan, brought, kept)
+
+
+def _drop_fetched(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer) -> None:
+    """Give up what resyncs that were cut off had fetched from a destination; what is pulled elsewhere stays."""
+    theirs = {record.id for record in peer.standing().snapshots}
+    with volume.lock:
+        entries = [image.entry for image in volume.local.incoming.images()]
+        others = [e.top_id for e in entries if e.top_id not in theirs and not is_own(e.top_name, mirror.prefix)]
+        drop_pulled(volume, others)
 
 
 def _last_run(
