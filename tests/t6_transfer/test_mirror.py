@@ -18,6 +18,7 @@ from blockplane.filesystem.errors import ReadOnlyPathError
 from blockplane.model.errors import (
     BlockplaneError,
     DiskError,
+    NoSpaceError,
     RefusedError,
     StreamTruncatedError,
     UnreachableError,
@@ -32,7 +33,7 @@ from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.pull import pull
 from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import interrupted_receives
-from blockplane.volume import making
+from blockplane.volume import destinations, making
 from blockplane.volume.replicas import records_of
 from blockplane.volume.retention import Policy, prune
 from rig.memory import Shape, make_volume
@@ -504,6 +505,51 @@ def test_a_destination_that_is_full_is_left_alone(world, rng):
     assert [name for name in names(world.source) if name.startswith("mirror.")] == before
     bp.FileSystem(world.source).unlink("/b")
     assert world.outcomes() == ["brought"]
+
+
+def test_a_source_that_is_full_of_what_its_mirror_has_is_brought_and_has_room_again(world, rng):
+    copy, source = world.add(wish=DiskWish(1, "32MiB")), world.source
+    write(source, "/a", rng.bytes(5 << 20))
+    world.outcomes()
+    write(source, "/a", rng.bytes(5 << 20))  # what was brought first is held
+    while (n_more := source.available_blocks // 2) > 20:
+        write(source, f"/{n_more}", rng.bytes(n_more * 4096))
+        source.sync()
+    while source.available_blocks:
+        source.commit(force=True)
+        source.snapshot(f"auto-{len(names(source))}")
+    assert [world.outcomes() for _ in range(2)] == [["brought"], ["idle"]]
+    source.commit(force=True)
+    assert source.available_blocks > 1000
+    assert source.positions == []
+    write(source, "/a", b"new")
+    assert world.outcomes() == ["brought"]
+    assert [each.name for each in source.positions] == [source.destinations.list()[0].acknowledged]
+    assert [bp.check(volume).problems for volume in (source, copy)] == [[], []]
+
+
+def test_a_source_that_went_back_and_has_no_room_for_marks_is_joined_again(world, monkeypatch):
+    copy, source = world.add(), world.source
+    write(source, "/a", b"old")
+    source.snapshot("june1")
+    world.outcomes()
+    write(source, "/a", b"new")
+    world.outcomes()
+    source.rollback("june1", drop_changes=True)
+
+    def full(_volume):
+        raise NoSpaceError("there is no room for marks", "")
+
+    monkeypatch.setattr(destinations, "refuse_more", full)
+    with pytest.raises(NoSpaceError):
+        source.destinations.begin("another", "june1")
+    world.resync(copy, "source")
+    assert read(copy, "/a") == b"old"
+    (found,) = source.destinations.list()
+    assert (found.acknowledged, [hold.owner for hold in source.get_snapshot("june1").holds]) == (
+        "june1",
+        [f"mirror:{found.name}"],
+    )
 
 
 def test_what_the_next_update_builds_on_is_not_deleted(world):

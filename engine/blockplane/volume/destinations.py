@@ -3,9 +3,9 @@
 The patent's two planes take turns per destination: marks go to one while the other is sent; on success they swap, on
 failure they are summed back. With one interval between any two positions, which all destinations share, that is a
 table: a destination *stands at* the snapshot it acknowledged, and *goes to* the one that is sent. Both are positions,
-and both are held for it. On success the old position is let go; on failure the new one, whose interval is summed into
-the one before; as long as nobody knows, both stay. What else is held in its name, as what its first image builds on, is
-let go on success too.
+unless the volume was too full for marks, and both are held for it. On success the old position is let go; on failure
+the new one, whose interval is summed into the one before; as long as nobody knows, both stay. What else is held in its
+name, as what its first image builds on, is let go on success too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from blockplane.model.errors import RefusedError, UsageError
+from blockplane.model.errors import NoSpaceError, RefusedError, UsageError
 from blockplane.volume.codec import NO_ID, Hold, TableEntry
 from blockplane.volume.holds import refuse_deleting
 from blockplane.volume.markcodec import (
@@ -72,13 +72,17 @@ class Destinations:
         with self._volume.lock:
             return self._shown(self._record(name))
 
-    def begin(self, name: str, top: str) -> Destination:
+    def begin(self, name: str, top: str, needs_marks: bool = True) -> Destination:
         """Note that a snapshot is about to be sent: it becomes a position, and is held; a name may be new.
+
+        Parameters
+        ----------
+        needs_marks : where the volume is too full for them, it is refused; else it is held, and no position.
 
         Raises
         ------
         NoSuchSnapshotError: the top does not exist. RefusedError: it is a shadow, or being deleted, or another one is
-        under way or unknown.
+        under way or unknown. NoSpaceError: there is no room for marks.
         """
         volume = self._volume
         if not _NAME.fullmatch(name) or len(name.encode()) > DESTINATION_NAME_BYTES:
@@ -93,9 +97,14 @@ class Destinations:
             volume.snapshot_state(entry)  # a shadow is refused
             refuse_deleting(entry)
             if volume.local.marks.find(entry.record.id) is None:
-                refuse_more(volume)
-                volume.commit()
-                add_position(volume, entry, 0)
+                try:
+                    refuse_more(volume)
+                except NoSpaceError:
+                    if needs_marks:
+                        raise
+                else:
+                    volume.commit()
+                    add_position(volume, entry, 0)
             now = time.time_ns()
             self._put(replace(record, under_way=entry.record.id, status=STATUS_UNDER_WAY, begun_ns=now))
             return self.get(name)

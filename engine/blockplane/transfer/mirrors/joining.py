@@ -325,5 +325,5 @@ def _stand_at(volume: Volume, mirror: MirrorDefinition, name: str) -> None:
         return
     if found is not None and found.status != "idle" and found.under_way != name:
         volume.destinations.fail(mirror.name)
-    volume.destinations.begin(mirror.name, name)
+    volume.destinations.begin(mirror.name, name, needs_marks=False)
     volume.destinations.succeed(mirror.name)

@@ -386,7 +386,8 @@ def _bring(
                     f"{mirror.dest} and {volume.path} have no snapshot in common",
                     f"{all_of_it} brings all, and keeps what is there in a snapshot",
                 )
-            volume.destinations.begin(mirror.name, top)
+            # a full volume may be so by what is kept for this mirror, which goes when this arrived
+            volume.destinations.begin(mirror.name, top, needs_marks=False)
     except BlockplaneError:
         _let_top_go(volume, mirror, top)
         raise
