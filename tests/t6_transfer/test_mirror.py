@@ -567,6 +567,26 @@ def test_what_the_next_update_builds_on_is_not_deleted(world):
     copy.delete_snapshot(*names(copy))
 
 
+@pytest.mark.parametrize("at_copy", [False, True])
+def test_a_pointer_at_a_mirrors_own_snapshot_holds_it_and_nothing_else(world, at_copy):
+    copy = world.add()
+    volume, other = (copy, world.source) if at_copy else (world.source, copy)
+    write(world.source, "/a", b"pointed at")
+    world.run()
+    (own,) = names(volume)
+    volume.move_pointer("here", own)
+    for number in range(3):
+        write(world.source, "/a", b"%d" % number)
+        assert world.outcomes() == ["brought"]
+        assert len(names(volume)) == 2
+        assert read(volume, "/a", "here") == b"pointed at"
+        assert len(names(other)) == 1
+    volume.delete_pointer("here")
+    write(world.source, "/a", b"new")
+    assert world.outcomes() == ["brought"]
+    assert len(names(volume)) == len(names(other)) == 1
+
+
 def test_status_counts_what_has_landed(world, rng):
     copy = world.add(wish=DiskWish(3, "8MiB"))
     (found,) = mirrors.status(world.source, now_ns=world.definition(copy).added_ns + 90 * 10**9)

@@ -127,7 +127,7 @@ class MirrorPeer(Peer, Protocol):
         ...
 
     def let_go(self, ids: Sequence[bytes]) -> None:
-        """Delete snapshots that mirrors made for themselves, those that nobody reads or holds; the others stay.
+        """Delete snapshots that mirrors made for themselves, those that nobody reads, holds or points at; others stay.
 
         One that its live file system did not come from is not deleted: it is renamed, and kept.
         """

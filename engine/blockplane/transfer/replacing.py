@@ -22,6 +22,7 @@ from blockplane.volume.holds import needs
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.mirrorcodec import BROKEN, MIRROR, REHEARSING, MirrorRecord
 from blockplane.volume.mirrorstates import is_kept, is_own, is_passed, kept_name, of_same_files, only_in
+from blockplane.volume.pointers import names_at
 from blockplane.volume.snapshots import create, keep_live, rename, rollback, standing_at
 
 
@@ -36,8 +37,9 @@ class LocalChanges(Enum):
 def let_go(volume: LiveVolume, ids: Sequence[bytes]) -> None:
     """Let go of snapshots that mirrors made for themselves; nothing is written where there are none of these ids.
 
-    What the live file system is, or came from, is deleted where nobody reads or holds it. Another may be all that there
-    is of what somebody did: it is kept, under a name that says so. Those of this volume's own mirrors are left alone.
+    What the live file system is, or came from, is deleted where nobody reads or holds it and no pointer stands there.
+    Another may be all that there is of what somebody did: it is kept, under a name that says so. Those of this volume's
+    own mirrors are left alone.
     """
     with volume.lock:
         mine = tuple(f"mirror.{record.name}." for record in volume.local.destinations())
@@ -52,7 +54,8 @@ def let_own_go(volume: LiveVolume, ids: Sequence[bytes]) -> None:
 
 
 def _let_go(volume: LiveVolume, entries: Sequence[TableEntry]) -> None:
-    found = [entry for entry in entries if is_own(entry.record.name) and not any(needs(volume, entry))]
+    own = [entry for entry in entries if is_own(entry.record.name)]
+    found = [entry for entry in own if not any(needs(volume, entry)) and not names_at(volume, entry.record.id)]
     if not found:
         return
     with settled(volume):

@@ -2,9 +2,9 @@
 
 Whatever happened before, a step first asks where the destination stands; so a step that was cut off, by either side or
 in between, is gone on with by the next one. Its own snapshots are named `mirror.NAME.TIME`; those older than the one
-that the destination acknowledged go, on both sides, as soon as nobody reads or holds them, but for one of a state that
-was given up since, which is kept. Other mirrors' never travel; where the volume is a mirror itself, what was brought to
-it stands for its own.
+that the destination acknowledged go, on both sides, as soon as nobody reads or holds them and no pointer stands there,
+but for one of a state that was given up since, which is kept. Other mirrors' never travel; where the volume is a mirror
+itself, what was brought to it stands for its own.
 """
 
 from __future__ import annotations
