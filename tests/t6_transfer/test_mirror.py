@@ -34,6 +34,7 @@ from blockplane.transfer.pull import pull
 from blockplane.transfer.replacing import LocalChanges
 from blockplane.transfer.resume import interrupted_receives
 from blockplane.volume import destinations, making
+from blockplane.volume.mirrorstates import is_own
 from blockplane.volume.replicas import records_of
 from blockplane.volume.retention import Policy, prune
 from rig.memory import Shape, make_volume
@@ -180,6 +181,43 @@ def test_users_snapshots_travel_and_own_ones_of_others_do_not(world, rng):
     world.source.snapshot("june4")  # no change of files, but a snapshot more
     assert world.outcomes() == ["brought", "brought"]
     assert all("june4" in names(copy) for copy in (one, two))
+
+
+def made_again(volume: bp.Volume) -> None:
+    volume.delete_snapshot("latest")
+    volume.snapshot("latest")
+
+
+def reused(volume: bp.Volume) -> None:
+    volume.rename_snapshot("latest", "earlier")
+    volume.snapshot("latest")
+
+
+@pytest.mark.parametrize("is_top", [False, True])
+@pytest.mark.parametrize("again", [made_again, reused])
+def test_a_name_that_is_another_snapshots_there_stops_no_update(world, again, is_top):
+    copy = world.add()
+    write(world.source, "/a", b"one")
+    world.source.snapshot("latest")
+    assert world.outcomes() == ["brought"]
+    write(world.source, "/a", b"two")
+    assert world.outcomes() == ["brought"]
+    write(world.source, "/a", b"three")
+    again(world.source)
+    if not is_top:
+        world.source.snapshot("after")
+        write(world.source, "/a", b"four")
+    (ran,) = world.run()
+    assert (ran.error, ran.report.brought.left_out) == ("", ("latest",))
+    assert read(copy, "/a") == read(world.source, "/a")
+    assert read(copy, "/a", "latest") == b"one"
+    assert [name for name in names(copy) if not is_own(name)] == (["latest"] if is_top else ["latest", "after"])
+    assert world.outcomes() == ["idle"]
+    write(world.source, "/a", b"five")
+    (ran,) = world.run()
+    assert (ran.error, ran.report.brought.left_out) == ("", ())  # it is told once
+    assert read(copy, "/a") == b"five"
+    assert [bp.check(volume).problems for volume in (world.source, copy)] == [[], []]
 
 
 def test_a_renamed_snapshot_travels_under_its_present_name(world, rng):

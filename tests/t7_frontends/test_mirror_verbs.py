@@ -175,6 +175,20 @@ def test_a_rollback_of_a_source_says_where_its_work_is(done, pool):
         assert "work" not in done("ls", f"{volume}:/").out
 
 
+def test_snapshots_that_are_left_out_are_named(done, pool):
+    done("mirror", "add", pool, "copy")
+    run = ("mirror", "run", pool, "--once", "--now")
+    for left_out in ([], ["latest"]):
+        done("snapshot", "create", f"{pool}@latest")
+        (step,) = done(*run, "--json").json["steps"]
+        assert step["left_out"] == left_out
+        done("mkdir", f"{pool}:/{len(left_out)}")
+        assert "left out" not in done(*run).out
+        done("snapshot", "delete", f"{pool}@latest")
+    done("snapshot", "create", f"{pool}@latest")
+    assert done(*run).out.endswith("; left out, since it has others so named: latest\n")
+
+
 def test_a_rehearsal_shows_and_is_ended_first(done, blockplane, pool):
     done("mirror", "add", pool, "copy")
     done("mirror", "run", pool, "--once")

@@ -438,6 +438,17 @@ def test_the_file_of_a_one_shot_run_tells_of_what_its_own_jobs_brought(pool, don
     assert found["blockplane_copy_heard_timestamp_seconds", "pool", "mirror", copy] > 1.6e9
 
 
+def test_what_a_mirror_job_leaves_out_is_a_warning(pool, done):
+    done("mirror", "add", pool, "copy", "--every", "0.1s", "--size", "40M")
+    done("mirror", "run", pool, "--once")
+    for volume in ("copy", pool):
+        done("snapshot", "create", f"{volume}@latest")
+    log = finish("serve", policy(POOL + '[volume.pool.mirror.all]\nevery = "1s"\n'), "--once").stderr.decode()
+    (line,) = [line for line in log.splitlines() if "has others named latest, left out" in line]
+    assert f"; {os.path.abspath('copy')} has others" in line
+    assert "warning" in line.lower()
+
+
 def test_one_shot_runs_do_what_is_due_and_leave_a_file(pool):
     words = policy(POOL + '[volume.pool.snapshot.daily]\nevery = "1d"\nname = "daily-%H%M%S"\n')
     assert finish("serve", words, "--once", "--metrics-file", "m.prom").returncode == 0

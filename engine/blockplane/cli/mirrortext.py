@@ -36,7 +36,8 @@ def brought_text(brought: Brought) -> str:
     base = f" onto {brought.base}" if brought.base else ""
     kept = f"; what that replaced is kept in {brought.kept}" if brought.kept else ""
     took = f" in {duration(brought.seconds)} ({rate(brought.n_bytes, brought.seconds)})"
-    return f"{brought.top}{base}: {blocks(brought.n_blocks)}{took}{kept}"
+    left_out = f"; left out, since it has others so named: {', '.join(brought.left_out)}" if brought.left_out else ""
+    return f"{brought.top}{base}: {blocks(brought.n_blocks)}{took}{kept}{left_out}"
 
 
 def described_ran(ran: Ran) -> dict[str, object]:
@@ -61,6 +62,7 @@ def _brought(brought: Brought | None) -> dict[str, object]:
         "n_bytes": brought.n_bytes if brought is not None else 0,
         "seconds": brought.seconds if brought is not None else 0.0,
         "kept": brought.kept if brought is not None else None,
+        "left_out": list(brought.left_out) if brought is not None else [],
     }
 
 

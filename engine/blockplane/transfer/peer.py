@@ -53,7 +53,7 @@ class Brought:
 
     n_blocks, n_bytes : that travelled. kept : the snapshot that has what it replaced: the destination's own changes, or
     a state that the source gave up; None: there was nothing that the top does not descend from. already_there : the top
-    was.
+    was. left_out : snapshots that did not come along to a mirror, since it has others of their names.
     """
 
     top: str
@@ -63,12 +63,14 @@ class Brought:
     seconds: float
     already_there: bool = False
     kept: str | None = None
+    left_out: tuple[str, ...] = ()
 
     def after(self, earlier: Brought) -> Brought:
         """Return the two as one, of a transfer that went on where an earlier one ended."""
         return Brought(
             self.top, earlier.base, self.n_blocks + earlier.n_blocks, self.n_bytes + earlier.n_bytes,
             self.seconds + earlier.seconds, self.already_there and earlier.already_there, earlier.kept or self.kept,
+            (*earlier.left_out, *self.left_out),
         )  # fmt: skip
 
 

@@ -52,6 +52,15 @@ class Standing:
         return {record.id: record for record in self.snapshots if record.kind == KIND_REGULAR}
 
     @cached_property
+    def _names_and_ids(self) -> tuple[frozenset[str], frozenset[bytes]]:
+        return frozenset(r.name for r in self.snapshots), frozenset(r.id for r in self.snapshots)
+
+    def has_other(self, record: SnapshotRecord) -> bool:
+        """Whether it has another snapshot of a record's name, and not that one, which so cannot arrive."""
+        names, ids = self._names_and_ids
+        return record.name in names and record.id not in ids
+
+    @cached_property
     def shown(self) -> dict[bytes, SnapshotRecord]:
         """The snapshots of the line that have all that the live file system has, by id: from `first` to `at`.
 

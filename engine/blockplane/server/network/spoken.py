@@ -124,7 +124,9 @@ def record_heard(found: Mapping[str, Any], name: str) -> MirrorRecord | None:
 
 def brought_said(brought: Brought) -> dict[str, object]:
     """Return what is said of what a transfer did."""
-    return {**asdict(brought), "seconds": int(brought.seconds * 1000)}
+    said = {**asdict(brought), "seconds": int(brought.seconds * 1000)}
+    del said["left_out"]  # who sends knows
+    return said
 
 
 def brought_heard(answer: Mapping[str, Any]) -> Brought:

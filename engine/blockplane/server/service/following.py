@@ -158,13 +158,18 @@ class MirrorJob:
             wanted=calls.watching(work),
             give_up=calls.give_up,
         )
-        brought = [ran.report.brought for ran in found if ran.report is not None and ran.report.brought is not None]
-        n_blocks = sum(each.n_blocks for each in brought)
+        brought = [
+            (ran.mirror.dest, ran.report.brought)
+            for ran in found
+            if ran.report is not None and ran.report.brought is not None
+        ]
+        n_blocks = sum(each.n_blocks for _, each in brought)
         bad = [f"{ran.mirror.dest}: {ran.error}" for ran in found if ran.error]
         if bad:
             raise PartlyFailedError("; ".join(bad), "`blockplane mirror status` says more", n_blocks * BLOCK_BYTES)
         text = f"brought {n_blocks} blocks to {len(brought)} of {len(found)} mirrors"
-        return Outcome(text, n_blocks * BLOCK_BYTES, is_idle=not brought)
+        odd = [f"; {dest} has others named {', '.join(it.left_out)}, left out" for dest, it in brought if it.left_out]
+        return Outcome(text + "".join(odd), n_blocks * BLOCK_BYTES, is_idle=not brought, is_odd=bool(odd))
 
 
 @dataclass(frozen=True, slots=True)

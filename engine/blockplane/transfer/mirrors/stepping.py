@@ -4,7 +4,7 @@ Whatever happened before, a step first asks where the destination stands; so a s
 in between, is gone on with by the next one. Its own snapshots are named `mirror.NAME.TIME`; those older than the one
 that the destination acknowledged go, on both sides, as soon as nobody reads or holds them and no pointer stands there,
 but for one of a state that was given up since, which is kept. Other mirrors' never travel; where the volume is a mirror
-itself, what was brought to it stands for its own.
+itself, what was brought to it stands for its own. People's do, but where the destination has another of a name.
 """
 
 from __future__ import annotations
@@ -329,13 +329,14 @@ def _top(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> str:
     """Return the snapshot that has what the volume has: one there is, not another mirror's, else a new one.
 
     One that the destination has, and does not show, is not brought again, and would not be shown: then it is a new one.
+    So it is where the destination has another of that name.
     """
     with settled(volume):
         there = standing_at(volume)
         foreign = tuple(prefix for prefix in own_prefixes(volume) if prefix != mirror.prefix)
         if there is not None and not (foreign and is_own(there.record.name, foreign)):
             is_hidden = there.record.id in standing.whole and there.record.id not in standing.shown
-            if not is_hidden:
+            if not is_hidden and not standing.has_other(there.record):
                 return there.record.name
         return create(volume, own_name(volume, mirror.prefix)).name
 
@@ -354,12 +355,24 @@ def own_name(volume: Volume, prefix: str) -> str:
 def image_for(volume: Volume, top: str, standing: Standing) -> Image:
     """Return the image that brings a top, and the users' snapshots between, to who stands there.
 
-    Mirrors' own do not travel but as a top, be they of this volume's or of those that it was brought with.
+    Mirrors' own do not travel but as a top, be they of this volume's or of those that it was brought with; nor do those
+    of whose names there are others there.
     """
     with volume.lock:
-        line = [e.record.name for e in volume.local.ancestors(volume.local.entry(top).record.id)]
-    exclude = [name for name in line if name != top and is_own(name)]
-    return image_towards(volume, top, standing, exclude)
+        line = [e.record for e in volume.local.ancestors(volume.local.entry(top).record.id) if e.record.name != top]
+    taken = [record for record in line if standing.has_other(record)]
+    exclude = [record.name for record in (*taken, *line) if record in taken or is_own(record.name)]
+    return image_towards(volume, top, standing, exclude, keep_out=[record.id for record in taken])
+
+
+def _left_out(volume: Volume, image: Image, standing: Standing) -> tuple[str, ...]:
+    """Return which snapshots between an image's base and its top do not come: there are others of their names there."""
+    assert image.top is not None
+    with volume.lock:
+        line = [e.record for e in volume.local.ancestors(image.top.id) if e.record.kind == KIND_REGULAR]
+        before = volume.local.ancestors(image.base.id) if image.base is not None else []
+    passed = {entry.record.id for entry in before}
+    return tuple(r.name for r in line[:-1] if r.id not in passed and standing.has_other(r))
 
 
 def _bring(
@@ -396,7 +409,9 @@ def _bring(
         source_id = volume.info.volume_id if isinstance(peer, MirrorPeer) else NO_ID
         if isinstance(peer, MirrorPeer) and changes is not LocalChanges.FLUSH:
             kept = _set_aside(volume, mirror, peer, standing, top)
-        brought = peer.take(image_for(volume, top, standing), changes, progress, source_id=source_id)
+        image = image_for(volume, top, standing)
+        left_out = _left_out(volume, image, standing)
+        brought = peer.take(image, changes, progress, source_id=source_id)
     except CLEAN_FAILURES:
         _give_up(volume, mirror, top)
         raise
@@ -407,7 +422,7 @@ def _bring(
     with volume.lock:
         require_listed(volume, mirror)
         volume.destinations.succeed(mirror.name)
-    return replace(brought, kept=brought.kept or kept)
+    return replace(brought, kept=brought.kept or kept, left_out=left_out)
 
 
 def _set_aside(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, standing: Standing, top: str) -> str | None:
