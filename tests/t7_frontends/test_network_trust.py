@@ -23,6 +23,7 @@ from blockplane.model.errors import ConnectionLostError, KeyFileError, NetworkEr
 from blockplane.server import socketfile
 from blockplane.server.network import Credentials, Listener, RemotePeer, Rights, make_certificates
 from blockplane.server.network.address import Address
+from blockplane.server.network.channel import Ending
 from blockplane.server.network.tls import fingerprint_of
 from rig.network import QUICK, Hosts, fingerprint, threads_left
 from rig.owners import TIMEOUT_S
@@ -233,7 +234,7 @@ def test_a_socket_that_is_being_made_is_none_that_was_left(tmp_path, monkeypatch
     finally:
         may_listen.set()
         first.join()
-    with made[0], place.connect(TIMEOUT_S), made[0].accept()[0], pytest.raises(OSError):
+    with made[0], place.connect(TIMEOUT_S, Ending()), made[0].accept()[0], pytest.raises(OSError):
         place.listen(1).close()
     place.listen(1).close()  # what is left now is nobody's
 
@@ -242,7 +243,7 @@ def test_the_name_of_a_socket_goes_before_it_listens_no_more(tmp_path, monkeypat
     forget, answered = Address.forget, []
 
     def watched(place: Address) -> None:
-        place.connect(TIMEOUT_S).close()
+        place.connect(TIMEOUT_S, Ending()).close()
         answered.append(place)
         forget(place)
 
