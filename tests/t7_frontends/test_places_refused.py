@@ -127,6 +127,7 @@ def test_a_disk_of_a_volume_is_not_written_over(blockplane, done, pool, tmp_path
     before = disk.read_bytes()
     for words in (
         ["get", "pool:/text", disk],
+        ["get", "pool:/.planes/june1", disk],
         ["tape", "retrieve", "a.tap", "--path", "/text", "-o", disk],
         ["send", "pool", "june1", "-o", disk],
         ["stream", "merge", "june1.bps", "-o", disk],

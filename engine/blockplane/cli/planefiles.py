@@ -100,6 +100,9 @@ def get_planes(target: Target, name: str, dest: str, wait_s: float) -> tuple[int
 
 
 def _put(file: PlaneFile, place: str) -> int:
+    from blockplane.disks.label import refuse_disk  # not above: it loads all that help and completion do without
+
+    refuse_disk(place)
     data = file.read()
     with open(place, "wb") as sink:
         return sink.write(data)
