@@ -166,6 +166,8 @@ def test_types_in_the_way(tmp_path: Path, fs: FileSystem) -> None:
 def test_missing_and_unreadable_sources(tmp_path: Path, fs: FileSystem) -> None:
     with pytest.raises(NotFoundError):
         fs.put(tmp_path / "nothing", "/")
+    with pytest.raises(NotFoundError, match="no name"):
+        fs.put("", "/", update=True, delete=True, exclude=["*"])  # not the host's /
     with pytest.raises(NotFoundError):
         fs.get("/nothing", tmp_path / "out")
     with pytest.raises(NotFoundError):

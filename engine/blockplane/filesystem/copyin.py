@@ -111,6 +111,8 @@ def _is_excluded(exclusions: Exclusions, top: HostEntry, directory: HostEntry, e
 
 
 def _top_entry(raw: bytes) -> HostEntry:
+    if not raw:
+        raise NotFoundError("", "the source has no name")
     path = raw.rstrip(b"/") or b"/"
     try:
         status = os.stat(path) if raw.endswith((b"/", b"/.")) or raw == b"." else os.lstat(path)
