@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import blockplane as bp
+from rig.owners import finish
 
 
 def test_prune_says_what_it_would_do_and_does_it(done, pool):
@@ -92,3 +93,18 @@ def test_what_mv_refuses_changes_nothing(blockplane, done, pool, arguments, stat
     assert outcome.status == status
     assert outcome.error["message"]
     assert done("diff", f"{pool}@june2", pool).out == "nothing changed\n"
+
+
+def test_mv_of_two_that_are_called_alike_loses_neither(blockplane, done, pool):
+    done("mv", f"{pool}:/tree/folder/inner", f"{pool}:/tree/folder/hello")
+    done("mkdir", f"{pool}:/place")
+    outcome = blockplane("mv", f"{pool}:/tree/hello", f"{pool}:/tree/folder/hello", f"{pool}:/place")
+    assert (outcome.status, "several sources are called hello" in outcome.err) == (2, True)
+    assert done("ls", f"{pool}:/place").out == ""
+    assert done("cat", f"{pool}:/tree/hello", f"{pool}:/tree/folder/hello").out == "hello\ninner\n"
+
+
+def test_mv_in_a_volume_in_use_moves_nothing_where_a_source_is_missing(pool):
+    with bp.Volume.open(pool) as volume, bp.serve_control(volume):
+        assert finish("mv", f"{pool}:/later", f"{pool}:/absent", f"{pool}:/tree").returncode == 1
+        assert bp.FileSystem(volume).exists("/later")

@@ -295,9 +295,13 @@ def _moves(files: bp.FileSystem, sources: Sequence[str], dest: str, no_clobber: 
     is_folder = files.is_dir(dest)
     if len(sources) > 1 and not is_folder:
         raise bp.errors.UsageError(f"{dest} is no directory", "several things move into a directory only")
+    names = [source.rstrip("/").rpartition("/")[2] for source in sources]
+    for source, name in zip(sources, names, strict=True):
+        files.lstat(source)
+        if names.count(name) > 1:
+            raise bp.errors.UsageError(f"several sources are called {name}", "move them one by one")
     moved = []
-    for source in sources:
-        name = source.rstrip("/").rpartition("/")[2]
+    for source, name in zip(sources, names, strict=True):
         target = f"{dest.rstrip('/')}/{name}" if is_folder else dest
         if no_clobber and files.lexists(target):
             continue
