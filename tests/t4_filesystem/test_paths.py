@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from blockplane.filesystem import FileSystem
-from blockplane.filesystem.errors import PathError
+from blockplane.filesystem.errors import NotADirectoryPathError, PathError
 from blockplane.model import BlockplaneError
 from blockplane.volume import Volume
 
@@ -68,9 +68,9 @@ class LikeTheHost(RuleBasedStateMachine):
     def mkdir(self, path: str) -> None:
         self.same(os.mkdir, self.fs.mkdir, path)
 
-    @rule(path=paths)
+    @rule(path=paths_or_slash)
     def rmdir(self, path: str) -> None:
-        if not path.endswith("."):
+        if not path.rstrip("/").endswith("."):
             self.same(os.rmdir, self.fs.rmdir, path)
 
     @rule(path=paths, data=st.binary(max_size=600))
@@ -89,14 +89,14 @@ class LikeTheHost(RuleBasedStateMachine):
 
         self.same(host, self.fs.read_bytes, path)
 
-    @rule(path=paths)
+    @rule(path=paths_or_slash)
     def unlink(self, path: str) -> None:
-        if not path.endswith("."):
+        if not path.rstrip("/").endswith("."):
             self.same(os.unlink, self.fs.unlink, path)
 
-    @rule(source=paths, path=paths)
+    @rule(source=paths_or_slash, path=paths_or_slash)
     def rename(self, source: str, path: str) -> None:
-        if not source.endswith(".") and not path.endswith("."):
+        if not source.rstrip("/").endswith(".") and not path.rstrip("/").endswith("."):
             self.same(os.rename, self.fs.rename, source, path)
 
     @rule(source=paths, path=paths)
@@ -173,6 +173,20 @@ def test_names_that_are_not_utf8_survive(fs: FileSystem) -> None:
     (name,) = fs.listdir()
     assert os.fsencode(name) == raw
     assert fs.read_bytes("/" + name) == b"x"
+
+
+def test_a_link_with_a_slash_is_no_directory_to_take_away(fs: FileSystem) -> None:
+    fs.makedirs("/real/inner")
+    fs.symlink("real", "/link")
+    for call in (fs.rmtree, fs.rmdir, fs.unlink, lambda path: fs.rename(path, "/moved")):
+        with pytest.raises(NotADirectoryPathError):
+            call("/link/")
+    fs.mkdir("/empty")
+    fs.symlink("empty", "/other")
+    with pytest.raises(NotADirectoryPathError):
+        fs.rename("/real", "/other/")
+    assert fs.listdir("/link") == ["inner"]
+    assert fs.listdir() == ["empty", "link", "other", "real"]
 
 
 def test_symlink_loops_end(fs: FileSystem) -> None:

@@ -160,7 +160,7 @@ class Changes(AttributeChanges):
     def _existing(self, path: AnyPath) -> tuple[Place, Inode]:
         """Return where something that can be removed lies, and it."""
         self.store.require_writable(path_text(path_bytes(path)))
-        place = self.resolver.locate(path, follow=False)
+        place = self.resolver.locate(path, follow=False, is_new=True)
         return place, self._require_removable(place, path)
 
     def _require_removable(self, place: Place, path: AnyPath) -> Inode:
@@ -169,6 +169,8 @@ class Changes(AttributeChanges):
             raise NotFoundError(text)
         if place.inode.number == ROOT_INODE:
             raise NotPermittedError(text, "the root directory stays")
+        if place.must_be_directory and not place.inode.is_directory:
+            raise NotADirectoryPathError(text)
         self.resolver.require_name(place, path)
         return place.inode
 
@@ -205,8 +207,8 @@ class Changes(AttributeChanges):
         """Move source to path, replacing a file there, or an empty directory by a directory, in one change."""
         with self.store.lock:
             self.store.require_writable(path_text(path_bytes(path)))
-            old = self.resolver.locate(source, follow=False)
-            new = self.resolver.locate(path, follow=False)
+            old = self.resolver.locate(source, follow=False, is_new=True)
+            new = self.resolver.locate(path, follow=False, is_new=True)
             inode = self._require_removable(old, source)
             self.resolver.require_name(new, path)
             if new.must_be_directory and not inode.is_directory:
