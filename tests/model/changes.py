@@ -62,8 +62,10 @@ def expected_changes(a: View, b: View, claims_content: Callable[[int], bool]) ->
                     rows.append((old, old, "deleted", ("links",)))
                 elif old is None:
                     rows.append((new, None, "added", ("links",)))
-                else:
+                elif old != new:
                     rows.append((new, old, "renamed", kinds))
+                elif kinds:
+                    rows.append((new, old, "changed", kinds))
             if kinds:
                 rows += [(b.paths[link], a.paths[link], "changed", kinds) for link in before & after]
     return sorted(rows, key=repr)

@@ -293,6 +293,26 @@ def test_what_lies_in_a_renamed_directory_is_named_where_it_is_and_where_it_was(
     ]
 
 
+def test_what_went_into_another_directory_under_the_old_path_is_not_renamed(volume: Volume, fs: FileSystem) -> None:
+    fs.mkdir("/d")
+    for name in ("/d/same", "/d/written"):
+        fs.write_bytes(name, b"1")
+    volume.snapshot("a")
+    fs.rename("/d", "/old")
+    fs.mkdir("/d")
+    for name in ("same", "written"):
+        fs.rename(f"/old/{name}", f"/d/{name}")
+    fs.rmdir("/old")
+    fs.write_bytes("/d/written", b"2")
+    volume.snapshot("b")
+    changes = compare(volume.state("a"), volume.state("b")).changes
+    assert [(c.path, c.path_before, c.change, c.kinds) for c in changes] == [
+        ("/d", None, "added", ()),
+        ("/d", "/d", "deleted", ()),
+        ("/d/written", "/d/written", "changed", ("content",)),
+    ]
+
+
 def test_from_and_to_a_volume_that_was_empty(volume: Volume, fs: FileSystem) -> None:
     empty = volume.state(None)
     fs.makedirs("/x/y")

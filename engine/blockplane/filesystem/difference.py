@@ -210,8 +210,10 @@ class _Comparison:
                 yield self._change("deleted", x, old, None, ("links",))
             elif old is None:
                 yield self._change("added", y, None, new, ("links",))
-            else:
+            elif self._a.path(old) != self._b.path(new):
                 yield self._change("renamed", y, old, new, kinds)
+            elif kinds:
+                yield self._change("changed", y, old, new, kinds)
 
     def _change(self, sort: Sort, inode: Inode, old: Link | None, new: Link | None, kinds: tuple[Kind, ...]) -> Change:
         before = path_text(self._a.path(old)) if old is not None else None
