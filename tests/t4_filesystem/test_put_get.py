@@ -309,6 +309,27 @@ def test_an_ordinary_user_gets_what_it_may(tmp_path: Path, fs: FileSystem, monke
     assert stat.S_IMODE(os.stat(tmp_path / "out/f").st_mode) == 0o755
 
 
+@pytest.mark.parametrize("euid", [0, 4_000_001])
+def test_an_owner_that_a_user_namespace_does_not_know_is_not_set(
+    tmp_path: Path, fs: FileSystem, monkeypatch: pytest.MonkeyPatch, euid: int
+) -> None:
+    fs.mkdir("/d")
+    fs.write_bytes("/d/f", b"content")
+    fs.chmod("/d/f", 0o6755)
+    fs.symlink("f", "/d/link")
+    for name in ("/d", "/d/f", "/d/link"):
+        fs.chown(name, 4_000_000, 4_000_000, follow_symlinks=False)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: euid)
+    assert fs.get("/d", tmp_path / "out").skipped == []
+    assert (tmp_path / "out/link").read_bytes() == b"content"
+    assert stat.S_IMODE(os.stat(tmp_path / "out/f").st_mode) == 0o755
+
+
 def test_progress_is_told(tmp_path: Path, source: Path, fs: FileSystem) -> None:
     events: list[tuple[str, int]] = []
     fs.put(source, "/s", progress=lambda event: events.append((event.phase, event.done_bytes)))

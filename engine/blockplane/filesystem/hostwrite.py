@@ -67,16 +67,22 @@ def _set_owner(target: int | bytes, metadata: Metadata, by_path: bool) -> bool:
     uid, gid = metadata.uid, metadata.gid
     euid = os.geteuid()
     if euid == 0:
-        with contextlib.suppress(PermissionError):
-            os.chown(target, uid, gid, **({"follow_symlinks": False} if by_path else {}))
-            return True
-        return False
+        return _chown(target, uid, gid, by_path)
     status = os.stat(target, follow_symlinks=False) if by_path else os.fstat(target)  # type: ignore[arg-type]
-    if status.st_gid != gid:
-        with contextlib.suppress(PermissionError):
-            os.chown(target, -1, gid, **({"follow_symlinks": False} if by_path else {}))
-            return uid == euid
+    if status.st_gid != gid and _chown(target, -1, gid, by_path):
+        return uid == euid
     return (uid, gid) == (status.st_uid, status.st_gid)
+
+
+def _chown(target: int | bytes, uid: int, gid: int, by_path: bool) -> bool:
+    """Set owner and group; return whether that was allowed: EINVAL is an owner that a user namespace does not know."""
+    try:
+        os.chown(target, uid, gid, **({"follow_symlinks": False} if by_path else {}))
+    except OSError as error:
+        if error.errno in _REFUSED:
+            return False
+        raise
+    return True
 
 
 def _set_attributes(target: int | bytes, attributes: Attributes, by_path: bool) -> list[str]:
