@@ -92,6 +92,14 @@ def test_delete_leaves_alone_what_matches(fs: FileSystem, tmp_path: Path) -> Non
     assert names(fs, "/tree") == sorted({*TREE, "src/only-here.o"} - {"src/a.c"})
 
 
+def test_delete_leaves_alone_what_matches_where_the_source_is_the_root(fs: FileSystem) -> None:
+    for name in ("kept", "removed"):
+        fs.makedirs(f"/copy/{name}")
+    everything = [f"/{name}" for name in os.listdir("/")]
+    fs.put("/", "/copy", update=True, delete=True, exclude=[*everything, "/kept"])
+    assert fs.listdir("/copy") == ["kept"]
+
+
 def test_the_source_itself_is_never_left_out(fs: FileSystem, tmp_path: Path) -> None:
     make(tmp_path / "build")
     fs.put(tmp_path / "build", "/", exclude=["build"])

@@ -106,7 +106,7 @@ def put(
 
 def _is_excluded(exclusions: Exclusions, top: HostEntry, directory: HostEntry, entry: Entry) -> bool:
     """Whether an entry of a directory that is made equal to one of the host is among those left out."""
-    path = below(top, directory.path + b"/" + entry.name)
+    path = below(top, os.path.join(directory.path, entry.name))
     return exclusions.excludes(path, entry.type << 12 == stat.S_IFDIR)
 
 
