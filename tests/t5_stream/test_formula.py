@@ -65,6 +65,16 @@ def test_that_a_long_sum_holds_its_terms_but_for_the_base_is_known_without_looki
     assert needed(difference(Var(41), outside(image, 40), Var(40)), range(42))
 
 
+def test_that_a_sum_of_very_many_terms_is_asked_about_in_proportion_to_them():
+    n = 100_000  # a minute and more where each term copies what those before it came to
+    many = Sums(tuple(("+", Var(i)) for i in range(n)))
+    assert needed(difference(Var(7), many), range(n)) == frozenset()
+    assert needed(Sums((*many.terms, ("-", Var(n)))), range(n + 1)) == frozenset(range(n + 1))
+    after_all = Sums((*many.terms, ("-", Var(n)), ("+", Var(3))))  # sure to hold what comes behind the minus alone
+    assert needed(difference(Var(7), after_all), range(n + 1))
+    assert needed(difference(Var(3), after_all), range(n + 1)) == frozenset()
+
+
 def test_what_is_taken_from_itself_twice_is_empty_and_once_too():
     assert needed(Sums((("+", Var(0)), ("^", Var(1)))), [0, 0]) == frozenset()
     assert needed(Sums((("+", Var(0)), ("^", Var(1)))), [-1, 1]) == {1}

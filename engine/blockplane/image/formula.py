@@ -154,13 +154,13 @@ def _support(formula: Formula, classes: Sequence[int]) -> frozenset[int]:
         return frozenset((classes[formula.index],)) - {-1}
     if isinstance(formula, Common):
         return min((_support(part, classes) for part in formula.terms), key=len)
-    found: frozenset[int] = frozenset()
+    found: set[int] = set()  # grows in place: a range of n snapshots has n terms, and is asked about each
     for sign, part in formula.terms:
         if sign != "-":
             found |= _support(part, classes)
         else:
             found -= _whole(part, classes)
-    return found
+    return frozenset(found)
 
 
 def _whole(formula: Formula, classes: Sequence[int]) -> frozenset[int]:
@@ -169,7 +169,10 @@ def _whole(formula: Formula, classes: Sequence[int]) -> frozenset[int]:
         return frozenset((classes[formula.index],)) - {-1}
     if isinstance(formula, Common):
         return frozenset.intersection(*(_whole(part, classes) for part in formula.terms))
-    found: frozenset[int] = frozenset()
+    found: set[int] = set()  # as above
     for sign, part in formula.terms:
-        found = found | _whole(part, classes) if sign == "+" else frozenset()
-    return found
+        if sign == "+":
+            found |= _whole(part, classes)
+        else:
+            found.clear()
+    return frozenset(found)
