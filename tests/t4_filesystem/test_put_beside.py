@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from unittest import mock
 import pytest
 
 import blockplane as bp
-from blockplane.filesystem import FileSystem, copyin
+from blockplane.filesystem import FileSystem, copyin, datain
 from blockplane.filesystem.errors import NotADirectoryPathError
 from blockplane.filesystem.inode import Inode
 from blockplane.filesystem.store import Store
@@ -139,6 +141,81 @@ def test_a_large_file_that_another_removes(
         assert fs.listdir("/s") == ["other"]
     assert fs.n_inodes == len(["/", "/s"]) + len(fs.listdir("/s")) + fs.exists("/mine")
     require_whole(tmp_path, volume).close()
+
+
+@pytest.fixture
+def two_names(tmp_path: Path) -> Path:
+    """A folder with a file of many batches that has two names."""
+    source = tmp_path / "s"
+    source.mkdir()
+    (source / "a").write_bytes(random.Random(5).randbytes(12 << 20))
+    os.link(source / "a", source / "b")
+    return source
+
+
+def test_a_large_file_that_another_removes_gets_no_further_name(
+    tmp_path: Path, volume: Volume, fs: FileSystem, two_names: Path
+) -> None:
+    """It is open while it is copied: its other name becomes a file of its own."""
+    removed: list[str] = []
+
+    def act() -> None:
+        removed.extend(fs.listdir("/s"))
+        fs.unlink(f"/s/{removed[0]}")
+
+    fs.mkdir("/s")
+    report = fs.put(f"{two_names}/.", "/s", progress=after(2, act))
+    assert report.skipped == []
+    with require_whole(tmp_path, volume) as again:
+        fs = FileSystem(again)
+        assert sorted(removed + fs.listdir("/s")) == ["a", "b"]
+        (name,) = fs.listdir("/s")
+        assert fs.read_bytes(f"/s/{name}") == (two_names / name).read_bytes()
+        assert fs.stat(f"/s/{name}").st_nlink == 1
+        fs.write_bytes("/more", b"more")
+
+
+def test_a_large_file_whose_end_cannot_be_read_gets_no_further_name(
+    tmp_path: Path, volume: Volume, fs: FileSystem, two_names: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = datain.read_fully
+
+    def read_fully(fd: int, offset: int, buffers: Any) -> int:
+        if offset >= 8 << 20:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, offset, buffers)
+
+    monkeypatch.setattr(datain, "read_fully", read_fully)
+    monkeypatch.setattr("blockplane.filesystem.copyin._BATCH_BYTES", 8 << 20)  # its end is under way when b is met
+    report = fs.put(two_names, "/s")
+    assert sorted(path for path, _ in report.skipped) == [f"{two_names}/a", f"{two_names}/b"]
+    with require_whole(tmp_path, volume) as again:
+        fs = FileSystem(again)
+        assert fs.listdir("/s") == []
+        fs.write_bytes("/more", b"more")
+
+
+def test_an_open_file_that_another_removes_gets_no_further_name(
+    tmp_path: Path, volume: Volume, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockplane.filesystem.copyin._BATCH_ENTRIES", 1)
+    source = tmp_path / "s"
+    (source / "sub").mkdir(parents=True)
+    (source / "a").write_bytes(b"x" * 5000)
+    os.link(source / "a", source / "sub/b")
+    held: list[Any] = []
+
+    def progress(_: object) -> None:
+        if not held and fs.exists("/s/a"):
+            held.append(fs.open("/s/a", "rb"))
+            fs.unlink("/s/a")
+
+    assert fs.put(source, "/s", progress=progress).skipped == []
+    held[0].close()
+    with require_whole(tmp_path, volume) as again:
+        fs = FileSystem(again)
+        assert (fs.listdir("/s"), fs.read_bytes("/s/sub/b")) == (["sub"], b"x" * 5000)
+        fs.write_bytes("/more", b"more")
 
 
 def test_a_name_that_another_takes(tmp_path: Path, volume: Volume, fs: FileSystem, tree: Path) -> None:

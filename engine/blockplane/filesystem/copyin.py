@@ -25,7 +25,7 @@ from blockplane.filesystem.errors import (
 )
 from blockplane.filesystem.exclude import Exclusions
 from blockplane.filesystem.hostread import HostEntry, Listing, below, host_entry, walk_ahead
-from blockplane.filesystem.inode import Inode
+from blockplane.filesystem.inode import FLAG_ORPHAN, Inode
 from blockplane.filesystem.metadata import set_times
 from blockplane.filesystem.names import AnyPath, check_name, path_bytes, path_text
 from blockplane.filesystem.putreport import PutReport
@@ -279,7 +279,8 @@ class _CopyIn:
     def _linked(self, child: HostEntry) -> Inode | None:
         """Return what another name of the same file was copied to."""
         linked = self._links.get((child.stat.st_dev, child.stat.st_ino)) if child.stat.st_nlink > 1 else None
-        return linked if linked is not None and linked.mode else None  # somebody may remove it between two batches
+        # somebody may remove it between two batches; what is removed and still open gets no further name
+        return linked if linked is not None and linked.mode and not linked.flags & FLAG_ORPHAN else None
 
     def _place_file(self, target: Target, child: HostEntry, existing: Inode | None, updater: Updater) -> None:
         """Copy an entry that is no directory."""

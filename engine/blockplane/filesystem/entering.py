@@ -6,6 +6,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from blockplane.filesystem.errors import ExistsError
+from blockplane.filesystem.inode import FLAG_ORPHAN
 from blockplane.filesystem.metadata import set_metadata
 from blockplane.model import BlockplaneError
 
@@ -74,7 +75,7 @@ class Entering:
 
     def _fill(self, target: Target, left: list[tuple[HostEntry, Inode]]) -> BlockplaneError | None:
         """Enter what waits for a directory; what cannot be entered is added to what is left."""
-        ready = [(child, inode) for child, inode in target.ready if inode.mode]
+        ready = [(child, inode) for child, inode in target.ready if inode.mode and not inode.flags & FLAG_ORPHAN]
         target.ready = []
         if target.is_gone:
             left += ready
