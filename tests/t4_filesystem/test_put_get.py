@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from blockplane.filesystem import FileSystem
+from blockplane.filesystem import FileSystem, hostread
 from blockplane.filesystem.errors import InvalidRequestError, NotFoundError
 from blockplane.filesystem.inode import Inode
 from blockplane.filesystem.store import Store
@@ -192,6 +192,32 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, fs: FileSystem, mon
     report = fs.put(tmp_path / "s", "/s")
     assert [os.path.basename(path) for path, _ in report.skipped] == ["b"]
     assert fs.listdir("/s") == ["a", "c"]
+    assert fs.check().problems == []
+
+
+@pytest.mark.parametrize("update", [False, True])
+def test_a_name_that_no_directory_holds_is_passed_over(
+    tmp_path: Path, volume: Volume, fs: FileSystem, monkeypatch: pytest.MonkeyPatch, update: bool
+) -> None:
+    """Some file systems of the host count letters, of which one may have several bytes."""
+    (tmp_path / "s/folder").mkdir(parents=True)
+    for name in ("file", "folder/inner", "other"):
+        (tmp_path / "s" / name).write_bytes(b"x" * 5000)
+    real = hostread.list_directory
+
+    def list_directory(*given: Any) -> hostread.Listing:
+        listing = real(*given)
+        for child in listing.children:
+            if child.name in (b"file", b"folder"):
+                child.name = child.name.ljust(256, b"x")
+        return listing
+
+    monkeypatch.setattr(hostread, "list_directory", list_directory)
+    fs.mkdir("/s")
+    report = fs.put(f"{tmp_path}/s/.", "/s", update=update, delete=update)
+    assert sorted(report.skipped) == [(f"{tmp_path}/s/./{name}", "name too long") for name in ("file", "folder")]
+    volume.sync()
+    assert fs.listdir("/s") == ["other"]
     assert fs.check().problems == []
 
 

@@ -27,7 +27,7 @@ from blockplane.filesystem.exclude import Exclusions
 from blockplane.filesystem.hostread import HostEntry, Listing, below, host_entry, walk_ahead
 from blockplane.filesystem.inode import FLAG_ORPHAN, Inode
 from blockplane.filesystem.metadata import set_times
-from blockplane.filesystem.names import AnyPath, check_name, path_bytes, path_text
+from blockplane.filesystem.names import NAME_BYTES, AnyPath, check_name, path_bytes, path_text
 from blockplane.filesystem.putreport import PutReport
 from blockplane.filesystem.stat_result import pack_device
 from blockplane.filesystem.update import Updater
@@ -244,6 +244,9 @@ class _CopyIn:
 
     def _place(self, target: Target, child: HostEntry, existing: Inode | None, updater: Updater) -> None:
         """Copy one entry into a directory, or have it wait until all are met."""
+        if len(child.name) > NAME_BYTES:
+            self.report.skip(child, "name too long")
+            return
         key = child.stat.st_dev, child.stat.st_ino
         if child.kind == stat.S_IFDIR:
             self._place_directory(target, child, existing, updater)
