@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import resource
 import shutil
 import stat
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from blockplane.filesystem import FileSystem, hostread
+from blockplane.disks.array import DiskArray
+from blockplane.disks.band import Band
+from blockplane.filesystem import FileSystem, datain, hostread
 from blockplane.filesystem.errors import InvalidRequestError, NotFoundError
 from blockplane.filesystem.inode import Inode
 from blockplane.filesystem.store import Store
@@ -303,6 +306,56 @@ def test_a_put_that_is_broken_off(
     assert fs.check().problems == []
     fs.put(f"{source}/.", "/copy", update=True) if fs.exists("/copy") else fs.put(source, "/copy")
     assert differences(host_tree(source), volume_tree(fs, "/copy")) == []
+
+
+def test_an_interrupt_while_the_readers_are_waited_for(
+    tmp_path: Path, volume: Volume, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s").mkdir()
+    for i in range(100):
+        (tmp_path / f"s/f{i}").write_bytes(random.Random(i).randbytes(300_000))
+    real = datain.Future.result
+    calls = iter(range(1000))
+
+    def result(future: Any) -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return real(future)
+
+    monkeypatch.setattr(datain.Future, "result", result)
+    with pytest.raises(KeyboardInterrupt):
+        fs.put(tmp_path / "s", "/s")
+    monkeypatch.undo()
+    volume.sync()
+    assert fs.check().problems == []
+    fs.put(tmp_path / "s", "/s", update=True)
+    assert differences(host_tree(tmp_path / "s"), volume_tree(fs, "/s")) == []
+
+
+def test_an_interrupt_that_stops_the_volume_is_told(
+    tmp_path: Path, volume: Volume, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came while places were being handed out, and others were being filled."""
+    fs.write_bytes("/before", b"b" * 5000)
+    volume.sync()
+    (tmp_path / "big").write_bytes(random.Random(6).randbytes(16 << 20))
+    real = DiskArray.new_band
+    calls = iter(range(1000))
+
+    def new_band(*given: Any, **more: Any) -> Band:
+        if next(calls) == 12:
+            raise KeyboardInterrupt
+        return real(*given, **more)
+
+    monkeypatch.setattr(DiskArray, "new_band", new_band)
+    with pytest.raises(KeyboardInterrupt):
+        fs.put(tmp_path / "big", "/big")
+    monkeypatch.undo()
+    assert volume.stopped_at == "KeyboardInterrupt"
+    volume.abandon()
+    with Volume.open(tmp_path / "vol") as again:
+        assert FileSystem(again).check().problems == []
+        assert FileSystem(again).read_bytes("/before") == b"b" * 5000
 
 
 def test_a_put_whose_progress_stops_it(source: Path, volume: Volume, fs: FileSystem) -> None:

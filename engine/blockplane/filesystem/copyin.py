@@ -193,9 +193,11 @@ class _CopyIn:
             self._place_waiting(updater)
             self._end_batch()
         except BaseException:
-            # Whatever it was: places that were taken are filled, and what is complete gets its name.
-            with contextlib.suppress(BlockplaneError):
-                self.data.abandon()
+            # Whatever it was: places that were taken are filled, and what is complete gets its name. Where the volume
+            # stopped there is no filling, and nothing is to come between the caller and what it was.
+            if store.volume is None or not store.volume.stopped_at:
+                with contextlib.suppress(BlockplaneError):
+                    self.data.abandon()
             with contextlib.suppress(BlockplaneError):
                 self._entering.enter()
             raise

@@ -194,9 +194,9 @@ class DataIn:
 
     def _retire(self) -> None:
         """Put the oldest group's content in place."""
-        future, group, n_bytes = self._running.popleft()
+        self._running[0][0].result()  # an interrupt of the wait leaves it the oldest
+        _, group, n_bytes = self._running.popleft()
         self._window_bytes -= n_bytes
-        future.result()
         failure: BlockplaneError | None = None
         for piece in group:
             try:
