@@ -15,6 +15,8 @@ import pytest
 from blockplane.filesystem import FileSystem, compare, update
 from blockplane.model import NoSpaceError
 from blockplane.volume import Volume
+from blockplane.volume.tree import BlockTree
+from blockplane.volume.treeio import Block
 from equality import differences, host_tree, volume_tree
 from hosttrees import make_everything
 
@@ -117,6 +119,32 @@ def test_only_blocks_that_differ_are_written(tmp_path: Path, volume: Volume, fs:
     assert fs.read_bytes("/f") == path.read_bytes()
     volume.sync()
     assert volume.active.root.n_blocks == before
+
+
+def test_blocks_that_differ_all_over_a_large_file_are_not_kept_in_memory(
+    tmp_path: Path, volume: Volume, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other block of 4 MiB; a quarter of them wait for their places at a time."""
+    path = tmp_path / "f"
+    path.write_bytes(b"a" * (4 << 20))
+    fs.put(path, "/f")
+    volume.sync()
+    path.write_bytes((b"b" + b"a" * 8191) * 512)
+    real = BlockTree.edit_block
+    found: list[int] = []
+
+    def edit_block(tree: BlockTree, index: int) -> Block:
+        found.append(tree.n_dirty)
+        return real(tree, index)
+
+    monkeypatch.setattr(update, "_DIRTY_BLOCKS", 128)
+    monkeypatch.setattr(BlockTree, "edit_block", edit_block)
+    report = fs.put(path, "/f", update=True)
+    assert report.n_blocks_written == 512
+    assert max(found) <= 128
+    assert fs.read_bytes("/f") == path.read_bytes()
+    volume.sync()
+    assert fs.check().problems == []
 
 
 def test_same_size_and_time_are_trusted_unless_checksum(tmp_path: Path, fs: FileSystem) -> None:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from blockplane.volume.tree import BlockTree
 
 _COMPARE_BLOCKS = 256
+# What a file may have of changed blocks that wait for their places: no consistency point comes while it is compared.
+_DIRTY_BLOCKS = 4096
 
 
 class Updater:
@@ -273,6 +275,8 @@ class Updater:
         else:
             for i in range(n_blocks):
                 tree.edit_block(first + i)[:] = data[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
+        if tree.n_dirty > _DIRTY_BLOCKS:
+            tree.flush()
 
 
 def _is_same_content(inode: Inode, status: os.stat_result) -> bool:
