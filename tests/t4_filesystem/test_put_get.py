@@ -308,6 +308,22 @@ def test_a_put_that_is_broken_off(
     assert differences(host_tree(source), volume_tree(fs, "/copy")) == []
 
 
+def test_many_sparse_files_need_few_descriptors(tmp_path: Path, fs: FileSystem) -> None:
+    (tmp_path / "s").mkdir()
+    for i in range(1000):
+        with (tmp_path / f"s/f{i}").open("wb") as file:
+            file.write(b"x" * 300)
+            file.truncate(70_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 600, hard))
+    try:
+        report = fs.put(tmp_path / "s", "/s")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (report.n_files, report.skipped) == (1000, [])
+    assert len(fs.listdir("/s")) == 1000
+
+
 def test_an_interrupt_while_the_readers_are_waited_for(
     tmp_path: Path, volume: Volume, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,8 @@ _GROUP_BYTES = 1 << 20
 _GROUP_PIECES = 32
 # What may be allocated and unread at a time; the volume's buffers stand behind it.
 _WINDOW_BYTES = 16 << 20
+# And how many groups: of a sparse file each piece may hold a descriptor, and 1,024 are a usual limit of a process.
+_WINDOW_GROUPS = 16
 
 
 class Counters(Protocol):
@@ -160,7 +162,7 @@ class DataIn:
         self.n_bytes_batch += piece.n_bytes
         if self._group_bytes >= _GROUP_BYTES or len(self._group) >= _GROUP_PIECES:
             self._start_group()
-            while self._window_bytes > _WINDOW_BYTES:
+            while self._window_bytes > _WINDOW_BYTES or len(self._running) > _WINDOW_GROUPS:
                 self._retire()
 
     def _start_group(self) -> None:
