@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from blockplane.filesystem import FileSystem
+from blockplane.filesystem.directory import Directory, Entry
 from blockplane.filesystem.errors import NotADirectoryPathError, PathError
 from blockplane.model import BlockplaneError
 from blockplane.volume import Volume
@@ -253,6 +254,30 @@ def test_scandir_walk_and_rmtree(fs: FileSystem) -> None:
     fs.rmtree("/t")
     assert fs.listdir() == []
     assert fs.n_inodes == 1
+
+
+def test_a_directory_of_many_that_are_not_empty_is_removed_in_one_pass(
+    volume: Volume, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted: entries of directories that were looked at, n^2 where each of n is followed by all others."""
+    for i in range(400):
+        fs.makedirs(f"/t/{i}")
+        fs.write_bytes(f"/t/{i}/f", b"x")
+    volume.sync()
+    real = Directory.entries
+    seen: list[Entry] = []
+
+    def entries(directory: Directory) -> Iterator[Entry]:
+        for entry in real(directory):
+            seen.append(entry)
+            yield entry
+
+    monkeypatch.setattr(Directory, "entries", entries)
+    fs.rmtree("/t")
+    assert len(seen) <= 4 * 400
+    assert (fs.listdir(), fs.n_inodes) == ([], 1)
+    volume.sync()
+    assert fs.check().problems == []
 
 
 def test_open_files_after_a_rollback(volume: Volume, fs: FileSystem) -> None:

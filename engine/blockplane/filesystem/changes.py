@@ -190,7 +190,7 @@ class Changes(AttributeChanges):
         while stack:
             parent = stack[-1]
             deeper = False
-            for entry in store.directory(parent).all_entries():
+            for entry in store.directory(parent).entries():
                 child = store.inode_of(entry)
                 if child.is_directory and child.n_entries:
                     if child in stack:
