@@ -164,6 +164,25 @@ def test_two_copies_of_a_source_do_not_take_a_mirror_from_each_other(world):
         assert (read(copy, "/two"), read(copy, "/one", report.kept)) == (b"two 2", b"one 2")
 
 
+def test_a_mirror_is_not_taken_back_to_before_its_source_took_another_numbering(world):
+    """The source was joined to what was written at a mirror before its first update, and is put back to its own."""
+    first, second = world.add("first"), world.add("second", local_changes=LocalChanges.FLUSH)
+    write(world.source, "/a", b"old")
+    assert world.run(only=str(first.path))[0].error == ""
+    backup = world.copy_source("backup")
+    write(second, "/a", b"a week of work")
+    world.resync(second, "destination", full=True)
+    assert world.outcomes() == ["brought", "idle"]
+    assert first.committed.root.space_id == world.source.committed.root.space_id
+    world.restore_source(backup)
+    assert first.committed.root.space_id != world.source.committed.root.space_id
+    write(world.source, "/c", b"first thing after")
+    before = names(first), first.info.generation
+    (ran,) = world.run(only=str(first.path))
+    assert "is ahead of" in ran.error
+    assert (names(first), first.info.generation, read(first, "/a")) == (*before, b"a week of work")
+
+
 def test_a_mirror_that_was_put_back_itself_is_not_ahead(world, tmp_path):
     """Also where the state that it shows was a mirror's own, of which the source knows nothing any more."""
     copy = world.add()

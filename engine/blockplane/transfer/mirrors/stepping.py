@@ -242,16 +242,17 @@ def _refuse_ahead(volume: Volume, mirror: MirrorDefinition, standing: Standing) 
         if any(entry.record.id in standing.shown for entry in volume.local.entries()):
             return
         if found is None or found.acknowledged is None:
-            is_foreign, is_behind = False, any(id_.hex() in mirror.showed for id_ in standing.shown)
+            is_behind = any(id_.hex() in mirror.showed for id_ in standing.shown)
         else:
             brought = volume.local.entry(found.acknowledged)
             state = volume.snapshot_state(brought)
-            is_foreign = shown.space_id != state.root.space_id
-            # two copies of a source count their consistency points alike, so the time has to agree too
-            is_behind = shown.created_ns <= brought.record.created_ns and is_on_line(
-                shown.branch_id, shown.cp, state.root.branch_id, state.root.cp, state.branches()
+            # two copies of a source count their consistency points alike, and a source may be put back to another
+            # numbering: so the time has to agree too
+            is_behind = shown.created_ns <= brought.record.created_ns and (
+                shown.space_id != state.root.space_id
+                or is_on_line(shown.branch_id, shown.cp, state.root.branch_id, state.root.cp, state.branches())
             )
-    if is_foreign or is_behind:
+    if is_behind:
         return
     _hold_common(volume, mirror, standing)
     raise RefusedError(
