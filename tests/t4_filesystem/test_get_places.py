@@ -61,6 +61,22 @@ def test_what_is_damaged_is_named_and_the_rest_is_copied(files, tmp_path):
     assert not (tmp_path / "alone").exists()
 
 
+def test_of_inodes_that_are_damaged_the_others_are_copied(files, tmp_path):
+    """Also of one directory: 16 inodes lie in a block."""
+    volume = files.store.volume
+    files.mkdir("/d/sub")
+    for number in range(100):
+        files.write_bytes(f"/d/sub/{number:03}", b"content %03d" % number)
+    damage(tmp_path / "pool/disks", volume, b"content 050")  # which lies in its inode
+    volume.close()
+    with bp.Volume.open(tmp_path / "pool", writable=False) as volume:
+        report = bp.FileSystem(volume).get("/d/sub", tmp_path / "out")
+    lost = {os.path.basename(path) for path, _ in report.skipped}
+    assert "050" in lost
+    assert 0 < len(lost) <= 16
+    assert sorted(os.listdir(tmp_path / "out")) == sorted({f"{number:03}" for number in range(100)} - lost)
+
+
 def test_a_directory_that_is_damaged_is_named(files, tmp_path):
     volume = files.store.volume
     files.mkdir("/d/sub")

@@ -18,6 +18,7 @@ from blockplane.filesystem.datain import DataIn, Job
 from blockplane.filesystem.directory import Entry
 from blockplane.filesystem.entering import DIRECTORY_GONE, Entering, Target
 from blockplane.filesystem.errors import (
+    REMOVED,
     InvalidRequestError,
     IsADirectoryPathError,
     NotADirectoryPathError,
@@ -232,7 +233,7 @@ class _CopyIn:
             updater.prepare(target.inode, listing)
         for child in listing.children:
             if target.is_gone:
-                report.skip(target.entry, "removed from the volume while the tree was copied")
+                report.skip(target.entry, REMOVED)
                 return
             existing = None if target.is_fresh else self.store.lookup(target.inode, child.name)
             self._place(target, child, existing, updater)

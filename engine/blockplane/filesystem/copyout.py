@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from blockplane.disks.label import refuse_disk
 from blockplane.filesystem.blockread import block_pointers
 from blockplane.filesystem.dataout import DataOut
-from blockplane.filesystem.errors import ExistsError, InvalidRequestError, damaged
+from blockplane.filesystem.directory import Entry
+from blockplane.filesystem.errors import REMOVED, ExistsError, InvalidRequestError, damaged
 from blockplane.filesystem.hostwrite import (
     UNREADABLE,
     Metadata,
@@ -27,6 +29,7 @@ from blockplane.filesystem.inode import Inode
 from blockplane.filesystem.names import AnyPath, path_bytes, path_text
 from blockplane.filesystem.stat_result import stat_of
 from blockplane.model import Progress, ProgressEvent, ignore_progress
+from blockplane.model.errors import StreamError, VolumeDamagedError
 
 if TYPE_CHECKING:
     from blockplane.filesystem.queries import Queries
@@ -166,23 +169,44 @@ class _CopyOut:
             seen.add(parent.number)
             try:
                 with self.store.lock:
-                    children = self._children(parent)
+                    self.store.require_there(parent)
+                    entries, listed_ns = self.store.directory(parent).all_entries(), parent.ctime_ns
             except UNREADABLE as error:
                 self._pass_over(path, error)
                 continue
-            for name, inode in children:
-                self._visit(inode, path + b"/" + name)
-            if len(self._files) >= _FILES_PER_ROUND:
-                self._write_files(data)
+            for first in range(0, len(entries), _INODES_AT_ONCE):
+                batch = entries[first : first + _INODES_AT_ONCE]
+                with self.store.lock:
+                    children = self._children(parent, batch, listed_ns)
+                for name, child in children:
+                    if isinstance(child, Inode):
+                        self._visit(child, path + b"/" + name)
+                    else:
+                        self._pass_over(path + b"/" + name, child)
+                if len(self._files) >= _FILES_PER_ROUND:
+                    self._write_files(data)
 
-    def _children(self, parent: Inode) -> list[tuple[bytes, Inode]]:
-        """Return the names and inodes of a directory; called with the lock held."""
-        self.store.require_there(parent)
-        found: list[tuple[bytes, Inode]] = []
-        entries = iter(self.store.directory(parent).all_entries())
-        while batch := list(islice(entries, _INODES_AT_ONCE)):
-            self.store.inodes.fetch(entry.inode for entry in batch)
-            found += [(entry.name, self.store.inode_of(entry)) for entry in batch]
+    def _children(
+        self, parent: Inode, entries: Sequence[Entry], listed_ns: int
+    ) -> list[tuple[bytes, Inode | VolumeDamagedError | StreamError]]:
+        """Return the names and inodes of entries, or why there is none; called with the lock held.
+
+        listed_ns : the directory's change time when they were listed. If that is another by now, or the live state,
+        an entry may be gone, and its number be another's.
+        """
+        is_there = self.store.inodes.has(parent)
+        with suppress(*UNREADABLE):  # then each is read by itself
+            self.store.inodes.fetch(entry.inode for entry in entries)
+        found: list[tuple[bytes, Inode | VolumeDamagedError | StreamError]] = []
+        for entry in entries:
+            try:
+                if not is_there or (
+                    parent.ctime_ns != listed_ns and self.store.directory(parent).find(entry.name) != entry
+                ):
+                    raise damaged(REMOVED)
+                found.append((entry.name, self.store.inode_of(entry)))
+            except UNREADABLE as error:
+                found.append((entry.name, error))
         return found
 
     def _visit(self, inode: Inode, path: bytes) -> None:

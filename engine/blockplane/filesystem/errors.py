@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from blockplane.model import BlockplaneError, VolumeDamagedError
+
+#: Why a copy of a tree has no such path.
+REMOVED: Final = "removed from the volume while the tree was copied"
 
 
 class PathError(BlockplaneError, OSError):

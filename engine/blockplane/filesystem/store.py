@@ -18,6 +18,7 @@ from blockplane.filesystem import content
 from blockplane.filesystem.attributes import MAX_ATTRIBUTES_BYTES, decode_attributes, encode_attributes
 from blockplane.filesystem.directory import Directory, Entry
 from blockplane.filesystem.errors import (
+    REMOVED,
     ExistsError,
     NotADirectoryPathError,
     ReadOnlyPathError,
@@ -211,7 +212,7 @@ class Store:
     def require_there(self, inode: Inode) -> None:
         """Raise FileSystemDamagedError for an inode that was removed since it was looked up; with the lock held."""
         if not inode.mode:
-            raise damaged("removed from the volume while the tree was copied")
+            raise damaged(REMOVED)
 
     def link_target(self, inode: Inode) -> bytes:
         """Return a symbolic link's target; FileSystemDamagedError: it is none."""
