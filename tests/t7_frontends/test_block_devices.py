@@ -230,3 +230,30 @@ def test_an_interrupted_receive_goes_on_with_a_stream_on_a_device(device, tmp_pa
         bp.receive(name, target)
         with bp.Volume.open(target) as copy:
             assert bp.FileSystem(copy).read_bytes("/a") == bp.FileSystem(volume).read_bytes("/a")
+
+
+@pytest.mark.parametrize("options", [[], ["--compress", "zstd"], ["--encrypt", "k"], ["--order", "tape"]])
+def test_a_stream_on_a_device_is_read_in_place(device, done, refused, tmp_path, options):
+    """Where it ends, and where its index is, only its frames say: behind it lies what was there before."""
+    done("key", "create", "k")
+    name, keys = device(), ["--key", "k"] if "--encrypt" in options else []
+    Path(name).write_bytes(random.Random(1).randbytes(16 * MiB))
+    with bp.Volume.create(tmp_path / "pool", disks=2, size="16M", parity=0) as volume:
+        files, data = bp.FileSystem(volume), random.Random(2).randbytes(6 * MiB) + bytes(MiB)
+        files.write_bytes("/a", data)
+        volume.snapshot("june1")
+        files.write_bytes("/b", b"later")
+        volume.snapshot("june2")
+    done("send", "pool", "june1", "-o", name, *options)
+    done("send", "pool", "june2 - june1", "-o", "june2.bps")
+    assert done("ls", f"{name}:/", *keys).out == "a\n"
+    done("get", f"{name}:/a", "a", *keys)
+    assert Path("a").read_bytes() == data
+    assert done("ls", f"{name},june2.bps:/", *keys).out == "a\nb\n"
+    done("stream", "merge", name, "june2.bps", "-o", "both.bps", *(["--plain", *keys] if keys else []))
+    assert done("stream", "compare", "both.bps", "pool@june2").out.startswith("equal")
+    with open(name, "r+b") as file:
+        file.seek(5 * MiB)
+        file.write(bytes(4 * MiB))
+    assert "does not end with a trailer" in refused("ls", f"{name}:/", *keys, kind="stream-truncated")
+    assert "cannot be written" in refused("mkdir", f"{name}:/x", kind="read-only")

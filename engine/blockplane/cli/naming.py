@@ -7,6 +7,7 @@ first `:/` ends the volume part; `@` counts only after its last `/`.
 from __future__ import annotations
 
 import os
+import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -118,8 +119,8 @@ def stream_paths(place: str) -> list[str]:
 
 
 def _is_stream_file(path: str) -> bool:
-    if os.path.lexists(path) and not os.path.isfile(path):  # a pipe, which is read once
-        return False
+    if os.path.lexists(path) and not (os.path.isfile(path) or pathlib.Path(path).is_block_device()):
+        return False  # a pipe, which is read once
     return (os.path.isfile(path) and path.endswith(STREAM_SUFFIX)) or bp.is_stream(path)  # in pieces too
 
 

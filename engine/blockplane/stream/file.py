@@ -1,4 +1,4 @@
-"""One stream, in a file or on tapes, read at random: trailer, index, frame, block.
+"""One stream, in a file, on a block device or on tapes, read at random: trailer, index, frame, block.
 
 A block of a frame that lies bare is read alone, one of a compressed or encrypted frame with it. What the frame's head
 says of a block, its check, goes to the caller with the bytes.
@@ -35,7 +35,7 @@ from blockplane.stream.keyfile import Key
 from blockplane.stream.payload import contents, passing_contents
 from blockplane.stream.pieces import hint_for
 from blockplane.stream.reader import StreamMap, StreamReader, verify_payload
-from blockplane.stream.stored import SplitFile, StreamPlace, open_stored
+from blockplane.stream.stored import OneFile, SplitFile, StreamPlace, open_stored
 
 #: An index of more entries than this describes more than 64 TiB in whole frames; nothing is sized by it before.
 _MAX_INDEX: Final = 1 << 26
@@ -82,6 +82,8 @@ class StreamFile:
             self._framing = self._reader.framing
             self._require_readable(self._reader.header)
             self.map: StreamMap = self._reader.read_map()
+            if isinstance(self.stored, OneFile) and self.stored.is_device:
+                self.n_bytes = self._end()
             self.index = self._found_index()
             self.stored.advise(os.POSIX_FADV_NORMAL)
         except StreamError as error:
@@ -119,6 +121,15 @@ class StreamFile:
             raise StreamError(f"reading files out of {self.path} needs {what}", "it can still be received or copied")
 
     # --- opening -----------------------------------------------------------------------------------------------------
+
+    def _end(self) -> int:
+        """Return where the stream ends, by the heads of its frames: a read for each."""
+        offset, _, _ = self._reader.data_start()
+        while True:
+            head, _ = self._head_at(offset, self._truncated())
+            offset += head.stored_head_bytes + head.stored_bytes
+            if head.kind is FrameKind.TRAILER:
+                return offset
 
     def _trailer(self) -> Trailer:
         offset = self.n_bytes - self._framing.trailer_bytes

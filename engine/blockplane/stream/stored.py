@@ -90,12 +90,13 @@ def read_bytes(stored: Stored, n_bytes: int, offset: int) -> bytes:
 
 
 class OneFile:
-    """A file. It stays open where it is another's."""
+    """A file, or a block device: a stream on one may end before it does. It stays open where it is another's."""
 
     def __init__(self, fd: int, name: str, *, owned: bool = True) -> None:
         self.fd, self.name, self.key = fd, name, fd
         self._owned = owned
-        self.n_bytes = os.fstat(fd).st_size
+        self.is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
+        self.n_bytes = os.lseek(fd, 0, os.SEEK_END) if self.is_device else os.fstat(fd).st_size
 
     def read_into(self, out: memoryview, offset: int) -> int:
         """See Stored."""
