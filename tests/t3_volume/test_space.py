@@ -12,7 +12,8 @@ from blockplane.disks.geometry import FIRST_MULTIPLE
 from blockplane.model import BLOCK_BYTES, NoSpaceError
 from blockplane.volume import Volume
 from blockplane.volume import space as space_module
-from blockplane.volume.leafbits import LEAF_BLOCKS, numbers_in
+from blockplane.volume.landing_places import LandingPlaces
+from blockplane.volume.leafbits import LEAF_BLOCKS, numbers_in, set_range
 from blockplane.volume.placer import Placer
 from blockplane.volume.space import AREA_STRIPES, Area, Space
 from blockplane.volume.spared import LOOK_AREAS
@@ -441,6 +442,113 @@ def test_places_of_open_bands_read_back_and_their_neighbours_do_not():
     assert mine <= set(places[found].tolist())
     for place in mine:
         assert out.reshape(128, -1).view(np.uint64)[place, 0] == place
+
+
+# --- what walks remember ------------------------------------------------------------------------------------------
+
+
+class Looks:
+    """Counts the areas that a volume's placer looks at, for whole stripes and for single places."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.n_areas = self.n_partial = 0
+        area, partial_words = volume.space.area, volume.space.partial_words
+
+        def counted_area(name):
+            self.n_areas += 1
+            return area(name)
+
+        def counted_words(name):
+            self.n_partial += 1
+            return partial_words(name)
+
+        volume.space.area, volume.space.partial_words = counted_area, counted_words  # type: ignore[method-assign]
+
+
+def break_stripes(volume: Volume, n_left: int) -> np.ndarray:
+    """Take all that is free but so many places of each group, none of them on its first data disk; return what."""
+    taken = []
+    for group in volume.geometry.groups:
+        places = np.arange(group.first, group.stop)
+        free = places[~volume.space.is_busy(places)]
+        on_first = (free - group.first) // group.chunk_blocks % group.n_data == 0
+        taken.append(np.concatenate([free[on_first], free[~on_first][n_left:]]))
+    every = np.concatenate(taken)
+    volume.space.take_numbers(every)
+    return every
+
+
+def placed(volume: Volume, n_blocks: int) -> list[int]:
+    """Places for file data, filled."""
+    runs = volume.placer.run(n_blocks)
+    for first, count, buffer in runs:
+        buffer[:] = 0
+        volume.placer.filled(first, count)
+    return [place for first, count, _ in runs for place in range(first, first + count)]
+
+
+def test_a_point_looks_through_a_volume_without_whole_stripes_once():
+    volume = make_volume(geometry_of(2, 1, 64, n_groups=32), reserve_blocks=16)
+    client = FileClient(volume)
+    client.write(1, 0, range(4))
+    volume.sync()
+    break_stripes(volume, 64)
+    looks = Looks(volume)
+    for index in range(0, 40, 4):
+        client.write(2, index, range(index, index + 4))
+    volume.sync()
+    assert looks.n_areas <= 32 + 2
+    assert looks.n_partial <= 2 * 2 * 32  # there and back, each area with and without landings
+    assert present(client.files) == present(FileClient(again(volume)).files)
+
+
+def test_areas_that_are_full_are_passed_once():
+    """Not for each 64 stripes with a few places."""
+    volume = make_volume(geometry_of(2, 1, 64, n_groups=32), reserve_blocks=16)
+    break_stripes(volume, 2)
+    volume.space.take_numbers(np.concatenate([np.arange(g.first, g.stop) for g in volume.geometry.groups[:16]]))
+    looks = Looks(volume)
+    assert len(placed(volume, 30)) == 30
+    assert looks.n_partial <= 2 * 32
+    assert len(placed(volume, 2)) == 2
+    with pytest.raises(NoSpaceError):
+        placed(volume, 1)
+
+
+def test_whole_stripes_that_are_too_few_for_a_long_band_are_found_without_a_walk_for_each():
+    volume = make_volume(geometry_of(2, 1, 64, n_groups=32), reserve_blocks=16)
+    free = [np.arange(group.first, group.first + 2) for group in volume.geometry.groups]
+    volume.space.take_numbers(np.concatenate(free))
+    looks = Looks(volume)
+    assert len(placed(volume, 2000)) == 2000
+    assert looks.n_areas <= 3 * 32
+
+
+@pytest.mark.parametrize("way", ["given back", "receive given up", "committed"])
+def test_stripes_that_came_free_are_found_at_once(way):
+    volume = make_volume(geometry_of(2, 1, 64, n_groups=3), reserve_blocks=16)
+    landing, leaf = LandingPlaces(volume), volume.geometry.groups[1].first // LEAF_BLOCKS
+    if way == "receive given up":
+        words = np.zeros(LEAF_BLOCKS // 64, np.uint64)
+        set_range(words, 0, 64)
+        landing.reserve(leaf, words)
+    taken = break_stripes(volume, 64)
+
+    def is_on_first_disk() -> bool:
+        place = placed(volume, 1)[0]
+        group = volume.geometry.groups[volume.geometry.group_of(place)]
+        return place - group.first < 64
+
+    assert not is_on_first_disk()
+    if way == "given back":
+        volume.space.release_now(taken)
+    elif way == "receive given up":
+        landing.give_up()
+        volume.space.forget()
+    else:
+        volume.commit(force=True)
+        volume.space.forget()
+    assert is_on_first_disk()
 
 
 # --- what shadows mean --------------------------------------------------------------------------------------------

@@ -6,13 +6,16 @@ stripe that holds something live is never written while a wholly free one is lef
 another's band. After that, places are taken one by one, and the rest of their stripes is read before parity is
 computed, and what their loss would lose is logged (law 7).
 
+A walk over all areas that found nothing is not made again, and the one for single places goes on where it was, until
+bands are closed or places come free: what a consistency point costs grows with the areas once, not with each block.
+
 What shadows mean is taken last (`spared.py`), as far as that leaves whole stripes whole, and costs a band of file data
 no more than half its length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +33,8 @@ from blockplane.volume.spared import Round
 # The first band of file data in a CP: one stripe; each is twice the one before. On 4 + 1 disks a CP of one block writes
 # 15 blocks, parity included; 25 when it begins with 4 stripes.
 FIRST_BULK_STRIPES = 1
+# Before every way to take stripes, counted from the last, -1 (see `Placer._find`).
+NO_WAY = -9
 
 Block = NDArray[np.uint8]
 # Takes stripes from an area: (first stripe, count); True: only such as no shadow means.
@@ -83,6 +88,7 @@ class Placer:
         self._areas: dict[bool, Area] = {}
         self._cursor: dict[bool, AreaName] = {False: (0, 0), True: space.last_area()}
         self._rounds: dict[tuple[int, bool], Round] = {}
+        self._look_anew()
 
     # --- handing out -------------------------------------------------------------------------------------------------
 
@@ -169,6 +175,12 @@ class Placer:
 
     # --- finding bands -----------------------------------------------------------------------------------------------
 
+    def _look_anew(self) -> None:
+        """Forget what walks did not find: stripes may have come free."""
+        self._n_returns = self._space.n_returns
+        self._vain = NO_WAY  # the last way to take stripes for which no area has any, nor for those before it
+        self._partial: dict[bool, Iterator[OpenBand]] = {False: iter(()), True: iter(())}
+
     def _next_bulk(self, n_blocks: int) -> OpenBand | None:
         """Open wholly free stripes for file data; None where the volume has none left.
 
@@ -195,23 +207,31 @@ class Placer:
         return shared if shared is not None else self._next_partial(backward)
 
     def _find(self, takes: Sequence[Take], backward: bool) -> tuple[Area, int, int] | None:
-        """Take stripes in the first way that finds any: (area, first stripe, count); sparing shadows, then not."""
+        """Take stripes in the first way that finds any: (area, first stripe, count); sparing shadows, then not.
+
+        Where one way finds none, those before it find none either.
+        """
+        if self._n_returns != self._space.n_returns:
+            self._look_anew()
         for way, take in enumerate(takes, -len(takes)) if self._space.is_sparing else ():
             found = self._from_area_at_hand(take, backward, True)
             if found is None:
                 around = self._rounds.setdefault((way, backward), Round(self._space, backward))
-                found = self._from_next_area(around.names(self._cursor[backward]), take, backward, True)
+                names = around.names(self._cursor[backward]) if way > self._vain else []
+                found = self._from_next_area(names, take, backward, True)
                 if found is not None:
                     around.found()
             if found is not None:
                 return found
-        for take in takes:
+        for way, take in enumerate(takes, -len(takes)):
+            if way <= self._vain:
+                continue
             found = self._from_area_at_hand(take, backward, False)
             if found is None:
-                names = self._space.walk(self._cursor[backward], backward)
-                found = self._from_next_area(names, take, backward, False)
+                found = self._from_next_area(self._space.walk(self._cursor[backward], backward), take, backward, False)
             if found is not None:
                 return found
+            self._vain = way
         return None
 
     def _from_area_at_hand(self, take: Take, backward: bool, clean: bool) -> tuple[Area, int, int] | None:
@@ -256,22 +276,29 @@ class Placer:
         return [*ahead, self._cursor[not backward]]
 
     def _next_partial(self, backward: bool) -> OpenBand:
-        """Open stripes that hold live blocks too: the last resort of a volume that is nearly full.
-
-        Those near which a receive has places come last in their area: what landed there has its parity alone to be
-        verified by. Not last of all: that would have every band look through the volume.
-        """
-        for name in self._space.walk(self._cursor[backward], backward):
-            for beside_landing in (False, True):
-                found = self._partial_in(name, beside_landing)
-                if found is not None:
-                    return found
+        """Open stripes that hold live blocks too: the last resort of a volume that is nearly full."""
+        for is_new in (False, True):
+            if is_new:  # none is left ahead, or that walk was cut short
+                self._partial[backward] = self._walk_partial(backward)
+            found = next(self._partial[backward], None)
+            if found is not None:
+                return found
         raise NoSpaceError(
             "the volume is full", "delete files or snapshots, or add a RAID group with `blockplane grow`"
         )
 
-    def _partial_in(self, name: AreaName, beside_landing: bool) -> OpenBand | None:
-        """Open what is free of 64 stripes of an area, of such as a receive has places in, or of others."""
+    def _walk_partial(self, backward: bool) -> Iterator[OpenBand]:
+        """Open what is free of stripes, area by area, each 64 when it is asked for.
+
+        Those near which a receive has places come last in their area: what landed there has its parity alone to be
+        verified by. Not last of all: that would have the first band look through the volume.
+        """
+        for name in self._space.walk(self._cursor[backward], backward):
+            for beside_landing in (False, True):
+                yield from self._partial_in(name, beside_landing)
+
+    def _partial_in(self, name: AreaName, beside_landing: bool) -> Iterator[OpenBand]:
+        """Open what is free of each 64 stripes of an area, of such as a receive has places in, or of others."""
         for word in self._space.partial_words(name):
             # open bands there are spent: what is still free lies in other stripes than theirs
             if self._is_landing(name[0], word) == beside_landing:
@@ -283,8 +310,7 @@ class Placer:
                         free = free[np.argsort(spared[free], kind="stable")]
                     self._declare([name])
                     area = Area(name, self._space.geometry.groups[name[0]], np.zeros(1, np.uint64))
-                    return self._open_band(area, word * WORD_BLOCKS, WORD_BLOCKS, free.astype(np.int64), by_stripe=True)
-        return None
+                    yield self._open_band(area, word * WORD_BLOCKS, WORD_BLOCKS, free.astype(np.int64), by_stripe=True)
 
     def _open_band(
         self, area: Area, stripe: int, n_stripes: int, slots: NDArray[np.int64] | None, by_stripe: bool
@@ -331,6 +357,7 @@ class Placer:
             self._close(band)
         self._bulk = self._meta = self._local = None
         self._areas.clear()
+        self._look_anew()
         self._bulk_stripes = FIRST_BULK_STRIPES
         self.committing = False
 
@@ -402,6 +429,7 @@ class Placer:
         self._open.clear()
         self._bulk = self._meta = self._local = None
         self._areas.clear()
+        self._look_anew()
 
     # --- reading back ------------------------------------------------------------------------------------------------
 

@@ -143,6 +143,8 @@ class Space:
         self.closed: int | None = None
         self.n_freed_open = 0
         self.n_pending = 0
+        #: how often places may have come free
+        self.n_returns = 0
 
     # --- the busy plane ----------------------------------------------------------------------------------------------
 
@@ -223,6 +225,7 @@ class Space:
 
     def release_now(self, places: NDArray[np.int64]) -> None:
         """Give back places that no CP ever referred to (an aborted receive)."""
+        self.n_returns += 1
         for leaf, low in by_leaf(places):
             for leaves in (self._leaves, self._taken):
                 if leaf in leaves:
@@ -234,6 +237,7 @@ class Space:
         Stays busy: what kept names, the places of a leaf that something beside the live state has; and what the commit
         at hand gave up once more (a snapshot went that held it), for the CP before it still has it.
         """
+        self.n_returns += 1
         for leaf, words in self._freed_last.items():
             again = self._freed_open.get(leaf, EMPTY_LEAF)
             if words is None or again is None:
@@ -250,6 +254,7 @@ class Space:
 
     def forget(self) -> None:
         """Drop all leaves; they are worked out again when needed, with what the open CP took."""
+        self.n_returns += 1
         self._leaves.clear()
 
     # --- areas -------------------------------------------------------------------------------------------------------
