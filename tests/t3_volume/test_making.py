@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blockplane.disks.disk import FileDisk
-from blockplane.model import DiskError, NotAVolumeError, VolumeInUseError
+from blockplane.model import DiskError, NotAVolumeError, RefusedError, VolumeInUseError
 from blockplane.model.errors import DiskMissingError
 from blockplane.volume import Volume, making
 
@@ -73,7 +73,7 @@ def test_the_first_writer_takes_the_mark_away_for_good(tmp_path, durable):
     assert making.MARK_NAME in durable.names[path]
     Volume.open(path).close()
     assert making.MARK_NAME not in durable.names[path]
-    with pytest.raises(NotAVolumeError, match="a volume already"):
+    with pytest.raises(RefusedError, match="a volume already"):
         Volume.create(path, disks=3, size="24M")
 
 
@@ -111,7 +111,7 @@ def whole(tmp_path) -> Path:
 def test_a_marked_volume_that_holds_something_is_a_volume(whole):
     before = files_of(whole)
     for make in (Volume.plan, Volume.create):
-        with pytest.raises(NotAVolumeError, match="a volume already"):
+        with pytest.raises(RefusedError, match="a volume already"):
             make(whole, disks=3, size="24M")
     Volume.clear_half_made(whole)
     assert files_of(whole) == before
@@ -215,7 +215,7 @@ def test_a_volume_that_another_made_meanwhile_stays(tmp_path, monkeypatch):
         return made
 
     monkeypatch.setattr(making, "make_directory", make_directory)
-    with pytest.raises(NotAVolumeError, match="is a volume already"):
+    with pytest.raises(RefusedError, match="is a volume already"):
         Volume.create(path, disks=1, size="32M")
     with Volume.open(path) as volume:
         assert [snapshot.name for snapshot in volume.snapshots] == ["theirs"]

@@ -108,12 +108,12 @@ def test_a_disk_twice(refused, pool):
 
 
 def test_create_refuses_what_is_there(refused, pool):
-    refused("create", pool, "--size", "4M", kind="not-a-volume")
+    refused("create", pool, "--size", "4M", kind="refused")
     Path("full").mkdir()
     Path("full/file").touch()
-    refused("create", "full", "--size", "4M", kind="not-a-volume")
+    refused("create", "full", "--size", "4M", kind="refused")
     Path("afile").touch()
-    refused("create", "afile", "--size", "4M", kind="not-a-volume")
+    refused("create", "afile", "--size", "4M", kind="refused")
 
 
 @pytest.mark.parametrize(

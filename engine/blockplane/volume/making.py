@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from blockplane.model.errors import NotAVolumeError
+from blockplane.model.errors import RefusedError
 from blockplane.model.ownfiles import read_own, sync
 from blockplane.volume.config import CONFIG_NAME, DISKS_DIR
 from blockplane.volume.journal import clear_orphans
@@ -113,12 +113,12 @@ def refuse_taken(directory: Path) -> None:
 
     Raises
     ------
-    NotAVolumeError: it is a volume already, or holds something else.
+    RefusedError: it is a volume already, or holds something else.
     """
     if (directory / CONFIG_NAME).exists():
-        raise NotAVolumeError(f"{directory} is a volume already", "take another name, or remove it first")
+        raise RefusedError(f"{directory} is a volume already", "take another name, or remove it first")
     if directory.exists() and not (directory.is_dir() and is_vacant(directory)):
-        raise NotAVolumeError(f"{directory} is not empty", "name a directory that is empty or does not exist")
+        raise RefusedError(f"{directory} is not empty", "name a directory that is empty or does not exist")
 
 
 def unmake_directory(directory: Path, made: Sequence[Path], files: Sequence[str]) -> None:

@@ -106,7 +106,7 @@ class Volume(HalfMade):
 
         Raises
         ------
-        UsageError: the numbers do not make a volume. NotAVolumeError: the directory is taken. Others: a maker was
+        UsageError: the numbers do not make a volume. RefusedError: the directory is taken. Others: a maker was
             stopped there, and what it left cannot be looked at.
         """
         directory = Path(path)
