@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from unittest import mock
@@ -13,7 +14,8 @@ import pytest
 from blockplane.disks.disk import HEAD_BLOCKS
 from blockplane.disks.label import decode_label, encode_label
 from blockplane.model import DiskError, VolumeDamagedError
-from blockplane.volume import TreeRoot, Volume
+from blockplane.volume import TreeRoot, Volume, checkwalk
+from blockplane.volume import check as check_module
 from blockplane.volume.check import MAX_PROBLEMS, CheckReport, check
 from blockplane.volume.codec import BLOCK_WORD, NUMBER_MASK
 from blockplane.volume.leafbits import clear_range, set_range
@@ -376,6 +378,30 @@ def test_a_damaged_snapshot_table_leaves_the_live_file_system(volume):
     report = check(hurt)
     assert any("the snapshot table cannot be read" in problem for problem in report.problems)
     assert report.n_states == 1
+
+
+def test_what_a_walk_keeps_of_a_block_is_bits(monkeypatch):
+    """Of two files that lie in one leaf of the plane, three times as large is as much."""
+
+    def held_bytes(n_blocks: int) -> int:
+        volume = make_volume(geometry_of(1, 0, 4096))
+        FileClient(volume).write(1, 0, range(n_blocks))
+        volume.sync()
+        found = []
+
+        def measured(*args) -> None:
+            snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, checkwalk.__file__)])
+            found.append(sum(trace.size for trace in snapshot.traces))
+
+        monkeypatch.setattr(check_module, "_check_plane", measured)
+        tracemalloc.start()
+        try:
+            assert check(volume, parity=False).n_blocks > n_blocks
+        finally:
+            tracemalloc.stop()
+        return found[0]
+
+    assert held_bytes(3000) - held_bytes(1000) < 2000
 
 
 def test_many_problems_are_counted_and_cut():

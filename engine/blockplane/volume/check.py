@@ -45,7 +45,8 @@ def check(volume: LiveVolume, parity: bool = True, step: Callable[[], None] = la
 
     Notes
     -----
-    Reads every block that anything refers to; memory is bounded by one bit a block of each state in turn.
+    Reads every block that anything refers to. Memory: batches, and a bit a block for what a state reaches, one state at
+    a time, for its plane, and for all that was verified.
     """
     report = CheckReport(step=step)
     for left in volume.recovery.left:
@@ -109,20 +110,19 @@ def _check_state(state: State, name: str, report: CheckReport, verified: dict[in
     walker = Walker(
         state.reader, state.space_blocks, name, report, skip if verified else lambda n: np.zeros(len(n), np.bool_)
     )
-    root = state.root
+    root, walker.recorded = state.root, state.checks
     walker.tree(root.inode_file, "the inode file", lambda blocks: _check_inodes(blocks, walker))
     walker.tree(root.snapshots, "the snapshot list")
     walker.tree(root.branches, "the branch history")
     walker.tree(root.blockmap, "the blockmap")
-    _check_recorded(state, walker, name, report)
+    walker.recorded = None  # the checks of its own blocks, and of the root, are in the pointers alone
     walker.tree(root.checksums, "the checksum file")
     walker.root(state.pointer)
     _check_plane(state, walker.reach.leaves, name, report)
-    bad = np.concatenate([np.empty(0, np.int64), *walker.bad])
-    for numbers, _ in walker.seen:
-        good = numbers[~np.isin(numbers, bad)] if len(bad) else numbers  # other states that have a bad one say so too
-        for leaf, low in by_leaf(np.unique(state.placemap.to_places(good))):
-            set_numbers(verified.setdefault(leaf, np.zeros(LEAF_BLOCKS // 64, np.uint64)), low)
+    for leaf, words in walker.reach.leaves.items():
+        good = words & ~walker.bad.get(leaf, EMPTY_LEAF)  # other states that have a bad one say so too
+        for at, low in by_leaf(state.placemap.to_places(numbers_in(good, leaf * LEAF_BLOCKS))):
+            set_numbers(verified.setdefault(at, np.zeros(LEAF_BLOCKS // 64, np.uint64)), low)
 
 
 def bits_at(words: Leaf | None, low: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -146,18 +146,6 @@ def _check_inodes(blocks: NDArray[np.uint8], walker: Walker) -> None:
             walker.tree(TreeRoot.decode(record[:TREE_ROOT_BYTES].tobytes()), "a file")
         except BlockplaneError as error:
             walker.report.add(f"{walker.name}: an inode is damaged: {error}")
-
-
-def _check_recorded(state: State, walker: Walker, name: str, report: CheckReport) -> None:
-    """Hold the checksum file against the checks in the pointers."""
-    for numbers, expected in walker.seen:
-        try:
-            recorded = state.checks(numbers)
-        except BlockplaneError as error:
-            report.add(f"{name}: the checksum file cannot be read: {error}")
-            return
-        for number in numbers[recorded != expected].tolist():
-            report.add(f"{name}: the checksum file differs from the pointer to block {number}")
 
 
 def _check_plane(state: State, reached: dict[int, Leaf], name: str, report: CheckReport) -> None:
@@ -260,7 +248,8 @@ def _check_shadows(volume: LiveVolume, reach: Reach, report: CheckReport) -> Non
         name = f"shadow {plane.entry.record.name!r}"
         walker = Walker(plane.reader, 2 * LOCAL_FLAG, name, report, lambda n: np.zeros(len(n), np.bool_))
         walker.tree(plane.blockmap.root, "its plane")
-        for numbers, _ in walker.seen:
+        for at, words in walker.reach.leaves.items():
+            numbers = numbers_in(words, at * LEAF_BLOCKS)
             reach.enter(numbers[numbers >= LOCAL_FLAG] - LOCAL_FLAG, name)
             for leaf, low in by_leaf(plane.placemap.to_places(numbers[numbers < LOCAL_FLAG])):
                 set_numbers(reached.setdefault(leaf, np.zeros(LEAF_BLOCKS // 64, np.uint64)), low)

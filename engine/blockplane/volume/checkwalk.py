@@ -86,7 +86,17 @@ class Reach:
 
 
 class Walker:
-    """Walks block trees of one state, or of the local tree, in batches."""
+    """Walks block trees of one state, or of the local tree, in batches; what stays of each are bits.
+
+    Parameters
+    ----------
+    skip : tells which leaves need not be read.
+
+    Attributes
+    ----------
+    recorded : gives the checks that the checksum file has for numbers; None while what is walked has none there.
+    bad : numbers, in leaves, of those that could not be read, or are not what they should be.
+    """
 
     def __init__(
         self,
@@ -102,9 +112,8 @@ class Walker:
         self.report = report
         self._skip = skip
         self.reach = Reach(name, report)
-        self.seen: list[tuple[NDArray[np.int64], NDArray[np.uint32]]] = []
-        #: numbers of those that could not be read, or are not what they should be
-        self.bad: list[NDArray[np.int64]] = []
+        self.recorded: Callable[[NDArray[np.int64]], NDArray[np.uint32]] | None = None
+        self.bad: dict[int, Leaf] = {}
 
     def tree(self, root: TreeRoot, what: str, leaf_visitor: Callable[[NDArray[np.uint8]], None] | None = None) -> None:
         """Walk a tree: enter every block, compare every check; leaf_visitor gets verified leaves (n, 4096) in order."""
@@ -157,7 +166,7 @@ class Walker:
             return good, blocks
         expected = pointers[:, 1].astype(np.uint32)
         self.reach.enter(numbers, what)
-        self.seen.append((numbers, expected))
+        self._check_recorded(numbers, expected)
         if not (level or is_needed) and self._skip(numbers).all():
             return good, blocks
         self.report.n_blocks += len(numbers)
@@ -166,11 +175,28 @@ class Walker:
         except BlockplaneError as error:
             self.report.add(f"{self.name}: {what} cannot be read: {error}")
             good[:] = False
-            self.bad.append(numbers)
+            self._note_bad(numbers)
             return good, blocks
         if first_bad_block(blocks.reshape(-1), numbers, expected) >= 0:
             good = fresh_checks(blocks.reshape(-1), numbers) == expected
-            self.bad.append(numbers[~good])
+            self._note_bad(numbers[~good])
             for number in numbers[~good].tolist():
                 self.report.add(f"{self.name}: block {number} of {what} does not match its checksum")
         return good, blocks
+
+    def _check_recorded(self, numbers: NDArray[np.int64], expected: NDArray[np.uint32]) -> None:
+        """Hold the checksum file against the checks in pointers, until it cannot be read."""
+        if self.recorded is None:
+            return
+        try:
+            recorded = self.recorded(numbers)
+        except BlockplaneError as error:
+            self.report.add(f"{self.name}: the checksum file cannot be read: {error}")
+            self.recorded = None
+            return
+        for number in numbers[recorded != expected].tolist():
+            self.report.add(f"{self.name}: the checksum file differs from the pointer to block {number}")
+
+    def _note_bad(self, numbers: NDArray[np.int64]) -> None:
+        for leaf, low in by_leaf(numbers):
+            set_numbers(self.bad.setdefault(leaf, np.zeros(LEAF_BLOCKS // 64, np.uint64)), low)
