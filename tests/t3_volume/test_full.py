@@ -7,13 +7,18 @@ import pytest
 
 from blockplane.disks import HEAD_BLOCKS
 from blockplane.disks.resync import verify_parity
+from blockplane.filesystem import FileSystem
 from blockplane.model import BLOCK_BYTES, NoSpaceError
+from blockplane.volume.check import check
 from blockplane.volume.incoming import IncomingEntry, leaves_of
 from blockplane.volume.landing import Landing
 from blockplane.volume.leafbits import LEAF_BLOCKS, numbers_in
+from blockplane.volume.volume import Volume
 from faults.inline import inline_workers
 from faults.world import FileClient, fill, geometry_of, image_plane, make_volume, present, snapshot_files, verdict
 from rig import Shape
+from rig.memory import make_volume as volume_of
+from rig.memory import reopen
 from rig.site import Site, fill_pattern
 
 
@@ -157,3 +162,81 @@ def test_a_rotten_block_that_landed_is_not_hidden_by_what_is_written_beside_it(b
     beside.fill()
     torn = verify_parity(volume.array, 0, 0, 320).tolist()
     assert torn == [int(dbns[0])]
+
+
+def filled(fs: FileSystem, volume: Volume, n_bytes: int = 20_000) -> None:
+    """Write files until the volume is full, the last of them tiny."""
+    for prefix, size in (("f", n_bytes), ("g", 1)):
+        with pytest.raises(NoSpaceError):
+            write_files(fs, prefix, size)
+    volume.sync()
+
+
+def write_files(fs: FileSystem, prefix: str, size: int) -> None:
+    for number in range(10_000):
+        fs.write_bytes(f"/{prefix}{number}", fill_pattern(size, number))
+
+
+def sound(volume: Volume) -> bool:
+    return check(volume).problems == [] and FileSystem(volume).check().problems == []
+
+
+def make_snapshots(volume: Volume, fs: FileSystem, changes: bool) -> None:
+    for number in range(10_000):
+        if changes:
+            fs.chmod("/f0", 0o600 + number % 64)
+        volume.snapshot(f"s{number}")
+
+
+@pytest.mark.parametrize("changes", [False, True])
+@pytest.mark.parametrize("shape", [
+    Shape(1, 0, 64, 384), Shape(1, 0, 64, 1280), Shape(2, 1, 64, 1024),
+], ids=["tiny", "small", "parity"])  # fmt: skip
+def test_after_snapshots_of_a_full_volume_everything_can_be_deleted(shape, changes):
+    """They took the whole reserve: then nothing could be deleted but all of them at once, and each try stopped it."""
+    volume = volume_of([shape])
+    fs = FileSystem(volume)
+    filled(fs, volume)
+    with pytest.raises(NoSpaceError, match="is for deleting"):
+        make_snapshots(volume, fs, changes)
+    assert len(volume.snapshots) > 2
+    assert not volume.stopped_at
+    generation = volume.info.generation
+    with pytest.raises(NoSpaceError, match="is for deleting"):
+        volume.snapshot("more")
+    assert volume.info.generation == generation
+    fs.unlink("/f1")
+    volume.sync()
+    volume = reopen(volume)
+    fs = FileSystem(volume)
+    fs.unlink("/f2")
+    volume.sync()
+    assert sound(volume)
+    volume.delete_snapshot(volume.snapshots[0].name)
+    volume.delete_snapshot(*[snapshot.name for snapshot in volume.snapshots[1::2]])
+    for snapshot in volume.snapshots:
+        volume.delete_snapshot(snapshot.name)
+    fs.unlink("/f3")
+    volume.sync()
+    assert sound(volume)
+    fs.write_bytes("/f4", fill_pattern(20_000, 4))
+    volume.snapshot("again")
+    volume.close()
+
+
+def test_a_snapshot_that_a_rollback_keeps_leaves_the_reserve_alone():
+    volume = volume_of([Shape(1, 0, 64, 1280)])
+    fs = FileSystem(volume)
+    fs.write_bytes("/first", b"1")
+    volume.snapshot("first")
+    filled(fs, volume)
+    with pytest.raises(NoSpaceError, match="is for deleting"):
+        make_snapshots(volume, fs, changes=True)
+    fs.unlink("/f0")  # what no snapshot has
+    with pytest.raises(NoSpaceError, match="is for deleting"):
+        volume.rollback("first")
+    assert not fs.exists("/f0")
+    assert volume.rollback("first", drop_changes=True) is None
+    assert fs.read_bytes("/first") == b"1"
+    assert sound(volume)
+    volume.close()

@@ -1,4 +1,8 @@
-"""How much of an open volume is taken, and who may take more: files up to the reserve, commits and deletion beyond."""
+"""How much of an open volume is taken, and who may take more.
+
+Files may, up to the reserve. Of that a quarter is for commits and for what only frees, such as deleting snapshots; one
+more for removing files; and the other half for whatever else takes little: snapshots, and changes of what is there.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,10 @@ if TYPE_CHECKING:
     from blockplane.volume.incoming import IncomingPlane
     from blockplane.volume.local import LocalTree
     from blockplane.volume.space import Space
+
+#: Quarters of the reserve that are left alone by removing files, and by other changes and snapshots: what a snapshot
+#: holds is not free when a consistency point writes it anew, so that without an end to that the reserve would be gone.
+REMOVING_LEAVES, OTHERS_LEAVE = 1, 2
 
 
 class Capacity:
@@ -75,6 +83,12 @@ class Capacity:
         """Places a file may take when two consistency points have passed: what waits for them included."""
         return max(self.free_blocks - self._claimed - self.n_incoming - self.info.reserve_blocks, 0)
 
+    def over_floor(self, removes: bool = False) -> int:
+        """Places that changes which take little may take now, or those that remove files; less than 0 below."""
+        waiting = self.space.n_pending + self.space.n_freed_open + self._claimed + self.n_incoming
+        quarters = REMOVING_LEAVES if removes else OTHERS_LEAVE
+        return self.free_blocks - waiting - self.info.reserve_blocks * quarters // 4
+
     @property
     def n_incoming(self) -> int:
         """Places that receives, under way or interrupted, have reserved."""
@@ -102,8 +116,8 @@ class Capacity:
         """Let the pressure policy make room, where there is one."""
 
     @abstractmethod
-    def room_hint(self) -> str:
-        """Return what can be done about a full volume."""
+    def room_hint(self, what: str = "files or snapshots") -> str:
+        """Return what can be done about a full volume; what : that can still be deleted."""
 
     def make_room(self, n_blocks: int) -> None:
         """Commit where that makes n_blocks available: what was deleted just now is free only two CPs later.
@@ -118,6 +132,30 @@ class Capacity:
                 if self.available_blocks >= n_blocks or not waiting:
                     return
                 self.commit(force=True)
+
+    def keep_floor(self, removes: bool = False) -> None:
+        """Refuse a change where as much of the reserve is taken as such may take, before anything changes.
+
+        A commit comes before, and makes room where it can, and so does the pressure policy.
+
+        Parameters
+        ----------
+        removes : files go with it. Where there is no snapshot, they always may.
+
+        Raises
+        ------
+        NoSpaceError: the rest is for commits and for what frees.
+        """
+        with self.lock:
+            self.commit()
+            self.relieve()
+            if self.over_floor(removes) < 0 and self.space.n_pending:
+                self.commit(force=True)
+            if self.over_floor(removes) < 0 and not (removes and not self.local.entries()):
+                raise NoSpaceError(
+                    f"the volume {self.path} is full, and what is left of its reserve is for deleting",
+                    self.room_hint("snapshots" if removes else "files or snapshots"),
+                )
 
     @contextlib.contextmanager
     def dipping(self) -> Iterator[None]:

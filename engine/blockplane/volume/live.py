@@ -297,10 +297,10 @@ class LiveVolume(Points):
         """See Capacity. Everything must be consistent."""
         self.demoted += pressure.relieve(self, n_blocks)
 
-    def room_hint(self) -> str:
+    def room_hint(self, what: str = "files or snapshots") -> str:
         """See Capacity."""
-        what = "delete files or snapshots (that still works), or add a RAID group with `blockplane grow`"
-        return what + pressure.kept_text(self)
+        hint = f"delete {what} (that still works), or add a RAID group with `blockplane grow`"
+        return hint + pressure.kept_text(self)
 
     def recover(self) -> None:
         """After an unclean stop: parity brought in line where writes may have been under way, the record everywhere."""

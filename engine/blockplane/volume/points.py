@@ -121,7 +121,7 @@ class Points(Roots):
 
         Raises
         ------
-        NoSpaceError: not even the reserve is enough; the volume goes back to the last CP.
+        NoSpaceError: not even the reserve is enough; the volume stops, and opened again is as of the last CP.
         DiskError: a disk failed; the volume stops.
         """
         with self.lock:

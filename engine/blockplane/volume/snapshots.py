@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -159,6 +160,10 @@ def create(volume: LiveVolume, name: str, mark: bool = False) -> Snapshot:
     Parameters
     ----------
     mark : let an interval of marks begin with it; see `volume.marks`.
+
+    Raises
+    ------
+    NoSpaceError: the volume is full, and as much of its reserve is taken as snapshots may take.
     """
     check_name(name)
     with volume.lock:
@@ -180,7 +185,12 @@ def _refuse_beside_receive(volume: LiveVolume) -> None:
 
 
 def _retain(volume: LiveVolume, name: str, mark: bool = False) -> Snapshot:
-    """Put the committed state into the table, and its record into the list of the state after it."""
+    """Put the committed state into the table, and its record into the list of the state after it.
+
+    NoSpaceError: what is left of the reserve is for deleting; nothing changed.
+    """
+    if volume.over_floor() < 0:
+        volume.keep_floor()
     local, active, is_replica = volume.local, volume.active, volume.is_replica
     if not is_replica:
         active.listed_snapshots()  # what cannot be read is found before anything changes
@@ -337,7 +347,8 @@ def keep_live(volume: LiveVolume, towards: TableEntry | None, name: str) -> str 
     if own is not None and not own.is_deleting:
         _renamed(volume, own, name)
     else:
-        _retain(volume, name)
+        with volume.pin(towards.record.id) if towards is not None else nullcontext():
+            _retain(volume, name)
     return name
 
 
