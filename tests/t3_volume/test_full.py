@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -188,6 +190,14 @@ def make_snapshots(volume: Volume, fs: FileSystem, changes: bool) -> None:
         volume.snapshot(f"s{number}")
 
 
+def each(volume: Volume, change: Callable[[str], None], names: list[str]) -> None:
+    """Change files one by one, a consistency point after every eight."""
+    for number, name in enumerate(names):
+        change(name)
+        if number % 8 == 7:
+            volume.sync()
+
+
 @pytest.mark.parametrize("changes", [False, True])
 @pytest.mark.parametrize("shape", [
     Shape(1, 0, 64, 384), Shape(1, 0, 64, 1280), Shape(2, 1, 64, 1024),
@@ -238,5 +248,81 @@ def test_a_snapshot_that_a_rollback_keeps_leaves_the_reserve_alone():
     assert not fs.exists("/f0")
     assert volume.rollback("first", drop_changes=True) is None
     assert fs.read_bytes("/first") == b"1"
+    assert sound(volume)
+    volume.close()
+
+
+def full_beside_a_tree(n_files: int) -> tuple[Volume, FileSystem, list[str]]:
+    """A full volume, and the paths of small files that a snapshot holds."""
+    volume = volume_of([Shape(1, 0, 64, 1280)])
+    fs = FileSystem(volume)
+    fs.mkdir("/t")
+    names = [f"/t/a-file-of-a-tree-{number:04d}" for number in range(n_files)]
+    for name in names:
+        fs.write_bytes(name, b"small")
+    volume.snapshot("only")
+    filled(fs, volume, 200_000)
+    return volume, fs, names
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_a_snapshot_holds_is_unlinked_until_that_would_stop_the_volume(at_once):
+    """Nothing comes free, and what a consistency point writes anew is held: the reserve ran out in the midst of it."""
+    volume, fs, names = full_beside_a_tree(1500)
+    with pytest.raises(NoSpaceError, match="is for deleting") as refused:
+        each(volume, *(fs.rmtree, ["/t"]) if at_once else (fs.unlink, names))
+    assert refused.value.hint.startswith("delete snapshots (")
+    assert not volume.stopped_at
+    left = fs.listdir("/t")
+    assert 100 < len(left) < len(names) - 100
+    volume = reopen(volume)
+    fs = FileSystem(volume)
+    assert fs.listdir("/t") == left
+    assert sound(volume)
+    volume.delete_snapshot("only")
+    fs.rmtree("/t")
+    volume.sync()
+    assert sound(volume)
+    volume.close()
+
+
+@pytest.mark.parametrize("change", ["chmod", "rename", "write", "touch", "setxattr"])
+def test_changes_that_take_little_leave_the_reserve_to_deleting(change):
+    volume, fs, names = full_beside_a_tree(1500)
+
+    def do(name: str) -> None:
+        if change == "chmod":
+            fs.chmod(name, 0o400)
+        elif change == "rename":
+            fs.rename(name, f"{name}-{'x' * 200}")
+        elif change == "write":
+            with fs.open(name, "r+", buffering=0) as file:
+                file.write(b"SMALL")
+        elif change == "touch":
+            fs.touch(name)
+        else:
+            fs.setxattr(name, "user.colour", b"red")
+
+    with pytest.raises(NoSpaceError, match="full"):
+        each(volume, do, names)
+    assert not volume.stopped_at
+    for name in fs.listdir("/t")[-30:]:
+        fs.unlink(f"/t/{name}")
+    volume.sync()
+    volume.delete_snapshot("only")
+    fs.rmtree("/t")
+    volume.sync()
+    assert sound(volume)
+    volume.close()
+
+
+def test_without_a_snapshot_files_are_removed_whatever_is_left_of_the_reserve(monkeypatch):
+    volume = volume_of([Shape(1, 0, 64, 1280)])
+    fs = FileSystem(volume)
+    filled(fs, volume)
+    monkeypatch.setattr("blockplane.volume.capacity.REMOVING_LEAVES", 8)  # as though more than all were taken
+    for number in range(20):
+        fs.unlink(f"/f{number}")
+    volume.sync()
     assert sound(volume)
     volume.close()

@@ -25,6 +25,7 @@ class AttributeChanges(Queries):
 
     def _to_change(self, path: AnyPath, follow: bool) -> Inode:
         self.store.require_writable(path_text(path_bytes(path)))
+        self.store.room.admit()
         return self._find(path, follow=follow)
 
     def chmod(self, path: AnyPath, mode: int, *, follow_symlinks: bool = True) -> None:

@@ -160,6 +160,7 @@ class Changes(AttributeChanges):
     def _existing(self, path: AnyPath) -> tuple[Place, Inode]:
         """Return where something that can be removed lies, and it."""
         self.store.require_writable(path_text(path_bytes(path)))
+        self.store.room.admit(removes=True)
         place = self.resolver.locate(path, follow=False, is_new=True)
         return place, self._require_removable(place, path)
 
@@ -198,6 +199,7 @@ class Changes(AttributeChanges):
                     stack.append(child)
                     deeper = True
                     break
+                store.room.admit(removes=True)
                 store.remove_entry(parent, entry.name, child)
                 store.changed()
             if not deeper:
@@ -207,6 +209,7 @@ class Changes(AttributeChanges):
         """Move source to path, replacing a file there, or an empty directory by a directory, in one change."""
         with self.store.lock:
             self.store.require_writable(path_text(path_bytes(path)))
+            self.store.room.admit()
             old = self.resolver.locate(source, follow=False, is_new=True)
             new = self.resolver.locate(path, follow=False, is_new=True)
             inode = self._require_removable(old, source)
@@ -277,6 +280,7 @@ class Changes(AttributeChanges):
         """Return a regular file's inode, made when it is not there; exclusive: it must not be."""
         text = path_text(path_bytes(path))
         self.store.require_writable(text)
+        self.store.room.admit()
         place = self.resolver.locate(path, follow=not exclusive)
         if place.inode is None:
             if place.must_be_directory:
@@ -293,6 +297,7 @@ class Changes(AttributeChanges):
     def touch(self, path: AnyPath, mode: int = 0o666) -> None:
         """Make an empty file, or set the times of what is there to now."""
         with self.store.lock:
+            self.store.room.admit()
             inode = (
                 self._open_for_writing(path, exclusive=False, mode=mode) if not self.exists(path) else self._find(path)
             )

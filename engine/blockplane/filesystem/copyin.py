@@ -230,6 +230,7 @@ class _CopyIn:
         if target is None:
             return
         if not target.is_fresh and not target.is_gone:
+            self.store.room.admit(removes=True, complete=self._complete_all)
             updater.prepare(target.inode, listing)
         for child in listing.children:
             if target.is_gone:

@@ -108,6 +108,7 @@ class File(io.RawIOBase):
                 with self._store.lock:
                     if start and self._epoch != self._store.epoch:
                         raise StaleHandleError(self.name)  # what was rolled back to does not get the rest
+                    self._store.room.admit()
                     inode = self._current()
                     if self._appends:
                         self._position = inode.size_bytes

@@ -9,6 +9,8 @@ from blockplane.filesystem.content import DIRECT_BLOCKS, n_blocks_of
 from blockplane.model import NoSpaceError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from blockplane.filesystem.inode_table import InodeTable
     from blockplane.volume.live import LiveVolume
 
@@ -63,6 +65,19 @@ class Room:
         """Commit where that frees what was deleted just now; everything must be consistent."""
         if self._volume is not None:
             self._volume.make_room(n_blocks_of(n_bytes) + DIRECT_BLOCKS + 2 * self.n_buffered)
+
+    def admit(self, removes: bool = False, complete: Callable[[], None] = lambda: None) -> None:
+        """Raise NoSpaceError before a change where the reserve, which it may draw on, is to be left alone.
+
+        Parameters
+        ----------
+        removes : files go with it, for which more of the reserve is there. complete : called before a consistency point
+            comes, for which everything must be consistent.
+        """
+        volume = self._volume
+        if volume is not None and volume.over_floor(removes) < self.n_buffered - _SPARE_BLOCKS:
+            complete()
+            volume.keep_floor(removes)
 
     def removing(self) -> contextlib.AbstractContextManager[None]:
         """Let what is done inside draw on the volume's reserve: removing must work on a full volume."""

@@ -255,6 +255,7 @@ class Store:
     def truncate(self, inode: Inode, size_bytes: int) -> None:
         """Set the size; what lies beyond the old one is a hole."""
         with self.lock:
+            self.room.admit(removes=size_bytes < inode.size_bytes)
             self.require_current(inode)
             self.set_size(inode, size_bytes)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()

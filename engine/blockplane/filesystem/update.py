@@ -138,6 +138,7 @@ class Updater:
         return existing
 
     def _remove(self, parent: Inode, name: bytes, inode: Inode) -> None:
+        self._store.room.admit(removes=True, complete=self.complete)
         if inode.is_directory:
             self.complete()  # a consistency point may come between two children
             self._fs.remove_children(inode)
@@ -171,6 +172,7 @@ class Updater:
 
     def _make_equal(self, child: HostEntry, inode: Inode) -> bool:
         """Make an inode the copy; return whether it could be: what cannot be read is reported, and the inode left."""
+        self._store.room.admit(complete=self.complete)
         if child.kind == stat.S_IFREG:
             try:
                 self._update_file(child, inode)
