@@ -605,6 +605,14 @@ def test_histories(number, rng, is_deep, record_property, monkeypatch):
     assert n_gone > 0
 
 
+def test_what_did_not_help_is_looked_at_again_when_others_hold_as_much(monkeypatch):
+    """A snapshot went with which another had shared all, and as many blocks were held as before."""
+    monkeypatch.setattr(pressure, "LEAST_YIELD", 4)
+    story = Story(569639248593)
+    assert story.run(70) > 0
+    verdict(story.volume)
+
+
 def test_a_policy_that_takes_what_is_held_is_found(monkeypatch):
     """The story's own check: pins, holds and destinations do not count."""
     monkeypatch.setattr(pressure, "needs", lambda volume, entry: iter(()))

@@ -45,8 +45,8 @@ class Capacity:
     _dipping: int = 0
     #: names of the snapshots that the pressure policy made shadows while the volume was open
     demoted: list[str]
-    #: what the policy could not help with last: an operation or not, what was held, what might have gone; how much
-    futile_relief: tuple[tuple[bool, int, tuple[bytes, ...]], int] = ((False, -1, ()), 0)
+    #: what the policy could not help with last: an operation or not, what was held, by whom, who might have gone; how much
+    futile_relief: tuple[object, int] = (None, 0)
 
     @abstractmethod
     def commit(self, force: bool = False, clean: bool = False) -> None:

@@ -256,8 +256,9 @@ def _relieving(volume: LiveVolume, policy: PressureRecord, n_blocks: int) -> lis
     """Return the snapshots that become shadows in the next consistency point, and what each frees."""
     room, wanted = volume.coming_blocks, max(limit_blocks(volume, policy), n_blocks)
     going, _ = judge(volume, policy) if room < wanted else ([], [])
-    # what did not help does not while the same is held
-    of_what = room < n_blocks, volume.local.root.n_held, tuple(entry.record.id for entry in going)
+    # what did not help does not while the same is held, by the same
+    ids = tuple(tuple(entry.record.id for entry in entries) for entries in (volume.local.regular(), going))
+    of_what = room < n_blocks, volume.local.root.held.encode(), ids
     if not going or (volume.futile_relief[0] == of_what and volume.futile_relief[1] <= wanted - room):
         return []
     chosen = _chosen(volume, going, freed_in_order(volume, going, LEAST_YIELD), wanted)
