@@ -529,3 +529,60 @@ def test_get_leaves_no_part_of_a_file_that_the_host_refuses(
     error = errno.ENOSPC
     with pytest.raises(OSError, match="No space"):
         fs.get("/d", tmp_path / "full")
+    assert os.listdir(tmp_path / "full") in ([], ["small"])
+
+
+@pytest.mark.parametrize("size", [5000, 9 << 20])
+def test_get_onto_a_full_host_leaves_no_part_and_names_the_file(
+    tmp_path: Path, volume: Volume, fs: FileSystem, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    fs.write_bytes("/f", b"f" * size)
+    volume.sync()
+    real = os.pwrite
+
+    def fill(fd: int, data: Any, offset: int) -> int:
+        if offset + len(data) > size // 2:
+            real(fd, data[: len(data) // 2], offset)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", fill)
+    with pytest.raises(OSError, match="No space") as caught:
+        fs.get("/f", tmp_path / "out")
+    assert caught.value.filename == str(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_a_get_that_ends_early_leaves_whole_files_only(
+    tmp_path: Path, volume: Volume, fs: FileSystem, monkeypatch: pytest.MonkeyPatch, is_refused: bool
+) -> None:
+    """Other files are under way in both threads when the host is full, or the copy is interrupted."""
+    fs.mkdir("/d")
+    for i in range(6):
+        fs.write_bytes(f"/d/large{i}", b"l" * (5 << 20))
+        for j in range(40):
+            fs.write_bytes(f"/d/small{i}.{j}", b"s" * 5000)
+    volume.sync()
+    real, left = os.pwrite, 12 << 20
+
+    def fill(fd: int, data: Any, offset: int) -> int:
+        nonlocal left
+        left -= len(data)
+        if left < 0 and is_refused:
+            real(fd, data[: len(data) // 2], offset)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data, offset)
+
+    def stop(event: Any) -> None:
+        if event.done_bytes > 12 << 20 and not is_refused:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "pwrite", fill)
+    with pytest.raises(OSError if is_refused else KeyboardInterrupt):
+        fs.get("/d", tmp_path / "out", progress=stop)
+    there = list((tmp_path / "out").iterdir())
+    assert 0 < len(there) < 246
+    for path in there:
+        assert path.read_bytes() == fs.read_bytes(f"/d/{path.name}")
+        assert path.stat().st_mtime_ns == fs.stat(f"/d/{path.name}").st_mtime_ns

@@ -72,8 +72,8 @@ def get(fs: Queries, source: AnyPath, dest: str | os.PathLike[str], *, progress:
     Notes
     -----
     What the host refuses of one path, too long or with something else in its way, and what is damaged, or not in the
-    streams at hand, is skipped and reported. Where dest is a device or a pipe, a file is written into it; a link there
-    is followed.
+    streams at hand, is skipped and reported. A get that ends early leaves whole files only. Where dest is a device or a
+    pipe, a file is written into it; a link there is followed.
     As an ordinary user owners stay the user's own, and what needs root (devices) is skipped and reported. Of a mirror
     or replica it is one state, whatever arrives meanwhile.
     """

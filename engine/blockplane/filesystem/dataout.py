@@ -70,7 +70,7 @@ class _File:
     is_done: bool = False
     fd: int = -1
     is_direct: bool = False
-    is_made: bool = False
+    is_partial: bool = False
     n_bytes: int = 0
     error: Refusal | None = None
     problems: list[str] = field(default_factory=list)
@@ -91,7 +91,10 @@ class _Piece:
 
 
 class DataOut:
-    """See the module; a context that ends when everything is written. The store's lock is not held by the caller."""
+    """See the module; a context that ends when everything is written, and leaves no part of a file where it ends early.
+
+    The store's lock is not held by the caller.
+    """
 
     def __init__(self, store: Store, counters: Counters) -> None:
         self._store = store
@@ -111,6 +114,8 @@ class DataOut:
         self._pool.shutdown()
         for file in self._open:
             os.close(file.fd)
+        for file in self._open.union(piece.file for _, group in self._running for piece in group):
+            _remove_part(file)
 
     def submit(self, inode: Inode, path: bytes, metadata: Metadata, pointers: PointerArray | None = None) -> None:
         """Copy a regular file's content to a host file, made new.
@@ -233,24 +238,23 @@ class DataOut:
             self._retire()
 
     def _retire(self) -> None:
-        future, group = self._running.popleft()
+        future, group = self._running[0]  # what is raised leaves it among those that have parts
         future.result()
         for piece in group:
             file = piece.file
             file.n_pending -= 1
             if file.is_submitted and not file.n_pending:
                 self._complete(file)
+        self._running.popleft()
 
     def _complete(self, file: _File) -> None:
         file.is_done = True
         if file.fd >= 0:
+            self._open.remove(file)
             try:
-                _finish_file(file)
+                _close(file)
             except OSError as error:
                 file.error = file.error or error
-            finally:
-                os.close(file.fd)
-                self._open.remove(file)
         if file.error is not None:
             self._refuse(file, file.error)
             return
@@ -259,14 +263,14 @@ class DataOut:
 
     def _refuse(self, file: _File, error: Refusal) -> None:
         """Report a file that the host did not take, or that cannot be read, and leave no part of it there."""
+        _remove_part(file)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fsdecode(file.path)
         if ends_copy(error):
             raise error
         self.refused[file.path] = error
         self._counters.n_bytes -= file.n_bytes
         self._counters.skipped.append((os.fsdecode(file.path), refusal_of(error)))
-        if file.is_made:
-            with contextlib.suppress(OSError):
-                os.unlink(file.path)
 
 
 def _copy_group(store: Store, group: list[_Piece]) -> None:
@@ -321,7 +325,7 @@ def _open(file: _File) -> None:
     for attempt in range(3):
         try:
             file.fd = os.open(file.path, flags, 0o600)
-            file.is_made = True
+            file.is_partial = True
             file.is_direct = bool(flags & os.O_DIRECT)
             return
         except FileExistsError:
@@ -344,10 +348,9 @@ def _write_piece(piece: _Piece) -> None:
     _open(file)
     try:
         _write_fully(piece)
-        _finish_file(file)
-    finally:
-        os.close(file.fd)
-        file.fd = -1
+    except OSError as error:
+        file.error = error
+    _close(file)
 
 
 def _write_fully(piece: _Piece) -> None:
@@ -363,7 +366,22 @@ def _write_fully(piece: _Piece) -> None:
         at += os.pwrite(file.fd, view[at:], piece.offset + at)
 
 
-def _finish_file(file: _File) -> None:
-    if file.ends_in_hole or file.size_bytes >= _DIRECT_BYTES:
-        os.ftruncate(file.fd, file.size_bytes)
-    file.problems = apply_metadata(file.fd, file.metadata)
+def _close(file: _File) -> None:
+    """Give a host file its size and attributes, where all of it is written, and close it."""
+    try:
+        if file.error is None:
+            if file.ends_in_hole or file.size_bytes >= _DIRECT_BYTES:
+                os.ftruncate(file.fd, file.size_bytes)
+            file.problems = apply_metadata(file.fd, file.metadata)
+    finally:
+        os.close(file.fd)
+        file.fd = -1
+    file.is_partial = file.error is not None
+
+
+def _remove_part(file: _File) -> None:
+    """Remove what is there of a host file that is not whole."""
+    if file.is_partial:
+        file.is_partial = False
+        with contextlib.suppress(OSError):
+            os.unlink(file.path)
