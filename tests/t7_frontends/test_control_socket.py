@@ -461,7 +461,7 @@ def test_an_owner_waits_for_the_verbs_it_runs_and_answers_meanwhile(pool):
 def test_an_interrupt_while_waiting_ends_the_verbs_of_others(pool):
     with stalled("send", pool, "june1") as owner:
         finish("mkdir", "pool:/x")
-        with stalled("send", pool, "june2", answering=False) as client:
+        with stalled("send", pool, "june2", "--json", answering=False) as client:
             wait_for(lambda: len(pins_of(pool)) == 2, "the client")
             done = threading.Thread(target=owner.process.stdout.read)
             done.start()
@@ -470,16 +470,18 @@ def test_an_interrupt_while_waiting_ends_the_verbs_of_others(pool):
             done.join()
             assert owner.process.wait(60) == 130
             assert client.process.wait(60) == 130
+            assert json.loads(client.process.stderr.read())["error"]["kind"] == "interrupted"
     assert finish("check", pool).returncode == 0
 
 
 def test_an_interrupt_of_a_client_ends_its_verb_alone(pool):
     with stalled("send", pool, "june1") as owner:
         begun = Path("june2.bps").read_bytes()[:5000]
-        with stalled("receive", pool, "--wait", "60", begun=begun, answering=False) as client:
+        with stalled("receive", pool, "--wait", "60", "--json", begun=begun, answering=False) as client:
             wait_for(lambda: b"receive" in finish("mkdir", "-p", "pool:/x").stderr, "the receive")
             client.process.send_signal(signal.SIGINT)
             assert client.process.wait(60) == 130
+            assert json.loads(client.process.stdout.read())["error"]["kind"] == "interrupted"
             assert b"Traceback" not in client.process.stderr.read()
         assert finish("mkdir", "-p", "pool:/x").returncode == 0
         assert owner.process.poll() is None

@@ -125,6 +125,33 @@ def test_interrupt_is_status_130_and_leaves_the_volume_whole(spawn, pool, done):
     assert done("check", pool, "--json").json["ok"] is True
 
 
+@pytest.mark.parametrize("is_read", [True, False])
+def test_an_interrupted_get_says_so_in_an_object_unless_nobody_reads_it(spawn, pool, done, is_read):
+    Path("data").write_bytes(bytes(1 << 20))
+    done("put", f"{pool}:/data", "data")
+    os.mkfifo("pipe")
+    getting = spawn("get", f"{pool}:/data", "pipe", "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with open("pipe", "rb") as taken:
+        taken.read(10)
+        if not is_read:
+            getting.stdout.close()
+        getting.send_signal(signal.SIGINT)
+        assert getting.wait(60) == 130
+    assert getting.stderr.read().strip() == b""
+    if is_read:
+        told = {"kind": "interrupted", "message": "interrupted", "hint": "", "exit": 130}
+        assert json.loads(getting.stdout.read()) == {"ok": False, "error": told}
+
+
+def test_an_interrupted_send_says_so_behind_its_stream_and_to_people_nothing(spawn, pool):
+    for options, told in ((["--json"], b'{"ok": false, "error": {"kind": "interrupted", '), ([], b"")):
+        sending = spawn("send", pool, "june1", *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert sending.stdout.read(10)
+        sending.send_signal(signal.SIGINT)
+        assert sending.wait(60) == 130
+        assert sending.stderr.read().strip()[:47] == told
+
+
 def test_an_interrupt_ends_a_merge_whose_reader_takes_nothing(spawn, done):
     """Its writer waits in a thread of its own."""
     with bp.Volume.create("large", disks=1, size="48MiB") as volume:

@@ -63,8 +63,7 @@ def report_failure(failure: Failure, arguments: Sequence[str], *, output_is_lost
     if failure.kind == "help":
         print(failure.message, file=sys.stderr)
         return
-    options = list(arguments)[: list(arguments).index("--")] if "--" in arguments else list(arguments)
-    if "--json" in options:
+    if wants_json(arguments):
         shown = {
             "kind": failure.kind,
             "message": failure.message,
@@ -72,7 +71,7 @@ def report_failure(failure: Failure, arguments: Sequence[str], *, output_is_lost
             "exit": failure.exit_status,
         }
         text = json.dumps({"ok": False, "error": shown})
-        is_elsewhere = output_is_lost or _output_carries_data(options)
+        is_elsewhere = output_is_lost or _output_carries_data(_options(arguments))
         print(text, file=sys.stderr if is_elsewhere else sys.stdout, flush=True)
         return
     first, *rest = failure.message.split("\n") if failure.kind == "expression" else [failure.message]
@@ -81,6 +80,16 @@ def report_failure(failure: Failure, arguments: Sequence[str], *, output_is_lost
         print(f"  {sentence(line)}", file=sys.stderr)
     if failure.hint:
         print(f"  {sentence(failure.hint)}", file=sys.stderr)
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether a program is to read how a verb ends."""
+    return "--json" in _options(arguments)
+
+
+def _options(arguments: Sequence[str]) -> list[str]:
+    """Return the words among which options are."""
+    return list(arguments)[: list(arguments).index("--")] if "--" in arguments else list(arguments)
 
 
 def _output_carries_data(options: Sequence[str]) -> bool:

@@ -23,6 +23,7 @@ from blockplane.cli import console
 from blockplane.cli.elsewhere import ElsewhereError
 from blockplane.cli.main import run_served
 from blockplane.cli.pressure import tell_demoted
+from blockplane.cli.start import INTERRUPTED_STATUS
 from blockplane.cli.text import sentence
 from blockplane.cli.verbtable import ALONE, KINDS, verb_of
 from blockplane.model.errors import RefusedError, UsageError, VolumeInUseError
@@ -295,7 +296,12 @@ def _host_verb(session: Session) -> int:
 
 
 def run_there(found: Contact, arguments: Sequence[str]) -> int:
-    """Have the process that has the volume run our verb; return the exit status."""
+    """Have the process that has the volume run our verb; return the exit status.
+
+    Raises
+    ------
+    KeyboardInterrupt: it was interrupted, here or there.
+    """
     environment = {name: value for name, value in os.environ.items() if name.startswith("BLOCKPLANE_")}
     umask = os.umask(0o077)
     os.umask(umask)
@@ -303,4 +309,7 @@ def run_there(found: Contact, arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    return found.run(arguments, (0, 1, 2), umask, environment, encoding)
+    status = found.run(arguments, (0, 1, 2), umask, environment, encoding)
+    if status == INTERRUPTED_STATUS:  # of which it could say nothing
+        raise KeyboardInterrupt
+    return status

@@ -43,7 +43,7 @@ from blockplane.cli import (
     volumes,
 )
 from blockplane.cli.elsewhere import ElsewhereError
-from blockplane.cli.failure import BROKEN_PIPE_STATUS, Failure, failure_of, report_failure
+from blockplane.cli.failure import BROKEN_PIPE_STATUS, Failure, failure_of, report_failure, wants_json
 from blockplane.cli.start import INTERRUPTED_STATUS
 
 # The engine multiplies no matrices: without this every start makes a thread per core.
@@ -74,7 +74,7 @@ def cli() -> None:
 
     VOL is a volume's directory, VOL@SNAP a snapshot of it, VOL:/PATH or VOL@SNAP:/PATH a file in it,
     FILE.bps[@SNAP]:/PATH a file in a stream, A.bps,B.bps:/PATH or FOLDER:/PATH in a chain of them.
-    Sizes are 4096, 256KiB, 10G.
+    Sizes are 4096, 256KiB, 10G. Exit status: 0 done, 1 failed or damage found, 2 usage, 130 interrupted.
 
     \b
     blockplane create pool --disks 5 --size 2G
@@ -144,11 +144,12 @@ def run_verb(arguments: Sequence[str], act: Callable[[], object] | None = None) 
 
 
 def _interrupted(error: BaseException, arguments: Sequence[str]) -> int:
-    """Say what was kept, where a verb noted that; return the exit status."""
+    """Say what was kept, where a verb noted that, and to programs in any case; return the exit status."""
     notes = getattr(error.__cause__ or error, "__notes__", [])  # click puts an error of its own round it
-    message, hint = [*notes, "", ""][:2]
-    if message:
-        report_failure(Failure("interrupted", message, hint, INTERRUPTED_STATUS), arguments)
+    message, hint = notes[:2] or ("interrupted", "")
+    if notes or wants_json(arguments):
+        with contextlib.suppress(KeyboardInterrupt):  # again; or who asked hears no more of it from this process
+            _report(Failure("interrupted", message, hint, INTERRUPTED_STATUS), arguments, _lost_output())
     return INTERRUPTED_STATUS
 
 
@@ -167,6 +168,12 @@ def _fail(error: Exception, arguments: Sequence[str]) -> int:
     failure = failure_of(error)
     if lost is not None and isinstance(error, OSError) and (error.errno, error.filename) == (lost.errno, None):
         failure = Failure("os", f"standard output: {lost.strerror}", "", 1)
+    _report(failure, arguments, lost)
+    return failure.exit_status
+
+
+def _report(failure: Failure, arguments: Sequence[str], lost: OSError | None) -> None:
+    """Print a failure where that can be read; lost: why standard output takes nothing."""
     try:
         report_failure(failure, arguments, output_is_lost=lost is not None)
     except BrokenPipeError:
@@ -175,7 +182,6 @@ def _fail(error: Exception, arguments: Sequence[str]) -> int:
         _give_up_output()
         with contextlib.suppress(OSError):
             print(f"blockplane: {failure.message} (and it cannot be printed: {full.strerror})", file=sys.stderr)
-    return failure.exit_status
 
 
 def _lost_output() -> OSError | None:
