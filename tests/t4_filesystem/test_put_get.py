@@ -15,7 +15,7 @@ import pytest
 
 from blockplane.disks.array import DiskArray
 from blockplane.disks.band import Band
-from blockplane.filesystem import FileSystem, datain, hostread
+from blockplane.filesystem import FileSystem, copyin, datain, hostread
 from blockplane.filesystem.errors import InvalidRequestError, NotFoundError
 from blockplane.filesystem.inode import Inode
 from blockplane.filesystem.store import Store
@@ -194,7 +194,31 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, fs: FileSystem, mon
     monkeypatch.setattr(os, "open", refuse)
     report = fs.put(tmp_path / "s", "/s")
     assert [os.path.basename(path) for path, _ in report.skipped] == ["b"]
+    assert (report.n_files, report.n_bytes) == (2, 10_000)
     assert fs.listdir("/s") == ["a", "c"]
+    assert fs.check().problems == []
+
+
+def test_what_was_read_of_a_large_file_that_fails_is_not_counted(
+    tmp_path: Path, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/large").write_bytes(b"l" * (10 << 20))
+    (tmp_path / "s/small").write_bytes(b"s" * 5000)
+    real, seen = datain.read_fully, []
+
+    def fail(fd: int, offset: int, buffers: Any) -> int:
+        if offset >= 8 << 20:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, offset, buffers)
+
+    monkeypatch.setattr(datain, "read_fully", fail)
+    monkeypatch.setattr(copyin, "_BATCH_BYTES", 3 << 20)
+    report = fs.put(tmp_path / "s", "/s", progress=lambda event: seen.append(event.done_bytes))
+    assert report.skipped == [(str(tmp_path / "s/large"), "Input/output error")]
+    assert (report.n_files, report.n_bytes) == (1, 5000)
+    assert min(seen) >= 0
+    assert fs.listdir("/s") == ["small"]
     assert fs.check().problems == []
 
 

@@ -48,6 +48,7 @@ _WINDOW_GROUPS = 16
 class Counters(Protocol):
     """Where the pipeline notes what it did."""
 
+    n_bytes: int
     n_blocks_written: int
     skipped: list[tuple[str, str]]
     changed: list[tuple[str, str]]
@@ -63,6 +64,7 @@ class Job:
     done: Callable[[bool], None]
     fd: int = -1
     n_pending: int = 0
+    n_bytes: int = 0
     is_submitted: bool = False
     asked_attributes: bool = False
     segments: list[tuple[int, int]] | None = None
@@ -156,6 +158,7 @@ class DataIn:
 
     def _add(self, piece: _Piece) -> None:
         piece.job.n_pending += 1
+        piece.job.n_bytes += piece.n_bytes
         piece.job.asked_attributes = True
         self._group.append(piece)
         self._group_bytes += piece.n_bytes
@@ -235,6 +238,7 @@ class DataIn:
             os.close(job.fd)
             job.fd = -1
         if job.error is not None:
+            self._counters.n_bytes -= job.n_bytes  # `finish` gives those of all
             self._counters.skipped.append((os.fsdecode(job.path), reason_of(job.error)))
             job.done(False)
             return
