@@ -146,7 +146,7 @@ def run_verb(arguments: Sequence[str], act: Callable[[], object] | None = None) 
 def _interrupted(error: BaseException, arguments: Sequence[str]) -> int:
     """Say what was kept, where a verb noted that, and to programs in any case; return the exit status."""
     notes = getattr(error.__cause__ or error, "__notes__", [])  # click puts an error of its own round it
-    message, hint = notes[:2] or ("interrupted", "")
+    message, hint, *_ = [*notes, ""] if notes else ["interrupted", ""]
     if notes or wants_json(arguments):
         with contextlib.suppress(KeyboardInterrupt):  # again; or who asked hears no more of it from this process
             _report(Failure("interrupted", message, hint, INTERRUPTED_STATUS), arguments, _lost_output())
