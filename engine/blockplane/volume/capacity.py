@@ -45,7 +45,7 @@ class Capacity:
     _dipping: int = 0
     #: names of the snapshots that the pressure policy made shadows while the volume was open
     demoted: list[str]
-    #: what the policy could not help with last: an operation or not, what was held, by whom, who might have gone; how much
+    #: what the policy could not help with last: an operation or not, what was held, by whom, who might go; how much
     futile_relief: tuple[object, int] = (None, 0)
 
     @abstractmethod
