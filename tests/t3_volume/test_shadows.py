@@ -17,7 +17,7 @@ from blockplane.volume.busy import BusyPlane
 from blockplane.volume.deleting import freed_by
 from blockplane.volume.leafbits import EMPTY_LEAF
 from blockplane.volume.local import LocalTree
-from blockplane.volume.shadows import ShadowPlane, Shadows, leaves_of
+from blockplane.volume.shadows import Room, ShadowPlane, Shadows, leaves_of
 from blockplane.volume.state import State
 from faults.world import (
     FileClient,
@@ -183,6 +183,74 @@ def test_a_full_volume_can_make_shadows(volume, client):
     volume.make_room(50)
     client.write(4, 0, range(50))
     volume.sync()
+    verdict(volume)
+
+
+def test_clearing_the_bits_of_many_shadows_needs_no_room_that_is_not_there():
+    volume = make_volume(geometry_of(1, 0, 384), reserve_blocks=48)
+    client = FileClient(volume)
+    for inode in range(1, 5):
+        client.write(inode, 0, range(100 * inode, 100 * inode + 40))
+    then = blocks_of(volume, volume.snapshot("s0").state)
+    volume.shadow_snapshot("s0")
+    for n in range(1, 80):
+        volume.snapshot(f"s{n}")
+        volume.shadow_snapshot(f"s{n}")
+    fill_up(volume, client)
+    for inode in range(1, 5):
+        with volume.dipping():
+            client.punch(inode, 0, 40)
+        for _ in range(3):
+            volume.commit(force=True)
+        client.write(
+            inode, 50, range(volume.available_blocks // 2)
+        )  # eighty shadows, of one leaf each, mean all places
+        volume.sync()
+    assert volume.free_blocks - volume.space.n_pending > 16  # what the next consistency point needs is there
+    for _ in range(2):
+        verdict(volume)
+        shadows = volume.snapshots
+        assert [len(shadow.plane) for shadow in shadows] == [shadow.n_blocks for shadow in shadows]
+        volume = again(volume)
+    volume.delete_snapshot(*[shadow.name for shadow in shadows[10:]])
+    top = volume.snapshot("top")
+    assert changed(volume, "top", "s0") >= differing(blocks_of(volume, top.state), then)
+    verdict(volume)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("n_nodes", [0, 100])
+def test_a_leaf_for_whose_copy_there_is_no_room_is_dropped(depth, n_nodes):
+    # seventeen leaves and more make a tree that is one node deep
+    volume = make_volume(geometry_of(2, 1, 64, n_groups=9) if depth else geometry_of(3, 1, 256))
+    client = FileClient(volume)
+    client.write(9, 0, range(700 if depth else 400))
+    client.write(1, 0, range(1000, 1040))
+    then = blocks_of(volume, volume.snapshot("one").state)
+    client.write(1, 0, range(2000, 2040))
+    volume.snapshot("two")
+    volume.shadow_snapshot("one")
+    volume.shadow_snapshot("two")
+    for name in ("one", "two"):
+        assert volume.local.shadows.plane(volume.local.entry(name)).blockmap.root.depth == depth
+    before = {shadow.name: shadow.n_blocks for shadow in volume.snapshots}
+    volume.space._spared = lambda: None  # what is free first is reused first
+    with mock.patch.object(volume.local.shadows, "find_room", side_effect=lambda: Room(0, n_nodes)):
+        for turn in range(8):
+            client.write(1, 0, range(3000 + 40 * turn, 3040 + 40 * turn))
+            volume.sync()
+    assert ["more than was reused" in text for text in volume.warnings] == [True]
+    is_given_up = depth > n_nodes
+    for _ in range(2):
+        verdict(volume)
+        for shadow in volume.snapshots:
+            assert len(shadow.plane) == shadow.n_blocks < before[shadow.name]
+            assert (shadow.n_blocks == 0) == (is_given_up or depth == 0)
+        volume = again(volume)
+    top = volume.snapshot("top")
+    assert changed(volume, "top", "one") >= differing(blocks_of(volume, top.state), then)
+    volume.delete_snapshot("one", "two")
+    assert not any(volume.local.shadowed_leaf(leaf).any() for leaf in range(volume.geometry.n_blocks // 32768 + 1))
     verdict(volume)
 
 

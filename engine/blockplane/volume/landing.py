@@ -390,6 +390,7 @@ class Landing:
 
     def _exchange(self, states: list[State], entries: list[TableEntry], old: State) -> None:
         volume, top = self._volume, states[-1]
+        volume.local.shadows.measure()  # as long as what arrived counts once
         volume.local.set_entries([*volume.local.entries(), *entries])
         for entry, state in zip(entries, states, strict=True):
             volume.local.set_map(entry, state.placemap)

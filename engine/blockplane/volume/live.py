@@ -102,6 +102,7 @@ class LiveVolume(Points):
         places = PlaceReader(self.array, PlaceMap())
         self.knows_live = self.knows_local = True
         self._load_local(places)
+        self.local.shadows.find_room = self._room_for_shadows
         self._load_live()
         try:
             self.previous_local = LocalTree(places, self._local_root(self.info.previous_local))

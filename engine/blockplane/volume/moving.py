@@ -178,6 +178,9 @@ def adopt(volume: LiveVolume, old: Numbers, new: Numbers) -> None:
         found = [(entry, _moved(volume.snapshot_state(entry), old, new)) for entry in local.regular()]
         live = _moved(volume.active, old, new)
     with volume.changing():
+        room = local.shadows.measure()
+        if volume.space.closed is None:  # else what is given up was not counted as free
+            room.take(len(new))
         local.shadows.relocate(old, new)
         for entry, placemap in found:
             if placemap is not None:

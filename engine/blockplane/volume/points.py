@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.volume import held, marking
 from blockplane.volume.active import ActiveState
-from blockplane.volume.codec import NO_ID, Branch, LocalRoot, StateRoot, TableEntry
+from blockplane.volume.codec import ENTRY_BYTES, NO_ID, Branch, LocalRoot, StateRoot, TableEntry
 from blockplane.volume.features import Features
 from blockplane.volume.fsinfo import MAX_AREAS, ROLE_LINE, ROLE_REPLICA
 from blockplane.volume.leafbits import count
@@ -20,6 +21,7 @@ from blockplane.volume.placemap import PlaceMap
 from blockplane.volume.readers import PlaceReader
 from blockplane.volume.roots import Roots
 from blockplane.volume.rootslots import successor, write_record
+from blockplane.volume.shadows import Room
 from blockplane.volume.space import AreaName
 from blockplane.volume.state import State, write_all
 
@@ -79,6 +81,10 @@ class Points(Roots):
     @abstractmethod
     def known_states(self) -> list[State | None]:
         """Return the states of all regular snapshots, older first; None for one whose root is damaged."""
+
+    @abstractmethod
+    def warn(self, text: str) -> None:
+        """Have people told of something that goes on without them, once."""
 
     def _declare(self, names: list[AreaName]) -> None:
         """Name areas in a durable record before they are written to (law 7); the first is needed now."""
@@ -196,16 +202,29 @@ class Points(Roots):
         shadows = self.local.shadows
         if not self.local.root.n_shadows:
             return
+        shadows.measure()
         for leaf in entered:
             shadows.cleared(leaf, self.active.place_leaf(leaf) & ~before.place_leaf(leaf))
+        if any(plane.has_lost_more for plane in shadows.planes()):
+            self.warn(
+                "for want of room, or by damage, shadow snapshots lost more than was reused: images over them grow"
+            )
         given_up = shadows.store()
         if given_up:
             for leaf, words in held.let_go(self.local, self.known_states(), given_up):
                 self.space.release_words(leaf, words, count(words))
 
+    def _room_for_shadows(self) -> Room:
+        """Leave half of the reserve to what else the commit writes, and to deleting; only nodes take a quarter more."""
+        waiting = self.space.n_pending + self.space.n_freed_open - self._newly_held + self.n_incoming
+        table = -(-self.local.root.n_entries * ENTRY_BYTES // BLOCK_BYTES)  # anew with every bit that is cleared
+        free, reserve = self.free_blocks - waiting - table, self.info.reserve_blocks
+        return Room(max(free - reserve // 2, 0), max(free - reserve // 4, 0))
+
     def _pass_on(self) -> None:
         """After the root is durable: the committed states move up, and what two CPs have passed becomes free."""
         self.space.committed(self._busy.kept_leaf, self._newly_held)
+        self._newly_held = 0
         places = PlaceReader(self.array, PlaceMap())
         self.previous, self.previous_local = self.committed, self.committed_local
         self.committed_local = LocalTree(places, LocalRoot.decode(self.local.root.encode()))

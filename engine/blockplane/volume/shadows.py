@@ -8,13 +8,15 @@ what changes of a shadow's tree moves into the local tree, leaf by leaf.
 A pointer in a shadow's tree means a VBN of the state that was, or, with `LOCAL_FLAG`, a place of the local tree.
 
 What of a shadow's tree is damaged is dropped when bits are to be cleared there: with fewer bits more is taken for
-changed, which is safe for a subtrahend, and no consistency point waits for it.
+changed, which is safe for a subtrahend, and no consistency point waits for it. So is a leaf for whose private copy the
+volume has no room: none fails for what shadows would take.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -46,6 +48,21 @@ if TYPE_CHECKING:
 
 #: In a number of a shadow's tree: the rest is a place of the local tree. Numbers of volumes lie below 2^55.
 LOCAL_FLAG: Final = 1 << 55
+
+
+@dataclass(slots=True)
+class Room:
+    """How many blocks the open CP may still take for shadows' trees.
+
+    n_copies : for private copies of leaves, and nodes above them. n_nodes : for nodes above leaves that are dropped.
+    """
+
+    n_copies: int
+    n_nodes: int
+
+    def take(self, n_blocks: int) -> None:
+        """Note that blocks are taken."""
+        self.n_copies, self.n_nodes = max(self.n_copies - n_blocks, 0), max(self.n_nodes - n_blocks, 0)
 
 
 class ShadowReader:
@@ -111,8 +128,10 @@ class ShadowPlane:
 
     Attributes
     ----------
-    dropped : (level, index, place) of what was damaged, lay in what was a state, and is not in the tree any more.
-    was_abandoned : whether nodes were damaged, so that nobody knows what lay below them.
+    dropped : (level, index, place) of what was damaged, or had no room, and is not in the tree any more; place -1: it
+        did not lie in what was a state.
+    was_abandoned : whether all of the tree was given up: nodes were damaged, so that nobody knows what lay below them,
+        or had no room.
     """
 
     def __init__(self, entry: TableEntry, reader: ShadowReader, placemap: PlaceMap) -> None:
@@ -127,7 +146,12 @@ class ShadowPlane:
     @property
     def is_changed(self) -> bool:
         """Whether the tree is not what the last CP has."""
-        return self.blockmap.is_dirty or bool(self.dropped) or self.was_abandoned
+        return self.blockmap.is_dirty or self.has_lost_more
+
+    @property
+    def has_lost_more(self) -> bool:
+        """Whether the open CP took more from it than what was reused."""
+        return bool(self.dropped) or self.was_abandoned
 
     @property
     def cp(self) -> int:
@@ -168,22 +192,34 @@ class ShadowPlane:
             set_numbers(held, places[mine][left] - leaf * LEAF_BLOCKS)
         return held
 
-    def clear_places(self, leaf: int, words: Leaf) -> None:
-        """Clear the bits of blocks that lie at places, the set bits of words, of a leaf's range."""
+    def clear_places(self, leaf: int, words: Leaf, room: Room) -> None:
+        """Clear the bits of blocks that lie at places, the set bits of words, of a leaf's range.
+
+        Where there is no room for a copy of a leaf, all of its bits are.
+        """
         if self.placemap.is_empty:
-            self._clear(leaf, words)
+            self._clear(leaf, words, room)
             return
         vbns = self.placemap.to_vbns(numbers_in(words, leaf * LEAF_BLOCKS))
         for index, mine in leaves_of(np.sort(vbns[vbns >= 0])).items():
-            self._clear(index, mine)
+            self._clear(index, mine, room)
 
-    def _clear(self, leaf: int, words: Leaf) -> None:
+    def _clear(self, leaf: int, words: Leaf, room: Room) -> None:
         if leaf * LEAF_BLOCKS >= self.space_blocks:
             return
-        lost = self._left(leaf) & words
-        if lost.any():
+        n_dirty, left = self.blockmap.n_dirty, self._left(leaf)
+        lost, n_new = left & words, self.blockmap.n_clean_above(leaf)
+        if not lost.any():
+            pass
+        elif n_new <= room.n_copies:
             self.blockmap.edit_block(leaf).view(np.uint64)[:] &= ~lost
             self.n_left -= count(lost)
+        elif n_new - 1 <= room.n_nodes:
+            self.n_left -= count(left)
+            self._drop(leaf)
+        else:
+            self._give_up()
+        room.take(max(self.blockmap.n_dirty - n_dirty, 0))
 
     def _left(self, leaf: int) -> Leaf:
         """Return what is left of a leaf: nothing where it is damaged, from now on."""
@@ -201,18 +237,28 @@ class ShadowPlane:
                 for leaf in range(start, stop):
                     self._count_or_drop(leaf)
         except ChecksumError:
-            self.blockmap.abandon()
-            self.n_left, self.was_abandoned = 0, True
+            self._give_up()
 
     def _count_or_drop(self, leaf: int) -> None:
         try:
             self.n_left += count(self.blockmap.read_block(leaf).view(np.uint64))
         except ChecksumError:
-            self.dropped.append((0, leaf, self.place_at(0, leaf)))
-            self.blockmap.punch(leaf, leaf + 1)
+            self._drop(leaf)
+
+    def _drop(self, leaf: int) -> None:
+        """Make a leaf a hole."""
+        self.dropped.append((0, leaf, self.place_at(0, leaf)))
+        self.blockmap.punch(leaf, leaf + 1)
+
+    def _give_up(self) -> None:
+        self.blockmap.abandon()
+        self.n_left, self.was_abandoned = 0, True
 
     def relocate(self, old: NDArray[np.int64], new: NDArray[np.int64]) -> bool:
         """Take up that blocks moved from places to others; return whether the shadow means any of them."""
+        if self.dropped:
+            now_at = dict(zip(old.tolist(), new.tolist(), strict=True))
+            self.dropped = [(level, index, now_at.get(place, place)) for level, index, place in self.dropped]
         vbns = self.placemap.to_vbns(old)
         mine = (vbns >= 0) & (vbns < self.space_blocks)
         mine[mine] = bits_of(self._left, vbns[mine])
@@ -252,6 +298,7 @@ class Shadows:
     Attributes
     ----------
     spared : the places they mean, for whoever chooses places.
+    find_room : says how much room there is for their trees; what these already take in the open CP is not counted.
     """
 
     def __init__(self, local: LocalTree, places: BlockReader, writes: bool) -> None:
@@ -260,6 +307,8 @@ class Shadows:
         self._writes = writes
         self._planes: dict[bytes, ShadowPlane] = {}
         self.spared = SparedPlaces(self.planes)
+        self.find_room: Callable[[], Room] = lambda: Room(1 << 62, 1 << 62)
+        self._room: Room | None = None
 
     def entries(self) -> list[TableEntry]:
         """Return the table entries of shadows, older first; the table is not read where there can be none."""
@@ -284,13 +333,25 @@ class Shadows:
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
+    def measure(self) -> Room:
+        """Find out how much room the open CP has for private copies from now on."""
+        self._room = self.find_room()
+        self._room.take(sum(plane.blockmap.n_dirty for plane in self.planes()))
+        return self._room
+
     def cleared(self, leaf: int, words: Leaf) -> None:
-        """Clear the bits of blocks whose places, the set bits of words, get new content in the open CP."""
+        """Clear the bits of blocks whose places, the set bits of words, get new content in the open CP.
+
+        Where room is short, shadows lose more than that: see `ShadowPlane.clear_places`.
+        """
         self.spared.cleared(leaf, words)
+        room = self._room or self.measure()
         for plane in self.planes():
-            plane.clear_places(leaf, words)
+            plane.clear_places(leaf, words, room)
             if plane.is_changed:
                 self._local.rewrite_entries()
+            if plane.has_lost_more:
+                self.spared.forget()
 
     def add(self, entry: TableEntry) -> None:
         """Take up a snapshot that has just become a shadow: its blockmap's blocks are shadowed."""
@@ -334,6 +395,7 @@ class Shadows:
                 plane.entry.pace = plane.entry.pace.noted(time.time_ns(), plane.n_left)
         if abandoned:
             gone += self._ownerless(self.planes()).tolist()
+        self._room = None
         return self._unshadow(np.unique(np.array(gone, np.int64)))
 
     def _is_alone(self, plane: ShadowPlane, level: int, index: int, place: int) -> bool:

@@ -211,6 +211,13 @@ class BlockTree(TreeReader):
         parts = [self.node(level + 1, parent)[:, 0] for parent in parents.tolist()]
         return np.concatenate([np.empty(0, np.uint64), *parts])
 
+    def n_clean_above(self, index: int) -> int:
+        """Return how many more blocks wait for their place once leaf index is edited: it, and nodes above it."""
+        for level in range(self.root.depth + 1):
+            if (level, index >> (NODE_SHIFT * level)) in self._dirty:
+                return level
+        return self.root.depth + 1
+
     # --- commit ------------------------------------------------------------------------------------------------------
 
     def dirty_positions(self) -> list[tuple[int, int]]:
