@@ -290,6 +290,46 @@ def test_disks_that_may_be_named_no_more_are_not_used_again(tmp_path, monkeypatc
         assert bp.check(volume).ok
 
 
+def test_volume_toml_is_made_anew_though_names_of_disks_are_in_another_order(tmp_path):
+    path, toml = tmp_path / "v", tmp_path / "v" / "volume.toml"
+    with bp.Volume.create(path, disks=1, size="8M") as volume:
+        for _ in range(3):
+            volume.grow(1, size="8M")
+        for _ in range(2):
+            volume.shrink(1)
+        volume.grow(1, size="8M")
+        bp.FileSystem(volume).write_bytes("/kept", b"k" * 5000)
+    said = toml.read_bytes()
+    assert [line.strip() for line in said.decode().splitlines() if "disks/" in line] == [
+        '"disks/0",', '"disks/3",', '"disks/2",',
+    ]  # fmt: skip
+    toml.unlink()
+    with bp.Volume.open(path, writable=False) as volume:
+        assert bp.FileSystem(volume).read_bytes("/kept") == b"k" * 5000
+        assert not toml.exists()
+        volume.take_for_writing()
+        assert toml.read_bytes() == said
+    toml.unlink()
+    with bp.Volume.open(path) as volume:
+        assert volume.warnings == []
+    assert toml.read_bytes() == said
+    with bp.Volume.open(path) as volume:
+        assert volume.shrink(1).disks == (str(path / "disks" / "3"),)
+        assert bp.FileSystem(volume).read_bytes("/kept") == b"k" * 5000
+        assert bp.check(volume).ok
+
+
+def test_a_volume_is_opened_where_volume_toml_cannot_be_made_anew(tmp_path, monkeypatch):
+    def failing(path, *args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    bp.Volume.create(tmp_path / "v", disks=2, size="8M").close()
+    (tmp_path / "v" / "volume.toml").unlink()
+    monkeypatch.setattr("blockplane.volume.config.replace_own", failing)
+    with bp.Volume.open(tmp_path / "v") as volume:
+        assert ["could not be made anew" in text for text in volume.warnings] == [True]
+
+
 def test_a_damaged_block_stays_where_it_is_and_what_moved_stays_moved():
     volume, client = busy_volume(THREE)
     volume.commit(clean=True)

@@ -24,8 +24,8 @@ _HOST_PORT = re.compile(r"[^/]+:\d{1,5}")
 class VolumeConfig:
     """The volume's id and the paths of its disks in order; relative ones count from the volume's directory.
 
-    base : where what it is built on is to be read (`volume.basing`); empty: it stands by itself. base_id : id of the
-    snapshot there.
+    volume_id : empty where volume.toml is lost; the disks are in no order then. base : where what it is built on is to
+    be read (`volume.basing`); empty: it stands by itself. base_id : id of the snapshot there.
     """
 
     volume_id: bytes

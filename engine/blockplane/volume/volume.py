@@ -45,6 +45,7 @@ from blockplane.volume.basing import Base, opener
 from blockplane.volume.codec import Hold
 from blockplane.volume.config import (
     BASE_DISK,
+    CONFIG_NAME,
     VolumeConfig,
     read_config,
     write_config,
@@ -240,14 +241,24 @@ class Volume(HalfMade):
         volume._volume_lock, volume.pins.verb = lock, verb
         if writable:
             volume.close_with(CommitTimer(volume._on_time).__enter__())
+        if writable and not config.volume_id:
+            volume._name_disks()
         return volume
+
+    def _name_disks(self) -> None:
+        """Make a volume.toml that was lost anew: the disks, all in the volume's own folder, in their order."""
+        names = tuple(os.path.relpath(disk.path, self.path) for disk in self.array.disks)
+        try:
+            write_config(self.path, VolumeConfig(self.info.volume_id, names))
+        except OSError as error:
+            self.warn(f"{self.path / CONFIG_NAME} is lost, and could not be made anew: {error}")
 
     @classmethod
     def _assembled(cls, directory: Path, config: VolumeConfig, writable: bool) -> Self:
         """Open a volume's disks and what is on them; the lock is the caller's."""
         assembly = assemble(
             config.paths(directory), volume_id=config.volume_id or None, writable=writable, leaving=group_that_left,
-            opener=opener(directory, config, writable, cls.open_base),
+            in_order=bool(config.volume_id), opener=opener(directory, config, writable, cls.open_base),
         )  # fmt: skip
         try:
             return cls.from_assembly(directory, assembly, writable)
@@ -322,6 +333,8 @@ class Volume(HalfMade):
                 raise
             self.writable = True
             self.close_with(CommitTimer(self._on_time).__enter__())
+            if not (self.path / CONFIG_NAME).exists():
+                self._name_disks()
 
     def grow(
         self,
