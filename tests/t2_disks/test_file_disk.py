@@ -100,6 +100,23 @@ def test_readers_share_a_disk_and_keep_writers_out(disk):
     FileDisk.open(disk.path).close()
 
 
+def test_reads_of_ones_own_keep_no_disk_from_being_written(disk):
+    disk.close()
+    with contextlib.closing(FileDisk.open(disk.path, writable=False)) as mine:
+        under_way = os.dup(mine._fd)  # what a read does that has begun: it keeps open what it reads
+        try:
+            other = FileDisk.open(disk.path, writable=False)
+            with contextlib.closing(other), pytest.raises(VolumeInUseError):
+                mine.take_for_writing()
+            mine.take_for_writing()
+            with pytest.raises(VolumeInUseError):
+                FileDisk.open(disk.path, writable=False)
+        finally:
+            os.close(under_way)
+        mine.write_plan(ints(0), ints(1), aligned_buffer(4096), ints(0))
+    FileDisk.open(disk.path).close()
+
+
 def test_files_are_private_new_and_sparse(tmp_path):
     path = str(tmp_path / "disk")
     FileDisk.create(path, 1 << 20).close()

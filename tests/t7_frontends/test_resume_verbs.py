@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import blockplane as bp
+from blockplane.disks import FileDisk
 from blockplane.stream.fdsink import Buffer
 from blockplane.stream.filesink import FileSink
 
@@ -143,6 +144,23 @@ def test_what_half_a_file_needs_is_held(done, blockplane, big, cut, error, resum
     assert holders(done, big) == [[mine], [mine]]
     done("send", big, "june2 - june1", "-o", "a.bps", *resume)
     assert holders(done, big) == [[], []]
+
+
+def test_reads_that_are_under_way_keep_nothing_from_being_held(done, big, cut, monkeypatch):
+    read_plan, under_way = FileDisk.read_plan, []
+
+    def begin(disk: FileDisk, *arguments: object) -> int:
+        under_way.append(os.dup(disk._fd))  # a read that has begun keeps open what it reads, until it ends
+        return read_plan(disk, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileDisk, "read_plan", begin)
+        said = cut("-o", "a.bps").err
+    for fd in under_way:
+        os.close(fd)
+    assert "its snapshots are held for 30 days" in said
+    (mine,), others = holders(done, big)
+    assert (mine.startswith("send:june2-june1:"), others) == (True, [mine])
 
 
 def test_what_parts_need_is_held(done, big, cut):

@@ -249,8 +249,12 @@ class FileDisk:
             generation = fcntl.ioctl(self._fd, _GENERATION, generation)
         return struct.pack("<Q", found.st_ino) + generation
 
-    def take_for_writing(self) -> None:
+    def take_for_writing(self, wait_s: float = 0.0) -> None:
         """Go over from reading to writing, and to a lock of one's own; what reads the disk meanwhile goes on.
+
+        Parameters
+        ----------
+        wait_s : how long to wait for other readers.
 
         Raises
         ------
@@ -264,10 +268,13 @@ class FileDisk:
             try:
                 if is_device:
                     refuse_read_only(fd, self.path)
+                if self.is_locked:  # a read under way keeps what is replaced open, and with it its lock
+                    fcntl.flock(self._fd, fcntl.LOCK_UN)
                 os.dup2(fd, self._fd, inheritable=False)
             finally:
                 os.close(fd)
-            self.is_locked = lock_disk(self._fd, shared=False, timeout_s=WATCHER_TIMEOUT_S if is_device else 0.0)
+            timeout_s = max(wait_s, WATCHER_TIMEOUT_S) if is_device else wait_s
+            self.is_locked = lock_disk(self._fd, shared=False, timeout_s=timeout_s)
         except OSError as error:
             if error.errno in (errno.EBUSY, errno.EWOULDBLOCK):
                 self.share()

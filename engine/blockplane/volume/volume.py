@@ -325,7 +325,7 @@ class Volume(HalfMade):
             lock.take(self.pins.verb, wait_s)
             try:
                 for disk in disks:
-                    disk.take_for_writing()
+                    disk.take_for_writing(wait_s)
             except BaseException:
                 for disk in disks:
                     disk.share()
