@@ -184,6 +184,14 @@ def test_nothing_is_held_where_that_is_not_wanted_or_cannot_be(done, big, cut):
     assert done("check", big, "--json").json["ok"]
 
 
+def test_wrong_words_begin_nothing_that_could_be_held(blockplane, big):
+    for words in (("--split", "1K"), ("--encrypt", "token"), ("--compress", "gzip")):
+        outcome = blockplane("send", big, "june1", "-o", "a.bps", *words)
+        assert outcome.status != 0
+        assert "nothing holds" not in outcome.err
+        assert outcome.err.startswith("blockplane: ")
+
+
 def test_a_half_written_file(done, big):
     half = Path("whole.bps").read_bytes()[: 3 << 20]
     Path("again.bps.partial").write_bytes(half)

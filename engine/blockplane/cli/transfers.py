@@ -194,8 +194,8 @@ def held_image(
         return
     try:
         yield found
-    except BaseException:
-        if hold is None:
+    except BaseException as error:
+        if hold is None and not isinstance(error, (bp.errors.UsageError, bp.errors.KeyFileError)):  # nothing was begun
             with _telling(f"nothing holds what {printable(' '.join(words))} is made of until it is gone on with"):
                 if is_left(found):
                     owner = bp.hold_left(volume, found, to)
