@@ -35,6 +35,54 @@ def test_write_says_what_it_did_and_a_dry_run_touches_nothing(done, blockplane, 
     assert "wrote june2 onto june1 as image 2" in done("tape", "write", "a.tap", "--append", pool, "june2 - june1").out
 
 
+def test_a_dry_run_says_of_each_drive_what_is_written(done, blockplane, pool):
+    words = ("tape", "write", "--drive", "x.tap=meta(june1)", "--drive", "y.tap", pool, "june1")
+    planned = done(*words, "-n", "--json").json
+    assert not list(Path().glob("*.tap"))
+    written = done(*words, "--json").json
+    assert [planned[name] for name in ("top", "base", "n_blocks")] == [written[n] for n in ("top", "base", "n_blocks")]
+    assert planned["stream_bytes"] == written["stream_bytes"]
+    for plan, its in zip(planned["parts"], written["parts"], strict=True):
+        assert plan == {name: its[name] for name in plan}
+    done("tape", "write", "--discard", *words[2:])
+    said = done(*words, "-n").out
+    assert "would write june1 by 2 drives: " in said
+    assert said.count("a stream of ") == 2
+
+
+def test_a_dry_run_refuses_what_is_refused(blockplane, pool):
+    drives = ("--drive", "x.tap", "--drive", "y.tap")
+    for words, kind in (
+        (("a.tap", "--tape-size", "1M", pool, "june1"), "usage"),
+        (("a.tap", "--record-size", "1K", pool, "june1"), "usage"),
+        (("a.tap", "--append", "--resume", pool, "june1"), "usage"),
+        (("a.tap", "--append", pool, "june2 - june1"), "refused"),
+        (("a.tap", "--compress", "gzip", pool, "june1"), "usage"),
+        ((*drives, "--tape-size", "1M", pool, "june1"), "usage"),
+        (("--drive", "x.tap", pool, "june1"), "usage"),
+        (("--drive", "x.tap", "--drive", "x.tap", pool, "june1"), "usage"),
+        ((*drives, "--append", pool, "june2 - june1"), "refused"),
+    ):
+        for dry in (("-n",), ()):
+            outcome = blockplane("tape", "write", *words, *dry, "--json")
+            assert outcome.error["kind"] == kind, (words, dry)
+    told = blockplane("tape", "write", "a.tap", "-i", "june1.bps", "-n", "--json").error
+    assert (told["kind"], "compress" in told["message"] + told["hint"]) == ("usage", False)
+    assert not list(Path().glob("*.tap"))
+
+
+def test_what_is_compressed_is_at_most_so_long(done, pool):
+    most = "at most"
+    assert most in done("tape", "write", "a.tap", pool, "june1", "--compress", "zstd", "-n").out
+    assert most not in done("tape", "write", "a.tap", pool, "june1", "-n").out
+    drives = ("--drive", "x.tap", "--drive", "y.tap")
+    assert done("tape", "write", *drives, pool, "june1", "--compress", "zstd", "-n").out.count(most) == 2
+    assert done("send", pool, "june1", "--part", "x", "--part", "y", "--compress", "zstd", "-n").out.count(most) == 2
+    done("send", pool, "june1", "-o", "june1.bps")
+    assert most in done("stream", "merge", "june1.bps", "--compress", "zstd", "-n").out
+    assert most not in done("stream", "merge", "june1.bps", "-n").out
+
+
 def test_list_verify_and_read(done, blockplane, pool, tapes):
     found = done("tape", "list", "a.tap", "--json").json
     assert [(i["top"], i["base"], i["tapes"]) for i in found["images"]] == [

@@ -112,9 +112,10 @@ def _print_merged(report: MergeReport, dry_run: bool, to_stderr: bool) -> None:
     print(f"order      {', '.join(printable(name) for name in report.order)}", file=out)
     for name, reason in report.dropped_snapshots:
         print(f"left out   {name}: {sentence(reason)}", file=out)
+    most = " at most" if dry_run and sent.compression else ""
     did = "would merge" if dry_run else f"merged in {duration(sent.seconds)} ({rate(sent.stream_bytes, sent.seconds)})"
     print(
-        f"{did}: {', '.join(sent.arriving)}{base}, {blocks(sent.n_blocks)} in {size(sent.stream_bytes)}, "
+        f"{did}: {', '.join(sent.arriving)}{base}, {blocks(sent.n_blocks)} in {size(sent.stream_bytes)}{most}, "
         f"without {blocks(report.dead_blocks)}",
         file=out,
     )

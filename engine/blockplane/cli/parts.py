@@ -78,7 +78,8 @@ def print_parts(report: bp.PartsReport, parts: Sequence[bp.Part], dry_run: bool)
     rows = []
     for part, its in zip(parts, report.parts, strict=True):
         before = f", all but {blocks(its.n_blocks_before)} that were sent before" if its.n_blocks_before else ""
-        rows.append([f"  {printable(part.name)}", blocks(its.n_blocks), f"{size(its.stream_bytes)}{before}"])
+        most = " at most" if dry_run and its.compression else ""
+        rows.append([f"  {printable(part.name)}", blocks(its.n_blocks), f"{size(its.stream_bytes)}{most}{before}"])
     print_table(rows, right=(1,))
     sys.stdout.flush()
 

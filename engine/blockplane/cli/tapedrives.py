@@ -79,3 +79,14 @@ def print_drives(report: TapePartsReport, drives: Sequence[bp.DriveTapes]) -> No
         )
         rows.append([f"  {printable(drive.names[0])}", blocks(its.n_blocks), f"{what}{before}"])
     print_table(rows, right=(1,))
+
+
+def print_planned(report: bp.PartsReport, drives: Sequence[bp.DriveTapes]) -> None:
+    """Say what each drive would write."""
+    base, most = f" onto {report.base}" if report.base else "", " at most" if report.parts[0].compression else ""
+    print(f"would write {report.top}{base} by {len(drives)} drives: {blocks(report.n_blocks)}")
+    rows = [
+        [f"  {printable(drive.names[0])}", blocks(its.n_blocks), f"a stream of {size(its.stream_bytes)}{most}"]
+        for drive, its in zip(drives, report.parts, strict=True)
+    ]
+    print_table(rows, right=(1,))

@@ -26,7 +26,7 @@ from blockplane.cli.options import (
 )
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.receiving import standard_input
-from blockplane.cli.tapedrives import describe_drives, drive_option, drives_of, print_drives
+from blockplane.cli.tapedrives import describe_drives, drive_option, drives_of, print_drives, print_planned
 from blockplane.cli.text import blocks, count, duration, print_json, printable, rate, size
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def _ask(its: Change) -> None:
 @click.argument("words", metavar="TAPE... VOL EXPR", nargs=-1, required=True)
 @drive_option
 @click.option("-i", "--input", "origin", metavar="STREAM|-", help="Write a stream that is there, in place of VOL EXPR.")
-@click.option("-n", "--dry-run", is_flag=True, help="Say exactly what would be written; touch no tape.")
+@click.option(
+    "-n", "--dry-run", is_flag=True, help="Say what would be written, with --compress at most; look at no tape."
+)
 @click.option("--tape-size", type=Size(), metavar="SIZE", help="Of each TAPE that is a file (as there is space).")
 @click.option("--record-size", type=Size(), metavar="SIZE", help="Of each record, 64KiB to 1MiB (256KiB).")
 @click.option("--append", is_flag=True, help="Add the image to the set that is on the TAPEs; its last is enough.")
@@ -130,8 +132,10 @@ def write(
             "a stream is written as it is, to one set", "divide it where it is sent: send --part"
         )
     if origin is not None:
-        if compress is not None or encrypt is not None or dry_run:
+        if compress is not None or encrypt is not None:
             raise bp.errors.UsageError("a stream is written as it is", "compress and encrypt where it is sent")
+        if dry_run:
+            raise bp.errors.UsageError("-n is for VOL EXPR", "what a stream holds says `blockplane stream info`")
         source = standard_input() if origin == "-" else origin
         with ProgressLine(progress) as line:
             report = bp.write_stream_to_tape(source, words, form, key=keys, progress=line)
@@ -140,8 +144,12 @@ def write(
         place = volume_only(vol)
         with open_volume(place, "tape write", wait_s, writable=False) as volume, ProgressLine(progress) as line:
             image = choice.image(volume, [expression])
+            if dry_run and drives:
+                _plan_parts(image, drives_of(drives), form, as_json, compress=compress, key=encrypt)
+                return
             if dry_run:
-                _tell_planned(bp.send(image, None, dry_run=True, order="tape", key=encrypt), as_json)
+                form.require_set(names)
+                _tell_planned(bp.send(image, None, dry_run=True, order="tape", compress=compress, key=encrypt), as_json)
                 return
             if drives:
                 _write_parts(image, drives_of(drives), form, as_json, compress=compress, key=encrypt, progress=line)
@@ -173,14 +181,44 @@ def _write_parts(
         print_drives(report, drives)
 
 
+def _plan_parts(
+    image: bp.Image, drives: Sequence[bp.DriveTapes], form: bp.TapeForm, as_json: bool, **options: Any
+) -> None:
+    """Say what several drives would write. options : of `send_parts`."""
+    from blockplane.transfer.tapeparts import require_drives  # not above: help and completion do without
+
+    require_drives(drives)
+    for drive in drives:
+        form.require_set(drive.names)
+    parts = [bp.Part(None, drive.within) for drive in drives]
+    report = bp.send_parts(image, parts, dry_run=True, order="tape", **options)
+    if as_json:
+        each = zip(drives, report.parts, strict=True)
+        shown = [{"tape": d.names[0], "n_blocks": p.n_blocks, "stream_bytes": p.stream_bytes} for d, p in each]
+        print_json({**_planned(report, report.parts[0].compression), "parts": shown})
+    else:
+        print_planned(report, drives)
+
+
 def _tell_planned(report: SendReport, as_json: bool) -> None:
     """Say what an image would put onto tapes: by the stream, which their own records make longer by a thousandth."""
     if as_json:
-        shown = {"top": report.top, "base": report.base, "n_blocks": report.n_blocks, "dry_run": True}
-        print_json({**shown, "stream_bytes": report.stream_bytes})
+        print_json(_planned(report, report.compression))
         return
     base = f" onto {report.base}" if report.base else ""
-    print(f"would write {report.top}{base}: {blocks(report.n_blocks)}, a stream of {size(report.stream_bytes)}")
+    most = " at most" if report.compression else ""
+    print(f"would write {report.top}{base}: {blocks(report.n_blocks)}, a stream of {size(report.stream_bytes)}{most}")
+
+
+def _planned(report: SendReport | bp.PartsReport, compression: str | None) -> dict[str, object]:
+    return {
+        "top": report.top,
+        "base": report.base,
+        "n_blocks": report.n_blocks,
+        "stream_bytes": report.stream_bytes,
+        "compression": compression,
+        "dry_run": True,
+    }
 
 
 def _written(report: TapeWriteReport) -> dict[str, object]:

@@ -116,7 +116,7 @@ def write_tape_parts(
     -----
     Durable on return. Memory: that of a send for each drive.
     """
-    _require_drives(drives)
+    require_drives(drives)
     image.require_sendable()
     stream = StreamForm(
         parse_compression(compress) if compress is not None else None, key_of(key) if key is not None else None
@@ -156,7 +156,8 @@ def write_tape_parts(
     return TapePartsReport(parts, top, base, image.n_blocks, seconds)
 
 
-def _require_drives(drives: Sequence[DriveTapes]) -> None:
+def require_drives(drives: Sequence[DriveTapes]) -> None:
+    """Refuse fewer than two drives, and a tape that two would write."""
     if len(drives) < 2:
         raise UsageError("an image is divided between two drives or more", "name another, or write it whole")
     names = [name for drive in drives for name in drive.names]

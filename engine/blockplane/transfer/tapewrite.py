@@ -72,6 +72,10 @@ class TapeWriteReport:
         return (self.stream_bytes - self.n_bytes_before) / self.seconds if self.seconds else 0.0
 
 
+def _bytes(size: int | str | None) -> int | None:
+    return parse_size(size) if isinstance(size, str) else size
+
+
 @dataclass(frozen=True, slots=True)
 class TapeForm:
     """How tapes are written.
@@ -87,6 +91,22 @@ class TapeForm:
     discard: bool = False
     resume: bool = False
     changer: Changer | None = None
+
+    def __post_init__(self) -> None:
+        size = _bytes(self.tape_size)
+        if size is not None and size < MIN_TAPE_BYTES:
+            raise UsageError(f"tapes of {size} bytes are not written", f"say at least {MIN_TAPE_BYTES >> 20}MiB")
+        if sum((self.append, self.discard, self.resume)) > 1:
+            raise UsageError("--append, --discard and --resume do not go together", "say one of them")
+        new_set(_bytes(self.record_size) or DEFAULT_RECORD_BYTES)  # refuses records of no such size
+
+    def require_set(self, tapes: Sequence[PathLike]) -> None:
+        """Refuse to add to tapes none of which is there; their own are not looked at."""
+        if self.append and not any(map(os.path.lexists, tapes)):
+            raise RefusedError(
+                f"there is no set on {os.fspath(tapes[0])} that could be added to",
+                "name the tapes that it is on; or leave --append out: then one is begun",
+            )
 
 
 PLAIN: Final = TapeForm()
@@ -217,10 +237,9 @@ class Writing:
         part: SetPart = WHOLE,
     ) -> None:
         self._form, self.names, self._part = form, names, part
-        size = _bytes(form.tape_size)
-        if size is not None and size < MIN_TAPE_BYTES:
-            raise UsageError(f"tapes of {size} bytes are not written", f"say at least {MIN_TAPE_BYTES >> 20}MiB")
-        self.rack = Rack(tape_names(tapes), writable=True, size_bytes=size, changer=form.changer)
+        names_there = tape_names(tapes)
+        form.require_set(names_there)
+        self.rack = Rack(names_there, writable=True, size_bytes=_bytes(form.tape_size), changer=form.changer)
         self._started = time.monotonic()
         with ExitStack() as opened:
             opened.callback(self.rack.close)
@@ -238,8 +257,6 @@ class Writing:
     def _place(self, keys: Sequence[Key]) -> tuple[SetState, Resumption | None]:
         """Return what of the set is written, and what was begun."""
         form = self._form
-        if sum((form.append, form.discard, form.resume)) > 1:
-            raise UsageError("--append, --discard and --resume do not go together", "say one of them")
         record_bytes = _bytes(form.record_size) or DEFAULT_RECORD_BYTES
         if not (form.append or form.resume):
             return new_set(record_bytes, self._part), None
@@ -360,10 +377,6 @@ class _Passing:
 
     def close(self) -> None:
         """See Input: the source is its owner's."""
-
-
-def _bytes(size: int | str | None) -> int | None:
-    return parse_size(size) if isinstance(size, str) else size
 
 
 def tape_names(tapes: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
