@@ -42,6 +42,7 @@ def test_a_folder_is_received(done, blockplane, pool):
     Path("backups/notes.txt").write_text("no stream")
     dry = done("receive", "copy", "-i", "backups", "-n", "--json").json
     assert (dry["order"], dry["arrives"], dry["dry_run"]) == (["backups/zz", "backups/aa"], ["june1", "june2"], True)
+    assert dry["stream_bytes"] is None
     assert not Path("copy").exists()
     error = blockplane("receive", "copy", "-i", "backups/aa", "-i", "june2.bps", "--json").error
     assert (error["kind"], Path("copy").exists()) == ("stream-mismatch", False)
@@ -50,6 +51,19 @@ def test_a_folder_is_received(done, blockplane, pool):
     assert "copy has all of it already" in done("receive", "copy", "-i", "backups").out
     assert done("check", "copy", "--json").json["ok"] is True
     assert blockplane("receive", "copy", "-n").status == 2
+
+
+def test_a_dry_run_of_a_file_says_what_its_receive_does(done, pool):
+    done("send", pool, "june1", "-o", "june1.bps")
+    done("send", pool, "june2", "--part", "a.bps", "--part", "b.bps")
+    for vol, file in (("copy", "june1.bps"), ("copy", "june1.bps"), ("half", "a.bps"), ("half", "b.bps")):
+        dry = done("receive", vol, "-i", file, "-n", "--json").json
+        run = done("receive", vol, "-i", file, "--json").json
+        assert (dry.pop("dry_run"), list(dry)) == (True, list(run))
+        unknown = {name for name in dry if dry[name] is None and run[name] is not None}
+        assert unknown == {"stream_bytes", "bytes_per_second", "n_blocks_shared"}
+        known = dry.keys() - unknown - {"seconds"}
+        assert {name: dry[name] for name in known} == {name: run[name] for name in known}
 
 
 def test_parts(done, blockplane, pool):

@@ -29,7 +29,7 @@ from blockplane.cli.progress import ProgressLine
 from blockplane.cli.resuming import give_up, print_token
 from blockplane.cli.streamplaces import opened_streams, refuse_own
 from blockplane.cli.streams import tell_plain
-from blockplane.cli.text import blocks, duration, measured, print_json, printable, rate
+from blockplane.cli.text import blocks, dryness, duration, measured, print_json, printable, rate
 
 if TYPE_CHECKING:
     from blockplane.server.streamplace import VolumePlace
@@ -176,7 +176,10 @@ def receive(
                     opening=opening_to_make("receive"), require_encrypted=require_encrypted,
                 )  # fmt: skip
     tell_plain(keys, chain.plain if is_several else () if report.encrypted else (origins[0] if origins else "-",))
-    if is_several and as_json:
+    if is_several and as_json and chain.planned is not None and not os.path.isdir(origins[0]):
+        unknown = {"stream_bytes": None, "seconds": chain.seconds, "n_blocks_shared": None}
+        print_json({**_received(chain.planned), **unknown, **dryness(True)})
+    elif is_several and as_json:
         print_json(describe_chain(chain, [_received(its) for its in chain.received], dry_run))
     elif is_several:
         print_chain(vol, chain, dry_run)
@@ -248,7 +251,7 @@ def describe_chain(report: bp.ChainReport, received: list[dict[str, object]], dr
     return {
         "n_blocks": report.n_blocks,
         "n_bytes": report.n_blocks * bp.BLOCK_BYTES,
-        "stream_bytes": sum(its.stream_bytes for its in report.received),
+        "stream_bytes": sum(its.stream_bytes for its in report.received) if not dry_run else None,
         "seconds": report.seconds,
         "arrives": list(report.arrives),
         "order": list(report.order),

@@ -166,17 +166,18 @@ def receive_all_into(
             n_shared = getattr(landing, "n_shared", 0)
     seconds = time.monotonic() - started
     return [
-        _report(reader, its, seconds, n_missing, already_there=already_there, n_shared=n_shared if i == 0 else 0)
+        report_of(its, reader.n_bytes, seconds, n_missing, already_there=already_there, n_shared=0 if i else n_shared)
         for i, (reader, its) in enumerate(parts)
     ]
 
 
-def _report(
-    reader: StreamReader, stream: StreamMap, seconds: float, n_missing: int, *, already_there: bool, n_shared: int
+def report_of(
+    stream: StreamMap, n_bytes: int, seconds: float, n_missing: int, *, already_there: bool, n_shared: int = 0
 ) -> ReceiveReport:
+    """Return what is told of a stream that was received, or would be."""
     n_blocks, base = 0 if already_there else stream.header.following_blocks, stream.base
     return ReceiveReport(
-        n_blocks, n_blocks * BLOCK_BYTES, reader.n_bytes, seconds, stream.top.name,
+        n_blocks, n_blocks * BLOCK_BYTES, n_bytes, seconds, stream.top.name,
         base.name if base is not None else None,
         () if n_missing else tuple(r.name for role in (Role.TOP, Role.ARRIVES) for r in stream.with_role(role)),
         tuple(record.name for record in stream.with_role(Role.LEFT_OUT)), already_there, n_shared,

@@ -25,7 +25,7 @@ from blockplane.transfer.coverage import prove_chain
 from blockplane.transfer.destination import VolumeDestination, is_blank
 from blockplane.transfer.foresight import refuse_misfit, refuse_new_misfit
 from blockplane.transfer.newvolume import DiskWish, Opening, widest
-from blockplane.transfer.receive import ReceiveReport, receive_into
+from blockplane.transfer.receive import ReceiveReport, receive_into, report_of
 from blockplane.transfer.resume import landed_of
 from blockplane.transfer.targets import destination_for, is_vacant
 from blockplane.transfer.verify import stream_map
@@ -40,7 +40,8 @@ class ChainReport:
 
     received : a report for each that was applied; of a dry run none. order : their names, as they apply. there : names
     of those whose snapshots were there, or came with others. older : names of those of states before what was reached.
-    plain : names of those that are not encrypted.
+    plain : names of those that are not encrypted. planned : of a dry run of one stream, the report on it, but what only
+    reading all of it says: bytes, time, blocks that are shared.
     arrives : names of snapshots, older first. n_blocks_missing : blocks of the last image that no part among them has.
     """
 
@@ -53,6 +54,7 @@ class ChainReport:
     seconds: float
     n_blocks_missing: int = 0
     plain: tuple[str, ...] = ()
+    planned: ReceiveReport | None = None
 
 
 def receive_streams(
@@ -104,14 +106,14 @@ def receive_streams(
             maps = [step.map for step in plan.steps]
             refuse_new_misfit(Path(target), maps, wish, relocate)
             if dry_run:
-                return _report(plan, [], started, missing)
+                return _report(plan, [], started, missing, dry_run=True)
             with destination_for(target, maps[0], wish, opening, relocate, widest(maps)) as made:
                 return _report(plan, _apply(plan, made, keys, discard, progress), started, missing)
     with destination_for(target, members[0].map, wish, opening, relocate) as destination:
         assert isinstance(destination, VolumeDestination)
         plan, missing = _planned(members, destination, keys, discard, relocate)
         reports = [] if dry_run else _apply(plan, destination, keys, discard, progress)
-        return _report(plan, reports, started, missing)
+        return _report(plan, reports, started, missing, dry_run=dry_run)
 
 
 def _readable(names: Sequence[str | StreamPlace]) -> Sequence[str | StreamPlace]:
@@ -226,7 +228,9 @@ def _naming(before: Sequence[ReceiveReport], name: str) -> Iterator[None]:
         raise
 
 
-def _report(plan: Plan, reports: Sequence[ReceiveReport], started: float, missing: int) -> ChainReport:
+def _report(
+    plan: Plan, reports: Sequence[ReceiveReport], started: float, missing: int, *, dry_run: bool = False
+) -> ChainReport:
     def names(steps: Sequence[Step]) -> tuple[str, ...]:
         return tuple(member.name for step in steps for member in step.members)
 
@@ -238,4 +242,13 @@ def _report(plan: Plan, reports: Sequence[ReceiveReport], started: float, missin
         tuple(reports), names(plan.steps), names(plan.there), names(plan.older), tuple(arrives), n_blocks,
         time.monotonic() - started, missing,
         tuple(m.name for its in every for step in its for m in step.members if not m.map.header.is_sealed),
+        _planned_one(plan, missing) if dry_run else None,
     )  # fmt: skip
+
+
+def _planned_one(plan: Plan, missing: int) -> ReceiveReport | None:
+    """Return what the report on one stream alone would be; None: there are several, or it is of an older state."""
+    coming, there = ([member.map for step in steps for member in step.members] for steps in (plan.steps, plan.there))
+    if len(coming) + len(there) != 1 or plan.older:
+        return None
+    return report_of((coming + there)[0], 0, 0.0, missing, already_there=bool(there))
