@@ -51,7 +51,7 @@ def test_create_dry_run_makes_nothing(done, blockplane):
     assert sorted(os.listdir()) == before
     assert (found["dry_run"], found["n_parity"], found["chunk_blocks"]) == (True, 2, 256)
     made = done("create", "v", "--disks", 4, "--size", "1G", "--parity", 2, "--chunk", "1MiB", "--json").json
-    assert made["n_blocks"] == found["n_blocks"]
+    assert (made["n_blocks"], made["disks"]) == (found["n_blocks"], found["disks"])
     assert blockplane("create", "v", "--size", "1G", "-n").status == 1
 
 
@@ -237,11 +237,12 @@ def test_cat_and_stat(done, pool, tree):
 
 def test_rm_and_mkdir(done, blockplane, pool):
     done("mkdir", f"{pool}:/new", f"{pool}:/new/inner")
-    done("mkdir", "-p", f"{pool}:/a/b/c", f"{pool}:/new")
+    made = done("mkdir", "-p", f"{pool}:/a/b/c", f"{pool}:/new", f"{pool}:/a", "--json").json
+    assert made == {"made": [f"{pool}:/a/b/c"]}
     assert blockplane("rm", f"{pool}:/new").status == 2
     done("rm", f"{pool}:/later")
     done("rm", "-r", f"{pool}:/new", f"{pool}:/a")
-    done("rm", "-f", f"{pool}:/absent")
+    assert done("rm", "-f", f"{pool}:/absent", "--json").json == {"removed": []}
     assert done("ls", f"{pool}:/").out.split() == ["tree"]
     assert done("ls", f"{pool}@june2:/").out.split() == ["later", "tree"]
 

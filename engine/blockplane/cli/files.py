@@ -245,22 +245,27 @@ def rm(paths: Sequence[str], recursive: bool, force: bool, as_json: bool, wait_s
     """Remove files; snapshots keep what they hold."""
     targets = [live_file_of(path) for path in paths]
     with open_volumes([target.place for target in targets], "rm", wait_s) as volumes:
-        for target in targets:
-            _remove(bp.FileSystem(volumes[target.place]), target, recursive, force)
+        removed = [
+            path
+            for path, target in zip(paths, targets, strict=True)
+            if _removes(bp.FileSystem(volumes[target.place]), target, recursive, force)
+        ]
     if as_json:
-        print_json({"removed": list(paths)})
+        print_json({"removed": removed})
 
 
-def _remove(files: bp.FileSystem, target: Target, recursive: bool, force: bool) -> None:
+def _removes(files: bp.FileSystem, target: Target, recursive: bool, force: bool) -> bool:
+    """Remove a file; return whether there was one."""
     path = target.path or "/"
     if force and not files.lexists(path):
-        return
+        return False
     if recursive:
         files.rmtree(path)
     elif modes.S_ISDIR(files.lstat(path).st_mode):
         raise bp.errors.UsageError(f"{path} is a directory", "say -r to remove it with all that is in it")
     else:
         files.unlink(path)
+    return True
 
 
 @click.command()
@@ -319,14 +324,17 @@ def mkdir(paths: Sequence[str], parents: bool, as_json: bool, wait_s: float) -> 
     """Make directories."""
     targets = [live_file_of(path) for path in paths]
     with open_volumes([target.place for target in targets], "mkdir", wait_s) as volumes:
-        for target in targets:
+        made = []
+        for path, target in zip(paths, targets, strict=True):
             files = bp.FileSystem(volumes[target.place])
+            if not (parents and files.is_dir(target.path or "/")):
+                made.append(path)
             if parents:
                 files.makedirs(target.path or "/", umask=_UMASK, exist_ok=True)
             else:
                 files.mkdir(target.path or "/", umask=_UMASK)
     if as_json:
-        print_json({"made": list(paths)})
+        print_json({"made": made})
 
 
 VERBS = (ls, cat, stat_, rm, mv, mkdir)

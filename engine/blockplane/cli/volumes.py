@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -48,7 +49,8 @@ def create(
     disks = wish.disks if wish.disks is not None else 5
     if dry_run:
         names, group = bp.Volume.plan(path, disks, wish.size, wish.parity, wish.chunk)
-        _report_group(vol, "would make", names, group, as_json, {"dry_run": True})
+        places = [str(Path(path) / name) for name in names]
+        _report_group(vol, "would make", places, group, as_json, {"dry_run": True})
         return
     with bp.Volume.create(path, disks, wish.size, wish.parity, wish.chunk, wish.wipe) as volume:
         names = [d.path for d in volume.array.disks]
