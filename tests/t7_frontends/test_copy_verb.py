@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import blockplane as bp
+from blockplane.disks import DiskArray
 from equality import differences, volume_tree
 from loopdevices import loop_device
 from places import contents
@@ -140,6 +141,37 @@ def test_what_cannot_be_is_refused_and_changes_nothing(blockplane, done, pool, w
     assert outcome.error["hint"] or what in ("a small chunk",)
     assert not os.path.lexists("new")
     assert {folder: contents(folder) for folder in before} == before
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["new", "there"])
+def test_what_an_interrupted_copy_goes_on_with_is_held(done, blockplane, pool, made, monkeypatch):
+    with bp.Volume.open(pool) as volume:
+        bp.FileSystem(volume).write_bytes("/big", random.Random(1).randbytes(12 * MiB))
+        volume.snapshot("june3")
+    words = ["june3"] if made else ["june3", "-", "june1"]
+    if not made:
+        done("copy", pool, "june1", "spare")
+    write, written = DiskArray.write_band, []
+
+    def fail(array: DiskArray, *arguments: object) -> object:
+        written.append(arguments)
+        if len(written) == (4 if made else 2):  # those of making it first
+            raise KeyboardInterrupt
+        return write(array, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DiskArray, "write_band", fail)
+        said = blockplane("copy", pool, *words, "spare")
+    assert said.status == 130, said
+    with bp.Volume.open(pool) as volume:
+        held = {snapshot.name: [hold.owner for hold in snapshot.holds] for snapshot in volume.snapshots}
+    (mine,) = {owner for owners in held.values() for owner in owners}
+    assert f"its snapshots are held for 30 days, by {mine}" in said.err
+    assert "of june3 are kept in spare" in said.err
+    done("copy", pool, *words, "spare")
+    require_equal(pool, "spare", "june3")
+    with bp.Volume.open(pool) as volume:
+        assert not any(snapshot.holds for snapshot in volume.snapshots)
 
 
 def test_discard_gives_up_what_is_there(done, blockplane, pool):

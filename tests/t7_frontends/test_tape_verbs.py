@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import blockplane as bp
+from blockplane.stream.media.tapfile import TapFile
 from rig.tapes import spoil
 
 
@@ -299,3 +302,35 @@ def test_bad_input_has_one_error_and_changes_nothing(blockplane, pool, tapes, wo
     assert outcome.status == status, outcome.err
     assert outcome.error["kind"] == kind
     assert sorted(Path().rglob("*")) == before
+
+
+def holders(done, pool: str) -> list[list[str]]:
+    found = done("info", pool, "--json").json["snapshots"]
+    return [[hold["owner"] for hold in snapshot.get("holds", [])] for snapshot in found]
+
+
+@pytest.mark.parametrize("drives", [1, 2])
+@pytest.mark.parametrize("error", [bp.errors.DiskError("no more"), KeyboardInterrupt()], ids=["failure", "interrupt"])
+def test_what_an_interrupted_write_goes_on_with_is_held(done, blockplane, pool, drives, error, monkeypatch):
+    with bp.Volume.open(pool) as volume:
+        bp.FileSystem(volume).write_bytes("/data", random.Random(1).randbytes(8 << 20))
+        volume.snapshot("june3")
+    words = ["a.tap"] if drives == 1 else ["--drive", "a.tap=meta(june3)", "--drive", "b.tap"]
+    put = TapFile._put
+
+    def fail(tape: TapFile, buffers: Sequence[bytes], n_bytes: int, n_objects: int = 1) -> None:
+        put(tape, buffers, n_bytes, n_objects)
+        if tape.name == words[-1] and tape._offset > 2 << 20:
+            raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TapFile, "_put", fail)
+        said = blockplane("tape", "write", *words, pool, "june3 - june2")
+    (mine,) = {owner for owners in holders(done, pool) for owner in owners}
+    assert mine.startswith("send:june3-june2:")
+    assert f"its snapshots are held for 30 days, by {mine}" in said.err
+    assert "--resume" in said.err
+    assert holders(done, pool) == [[], [mine], [mine]]
+    assert blockplane("snapshot", "delete", f"{pool}@june2").status == 1
+    done("tape", "write", *words, "--resume", pool, "june3 - june2")
+    assert holders(done, pool) == [[], [], []]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import click
 import blockplane as bp
 from blockplane.cli import console
 from blockplane.cli.completion import VolumeName
+from blockplane.cli.holding import held_image
 from blockplane.cli.images import EXPRESSION, Choice, ExpressionVerb, choice_options
 from blockplane.cli.naming import is_same_place, is_there, open_volume, opening_to_make, volume_only
 from blockplane.cli.options import (
@@ -99,15 +99,13 @@ def copy(
         raise bp.errors.RefusedError(f"{place} is the volume that the image is of", "name another target")
     asked = _Asked(wish, discard, relocate, verify, dry_run, wait_s)
     left: Sequence[InterruptedReceive] = ()
-    is_held = hold is not None and not dry_run
     with (
-        open_volume(source, "copy", wait_s, writable=is_held, kind="SNAPSHOTS") as volume,
+        open_volume(source, "copy", wait_s, writable=bool(hold) and not dry_run, kind="SNAPSHOTS") as volume,
+        held_image(
+            volume, words, choice, hold if not dry_run else 0.0, [place], lambda image: _is_left(image, place, asked)
+        ) as image,
         ProgressLine(progress) as line,
-        ExitStack() as stack,
     ):
-        image = choice.image(volume, words)
-        if hold is not None and is_held:
-            stack.enter_context(bp.held(volume, image, hold, os.path.abspath(place)))
         if asked.wish.is_plain and is_there(place):
             with _target(place, source, asked) as opened:
                 report = bp.copy(
@@ -121,6 +119,14 @@ def copy(
     else:
         print(_would(target, report) if dry_run else _said(target, report))
     tell_interrupted(place, left)
+
+
+def _is_left(image: bp.Image, place: str, asked: _Asked) -> bool:
+    """Whether a target keeps blocks of an image whose copy ended early."""
+    if not is_there(place):
+        return False
+    with open_volume(place, "copy", asked.wait_s, writable=False) as volume:
+        return bp.is_half_copied(image, volume)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import click
 import blockplane as bp
 from blockplane.cli import console
 from blockplane.cli.holders import owned, shown_range
+from blockplane.cli.holding import held_image
 from blockplane.cli.images import Choice, choice_options
 from blockplane.cli.naming import is_there, open_volume, opening_to_make, volume_only
 from blockplane.cli.options import (
@@ -142,8 +143,16 @@ def write(
     else:
         *names, vol, expression = _words_of(words, drives)
         place = volume_only(vol)
-        with open_volume(place, "tape write", wait_s, writable=False) as volume, ProgressLine(progress) as line:
-            image = choice.image(volume, [expression])
+        left: list[bool] = []
+        places = sorted(drive.names[0] for drive in drives_of(drives)) or list(names[:1])
+        with (
+            open_volume(place, "tape write", wait_s, writable=False) as volume,
+            held_image(
+                volume, [expression], choice, 0.0 if dry_run else None, places, lambda image: bool(left)
+            ) as image,
+            ProgressLine(progress) as line,
+        ):
+            told: dict[str, Any] = {"progress": line, "left": lambda: left.append(True)}
             if dry_run and drives:
                 _plan_parts(image, drives_of(drives), form, as_json, compress=compress, key=encrypt)
                 return
@@ -152,9 +161,9 @@ def write(
                 _tell_planned(bp.send(image, None, dry_run=True, order="tape", compress=compress, key=encrypt), as_json)
                 return
             if drives:
-                _write_parts(image, drives_of(drives), form, as_json, compress=compress, key=encrypt, progress=line)
+                _write_parts(image, drives_of(drives), form, as_json, compress=compress, key=encrypt, **told)
                 return
-            report = bp.write_tape(image, names, form, compress=compress, key=encrypt, progress=line)
+            report = bp.write_tape(image, names, form, compress=compress, key=encrypt, **told)
     if as_json:
         print_json(_written(report))
     else:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
 import click
@@ -13,6 +11,7 @@ import click
 import blockplane as bp
 from blockplane.cli import console
 from blockplane.cli.completion import HostPath, VolumeName
+from blockplane.cli.holding import held_image
 from blockplane.cli.images import EXPRESSION, Choice, ExpressionVerb, choice_options
 from blockplane.cli.options import (
     Duration,
@@ -169,50 +168,6 @@ def standard_output() -> int | IO[bytes]:
         what = "to a terminal" if sys.stdout is not None else "where nobody reads it: standard output is closed"
         raise bp.errors.UsageError(f"a stream is not written {what}", "say -o FILE, or pipe it on")
     return console.raw("output") or sys.stdout.fileno()
-
-
-@contextmanager
-def held_image(
-    volume: bp.Volume,
-    words: Sequence[str],
-    choice: Choice,
-    hold: float | None,
-    outputs: Sequence[str],
-    is_left: Callable[[bp.Image], bool],
-) -> Iterator[bp.Image]:
-    """Give the image of `send`, to these files; its snapshots are held so long if that fails.
-
-    Parameters
-    ----------
-    hold : None: as long as usual, and only if it leaves what can be gone on with; 0: not at all.
-    """
-    found = choice.image(volume, words)
-    to = "\0".join(map(os.path.abspath, outputs))
-    if hold:
-        with bp.held(volume, found, hold, to):
-            yield found
-        return
-    try:
-        yield found
-    except BaseException as error:
-        if hold is None and not isinstance(error, (bp.errors.UsageError, bp.errors.KeyFileError)):  # nothing was begun
-            with _telling(f"nothing holds what {printable(' '.join(words))} is made of until it is gone on with"):
-                if is_left(found):
-                    owner = bp.hold_left(volume, found, to)
-                    print(f"blockplane: its snapshots are held for 30 days, by {printable(owner)}", file=sys.stderr)
-        raise
-    if hold is None and outputs:
-        with _telling(f"what an interrupted send of {printable(' '.join(words))} holds stays held"):
-            bp.release_left(volume, found, to)
-
-
-@contextmanager
-def _telling(what: str) -> Iterator[None]:
-    """Say in a line what comes of it where a volume cannot be written to."""
-    try:
-        yield
-    except (bp.errors.BlockplaneError, OSError) as error:
-        print(f"blockplane: {what}: {error}", file=sys.stderr)
 
 
 def _described(report: SendReport) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from blockplane.transfer import mirrors
 from blockplane.transfer.compare import StreamComparison, compare_streams
-from blockplane.transfer.copy import CopyReport, copy
+from blockplane.transfer.copy import CopyReport, copy, is_half_copied
 from blockplane.transfer.lag import ReplicaReport, replicas
 from blockplane.transfer.merge import MergeReport, merge_streams
 from blockplane.transfer.newvolume import Opening
@@ -77,6 +77,7 @@ __all__ = [
     "held",
     "hold_left",
     "interrupted_receives",
+    "is_half_copied",
     "is_half_sent",
     "list_tape_sets",
     "list_tapes",

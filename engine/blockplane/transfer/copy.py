@@ -30,6 +30,7 @@ from blockplane.transfer.imagesending import ImageSending
 from blockplane.transfer.keeping import OriginError, kept_or_given_up
 from blockplane.transfer.newvolume import DiskWish, Opening
 from blockplane.transfer.protocol import Destination, Landing, Sendable
+from blockplane.transfer.resume import interrupted_receives
 from blockplane.transfer.targets import destination_for
 from blockplane.volume.groups import DiskNames
 from blockplane.volume.volume import Volume
@@ -138,6 +139,12 @@ def copy(
         n_verified = _verified(sending, destination, progress) if verify else 0
     report = _report(sending, stream, found, time.monotonic() - started)
     return replace(report, n_blocks_verified=n_verified)
+
+
+def is_half_copied(image: Image, target: Volume) -> bool:
+    """Whether a copy of an image, or its stream, has left blocks on a target, which the next one goes on from."""
+    wanted = described(_in_windows(image)).header.image_id
+    return any(its.image_id == wanted for its in interrupted_receives(target))
 
 
 def _in_windows(image: Image) -> ImageSending:

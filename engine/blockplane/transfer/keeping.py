@@ -49,8 +49,7 @@ def kept_or_given_up(landing: Landing, stream: StreamMap, destination: Destinati
     except KeyboardInterrupt as error:
         kept = BlockplaneError("interrupted")
         _tell(kept, _suspended(landing, kept), stream, destination, again)
-        error.add_note(kept.message)
-        error.add_note(kept.hint)
+        tell_interrupted(error, kept.hint, kept.message)
         raise
     except (StreamDamagedError, StreamOrderError) as error:
         if has_earlier:
@@ -65,6 +64,12 @@ def kept_or_given_up(landing: Landing, stream: StreamMap, destination: Destinati
     except BaseException:
         landing.abort()
         raise
+
+
+def tell_interrupted(error: KeyboardInterrupt, hint: str, message: str = "interrupted") -> None:
+    """Add to an interrupt what a person is to hear of it."""
+    error.add_note(message)
+    error.add_note(hint)
 
 
 def _suspended(landing: Landing, error: BlockplaneError) -> int:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from typing import Final
 
 from blockplane.image.division import Choice, divided
 from blockplane.image.image import Image
@@ -43,9 +44,12 @@ from blockplane.stream.media import (
 )
 from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.transfer.imagesending import EXPLICIT, ImageSending
+from blockplane.transfer.keeping import tell_interrupted
 from blockplane.transfer.send import StreamForm
 from blockplane.transfer.sidebyside import SideBySide, StoppedError, failures
 from blockplane.transfer.tapewrite import PLAIN, TapeForm, TapeWriteReport, Writing, names_of, tape_names, write_image
+
+_GO_ON: Final = "the same again with --resume writes what is missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,7 @@ def write_tape_parts(
     compress: str | None = None,
     key: KeyLike | None = None,
     progress: Progress = ignore_progress,
+    left: Callable[[], object] | None = None,
 ) -> TapePartsReport:
     """Write an image onto tapes by several drives at once, a set for each, which has a part of the blocks.
 
@@ -104,7 +109,8 @@ def write_tape_parts(
     ----------
     drives : two or more. A drive takes of the blocks that none before it took those of its plane or expression; drives
         without one share the rest equally, in runs of ascending numbers. Sets that are there are added to, or gone on
-        with, in any order. form.resume : drives whose part is whole are left alone. The rest as for `write_tape`.
+        with, in any order. form.resume : drives whose part is whole are left alone. left : called where not all is
+        written, and what is can be gone on with. The rest as for `write_tape`.
 
     Raises
     ------
@@ -147,7 +153,17 @@ def write_tape_parts(
             with writing:
                 return write_image(sendings[number], writing, stream, running.progress_of(number))
 
-        results = running.run(write_one)
+        try:
+            results = running.run(write_one)
+        except KeyboardInterrupt as error:
+            if _can_be_gone_on_with(writings):
+                tell_interrupted(error, _GO_ON)
+                if left is not None:
+                    left()
+            raise
+    is_short = any(isinstance(its, BaseException) for its in results)
+    if is_short and left is not None and _can_be_gone_on_with(writings):
+        left()
     _require_all(drives, writings, results)
     base = image.base.name if image.base is not None else None
     parts = tuple(its for its in results if not isinstance(its, BaseException))
@@ -319,8 +335,11 @@ def _require_all(drives: Sequence[DriveTapes], writings: Sequence[Writing | None
     error.message += "".join(f"; {other}" for other in others)
     error.message += f"; {rest}" if n_whole else ""
     error.args = (error.message,)
-    can_go_on = n_whole or any(writing is not None and writing.state.has_begun for writing in writings)
-    if can_go_on and "--resume" not in error.hint:
-        more = "the same again with --resume writes what is missing"
-        error.hint = f"{error.hint}; {more}" if error.hint else more
+    if _can_be_gone_on_with(writings) and "--resume" not in error.hint:
+        error.hint = f"{error.hint}; {_GO_ON}" if error.hint else _GO_ON
     raise error
+
+
+def _can_be_gone_on_with(writings: Sequence[Writing | None]) -> bool:
+    """Whether some drive has its part of the image whole, or has begun it."""
+    return any(writing is None or writing.has_some for writing in writings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Final
@@ -43,6 +43,7 @@ from blockplane.stream.reader import StreamMap, StreamReader, read_header
 from blockplane.transfer.began import Began
 from blockplane.transfer.claims import Claims
 from blockplane.transfer.imagesending import EXPLICIT, ImageSending
+from blockplane.transfer.keeping import tell_interrupted
 from blockplane.transfer.send import SendReport, StreamForm, send_begun
 
 
@@ -121,12 +122,14 @@ def write_tape(
     compress: str | None = None,
     key: KeyLike | None = None,
     progress: Progress = ignore_progress,
+    left: Callable[[], object] | None = None,
 ) -> TapeWriteReport:
     """Write an image onto tapes, by ascending block number.
 
     Parameters
     ----------
     tapes : devices and .tap files, which are filled in order. locations, compress, key : as for `send`.
+    left : called where it ends early, and what is written can be gone on with.
 
     Raises
     ------
@@ -141,7 +144,7 @@ def write_tape(
         parse_compression(compress) if compress is not None else None, key_of(key) if key is not None else None
     )
     sending = ImageSending(image, TAPE, locations=locations)
-    with Writing(tapes, form, keys_of(stream.key), names_of(sending, stream)) as writing:
+    with Writing(tapes, form, keys_of(stream.key), names_of(sending, stream), left=left) as writing:
         return write_image(sending, writing, stream, progress)
 
 
@@ -225,7 +228,7 @@ class Writing:
 
     Parameters
     ----------
-    part : of a set that is begun.
+    part : of a set that is begun. left : as for `write_tape`.
     """
 
     def __init__(
@@ -235,8 +238,9 @@ class Writing:
         keys: Sequence[Key],
         names: Names,
         part: SetPart = WHOLE,
+        left: Callable[[], object] | None = None,
     ) -> None:
-        self._form, self.names, self._part = form, names, part
+        self._form, self.names, self._part, self._left = form, names, part, left
         names_there = tape_names(tapes)
         form.require_set(names_there)
         self.rack = Rack(names_there, writable=True, size_bytes=_bytes(form.tape_size), changer=form.changer)
@@ -247,6 +251,7 @@ class Writing:
             if self.begun is not None:
                 opened.callback(self.begun.partial.written.index.close)
             self._n_before = self.begun.begun.n_bytes if self.begun is not None else 0
+            self._n_images = len(self.state.images)
             self.sink = TapeSink(
                 self.rack, self.state, names=lambda: self.names, discard=form.discard,
                 begun=self.begun.begun if self.begun is not None else None,
@@ -305,9 +310,20 @@ class Writing:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
-        if isinstance(error, BlockplaneError) and self.state.has_begun and not isinstance(error, RefusedError):
-            more = "what is written can be gone on with: the same again with --resume"
+        if error is None or not self.state.has_begun or isinstance(error, RefusedError):
+            return
+        more = "what is written can be gone on with: the same again with --resume"
+        if isinstance(error, BlockplaneError):
             error.hint = f"{error.hint}; {more}" if error.hint else more
+        elif isinstance(error, KeyboardInterrupt):
+            tell_interrupted(error, more)
+        if self._left is not None:
+            self._left()
+
+    @property
+    def has_some(self) -> bool:
+        """Whether it wrote what can be gone on with, or all."""
+        return self.state.has_begun or len(self.state.images) > self._n_images
 
     def close(self) -> None:
         """Release the tapes; what is written stays. Once more is nothing."""
