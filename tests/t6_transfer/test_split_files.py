@@ -15,6 +15,7 @@ import pytest
 import blockplane as bp
 from blockplane.model.errors import (
     NoSpaceError,
+    RefusedError,
     StreamDamagedError,
     StreamError,
     StreamMismatchError,
@@ -388,3 +389,36 @@ def test_digests_of_odd_names(source, tmp_path):
     path = tmp_path / "a\\b\nc.bps"
     bp.send(source.image("june0"), path, digests=True)
     subprocess.run(["sha256sum", "--strict", "-c", f"{path.name}.sha256"], cwd=tmp_path, check=True)
+
+
+def test_files_whose_names_end_in_numbers_stay(source, tmp_path):
+    """Another stream whose name looks like a piece's stays, whole or half-written; other files are no pieces either."""
+    path, other, half = tmp_path / "june", tmp_path / "june.2024", tmp_path / "june.2025.partial"
+    bp.send(source.image("june0"), other)
+    data = other.read_bytes()
+    half.write_bytes(data[:-MIB])
+    for top in ("june3", "june1 - june0"):
+        bp.send(source.image(top), path, split=SPLIT)
+        assert bp.stream_map(path).top.name == top[:5]
+    assert (other.read_bytes(), half.read_bytes()) == (data, data[:-MIB])
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_piece_replaces_no_other_stream(source, tmp_path, goes_on):
+    path, other = tmp_path / "june", tmp_path / "june.001"
+    bp.send(source.image("june0"), other)
+    data = other.read_bytes()
+    for _ in range(2):
+        with pytest.raises(RefusedError, match=r"june\.001 is there, another stream"):
+            bp.send(source.image("june3"), path, split=3 * MIB, resume=goes_on)
+        assert other.read_bytes() == data
+    assert not path.with_suffix(".000").exists()
+
+
+def test_a_file_that_would_be_taken_for_a_piece_is_named(source, tmp_path):
+    notes = tmp_path / "june.2024"
+    notes.write_text("mine")
+    with pytest.raises(RefusedError, match=r"june\.2024 is there, and would be taken for a piece"):
+        bp.send(source.image("june0"), tmp_path / "june", split=SPLIT)
+    assert [each.name for each in tmp_path.iterdir()] == ["june.2024"]
+    assert notes.read_text() == "mine"

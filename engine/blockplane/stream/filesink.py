@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
@@ -92,6 +92,8 @@ class FileSink:
     def _piece(self, number: int, *, goes_on: bool = False) -> Growing:
         """Return a piece, open; the next one is begun."""
         if number not in self._open:
+            if number >= self._n_pieces:
+                self._refuse_streams(number)
             self._open[number] = self._folder.begin(self._name_of(number), goes_on or number < self._n_pieces)
             self._n_pieces = max(self._n_pieces, number + 1)
         return self._open[number]
@@ -113,6 +115,40 @@ class FileSink:
             )
         if self._split is None and self._base in names and hint_for(self.name):
             raise RefusedError(f"{self.name} is a piece of a stream that was split", "name another file")
+        self._refuse_astray(later, set(names))
+
+    def _refuse_astray(self, later: Sequence[str], names: Container[str]) -> None:
+        """Refuse a name under which what is no piece would be read as one: so its number says, behind a gap."""
+        after = 1
+        for number in sorted(piece_number(name, self._base) for name in later):
+            name = self._name_of(number)
+            if number and self._is_head(name):
+                return  # readers go no further
+            if any(self._name_of(gap) + PARTIAL not in names for gap in range(after, number)):
+                raise RefusedError(
+                    f"{self._folder.shown(name)} is there, and would be taken for a piece of {self.name}",
+                    "name another file, or delete that",
+                )
+            after = number + 1
+
+    def _refuse_streams(self, number: int) -> None:
+        """Refuse to replace a stream of its own by a later piece of this one."""
+        for name in (self._name_of(number), self._name_of(number) + PARTIAL) if number else ():
+            if self._folder.has_file(name) and self._is_head(name):
+                raise RefusedError(
+                    f"{self._folder.shown(name)} is there, another stream: a piece of {self.name} would replace it",
+                    "name another file, or move that",
+                )
+
+    def _behind(self, number: int, end: str = "") -> list[str]:
+        """Return the names with an end that later pieces have from a number on, until one is missing, or is another
+        stream's; the last one first.
+        """
+        names, found = set(self._folder.names()), []
+        while (name := self._name_of(number) + end) in names and not self._is_head(name):
+            found.append(name)
+            number += 1
+        return found[::-1]
 
     def _is_head(self, name: str) -> bool:
         """Whether a file begins as a stream does."""
@@ -137,15 +173,16 @@ class FileSink:
         names = set(self._folder.names())
         while self.is_old:
             name = self._name_of(self._n_pieces)
+            if any(each in names and self._is_head(each) for each in (name, name + PARTIAL)):
+                break  # another stream
             if name + PARTIAL not in names and name in names and self._name_of(0) not in names:
                 self._folder.rename(name, name + PARTIAL)  # it had its name, and the first one did not yet
             elif name + PARTIAL not in names:
                 break
             self._n_pieces += 1
         self._refuse_other_lengths()
-        for name in names - set(self._partials()):
-            if name.endswith(PARTIAL) and piece_number(name[: -len(PARTIAL)], self._base) >= 0:
-                self._folder.remove(name)
+        for name in self._behind(self._n_pieces, PARTIAL):
+            self._folder.remove(name)
 
     def _refuse_other_lengths(self) -> None:
         lengths = [self._length(name) for name in self._partials()]
@@ -269,9 +306,8 @@ class FileSink:
         """Give every file its name, the first one last; what is left of an earlier stream of that name goes."""
         if self._split is not None:
             self._folder.remove(names[0])
-            for name in self._folder.names():
-                if piece_number(name, self._base) >= len(names):
-                    self._folder.remove(name)
+            for name in self._behind(len(names)):
+                self._folder.remove(name)
             self._folder.sync()
         for name in reversed(names):
             self._folder.rename(name + PARTIAL, name)
