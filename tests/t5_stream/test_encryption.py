@@ -12,6 +12,7 @@ import pytest
 
 from blockplane.model import (
     KeyFileError,
+    RefusedError,
     StreamDamagedError,
     StreamError,
     StreamKeyError,
@@ -129,6 +130,19 @@ def test_key_files(tmp_path):
     with pytest.raises(KeyFileError, match="never overwritten"):
         create_key(path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("split", [None, "64KiB"])
+def test_no_stream_takes_the_place_of_a_key(tmp_path, split):
+    """Not of its own either: it could never be read again."""
+    path = tmp_path / ("k" if split is None else "k.000")
+    create_key(path)
+    storage, before = DictStorage(), path.read_bytes()
+    storage.write(range(15), 1)
+    sending = DictSending(storage, storage.snapshot("s", frozenset(range(15)), 1))
+    with pytest.raises(RefusedError, match="is a key file: a key is never overwritten"):
+        send(sending, tmp_path / "k", key=path, split=split)
+    assert ([each.name for each in tmp_path.iterdir()], path.read_bytes()) == ([path.name], before)
 
 
 def test_a_key_file_made_by_hand_is_what_it_was(tmp_path):

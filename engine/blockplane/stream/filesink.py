@@ -13,6 +13,7 @@ from blockplane.stream.codec import MAGIC
 from blockplane.stream.fdsink import Buffer, write_error
 from blockplane.stream.filedigests import FileDigests
 from blockplane.stream.folder import PARTIAL, Folder, Growing
+from blockplane.stream.keyfile import KEY_MAGIC
 from blockplane.stream.pieces import DIGESTS, base_of, hint_for, piece_name, piece_number
 from blockplane.stream.stored import Stored
 
@@ -49,7 +50,7 @@ class FileSink:
     Raises
     ------
     StreamError : it cannot be written, another process writes it, or what was begun was split otherwise.
-    RefusedError : a volume's disk, or another stream, would be replaced.
+    RefusedError : a volume's disk, another stream, or a key would be replaced.
 
     Attributes
     ----------
@@ -106,6 +107,11 @@ class FileSink:
         later = [name for name in names if self._split is not None and piece_number(name, self._base) >= 0]
         mine = dict.fromkeys([self._name_of(0), *later, self._base + DIGESTS])
         self._folder.refuse_volumes([*mine, *(name + PARTIAL for name in mine)])
+        for name in mine:
+            with contextlib.suppress(StreamError):  # what cannot be read is nobody's key here
+                if self._folder.has_file(name) and self._begins(name, KEY_MAGIC):
+                    shown = self._folder.shown(name)
+                    raise RefusedError(f"{shown} is a key file: a key is never overwritten", "name another file")
         base = base_of(self._base) if self._split is None else None
         second = piece_name(base, 1) if base is not None else ""
         if second in names and not self._is_head(second):
@@ -152,8 +158,11 @@ class FileSink:
 
     def _is_head(self, name: str) -> bool:
         """Whether a file begins as a stream does."""
+        return self._begins(name, MAGIC)
+
+    def _begins(self, name: str, start: bytes) -> bool:
         with closing(self._folder.stored([name])) as stored:
-            return stored.read(len(MAGIC), 0) == MAGIC
+            return stored.read(len(start), 0) == start
 
     def _refuse_other_form(self, goes_on: bool) -> None:
         names = self._folder.names()

@@ -19,6 +19,8 @@ from typing import Final
 
 from blockplane.model.errors import KeyFileError, UsageError
 
+#: What every key file begins with.
+KEY_MAGIC: Final = b"blockplane-key "
 _VERSION: Final = "blockplane-key 1"
 _SECRET_BYTES: Final = 32
 #: More than any key file has.
@@ -99,7 +101,7 @@ def read_key(path: str | os.PathLike[str]) -> Key:
     except OSError as error:
         raise KeyFileError(f"cannot read the key file {name}: {error.strerror}", "") from error
     mode = stat.S_IMODE(status.st_mode)
-    if text.startswith(b"blockplane-key ") and stat.S_ISREG(status.st_mode) and mode & 0o077:
+    if text.startswith(KEY_MAGIC) and stat.S_ISREG(status.st_mode) and mode & 0o077:
         raise KeyFileError(f"{name} can be read by others (mode {mode:04o})", f"chmod 600 {name}")
     return _parse(text, name)
 
@@ -108,7 +110,7 @@ def _parse(raw: bytes, name: str) -> Key:
     lines = raw.decode("ascii", "replace").splitlines()
     version = lines[0].strip() if lines else ""
     if version != _VERSION:
-        if version.startswith("blockplane-key "):
+        if raw.startswith(KEY_MAGIC):
             raise KeyFileError(f"{name} is a key file of a later release", "upgrade blockplane")
         raise KeyFileError(f"{name} is no key file", f"make one: blockplane key create {name}.key")
     fields = dict(line.strip().partition(" ")[::2] for line in lines[1:] if line.strip() and not line.startswith("#"))
