@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 
 import blockplane as bp
-from blockplane.model.errors import RefusedError, StreamTruncatedError
+from blockplane.model.errors import BlockplaneError, RefusedError, StreamMismatchError, StreamTruncatedError
 from blockplane.transfer.imagesending import ImageSending
+from blockplane.transfer.resume import drop_incoming
 
 MIB = 1 << 20
 
@@ -139,3 +141,50 @@ def test_a_dry_run_knows_a_finished_file(source, tmp_path):
     bp.send(source.image("new"), tmp_path / "new.bps")
     report = bp.send(source.image("new"), tmp_path / "new.bps", resume=True, dry_run=True)
     assert (report.n_blocks, report.stream_bytes, report.n_blocks_before) == (0, 0, source.image("new").n_blocks)
+
+
+def planned(path: Path, target: Path) -> bp.ReceiveReport | str:
+    """What a dry run says that receiving one file comes to, or why it is refused."""
+    try:
+        return bp.receive_streams(path, target=target, dry_run=True, alone=True).planned
+    except BlockplaneError as error:
+        return error.message
+
+
+def require_as_planned(path: Path, target: Path, n_blocks: int) -> None:
+    plan = planned(path, target)
+    report = bp.receive(path, target)
+    assert (plan.n_blocks, plan.arrived, plan.already_there) == (n_blocks, ("new",), False)
+    assert (report.n_blocks, report.arrived) == (n_blocks, ("new",))
+    assert planned(path, target).already_there is True
+
+
+def test_a_dry_run_of_the_rest_says_what_its_receive_does(source, token, tmp_path):
+    path, target = tmp_path / "rest.bps", tmp_path / "dest"
+    n_blocks = bp.send(source.image("new"), path, resume=token).n_blocks
+    shutil.copytree(target, tmp_path / "another")
+    with bp.Volume.open(tmp_path / "another") as volume:
+        drop_incoming(volume)
+    require_as_planned(path, target, n_blocks)
+    why = planned(path, tmp_path / "another")
+    assert "blocks of its first part are not in" in why
+    with pytest.raises(StreamMismatchError) as caught:
+        bp.receive(path, tmp_path / "another")
+    assert caught.value.message == why
+
+
+def test_a_dry_run_of_what_is_sent_against_an_offer(source, offer, tmp_path):
+    path = tmp_path / "rest.bps"
+    n_blocks = bp.send(source.image("new"), path, against=offer).n_blocks
+    require_as_planned(path, tmp_path / "dest", n_blocks)
+
+
+def test_a_dry_run_of_one_older_stream_is_refused_as_its_receive_is(source, tmp_path):
+    target, old = tmp_path / "dest", source.path.parent / "old.bps"
+    bp.send(source.image("new"), tmp_path / "new.bps")
+    bp.receive(tmp_path / "new.bps", target)
+    why = planned(old, target)
+    with pytest.raises(RefusedError) as caught:
+        bp.receive(old, target)
+    assert caught.value.message == why
+    assert bp.receive_streams(old, target=target).older == (str(old),)

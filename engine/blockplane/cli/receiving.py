@@ -136,6 +136,7 @@ def receive(
     is_several = len(origins) > 1 or dry_run or any(os.path.isdir(origin) for origin in origins)
     if dry_run and not origins:
         raise bp.errors.UsageError("standard input is read once", "say -n of files: -i FILE")
+    alone = dry_run and len(origins) == 1 and not os.path.isdir(origins[0])
     source = "" if is_several else origins[0] if origins else standard_input()
     left: Sequence[InterruptedReceive] = ()
     with ProgressLine(progress) as line:
@@ -152,6 +153,7 @@ def receive(
                             require_encrypted=require_encrypted,
                             progress=line,
                             dry_run=dry_run,
+                            alone=alone,
                         )
                 else:
                     with opened_source(source, wait_s) as stream:
@@ -166,7 +168,7 @@ def receive(
                     *streams, target=place, disks=wish.disks, size=wish.size, parity=wish.parity, chunk=wish.chunk,
                     wipe=wish.wipe, discard=discard, relocate=relocate, key=keys, progress=line,
                     opening=opening_to_make("receive"),
-                    dry_run=dry_run, require_encrypted=require_encrypted,
+                    dry_run=dry_run, alone=alone, require_encrypted=require_encrypted,
                 )  # fmt: skip
         else:
             with opened_source(source, wait_s) as stream:

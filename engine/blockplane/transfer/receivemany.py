@@ -17,7 +17,7 @@ from blockplane.planes import Plane, combine
 from blockplane.stream.input import blaming, open_input
 from blockplane.stream.keyfile import Key, Keys, keys_of
 from blockplane.stream.lineage import Member
-from blockplane.stream.reader import StreamReader
+from blockplane.stream.reader import StreamMap, StreamReader
 from blockplane.stream.source import StreamName, is_stored, stream_names
 from blockplane.stream.stored import StreamPlace
 from blockplane.transfer.applying import Live, Plan, Step, plan_streams
@@ -29,7 +29,9 @@ from blockplane.transfer.receive import ReceiveReport, receive_into, report_of
 from blockplane.transfer.resume import landed_of
 from blockplane.transfer.targets import destination_for, is_vacant
 from blockplane.transfer.verify import stream_map
+from blockplane.volume.codec import NO_ID
 from blockplane.volume.groups import DiskNames
+from blockplane.volume.landing import first_part_missing
 from blockplane.volume.live import LiveVolume
 from blockplane.volume.snapshots import standing_at
 
@@ -72,6 +74,7 @@ def receive_streams(
     progress: Progress = ignore_progress,
     opening: Opening | None = None,
     dry_run: bool = False,
+    alone: bool = False,
 ) -> ChainReport:
     """Take streams in, in the order in which they build on each other.
 
@@ -79,7 +82,8 @@ def receive_streams(
     ----------
     paths : streams in any order, or one folder of them; parts of an image too. Those whose snapshot is there already
         are passed over, and those older than what is reached.
-    target and the rest : as for `receive`. dry_run : say what would be done.
+    target and the rest : as for `receive`. dry_run : say what would be done. alone : the one stream is planned as
+        `receive` takes it, which passes over nothing that is older, and takes the rest of an interrupted transfer.
 
     Raises
     ------
@@ -95,6 +99,8 @@ def receive_streams(
     started = time.monotonic()
     names, keys = stream_names(paths), keys_of(key, require_encrypted)
     members = [Member(str(name), stream_map(name, key=keys), name) for name in _readable(names)]
+    if alone and len(members) != 1:
+        raise UsageError(f"{len(members)} streams, and one is planned alone", "name one file")
     wish = DiskWish(disks, size, parity, chunk, wipe)
     kind = (opening or Opening()).kind
     if not isinstance(target, LiveVolume):
@@ -111,7 +117,7 @@ def receive_streams(
                 return _report(plan, _apply(plan, made, keys, discard, progress), started, missing)
     with destination_for(target, members[0].map, wish, opening, relocate) as destination:
         assert isinstance(destination, VolumeDestination)
-        plan, missing = _planned(members, destination, keys, discard, relocate)
+        plan, missing = _planned(members, destination, keys, discard, relocate, alone)
         reports = [] if dry_run else _apply(plan, destination, keys, discard, progress)
         return _report(plan, reports, started, missing, dry_run=dry_run)
 
@@ -124,7 +130,12 @@ def _readable(names: Sequence[str | StreamPlace]) -> Sequence[str | StreamPlace]
 
 
 def _planned(
-    members: Sequence[Member], destination: VolumeDestination, keys: Sequence[Key], discard: bool, relocate: bool
+    members: Sequence[Member],
+    destination: VolumeDestination,
+    keys: Sequence[Key],
+    discard: bool,
+    relocate: bool,
+    alone: bool,
 ) -> tuple[Plan, int]:
     """Return what applies to a volume that is there, proved, and how many blocks of the last image are missing."""
     volume = destination.volume
@@ -134,21 +145,38 @@ def _planned(
         kept = standing.record if standing is not None else root  # what a snapshot has is not lost
         name, line = standing.record.name if standing is not None else "", volume.committed.branches()
         live = None if blank else Live(kept.space_id, kept.branch_id, kept.cp, line, name)
-    plan = plan_streams(members, destination.records(), live, destination.name, discard=discard)
+    if alone:
+        step = Step(tuple(members))
+        plan = Plan(there=[step]) if destination.has_top(step.map) else Plan([step])
+    else:
+        plan = plan_streams(members, destination.records(), live, destination.name, discard=discard)
     if plan.steps:
         destination.accept(plan.steps[0].map, discard=discard)
     for step in plan.steps:
         destination.refuse_name_clash(step.map)
     bases = {step.map.base.id for step in plan.steps if step.map.base is not None}
     planes = {r.id: build(volume, r.name).plane for r in destination.records() if r.id in bases}
-    landed = {id_: landed_of(volume, id_, step.map.image) for step in plan.steps for id_ in [step.map.header.image_id]}
+    landed = {step.map.header.image_id: _here(volume, step.map) for step in plan.steps}
     missing = _prove(plan, keys, planes, {image: plane for image, plane in landed.items() if plane})
+    if missing and not plan.steps[-1].map.header.is_one_of_parts:
+        raise first_part_missing(missing, volume.path)
     if plan.steps:
         coming = [0 if landed[step.map.header.image_id] else step.map.header.image_blocks for step in plan.steps]
         if not (blank or standing is not None):
             coming = coming[:1]  # what the first replaces makes room for others
         refuse_misfit(destination, [step.map for step in plan.steps], relocate, coming)
     return plan, missing
+
+
+def _here(volume: LiveVolume, stream: StreamMap) -> Plane:
+    """Return which blocks of an image a volume has: of an interrupted receive, or what the stream takes as lent."""
+    found = landed_of(volume, stream.header.image_id, stream.image)
+    if stream.header.is_lent:
+        return combine([found, combine([stream.image], minus=stream.following)])
+    if stream.header.carried_id == NO_ID:
+        return found
+    before = landed_of(volume, stream.header.carried_id, stream.image)
+    return combine([found, combine([before], within=stream.image)])
 
 
 def _prove(plan: Plan, keys: Sequence[Key], bases: dict[bytes, Plane], landed: dict[bytes, Plane]) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,15 @@ WORTH_BLOCKS = 256
 
 Block = NDArray[np.uint8]
 Checks = NDArray[np.uint32]
+
+
+def first_part_missing(n_blocks: int, path: Path) -> StreamMismatchError:
+    """Return the error for the rest of a transfer of whose first part so many blocks are not in a volume."""
+    return StreamMismatchError(
+        f"the stream brings the rest of an interrupted transfer, and {n_blocks} blocks of its first part are not "
+        f"in {path}",
+        "ask for a token with `blockplane receive --have` and send again with it",
+    )
 
 
 class Landing:
@@ -204,11 +214,7 @@ class Landing:
                 f"{self._volume.path} wants {n_missing} blocks that it lacks",
                 "go on with what `blockplane receive --have` writes, or give that up with --abort",
             )
-        raise StreamMismatchError(
-            f"the stream brings the rest of an interrupted transfer, and {n_missing} blocks of its first part are "
-            f"not in {self._volume.path}",
-            "ask for a token with `blockplane receive --have` and send again with it",
-        )
+        raise first_part_missing(n_missing, self._volume.path)
 
     # --- blocks ------------------------------------------------------------------------------------------------------
 
