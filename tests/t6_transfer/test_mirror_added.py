@@ -15,6 +15,7 @@ from blockplane.transfer import mirrors
 from blockplane.transfer.newvolume import DiskWish
 from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.replacing import LocalChanges
+from blockplane.volume import making
 from rig.mirrorworld import read, unreachable, write
 
 THERE = DiskWish()
@@ -205,3 +206,17 @@ def test_mirrors_of_mirrors_make_no_ring(world):
 @contextmanager
 def yielded(volume: bp.Volume):
     yield VolumePeer(volume)
+
+
+@pytest.mark.parametrize("kind", ["full", "incremental"])
+def test_what_a_maker_that_was_stopped_left_is_made_again(world, tmp_path, kind):
+    write(world.source, "/a", b"a")
+    world.source.snapshot("one")
+    bp.send(world.source.image("one"), tmp_path / "full.bps")
+    (tmp_path / "copy").mkdir()
+    making.mark(tmp_path / "copy", making.NEW_FOLDER)
+    base = {"kind": kind, "base": [tmp_path / "full.bps"]} if kind == "incremental" else {}
+    copy = world.add(**base)
+    write(world.source, "/a", b"b")
+    assert world.outcomes() == ["brought"]
+    assert read(copy, "/a") == b"b"

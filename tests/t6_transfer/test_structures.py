@@ -8,6 +8,7 @@ import pytest
 
 import blockplane as bp
 from blockplane.model.errors import NotAVolumeError, RefusedError, StreamError, StreamMismatchError
+from blockplane.transfer import structure as structures
 from blockplane.transfer.newvolume import Opening
 from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.replacing import LocalChanges
@@ -170,3 +171,34 @@ def test_a_base_of_several_streams_or_tapes(source, tmp_path, rng):
     with pytest.raises(StreamMismatchError, match="builds on snapshot one"):
         begin(tmp_path / "u", tmp_path / "b.bps")
     assert not (tmp_path / "u").exists()
+
+
+def test_a_structure_whose_maker_was_stopped_is_nobodys_and_made_again(source, tmp_path, monkeypatch):
+    full, folder = tmp_path / "full.bps", tmp_path / "structure"
+    bp.send(source.image("one"), full)
+    with monkeypatch.context() as patch:  # as a kill leaves it, when the volume is there and its base not yet taken up
+        patch.setattr(structures, "adopt", lambda volume, *_: volume.abandon())
+        patch.setattr(structures, "unmark", lambda _: None)
+        begin(folder, full)
+    for writable in (False, True):
+        with pytest.raises(NotAVolumeError, match="was being made"):
+            bp.Volume.open(folder, writable=writable)
+    with begin(folder, full) as structure:
+        assert_equal(source, structure, "one")
+        assert not (folder / "making").exists()
+
+
+def test_the_base_is_held_in_the_consistency_point_that_brings_it(source, tmp_path, monkeypatch):
+    full, seen = tmp_path / "full.bps", []
+    bp.send(source.image("one"), full)
+    commit = bp.Volume.commit
+
+    def committed(volume: bp.Volume, **options) -> None:
+        commit(volume, **options)
+        if volume is not source:
+            seen.append((len(volume.committed_local.entries()), [hold.owner for hold in volume.local.holds()]))
+
+    monkeypatch.setattr(bp.Volume, "commit", committed)
+    begin(tmp_path / "structure", full).close()
+    assert seen[-1] == (1, ["base"])
+    assert [owners for n, owners in seen if n and owners != ["base"]] == []

@@ -19,7 +19,7 @@ from blockplane.transfer.newvolume import DiskWish, Opening, remove
 from blockplane.transfer.targets import is_vacant
 from blockplane.volume.basing import Base, adopt
 from blockplane.volume.groups import DiskNames
-from blockplane.volume.making import missing_of
+from blockplane.volume.making import missing_of, unmark
 from blockplane.volume.volume import Volume
 
 
@@ -54,6 +54,7 @@ def create_structure(
     Reads the block maps of the base and no other block.
     """
     directory, opening = Path(path), opening or Opening(verb="mirror")
+    opening.kind.clear_half_made(directory)
     if not is_vacant(directory):
         raise UsageError(f"{directory} is there already", "name a folder that is not, or an empty one")
     missing, new_disks = missing_of(directory), DiskWish(disks).disks_to_make()
@@ -72,6 +73,7 @@ def create_structure(
         undo.pop_all()
     try:
         adopt(volume, top, plane)
+        unmark(directory)
     except BaseException:
         remove(volume, missing, new_disks)
         raise

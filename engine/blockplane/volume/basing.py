@@ -96,9 +96,7 @@ def adopt(volume: LiveVolume, top: SnapshotRecord, plane: Plane) -> None:
     """
     adoption = _Adoption(volume, plane)
     adoption.commit([top])
-    with volume.changing():
-        hold_by_id(volume, top.id, BASE_OWNER)
-        volume.commit()
+    with volume.lock:
         volume.n_in_base = n_in_base(volume)
 
 
@@ -112,3 +110,8 @@ class _Adoption(Landing):
         self._bands = LandingBands(self._volume, self._due_words, self._saved, 0)
         self.copied = self.here = self._image
         self._waiting = Waiting(Plane.empty(self._image.n_blocks))
+
+    def _forget_incoming(self) -> None:
+        super()._forget_incoming()
+        for entry in self._volume.local.entries():  # held in the CP that brings it, whenever the maker is stopped
+            hold_by_id(self._volume, entry.record.id, BASE_OWNER)

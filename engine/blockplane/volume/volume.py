@@ -40,7 +40,7 @@ from blockplane.volume import (
     snapshots,
 )
 from blockplane.volume import shrink as shrinking
-from blockplane.volume.basegroup import BASE_GROUP
+from blockplane.volume.basegroup import BASE_GROUP, has_base
 from blockplane.volume.basing import Base, opener
 from blockplane.volume.codec import Hold
 from blockplane.volume.config import (
@@ -103,7 +103,8 @@ class Volume(HalfMade):
         size : bytes of each disk (`"2G"`); for paths that exist, their own size where not given.
         parity : 0, 1 or 2 disks of each group; by default 1 from three disks on. chunk : bytes, or "disk".
         wipe : use disks that were named although they hold data. verb, answers : as for `open`.
-        base : what it is to hold only the difference from; see `basing.adopt`.
+        base : what it is to hold only the difference from; it counts as being made until that is taken up, and whoever
+            does (`basing.adopt`) takes the mark away.
 
         Raises
         ------
@@ -147,7 +148,8 @@ class Volume(HalfMade):
             beside = (base.names, base.id) if base is not None else ()
             write_config(directory, VolumeConfig(volume_id, tuple(names), *beside))
             volume = cls.on_disks(directory, geometry, opened, record)
-            making.unmark(directory)
+            if base is None:
+                making.unmark(directory)
         except BaseException:
             for disk in opened:
                 disk.close()
@@ -212,11 +214,11 @@ class Volume(HalfMade):
             raise
         except BlockplaneError as error:
             if is_unfinished(directory):
-                raise NotAVolumeError(
-                    f"{directory} was being made when its maker was stopped", "make it again, or remove it"
-                ) from error
+                raise _half_made(directory) from error
             raise
         try:
+            if making.is_marked(directory) and has_base(volume) and not volume.was_written:
+                raise _half_made(directory)
             if writable:
                 making.unmark(directory)
                 making.remove_socket(directory)
@@ -570,6 +572,10 @@ class Volume(HalfMade):
     def landing(self, image: Plane, base: Snapshot | None = None) -> Landing:
         """Begin to receive an image; see `Landing`."""
         return Landing(self, image, base.entry if base is not None else None)
+
+
+def _half_made(directory: Path) -> NotAVolumeError:
+    return NotAVolumeError(f"{directory} was being made when its maker was stopped", "make it again, or remove it")
 
 
 def _write_labels(geometry: Geometry, volume_id: bytes, disks: Sequence[Disk]) -> None:

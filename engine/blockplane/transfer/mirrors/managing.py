@@ -99,6 +99,9 @@ def add(
     listing.require_sane(DEFAULT_EVERY_S if every_s is None else every_s, kind or FULL, late or LATEST)
     place, wish = place_of(dest), wish or DiskWish()
     _refuse_itself(volume, place)
+    opening = opening or Opening(verb="mirror add")
+    if not is_remote(place):
+        opening.kind.clear_half_made(Path(place))
     made = not is_remote(place) and is_vacant(Path(place))
     missing = missing_of(Path(place)) if made else []
     new_disks = wish.disks_to_make()
@@ -110,10 +113,10 @@ def add(
     if made and base:
         new = create_structure(
             place, base, disks=wish.disks if wish.disks is not None else 1, size=wish.size, parity=wish.parity,
-            chunk=wish.chunk, wipe=wish.wipe, opening=opening or Opening(verb="mirror add"),
+            chunk=wish.chunk, wipe=wish.wipe, opening=opening,
         )  # fmt: skip
     elif made:
-        new = create_like(Path(place), volume.geometry.groups, wish, opening or Opening(verb="mirror add"))
+        new = create_like(Path(place), volume.geometry.groups, wish, opening)
     try:
         report = _add(volume, place, peers or Peers(), kind, every_s, local_changes, late, new)
     except BaseException:
