@@ -20,6 +20,7 @@ from blockplane.image.saved import SavedImage
 from blockplane.model import BlockplaneError, BlockSource, NoSuchSnapshotError, UsageError, VolumeDamagedError
 from blockplane.planes import Plane
 from blockplane.transfer import structure
+from blockplane.transfer.based import BasedVolume
 from blockplane.transfer.newvolume import Opening
 from blockplane.volume import Volume as PlainVolume
 from blockplane.volume import deleting, retention
@@ -30,7 +31,7 @@ from blockplane.volume.retention import Policy, PruneReport
 from blockplane.volume.state import State
 
 
-class Volume(PlainVolume):
+class Volume(BasedVolume):
     """A volume: made with `create`, opened with `open`; `image` chooses what to send."""
 
     def image(
@@ -53,11 +54,6 @@ class Volume(PlainVolume):
             exclude=exclude,
             allow_active=allow_active,
         )
-
-    @classmethod
-    def open_base(cls, names: Sequence[str], snapshot_id: bytes) -> BlockSource:
-        """Open the streams or tapes that a volume is built on; see `structure.open_base`."""
-        return structure.open_base(names, snapshot_id)
 
     @property
     def planes(self) -> list[PlaneFile]:

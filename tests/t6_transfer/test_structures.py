@@ -8,6 +8,7 @@ import pytest
 
 import blockplane as bp
 from blockplane.model.errors import NotAVolumeError, RefusedError, StreamError, StreamMismatchError
+from blockplane.transfer import mirrors
 from blockplane.transfer import structure as structures
 from blockplane.transfer.newvolume import Opening
 from blockplane.transfer.peer import VolumePeer
@@ -202,3 +203,20 @@ def test_the_base_is_held_in_the_consistency_point_that_brings_it(source, tmp_pa
     begin(tmp_path / "structure", full).close()
     assert seen[-1] == (1, ["base"])
     assert [owners for n, owners in seen if n and owners != ["base"]] == []
+
+
+def test_calls_that_are_given_its_folder_open_the_base_too(source, tmp_path, rng):
+    bp.send(source.image("one"), tmp_path / "full.bps")
+    folder, increments = tmp_path / "structure", [tmp_path / "two.bps", tmp_path / "three.bps"]
+    wish = mirrors.DiskWish(1, SIZE)
+    mirrors.add(source, str(folder), kind="incremental", base=[tmp_path / "full.bps"], wish=wish)
+    change(source, rng, "two")
+    assert [ran.error for ran in mirrors.run_once(source, now=True)] == [""]
+    assert mirrors.remove_mirror(source, str(folder)).told
+    for top, base, stream in (("three", "two", increments[0]), ("four", "three", increments[1])):
+        change(source, rng, top)
+        bp.send(source.image(f"{top} - {base}"), stream)
+    bp.receive(increments[0], folder)
+    bp.copy(source.image("four - three"), folder)
+    with bp.Volume.open(folder) as structure:
+        assert_equal(source, structure, "four")

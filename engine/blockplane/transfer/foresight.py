@@ -10,6 +10,7 @@ from pathlib import Path
 
 from blockplane.model.errors import NoSpaceError
 from blockplane.stream.reader import StreamMap
+from blockplane.transfer.based import BasedVolume
 from blockplane.transfer.destination import VolumeDestination
 from blockplane.transfer.newvolume import DiskWish, planned_blocks, widest
 from blockplane.transfer.protocol import Destination
@@ -21,7 +22,6 @@ from blockplane.transfer.targets import (
 )
 from blockplane.volume.landing_places import refuse_beyond
 from blockplane.volume.live import LiveVolume, reserve_for
-from blockplane.volume.volume import Volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def foresee(
     """
     if isinstance(target, (str, os.PathLike)):
         path = Path(target)
-        if is_vacant(path) or Volume.is_of_no_use(path):
+        if is_vacant(path) or BasedVolume.is_of_no_use(path):
             refuse_new_misfit(path, [stream], wish, relocate)
             return Foreseen(stream.header.image_blocks, makes_volume=True)
         refuse_other_disks(path, wish)
@@ -116,7 +116,7 @@ def _opened(target: str | os.PathLike[str] | LiveVolume | Destination) -> Iterat
     if isinstance(target, LiveVolume):
         yield VolumeDestination(target)
     elif isinstance(target, (str, os.PathLike)):
-        with Volume.open(Path(target), writable=False, verb="copy") as volume:
+        with BasedVolume.open(Path(target), writable=False, verb="copy") as volume:
             yield VolumeDestination(volume)
     else:
         yield target

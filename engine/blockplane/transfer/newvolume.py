@@ -13,6 +13,7 @@ from blockplane.disks import HEAD_BLOCKS, TAIL_BLOCKS, GroupRecord
 from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import UsageError
 from blockplane.stream.reader import StreamMap
+from blockplane.transfer.based import BasedVolume
 from blockplane.volume import making
 from blockplane.volume.config import read_config
 from blockplane.volume.groups import DiskNames, GroupWish, give_back
@@ -53,7 +54,7 @@ class Opening:
     verb : what others are told that this process does.
     """
 
-    kind: type[Volume] = Volume
+    kind: type[Volume] = BasedVolume
     around: Callable[[Volume], AbstractContextManager[object]] | None = None
     verb: str = "receive"
 

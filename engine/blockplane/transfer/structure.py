@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from blockplane.model.errors import StreamMismatchError, UsageError
-from blockplane.stream.source import StreamChain, open_stream
+from blockplane.stream.source import open_stream
 from blockplane.stream.stateplane import plane_in
 from blockplane.transfer.coverage import prove_chain
 from blockplane.transfer.newvolume import DiskWish, Opening, remove
@@ -78,23 +78,3 @@ def create_structure(
         remove(volume, missing, new_disks)
         raise
     return volume
-
-
-def open_base(names: Sequence[str], snapshot_id: bytes) -> StreamChain:
-    """Open what a structure is built on, at its snapshot.
-
-    Raises
-    ------
-    StreamMismatchError : the snapshot is not in it. StreamError and its kinds : it is not there, or damaged.
-    """
-    with ExitStack() as undo:
-        chain = open_stream(*names, chooses=False)
-        undo.callback(chain.close)
-        found = next((record for record in chain.snapshots if record.id == snapshot_id), None)
-        if found is None:
-            raise StreamMismatchError(
-                f"{', '.join(names)}: not what the volume is built on: it has no snapshot of id {snapshot_id.hex()}",
-                "put the base back, or say in volume.toml where it is",
-            )
-        undo.pop_all()
-    return chain.at(found)

@@ -17,6 +17,7 @@ from blockplane.model.errors import (
 )
 from blockplane.stream.reader import StreamMap
 from blockplane.transfer.against import no_lender
+from blockplane.transfer.based import BasedVolume
 from blockplane.transfer.destination import VolumeDestination
 from blockplane.transfer.newvolume import DiskWish, Opening, create_like, has_disks, remove, remove_made
 from blockplane.transfer.protocol import Destination
@@ -73,7 +74,7 @@ def refuse_other_disks(path: Path, wish: DiskWish) -> None:
     if wish.is_default:
         return
     try:
-        with Volume.open(path, writable=False, verb="receive") as volume:
+        with BasedVolume.open(path, writable=False, verb="receive") as volume:
             is_half_made, groups = made_by_receive(volume), volume.geometry.groups
     except BlockplaneError:
         is_half_made = False
@@ -181,7 +182,7 @@ def abort_receive(
     RefusedError : no receive was interrupted here, or not that; one that is under way is not.
     """
     directory = Path(path)
-    with opened or Volume.open(directory, wait_s=wait_s, verb="receive --abort") as volume:
+    with opened or BasedVolume.open(directory, wait_s=wait_s, verb="receive --abort") as volume:
         is_made = made_by_receive(volume)
         in_folder = any(image.entry.how_made & FLAG_IN_FOLDER for image in volume.local.incoming.images())
         n_blocks = drop_incoming(volume, top)

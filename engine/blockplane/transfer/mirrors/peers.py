@@ -10,8 +10,8 @@ from typing import Protocol
 
 from blockplane.model.errors import UsageError
 from blockplane.model.places import is_remote
+from blockplane.transfer.based import BasedVolume
 from blockplane.transfer.peer import Peer, VolumePeer
-from blockplane.volume.volume import Volume
 
 
 class Opener(Protocol):
@@ -25,7 +25,7 @@ class Opener(Protocol):
 @contextmanager
 def open_local(dest: str) -> Iterator[Peer]:
     """Open a volume's directory for writing."""
-    with Volume.open(dest, verb="mirror") as volume:
+    with BasedVolume.open(dest, verb="mirror") as volume:
         yield VolumePeer(volume)
 
 
