@@ -160,6 +160,22 @@ def test_what_is_reintegrated_in_a_rehearsal_is_what_was_brought(done, pool):
     assert {"brought", "tried"} & set(done("ls", "whole:/").out.split()) == {"brought"}
 
 
+def test_an_incremental_mirror_is_not_reintegrated_into_itself_or_another_mirror(done, blockplane, pool):
+    done("send", pool, "june2", "-o", "full.bps")
+    done("mirror", "add", pool, "copy")
+    done("mirror", "add", pool, "fast", "--kind", "incremental", "--base", "full.bps", "--size", "16M")
+    done("mirror", "run", pool, "--once", "--now", "--only", "copy")
+    done("mkdir", f"{pool}:/newer")
+    done("mirror", "run", pool, "--once", "--now", "--only", "fast")
+    for vol, why in (("copy", "which alone says what it shows"), ("./fast", "is the incremental mirror itself")):
+        refused = blockplane("mirror", "reintegrate", "fast", vol)
+        assert (refused.status, why in refused.err) == (1, True), refused.err
+    assert "newer" not in done("ls", "copy:/").out.split()
+    done("mirror", "break", "copy")
+    done("mirror", "reintegrate", "fast", "copy")
+    assert "newer" in done("ls", "copy:/").out.split()
+
+
 def test_a_rollback_of_a_source_says_where_its_work_is(done, pool):
     done("mirror", "add", pool, "copy")
     done("snapshot", "create", f"{pool}@quiet")

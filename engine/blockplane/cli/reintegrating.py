@@ -9,10 +9,11 @@ import click
 import blockplane as bp
 from blockplane.cli.completion import VolumeName
 from blockplane.cli.mirrors import mirror
-from blockplane.cli.naming import is_there, open_volume, opening_to_make, volume_only
+from blockplane.cli.naming import is_same_place, is_there, open_volume, opening_to_make, volume_only
 from blockplane.cli.options import DiskOptions, disk_options, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import blocks, print_json, printable
+from blockplane.volume.mirrored import refuse_replaced
 
 if TYPE_CHECKING:
     from blockplane.transfer.copy import CopyReport
@@ -37,13 +38,15 @@ def reintegrate(
     """Make one volume, VOL, of the incremental mirror DEST and its base.
 
     VOL gets the last state that arrived whole, read from DEST's disks and from the base at once. Where VOL is there and
-    has a snapshot of DEST's, only what is newer travels. DEST stays as it is.
+    has a snapshot of DEST's, only what is newer travels; a mirror is broken off first. DEST stays as it is.
 
     \b
     blockplane mirror reintegrate fast whole --disks 4 --size 16G
     """
-    place = volume_only(vol)
-    with open_volume(volume_only(dest), "mirror reintegrate", wait_s, writable=False) as structure:
+    place, where = volume_only(vol), volume_only(dest)
+    if is_same_place(where, place):
+        raise bp.errors.RefusedError(f"{vol} is the incremental mirror itself", "name another volume, or one to make")
+    with open_volume(where, "mirror reintegrate", wait_s, writable=False) as structure:
         top = _last_whole(structure)
         with ProgressLine(progress) as line:
             found = _reintegrated(structure, top, place, wish, wait_s, line)
@@ -81,6 +84,7 @@ def _reintegrated(
 ) -> Brought | CopyReport:
     if is_there(place) and wish.is_plain:
         with open_volume(place, "mirror reintegrate", wait_s, writable=True) as target:
+            refuse_replaced(target)
             return bp.VolumePeer(structure).bring(top, target, bp.LocalChanges.REFUSE, progress)
     return bp.copy(
         structure.image(top, older="all"), place, disks=wish.disks, size=wish.size, parity=wish.parity,
