@@ -118,6 +118,24 @@ def test_what_would_be_brought_back_has_the_snapshots_between(world, rng):
     assert plan.n_blocks >= 489
 
 
+@pytest.mark.parametrize("winner", ["source", "destination"])
+def test_what_the_other_side_has_and_does_not_show_would_not_be_brought(world, rng, winner):
+    copy = world.add()
+    write(world.source, "/a", b"old")
+    world.source.snapshot("old")
+    world.outcomes()
+    write(world.source, "/a", rng.bytes(2_000_000))
+    world.source.snapshot("new")
+    world.outcomes()
+    mirrors.break_mirror(copy)
+    (world.source if winner == "destination" else copy).rollback("old")
+    plan = mirrors.plan_resync(world.source, world.definition(copy), VolumePeer(copy), winner)
+    assert (plan.common, plan.n_blocks < 10) == ("old", True)
+    brought = world.resync(copy, winner).brought
+    assert (brought.n_blocks if brought is not None else 0) - plan.n_blocks < 10
+    assert len(read(world.source, "/a")) == len(read(copy, "/a")) == 2_000_000
+
+
 def test_what_the_destination_has_already_is_not_left(world, rng):
     """The source went back to a snapshot that it has; those before it do not count."""
     world.add()

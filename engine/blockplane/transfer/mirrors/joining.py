@@ -102,8 +102,21 @@ def plan_resync(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, winn
         refuse_replaced(volume)
     refuse_unready(volume)
     ahead = theirs if chosen == DESTINATION else mine
-    n_blocks = 0 if chosen is None or ahead.is_nothing else ahead.n_to_bring
+    n_blocks = 0 if chosen is None or ahead.is_nothing else _n_to_bring(volume, standing, peer, chosen)
     return ResyncPlan(mirror, common.name if common is not None else None, mine, theirs, chosen, n_blocks)
+
+
+def _n_to_bring(volume: Volume, standing: Standing, peer: MirrorPeer, winner: str) -> int:
+    """Return how many blocks travel: the side that is brought into line may have more of the winner than it shows."""
+    mine = standing_of(volume)
+    ahead, behind = (standing, mine) if winner == DESTINATION else (mine, standing)
+    whole = behind.whole
+    both = [r.id for r in ahead.line if r.id in whole and whole[r.id].space_id == r.space_id]
+    base_id = both[-1] if both else NO_ID
+    if winner == DESTINATION:
+        return peer.since(base_id).n_to_bring
+    with settled(volume):
+        return what_is_since(volume, base_id).n_to_bring
 
 
 def _require_ours(volume: Volume, mirror: MirrorDefinition, standing: Standing) -> None:
