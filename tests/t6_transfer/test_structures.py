@@ -105,8 +105,9 @@ def test_the_base_stays(source, tmp_path, rng):
         bring(source, structure, "two")
         assert_equal(source, structure, "two")
     full.rename(tmp_path / "elsewhere.bps")
-    with pytest.raises(StreamError, match=r"full\.bps"):
+    with pytest.raises(StreamError, match=r"structure is built on cannot be opened: .*full\.bps") as refused:
         bp.Volume.open(tmp_path / "structure")
+    assert "say in" in refused.value.hint
     bp.send(source.image("two"), full)
     with pytest.raises(StreamMismatchError, match="not what the volume is built on"):
         bp.Volume.open(tmp_path / "structure")

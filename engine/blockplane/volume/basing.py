@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +14,12 @@ from blockplane.disks.disk import Disk, FileDisk
 from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord
 from blockplane.disks.label import read_label
 from blockplane.model.blocks import BlockSource
+from blockplane.model.errors import BlockplaneError
 from blockplane.model.ownfiles import sync
 from blockplane.planes import Plane
 from blockplane.volume.basegroup import BASE_GROUP, BASE_OWNER, n_in_base
 from blockplane.volume.codec import NO_ID, SnapshotRecord, TableEntry
-from blockplane.volume.config import BASE_DISK, DISKS_DIR, VolumeConfig
+from blockplane.volume.config import BASE_DISK, CONFIG_NAME, DISKS_DIR, VolumeConfig
 from blockplane.volume.groups import CHUNK_MULTIPLE_BLOCKS, GroupWish
 from blockplane.volume.holds import hold_by_id
 from blockplane.volume.incoming import IncomingEntry
@@ -75,12 +77,25 @@ def opener(directory: Path, config: VolumeConfig, writable: bool, open_base: Ope
         try:
             n_blocks = read_label(disk).n_blocks
             names = [os.path.join(directory, name) for name in config.base]
-            return BaseDisk(disk, open_base(names, config.base_id), n_blocks - END_BLOCKS)
+            with _told_as_base(directory):
+                source = open_base(names, config.base_id)
+            return BaseDisk(disk, source, n_blocks - END_BLOCKS)
         except BaseException:
             disk.close()
             raise
 
     return open_disk
+
+
+@contextmanager
+def _told_as_base(directory: Path) -> Iterator[None]:
+    """Have what a base cannot be opened for say whose it is: who named the volume need not know that it has one."""
+    try:
+        yield
+    except BlockplaneError as error:
+        error.message = f"what {directory} is built on cannot be opened: {error.message}"
+        error.hint = f"put it back, or say in {directory / CONFIG_NAME} where it is now"
+        raise
 
 
 def adopt(volume: LiveVolume, top: SnapshotRecord, plane: Plane) -> None:
