@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import socket
 import threading
 import time
@@ -45,6 +46,7 @@ from blockplane.server.service.following import MirrorJob, Reach, ReplicateJob
 from blockplane.server.service.jobs import CheckJob, PruneJob, SnapshotJob
 from blockplane.server.service.notify import Notifier
 from blockplane.server.service.past import NAME, Past, read_past, write_past
+from blockplane.transfer import mirrors
 from blockplane.transfer.lag import replicas
 from blockplane.transfer.peer import VolumePeer
 from blockplane.transfer.pull import pull
@@ -758,6 +760,20 @@ def test_a_replica_that_is_ahead_of_its_source_is_told_of(pool, clock, tmp_path)
         said = made.said("job failed")[0]
     assert (said["level"], said["kind"], said["job"]) == ("error", "replicate", "r")
     assert f"nothing was brought: the volume is ahead of {source}, master was moved more often here" in said["text"]
+
+
+def test_a_failure_is_told_with_what_to_do(pool, clock, tmp_path):
+    with bp.Volume.open("pool") as volume:
+        mirrors.add(volume, "far", every_s=1)
+    shutil.rmtree("far")
+    bp.Volume.create("far", disks=1, size="16MiB").close()
+    with inside(clock, MirrorJob("m", HOURLY, Reach())) as made:
+        made.turn_until(lambda: made.said("job failed"), "the failure")
+        (status,) = made.service.status()[0].jobs
+    said = made.said("job failed")[0]["text"]
+    assert status.error.endswith("is another volume than the one that was added as a mirror")
+    assert said.startswith(status.error)
+    assert "(take it out and add it anew: blockplane mirror remove " in said
 
 
 def test_a_prune_gives_up_who_never_comes_again(pool, tmp_path, rng, monkeypatch):

@@ -166,7 +166,8 @@ class MirrorJob:
         n_blocks = sum(each.n_blocks for _, each in brought)
         bad = [f"{ran.mirror.dest}: {ran.error}" for ran in found if ran.error]
         if bad:
-            raise PartlyFailedError("; ".join(bad), "`blockplane mirror status` says more", n_blocks * BLOCK_BYTES)
+            hints = dict.fromkeys(ran.hint for ran in found if ran.error and ran.hint)
+            raise PartlyFailedError("; ".join(bad), "; ".join(hints), n_blocks * BLOCK_BYTES)
         text = f"brought {n_blocks} blocks to {len(brought)} of {len(found)} mirrors"
         odd = [f"; {dest} has others named {', '.join(it.left_out)}, left out" for dest, it in brought if it.left_out]
         return Outcome(text + "".join(odd), n_blocks * BLOCK_BYTES, is_idle=not brought, is_odd=bool(odd))

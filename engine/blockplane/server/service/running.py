@@ -30,7 +30,7 @@ class Run:
     Attributes
     ----------
     outcome : what it did; None: it failed, was ended early, or is not over. error : why it failed, "" otherwise.
-    moved_bytes : by one that failed in part.
+    hint : what to do about that, where that is known. moved_bytes : by one that failed in part.
     beat_s : when it last showed a sign of life, by the monotonic clock.
     """
 
@@ -46,7 +46,7 @@ class Run:
     ) -> None:
         self.job = job
         self.outcome: Outcome | None = None
-        self.error, self.error_kind = "", ""
+        self.error, self.error_kind, self.hint = "", "", ""
         self.moved_bytes = 0
         self.begun_wall_s, self.begun_s = clock.wall(), clock.monotonic()
         self.ended_s = self.beat_s = self.begun_s
@@ -105,7 +105,7 @@ class Run:
             pass
         except (BlockplaneError, OSError, MemoryError) as error:
             self.error, self.error_kind = str(error) or type(error).__name__, getattr(error, "kind", "os")
-            self.moved_bytes = getattr(error, "moved_bytes", 0)
+            self.hint, self.moved_bytes = getattr(error, "hint", ""), getattr(error, "moved_bytes", 0)
         except Exception as error:  # noqa: BLE001 - one kind of job must not end the service for all others
             self.error, self.error_kind = f"internal error: {traceback.format_exc()}", "internal"
             if is_lack_of_threads(error):
@@ -170,7 +170,8 @@ class Plan:
             self.n_failed += 1
             self.moved_bytes += run.moved_bytes
             self.past.error = run.error[:1000]
-            log.error("job failed", run.error, **about, error=run.error_kind)
+            text = f"{run.error} ({run.hint})" if run.hint else run.error
+            log.error("job failed", text, **about, error=run.error_kind)
         else:
             self.pace.end_early()
             self.past.begun_s = self._begun_before_s  # so that whoever serves the volume next makes up for it
