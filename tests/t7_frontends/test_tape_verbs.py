@@ -15,6 +15,7 @@ import pytest
 
 import blockplane as bp
 from blockplane.stream.media.tapfile import TapFile
+from rig.simh import places
 from rig.tapes import spoil
 
 
@@ -186,6 +187,15 @@ def test_a_damaged_table_is_said_and_made_anew(done, tapes):
     assert "where blocks lie was found group by group" in told.err
     assert "found group by group" in done("tape", "list", "a.tap", "--json").json["problems"][0]
     assert "of a name that cannot be read" in done("tape", "list", "a.tap").out
+
+
+def test_a_damaged_table_behind_no_image_is_one_error(blockplane, tapes):
+    raw, records = Path("a.tap").read_bytes(), places("a.tap")
+    label, end = (raw[at - 4 : at + n_bytes + n_bytes % 2 + 4] for at, n_bytes in (records[0], records[-1]))
+    Path("a.tap").write_bytes(label + end + bytes(4))
+    spoil("a.tap", -1)
+    outcome = blockplane("ls", "a.tap:/", "--json")
+    assert (outcome.status, "there is no whole image on a.tap" in outcome.error["message"]) == (1, True), outcome
 
 
 def test_retrieve_takes_files_trees_and_blocks(done, blockplane, pool, tapes, tree):

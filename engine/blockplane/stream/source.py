@@ -19,7 +19,13 @@ import numpy as np
 from blockplane.image.extents import numbers_in
 from blockplane.model.addresses import Bytes, Extents
 from blockplane.model.checks import first_bad_block
-from blockplane.model.errors import NoSuchSnapshotError, StreamDamagedError, StreamError, StreamMismatchError
+from blockplane.model.errors import (
+    NoSuchSnapshotError,
+    StreamDamagedError,
+    StreamError,
+    StreamMismatchError,
+    TapeEndError,
+)
 from blockplane.stream import codec
 from blockplane.stream.cache import Counters, FrameCache
 from blockplane.stream.file import StreamFile
@@ -211,7 +217,12 @@ def open_stream(
         places: list[str | StreamPlace] = [name for name in names if name not in tapes]
         for named in by_set(tapes) if tapes else []:
             sets.append(TapeSet(Rack(named.names), rebuilds=True))
-            places += stores(sets[-1])
+            images = stores(sets[-1])
+            if not images:
+                raise TapeEndError(
+                    f"there is no whole image on {named.names[0]}", "go on with writing it: tape write --resume"
+                )
+            places += images
         for place in places:
             files.append(StreamFile(place, cache, keys))  # noqa: PERF401 - what is open must be known when one fails
         chain = StreamChain(joined(files), cache, snapshot, needs_full=needs_full)
