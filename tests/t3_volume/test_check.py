@@ -331,7 +331,7 @@ def failing_reads(disk: MemoryDisk, block: int) -> Iterator[None]:
 
 def test_a_commit_that_was_cut_short_is_no_damage(volume):
     """Half of the disks have the new record at the tail, one was torn, one still has the one before."""
-    before = replace(volume.info, generation=volume.info.generation - 1, nonce=b"n" * 16).encode()
+    before = replace(volume.info, generation=volume.info.generation - 1, nonce=volume.info.previous_nonce).encode()
     volume.abandon()
     disks = revived(volume.array.disks)
     disks[1].write(disks[1].n_blocks - 2, before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -252,6 +253,31 @@ def test_two_records_of_one_generation_are_refused():
     disks[0].write(slots_of(disks[0])[0], successor(record).encode())
     with pytest.raises(VolumeDamagedError, match="two different"):
         read_newest(disks)
+
+
+@pytest.mark.parametrize("foreign", [0, 2])
+def test_a_disk_of_another_copy_is_refused_though_it_is_a_generation_apart(foreign):
+    """The copy's power went after half one of its next record, which would be taken, and written over this one's."""
+    disks = memory_disks(geometry_of(2, 1, 128))
+    volume = make_volume(geometry_of(2, 1, 128), disks)
+    client = FileClient(volume)
+    client.write(1, 0, range(5))
+    volume.close()
+    for disk in disks:
+        disk.is_closed = False
+    record, _ = read_newest(disks)
+    others = successor(replace(record, generation=record.generation - 1))
+    head, tail = slots_of(disks[foreign])
+    kept = disks[foreign].block(tail)
+    disks[foreign].write(head, successor(others).encode())
+    disks[foreign].write(tail, others.encode())
+    before = [disk.contents() for disk in disks]
+    with pytest.raises(VolumeDamagedError, match="two different"):
+        open_volume(disks)
+    assert [disk.contents() for disk in disks] == before
+    for slot in (head, tail):
+        disks[foreign].write(slot, kept)
+    assert read_files(open_volume(disks).committed) == present(client.files)
 
 
 def test_a_record_that_was_cut_short_is_the_last():

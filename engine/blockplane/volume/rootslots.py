@@ -29,7 +29,7 @@ def read_newest(disks: list[Disk]) -> tuple[FsInfo, bool]:
     Raises
     ------
     NotAVolumeError: no slot holds a valid record.
-    VolumeDamagedError: two different records claim one generation.
+    VolumeDamagedError: two records are of different copies of the volume, which each went on for itself.
     DiskStaleError: a disk was not there when the others went on.
     """
     slots = [[_read(disk, slot) for slot in slots_of(disk)] for disk in disks]
@@ -39,11 +39,7 @@ def read_newest(disks: list[Disk]) -> tuple[FsInfo, bool]:
             "no disk holds a valid root record", "the volume was never finished, or all copies are damaged"
         )
     newest = max(found, key=lambda record: record.generation)
-    if any(r.generation == newest.generation and r.nonce != newest.nonce for r in found):
-        raise VolumeDamagedError(
-            f"two different root records claim generation {newest.generation}",
-            "a disk of another copy of the volume is among them",
-        )
+    _refuse_other_copy(disks, slots, newest)
     is_half_flushed = any(
         all(record is not None and record.generation == newest.generation for record in pair) for pair in slots
     )
@@ -64,6 +60,18 @@ def group_that_left(disks: Sequence[Disk]) -> int | None:
     found = [record for record in slots if record is not None]
     newest = max(found, key=lambda record: record.generation) if found else None
     return newest.leaving if newest is not None and newest.has_left else None
+
+
+def _refuse_other_copy(disks: Sequence[Disk], slots: list[list[FsInfo | None]], newest: FsInfo) -> None:
+    """Refuse records that are not of the newest's line, which is written everywhere where it is the only one."""
+    nonces = {newest.generation: newest.nonce, newest.generation - 1: newest.previous_nonce}
+    for disk, pair in zip(disks, slots, strict=True):
+        for record in pair:
+            if record is not None and record.nonce != nonces.get(record.generation, record.nonce):
+                raise VolumeDamagedError(
+                    f"{disk.path}: two different root records claim generation {record.generation}",
+                    "a disk of another copy of the volume is among them, this one or those that differ from it",
+                )
 
 
 def _refuse_stale(disk: Disk, generations: list[int], newest: FsInfo, is_half_flushed: bool) -> None:
