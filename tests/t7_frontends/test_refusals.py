@@ -180,6 +180,27 @@ def test_disks_that_hold_data_are_taken_only_when_told(refused, done):
     done("grow", "v", "--disk", "c", "--disk", "d")
 
 
+def test_what_is_in_the_place_of_a_new_disk_stays(refused, done, pool, monkeypatch):
+    """A link whose device is away; a file that another maker made between the look and the making."""
+    Path("away").symlink_to("/nowhere/disk")
+    for verb in (["create", "v"], ["create", "v", "-n"], ["grow", pool]):
+        said = refused(*verb, "--disk", "away", "--size", "4M", kind="usage", status=2)
+        assert "leads nowhere" in said
+    Path("another").write_bytes(b"a disk of another volume")
+    with monkeypatch.context() as patched:
+        patched.setattr("blockplane.volume.groups._is_there", lambda _: False)
+        with pytest.raises(bp.errors.DiskError, match="exists"):
+            bp.Volume.create("v", disks=["another"], size="4M")
+        with bp.Volume.open(pool) as volume, pytest.raises(bp.errors.DiskError, match="exists"):
+            volume.grow(["another"], size="4M")
+    assert os.readlink("away") == "/nowhere/disk"
+    assert Path("another").read_bytes() == b"a disk of another volume"
+    link = Path(pool, "disks", str(len(os.listdir(f"{pool}/disks"))))
+    link.symlink_to("/nowhere/disk")
+    done("grow", pool, "--disks", "1", "--size", "4M")
+    assert os.readlink(link) == "/nowhere/disk"
+
+
 def test_a_grow_that_fails_leaves_the_volume_as_it_was(refused, done, pool):
     refused("grow", pool, kind="usage", status=2)
     refused("grow", pool, "--disks", 2, "--size", "8K", kind="disk-short")

@@ -13,7 +13,7 @@ from blockplane.disks.assembly import refuse_same_file_twice
 from blockplane.disks.disk import HEAD_BLOCKS, TAIL_BLOCKS, Disk, FileDisk, aligned_buffer
 from blockplane.disks.geometry import FIRST_MULTIPLE, Geometry, GroupRecord
 from blockplane.model.addresses import BLOCK_BYTES, Bytes, Numbers
-from blockplane.model.errors import BlockplaneError, DiskShortError, RefusedError, UsageError
+from blockplane.model.errors import BlockplaneError, DiskError, DiskShortError, RefusedError, UsageError
 from blockplane.model.ownfiles import sync
 from blockplane.model.sizes import format_size, parse_size
 from blockplane.volume.config import DISKS_DIR
@@ -63,7 +63,7 @@ class GroupWish:
             names = [os.path.abspath(name) for name in self.paths]
             refuse_same_file_twice(names)
             return names
-        while any((directory / DISKS_DIR / str(first + i)).exists() for i in range(self.n_disks)):
+        while any(os.path.lexists(directory / DISKS_DIR / str(first + i)) for i in range(self.n_disks)):
             first += 1
         return [f"{DISKS_DIR}/{first + i}" for i in range(self.n_disks)]
 
@@ -80,13 +80,18 @@ class GroupWish:
             (directory / DISKS_DIR).mkdir(exist_ok=True)
         for name in names:
             full = str(directory / name)
-            if os.path.exists(full):
+            if _is_there(full):
                 opened.append(FileDisk.open(full))
                 self._refuse_data(opened[-1])
             else:
                 n_blocks = self._blocks_to_make(full)
                 made.append(full)
-                opened.append(FileDisk.create(full, n_blocks))
+                try:
+                    opened.append(FileDisk.create(full, n_blocks))
+                except DiskError as error:
+                    if isinstance(error.__cause__, FileExistsError):  # another was faster, and it is not ours to remove
+                        made.remove(full)
+                    raise
         for folder in {os.path.dirname(path) for path in made}:
             with contextlib.suppress(PermissionError):  # see `making.make_directory`
                 sync(Path(folder))
@@ -115,7 +120,7 @@ class GroupWish:
         return names, self._group(sizes, first=0, first_disk=0)
 
     def _blocks_of(self, path: str) -> int:
-        if os.path.exists(path):
+        if _is_there(path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 return os.lseek(fd, 0, os.SEEK_END) // BLOCK_BYTES
@@ -155,6 +160,15 @@ class GroupWish:
                 f"a chunk of {n_bytes} bytes is not a multiple of 256 KiB", "say --chunk 256KiB, 1MiB or disk"
             )
         return n_bytes // BLOCK_BYTES
+
+
+def _is_there(path: str) -> bool:
+    """Whether a disk is there, and is not to be made; UsageError: a link is, that leads nowhere."""
+    if os.path.exists(path):
+        return True
+    if os.path.islink(path):
+        raise UsageError(f"{path} is a link that leads nowhere", "put back what it leads to, or name another disk")
+    return False
 
 
 def blank_ends(disk: Disk) -> None:
