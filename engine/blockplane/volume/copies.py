@@ -40,7 +40,8 @@ def bad_records(disks: list[Disk], newest: FsInfo, *, is_settled: bool) -> Itera
     """Yield a sentence for each root record that is damaged, or older than a commit that was cut short would leave it.
 
     A commit writes one half of all disks, then the other. Where the volume was not closed, or a record of the commit
-    before shows that one was under way, what is bad in one half alone was being written; the next writer settles it.
+    before shows that one was under way, what is bad in one half alone was being written; the next writer settles it. So
+    it does with a group that not each record knows yet.
 
     Parameters
     ----------
@@ -50,6 +51,9 @@ def bad_records(disks: list[Disk], newest: FsInfo, *, is_settled: bool) -> Itera
     good = [copy for pair in found for copy in pair if isinstance(copy, FsInfo)]
     was_cut = not newest.clean or any(copy.generation == newest.generation - 1 for copy in good)
     was_cut = was_cut and not is_settled
+    if not is_settled:  # behind what each says are disks of a group that a grow, cut short, was giving records to
+        last = [copy.geometry.n_disks for copy in good if copy.generation >= newest.generation - 1]
+        disks, found = disks[: min(last, default=None)], found[: min(last, default=None)]
     halves_with_bad = {half for pair in found for half, copy in enumerate(pair) if copy is None}
     for disk, pair in zip(disks, found, strict=True):
         for end, copy in zip(ENDS, pair, strict=True):

@@ -402,10 +402,14 @@ class LiveVolume(Points):
 
 
 def grown(info: FsInfo, geometry: Geometry) -> dict[str, object]:
-    """Return what changes in the root record when a volume takes up groups that its labels name."""
+    """Return what changes in the root record when a volume takes up groups that its labels name.
+
+    That record is not clean: cut short, it leaves slots of the new disks blank, which is no damage then.
+    """
     states = info.member_states + bytes([MEMBER_OK]) * (geometry.n_disks - len(info.member_states))
     base = geometry.groups[info.leaving].n_blocks if info.leaving is not None else 0
-    return {"geometry": geometry, "member_states": states, "reserve_blocks": reserve_for(geometry.n_usable - base)}
+    reserve = reserve_for(geometry.n_usable - base)
+    return {"geometry": geometry, "member_states": states, "reserve_blocks": reserve, "clean": False}
 
 
 def shrunk(info: FsInfo, geometry: Geometry) -> dict[str, object]:
