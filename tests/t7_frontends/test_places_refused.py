@@ -87,6 +87,24 @@ def test_a_pipe_is_no_tape(blockplane):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts are for root")
+def test_disk_files_without_room_under_them_say_so_and_keep_what_was_committed(blockplane, done, tmp_path):
+    (tmp_path / "file").write_bytes(os.urandom(64 << 10))
+    with full_place(tmp_path / "small") as small:
+        done("create", small / "pool", "--disks", "1", "--size", "64M")
+        done("put", f"{small}/pool:/", tmp_path / "file")
+        done("snapshot", "create", f"{small}/pool@june1")
+        fill(small)
+        for words in (["put", f"{small}/pool:/more", tmp_path / "file"], ["snapshot", "delete", f"{small}/pool@june1"]):
+            outcome = blockplane(*words, "--json")
+            assert (outcome.status, outcome.error["kind"]) == (1, "disk")
+            assert "make room on the file system that the disk file is on" in outcome.error["hint"]
+        done("check", small / "pool")
+        (small / "fill").unlink()
+        done("snapshot", "delete", f"{small}/pool@june1")
+        done("check", small / "pool")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts are for root")
 def test_a_directory_without_room_keeps_nobody_from_deleting(done, tmp_path):
     (tmp_path / "file").write_text("text")
     with full_place(tmp_path / "small") as small:

@@ -364,7 +364,7 @@ class FileDisk:
     def _write_error(self, error: OSError | EOFError) -> DiskError:
         if isinstance(error, EOFError):
             return DiskShortError(f"{self.path}: ends before a block that it should hold: {error}", self.path)
-        return DiskError(f"{self.path}: write failed: {error.strerror}", self.path)
+        return DiskError(f"{self.path}: write failed: {error.strerror}", self.path, _room_hint(error))
 
     def _count_write(self, n_bytes: int, n_requests: int) -> None:
         with self._counting:
@@ -376,7 +376,7 @@ class FileDisk:
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            raise DiskError(f"{self.path}: flush failed: {error.strerror}", self.path) from error
+            raise DiskError(f"{self.path}: flush failed: {error.strerror}", self.path, _room_hint(error)) from error
         with self._counting:
             self.counters.flushes += 1
 
@@ -385,6 +385,13 @@ class FileDisk:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _room_hint(error: OSError) -> str:
+    """Return what to do where a disk file's holes can be filled no more: nothing in the volume gives the host room."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    return "make room on the file system that the disk file is on, deleting too needs some; the last commit is whole"
 
 
 def _aligned_copy(buffer: Bytes, position: int, n_blocks: int) -> Bytes:
