@@ -9,7 +9,7 @@ import pytest
 
 import blockplane as bp
 from blockplane.disks import AREA_STRIPES, Geometry, GroupRecord
-from blockplane.model import NoSpaceError, VolumeDamagedError, ownfiles
+from blockplane.model import NoSpaceError, RefusedError, VolumeDamagedError, ownfiles
 from blockplane.volume.check import check
 from blockplane.volume.groups import next_first
 from blockplane.volume.grow import add_group
@@ -159,6 +159,27 @@ def test_a_name_that_may_be_durable_stops_the_volume_and_opening_takes_the_group
         assert volume.geometry.n_disks == 4
         assert bp.FileSystem(volume).read_bytes("/kept") == b"k" * 5000
         assert bp.check(volume).ok
+
+
+def test_no_other_volume_of_that_name_is_told_of_the_disks(tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        bp.Volume.create(tmp_path / folder / "v", disks=1, size="2M").close()
+    with bp.Volume.open(tmp_path / "a" / "v") as volume:
+        volume.grow(disks=1, size="2M")
+    monkeypatch.chdir(tmp_path / "a")
+    named = [(tmp_path / folder / "v" / "volume.toml").read_text() for folder in ("a", "b")]
+    with bp.Volume.open("v") as volume:
+        monkeypatch.chdir(tmp_path / "b")
+        with pytest.raises(RefusedError, match="another volume"):
+            volume.grow(disks=1, size="2M")
+        with pytest.raises(RefusedError, match="another volume"):
+            volume.shrink(1)
+    assert [(tmp_path / folder / "v" / "volume.toml").read_text() for folder in ("a", "b")] == named
+    assert os.listdir("v/disks") == ["0"]
+    for folder, n_disks in (("a", 2), ("b", 1)):
+        with bp.Volume.open(tmp_path / folder / "v") as volume:
+            assert volume.geometry.n_disks == n_disks
 
 
 def test_a_volume_has_room_for_so_many_groups_and_no_more(tmp_path):

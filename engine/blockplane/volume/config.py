@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from blockplane.model.errors import NotAVolumeError
+from blockplane.model.errors import NotAVolumeError, RefusedError
 from blockplane.model.ownfiles import read_own, replace_own
 
 CONFIG_NAME = "volume.toml"
@@ -88,6 +88,22 @@ def read_config(directory: Path) -> VolumeConfig:
             if (directory / BASE_DISK).exists()
             else "remove it: it is made anew from the disks in the volume's folder",
         ) from None
+
+
+def config_of(directory: Path, volume_id: bytes) -> VolumeConfig:
+    """Read volume.toml of an open volume, before it is written anew; errors as of `read_config`.
+
+    Raises
+    ------
+    RefusedError: another volume is there by now, as after a change of the working directory.
+    """
+    config = read_config(directory)
+    if config.volume_id not in (b"", volume_id):
+        raise RefusedError(
+            f"{directory} is another volume than the one that was opened by that name",
+            "open it by its absolute path where the working directory changes",
+        )
+    return config
 
 
 def _parsed(text: str) -> VolumeConfig:

@@ -30,7 +30,7 @@ from blockplane.disks.label import (
 )
 from blockplane.model.errors import RefusedError, UsageError, VolumeDamagedError
 from blockplane.volume.basegroup import has_base
-from blockplane.volume.config import VolumeConfig, read_config, write_config
+from blockplane.volume.config import VolumeConfig, config_of, read_config, write_config
 from blockplane.volume.fsinfo import MAX_GROUPS, MAX_MEMBERS, FsInfo
 from blockplane.volume.groups import GroupWish, blank_ends, next_first
 from blockplane.volume.live import LiveVolume, grown, shrunk
@@ -44,7 +44,7 @@ def grow(volume: LiveVolume, wish: GroupWish) -> GroupRecord:
     UsageError, DiskError, RefusedError: the disks make no group; the volume is as it was.
     """
     with volume.lock:
-        config = read_config(volume.path)
+        config = config_of(volume.path, volume.info.volume_id)
         first_disk = volume.geometry.n_disks
         names = wish.names(volume.path, first_disk)
         opened: list[Disk] = []

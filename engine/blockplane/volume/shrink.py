@@ -31,7 +31,7 @@ from blockplane.model.errors import BlockplaneError, NoSpaceError, RefusedError,
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.volume import moving
 from blockplane.volume.basegroup import has_base
-from blockplane.volume.config import DISKS_DIR, VolumeConfig, read_config, write_config
+from blockplane.volume.config import DISKS_DIR, VolumeConfig, config_of, write_config
 from blockplane.volume.emptying import Emptying, is_left, leaves_of_group, n_in_group
 from blockplane.volume.groups import blank_ends
 from blockplane.volume.journal import without_group
@@ -156,6 +156,7 @@ def shrink(
                 f"{volume.path} have room for {planned.room_blocks}",
                 "delete files or snapshots, or add a RAID group with `blockplane grow` first",
             )
+        config_of(volume.path, volume.info.volume_id)
         if volume.info.leaving is None:
             volume.commit(clean=True)
             volume.close_group(index)
@@ -172,8 +173,8 @@ def shrink(
     with volume.lock:
         _require_leaving(volume, index, group)
         disks = tuple(volume.array.disks[disk] for disk in group.disks)
+        config = config_of(volume.path, volume.info.volume_id)
         _leave(volume)
-        config = read_config(volume.path)
         names = [name for disk, name in enumerate(config.disks) if disk not in group.disks]
         remaining = VolumeConfig(volume.info.volume_id, tuple(names))
         remove_group(volume, lambda: write_config(volume.path, remaining))
