@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from blockplane.image.expression import Chain, Meet, Name, Span, chain, is_name, meet, names, parse
 from blockplane.model import ExpressionError
 
-NAMES = st.from_regex(r"[A-Za-z0-9_:][A-Za-z0-9_:-]{0,8}", fullmatch=True).filter(is_name)
+NAMES = st.from_regex(r"[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,8}", fullmatch=True).filter(is_name)
 
 
 def expressions():
@@ -45,10 +45,12 @@ def test_printing_and_parsing_are_inverse(node):
         ("june1..june5 - june1", "june1..june5 - june1"),
         ("a-b - c-", "a-b - c-"),
         ("2026-11-22:noon - 2026.11", "2026-11-22:noon - 2026.11"),
+        ("a. .. b.", "a. .. b."),
     ],
 )
 def test_canonical_text(text, canonical):
     assert str(parse(text)) == canonical
+    assert parse(canonical) == parse(text)
 
 
 def test_precedence_and_grouping():

@@ -48,7 +48,8 @@ class Span:
     last: Name
 
     def __str__(self) -> str:
-        return f"{self.first}..{self.last}"
+        dots = " .. " if self.first.text.endswith(".") else ".."  # a name may end with a dot
+        return f"{self.first}{dots}{self.last}"
 
 
 @dataclass(frozen=True, slots=True)
