@@ -484,6 +484,8 @@ def test_what_cannot_be_sent(source, tmp_path):
     for parts, match in (
         ([part], "two parts or more"),
         ([part, bp.Part(tmp_path / "." / "a")], "two parts go to"),
+        ([bp.Part(tmp_path / "a.partial"), part], "two parts go to one file: .*a.partial and .*a,"),
+        ([part, bp.Part(tmp_path / "a.sha256")], "two parts go to"),
         ([bp.Part(tmp_path / "a", "june0 & june1"), bp.Part(tmp_path / "b", "june0 & june2")], "are in no part"),
     ):
         with pytest.raises(UsageError, match=match):

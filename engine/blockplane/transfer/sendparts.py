@@ -20,8 +20,9 @@ from blockplane.model.addresses import BLOCK_BYTES
 from blockplane.model.errors import BlockplaneError, UsageError
 from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.stream.behind import PATIENCE_S
-from blockplane.stream.folder import WritablePlace
+from blockplane.stream.folder import PARTIAL, WritablePlace
 from blockplane.stream.keyfile import KeyLike, key_of
+from blockplane.stream.pieces import DIGESTS
 from blockplane.stream.sink import SinkLike, folder_of
 from blockplane.transfer.imagesending import EXPLICIT, ImageSending
 from blockplane.transfer.send import SendReport, send
@@ -144,21 +145,22 @@ def send_parts(
 def _require_parts(parts: Sequence[Part]) -> None:
     if len(parts) < 2:
         raise UsageError("an image is divided into two parts or more", "name another part, or send it whole")
-    keys: set[Hashable] = set()
-    for part in parts:
-        key = _key_of(part.sink)
-        if key in keys:
-            raise UsageError(f"two parts go to {part.name}", "name a file for each")
-        keys |= {key} - {None}
+    keys: list[set[Hashable]] = []
+    for number, part in enumerate(parts):
+        keys.append(_keys_of(part.sink))
+        for other, its in zip(parts[:number], keys, strict=False):
+            if its & keys[-1]:
+                what = f"{other.name} and {part.name}, with what is written beside each"
+                raise UsageError(f"two parts go to one file: {what}", "name a file for each")
 
 
-def _key_of(sink: SinkLike | None) -> Hashable:
-    """Return what a file or device is known by, however it is spelled; None: it is neither."""
+def _keys_of(sink: SinkLike | None) -> set[Hashable]:
+    """Return what the files that are written for a stream, or its device, are known by, however they are spelled."""
     file = folder_of(sink)
     if file is not None:
         folder, name = file
-        return folder.key(name)
-    return os.path.realpath(sink) if isinstance(sink, (str, os.PathLike)) else None
+        return {folder.key(f"{name}{end}") for end in ("", PARTIAL, DIGESTS, DIGESTS + PARTIAL)}
+    return {os.path.realpath(sink)} if isinstance(sink, (str, os.PathLike)) else set()
 
 
 class _StoppedError(Exception):
