@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from blockplane.model import BlockplaneError, DiskError, VolumeDamagedError
+from blockplane.volume import landed, landing_bands
 from blockplane.volume.rootslots import slots_of
 from faults.explore import Played, Point, Stage, ViolationError, require_equal
 from faults.inline import inline_workers
@@ -19,8 +20,10 @@ OPERATIONS = ["read", "write", "flush"]
 
 
 @pytest.fixture(autouse=True)
-def _inline() -> Iterator[None]:
-    """The Nth operation is the same one in every run."""
+def _inline(monkeypatch) -> Iterator[None]:
+    """The Nth operation is the same one in every run; what receives do by time happens in none."""
+    monkeypatch.setattr(landing_bands, "FLUSH_S", 1e9)
+    monkeypatch.setattr(landed, "SMALL_S", 1e9)
     with inline_workers():
         yield
 

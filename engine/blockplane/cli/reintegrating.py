@@ -13,7 +13,6 @@ from blockplane.cli.naming import is_same_place, is_there, open_volume, opening_
 from blockplane.cli.options import DiskOptions, disk_options, json_option, progress_option, wait_option
 from blockplane.cli.progress import ProgressLine
 from blockplane.cli.text import blocks, print_json, printable
-from blockplane.volume.mirrored import refuse_replaced
 
 if TYPE_CHECKING:
     from blockplane.transfer.copy import CopyReport
@@ -83,6 +82,8 @@ def _reintegrated(
     structure: bp.Volume, top: str, place: str, wish: DiskOptions, wait_s: float, progress: bp.Progress
 ) -> Brought | CopyReport:
     if is_there(place) and wish.is_plain:
+        from blockplane.volume.mirrored import refuse_replaced  # not above: help and completion do without
+
         with open_volume(place, "mirror reintegrate", wait_s, writable=True) as target:
             refuse_replaced(target)
             return bp.VolumePeer(structure).bring(top, target, bp.LocalChanges.REFUSE, progress)
