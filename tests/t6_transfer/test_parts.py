@@ -141,6 +141,34 @@ def test_the_planes_are_a_partition(source):
         bp.divided(image, ["june3 - june1"])
 
 
+@pytest.mark.parametrize(
+    ("other", "options"),
+    [
+        ("x.partial", {}),
+        ("x.sha256", {}),  # a commit removes the digests of the stream before
+        ("x.sha256.partial", {"digests": True}),
+        ("x.000", {}),
+        ("x.001", {"split": MIB}),
+        ("x.001.partial", {"split": MIB}),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_no_part_is_a_file_that_another_uses(source, tmp_path, other, options, dry_run):
+    for names in (["x", other], [other, "x"]):
+        with pytest.raises(UsageError, match=r"two parts go to one file: .*x"):
+            bp.send_parts(
+                source.image("june3"), [bp.Part(tmp_path / name) for name in names], dry_run=dry_run, **options
+            )
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_whose_names_look_like_pieces(source, tmp_path):
+    files = [tmp_path / name for name in ("x", "x.001", "x.002")]
+    bp.send_parts(source.image("june0"), [bp.Part(file) for file in files])
+    bp.receive_streams(*files, target=tmp_path / "copy")
+    require_equal(source, tmp_path / "copy", NAMES[:1])
+
+
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_equal_shares(source, n):
     image = source.image("june3")

@@ -24,10 +24,16 @@ def piece_name(base: str, number: int) -> str:
 
 def piece_number(name: str, base: str) -> int:
     """Return which piece of a stream a name is of; -1: none."""
+    found = piece_of(name)
+    return found[1] if found is not None and found[0] == base else -1
+
+
+def piece_of(name: str) -> tuple[str, int] | None:
+    """Return the stream that a name is of a piece of, and which; None: it is no such name."""
     match = _NAME.fullmatch(name)
-    if match is None or match[1] != base or piece_name(base, int(match[2])) != name:
-        return -1
-    return int(match[2])
+    if match is None or piece_name(match[1], int(match[2])) != name:
+        return None
+    return match[1], int(match[2])
 
 
 def base_of(name: str) -> str | None:

@@ -22,7 +22,7 @@ from blockplane.model.progress import Progress, ProgressEvent, ignore_progress
 from blockplane.stream.behind import PATIENCE_S
 from blockplane.stream.folder import PARTIAL, WritablePlace
 from blockplane.stream.keyfile import KeyLike, key_of
-from blockplane.stream.pieces import DIGESTS
+from blockplane.stream.pieces import DIGESTS, piece_of
 from blockplane.stream.sink import SinkLike, folder_of
 from blockplane.transfer.imagesending import EXPLICIT, ImageSending
 from blockplane.transfer.send import SendReport, send
@@ -119,7 +119,7 @@ def send_parts(
     Memory: that of a send for each.
     """
     started = time.monotonic()
-    _require_parts(parts)
+    _require_parts(parts, split is not None)
     image.require_sendable()
     planes = divided(image, [part.within for part in parts])
     secret = key_of(key) if key is not None else None
@@ -142,14 +142,16 @@ def send_parts(
     return PartsReport(tuple(reports), time.monotonic() - started)
 
 
-def _require_parts(parts: Sequence[Part]) -> None:
+def _require_parts(parts: Sequence[Part], is_split: bool) -> None:
     if len(parts) < 2:
         raise UsageError("an image is divided into two parts or more", "name another part, or send it whole")
     keys: list[set[Hashable]] = []
+    pieces: list[set[Hashable]] = []
     for number, part in enumerate(parts):
         keys.append(_keys_of(part.sink))
-        for other, its in zip(parts[:number], keys, strict=False):
-            if its & keys[-1]:
+        pieces.append(_whose_piece(part.sink, is_split))
+        for other, its, of in zip(parts[:number], keys, pieces, strict=False):
+            if its & (keys[-1] | pieces[-1]) or of & keys[-1]:
                 what = f"{other.name} and {part.name}, with what is written beside each"
                 raise UsageError(f"two parts go to one file: {what}", "name a file for each")
 
@@ -161,6 +163,17 @@ def _keys_of(sink: SinkLike | None) -> set[Hashable]:
         folder, name = file
         return {folder.key(f"{name}{end}") for end in ("", PARTIAL, DIGESTS, DIGESTS + PARTIAL)}
     return {os.path.realpath(sink)} if isinstance(sink, (str, os.PathLike)) else set()
+
+
+def _whose_piece(sink: SinkLike | None, is_split: bool) -> set[Hashable]:
+    """Return what the stream is known by of whose pieces a file has the name, on its way too; unless all are split, of
+    the first one, which says that a stream is.
+    """
+    file = folder_of(sink)
+    found = piece_of(file[1].removesuffix(PARTIAL)) if file is not None else None
+    if file is None or found is None or (found[1] and not is_split):
+        return set()
+    return {file[0].key(found[0])}
 
 
 class _StoppedError(Exception):
