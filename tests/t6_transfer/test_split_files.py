@@ -422,3 +422,27 @@ def test_a_file_that_would_be_taken_for_a_piece_is_named(source, tmp_path):
         bp.send(source.image("june0"), tmp_path / "june", split=SPLIT)
     assert [each.name for each in tmp_path.iterdir()] == ["june.2024"]
     assert notes.read_text() == "mine"
+
+
+@pytest.mark.parametrize("form", [{}, {"split": 3 * MIB}])
+def test_a_dry_run_refuses_what_the_run_refuses(source, tmp_path, form):
+    """A key, a volume's disk, what would be taken for a piece, and another stream in the place of a later piece."""
+    first = "june" if not form else "june.000"
+    (tmp_path / "june" if not form else tmp_path / first).write_bytes(key_of(source).read_bytes())
+    (tmp_path / "far").mkdir()
+    places = {tmp_path / "june": RefusedError, tmp_path / "nowhere" / "june": StreamError}
+    if not form:
+        places |= {source.path / "disks" / "0": RefusedError, source.path / "volume.toml": RefusedError}
+        places |= {tmp_path / "far": StreamError}
+    else:
+        bp.send(source.image("june0"), tmp_path / "far" / "june.001")
+        (tmp_path / "notes.002").write_text("mine")
+        places |= {tmp_path / "far" / "june": RefusedError, tmp_path / "notes": RefusedError}
+    for place, kind in places.items():
+        before, told = sorted(tmp_path.rglob("*")), []
+        for dry_run in (True, False):
+            with pytest.raises(kind) as found:
+                bp.send(source.image("june3"), place, dry_run=dry_run, **form)
+            told.append((found.value.message, found.value.hint.partition(";")[0]))  # a run keeps what it has written
+            assert not dry_run or sorted(tmp_path.rglob("*")) == before
+        assert told[0] == told[1]

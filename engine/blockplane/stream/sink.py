@@ -14,7 +14,8 @@ from blockplane.disks import write_buffers
 from blockplane.disks.label import refuse_disk
 from blockplane.model.errors import StreamError, UsageError
 from blockplane.stream.fdsink import Buffer, FdSink, write_error
-from blockplane.stream.filesink import WHOLE, FileForm, FileSink
+from blockplane.stream.filenames import WHOLE, FileForm, FileNames
+from blockplane.stream.filesink import FileSink
 from blockplane.stream.folder import Folder, HostFolder, WritablePlace
 from blockplane.stream.input import advance
 
@@ -62,8 +63,7 @@ def open_sink(target: SinkLike, goes_on: bool = False, form: FileForm = WHOLE) -
     file = folder_of(target)
     if file is not None:
         return FileSink(*file, form, goes_on)
-    if form != WHOLE:
-        raise UsageError("only what is written to a file is split, or gets digests beside it", "name a file with -o")
+    _refuse_form(form)
     if isinstance(target, int):
         return FdSink(target, {1: "standard output"}.get(target, f"file descriptor {target}"))
     if isinstance(target, socket.socket):
@@ -72,6 +72,24 @@ def open_sink(target: SinkLike, goes_on: bool = False, form: FileForm = WHOLE) -
         return _device(Path(target))
     assert not isinstance(target, WritablePlace)
     return _file_object(target)
+
+
+def refuse_sink(target: SinkLike, goes_on: bool, form: FileForm, n_bytes: int = 0) -> None:
+    """Raise what `open_sink` would because of what is there, and with n_bytes what writing so many bytes would; nothing
+    is written.
+    """
+    file = folder_of(target)
+    if file is not None:
+        FileNames(*file, form).refuse(goes_on, n_bytes)
+        return
+    _refuse_form(form)
+    if isinstance(target, (str, os.PathLike)):
+        _refuse_device(Path(target))
+
+
+def _refuse_form(form: FileForm) -> None:
+    if form != WHOLE:
+        raise UsageError("only what is written to a file is split, or gets digests beside it", "name a file with -o")
 
 
 def folder_of(target: object) -> tuple[Folder, str] | None:
@@ -88,10 +106,14 @@ def is_special(path: str | os.PathLike[str]) -> bool:
     return os.path.exists(path) and not os.path.isfile(path)
 
 
-def _device(path: Path) -> Sink:
+def _refuse_device(path: Path) -> None:
     if path.is_dir():
         raise StreamError(f"{path} is a directory", "name the stream file to write")
     refuse_disk(path)
+
+
+def _device(path: Path) -> Sink:
+    _refuse_device(path)
     try:
         return FdSink(os.open(path, os.O_WRONLY | os.O_CLOEXEC), str(path), owned=True)
     except OSError as error:

@@ -12,7 +12,8 @@ from blockplane.image.order import DISK
 from blockplane.model.errors import RefusedError, StreamError, UsageError
 from blockplane.planes import Plane, combine
 from blockplane.stream.codec import LENT_FEATURES, PART_FEATURES, Header, Locations
-from blockplane.stream.filesink import WHOLE, FileForm, FileSink
+from blockplane.stream.filenames import WHOLE, FileForm
+from blockplane.stream.filesink import FileSink
 from blockplane.stream.folder import PARTIAL
 from blockplane.stream.input import FileInput
 from blockplane.stream.keyfile import Key, keys_of

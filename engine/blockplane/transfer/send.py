@@ -20,11 +20,12 @@ from blockplane.stream.arrival import Ring, arriving
 from blockplane.stream.codec import FrameKind, Header, Role
 from blockplane.stream.compression import DEFAULT_LEVEL, parse_compression
 from blockplane.stream.fdsink import Buffer
-from blockplane.stream.filesink import FileForm, FileSink, split_beside
+from blockplane.stream.filenames import FileForm
+from blockplane.stream.filesink import FileSink, split_beside
 from blockplane.stream.input import InputLike, blaming, open_input
 from blockplane.stream.keyfile import Key, KeyLike, key_of, keys_of
 from blockplane.stream.reader import StreamMap, StreamReader
-from blockplane.stream.sink import Sink, SinkLike, folder_of, open_sink
+from blockplane.stream.sink import Sink, SinkLike, folder_of, open_sink, refuse_sink
 from blockplane.stream.stored import StreamPlace
 from blockplane.stream.writer import StreamWriter
 from blockplane.transfer.against import Lent, compare_offer, offered_in
@@ -148,6 +149,8 @@ def send(
     secret = key_of(key) if key is not None else None
     form = _file_form(sink, split, digests, goes_on=resume is True)
     _require_file(sink, preallocate)
+    if resume is True and sink is not None and folder_of(sink) is None:
+        raise UsageError("only a file is gone on with by itself", "give the token that `receive --have` wrote")
     sending: Sendable = ImageSending(image, order, locations=locations) if isinstance(image, Image) else image
     began = Began()
     if resume and not isinstance(sending, ImageSending):
@@ -162,14 +165,17 @@ def send(
         if done is not None:
             return done
     if dry_run or sink is None:
+        if sink is not None:
+            refuse_sink(sink, goes_on, form)
         if goes_on and sink is not None:
             beside = began_beside(sink, secret, form)
             began = replace(beside, token=began.token, image=began.image)
         with closing(began):
             began = _lent(sending, began, against, progress)
-            return send_begun(sending, StreamForm(level, secret), _Nowhere(), progress, began, read=False)
-    if resume is True and folder_of(sink) is None:
-        raise UsageError("only a file is gone on with by itself", "give the token that `receive --have` wrote")
+            report = send_begun(sending, StreamForm(level, secret), _Nowhere(), progress, began, read=False)
+        if sink is not None and report.compression is None and began.partial is None:
+            refuse_sink(sink, goes_on, form, report.stream_bytes)
+        return report
     with closing(open_sink(sink, goes_on, form)) as opened, ExitStack() as stack:
         try:
             if isinstance(opened, FileSink) and opened.is_old and goes_on:
