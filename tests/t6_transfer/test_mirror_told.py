@@ -66,6 +66,22 @@ def test_a_resync_that_brings_nothing_clears_the_error(world, winner):
     assert world.outcomes() == ["idle"]
 
 
+def test_an_error_is_told_with_what_to_do_about_it(world):
+    copy = world.add()
+    write(world.source, "/a", b"old")
+    world.outcomes()
+    mirrors.break_mirror(copy)
+    write(world.source, "/a", b"new")
+    (ran,) = world.run()
+    assert ran.hint
+    (found,) = mirrors.status(world.source)
+    assert (found.error, found.hint) == (ran.error, ran.hint)
+    assert (ran.told.count(str(copy.path)), ran.told.endswith(ran.error)) == (1, True)
+    world.resync(copy, "source")
+    (found,) = mirrors.status(world.source)
+    assert (found.error, found.hint) == ("", "")
+
+
 def test_status_shows_what_the_destination_says_of_itself(world, rng):
     """It is asked what has landed of a transfer that was cut; then it says too that it was broken off."""
     copy = world.add()

@@ -279,6 +279,7 @@ def test_what_one_mirror_was_brought_counts_though_another_failed(pool, clock, d
         made.turn_until(lambda: made.said("job failed"), "the failure")
         (job,) = made.service.status()[0].jobs
     assert "gone does not exist" in job.error
+    assert job.error.count(os.path.abspath("gone")) == 1
     with bp.Volume.open("copy", writable=False) as copy:
         assert job.moved_bytes > copy.get_snapshot("june2").n_blocks * 4096 > 0
 

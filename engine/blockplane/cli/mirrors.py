@@ -252,7 +252,7 @@ def _stopping(loop: bp.mirrors.MirrorLoop) -> Iterator[None]:
 def _tell(ran: bp.mirrors.Ran) -> None:
     if ran.error:
         hint = f"\n  {sentence(ran.hint)}" if ran.hint else ""
-        print(f"blockplane: {printable(ran.mirror.dest)}: {sentence(ran.error)}{hint}", file=sys.stderr, flush=True)
+        print(f"blockplane: {sentence(ran.told)}{hint}", file=sys.stderr, flush=True)
     else:
         print(ran_text(ran), flush=True)
 

@@ -93,6 +93,7 @@ def _status(found: MirrorStatus) -> dict[str, object]:
         "eta_s": found.eta_s,
         "next": iso(found.next_ns) if found.next_ns else None,
         "error": found.error or None,
+        "hint": found.hint or None,
     }
 
 
@@ -126,7 +127,9 @@ def print_status(vol: str, found: Sequence[MirrorStatus], mine: MirrorOf | None)
     print_table(rows, right=(3, 4, 5, 6, 7))
     for each in found:
         if each.error:
-            print(f"  {printable(each.mirror.dest)}: {printable(each.error)}")
+            print(f"  {printable(each.mirror.naming(each.error))}")
+            if each.hint:
+                print(f"    {printable(each.hint)}")
 
 
 def _row(found: MirrorStatus) -> list[str]:

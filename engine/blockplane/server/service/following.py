@@ -164,7 +164,7 @@ class MirrorJob:
             if ran.report is not None and ran.report.brought is not None
         ]
         n_blocks = sum(each.n_blocks for _, each in brought)
-        bad = [f"{ran.mirror.dest}: {ran.error}" for ran in found if ran.error]
+        bad = [ran.told for ran in found if ran.error]
         if bad:
             hints = dict.fromkeys(ran.hint for ran in found if ran.error and ran.hint)
             raise PartlyFailedError("; ".join(bad), "; ".join(hints), n_blocks * BLOCK_BYTES)

@@ -203,7 +203,13 @@ def _last_run(
         return LastRun(begun_ns, time.time_ns(), brought.n_blocks, brought.n_bytes, brought.seconds, kept=kept or "")
     known = next((each for each in definitions(volume.path) if each.name == mirror.name), mirror)
     return replace(
-        known.last, begun_ns=begun_ns, ended_ns=time.time_ns(), error="", state="", kept=kept or known.last.kept
+        known.last,
+        begun_ns=begun_ns,
+        ended_ns=time.time_ns(),
+        error="",
+        hint="",
+        state="",
+        kept=kept or known.last.kept,
     )
 
 

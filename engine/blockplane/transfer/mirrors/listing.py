@@ -37,9 +37,9 @@ FULL, INCREMENTAL = "full", "incremental"
 class LastRun:
     """How a mirror's last transfer, or attempt, went; zeros: there was none.
 
-    begun_ns, ended_ns : when, ns since 1970. n_blocks, n_bytes, seconds : of the last transfer that arrived. error :
-    why the last attempt failed; empty: it did not. kept : the snapshot that has the destination's own changes. state :
-    `waiting` or `broken off`, where the destination was found so; empty: it was not.
+    begun_ns, ended_ns : when, ns since 1970. n_blocks, n_bytes, seconds : of the last transfer that arrived. error,
+    hint : why the last attempt failed, and what to do about it; empty: it did not. kept : the snapshot that has the
+    destination's own changes. state : `waiting` or `broken off`, where the destination was found so; empty: it was not.
     """
 
     begun_ns: int = 0
@@ -48,6 +48,7 @@ class LastRun:
     n_bytes: int = 0
     seconds: float = 0.0
     error: str = ""
+    hint: str = ""
     kept: str = ""
     state: str = ""
 
@@ -87,6 +88,10 @@ class MirrorDefinition:
     def prefix(self) -> str:
         """What the names of its own snapshots begin with."""
         return f"mirror.{self.name}."
+
+    def naming(self, text: str) -> str:
+        """Return what is said of it with its place before it, unless that is named in it."""
+        return text if self.dest in text else f"{self.dest}: {text}"
 
 
 def name_for(dest: str, volume_id: bytes) -> str:

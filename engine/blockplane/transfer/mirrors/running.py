@@ -49,6 +49,11 @@ class Ran:
     hint: str = ""
     refused: bool = False
 
+    @property
+    def told(self) -> str:
+        """Why it did not go well, naming the destination."""
+        return self.mirror.naming(self.error)
+
 
 def due_ns(mirror: MirrorDefinition, begun_ns: int | None = None) -> int:
     """Return when a mirror's next step is due, ns since 1970; 0: it never had one.
@@ -118,8 +123,8 @@ def _attempt(
     except (BlockplaneError, OSError) as error:
         text, hint = str(error) or type(error).__name__, getattr(error, "hint", "")
         state = _state_after(mirror, error)
-        if (text, state) != (mirror.last.error, mirror.last.state):
-            last = replace(mirror.last, begun_ns=begun_ns, ended_ns=time.time_ns(), error=text, state=state)
+        if (text, hint, state) != (mirror.last.error, mirror.last.hint, mirror.last.state):
+            last = replace(mirror.last, begun_ns=begun_ns, ended_ns=time.time_ns(), error=text, hint=hint, state=state)
             mirror = _note(volume, mirror, last)
         return Ran(mirror, None, text, hint, isinstance(error, CLEAN_FAILURES))
     if asks or report.outcome != "idle":
@@ -144,7 +149,7 @@ def _noted(volume: Volume, mirror: MirrorDefinition, report: StepReport, begun_n
         return _note(volume, mirror, last)
     state = WAITING if report.outcome == "waiting" else ""
     if mirror.last.error or mirror.last.state != state:
-        last = replace(mirror.last, begun_ns=begun_ns, ended_ns=time.time_ns(), error="", state=state)
+        last = replace(mirror.last, begun_ns=begun_ns, ended_ns=time.time_ns(), error="", hint="", state=state)
         return _note(volume, mirror, last)
     return mirror
 

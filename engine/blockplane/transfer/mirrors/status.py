@@ -36,7 +36,7 @@ class MirrorStatus:
     is none, how long it has been a mirror.
     left_blocks : what has still to travel, snapshots between included, but for what landed of the one that is under
     way. bytes_per_second : of the transfer that goes on, or of the last; eta_s : what is left at that rate; None: there
-    was none. next_ns : when the next step is due, ns since 1970; 0: at once. error : of the last attempt.
+    was none. next_ns : when the next step is due, ns since 1970; 0: at once. error, hint : of the last attempt.
     """
 
     mirror: MirrorDefinition
@@ -52,6 +52,7 @@ class MirrorStatus:
     eta_s: float | None
     next_ns: int
     error: str
+    hint: str = ""
 
     @property
     def left_bytes(self) -> int:
@@ -95,6 +96,7 @@ def _status(volume: Volume, mirror: MirrorDefinition, peers: Peers | None, now_n
         0.0 if is_current else _age_s(made_ns or mirror.added_ns, now_ns), lag_blocks, left, rate,
         left * BLOCK_BYTES / rate if rate else None,
         due_ns(mirror, loop.begun_ns(mirror.name) if loop is not None else None), mirror.last.error,
+        mirror.last.hint,
     )  # fmt: skip
 
 
