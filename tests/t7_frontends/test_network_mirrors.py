@@ -6,15 +6,18 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 import blockplane as bp
 from blockplane.cli.main import run
+from blockplane.transfer import mirrors
 from blockplane.transfer.peer import MirrorPeer
+from rig.network import Hosts
 from rig.owners import wait_for
 from rig.services import serving
 
@@ -226,6 +229,31 @@ def test_a_service_brings_mirrors_and_replicas_up_to_date(source, tmp_path, rng)
             assert bp.FileSystem(volume).read_bytes("/a") == bp.FileSystem(near).read_bytes("/a"), name
     policy.write_text(policy.read_text().replace("source =", "sauce ="))
     assert "sauce" in blockplane("serve", "--check", policy, ok=False)
+
+
+def test_status_says_what_a_step_waits_for(source, tmp_path):
+    """Its peer is gone, and is tried for long: that shows at once, not when it is given up."""
+    hosts = Hosts.make(tmp_path / "hosts")
+    with bp.Volume.open(source) as volume, bp.Volume.create(tmp_path / "far", disks=2, size="16MiB") as far:
+        with hosts.listening({"pool": far}, {"source": {"pool": ["read", "write"]}}) as listener:
+            dest = f"{listener.address}/pool"
+            peers = mirrors.Peers(remote=lambda _: closing(hosts.peer(str(listener.address))))
+            mirrors.add(volume, dest, peers=peers)
+            bp.FileSystem(volume).write_bytes("/new", b"new")
+            volume.sync()
+        (mirror,) = mirrors.definitions(volume.path)
+        with closing(hosts.peer(str(listener.address), patience_s=1e6)) as peer:
+            step = threading.Thread(target=mirrors.attempt, args=(volume, mirror, nullcontext(peer)))
+            step.start()
+            try:
+                wait_for(lambda: mirrors.status(volume)[0].error, "what the step waits for")
+                (found,) = mirrors.status(volume)
+                assert ("cannot be reached" in found.error, "is tried again" in found.error) == (True, True)
+            finally:
+                peer.close()
+                step.join()
+        (found,) = mirrors.status(volume)
+        assert (found.error, peer.waits_for) == (found.mirror.last.error, None)
 
 
 def test_a_service_is_held_up_by_no_peer_that_is_silent(source, tmp_path, rng):

@@ -100,6 +100,10 @@ class RemotePeer(RemoteMirror):
     Nothing is connected until a call, and nothing between calls. A transfer that is cut goes on in the middle: what the
     side that receives has durably does not travel again. Calls that fail for good raise what the other side says:
     NotAllowedError (no right, or no such volume), UntrustedError, and as Peer. One call at a time.
+
+    Attributes
+    ----------
+    waits_for : what the last attempt of a call that goes on failed by, until it is answered; None: it did not.
     """
 
     def __init__(
@@ -130,6 +134,7 @@ class RemotePeer(RemoteMirror):
         self._offered = 0
         #: by a call: the snapshot that keeps the receiving side's own changes
         self._kept: str | None = None
+        self.waits_for: BlockplaneError | None = None
 
     @property
     def name(self) -> str:
@@ -218,6 +223,12 @@ class RemotePeer(RemoteMirror):
 
         What moved counts as getting through; after some such attempts more must be durable at the side that receives.
         """
+        try:
+            return self._trying(attempt)
+        finally:
+            self.waits_for = None
+
+    def _trying(self, attempt: Callable[[], T]) -> T:
         last_s, n_failed, durable, n_fruitless = time.monotonic(), 0, -1, 0
         while True:
             through = self._n_through
@@ -231,6 +242,7 @@ class RemotePeer(RemoteMirror):
                     last_s, n_failed, n_fruitless = now, 0, n_fruitless + 1
                 pause_s = min(_FIRST_PAUSE_S * 2**n_failed, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
                 n_failed = min(n_failed + 1, 20)
+                self.waits_for = error
                 patience_s = self._patience_s if self._was_answered else self._reach_s
                 if now + pause_s > last_s + patience_s or self._is_over_in(pause_s):
                     if isinstance(error, ConnectionLostError) and self._was_answered:
@@ -333,7 +345,7 @@ class RemotePeer(RemoteMirror):
                 for blob in blobs:
                     control.send_blob(blob)
             answer = _answered(control)
-            self._was_answered = True
+            self._was_answered, self.waits_for = True, None
             try:
                 yield control, answer
             except BlockplaneError as error:

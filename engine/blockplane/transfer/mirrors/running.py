@@ -119,6 +119,7 @@ def _attempt(
     asks = bool(mirror.last.error or mirror.last.state) or asked_s - its.heard_s >= ASK_EVERY_S
     try:
         with opened as peer:
+            its.peer = peer
             report = step(volume, mirror, peer, its.watched(progress), asks=asks)
     except (BlockplaneError, OSError) as error:
         text, hint = str(error) or type(error).__name__, getattr(error, "hint", "")

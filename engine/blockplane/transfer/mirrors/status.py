@@ -36,7 +36,8 @@ class MirrorStatus:
     is none, how long it has been a mirror.
     left_blocks : what has still to travel, snapshots between included, but for what landed of the one that is under
     way. bytes_per_second : of the transfer that goes on, or of the last; eta_s : what is left at that rate; None: there
-    was none. next_ns : when the next step is due, ns since 1970; 0: at once. error, hint : of the last attempt.
+    was none. next_ns : when the next step is due, ns since 1970; 0: at once. error, hint : of the last attempt; of one
+    that goes on, what its peer was not reached by.
     """
 
     mirror: MirrorDefinition
@@ -88,15 +89,17 @@ def _status(volume: Volume, mirror: MirrorDefinition, peers: Peers | None, now_n
         left = _left(volume, mirror, found, standing)
     else:
         left = 0 if is_current else n_to_bring(volume, newest)
-    loop = loop_of(volume)
+    loop, waits_for = loop_of(volume), turn_of(volume, mirror.name).waits_for
+    error, hint = mirror.last.error, mirror.last.hint
+    if waits_for is not None:
+        error, hint = f"{waits_for.message}; it is tried again", waits_for.hint
     rate = _rate(volume, mirror)
     return MirrorStatus(
         mirror, _state(volume, mirror, found, standing), newest, made_ns,
         found.under_way if found is not None else None, is_current,
         0.0 if is_current else _age_s(made_ns or mirror.added_ns, now_ns), lag_blocks, left, rate,
         left * BLOCK_BYTES / rate if rate else None,
-        due_ns(mirror, loop.begun_ns(mirror.name) if loop is not None else None), mirror.last.error,
-        mirror.last.hint,
+        due_ns(mirror, loop.begun_ns(mirror.name) if loop is not None else None), error, hint,
     )  # fmt: skip
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from blockplane.model.errors import BusyError, RefusedError
+from blockplane.model.errors import BlockplaneError, BusyError, RefusedError
 from blockplane.model.progress import Progress, ProgressEvent
+from blockplane.transfer.peer import Peer
 from blockplane.volume.volume import Volume
 
 _POLL_S = 0.1
@@ -24,13 +25,20 @@ class Turn:
     """Having a mirror to oneself.
 
     heard_s : when its destination said last where it stands, by `time.monotonic`. moved : how far what goes on has
-    come; None: nothing travels. is_over : the mirror is being taken out: what goes on is to end.
+    come; None: nothing travels. peer : that the step which goes on talks to. is_over : the mirror is being taken out:
+    what goes on is to end.
     """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     heard_s: float = float("-inf")
     moved: ProgressEvent | None = None
+    peer: Peer | None = None
     is_over: bool = False
+
+    @property
+    def waits_for(self) -> BlockplaneError | None:
+        """Why a step that goes on does not get on: what its peer was not reached by, and is tried again after."""
+        return getattr(self.peer, "waits_for", None)
 
     def watched(self, progress: Progress) -> Progress:
         """Return what a transfer's progress is to be told to, so that others see it too."""
@@ -82,7 +90,7 @@ def turn(volume: Volume, name: str, progress: Progress | None = None) -> Iterato
     try:
         yield found
     finally:
-        found.moved = None
+        found.moved = found.peer = None
         found.lock.release()
 
 
