@@ -28,6 +28,17 @@ def volume() -> Volume:
     return made
 
 
+def test_what_is_held_for_a_mirror_or_a_replica_is_let_go_by_its_own_verb(volume):
+    """Its hold alone would come back, or leave it with nothing to build on."""
+    volume.destinations.begin("far.0123", "two")
+    volume.destinations.succeed("far.0123")
+    with pytest.raises(RefusedError, match=r"'two' is held by mirror:far\.0123$") as refusal:
+        volume.delete_snapshot("two")
+    assert "blockplane mirror remove nowhere far.0123" in refusal.value.hint
+    volume.destinations.forget("far.0123")
+    volume.delete_snapshot("two")
+
+
 def test_what_is_held_stays(volume):
     volume.hold_snapshot("two", "mirror:b")
     for attempt in (

@@ -270,3 +270,16 @@ def test_options_of_an_incremental_mirror(done, blockplane, pool):
         done("mirror", "add", pool, "fast", "--every", "5m", *words)
         found = status_of(done, pool)
         assert (found["kind"], found["every_s"], found["next"] is not None) == ("incremental", 300.0, True)
+
+
+def test_what_is_held_for_a_mirror_goes_with_it(done, blockplane, pool):
+    done("mirror", "add", pool, "copy", "--size", "40M")
+    done("mirror", "run", pool, "--once", "--now", "--only", "copy")
+    name = status_of(done, pool)["name"]
+    assert name.startswith("copy.")
+    newest = status_of(done, pool)["newest"]
+    refused = blockplane("snapshot", "delete", f"{pool}@{newest}", "--json")
+    assert f"blockplane mirror remove {pool} {name}" in refused.error["hint"], refused.error
+    done("mirror", "run", pool, "--once", "--now", "--only", name)
+    assert "is no mirror" in done("mirror", "remove", pool, name).out
+    done("snapshot", "delete", f"{pool}@{newest}")

@@ -54,6 +54,9 @@ def test_a_replica_is_made_and_follows(done, blockplane, pool, tmp_path):
         n_left = volume.image("june2 - june1").n_blocks
     assert (found["far"]["via"], found["far"]["newest"]) == ("copy", "june1")
     assert (found["far"]["lag_blocks"], found["far"]["left_bytes"]) == (n_left, n_left * 4096)
+    refused = blockplane("snapshot", "delete", f"{pool}@june1", "--json")
+    assert refused.error["message"].endswith("is held by replica:far"), refused.error
+    assert f"blockplane replicas {pool} --forget far" in refused.error["hint"]
     table = done("replicas", pool, "--limit", "7d").out.splitlines()
     assert table[0].split()[:3] == ["replica", "through", "status"]
     assert [line.split()[0] for line in table[1:3]] == ["copy", "far"]

@@ -200,7 +200,7 @@ def _run_once(place: str, now: bool, only: str | None, calling: Calling, as_json
     ):
         n_mirrors = len(bp.mirrors.definitions(volume.path))
         if only is not None:
-            only = bp.mirrors.find(volume.path, bp.mirrors.place_of(volume_only(only))).name
+            only = bp.mirrors.find(volume.path, _place_or_name(volume, only)).name
         peers = _peers("mirror run", calling, "LIVE")
         for ran in bp.mirrors.run_once(volume, peers=peers, only=only, now=now, progress=line):
             found.append(ran)
@@ -211,6 +211,16 @@ def _run_once(place: str, now: bool, only: str | None, calling: Calling, as_json
     elif not found:
         print("no mirror is due; --now does not wait" if n_mirrors else f"{printable(place)} has no mirrors")
     return 1 if any(ran.error for ran in found) else 0
+
+
+def _place_or_name(volume: bp.Volume, dest: str) -> str:
+    """Return what a mirror is found by: its name, or its place."""
+    place = volume_only(dest)
+    if any(place == each.name for each in bp.mirrors.definitions(volume.path)):
+        return place
+    with suppress(OSError):
+        place = bp.mirrors.place_of(place)
+    return place
 
 
 def _run_on(volume: bp.Volume, calling: Calling, as_json: bool) -> None:
@@ -436,14 +446,12 @@ def _source_of(there: bp.Volume, source: str | None) -> str:
 def remove(vol: str, dest: str, tls: str | None, insecure_plaintext: bool, as_json: bool, wait_s: float) -> None:
     """Take a mirror out.
 
-    What VOL keeps for it goes. DEST stays as it is, with its snapshots, and can be written to.
+    What VOL keeps for it goes. DEST stays as it is, with its snapshots, and can be written to. It may be said by the
+    name that `mirror status --json` and holds give it.
     """
-    place = volume_only(dest)
-    with suppress(OSError):
-        place = bp.mirrors.place_of(place)
     with open_volume(volume_only(vol), "mirror remove", wait_s, writable=True) as volume:
         peers = _peers("mirror remove", Calling(tls, insecure_plaintext, wait_s), "SNAPSHOTS")
-        found = bp.mirrors.remove_mirror(volume, place, peers=peers)
+        found = bp.mirrors.remove_mirror(volume, _place_or_name(volume, dest), peers=peers)
     if as_json:
         print_json({"dest": found.mirror.dest, "told": found.told, "why_not": found.why_not})
         return

@@ -166,11 +166,21 @@ def needs(volume: LiveVolume, entry: TableEntry) -> Iterator[tuple[str, str]]:
         until = (
             time.strftime(" until %Y-%m-%d %H:%M UTC", time.gmtime(held.expires_ns / 1e9)) if held.expires_ns else ""
         )
-        release_it = f"blockplane snapshot release {volume.path}@{entry.record.name} {held.owner}"
-        yield f"is held by {held.owner}{until}", f"if it is needed no longer: {release_it}"
+        yield f"is held by {held.owner}{until}", _to_let_go(volume, entry, held.owner)
     if behind := waiting_for(volume, entry):
         forget = f"blockplane replicas {volume.path} --forget {behind[0]}"
         yield f"is a master that {', '.join(behind)} has not passed", f"if it does not come back: {forget}"
+
+
+def _to_let_go(volume: LiveVolume, entry: TableEntry, owner: str) -> str:
+    """Return what to do about a hold: whoever a mirror or a replica is held for would lack it, and not know."""
+    kind, _, name = owner.partition(":")
+    if f"{kind}:" in _BASES and any(replica.name == name for replica in volume.local.replication().replicas):
+        return f"if it does not come back: blockplane replicas {volume.path} --forget {name}"
+    if kind == "mirror" and any(record.name == name for record in volume.local.destinations()):
+        return f"if that is to be no mirror any more: blockplane mirror remove {volume.path} {name}"
+    release_it = f"blockplane snapshot release {volume.path}@{entry.record.name} {owner}"
+    return f"if it is needed no longer: {release_it}"
 
 
 def is_last_complete(volume: LiveVolume, entry: TableEntry) -> bool:
