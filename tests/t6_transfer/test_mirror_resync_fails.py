@@ -135,3 +135,28 @@ def test_no_resync_makes_two_volumes_mirrors_of_each_other(world):
         with pytest.raises(RefusedError, match="neither could be written to"):
             world.resync(copy, winner)
     write(copy, "/b", b"more")
+
+
+@pytest.mark.parametrize("taken", ["snapshot", "pointer", "image"])
+def test_a_name_that_is_taken_is_told_before_anything_is_kept(world, taken):
+    """By the plan, which a dry run shows, as by the resync."""
+    copy = taken_over(world, None)
+    copy.snapshot("june1")
+    write(copy, "/b", b"more")
+    if taken == "snapshot":
+        world.source.snapshot("june1")
+    elif taken == "pointer":
+        world.source.move_pointer("june1", names(world.source)[0])
+    else:
+        world.source.save_image("june1", names(world.source)[0])
+    before = names(world.source), names(copy), copy.mirror_of
+    definition = world.definition(copy)
+    for attempt in (mirrors.plan_resync, mirrors.resync):
+        with pytest.raises(RefusedError, match=r"brings a snapshot june1, and .* has a"):
+            attempt(world.source, definition, VolumePeer(copy), "destination")
+        assert (names(world.source), names(copy), copy.mirror_of) == before
+    assert mirrors.plan_resync(world.source, definition, VolumePeer(copy)).winner is None
+    copy.rename_snapshot("june1", "june2")
+    world.resync(copy, "destination")
+    assert read(world.source, "/b") == b"more"
+    assert "june2" in names(world.source)

@@ -95,7 +95,7 @@ class VolumeDestination:
             self._judged = None if discard else self.volume.committed.pointer
         for record in stream.arriving():
             check_name(record.name)
-        self.refuse_name_clash(stream)
+        self.refuse_name_clash(stream.arriving())
         if stream.lender is not None and self._find(stream.lender) is None:
             raise no_lender(self.name, stream, stream.lender)
         if self._lends_to(stream):
@@ -109,21 +109,21 @@ class VolumeDestination:
         """Return the records of the snapshots that are whole here, older first."""
         return [entry.record for entry in self._entries() if entry.record.kind == KIND_REGULAR]
 
-    def refuse_name_clash(self, stream: StreamMap) -> None:
-        """Raise RefusedError where the names or ids of what a stream brings are taken."""
+    def refuse_name_clash(self, arriving: Sequence[SnapshotRecord]) -> None:
+        """Raise RefusedError where the names or ids of what an image brings are taken."""
         shadows = {entry.record.id: entry.record.name for entry in self._entries() if entry.is_shadow}
-        for record in stream.arriving():
+        for record in arriving:
             if record.id in shadows:
                 raise RefusedError(
                     f"the image brings snapshot {record.name}, of which {self.name} has a shadow, and a shadow never "
                     "becomes a regular snapshot again",
                     f"delete the shadow first: blockplane snapshot delete {self.name}@{shadows[record.id]}",
                 )
-        self._refuse_other_names(stream)
+        self._refuse_other_names(arriving)
         mine = {entry.record.name: entry.record for entry in self._entries()}
         here = {record.id for record in mine.values()}
         going = {entry.record.id for entry in self._entries() if entry.is_deleting}
-        for record in stream.arriving():
+        for record in arriving:
             if record.id in going:
                 raise RefusedError(
                     f"the image brings snapshot {record.name}, which is being deleted here",
@@ -136,12 +136,12 @@ class VolumeDestination:
                     f"rename the one that is there: blockplane snapshot rename {self.name}@{record.name} NEW",
                 )
 
-    def _refuse_other_names(self, stream: StreamMap) -> None:
+    def _refuse_other_names(self, arriving: Sequence[SnapshotRecord]) -> None:
         pointers = {pointer.name for pointer in all_pointers(self.volume)}
         with self.volume.lock:
             images = {image.name for image in self.volume.local.images.all()}
         here = {entry.record.id for entry in self._entries()}
-        for record in stream.arriving():
+        for record in arriving:
             if record.id in here:
                 continue
             if record.name in images:

@@ -153,7 +153,7 @@ def _planned(
     if plan.steps:
         destination.accept(plan.steps[0].map, discard=discard)
     for step in plan.steps:
-        destination.refuse_name_clash(step.map)
+        destination.refuse_name_clash(step.map.arriving())
     bases = {step.map.base.id for step in plan.steps if step.map.base is not None}
     planes = {r.id: build(volume, r.name).plane for r in destination.records() if r.id in bases}
     landed = {step.map.header.image_id: _here(volume, step.map) for step in plan.steps}

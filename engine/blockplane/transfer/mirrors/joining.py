@@ -20,7 +20,7 @@ from blockplane.transfer.destination import settled
 from blockplane.transfer.mirrors.listing import LastRun, MirrorDefinition, definitions, noted
 from blockplane.transfer.mirrors.stepping import let_old_go, not_joined, own_name, refuse_mutual, require_listed, step
 from blockplane.transfer.mirrors.turns import turn
-from blockplane.transfer.peer import Brought, MirrorPeer
+from blockplane.transfer.peer import Brought, MirrorPeer, destination_of
 from blockplane.transfer.replacing import LocalChanges, go_back, retain
 from blockplane.transfer.resume import drop_pulled
 from blockplane.transfer.since import Since, what_is_since
@@ -85,8 +85,9 @@ def plan_resync(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, winn
 
     Raises
     ------
-    RefusedError : the destination is no mirror of this volume, or is to win and has nothing; the source is itself an
-    unbroken mirror, of the destination, or would be brought another state, is in a rehearsal, or was brought nothing.
+    RefusedError : the destination is no mirror of this volume, or is to win and has nothing, or snapshots of whose
+    names the source has others; the source is itself an unbroken mirror, of the destination, or would be brought
+    another state, is in a rehearsal, or was brought nothing.
     """
     standing = peer.standing()
     _require_ours(volume, mirror, standing)
@@ -100,10 +101,19 @@ def plan_resync(volume: Volume, mirror: MirrorDefinition, peer: MirrorPeer, winn
     if chosen == DESTINATION:
         _require_content(mirror, standing)
         refuse_replaced(volume)
+        destination_of(volume, pulls=True).refuse_name_clash(_would_come_back(volume, standing))
     refuse_unready(volume)
     ahead = theirs if chosen == DESTINATION else mine
     n_blocks = 0 if chosen is None or ahead.is_nothing else _n_to_bring(volume, standing, peer, chosen)
     return ResyncPlan(mirror, common.name if common is not None else None, mine, theirs, chosen, n_blocks)
+
+
+def _would_come_back(volume: Volume, standing: Standing) -> list[SnapshotRecord]:
+    """Return the snapshots that come with a destination's state: those since the newest that is here too."""
+    mine = standing_of(volume)
+    here = {record.id for record in mine.snapshots}
+    both = [i for i, r in enumerate(standing.line) if r.id in mine.whole and mine.whole[r.id].space_id == r.space_id]
+    return [record for record in standing.line[both[-1] + 1 if both else 0 :] if record.id not in here]
 
 
 def _n_to_bring(volume: Volume, standing: Standing, peer: MirrorPeer, winner: str) -> int:
