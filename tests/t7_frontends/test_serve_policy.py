@@ -178,6 +178,29 @@ def test_every_mistake_of_a_policy_is_found_and_what_was_meant_is_said(blockplan
     assert blockplane("serve", "policy.toml").status == 1
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("3", "3"), ("true", "true"), ("1.5", "1.5"), ("{}", "a table"), ("[]", "a list"), ("1979-05-27", "1979-05-27")],
+)
+def test_a_value_of_another_type_is_shown_as_it_stands(value, shown):
+    """Not in quotes, as the string that it should be."""
+    with pytest.raises(PolicyError) as refusal:
+        read_policy(write(f"[volume.p]\npath = {value}\n"))
+    assert [mistake.message for mistake in refusal.value.mistakes] == [f"{shown} is not a string"]
+
+
+@pytest.mark.parametrize("setting", ["revoked = []", 'rate = "1MiB"', 'listen = ":7420"'])
+@pytest.mark.parametrize("table", ["service", "volume.p", "volume.p.mirror.m"])
+def test_a_setting_of_the_network_that_stands_elsewhere(table, setting):
+    tables = {"service": "", "volume.p": 'path = "p"\n', "volume.p.mirror.m": 'every = "1s"\n'}
+    text = "".join(f"[{name}]\n{words}{setting if name == table else ''}\n" for name, words in tables.items())
+    with pytest.raises(PolicyError) as refusal:
+        read_policy(write(text))
+    (mistake,) = refusal.value.mistakes
+    assert (mistake.message, mistake.hint) == ("there is no such setting", "it belongs in [network]")
+    assert mistake.where == f"{table}.{setting.split()[0]}"
+
+
 def test_certificates_of_jobs_are_looked_for():
     jobs = '[volume.p.mirror.m]\nevery = "1h"\ntls = "none"\n[volume.p.replicate.r]\nevery = "1h"\nsource = "h:1/p"\n'
     assert mistakes_of(f'[volume.p]\npath = "p"\n{jobs}tls = "tls/none"\n') == [

@@ -19,6 +19,10 @@ MAX_BYTES: Final = 256 << 10
 #: Patterns of names, where none are given.
 ALL_NAMES: Final[tuple[str, ...]] = ("*",)
 
+#: Settings that stand in one table alone, and hold for all that a policy says: of the network.
+_NETWORK: Final = "network"
+_OF_NETWORK: Final = ("listen", "rate", "revoked", "rights")
+
 T = TypeVar("T")
 Path = tuple[str, ...]
 
@@ -159,10 +163,15 @@ class Table:
         """Note the keys that nobody took."""
         for key in self._found:
             if key not in self._known:
-                near = difflib.get_close_matches(key, self._known, 1, 0.5)
-                known = ", ".join(sorted(self._known))
-                hint = f"did you mean {near[0]}?" if near else f"known here: {known}" if known else ""
-                self._mistakes.add((*self.path, key), "there is no such setting", hint)
+                self._mistakes.add((*self.path, key), "there is no such setting", self._instead_of(key))
+
+    def _instead_of(self, key: str) -> str:
+        """Return what was probably meant by a key that nobody took."""
+        if key in _OF_NETWORK and self.path != (_NETWORK,):
+            return f"it belongs in [{_NETWORK}]"
+        near = difflib.get_close_matches(key, self._known, 1, 0.5)
+        known = ", ".join(sorted(self._known))
+        return f"did you mean {near[0]}?" if near else f"known here: {known}" if known else ""
 
     # --- conversions -------------------------------------------------------------------------------------------------
 
@@ -226,5 +235,14 @@ class Table:
 
 def _typed(value: Any, kind: type[T], what: str) -> T:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UsageError(f"{printable(str(value))[:40]!r} is not {what}")
+        raise UsageError(f"{_shown(value)} is not {what}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a policy has it: text in quotes alone."""
+    if isinstance(value, (dict, list)):
+        return "a table" if isinstance(value, dict) else "a list"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(printable(value)[:40]) if isinstance(value, str) else str(value)[:40]
