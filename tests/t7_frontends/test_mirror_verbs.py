@@ -13,8 +13,8 @@ from rig.owners import COMMAND, answers, finish, stalled, wait_for
 
 STATUS_KEYS = {
     "name", "dest", "kind", "every_s", "local_changes", "late", "state", "newest", "newest_made", "under_way",
-    "is_current", "lag_s", "lag_blocks", "left_blocks", "left_bytes", "bytes_per_second", "eta_s", "next",
-    "error", "hint",
+    "is_current", "lag_s", "lag_seconds", "lag_blocks", "left_blocks", "left_bytes", "bytes_per_second", "eta_s",
+    "next", "error", "hint",
 }  # fmt: skip
 
 

@@ -49,6 +49,8 @@ def test_a_replica_is_made_and_follows(done, blockplane, pool, tmp_path):
     assert shown["limit_seconds"] is None
     found = {r["name"]: r for r in shown["replicas"]}
     assert set(found) == {"copy", "far"}
+    for each in shown["replicas"]:
+        assert (each["lag_s"], each["left_blocks"]) == (each["lag_seconds"], each["lag_blocks"])
     assert (found["copy"]["newest"], found["copy"]["lag_seconds"], found["copy"]["left_bytes"]) == ("june2", 0.0, 0)
     with bp.Volume.open(pool, writable=False) as volume:
         n_left = volume.image("june2 - june1").n_blocks

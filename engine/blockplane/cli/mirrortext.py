@@ -86,6 +86,7 @@ def _status(found: MirrorStatus) -> dict[str, object]:
         "under_way": found.under_way,
         "is_current": found.is_current,
         "lag_s": found.lag_s,
+        "lag_seconds": found.lag_s,  # as `replicas` has it
         "lag_blocks": found.lag_blocks,
         "left_blocks": found.left_blocks,
         "left_bytes": found.left_bytes,

@@ -250,7 +250,9 @@ def _described(found: ReplicaReport) -> dict[str, object]:
         "status": found.status,
         "newest": found.newest,
         "wanted": found.wanted or None,
-        "lag_seconds": found.lag_s,
+        "lag_s": found.lag_s,
+        "left_blocks": found.left_blocks,
+        "lag_seconds": found.lag_s,  # this and the next: further names of the two above, which scripts may use
         "lag_blocks": found.left_blocks,
         "left_bytes": found.left_bytes,
         "contact": iso(found.contact_ns),
