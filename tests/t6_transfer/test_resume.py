@@ -488,6 +488,22 @@ def test_without_locations_the_order_must_be_the_same(source, tmp_path):
     assert bp.verify_streams(path).ok
 
 
+@pytest.mark.parametrize("options", [{}, {"order": "tape"}, {"locations": "implicit"}])
+def test_without_locations_nothing_goes_on_after_the_volume_grew(tmp_path, options):
+    """No other option would help, so that none is named."""
+    path, random_bytes = tmp_path / "x.bps", random.Random(12).randbytes
+    with bp.Volume.create(tmp_path / "pool", disks=2, size="20M") as volume:
+        bp.FileSystem(volume).write_bytes("/f", random_bytes(6 * MIB))
+        volume.snapshot("june1")
+        broken_send(volume, "june1", path, 0.8, locations="implicit")
+        volume.grow(disks=3, size="20M")
+        with pytest.raises(RefusedError, match="RAID groups that are others by now") as refusal:
+            bp.send(volume.image("june1"), path, resume=True, **options)
+        assert refusal.value.hint == "send without --resume, which begins anew"
+        bp.send(volume.image("june1"), path, **options)
+        assert bp.verify_streams(path).ok
+
+
 def test_a_half_written_file_of_another_image_stays_as_it_is(source, tmp_path):
     path, partial = tmp_path / "x.bps", tmp_path / "x.bps.partial"
     broken_send(source, "june1", path, 0.4)

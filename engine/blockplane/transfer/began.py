@@ -114,15 +114,15 @@ class Began:
                     f"go on with --locations explicit --order {old.order}, or send without --resume, which begins anew",
                 )
             return
-        if (new.locations, new.order, new.window_blocks) != (old.locations, old.order, old.window_blocks):
-            raise RefusedError(
-                f"{self.name} has its blocks in {old.order} order, without locations",
-                f"go on with --locations implicit --order {old.order}",
-            )
         if new.groups != old.groups:
             raise RefusedError(
                 f"{self.name} has its blocks in the order of RAID groups that are others by now",
                 "send without --resume, which begins anew",
+            )
+        if (new.locations, new.order, new.window_blocks) != (old.locations, old.order, old.window_blocks):
+            raise RefusedError(
+                f"{self.name} has its blocks in {old.order} order, without locations",
+                f"go on with --locations implicit --order {old.order}",
             )
 
     def _towards_another(self, header: Header, token: ResumeToken, plane: Plane) -> tuple[Header, Plane | None]:
