@@ -124,6 +124,7 @@ def test_a_renewed_certificate_has_another_key_and_the_same_names(done, blockpla
     assert mode("tls/a.key") == 0o600
     assert names_of("tls/a.pem") == ["a", "a.example", "10.0.0.2"]
     assert {name: Path("tls", name).read_bytes() for name in others} == others
+    assert "of NAME=OTHER,OTHER with these alone" in " ".join(done("cert", "--help").out.split())
     done("cert", "--renew", "tls", "a=b.example")
     assert names_of("tls/a.pem") == ["a", "b.example"]
     outcome = blockplane("cert", "--renew", "tls", "a", "c", "--json")

@@ -12,7 +12,11 @@ from blockplane.cli.text import print_json, printable
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False))
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@click.option("--renew", is_flag=True, help="New keys and certificates in the place of those that are there.")
+@click.option(
+    "--renew",
+    is_flag=True,
+    help="New keys and certificates in the place of those that are there.",
+)
 @json_option
 def cert(directory: str, names: tuple[str, ...], renew: bool, as_json: bool) -> None:
     """Make a private CA in DIR, and a key and a certificate for each host NAME.
@@ -21,8 +25,9 @@ def cert(directory: str, names: tuple[str, ...], renew: bool, as_json: bool) -> 
     never overwritten, but for --renew; further names can be added later. Every host needs ca.pem and its own NAME.pem
     and NAME.key, and no more: ca.key stays here.
 
-    A CA lasts ten years, and a certificate five, but no longer than its CA. --renew makes new ones, with the names of
-    the old ones. For a CA that has ended there is no more than a new folder, and its files on all hosts.
+    A CA lasts ten years, and a certificate five, but no longer than its CA. --renew makes new ones: of NAME with all
+    names of the old one, of NAME=OTHER,OTHER with these alone, whatever others the old one had. For a CA that has ended
+    there is no more than a new folder, and its files on all hosts.
 
     \b
     blockplane cert tls source backup=backup.example,10.0.0.2

@@ -65,7 +65,8 @@ def make_certificates(
     ----------
     directory : made where it is absent. ca.pem is what every host needs; ca.key stays here, for further names.
     names : host names or addresses; `NAME=OTHER,...` gives a certificate further ones. Its files are NAME.pem and
-    NAME.key. renew : in the place of those that are there; without `=` a certificate keeps its further names.
+    NAME.key. renew : in the place of those that are there; without `=` a certificate keeps its further names,
+    with it has those that are said alone.
 
     Returns
     -------
